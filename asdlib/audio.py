@@ -1,0 +1,224 @@
+"""The resident store: all decoded clips in one int16 array, and waveforms taken from it by index.
+
+Conventions
+-----------
+Row i of `Store.clips` is item i of the store. Waveforms are float32 in [-1, 1), samples / 32768. Nothing waits for Python
+per clip: a batch is one gather on the device.
+
+A store on disk is samples-<fingerprint>.i16, clips.parquet, problems.parquet and, last and by rename, DONE.json. It is
+taken for whole only if DONE names these recordings (path, size, modification time), this table and these settings, and
+the tables and the size of the samples agree with it; `Store.verify` reads all samples against their digests.
+
+Source: SYSTEM 2; FACTS E9; DESIGN 3. Notebooks: 01_data, 02_preprocessing
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from asdlib import checks
+from asdlib.config import Data, digest
+from asdlib.decoding import FULL_SCALE, inspect, reason, sample_digest
+
+ROOM = 0.8  # of the free memory of a device that the store may take
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """Decoded clips: tables, and all samples in one memory-mapped int16 array. Made by `open_store`."""
+
+    clips: pd.DataFrame
+    problems: pd.DataFrame
+    fingerprint: str
+    folder: Path
+    samples: torch.Tensor  # int16 (all,), on the CPU mapped from the file, or on the device
+    offset: torch.Tensor  # int64 (clips,): first sample of every clip
+    count: torch.Tensor  # int64 (clips,): samples of every clip
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def to(self, device: torch.device | str) -> Store:
+        """The same store for a device: samples move there if they fit in 80 % of its free memory, else batches do."""
+        device = torch.device(device)
+        fits = device.type != "cuda" or self.samples.nbytes <= ROOM * torch.cuda.mem_get_info(device)[0]
+        home = device if fits else self.samples.device
+        moved = {name: getattr(self, name).to(home) for name in ("samples", "offset", "count")}
+        return dataclasses.replace(self, device=device, **moved)
+
+    def segments(self, rows, starts, length: int) -> torch.Tensor:
+        """Segments by index, gathered at once on the device; a segment that runs past its clip's end goes on at its start.
+
+        rows, starts : int (n,) tensors, arrays or lists: row of `clips`, first sample
+        returns : float32 (n, length) on the store's device, in [-1, 1). Source: SYSTEM 2. Notebook: 02_preprocessing
+        """
+        home = self.samples.device
+        rows = torch.as_tensor(rows, dtype=torch.int64, device=home)
+        starts = torch.as_tensor(starts, dtype=torch.int64, device=home)
+        offset, count = self.offset[rows], self.count[rows]
+        if bool((starts + length <= count).all()):  # plain rows of a sliding view: no table of indices, no division
+            batch = self.samples.unfold(0, length, 1)[offset + starts]
+        else:
+            within = (starts[:, None] + torch.arange(length, device=home)) % count[:, None]
+            batch = self.samples[offset[:, None] + within]
+        return batch.to(self.device).to(torch.float32).mul_(1 / FULL_SCALE)
+
+    def audio(self, rows, *, device: torch.device | str | None = None, length: int | None = None, start: int = 0) -> torch.Tensor:
+        """Whole clips, float32 (n, samples) in [-1, 1); with `length`, tiled or cropped to it from sample `start`.
+
+        raises : checks.Refusal for clips of different lengths without `length`. Notebook: 02_preprocessing
+        """
+        rows = torch.as_tensor(rows, dtype=torch.int64, device=self.samples.device)
+        if length is None:
+            found = self.count[rows].unique().tolist()
+            if len(found) != 1:
+                came = " and ".join(map(str, found)) or "no"
+                raise checks.Refusal(f"clips of {came} samples came, expected one length; give length to tile or crop them")
+            length = int(found[0])
+        batch = self.segments(rows, torch.full_like(rows, start), length)
+        return batch if device is None else batch.to(device)
+
+    def int16(self, row: int) -> np.ndarray:
+        """Samples of one clip as decoded, int16 (n,), on the CPU."""
+        first, count = int(self.offset[row]), int(self.count[row])
+        return self.samples[first : first + count].cpu().numpy()
+
+    def verify(self) -> None:
+        """Read every sample against its digest; checks.Refusal if one differs."""
+        for row, expected in enumerate(self.clips["digest"]):
+            if sample_digest(self.int16(row)) != expected:
+                raise checks.Refusal(f"{self.folder}: samples of {self.clips['clip'][row]} are damaged; delete the folder to decode again")
+
+
+def open_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, data: Data, threads: int | None = None) -> Store:
+    """The store of a clip table in `folder`: opened if it is there, whole and of these very recordings, else decoded.
+
+    threads : of the decoder; none: as many as cores
+    raises : checks.Refusal if no clip is usable or the folder cannot be written; no half store is left. Notebook: 01_data
+    """
+    folder = Path(folder)
+    source = _source(table, problems, data)
+    store = _open(folder, source)
+    if store is not None:
+        return store
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".decoding-", dir=folder) as scratch:
+            _build(table, problems, folder, Path(scratch), source, data, threads)
+    except OSError as error:
+        raise checks.Refusal(f"{folder}: decoded clips cannot be written ({reason(error)}); free space or choose another folder") from error
+    store = _open(folder, source)
+    if store is None:
+        raise checks.Refusal(f"{folder}: another run changed the decoded clips meanwhile; start again")
+    return store
+
+
+def _build(table, problems, folder: Path, scratch: Path, source: str, data: Data, threads: int | None) -> None:
+    with (scratch / "samples").open("wb") as file:
+        decoded, problems = inspect(table, problems, data, threads, keep=lambda samples: file.write(samples.data))
+    if decoded.empty:
+        worst = problems[problems["left_out"]].iloc[-1]
+        raise checks.Refusal(f"none of {len(table)} clips is usable, expected at least one; the last is {worst['path']}: {worst['reason']}")
+    decoded.to_parquet(scratch / "clips.parquet")
+    problems.to_parquet(scratch / "problems.parquet")
+    fingerprint = _fingerprint(decoded)
+    done = {"source": source, "fingerprint": fingerprint, "problems": len(problems)}
+    (scratch / "DONE.json").write_text(json.dumps(done), encoding="utf-8")
+    (folder / "DONE.json").unlink(missing_ok=True)
+    os.replace(scratch / "samples", folder / f"samples-{fingerprint}.i16")
+    for name in ("clips.parquet", "problems.parquet", "DONE.json"):
+        os.replace(scratch / name, folder / name)
+    for old in folder.glob("samples-*.i16"):
+        if old.name != f"samples-{fingerprint}.i16":
+            old.unlink(missing_ok=True)
+
+
+def _source(table: pd.DataFrame, problems: pd.DataFrame, data: Data) -> str:
+    """Digest of everything that shapes a store: recordings by path, size and time, table, problems, settings."""
+    stats = []
+    for path in table["path"]:
+        try:
+            stat = os.stat(path)
+            stats.append([stat.st_size, stat.st_mtime_ns])
+        except OSError:  # a recording that vanished is left out by the decoder, in words
+            stats.append([])
+    settings = [data.sample_rate, data.resample, data.channel]
+    return digest(stats, settings, table.to_csv(index=False), problems.to_csv(index=False))
+
+
+def _fingerprint(decoded: pd.DataFrame) -> str:
+    """Digest by content: the clips with the digests of their samples, wherever the files lie."""
+    return digest(decoded.drop(columns="path").to_csv(index=False))
+
+
+def _open(folder: Path, source: str) -> Store | None:
+    """The store in the folder, or None if it is of other recordings, torn or not there."""
+    try:
+        done = json.loads((folder / "DONE.json").read_text(encoding="utf-8"))
+        if done["source"] != source:
+            return None
+        table, problems = pd.read_parquet(folder / "clips.parquet"), pd.read_parquet(folder / "problems.parquet")
+        samples = folder / f"samples-{done['fingerprint']}.i16"
+        whole = _fingerprint(table) == done["fingerprint"] and len(problems) == done["problems"]
+        if not whole or samples.stat().st_size != 2 * int(table["samples"].sum()):
+            return None
+    except (OSError, ValueError, KeyError, TypeError):  # parquet's own errors are ValueErrors or OSErrors
+        return None
+    mapped = torch.from_numpy(np.memmap(samples, dtype=np.int16, mode="c"))  # copy-on-write: torch warns of read-only memory
+    count = torch.tensor(table["samples"].to_numpy(), dtype=torch.int64)
+    return Store(table, problems, done["fingerprint"], folder, mapped, torch.cumsum(count, 0) - count, count, mapped.device)
+
+
+def segment_starts(n_samples: int, n_segments: int = 8, length: int = 32000) -> np.ndarray:
+    """First samples of equally spaced segments: the first at 0, the last flush right; all 0 for clips that must be tiled.
+
+    returns : int64 (n_segments,), hop = (n_samples - length) // (n_segments - 1). Source: SYSTEM 2, FACTS E9
+    """
+    starts = np.zeros(n_segments, dtype=np.int64)
+    if n_samples > length and n_segments > 1:
+        starts[:] = np.arange(n_segments) * ((n_samples - length) // (n_segments - 1))
+        starts[-1] = n_samples - length
+    return starts
+
+
+def standardise(waves: torch.Tensor, mean: float | torch.Tensor | None = None, std: float | torch.Tensor | None = None) -> torch.Tensor:
+    """Waveforms with mean 0 and variance 1: each row by itself, or all by the mean and std given (SYSTEM 2, wave_norm).
+
+    waves : float32 (n, samples); mean, std : a number, or (n,) one per row, both or neither
+    returns : float32 (n, samples); a silent row becomes zeros, never NaN. Notebook: 02_preprocessing
+    """
+    checks.waves(waves)
+    if (mean is None) != (std is None):
+        raise checks.Refusal("standardise: one of mean and std came, expected both or neither")
+    if mean is None:
+        std, mean = torch.std_mean(waves, dim=1, correction=0)
+    mean, std = (torch.as_tensor(value, dtype=waves.dtype, device=waves.device).reshape(-1, 1) for value in (mean, std))
+    return (waves - mean) / std.clamp_min(1e-6)  # a thirtieth of the last bit
+
+
+def machine_statistics(store: Store, rows: Sequence[int]) -> tuple[float, float]:
+    """Mean and std of all samples of the given clips (one machine's training clips), in units of the waveforms.
+
+    Exact: sums of integers, clip by clip. Source: SYSTEM 2, wave_norm = machine. Notebook: 02_preprocessing
+    """
+    total = squares = number = 0
+    for row in rows:
+        samples = store.int16(int(row)).astype(np.float64)  # sums below 2^53 are exact for clips up to 2^23 samples
+        total += int(samples.sum())
+        squares += int(samples @ samples)
+        number += len(samples)
+    if not number:
+        raise checks.Refusal("machine_statistics: no clip came, expected the rows of a machine's training clips")
+    return total / number / FULL_SCALE, math.sqrt(squares * number - total * total) / number / FULL_SCALE

@@ -1,0 +1,89 @@
+"""What each stage may assume. Every refusal is worded here or raised as a `Refusal`: what came, what was expected,
+what to do. The command line prints a `Refusal` as one sentence and exits with 2; it is never a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+DOMAINS = ("source", "target", "unknown")
+LABELS = ("normal", "anomaly", "unlabelled")
+SPLITS = ("train", "test")
+CLIP_COLUMNS = ("clip", "path", "machine", "section", "split", "domain", "label")
+SCORE_COLUMNS = ("system", "component", "machine", "section", "split", "domain", "label", "clip", "score", "seed")
+METRIC_COLUMNS = ("system", "component", "machine", "metric", "value", "low", "high", "seed")
+
+
+class Refusal(ValueError):
+    """Bad input, in one sentence a user can act on."""
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word nearest to a misspelt one, or None."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """'; did you mean X?' or '; known: A, B' for the end of a refusal."""
+    close = closest(word, known)
+    return f"; did you mean {close}?" if close else f"; known: {', '.join(known) or 'none'}"
+
+
+def known_name(what: str, word: str, known: Sequence[str]) -> str:
+    """The word itself, if it is one of the known ones; otherwise a refusal that suggests the nearest."""
+    if word not in known:
+        raise Refusal(f"unknown {what} {word!r}{did_you_mean(word, known)}")
+    return word
+
+
+def clip_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The clip table as every stage may assume it: columns, known values, unique clips. Returned unchanged."""
+    missing = [name for name in CLIP_COLUMNS if name not in table]
+    if missing:
+        raise Refusal(f"clip table lacks the columns {', '.join(missing)}; make it with asdlib.clips.index")
+    for column, allowed in (("split", SPLITS), ("domain", DOMAINS), ("label", LABELS)):
+        wrong = set(table[column]) - set(allowed)
+        if wrong:
+            raise Refusal(f"clip table: {column} has {sorted(wrong)}, expected {', '.join(allowed)}")
+    if table["clip"].duplicated().any():
+        twice = table.loc[table["clip"].duplicated(), "clip"].iloc[0]
+        raise Refusal(f"clip table: {twice} stands there twice, expected each clip once; check the data roots for overlap")
+    return table
+
+
+def score_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The score table as it crosses the border to metrics: columns, finite scores, one row per clip and component."""
+    missing = [name for name in SCORE_COLUMNS if name not in table]
+    if missing:
+        raise Refusal(f"score table lacks the columns {', '.join(missing)}")
+    bad = ~np.isfinite(table["score"].to_numpy(float))
+    if bad.any():
+        row = table[bad].iloc[0]
+        raise Refusal(f"{row.system}/{row.component}: score of {row.clip} is {row.score}, expected a finite number")
+    if table.duplicated(["system", "component", "clip", "seed"]).any():
+        raise Refusal("score table: a clip was scored twice by one component, expected one row per clip and component")
+    return table
+
+
+def waves(batch, samples: int | None = None):
+    """A batch of waveforms: float, (n, samples), finite length > 0. Returned unchanged."""
+    if batch.ndim != 2 or batch.shape[1] == 0:
+        raise Refusal(f"waveforms came as {tuple(batch.shape)}, expected (n, samples) with samples > 0")
+    if samples is not None and batch.shape[1] != samples:
+        raise Refusal(f"waveforms of {batch.shape[1]} samples came, expected {samples}; set the length in the study")
+    return batch
+
+
+def embeddings(test: np.ndarray, train: np.ndarray) -> None:
+    """Two sets of embeddings that can be compared: two-dimensional, same width, finite, train not empty."""
+    if test.ndim != 2 or train.ndim != 2 or test.shape[1] != train.shape[1]:
+        raise Refusal(f"embeddings of shapes {test.shape} and {train.shape} came, expected (n, dim) with the same dim")
+    if len(train) == 0:
+        raise Refusal("no training embedding came, expected at least one; is there a training clip for this machine?")
+    if not (np.isfinite(test).all() and np.isfinite(train).all()):
+        raise Refusal("embeddings with NaN or infinite values came, expected finite ones; did training diverge?")

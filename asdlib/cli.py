@@ -1,0 +1,135 @@
+"""`asd`: the workbench from a terminal. Bad input is one sentence and exit code 2; an interrupted run exits with 130.
+
+    asd run demo                                        a study: notebooks in order, then the report
+    asd index ROOT... [--json]                          what recordings there are, and what is wrong with them
+    asd synth OUT --machines fan gearbox                recordings of modelled machines
+    asd settings [NAME]                                 every setting with its default and meaning
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import pandas as pd
+
+from asdlib import artefacts, audio, checks, clips, config, report, synthetic
+from asdlib.execute import run_study
+from asdlib.study import open_run
+
+
+def _run(args: argparse.Namespace) -> None:
+    overrides = list(args.set)
+    if args.data_root:
+        overrides.append("data.roots=" + json.dumps([str(Path(root).resolve()) for root in args.data_root]))
+    if args.machines:
+        overrides.append("data.machines=" + json.dumps([name.strip() for name in args.machines.split(",")]))
+    if args.device:
+        overrides.append(f"device={json.dumps(args.device)}")
+    study = str(Path(args.study).resolve()) if args.study.endswith(".toml") else args.study
+    run = open_run(study, overrides, args.home)
+    print(f"study {run.cfg.name}, device {run.device.type}, run folder {run.folder}")
+    with artefacts.locked(run.folder), artefacts.guarded(run.folder):
+        counts = run.clips.groupby("split").size()
+    print(f"data {', '.join(map(str, run.roots))}: {len(run.machines)} machines, " + ", ".join(f"{n} {split} clips" for split, n in counts.items()))
+    left_out = run.problems[run.problems["left_out"]]
+    for row in left_out.head(5).itertuples():
+        print(f"left out: {row.path}: {row.reason}")
+    if len(left_out) > 5:
+        print(f"left out: {len(left_out) - 5} more; all are in the report")
+    executed = run_study(run, study, overrides, args.stages.split(",") if args.stages else ())
+    if not executed:
+        print("nothing to do: everything is up to date")
+    if (run.folder / "metrics.csv").is_file() and (run.reports / "index.html").is_file():
+        print(report.metrics_text(pd.read_csv(run.folder / "metrics.csv")))
+        print(f"report {run.reports / 'index.html'}")
+
+
+def _index(args: argparse.Namespace) -> None:
+    data = config.Data(roots=tuple(args.roots))
+    table, problems = clips.index(args.roots)
+    table, problems = audio.inspect(table, problems, data)
+    summary = clips.summary(table, problems)
+    print(json.dumps(summary, indent=1) if args.json else clips.summary_text(summary))
+
+
+def _synth(args: argparse.Namespace) -> None:
+    names = ("machines", "train_source", "train_target", "test", "seconds", "severity", "seed")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    settings = config.from_tree(config.Synthetic, given, "synthetic.")
+    synthetic.write_tree(Path(args.out), settings)
+    print(f"wrote {', '.join(settings.machines)} to {args.out}")
+
+
+def _settings(args: argparse.Namespace) -> None:
+    rows = [row for row in config.describe() if row[0].startswith(args.name)]
+    if not rows:
+        known = [row[0] for row in config.describe()]
+        raise checks.Refusal(f"no setting starts with {args.name!r}{checks.did_you_mean(args.name, known)}")
+    for name, default, doc in rows:
+        print(f"{name} = {json.dumps(default)}\n    {doc}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="asd", description="Anomalous sound detection of machines: run studies, look at recordings.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a study and write its report",
+        description=f"Run a study ({', '.join(config.study_names())}, or a .toml file): reads recordings, writes runs/STUDY and "
+        "reports/STUDY. What is up to date is not computed again.",
+        epilog="example: asd run demo --set autoencoder.epochs=5")  # fmt: skip
+    run.add_argument("study", help="name in notebooks/studies, or path of a .toml file")
+    run.add_argument("--data-root", nargs="+", action="extend", metavar="DIR", help="folders of recordings (development, additional, evaluation)")
+    run.add_argument("--machines", help="only these, separated by commas")
+    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting, for example autoencoder.epochs=5")
+    run.add_argument("--stages", help="only these notebooks, for example 01,03")
+    run.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute")
+    run.add_argument("--home", default="", metavar="DIR", help="folder for runs/ and reports/ (default: the clone)")
+    run.set_defaults(action=_run)
+
+    index = commands.add_parser("index", help="say what recordings there are and what is wrong with them",
+        description="Read DCASE-style trees and print counts, attributes, classes, durations and problems; writes nothing.",
+        epilog="example: asd index data/dev_data data/eval_data --json")  # fmt: skip
+    index.add_argument("roots", nargs="+", metavar="ROOT", help="folder that holds <machine>/train and <machine>/test")
+    index.add_argument("--json", action="store_true", help="machine-readable")
+    index.set_defaults(action=_index)
+
+    synth = commands.add_parser("synth", help="write recordings of modelled machines",
+        description="Write a DCASE 2024-style tree of physically modelled machines with faults to a new folder.",
+        epilog="example: asd synth data/toy --machines fan gearbox --severity 0.5 1 2")  # fmt: skip
+    synth.add_argument("out", help="folder to make")
+    synth.add_argument("--machines", nargs="+", help=f"of {', '.join(synthetic.MACHINES)}; NAME:KIND gives a machine another name")
+    for name, kind, text in (("train-source", int, "training clips, source domain"), ("train-target", int, "training clips, target domain"),
+                             ("test", int, "test clips per domain and label"), ("seconds", float, "length"), ("seed", int, "seed")):  # fmt: skip
+        synth.add_argument(f"--{name}", type=kind, help=text)
+    synth.add_argument("--severity", type=float, nargs="+", help="fault severity, 0 inaudible to 3 blatant; several are spread over the anomalies")
+    synth.set_defaults(action=_synth)
+
+    settings = commands.add_parser("settings", help="list every setting with its default and meaning",
+        description="List settings; writes nothing.", epilog="example: asd settings autoencoder")  # fmt: skip
+    settings.add_argument("name", nargs="?", default="", help="only settings whose name starts so")
+    settings.set_defaults(action=_settings)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `asd`; returns the exit code."""
+    args = parser().parse_args(argv)
+    warnings.simplefilter("ignore")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite stop is an interrupt: kernels are ended, state stays
+    try:
+        args.action(args)
+    except checks.Refusal as refusal:
+        print(f"asd: {refusal}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("asd: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    return 0

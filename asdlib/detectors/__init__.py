@@ -1,0 +1,81 @@
+"""Detectors: a network or a feature, its training and its back-ends, as one thing that scores clips.
+
+Every detector answers to one interface and stands in the dict at the foot of this module:
+
+    detector = DETECTORS[name](context)
+    detector.fit(train_rows)                    # rows of normal training clips in the store
+    detector.embed(rows)                        # float32 (items, dim) and the position in `rows` of each item
+    detector.scores(rows)                       # {(system, component): float64 (len(rows),)}
+    detector.training_scores()                  # the same for the training clips, leave-clip-out
+    detector.save(folder), detector.load(folder)
+
+`detect` runs one on one machine and returns the score table. Notebooks: 03_baseline.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+
+from asdlib import checks
+from asdlib.detectors.baseline import AutoencoderBaseline, NearestNeighbour
+from asdlib.detectors.context import Context, Scores
+
+
+class Detector(Protocol):
+    """What every detector answers to."""
+
+    history: pd.DataFrame
+
+    def __init__(self, context: Context): ...
+    def fit(self, train_rows: np.ndarray) -> None: ...
+    def embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+    def scores(self, rows: np.ndarray) -> Scores: ...
+    def training_scores(self) -> Scores: ...
+    def save(self, folder: Path) -> None: ...
+    def load(self, folder: Path, train_rows: np.ndarray) -> None: ...
+
+
+def machine_rows(clips: pd.DataFrame, machine: str, split: str) -> np.ndarray:
+    """Store rows of a machine's training or test clips; training rows are normal ones only."""
+    keep = (clips["machine"] == machine) & (clips["split"] == split)
+    if split == "train":
+        keep &= clips["label"] == "normal"
+    return np.flatnonzero(keep)
+
+
+def training_rows(clips: pd.DataFrame, machine: str) -> np.ndarray:
+    """Store rows of a machine's normal training clips; a machine without one is refused."""
+    rows = machine_rows(clips, machine, "train")
+    if len(rows) == 0:
+        raise checks.Refusal(f"machine {machine} has no usable training clip; add recordings or leave it out with --machines")
+    return rows
+
+
+def score_table(clips: pd.DataFrame, rows: np.ndarray, scores: Scores, seed: int) -> pd.DataFrame:
+    """Scores of the clips at `rows` as a score table (checks.SCORE_COLUMNS)."""
+    facts = clips.iloc[rows][["machine", "section", "split", "domain", "label", "clip"]]
+    parts = [facts.assign(system=system, component=component, score=values, seed=seed) for (system, component), values in scores.items()]
+    return checks.score_table(pd.concat(parts, ignore_index=True)[list(checks.SCORE_COLUMNS)])
+
+
+def detect(detector: Detector, context: Context, machine: str) -> pd.DataFrame:
+    """Fit a detector on a machine's training clips and score all its clips.
+
+    returns : score table; test rows as a clip alone would be scored, train rows leave-clip-out
+    raises : checks.Refusal for a machine without training clips
+    """
+    clips = context.store.clips
+    train, test = training_rows(clips, machine), machine_rows(clips, machine, "test")
+    detector.fit(train)
+    tables = [score_table(clips, train, detector.training_scores(), context.seed)]
+    if len(test):
+        tables.append(score_table(clips, test, detector.scores(test), context.seed))
+    return pd.concat(tables, ignore_index=True)
+
+
+DETECTORS: dict[str, type[Detector]] = {"baseline_knn": NearestNeighbour, "autoencoder": AutoencoderBaseline}
+SYSTEMS = {"baseline_knn": "baseline_knn", "baseline_mse": "autoencoder", "baseline_mahala": "autoencoder"}  # system: its detector

@@ -1,0 +1,234 @@
+"""Fusion: one scale from normal training scores, then the weights omega and eta.
+
+Task
+----
+Scores of different kinds (a log-likelihood, a distance, a cosine) become comparable, then they are added with weights:
+
+    OEVAE  = omega * alpha + (1 - omega) * beta          omega of Eq. 6, default 0.5
+    system = eta * OEVAE + (1 - eta) * classifier        default 0.5, one value for all machines
+
+Conventions
+-----------
+A scale is fitted to the normal *training* scores of the same machine and the same training seed, which are leave-clip-out
+scores, and to nothing else. It is a fixed increasing function afterwards, so a test clip's score never depends on another
+test clip, and the AUC of a single part is the same before and after. Higher is more anomalous.
+
+`MODES` at the foot lists the scales. Each has `fit(train)` and is then called with scores of any shape.
+
+Source: system decisions, section 7; facts E11, E12. Notebooks: 05_oevae, 08_tuning, 09_report.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import special, stats
+
+from asdlib import checks
+
+ALL_SEEDS = -1  # the value of `seed` in rows that are means over the training seeds
+KEYS = ["machine", "section", "split", "domain", "label", "clip", "seed"]
+TAIL = 1e-100  # probability beyond which the gamma scale goes on along a straight line
+ENOUGH = 10  # fewer training scores than this carry no shape
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Scores as they are (Eq. 6 as printed)."""
+
+    @classmethod
+    def fit(cls, train: np.ndarray) -> Identity:
+        return cls()
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        return np.asarray(scores, float)
+
+
+@dataclass(frozen=True)
+class ZScore:
+    """(score - mean) / std of the training scores; a std of 0 (equal scores, or a single one) counts as 1."""
+
+    mean: float
+    std: float
+
+    @classmethod
+    def fit(cls, train: np.ndarray) -> ZScore:
+        mean, std = float(np.mean(train)), float(np.std(train))
+        return cls(mean, std if std > 1e-12 * abs(mean) else 1.0)  # rounding alone gives equal scores a std of 1e-16
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        return (np.asarray(scores, float) - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Share of training scores below, equal ones counted half (mid-rank), in [0, 1].
+
+    All scores above the largest training score become 1: this scale does not tell far from very far.
+    """
+
+    reference: np.ndarray
+
+    @classmethod
+    def fit(cls, train: np.ndarray) -> Rank:
+        return cls(np.sort(train))
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        below = np.searchsorted(self.reference, scores, side="left")
+        up_to = np.searchsorted(self.reference, scores, side="right")
+        return (below + up_to) / (2 * len(self.reference))
+
+
+@dataclass(frozen=True)
+class Gamma:
+    """-log of the survival probability under a three-parameter gamma fit to the training scores.
+
+    The cdf itself is 1.0 in float64 a few widths above the training scores, where anomalies lie and their order matters; -log sf
+    is the same order, spread out. Where sf < 1e-100 the curve goes on along its tangent, and where cdf < 1e-100 (below the support, at
+    the latest) along a line of slope 1 per standard deviation, so that it increases everywhere.
+    """
+
+    shape: float
+    loc: float
+    scale: float
+
+    @classmethod
+    def fit(cls, train: np.ndarray) -> Gamma | ZScore:
+        """The fit, or `ZScore.fit(train)` where `fit_gamma` finds no gamma (few or equal scores)."""
+        found = fit_gamma(train)
+        return ZScore.fit(train) if found is None else found
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        z = (np.asarray(scores, float) - self.loc) / self.scale
+        z_low, z_tail = special.gammaincinv(self.shape, TAIL), special.gammainccinv(self.shape, TAIL)
+        inside = np.clip(z, z_low, z_tail)
+        cdf, sf = special.gammainc(self.shape, inside), special.gammaincc(self.shape, inside)
+        low = -np.log1p(-np.minimum(cdf, 0.5))  # keeps the tiny values that 1 - sf would lose
+        high = -np.log(np.maximum(sf, TAIL / 2))
+        hazard = np.exp(special.xlogy(self.shape - 1, z_tail) - z_tail - special.gammaln(self.shape) - np.log(TAIL))
+        beyond = hazard * np.maximum(z - z_tail, 0.0) + np.minimum(z - z_low, 0.0) / np.sqrt(self.shape)
+        return np.where(cdf < 0.5, low, high) + beyond
+
+    def quantile(self, q: float) -> float:
+        """The score below which the share q of normal scores is expected."""
+        return float(self.loc + self.scale * special.gammaincinv(self.shape, q))
+
+
+def fit_gamma(train: np.ndarray) -> Gamma | None:
+    """Three-parameter gamma (shape, location, scale) by maximum likelihood, or None where it means nothing.
+
+    train : (n,) finite scores of any sign
+    None for fewer than 10 scores, for equal scores, and where the fit misses its own data (two groups, one far outlier, a long tail to
+    the left): the share of training scores above its 0.9 quantile must be within 3 binomial standard deviations of 0.1. No warnings.
+    Source: facts F5 (official threshold)
+    """
+    train = np.asarray(train, float)
+    spread = train.std() if len(train) else 0.0
+    if len(train) < ENOUGH or not spread > 1e-9 * np.abs(train).max():
+        return None
+    unit = (train - train.mean()) / spread  # the optimiser starts from the same place whatever the unit of the scores
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            shape, loc, scale = stats.gamma.fit(unit)
+        except (ValueError, RuntimeError, FloatingPointError):
+            return None
+    found = Gamma(float(shape), float(train.mean() + spread * loc), float(spread * scale))
+    if not (np.isfinite([shape, loc, scale]).all() and shape >= 1 and scale > 0):
+        return None  # below shape 1 the likelihood grows without bound as the location meets the smallest score
+    miss = abs(np.mean(train > found.quantile(0.9)) - 0.1)
+    return found if miss <= 3 * np.sqrt(0.09 / len(train)) + 0.5 / len(train) else None
+
+
+def fit_scale(train_scores: np.ndarray, mode: str) -> Identity | ZScore | Rank | Gamma:
+    """The scale of one component on one machine.
+
+    train_scores : (n,) leave-clip-out scores of normal training clips
+    mode : a name in MODES
+    returns : an increasing function of scores of any shape
+    raises : checks.Refusal for an unknown mode, no training score, or one that is not finite
+    """
+    checks.known_name("normalise mode", mode, list(MODES))
+    train = np.asarray(train_scores, float).ravel()
+    if len(train) == 0:
+        raise checks.Refusal("no training score came, expected those of the machine's normal training clips; score the train split too")
+    if not np.isfinite(train).all():
+        raise checks.Refusal("training scores with NaN or infinite values came, expected finite ones; did training diverge?")
+    return MODES[mode].fit(train)
+
+
+def combine(parts: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+    """Weighted sum of parts on one scale.
+
+    parts : name -> scores, shapes that broadcast
+    weights : name -> weight, one for each part; an array (51, 1) of omegas gives a whole grid (51, n) at once
+    """
+    if set(parts) != set(weights) or not parts:
+        raise checks.Refusal(f"fusion of {list(parts)} with weights for {list(weights)}, expected one weight for each part")
+    return sum(np.asarray(weights[name]) * np.asarray(scores, float) for name, scores in parts.items())
+
+
+def aligned(scores: pd.DataFrame, parts: Iterable[tuple[str, str]], mode: str) -> pd.DataFrame:
+    """Components side by side on one scale, fitted per machine and seed to the rows of split `train`.
+
+    scores : score table
+    parts : (system, component) pairs
+    returns : a row per clip and seed: machine, section, split, domain, label, clip, seed, then one column system/component for each part
+    raises : checks.Refusal where a part is missing, or two parts did not score the same clips
+    """
+    columns = {}
+    for system, component in parts:
+        rows = scores[(scores["system"] == system) & (scores["component"] == component)]
+        if rows.empty:
+            known = ", ".join(sorted(set(scores["system"] + "/" + scores["component"]))) or "none"
+            raise checks.Refusal(f"fusion needs {system}/{component}, the score table has {known}; run that system first")
+        columns[f"{system}/{component}"] = rows.set_index(KEYS)["score"].sort_index()
+    first, *others = columns
+    for name in others:
+        if not columns[name].index.equals(columns[first].index):
+            odd = columns[name].index.symmetric_difference(columns[first].index)
+            example = odd[0][KEYS.index("clip")] if len(odd) else columns[first].index[0][KEYS.index("clip")]
+            raise checks.Refusal(f"{first} and {name} did not score the same clips (first: {example}), expected equal clips and seeds")
+    table = columns[first].index.to_frame(index=False)
+    train = (table["split"] == "train").to_numpy()
+    for name, column in columns.items():
+        values = column.to_numpy(float).copy()
+        for rows in table.groupby(["machine", "seed"]).indices.values():
+            values[rows] = fit_scale(values[rows][train[rows]], mode)(values[rows])
+        table[name] = values
+    return table
+
+
+def fuse(scores: pd.DataFrame, system: str, weights: Mapping[tuple[str, str], float], mode: str) -> pd.DataFrame:
+    """Component `score` of a system made of weighted parts; test and train rows, per seed.
+
+    weights : {("oevae", "alpha"): omega, ("oevae", "beta"): 1 - omega}, or {("oevae", "score"): eta, ("classifier", "score"): 1 - eta}
+    mode : a name in MODES
+    returns : score table of the new system only; add it with pandas.concat.  Notebooks: 05_oevae, 08_tuning
+    """
+    table = aligned(scores, weights, mode)
+    named = {"/".join(part): weight for part, weight in weights.items()}
+    fused = combine({name: table[name].to_numpy() for name in named}, named)
+    return table[KEYS].assign(system=system, component="score", score=fused)[list(checks.SCORE_COLUMNS)]
+
+
+def average_seeds(scores: pd.DataFrame, source: str, system: str, mode: str) -> pd.DataFrame:
+    """Ensemble over training seeds: the mean of the scores of system `source`, each seed on its own scale.
+
+    returns : score table of `system` with seed ALL_SEEDS
+    raises : checks.Refusal where the seeds did not score the same clips
+    """
+    table = aligned(scores, [(source, "score")], mode)
+    keys = [key for key in KEYS if key != "seed"]
+    groups = table.groupby(keys, sort=True)[f"{source}/score"]
+    if groups.size().nunique() > 1:
+        raise checks.Refusal(f"{source}: the seeds did not score the same clips, expected every clip once per seed; finish the study first")
+    mean = groups.mean().rename("score").reset_index()
+    return mean.assign(system=system, component="score", seed=ALL_SEEDS)[list(checks.SCORE_COLUMNS)]
+
+
+MODES = {"zscore": ZScore, "none": Identity, "rank": Rank, "gamma": Gamma}

@@ -1,0 +1,187 @@
+"""Reports: an executed notebook as one self-contained page, clips to hear, a summary, and the index of all studies.
+
+Conventions
+-----------
+A page asks nothing of the network and runs no script: its own policy (`POLICY`) forbids both. Everything that comes from data is
+escaped. All clips of one set of players have one common gain, so that levels can be compared by ear. Files are written whole or not at
+all; disk full and missing permissions are worded by `artefacts.guarded`.
+Source: UX (Reports). Notebooks: all become pages; summary and players are those of 09_report.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import io
+import json
+import math
+import os
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import soundfile
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import MarkdownWithMath
+from traitlets.config import Config
+
+from asdlib import artefacts, checks, config, plots, tables
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
+FACES = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]  # no widgets, no scripts
+INDEX = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}"><title>Reports</title><style>{css}</style></head>
+<body><main class="index"><h1>Reports</h1>{table}</main></body></html>
+"""
+PEAK, MOST_GAIN = 0.9, 100.0  # full scale 1; 40 dB
+BLOCK = 65536  # samples per write: the Vorbis encoder keeps a block on its stack
+
+
+# ---------------------------------------------------------------- pages
+
+
+def html(executed_notebook: Path, out: Path, footer: dict, title: str) -> Path:
+    """One page from one executed notebook: contents, folded code, outputs, footer. Written whole or not at all.
+
+    executed_notebook : .ipynb with outputs.  out : .html.  footer : name -> value, what made this page (run, device, versions).
+    raises : checks.Refusal if there is no such notebook
+    """
+    try:
+        book = nbformat.read(executed_notebook, 4)
+    except (OSError, ValueError) as error:
+        raise checks.Refusal(f"{executed_notebook}: no readable notebook ({error}); run the stage again") from error
+    book.metadata.pop("widgets", None)
+    settings = Config({"NbConvertBase": {"display_data_priority": FACES}, "HTMLExporter": {"anchor_link_text": ""}})
+    exporter = HTMLExporter(config=settings, template_name="basic", template_file=str(TEMPLATES / "report.html.j2"))
+    exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
+    page = {"title": title, "footer": footer, "contents": _contents(book), "css": _css(), "policy": POLICY}
+    artefacts.write_text(out, exporter.from_notebook_node(book, resources={"page": page})[0])
+    return out
+
+
+def _contents(book: nbformat.NotebookNode) -> list[tuple[str, str]]:
+    """(anchor, text) of the second-level headings, with the anchors that nbconvert gives them."""
+    source = "\n\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
+    tokens = MarkdownWithMath(renderer=None).parse(source)[0]
+    found = [t for t in tokens if t["type"] == "heading" and t["attrs"]["level"] == 2]
+    texts = [_words(t) for t in found]
+    return [(text.strip().replace(" ", "-"), text) for text in texts] + [("run", "This run")]
+
+
+def _words(token: dict) -> str:
+    return token.get("raw", "") + "".join(map(_words, token.get("children", ())))
+
+
+def _css() -> str:
+    return (TEMPLATES / "report.css").read_text(encoding="utf-8")
+
+
+def write_index(reports: Path) -> Path:
+    """reports/index.html: every study that has a report.json, newest first, with its Ω. Returns the page's path."""
+    rows = []
+    for path in reports.glob("*/report.json"):
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            omega = ", ".join(f"{s} {tables.number(v, low, high)}" for s, (v, low, high) in facts["omega"].items())
+            rows.append((facts["finished"], facts["study"], facts["about"], ", ".join(facts["machines"]), omega, facts["left_out"]))
+        except (ValueError, KeyError, OSError) as error:
+            rows.append(("", path.parent.name, f"report.json is not readable ({error})", "", "", ""))
+    table = pd.DataFrame(sorted(rows, reverse=True), columns=["finished", "study", "about", "machines", "Ω", "clips left out"])
+    links = [tables.Html(f'<a href="{urllib.parse.quote(name)}/index.html">{tables.escape(name)}</a>') for name in table["study"]]
+    table["study"] = pd.Series(links, dtype=object)  # a column of str would forget that they are HTML
+    shown = tables.frame(table[["study", "about", "machines", "Ω", "clips left out", "finished"]])
+    artefacts.write_text(reports / "index.html", INDEX.format(policy=POLICY, css=_css(), table=shown))
+    return reports / "index.html"
+
+
+def common_gain(waves: Sequence[np.ndarray]) -> float:
+    """The one factor that brings the loudest of these clips (full scale 1) to a peak of 0.9, at most 40 dB."""
+    loudest = max((float(np.abs(wave).max()) for wave in waves if len(wave)), default=0.0)
+    return min(PEAK / loudest, MOST_GAIN) if loudest > 0 else 1.0
+
+
+def player(samples: np.ndarray, sample_rate: int, caption: str, gain: float) -> tables.Html:
+    """A clip to hear, inside the page. samples : int16, or float of full scale 1, (n,).  gain : the page's `common_gain`."""
+    wave = samples / 32768.0 if np.issubdtype(samples.dtype, np.integer) else samples
+    out = io.BytesIO()
+    with soundfile.SoundFile(out, "w", sample_rate, 1, format="OGG", subtype="VORBIS") as file:
+        for start in range(0, len(wave), BLOCK):
+            file.write(np.clip(gain * wave[start : start + BLOCK], -1, 1))
+    source = f"data:audio/ogg;base64,{base64.b64encode(out.getvalue()).decode()}"
+    audio = f'<audio controls preload="metadata" aria-label="{tables.escape(caption)}" src="{source}"></audio>'
+    return tables.Html(f'<figure class="clip">{audio}<figcaption>{tables.escape(caption)}</figcaption></figure>')
+
+
+def players(store, clips: Sequence[str], captions: Sequence[str], sample_rate: int) -> tables.Html:
+    """Players of several clips of a store, all with the same gain. clips : as in the clip table.  Notebooks: 01_data, 09_report."""
+    row_of = {name: row for row, name in enumerate(store.clips["clip"])}
+    for name in clips:
+        checks.known_name("clip", name, list(row_of))
+    waves = [store.int16(row_of[name]) / 32768.0 for name in clips]
+    gain = common_gain(waves)
+    found = "".join(player(wave, sample_rate, caption, gain) for wave, caption in zip(waves, captions, strict=True))
+    return tables.Html(f'<p class="note">All with one gain of {20 * math.log10(gain):+.1f} dB.</p><div class="clips">{found}</div>')
+
+
+# ---------------------------------------------------------------- summary
+
+
+def metrics_text(table: pd.DataFrame) -> str:
+    """The metric table for a terminal. table : METRIC_COLUMNS."""
+    return tables.wide(table).to_string(index=False, justify="left")
+
+
+def summary_markdown(cfg: config.Study, table: pd.DataFrame, controls: pd.DataFrame, problems: pd.DataFrame, versions: dict) -> str:
+    """The study in short: claims with controls, metrics per machine, what was left out, settings and versions. Notebook: 09_report."""
+    gone = problems[problems["left_out"].astype(bool)]
+    parts = [f"# {cfg.name}", tables.escape(cfg.about), "## Claims, with controls", tables.markdown_table(tables.claims(table, controls))]
+    parts += [
+        "## Metrics per machine (interval in brackets)",
+        tables.markdown_table(tables.wide(table)),
+        *(f"- {line}" for line in tables.reasons(table)),
+    ]
+    parts += [
+        "## Left out",
+        f"Clips left out: {len(gone)}; further remarks: {len(problems) - len(gone)}. The page `index.html` lists them.",
+    ]
+    parts += ["## Made by", f"settings {config.digest(cfg)}; " + ", ".join(f"{name} {version}" for name, version in versions.items())]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _plain(table: pd.DataFrame) -> list[dict]:
+    """Rows as JSON values; NaN becomes null."""
+    return json.loads(table.to_json(orient="records", double_precision=15))
+
+
+def save_picture(figure: plots.Plot, path: Path) -> None:
+    """A figure as PNG, beside the summary. Notebook: 09_report."""
+    beside = path.with_name(f".{path.name}")
+    beside.write_bytes(plots.image(figure, "png"))
+    os.replace(beside, path)
+
+
+def write_summary(folder: Path, cfg: config.Study, table: pd.DataFrame, controls: pd.DataFrame, problems: pd.DataFrame) -> None:
+    """summary.md for people and report.json for machines, in a study's report folder; then the index of all studies."""
+    versions, own = artefacts.versions(), tables.own_scores(table)
+    facts = {
+        "study": cfg.name,
+        "about": cfg.about,
+        "finished": datetime.datetime.now().isoformat(" ", "seconds"),
+        "machines": [name for name in dict.fromkeys(own["machine"]) if name != "all"],
+        "omega": {row["system"]: [row["value"], row["low"], row["high"]] for row in _plain(own[own["metric"] == "omega"])},
+        "left_out": int(problems["left_out"].astype(bool).sum()),
+        "settings": config.to_tree(cfg),
+        "settings_digest": config.digest(cfg),
+        "versions": versions,
+        "metrics": _plain(table),
+        "controls": _plain(controls),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    artefacts.write_text(folder / "summary.md", summary_markdown(cfg, table, controls, problems, versions))
+    artefacts.write_text(folder / "report.json", json.dumps(facts, indent=1, allow_nan=False))
+    write_index(folder.parent)

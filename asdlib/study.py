@@ -1,0 +1,213 @@
+"""A study as a graph of notebooks: where its artefacts lie, what is stale, how it is run and resumed.
+
+    runs/<study>/store                         decoded clips; runs/<study>/data: synthetic recordings, where there are none
+    runs/<study>/<stage>                       stages 01, 02 and 09, which are the same for all seeds
+    runs/<study>/seed<k>/<stage>[/<machine>]   stages that train: executed notebook, params, manifest, tables, weights
+    runs/<study>/scores.parquet, metrics.csv   what the study says; reports/<study>/index.html shows it
+
+What is finished (artefacts.finished) is never computed again; what is not, starts again or goes on from its checkpoint.
+Sources: DESIGN 3, 4. Notebooks: all (second cell, `arrive`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from asdlib import artefacts, audio, checks, clips, config, metrics, synthetic, training
+from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_rows
+from asdlib.detectors.context import Context
+
+NOTEBOOKS = artefacts.CLONE / "notebooks"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One notebook of the series: how often it runs, and the settings that shape what it writes."""
+
+    notebook: str
+    per_machine: bool
+    per_seed: bool
+    sections: tuple[str, ...]  # of the settings
+    detectors: tuple[str, ...] = ()
+
+
+STAGES = (
+    Stage("01_data", False, False, ("report",)),
+    Stage("02_preprocessing", False, False, ("report",)),
+    Stage("03_baseline", True, True, ("baseline_knn", "autoencoder", "metrics"), ("baseline_knn", "autoencoder")),
+    Stage("09_report", False, False, ("name", "about", "systems", "seeds", "baseline_knn", "autoencoder", "fusion", "metrics", "report")),
+)
+
+
+def stage_of(notebook: str) -> Stage:
+    """The stage of a notebook's name or number."""
+    for stage in STAGES:
+        if notebook in (stage.notebook, stage.notebook[:2]):
+            return stage
+    raise checks.Refusal(f"unknown stage {notebook!r}; known: {', '.join(stage.notebook for stage in STAGES)}")
+
+
+class Run:
+    """A study opened: its settings, recordings, folders, and what has been computed.
+
+    Notebooks get one from `arrive`; scripts from `open_run`. Nothing is computed until it is asked for.
+    """
+
+    def __init__(self, cfg: config.Study, home: Path, seed: int, stage: Stage | None = None, machine: str = ""):
+        self.cfg, self.home, self.seed, self.machine = cfg, home, seed, machine
+        self.folder = home / "runs" / cfg.name
+        self.reports = home / "reports" / cfg.name
+        self.device = training.pick_device(cfg.device)
+        self.stage = stage
+        self.synthetic = not cfg.data.roots
+
+    @property
+    def roots(self) -> list[Path]:
+        """Folders of recordings: the study's own, or the synthetic tree."""
+        if not self.synthetic:
+            return [Path(root) for root in self.cfg.data.roots]
+        return [self.folder / "data" / config.digest(self.cfg.synthetic, self.cfg.data.sample_rate)]
+
+    @functools.cached_property
+    def store(self) -> audio.Store:
+        """The recordings, decoded; made on first use and found again after."""
+        if self.synthetic and not self.roots[0].is_dir():
+            self.roots[0].parent.mkdir(parents=True, exist_ok=True)
+            synthetic.write_tree(self.roots[0], self.cfg.synthetic, self.cfg.data.sample_rate)
+            for old in self.roots[0].parent.iterdir():
+                if old != self.roots[0]:
+                    shutil.rmtree(old, ignore_errors=True)
+        table, problems = clips.index(self.roots, self.cfg.data.machines)
+        return audio.open_store(table, problems, self.folder / "store", self.cfg.data)
+
+    @property
+    def clips(self) -> pd.DataFrame:
+        """Clip table; row i is item i of the store."""
+        return self.store.clips
+
+    @property
+    def problems(self) -> pd.DataFrame:
+        """What is wrong with the recordings: path, reason, left_out."""
+        return self.store.problems
+
+    @property
+    def machines(self) -> list[str]:
+        """Machines that have usable clips, in alphabetical order."""
+        return sorted(self.clips["machine"].unique())
+
+    def stage_folder(self, stage: Stage, seed: int, machine: str = "") -> Path:
+        """Where a stage's artefacts lie."""
+        base = self.folder / f"seed{seed}" if stage.per_seed else self.folder
+        return base / stage.notebook / machine if stage.per_machine else base / stage.notebook
+
+    def digest(self, stage: Stage, seed: int, machine: str = "") -> str:
+        """Digest of everything that shapes a stage: settings, recordings, code, notebook, device, seed, machine."""
+        cfg = dataclasses.asdict(self.cfg)
+        settings = {name: cfg[name] for name in stage.sections}
+        book = hashlib.sha256((NOTEBOOKS / f"{stage.notebook}.ipynb").read_bytes()).hexdigest()
+        which = (seed if stage.per_seed else None, machine if stage.per_machine else None)
+        return config.digest(settings, self.store.fingerprint, artefacts.code_digest(), book, self.device.type, which)
+
+    def detect(self, name: str) -> tuple[object, pd.DataFrame, pd.DataFrame]:
+        """A detector of this run's machine: fitted now, or loaded if it is finished.
+
+        returns : the detector, its score table, its training history
+        """
+        folder = self.stage_folder(self.stage, self.seed, self.machine) / name
+        cfg = dataclasses.asdict(self.cfg)
+        digest = config.digest(name, cfg[name], self.store.fingerprint, artefacts.code_digest(), self.device.type, self.seed, self.machine)
+        detector = DETECTORS[name](Context(self.cfg, self.store, self.device, self.seed, folder))
+        if artefacts.finished(folder, digest):
+            detector.load(folder, training_rows(self.clips, self.machine))
+            history = pd.read_parquet(folder / "history.parquet") if (folder / "history.parquet").is_file() else pd.DataFrame()
+            return detector, pd.read_parquet(folder / "scores.parquet"), history
+        with artefacts.guarded(folder):
+            artefacts.begin(folder, digest)
+            began = time.perf_counter()
+            scores = detect(detector, detector.context, self.machine)
+            artefacts.write_table(folder / "scores.parquet", scores)
+            if len(detector.history):
+                artefacts.write_table(folder / "history.parquet", detector.history)
+            detector.save(folder)
+            facts = {"detector": name, "machine": self.machine, "seed": self.seed, "settings": cfg[name], "seconds": time.perf_counter() - began}
+            artefacts.seal(folder, digest, facts | {"device": self.device.type, "data": self.store.fingerprint})
+        return detector, scores, detector.history
+
+    def collect(self) -> pd.DataFrame:
+        """Scores of all seeds and machines, written to scores.parquet; what is missing is refused by name."""
+        tables, missing = [], []
+        for stage, seed, machine in jobs(self):
+            for name in stage.detectors:
+                path = self.stage_folder(stage, seed, machine) / name / "scores.parquet"
+                if (path.parent / "DONE").is_file():
+                    tables.append(pd.read_parquet(path))
+                elif any(SYSTEMS[system] == name for system in self.cfg.systems):
+                    missing.append(f"{stage.notebook} of {machine} (seed {seed})")
+        if missing or not tables:
+            what = ", ".join(dict.fromkeys(missing)) or "every stage"
+            raise checks.Refusal(f"scores are missing of {what}; run `asd run {self.cfg.name}` first")
+        scores = pd.concat(tables, ignore_index=True)
+        scores = checks.score_table(scores[scores["system"].isin(self.cfg.systems)].reset_index(drop=True))
+        artefacts.write_table(self.folder / "scores.parquet", scores)
+        return scores
+
+    def measure(self, scores: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Metrics and controls with intervals, written to metrics.csv and controls.csv."""
+        table = pd.concat([metrics.table(part, self.cfg.metrics, seed) for seed, part in scores.groupby("seed")], ignore_index=True)
+        controls = metrics.controls(self.clips, scores, self.cfg.metrics, self.seed)
+        artefacts.write_table(self.folder / "metrics.csv", table)
+        artefacts.write_table(self.folder / "controls.csv", controls)
+        return table, controls
+
+    def timings(self) -> pd.DataFrame:
+        """Seconds of every finished job: stage, machine, seed, seconds."""
+        rows = []
+        for path in sorted(self.folder.glob("**/manifest.json")):
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            if "stage" in facts:
+                rows.append({name: facts[name] for name in ("stage", "machine", "seed", "seconds", "peak_memory_mb")})
+        return pd.DataFrame(rows, columns=["stage", "machine", "seed", "seconds", "peak_memory_mb"])
+
+
+def jobs(run: Run, only: Sequence[str] = ()) -> list[tuple[Stage, int, str]]:
+    """The notebooks of a study in order: (stage, seed, machine)."""
+    chosen = [stage_of(name) for name in only] or list(STAGES)
+    out = []
+    for stage in (stage for stage in STAGES if stage in chosen):
+        for seed in run.cfg.seeds if stage.per_seed else run.cfg.seeds[:1]:
+            out += [(stage, seed, machine) for machine in (run.machines if stage.per_machine else [""])]
+    return out
+
+
+def open_run(study: str, overrides: Sequence[str] = (), home: str | Path = "", seed: int | None = None) -> Run:
+    """Open a study by name (see notebooks/studies) or TOML path; `home` holds runs/ and reports/ (default: the clone)."""
+    cfg = config.load(study, overrides)
+    return Run(cfg, Path(home or artefacts.CLONE).resolve(), cfg.seeds[0] if seed is None else seed)
+
+
+def arrive(notebook: str, *, study: str, overrides: list, home: str, seed: int = 0, machine: str = "") -> Run:
+    """The second cell of every notebook: check the parameters' names and types, then open the study.
+
+    machine : "" takes the first machine of the study
+    raises : checks.Refusal for a wrong type, an unknown machine or seed
+    """
+    came = {"study": (study, str), "overrides": (overrides, list), "home": (home, str), "seed": (seed, int), "machine": (machine, str)}
+    for name, (value, kind) in came.items():
+        if type(value) is not kind:
+            raise checks.Refusal(f"parameter {name}: got {value!r} ({type(value).__name__}), expected {kind.__name__}")
+    run = open_run(study, overrides, home, seed)
+    run.stage = stage_of(notebook)
+    run.machine = checks.known_name("machine", machine, run.machines) if machine else run.machines[0]
+    torch.set_num_threads(1)  # two spinning threads on two busy cores are ten times slower than one
+    return run

@@ -1,0 +1,303 @@
+"""Numbers as tables: metrics in the form of the paper's Table 1, claims in words, the clips that stand out.
+
+Conventions
+-----------
+Values are fractions, chance is 0.5; intervals in brackets. What is not available is written so, with the reason; a claim is made only
+against the controls (what shuffled labels and the level of the clips alone would reach). Everything that comes from data is escaped;
+what is already HTML has the type `Html`. Table columns: `checks.SCORE_COLUMNS`, `checks.METRIC_COLUMNS`, `metrics.DECISION_COLUMNS`.
+Sources: SYSTEM 8; report.txt, Table 1. Notebooks: 03_baseline, 09_report.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+import math
+import numbers
+import operator
+import re
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from asdlib import config, metrics
+
+SYSTEMS = ("baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier", "ensemble")  # in the order they are shown
+INTERVAL = re.compile(r"[-−]?[\d.]+ \[.*\]")
+OVER_ALL = ("omega", *metrics.THREE)  # of machine "all", in the order in which a claim is made on the first available
+METRIC_NAMES = {"auc_source": "AUC source", "auc_target": "AUC target", "pauc": "pAUC", "hmean": "harmonic mean", "omega": "Ω"}
+
+
+class Html(str):
+    """Text that is HTML already; a notebook shows it as such, and it is not escaped again."""
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+
+def escape(value: object) -> Html:
+    """Any value as HTML text; `Html` passes unchanged."""
+    return value if isinstance(value, Html) else Html(html.escape(str(value)))
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names without repetition: systems in their usual order, others after them as they came."""
+    return sorted(dict.fromkeys(names), key=lambda name: SYSTEMS.index(name) if name in SYSTEMS else len(SYSTEMS))
+
+
+def own_scores(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the systems' own scores (component `score`) of a metric table, averaged over seeds; order is kept.
+
+    table : METRIC_COLUMNS.  returns : system, machine, metric, value, low, high, seeds (how many)
+    """
+    grouped = table[table["component"] == "score"].groupby(["system", "machine", "metric"], sort=False)
+    return grouped.agg(value=("value", "mean"), low=("low", "mean"), high=("high", "mean"), seeds=("seed", "nunique")).reset_index()
+
+
+def number(value: float | None, low: float | None = None, high: float | None = None, digits: int = 3) -> str:
+    if value is None or math.isnan(value):
+        return "— not available"
+    bounds = "" if low is None or math.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{value:.{digits}f}{bounds}"
+
+
+def frame(table: pd.DataFrame, caption: str = "") -> Html:
+    """A table as HTML: everything escaped, fractions with 3 digits, what is NaN as words."""
+    head = "".join(f'<th scope="col">{_breakable(name)}</th>' for name in table.columns)
+    rows = []
+    for values in table.itertuples(index=False, name=None):
+        cells = [_cell(value) for value in values]
+        rest = "".join(f'<td class="{kind}">{text}</td>' for kind, text in cells[1:])
+        rows.append(f'<tr><th scope="row">{cells[0][1]}</th>{rest}</tr>')
+    note = f"<caption>{escape(caption)}</caption>" if caption else ""
+    if not rows:
+        return Html(f'<p class="note">{escape(caption)} none</p>')
+    return Html(f"<table>{note}<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
+
+
+def folded(title: str, content: Html) -> Html:
+    """Something long, folded until its title is clicked."""
+    return Html(f"<details><summary>{escape(title)}</summary>{content}</details>")
+
+
+def settings(cfg: config.Study) -> pd.DataFrame:
+    """Every setting of a study: name, value, default, meaning. Notebook: 09_report."""
+    rows = [(name, operator.attrgetter(name)(cfg), default, doc) for name, default, doc in config.describe()]
+    return pd.DataFrame(
+        [[name, *map(str, (value, default, doc))] for name, value, default, doc in rows], columns=["setting", "value", "default", "meaning"]
+    )
+
+
+def _cell(value: object) -> tuple[str, Html]:
+    """(CSS class, HTML) of a cell: n number, w sentence, p path."""
+    if isinstance(value, Html):
+        return "n", value
+    if isinstance(value, (bool, np.bool_)):
+        return "", Html("yes" if value else "no")
+    if isinstance(value, numbers.Integral):
+        return "n", escape(value)
+    if isinstance(value, numbers.Real):
+        return "n", escape(number(float(value)))
+    text = str(value)
+    if INTERVAL.fullmatch(text):
+        return "", _point(text)
+    return ("w", escape(text)) if len(text) > 40 and " " in text else ("p", _breakable(text)) if len(text) > 24 else ("", escape(text))
+
+
+def _point(text: str, best: bool = False) -> Html:
+    """A value with its interval; the interval may stand on a line of its own."""
+    value, _, bounds = escape(text).partition(" [")
+    return Html((f"<strong>{value}</strong>" if best else value) + (f' <span class="i">[{bounds}</span>' if bounds else ""))
+
+
+def _breakable(text: str) -> Html:
+    """Escaped text that may be broken after _ and /."""
+    return Html(escape(text).replace("_", "_<wbr>").replace("/", "/<wbr>"))
+
+
+def wide(table: pd.DataFrame) -> pd.DataFrame:
+    """A metric table in the form of the paper's Table 1: one row per machine and metric, one column per system, cells as text.
+
+    table : METRIC_COLUMNS (the systems' own scores are used, seeds averaged).  returns : machine, metric, then text per system
+    """
+    own = own_scores(table)
+    own["text"] = [number(*row) for row in own[["value", "low", "high"]].itertuples(index=False)]
+    texts = own.pivot(index=["machine", "metric"], columns="system", values="text").fillna("—")
+    order = list(dict.fromkeys(zip(own["machine"], own["metric"], strict=True)))
+    order.sort(key=lambda row: row[0] == "all")
+    return texts.loc[order, in_order(own["system"])].reset_index()
+
+
+def metrics_table(table: pd.DataFrame, controls: pd.DataFrame | None = None) -> Html:
+    """Metrics with intervals per machine and system; the best of each row bold and starred, reasons for what is missing below.
+
+    table : METRIC_COLUMNS.  controls : of `metrics.controls`, whose level control stands as last column.  Notebook: 09_report
+    """
+    both = pd.concat([table, controls]) if controls is not None else table
+    texts, own = wide(both), own_scores(both)
+    values = own.pivot(index=["machine", "metric"], columns="system", values="value")
+    rows = []
+    for machine, metric, *cells in texts.itertuples(index=False, name=None):
+        found = values.loc[(machine, metric), texts.columns[2:]].to_numpy(float)
+        named = list(zip(texts.columns[2:], found, strict=True))
+        rivals = [value for name, value in named if name != "control_level"]
+        best = [name != "control_level" and len(rivals) > 1 and value == np.nanmax([*rivals, 0]) for name, value in named]
+        row = "".join(f"<td>{_point(cell, top)}</td>" for cell, top in zip(cells, best, strict=True))
+        first = not rows or rows[-1][0] != machine
+        rows.append((machine, f'<tr{" class=first" if first else ""}><th scope="row">{escape(machine) if first else ""}</th>', metric, row))
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in texts.columns)
+    seeds = f" Mean of {own['seeds'].max()} seeds." if own["seeds"].max() > 1 else ""
+    note = f"Bold with a star: best of its row. In brackets: interval. Chance: 0.5.{seeds} all: harmonic mean over machines."
+    body = "".join(f"{start}<td>{METRIC_NAMES[metric]}</td>{row}</tr>" for _, start, metric, row in rows)
+    missing = "".join(f"<li>{escape(line)}</li>" for line in reasons(table))
+    after = f'<ul class="note">{missing}</ul>' if missing else ""
+    return Html(f"<table><caption>{note}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{after}")
+
+
+def reasons(table: pd.DataFrame) -> list[str]:
+    """Why values of a metric table are not available, one sentence per machine and cause."""
+    values = own_scores(table).groupby(["machine", "metric"], sort=False)["value"].max().unstack()
+    causes = {"auc_source": "no normal test clip of the source domain", "auc_target": "no normal test clip of the target domain"}
+    lines = []
+    for machine, row in values.drop(index="all", errors="ignore").iterrows():
+        if math.isnan(row["pauc"]):
+            lines.append(f"{machine}: not available, its test clips lack labels, normals or anomalies")
+        else:
+            lines += [f"{machine}: {METRIC_NAMES[m]} not available, {cause}" for m, cause in causes.items() if math.isnan(row[m])]
+    return [*lines, "Ω: needs AUC source, AUC target and pAUC of every machine"] if lines else lines
+
+
+def claims(table: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
+    """What each system reaches over all machines, beside the controls, with the claim in words.
+
+    table : METRIC_COLUMNS.  controls : of `metrics.controls`
+    returns : system, claim, Ω, AUC source, AUC target, pAUC, labels shuffled (range of the first that is available); text
+    """
+    both = pd.concat([own_scores(table), own_scores(controls)])
+    both = both[both["machine"] == "all"].set_index(["system", "metric"])
+    chance = controls[(controls["machine"] == "all") & (controls["component"] != "score")]
+    chance = chance.groupby(["component", "metric"])[["low", "high"]].mean()
+    rows = []
+    for system in in_order(both.index.get_level_values(0)):
+        found = {metric: both.loc[(system, metric), ["value", "low", "high"]] for metric in OVER_ALL}
+        told = [metric for metric, row in found.items() if not math.isnan(row["value"])]
+        row = {"system": system, "claim": ""} | {METRIC_NAMES[metric]: number(*values) for metric, values in found.items()}
+        shuffled = chance.loc[(system, told[0])] if told and (system, told[0]) in chance.index else None
+        row["labels shuffled"] = "" if shuffled is None else f"[{shuffled['low']:.3f}, {shuffled['high']:.3f}]"
+        if system == "control_level":
+            row["claim"] = "control: what the level of the clips alone would score"
+        elif shuffled is None:
+            row["claim"] = "no claim: no labelled test clips"
+        else:
+            level = both.loc[("control_level", told[0])] if ("control_level", told[0]) in both.index else None
+            row["claim"] = _claim(METRIC_NAMES[told[0]], both.loc[(system, told[0])], shuffled, level)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _claim(name: str, own: pd.Series, shuffled: pd.Series, level: pd.Series | None) -> str:
+    if own["value"] < shuffled["low"]:
+        return f"{name} is below chance: the order of the scores is turned around"
+    if own["value"] <= shuffled["high"]:
+        return f"{name} is not distinguishable from chance"
+    if level is None or math.isnan(level["value"]):
+        return f"{name} is above chance"
+    reach = max(level["value"], 1 - level["value"])  # a level that is lower in anomalies tells them just as well
+    if reach >= own["value"]:
+        return f"{name} is above chance, but the level alone tells as much ({level['value']:.3f}): no evidence of hearing faults"
+    if reach > own["low"]:
+        return f"{name} is above chance; its lead over the level alone ({level['value']:.3f}) lies within the interval"
+    return f"{name} is above chance and above what the level alone tells ({level['value']:.3f})"
+
+
+def differences(scores: pd.DataFrame, settings: config.Metrics, seed: int) -> pd.DataFrame:
+    """Every two systems compared over all machines, in words; Ω, or the metrics that are available without it. Notebook: 09_report.
+
+    scores : SCORE_COLUMNS.  seed : of the resamples.  returns : system_a, system_b, metric, a − b, p, claim; text and p
+    """
+    rows = []
+    for a, b in itertools.combinations(in_order(scores["system"]), 2):
+        pair = metrics.paired(scores, a, b, settings, seed)
+        pair = pair[(pair["machine"] == "all") & pair["value"].notna()]
+        for row in (pair[pair["metric"] == "omega"] if "omega" in set(pair["metric"]) else pair).itertuples():
+            claim = "no difference shown" if row.low <= 0 <= row.high else f"{a if row.value > 0 else b} is better"
+            rows.append((a, b, METRIC_NAMES[row.metric], number(row.value, row.low, row.high), row.p, claim))
+    return pd.DataFrame(rows, columns=["system_a", "system_b", "metric", "a − b", "p", "claim"])
+
+
+def beside_paper(table: pd.DataFrame, synthetic: bool) -> Html:
+    """Our numbers beside the paper's Table 1, in percent, where recorded machines of its names were scored. Notebook: 09_report."""
+    paper = metrics.paper_table1()
+    shared = [m for m in dict.fromkeys(table["machine"]) if m in set(paper["machine"]) - {"all"}]
+    if synthetic or not shared:
+        why = "the machines of this study are synthetic" if synthetic else "no machine of this study is in it"
+        return Html(f'<p class="note">Table 1 of the paper is not shown: {why}.</p>')
+    both = pd.concat([paper, table], ignore_index=True)
+    both = both[both["machine"].isin(shared)].assign(value=(both["value"] * 100).round(2), low=math.nan, high=math.nan)
+    texts = wide(both)
+    ours = [name for name in texts.columns[2:] if not name.startswith("paper_")]
+    texts[texts.columns[2:]] = texts[texts.columns[2:]].replace(r"(\.\d\d)\d$", r"\1", regex=True)
+    texts["metric"] = texts["metric"].map(METRIC_NAMES)
+    theirs = [f"paper_{name}" for name in metrics.PAPER_SYSTEMS]
+    note = "In percent. The paper's numbers belong to the DCASE 2024 development recordings; they compare only with ours on the same ones."
+    return frame(texts[["machine", "metric", *theirs, *ours]], note)
+
+
+def standing(scores: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:
+    """Each test clip in standard deviations of its machine's normal training scores, averaged over seeds.
+
+    scores : SCORE_COLUMNS.  decisions : system, machine, seed, threshold
+    returns : system, machine, domain, label, clip, above_normal (from the training mean), above_threshold; NaN without training scores
+    """
+    own = scores[scores["component"] == "score"]
+    key = ["system", "machine", "seed"]
+    train = own[own["split"] == "train"].groupby(key)["score"].agg(["mean", "std"])
+    limits = decisions.drop_duplicates(key).set_index(key)["threshold"]
+    test = own[own["split"] == "test"].join(train, on=key).join(limits, on=key)
+    test["above_normal"] = (test["score"] - test["mean"]) / test["std"]
+    test["above_threshold"] = (test["score"] - test["threshold"]) / test["std"]
+    columns = ["above_normal", "above_threshold"]
+    return test.groupby(["system", "machine", "domain", "label", "clip"], sort=False)[columns].mean().reset_index()
+
+
+def most_anomalous(scores: pd.DataFrame, decisions: pd.DataFrame, n: int) -> pd.DataFrame:
+    """The n test clips of each system that lie farthest above normal training clips. Columns as `standing`, and why."""
+    table = standing(scores, decisions).sort_values("above_normal", ascending=False, kind="stable", na_position="last")
+    return table.groupby("system").head(n).assign(why="most anomalous").sort_values("system", kind="stable", key=_rank)
+
+
+def most_confused(scores: pd.DataFrame, decisions: pd.DataFrame, n: int) -> pd.DataFrame:
+    """Of each system the n anomalies farthest below and the n normals farthest above the threshold. Columns as `standing`, and why."""
+    table = standing(scores, decisions).sort_values("above_threshold", kind="stable")
+    missed = table[(table["label"] == "anomaly") & (table["above_threshold"] <= 0)].groupby("system").head(n)
+    false = table[(table["label"] == "normal") & (table["above_threshold"] > 0)].iloc[::-1].groupby("system").head(n)
+    both = pd.concat([missed.assign(why="missed anomaly"), false.assign(why="false alarm")])
+    return both.sort_values("system", kind="stable", key=_rank)
+
+
+def behind(scores: pd.DataFrame, decisions: pd.DataFrame, most: int) -> pd.DataFrame:
+    """At most `most` clips worth hearing, shared evenly between systems and reasons; each once, with all its reasons.
+
+    returns : clip, caption
+    """
+    n = max(most // (3 * max(scores["system"].nunique(), 1)), 1)
+    rows = pd.concat([most_anomalous(scores, decisions, n), most_confused(scores, decisions, n)])
+    distance = [
+        a if why == "most anomalous" else t for a, t, why in zip(rows["above_normal"], rows["above_threshold"], rows["why"], strict=True)
+    ]
+    since = ["normal mean" if why == "most anomalous" else "threshold" for why in rows["why"]]
+    rows["told"] = [f"{s}: {w} ({d:+.1f} sd from the {m})" for s, w, d, m in zip(rows["system"], rows["why"], distance, since, strict=True)]
+    told = rows.groupby(["clip", "domain", "label"], sort=False)["told"].agg("; ".join).reset_index().head(most)
+    told["caption"] = told["clip"] + " (" + told["domain"] + ", " + told["label"] + "). " + told["told"]
+    return told[["clip", "caption"]]
+
+
+def _rank(systems: pd.Series) -> pd.Series:
+    return systems.map({name: i for i, name in enumerate(in_order(systems))})
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """A table in Markdown; data cannot break out of its cell."""
+    lines = [list(table.columns), ["---"] * table.shape[1], *table.itertuples(index=False, name=None)]
+    return "\n".join("| " + " | ".join(html.escape(str(cell), quote=False).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,176 @@
+"""The baselines: the fast network against autograd, the gather against slices, the scores against the official formulas by loops."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+from torch import nn
+
+from asdlib import audio, checks, clips, config, detectors, features
+from asdlib.detectors.baseline import AutoencoderBaseline, NearestNeighbour, fold_of
+from asdlib.detectors.context import Context
+from asdlib.models.autoencoder import Autoencoder, Vectors
+
+SETTINGS = config.Autoencoder(epochs=2, n_mels=16, hidden=12, bottleneck=4)
+
+
+def plain_network(net, settings):
+    """The same network from torch's own layers."""
+    width = settings.frames * settings.n_mels
+    sizes = [width, *[settings.hidden] * 4, settings.bottleneck, *[settings.hidden] * 4, width]
+    layers = []
+    values = iter(net.views(net.flat.detach().clone()))
+    for i, (a, b) in enumerate(itertools.pairwise(sizes)):
+        linear = nn.Linear(a, b)
+        linear.weight.data, linear.bias.data = next(values), next(values)
+        layers.append(linear)
+        if i < len(sizes) - 2:
+            norm = nn.BatchNorm1d(b, momentum=0.01, eps=1e-3)
+            norm.weight.data, norm.bias.data = next(values), next(values)
+            layers += [norm, nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def test_the_official_network_has_its_number_of_parameters():
+    assert sum(p.numel() for p in Autoencoder(config.Autoencoder()).parameters()) == 267_928
+
+
+def test_training_steps_equal_autograd_over_torchs_own_layers():
+    torch.manual_seed(0)
+    net = Autoencoder(SETTINGS)
+    plain = plain_network(net, SETTINGS)
+    fast, slow = torch.optim.Adam(net.parameters(), lr=1e-2), torch.optim.Adam(plain.parameters(), lr=1e-2)
+    for _ in range(5):
+        x = 10 * torch.randn(32, 80)
+        for optimiser, loss in ((fast, net.loss(x, None)["loss"]), (slow, (plain(x) - x).square().mean())):
+            optimiser.zero_grad()
+            (2 * loss).backward()
+            optimiser.step()
+    x = torch.randn(9, 80)
+    torch.testing.assert_close(net(x), plain(x), rtol=1e-4, atol=1e-4)
+    net.eval(), plain.eval()
+    torch.testing.assert_close(net(x), plain(x), rtol=1e-4, atol=1e-4)
+
+
+def test_vectors_are_five_frames_in_a_row_of_one_clip():
+    parts = [torch.randn(n, 3) for n in (7, 5, 9)]
+    vectors = Vectors(torch.cat(parts), [7, 5, 9], 5)
+    expected = torch.stack([part[i : i + 5].reshape(-1) for part in parts for i in range(len(part) - 4)])
+    assert len(vectors) == 9 and vectors.clip.tolist() == [0] * 3 + [1] + [2] * 5
+    torch.testing.assert_close(vectors[torch.arange(9)], expected)
+    with pytest.raises(checks.Refusal, match="a clip of 4 frames came, expected at least 5"):
+        Vectors(torch.zeros(9, 3), [5, 4], 5)
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory):
+    """Two machines of short noisy tones, one clip longer than the others; anomalies are higher tones."""
+
+    root = tmp_path_factory.mktemp("tones")
+    rng = np.random.default_rng(0)
+    for machine, base in (("pump", 400.0), ("saw", 900.0)):
+        plan = [("train", "source", "normal", 10), ("train", "target", "normal", 3)]
+        plan += [("test", domain, label, 4) for domain in ("source", "target") for label in ("normal", "anomaly")]
+        for split, domain, label, count in plan:
+            for i in range(count):
+                t = np.arange(16000 + (4000 if i == 2 else 0)) / 16000
+                hz = base * (1.5 if label == "anomaly" else 1.0) * (1.02 if domain == "target" else 1.0)
+                wave = 0.1 * np.sin(2 * np.pi * hz * t + rng.uniform(0, 6)) + 0.01 * rng.normal(size=len(t))
+                path = root / machine / split / f"section_00_{domain}_{split}_{label}_{i:04}_noAttribute.wav"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(path, wave, 16000)
+    cfg = config.Study(autoencoder=SETTINGS)
+    store = audio.open_store(*clips.index([root]), tmp_path_factory.mktemp("store"), cfg.data)
+    return Context(cfg, store, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", list(detectors.DETECTORS))
+def test_every_detector_keeps_the_contract(context, name, tmp_path):
+    train, test = (detectors.machine_rows(context.store.clips, "pump", split) for split in ("train", "test"))
+    detector = detectors.DETECTORS[name](context)
+    detector.fit(train)
+    together = detector.scores(test)
+    assert {system for system, _ in together} == {system for system, owner in detectors.SYSTEMS.items() if owner == name}
+    assert all((system, "score") in together for system, _ in together)
+    for i in (0, 5):  # no test clip moves another's score
+        for key, value in detector.scores(test[i : i + 1]).items():
+            np.testing.assert_allclose(value, together[key][i : i + 1], rtol=1e-4, atol=1e-6)
+    for key, values in detector.training_scores().items():
+        assert len(values) == len(train) and np.isfinite(values).all() and key in together
+    embedding, item = detector.embed(test)
+    assert len(embedding) == len(item) and embedding.dtype == np.float32 and set(item) == set(range(len(test)))
+    detector.save(tmp_path)
+    other = detectors.DETECTORS[name](context)
+    other.load(tmp_path, train)
+    for key, value in other.scores(test).items():
+        np.testing.assert_array_equal(value, together[key])
+    np.testing.assert_array_equal(other.embed(test)[0], embedding)
+
+
+@pytest.mark.parametrize("name", list(detectors.DETECTORS))
+def test_same_seed_same_scores(context, name):
+    tables = [detectors.detect(detectors.DETECTORS[name](context), context, "saw") for _ in range(2)]
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_tones_that_moved_are_anomalous(context):
+    table = detectors.detect(NearestNeighbour(context), context, "saw")
+    test = table[table["split"] == "test"]
+    assert test.loc[test["label"] == "anomaly", "score"].min() > test.loc[test["label"] == "normal", "score"].max()
+
+
+def test_a_machine_without_training_clips_is_refused(context):
+    with pytest.raises(checks.Refusal, match="machine lathe has no usable training clip"):
+        detectors.detect(NearestNeighbour(context), context, "lathe")
+
+
+def test_autoencoder_scores_equal_the_official_formulas_by_loops(context):
+    rows = detectors.machine_rows(context.store.clips, "pump", "test")
+    detector = AutoencoderBaseline(context)
+    detector.fit(detectors.machine_rows(context.store.clips, "pump", "train"))
+    made = detector.scores(rows)
+    for i in (0, 2, 7):
+        mel = features.baseline_mel(context.store.audio(rows[i : i + 1]), n_mels=16)[0]
+        x = torch.stack([mel[j : j + 5].reshape(-1) for j in range(len(mel) - 4)])
+        with torch.no_grad():
+            residual = (x - detector.net(x)).double().numpy()
+        assert made["baseline_mse", "score"][i] == pytest.approx((residual**2).mean(), rel=1e-5)
+        d = residual.reshape(-1, 16)
+        forms = {name: (d @ matrix @ d.T).mean() for name, matrix in detector.precisions.items()}
+        assert made["baseline_mahala", "score"][i] == pytest.approx(min(forms.values()), rel=1e-3)
+        assert made["baseline_mahala", "target"][i] == pytest.approx(forms["target"], rel=1e-3)
+
+
+def test_the_per_frame_form_is_the_mean_of_per_frame_distances(context):
+    cfg = config.Study(autoencoder=config.from_tree(config.Autoencoder, config.to_tree(SETTINGS) | {"mahala": "per_frame"}))
+    context = Context(cfg, context.store, context.device)
+    rows = detectors.machine_rows(context.store.clips, "pump", "test")[:2]
+    detector = AutoencoderBaseline(context)
+    detector.fit(detectors.machine_rows(context.store.clips, "pump", "train"))
+    mel = features.baseline_mel(context.store.audio(rows[:1]), n_mels=16)[0]
+    x = torch.stack([mel[j : j + 5].reshape(-1) for j in range(len(mel) - 4)])
+    with torch.no_grad():
+        d = (x - detector.net(x)).double().numpy().reshape(-1, 16)
+    expected = np.mean([row @ detector.precisions["source"] @ row for row in d])
+    assert detector.scores(rows)["baseline_mahala", "source"][0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_training_clips_are_scored_by_networks_that_never_saw_them(context):
+    train = detectors.machine_rows(context.store.clips, "pump", "train")
+    detector = AutoencoderBaseline(context)
+    detector.fit(train)
+    by_fold = detector.training_scores()
+    first = np.flatnonzero(detector.fold == 0)
+    net, precisions, _ = detector.by_fold[0]
+    np.testing.assert_array_equal(by_fold["baseline_mse", "score"][first], detector._score(net, precisions, train[first])["baseline_mse", "score"])
+    assert not np.array_equal(by_fold["baseline_mse", "score"], detector.scores(train)["baseline_mse", "score"])
+
+
+def test_folds_hold_their_share_of_each_domain():
+    domain = np.array(["source"] * 9 + ["target"] * 4)
+    fold = fold_of(domain, 2)
+    assert sorted(np.bincount(fold[:9])) == [4, 5] and sorted(np.bincount(fold[9:])) == [2, 2]
+    assert fold_of(np.array(["source"]), 5).tolist() == [0]

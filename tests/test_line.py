@@ -1,0 +1,187 @@
+"""The whole line, by the command line, on the smoke study: what it leaves behind, what a second run does, and what breaks it."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from asdlib import checks, cli, config, synthetic
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def asd(*words, timeout=400):
+    """The command as a user types it, in a process of its own, from another folder."""
+    return subprocess.run([sys.executable, "-c", "import sys; from asdlib.cli import main; sys.exit(main())", *map(str, words)],
+                          capture_output=True, text=True, timeout=timeout, cwd="/", env=ENV)  # fmt: skip
+
+
+def said(result):
+    """The one sentence of a refusal; a traceback or a zero exit fails the test."""
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr and result.stderr.count("asd: ") == 1
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Synthetic recordings of two machines with three bad clips among them."""
+    root = tmp_path_factory.mktemp("recordings") / "raw"
+    settings = config.Synthetic(machines=("fan", "gearbox"), train_source=10, train_target=3, test=4, seconds=2.0, severity=(3.0,))
+    synthetic.write_tree(root, settings)
+    train = sorted((root / "fan" / "train").glob("*source*.wav"))
+    train[0].write_bytes(train[0].read_bytes()[:1000])
+    soundfile.write(train[1], np.full(32000, np.nan), 16000, subtype="FLOAT")
+    soundfile.write(train[2], np.zeros(88200), 44100)
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tree):
+    """A finished smoke study on that tree."""
+    home = tmp_path_factory.mktemp("home")
+    result = asd("run", "smoke", "--data-root", tree, "--home", home)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return home, result
+
+
+def test_a_study_ends_in_scores_metrics_and_a_report(finished):
+    home, result = finished
+    runs, reports = home / "runs" / "smoke", home / "reports" / "smoke"
+    scores = checks.score_table(pd.read_parquet(runs / "scores.parquet"))
+    assert list(scores.columns) == list(checks.SCORE_COLUMNS)
+    assert set(scores["system"]) == {"baseline_knn", "baseline_mse", "baseline_mahala"}
+    final = scores[scores["component"] == "score"]
+    counts = final.groupby(["system", "machine", "split"]).size().unstack()
+    assert (counts.loc[(slice(None), "gearbox"), :] == [16, 13]).all(axis=None)
+    assert (counts.loc[(slice(None), "fan"), :] == [16, 10]).all(axis=None)  # three bad clips are left out
+    metrics = pd.read_csv(runs / "metrics.csv")
+    assert list(metrics.columns) == list(checks.METRIC_COLUMNS)
+    assert {"auc_source", "auc_target", "pauc", "hmean"} <= set(metrics["metric"])
+    omega = metrics[(metrics["machine"] == "all") & (metrics["metric"] == "omega") & (metrics["component"] == "score")]
+    assert len(omega) == 3 and omega["value"].between(0, 1).all() and (omega["low"] <= omega["value"]).all()
+    page = (reports / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", page), "a page that asks the network for something"
+    assert "left out: 3" in page and (reports / "summary.md").is_file() and (reports / "report.json").is_file()
+    assert "report " + str(reports / "index.html") in result.stdout and "baseline_mahala" in result.stdout
+    assert result.stdout.count("left out: ") == 3 and "44100 Hz" in result.stdout
+
+
+def test_everything_finished_says_of_what_it_was_made(finished):
+    home, _ = finished
+    done = list((home / "runs").rglob("DONE"))
+    assert len(done) == 3 + 2 * 3  # 01, 02, 09; per machine the notebook and two detectors
+    for path in done:
+        manifest = json.loads((path.parent / "manifest.json").read_text())
+        assert manifest["versions"]["torch"] and manifest["versions"]["source"] and manifest["device"] == "cpu" and manifest["data"]
+    assert not [path for path in (home / "runs").rglob("*") if path.name.startswith(".") and path.name != ".lock"]
+    assert not list((home / "runs").rglob("checkpoint*")) and not list((home / "runs").rglob("failed.ipynb"))
+
+
+def test_a_second_run_does_nothing_but_say_so(finished, tree):
+    home, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file() and path.name != ".lock"}
+    result = asd("run", "smoke", "--data-root", tree, "--home", home)
+    assert result.returncode == 0 and "nothing to do: everything is up to date" in result.stdout and "baseline_mse" in result.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_an_interrupted_run_goes_on_to_the_same_scores(finished, tree, tmp_path):
+    home, _ = finished
+    words = ["run", "smoke", "--data-root", str(tree), "--home", str(tmp_path), "--stages", "03"]
+    code = "import sys; from asdlib.cli import main; sys.exit(main())"
+    process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    begun = tmp_path / "runs" / "smoke" / "seed0" / "03_baseline" / "fan" / "autoencoder"
+    while process.poll() is None and not list(begun.glob("checkpoint*")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in err and "Traceback" not in err
+    again = asd(*words)
+    assert again.returncode == 0, again.stderr
+    for machine in ("fan", "gearbox"):
+        for name in ("baseline_knn", "autoencoder"):
+            path = f"runs/smoke/seed0/03_baseline/{machine}/{name}/scores.parquet"
+            pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / path), pd.read_parquet(home / path))
+
+
+def test_a_report_without_scores_says_what_is_missing(tree, tmp_path):
+    result = asd("run", "smoke", "--data-root", tree, "--home", tmp_path, "--stages", "09", "--machines", "gearbox")
+    assert "scores are missing of 03_baseline of gearbox (seed 0); run `asd run smoke` first" in said(result)
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["run", "smok"], "unknown study 'smok'; did you mean smoke?"),
+        (["run", "smoke", "--set", "autoencoder.epoch=1"], "unknown setting autoencoder.epoch; did you mean autoencoder.epochs?"),
+        (["run", "smoke", "--data-root", "{tree}", "--machines", "fann"], "unknown machine 'fann'; did you mean fan?"),
+        (["run", "smoke", "--data-root", "{tmp}/nowhere"], "nowhere"),
+        (["run", "smoke", "--data-root", "{tmp}"], "expected <machine>/train"),
+        (["run", "smoke", "--data-root", "{tree}", "--stages", "33"], "unknown stage '33'; known: 01_data"),
+        (["index", "{tmp}/nowhere"], "nowhere"),
+        (["synth", "{tmp}/out", "--machines", "fann"], "did you mean fan?"),
+        (["synth", "{tree}"], "raw"),
+        (["settings", "autoencodr.epochs"], "did you mean autoencoder.epochs?"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(words, sentence, tree, tmp_path, capsys):
+    words = [word.format(tree=tree, tmp=tmp_path / "t") for word in words] + (["--home", str(tmp_path / "h")] if words[0] == "run" else [])
+    (tmp_path / "t").mkdir()
+    assert cli.main(words) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_machine_without_training_clips_is_refused_before_anything_runs(tree, tmp_path):
+    bare = tmp_path / "raw"
+    shutil.copytree(tree, bare)
+    shutil.rmtree(bare / "gearbox" / "train")
+    result = asd("run", "smoke", "--data-root", bare, "--home", tmp_path / "h")
+    assert "machine gearbox has no usable training clip" in said(result) and "[1/" not in result.stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_is_one_sentence(tree, tmp_path):
+    """A file size limit stands in for a full disk: every write beyond it fails as a full disk's would."""
+    code = "import resource, signal, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
+    code += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from asdlib.cli import main; sys.exit(main())"
+    words = ["run", "smoke", "--data-root", str(tree), "--home", str(tmp_path)]
+    result = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120, env=ENV)
+    assert "free" in said(result)
+    assert not list((tmp_path / "runs").rglob("DONE*"))
+
+
+def test_a_folder_without_write_permission_is_one_sentence(tree, tmp_path):
+    (tmp_path / "file").write_text("in the way of a folder")
+    result = asd("run", "smoke", "--data-root", tree, "--home", tmp_path / "file")
+    assert "file" in said(result)
+
+
+def test_two_runs_of_one_study_do_not_meet(tree, tmp_path):
+    import fcntl
+
+    folder = tmp_path / "runs" / "smoke"
+    folder.mkdir(parents=True)
+    with open(folder / ".lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        assert "another run of this study is at work" in said(asd("run", "smoke", "--data-root", tree, "--home", tmp_path))
+
+
+def test_index_prints_the_agreed_json(tree, capsys):
+    assert cli.main(["index", str(tree), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert set(content) == {"machines", "classes", "problems"} and set(content["machines"]) == {"fan", "gearbox"}
+    fan = content["machines"]["fan"]
+    assert fan["train"] == {"source": 7, "target": 3}
+    assert fan["test"] == {"source_normal": 4, "source_anomaly": 4, "target_normal": 4, "target_anomaly": 4, "unlabelled": 0}
+    assert fan["seconds"] == [2.0, 2.0] and fan["attributes"] == {} and len(content["problems"]) >= 3
+    assert all(set(problem) == {"path", "reason"} for problem in content["problems"])

@@ -1,0 +1,86 @@
+"""Notebooks are thin, open with parameters, say what they read and write, end in a check, and are committed clean."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from asdlib import study
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+BOOKS = sorted(NOTEBOOKS.glob("*.ipynb"))
+CLEAN = "clean it with: jupyter nbconvert --clear-output --inplace notebooks/*.ipynb"
+ID = re.compile(r"[a-z][a-z0-9-]{2,40}")
+
+
+def broken(book: dict, name: str) -> list[str]:
+    """Every breach of the rules in a notebook, in words."""
+    cells, out = book["cells"], []
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    source = ["".join(cell["source"]) for cell in code]
+    if any(cell.get("outputs") or cell.get("execution_count") for cell in code):
+        out.append(f"has outputs; {CLEAN}")
+    if book["metadata"].get("kernelspec", {}).get("name") != "python3":
+        out.append("kernelspec is not python3")
+    if any(not ID.fullmatch(cell["id"]) for cell in cells) or len({cell["id"] for cell in cells}) < len(cells):
+        out.append("cell ids are not readable words")
+    title = "".join(cells[0]["source"])
+    if cells[0]["cell_type"] != "markdown" or "**Reads**" not in title or "**Writes**" not in title:
+        out.append("the first cell does not say what it **Reads** and **Writes**")
+    if "parameters" not in code[0]["metadata"].get("tags", []):
+        out.append("the first code cell is not tagged parameters")
+    out += [f"parameter without type and comment: {line}" for line in source[0].splitlines() if not re.match(r"\w+: \w+ = .+  # .{10,}", line)]
+    if f'.arrive("{name}"' not in source[1]:
+        out.append("the second code cell does not validate the parameters by study.arrive")
+    if len(code) > 12:
+        out.append(f"{len(code)} code cells, at most 12")
+    for cell, text in zip(code, source):
+        if text.count("\n") + 1 > 15:
+            out.append(f"cell {cell['id']}: {text.count(chr(10)) + 1} lines, at most 15")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef) or (isinstance(node, ast.FunctionDef) and len(node.body) > 2):
+                out.append(f"cell {cell['id']}: defines {node.name}; it belongs in asdlib")
+    if "assert " not in source[-1] or f'print(f"OK {name[:2]}: ' not in source[-1]:
+        out.append(f"the last cell does not assert its claims and print OK {name[:2]}: ...")
+    for cell, before in zip(cells[1:], cells):
+        draws = cell["cell_type"] == "code" and "plots." in "".join(cell["source"])
+        if draws and before["cell_type"] == "code" and "plots." not in "".join(before["source"]):
+            out.append(f"cell {cell['id']}: a figure without a word before it on what to look for")
+    return out
+
+
+@pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
+def test_notebook_keeps_the_rules(path):
+    assert broken(json.loads(path.read_text(encoding="utf-8")), path.stem) == []
+
+
+def test_every_stage_has_its_notebook():
+    assert [stage.notebook for stage in study.STAGES] == [path.stem for path in BOOKS]
+
+
+def breach(change):
+    book = json.loads((NOTEBOOKS / "03_baseline.ipynb").read_text(encoding="utf-8"))
+    change(book, [cell for cell in book["cells"] if cell["cell_type"] == "code"])
+    return " | ".join(broken(book, "03_baseline"))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda book, code: code[2].update(execution_count=3), "has outputs; clean it with"),
+        (lambda book, code: book["metadata"]["kernelspec"].update(name="asd"), "kernelspec is not python3"),
+        (lambda book, code: code[2].update(id="a1b2 c3"), "cell ids are not readable words"),
+        (lambda book, code: book["cells"][0].update(source="# Title"), "does not say what it"),
+        (lambda book, code: code[0]["metadata"].update(tags=[]), "not tagged parameters"),
+        (lambda book, code: code[0].update(source="seed = 0"), "parameter without type and comment: seed = 0"),
+        (lambda book, code: code[1].update(source="pass"), "does not validate the parameters"),
+        (lambda book, code: code[2].update(source="x = 1\n" * 16), "lines, at most 15"),
+        (lambda book, code: code[2].update(source="class A: pass"), "defines A; it belongs in asdlib"),
+        (lambda book, code: code[-1].update(source="print('OK 03')"), "does not assert its claims"),
+        (lambda book, code: book["cells"].extend([code[2]] * 9), "code cells, at most 12"),
+    ],
+)
+def test_a_breach_is_found(change, words):
+    assert words in breach(change)

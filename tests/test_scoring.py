@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+from sklearn.neighbors import NearestNeighbors
+
+from asdlib import checks, scoring
+
+
+@pytest.fixture
+def sets():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(37, 8)).astype(np.float32), rng.normal(size=(53, 8)).astype(np.float32)
+
+
+def test_knn_equals_scikit_learn(sets, monkeypatch):
+    test, train = sets
+    monkeypatch.setattr(scoring, "BLOCK_BYTES", 8 * 53 * 5)  # several blocks
+    made = scoring.knn_distances(test, train, k_max=4)
+    expected, _ = NearestNeighbors(n_neighbors=4, algorithm="brute").fit(train.astype(float)).kneighbors(test.astype(float))
+    np.testing.assert_allclose(made, expected, rtol=1e-9, atol=1e-9)
+    for k in (1, 2, 4):
+        np.testing.assert_allclose(scoring.knn_score(made, k), expected[:, :k].mean(1))
+
+
+def test_no_test_clip_moves_another(sets):
+    test, train = sets
+    together = scoring.knn_distances(test, train, k_max=2)
+    alone = np.concatenate([scoring.knn_distances(test[i : i + 1], train, k_max=2) for i in range(len(test))])
+    np.testing.assert_allclose(together, alone, rtol=1e-9)
+
+
+def test_training_clips_do_not_see_their_own_segments(sets):
+    _, train = sets
+    clip = np.arange(len(train)) // 3
+    made = scoring.knn_distances(train, train, k_max=2, test_clip=clip, train_clip=clip)
+    for i in range(len(train)):
+        others = train[clip != clip[i]].astype(float)
+        expected = np.sort(np.linalg.norm(others - train[i].astype(float), axis=1))[:2]
+        np.testing.assert_allclose(made[i], expected, rtol=1e-8)
+
+
+def test_mean_over_segments():
+    np.testing.assert_allclose(scoring.to_clips(np.array([1.0, 3.0, 5.0]), np.array([0, 0, 1]), 2), [2.0, 5.0])
+
+
+def test_mahalanobis_of_white_residuals_is_the_squared_length():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20000, 4))
+    made = scoring.mahalanobis(x[:5], scoring.precision(x.T @ x, len(x)))
+    np.testing.assert_allclose(made, (x[:5] ** 2).sum(1), rtol=0.05)
+
+
+def test_refusals(sets):
+    test, train = sets
+    with pytest.raises(checks.Refusal, match="53 training items came, expected at least k = 60"):
+        scoring.knn_distances(test, train, k_max=60)
+    with pytest.raises(checks.Refusal, match="fewer than k = 1 training items of other clips"):
+        scoring.knn_distances(train[:2], train[:2], k_max=1, test_clip=np.zeros(2), train_clip=np.zeros(2))
+    with pytest.raises(checks.Refusal, match="expected \\(n, dim\\) with the same dim"):
+        scoring.knn_distances(test[:, :3], train, k_max=1)
+    with pytest.raises(checks.Refusal, match="no training embedding came"):
+        scoring.knn_distances(test, train[:0], k_max=1)
+    with pytest.raises(checks.Refusal, match="NaN or infinite"):
+        scoring.knn_distances(test * np.nan, train, k_max=1)
+    with pytest.raises(checks.Refusal, match="covariance of 2 vectors is singular"):
+        scoring.precision(np.ones((4, 4)), 2)

@@ -1,0 +1,135 @@
+"""Tables and claims: what they say, what they escape, and what they refuse to claim."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from asdlib import checks, config, metrics, tables
+
+SETTINGS = config.Metrics(bootstrap=50, shuffles=50)
+
+
+def clip_table(domains=("source", "target"), machine="fan", level_leak=0.0):
+    rng = np.random.default_rng(0)
+    rows = []
+    for domain in domains:
+        for split, label, n in (("train", "normal", 30), ("test", "normal", 20), ("test", "anomaly", 20)):
+            rows += [(f"{machine}/{split}/{domain}_{label}_{i:02d}.wav", machine, "00", split, domain, label) for i in range(n)]
+    table = pd.DataFrame(rows, columns=["clip", "machine", "section", "split", "domain", "label"])
+    return table.assign(path=table["clip"], level_db=rng.normal(-30, 1, len(table)) + level_leak * (table["label"] == "anomaly"))
+
+
+def score_table(clips, gap, system="baseline_knn", seed=0):
+    rng = np.random.default_rng(seed + 7)
+    scores = rng.normal(size=len(clips)) + gap * (clips["label"] == "anomaly")
+    return clips.assign(system=system, component="score", seed=seed, score=scores)[list(checks.SCORE_COLUMNS)]
+
+
+def claim_of(clips, scores):
+    claims = tables.claims(metrics.table(scores, SETTINGS, 0), metrics.controls(clips, scores, SETTINGS, 0))
+    return claims.set_index("system")["claim"]["baseline_knn"]
+
+
+@pytest.mark.parametrize(
+    ("gap", "leak", "words"),
+    [
+        (0.0, 0.0, "not distinguishable from chance"),
+        (3.0, 0.0, "above what the level alone tells"),
+        (2.0, 9.0, "no evidence of hearing faults"),
+        (2.0, -9.0, "no evidence of hearing faults"),
+        (-3.0, 0.0, "below chance"),
+    ],
+)
+def test_claims_are_made_against_the_controls(gap, leak, words):
+    clips = clip_table(level_leak=leak)
+    assert words in claim_of(clips, score_table(clips, gap))
+
+
+def test_without_target_the_claim_is_about_what_is_available():
+    clips = clip_table(("source",))
+    scores = score_table(clips, 3.0)
+    table, controls = metrics.table(scores, SETTINGS, 0), metrics.controls(clips, scores, SETTINGS, 0)
+    row = tables.claims(table, controls).iloc[0]
+    assert row["Ω"] == row["AUC target"] == "— not available"
+    assert row["claim"].startswith("AUC source is above chance")
+    assert "fan: AUC target not available, no normal test clip of the target domain" in tables.reasons(table)
+    assert "not available" in tables.metrics_table(table) and "no normal test clip of the target domain" in tables.metrics_table(table)
+
+
+def test_without_labels_nothing_is_claimed():
+    clips = clip_table().assign(label=lambda t: t["label"].where(t["split"] == "train", "unlabelled"))
+    assert claim_of(clips, score_table(clips, 1.0)) == "no claim: no labelled test clips"
+
+
+def test_best_of_a_row_is_marked_by_more_than_colour():
+    clips = clip_table()
+    scores = pd.concat([score_table(clips, 0.2), score_table(clips, 3.0, "baseline_mse")])
+    table = metrics.table(scores, SETTINGS, 0)
+    controls = metrics.controls(clips.assign(level_db=clips["label"].eq("anomaly") * 9.0), scores, SETTINGS, 0)
+    shown = tables.metrics_table(table, controls)
+    assert "control_level" in shown and ">1.000" in shown and "<strong>1.000</strong>" not in shown  # a control never wins
+    best = metrics.table(scores, SETTINGS, 0).query("system == 'baseline_mse' and metric == 'omega'")["value"].iloc[0]
+    assert f"<strong>{best:.3f}</strong>" in shown and shown.count("<strong>") == 8
+
+
+def test_systems_stand_in_their_order_and_seeds_are_averaged():
+    clips = clip_table()
+    table = pd.concat([metrics.table(score_table(clips, 1.0, "baseline_mahala", s), SETTINGS, 0) for s in (0, 1)])
+    table = pd.concat([table, metrics.table(score_table(clips, 1.0, "baseline_knn"), SETTINGS, 0)])
+    assert list(tables.wide(table).columns) == ["machine", "metric", "baseline_knn", "baseline_mahala"]
+    own = tables.own_scores(table).set_index(["system", "machine", "metric"])
+    mine = table[(table["system"] == "baseline_mahala") & (table["metric"] == "omega")]
+    assert own.loc[("baseline_mahala", "all", "omega"), "value"] == pytest.approx(mine["value"].mean())
+    assert "Mean of 2 seeds" in tables.metrics_table(table)
+
+
+def test_two_systems_compared_in_words():
+    clips = clip_table()
+    scores = pd.concat([score_table(clips, 0.0), score_table(clips, 4.0, "baseline_mse")])
+    row = tables.differences(scores, SETTINGS, 0).iloc[0]
+    assert (row["metric"], row["claim"]) == ("Ω", "baseline_mse is better")
+    assert len(tables.differences(score_table(clips, 0.0), SETTINGS, 0)) == 0
+
+
+def test_beside_paper_only_for_recorded_machines_of_its_names():
+    table = metrics.table(score_table(clip_table(), 1.0), SETTINGS, 0)
+    assert "the machines of this study are synthetic" in tables.beside_paper(table, synthetic=True)
+    other = metrics.table(score_table(clip_table(machine="pump"), 1.0), SETTINGS, 0)
+    assert "no machine of this study is in it" in tables.beside_paper(other, synthetic=False)
+    shown = tables.beside_paper(table, synthetic=False)
+    assert "87.10" in shown and "48.95" in shown and "65.92" not in shown  # the fan's row, not the bearing's
+    ours = table.query("machine == 'fan' and metric == 'auc_source'")["value"].iloc[0]
+    assert f"{100 * ours:.2f}" in shown
+
+
+def test_what_comes_from_data_is_escaped():
+    evil = "<script>alert(1)</script>"
+    table = pd.DataFrame({evil: [evil, "a|b"], "value": [math.nan, 0.5], "left out": [True, False]})
+    shown = tables.frame(table, evil)
+    assert "<script" not in shown and "&lt;script&gt;" in shown and "— not available" in shown and "yes" in shown
+    assert "<script" not in tables.markdown_table(table) and "a\\|b" in tables.markdown_table(table)
+    assert tables.frame(table.iloc[:0], "Problems:") == '<p class="note">Problems: none</p>'
+    machine = metrics.table(score_table(clip_table(machine="<b>"), 1.0), SETTINGS, 0)
+    assert "<b>" not in tables.metrics_table(machine)
+
+
+def test_missed_anomalies_and_false_alarms():
+    clips = clip_table()
+    scores = score_table(clips, 3.0)
+    lowest, highest = "fan/test/source_anomaly_03.wav", "fan/test/target_normal_04.wav"
+    scores.loc[scores["clip"] == lowest, "score"], scores.loc[scores["clip"] == highest, "score"] = -9.0, 99.0
+    decisions = metrics.decisions(scores, SETTINGS)
+    confused = tables.most_confused(scores, decisions, 1).set_index("why")["clip"]
+    assert confused.to_dict() == {"missed anomaly": lowest, "false alarm": highest}
+    assert tables.most_anomalous(scores, decisions, 1)["clip"].tolist() == [highest]
+    train = scores[scores["split"] == "train"]["score"]
+    found = tables.most_anomalous(scores, decisions, 1)["above_normal"].iloc[0]
+    assert found == pytest.approx((99.0 - train.mean()) / train.std())
+    heard = tables.behind(scores, decisions, 3)
+    assert heard["clip"].is_unique and len(heard) <= 3 and "false alarm" in heard.set_index("clip")["caption"][highest]
+
+
+def test_every_setting_is_listed():
+    assert tables.settings(config.Study())["setting"].tolist() == [name for name, _, _ in config.describe()]
