@@ -122,6 +122,29 @@ def test_tones_that_moved_are_anomalous(context):
     assert test.loc[test["label"] == "anomaly", "score"].min() > test.loc[test["label"] == "normal", "score"].max()
 
 
+def test_nearest_neighbour_scores_by_loops(context):
+    train = detectors.machine_rows(context.store.clips, "pump", "train")
+    detector = NearestNeighbour(context)
+    detector.fit(train)
+    x = detector.train.astype(np.float64)
+    expected = []
+    for i in range(len(x)):
+        others = np.delete(x, i, axis=0)
+        distance = np.sqrt((((others - x[i]) / others.std(0)) ** 2).sum(1))
+        expected.append(np.sort(distance)[:2].mean())
+    np.testing.assert_allclose(detector.training_scores()["baseline_knn", "score"], expected, rtol=1e-5)
+    test = detectors.machine_rows(context.store.clips, "pump", "test")[:1]
+    distance = np.sqrt((((x - detector.embed(test)[0]) / x.std(0)) ** 2).sum(1))
+    np.testing.assert_allclose(detector.scores(test)["baseline_knn", "score"], [np.sort(distance)[:2].mean()], rtol=1e-4)
+
+
+def test_too_few_training_clips_for_k_are_refused(context):
+    detector = NearestNeighbour(context)
+    detector.fit(detectors.machine_rows(context.store.clips, "pump", "train")[:2])
+    with pytest.raises(checks.Refusal, match=r"2 training clips came, expected more than baseline_knn\.k = 2"):
+        detector.training_scores()
+
+
 def test_a_machine_without_training_clips_is_refused(context):
     with pytest.raises(checks.Refusal, match="machine lathe has no usable training clip"):
         detectors.detect(NearestNeighbour(context), context, "lathe")

@@ -13,15 +13,20 @@ import pandas as pd
 import torch
 from safetensors.numpy import load_file, save_file
 
-from asdlib import features, scoring, training
+from asdlib import checks, features, scoring, training
 from asdlib.detectors.context import Context, Scores, frames_of
 from asdlib.models.autoencoder import Autoencoder, Vectors
 
+SMALLEST_DB = 1e-3  # a feature that varies less is as good as constant
 EVAL_VECTORS = 8192  # per block of the scoring pass: 21 MB of input
 
 
 class NearestNeighbour:
-    """Mean distance to the k nearest training clips on [mean, standard deviation over time] of a log-mel. Nothing is trained."""
+    """Mean distance to the k nearest training clips on [mean, standard deviation over time] of a log-mel. Nothing is trained.
+
+    Each of the 2 · n_mels features is divided by its standard deviation over the training clips, so that no band rules
+    by its size; for a training clip, over the other training clips.
+    """
 
     def __init__(self, context: Context):
         self.context, self.settings = context, context.cfg.baseline_knn
@@ -41,13 +46,22 @@ class NearestNeighbour:
 
     def scores(self, rows: np.ndarray) -> Scores:
         """Score of clips that are not training clips."""
-        distances = scoring.knn_distances(self.embed(rows)[0], self.train, k_max=self.settings.k)
+        deviation = np.maximum(self.train.std(0), SMALLEST_DB)
+        distances = scoring.knn_distances(self.embed(rows)[0] / deviation, self.train / deviation, k_max=self.settings.k)
         return {("baseline_knn", "score"): scoring.knn_score(distances, self.settings.k)}
 
     def training_scores(self) -> Scores:
-        """Score of each training clip against the others."""
-        clip = np.arange(len(self.train))
-        distances = scoring.knn_distances(self.train, self.train, k_max=self.settings.k, test_clip=clip, train_clip=clip)
+        """Score of each training clip against the others, scaled by the others."""
+        x = self.train.astype(np.float64) - self.train.mean(0, dtype=np.float64)
+        n = len(x)
+        if n <= self.settings.k:
+            raise checks.Refusal(f"{n} training clips came, expected more than baseline_knn.k = {self.settings.k}; add recordings or use a smaller k")
+        mean = (x.sum(0) - x) / (n - 1)
+        variance = ((x * x).sum(0) - x * x) / (n - 1) - mean * mean
+        weight = 1.0 / np.maximum(variance, SMALLEST_DB**2)  # (n, dim): row i as clip i sees the others
+        square = (weight * x * x).sum(1)[:, None] - 2.0 * (weight * x) @ x.T + weight @ (x * x).T
+        np.fill_diagonal(square, np.inf)
+        distances = np.sqrt(np.maximum(np.sort(square, axis=1)[:, : self.settings.k], 0.0))
         return {("baseline_knn", "score"): scoring.knn_score(distances, self.settings.k)}
 
     def save(self, folder: Path) -> None:
