@@ -270,9 +270,9 @@ def slider(take: Take) -> tuple[np.ndarray, np.ndarray]:
         squeal = coloured(take.flaw, resonances(f, take.flaw.uniform(1800, 4200, 2), 40.0), take.n)
         fault = squeal * rel * (1 + np.cos(2 * np.pi * path / (3 * c["ball_mm"])))
     elif take.fault == "pitted rail":  # strikes wherever the carriage passes a pit
-        where = c["rail_mm"] * np.sort(take.flaw.uniform(0.1, 0.9, 5))
+        where = c["rail_mm"] * np.sort(take.flaw.uniform(0.1, 0.9, 8))
         at = np.concatenate([passes((path - offset) / c["rail_mm"]) for offset in where])
-        fault = through(impulses(take.n, at, take.flaw.uniform(0.6, 1.4, len(at)) * 40.0 * rel[at]), body)
+        fault = through(impulses(take.n, at, take.flaw.uniform(0.5, 1.0, len(at)) * 40.0 * rel[at]), body)
     elif take.fault == "loose carriage":  # play: the carriage rattles when it starts and stops
         lag = (np.cumsum(take.flaw.uniform(0.008, 0.03, (len(ends), 5)), 1) * take.rate).astype(int)
         fault = through(impulses(take.n, ends[:, None] + lag, 40.0 * 0.8 ** np.arange(5)[None]), body)
@@ -311,7 +311,7 @@ MACHINES = {
         {"blades": (5, 9), "speed_hz": (22.0, 28.0), "air": (0.8, 1.2), "turbulence_hz": (500.0, 900.0),
          "body_hz": ((250.0, 500.0), (900.0, 1500.0), (2200.0, 3600.0))},
         {},
-        {"imbalance": 0.18, "rubbing": 0.65, "bearing": 0.26},
+        {"imbalance": 0.17, "rubbing": 0.62, "bearing": 0.25},
         snr_db=6.0, shift=0.35,
     ),
     "gearbox": Kind(
@@ -319,7 +319,7 @@ MACHINES = {
         {"teeth": (17, 29), "wheel_teeth": (41, 59), "rolling": (0.5, 0.8), "rolling_hz": (900.0, 1600.0),
          "body_hz": ((350.0, 600.0), (900.0, 1500.0), (2000.0, 2800.0), (3500.0, 5000.0))},
         {"source": {"spd": ("20", "25", "30", "35"), "load": ("20", "80")}, "target": {"spd": ("22", "33"), "load": ("50",)}},
-        {"broken tooth": 0.23, "eccentric": 0.33, "bearing": 0.23},
+        {"broken tooth": 0.22, "eccentric": 0.31, "bearing": 0.22},
         snr_db=8.0, shift=0.75,
     ),
     "valve": Kind(
@@ -327,7 +327,7 @@ MACHINES = {
         {"cycle_s": (0.9, 1.2), "shut": (0.5, 0.8), "bounce_s": (0.012, 0.02), "puff": (0.3, 0.6), "hiss_hz": (2500.0, 4500.0),
          "body_hz": ((500.0, 900.0), (1300.0, 2200.0), (3000.0, 5500.0))},
         {"source": {"pat": ("00", "01", "02")}, "target": {"pat": ("03", "04")}},
-        {"missing click": 0.07, "leak": 0.009, "chatter": 0.06},
+        {"missing click": 0.055, "leak": 0.008, "chatter": 0.05},
         snr_db=10.0, shift=0.3,
     ),
     "slider": Kind(
@@ -335,8 +335,8 @@ MACHINES = {
         {"rail_mm": (260.0, 340.0), "rest_s": (0.1, 0.25), "lead_mm": (9.0, 12.0), "ball_mm": (3.0, 5.0), "motor": (0.8, 1.2),
          "friction_hz": (1200.0, 2500.0), "body_hz": ((300.0, 600.0), (900.0, 1800.0), (2500.0, 4500.0))},
         {"source": {"vel": ("300", "450", "600", "900"), "ac": ("0.10", "0.30")}, "target": {"vel": ("380", "750"), "ac": ("0.20",)}},
-        {"dry rail": 0.32, "pitted rail": 0.9, "loose carriage": 0.55},
-        snr_db=8.0, shift=0.3,
+        {"dry rail": 0.25, "pitted rail": 0.7, "loose carriage": 0.45},
+        snr_db=8.0, shift=0.15,
     ),
     "bearing": Kind(
         bearing,

@@ -8,7 +8,6 @@ Conventions
 Scores: higher is more anomalous. AUC and pAUC as fractions, chance 0.5. Levels in dB re full scale, times in s, frequencies in Hz.
 Colours are Okabe and Ito's (doi 10.1038/nmeth.1618); none carries meaning alone: systems also differ by marker and line style, domains
 and labels by side, marker or hatch. Vector graphics for curves, pixels for spectrograms and clouds. What is not available is written.
-Table columns: `checks.CLIP_COLUMNS`, `checks.SCORE_COLUMNS`, `checks.METRIC_COLUMNS`.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 from sklearn.metrics import roc_curve
 
 from asdlib import checks, tables
@@ -43,7 +43,7 @@ DOMAIN_COLOURS = {"source": BLUE, "target": ORANGE, "unknown": GREY}
 STYLE = {
     "font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9, "hatch.linewidth": 0.7,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#DDDDDD", "axes.axisbelow": True,
-    "legend.frameon": False, "figure.dpi": 96, "savefig.dpi": 192, "text.parse_math": False, "svg.hashsalt": "asdlib",
+    "legend.frameon": False, "figure.dpi": 96, "savefig.dpi": 120, "hatch.color": BLACK, "text.parse_math": False, "svg.hashsalt": "asdlib",
 }  # fmt: skip
 Colours = Literal["magma", "twilight", "PuOr"]
 WIDTH = 8.6  # inches; the text column of a report
@@ -238,7 +238,7 @@ def losses(history: pd.DataFrame, label: str = "mean squared error") -> Plot:
     axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
     if (history["loss"] > 0).all() and history["loss"].max() > 5 * history["loss"].min():
         axes[0, 0].set_yscale("log")
-        axes[0, 0].yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
+        axes[0, 0].yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter())
     axes[0, 0].legend()
     return figure
 

@@ -45,7 +45,7 @@ from scipy.stats import qmc
 from asdlib import checks, config
 from asdlib.mechanisms import MACHINES, Take, coloured, constants, rms, stream, through
 
-LEVEL_DB = (-40.0, -32.0)  # RMS of a clip re full scale, drawn uniformly: 32 dB and more are left for the peaks
+LEVEL_DB = (-42.0, -34.0)  # RMS of a clip re full scale, drawn uniformly: 34 dB and more are left for the peaks
 LEAD_S = 0.15  # rendered before the clip starts and cut off, so that rooms and resonances have built up
 MIC_DB, TARGET_DB, PLACE_DB = 2.0, 1.0, 0.7  # standard deviations at knots an octave apart: microphone, target's other one, placing
 TARGET_COLOUR = 0.12  # steeper by 20 dB x this per decade of frequency

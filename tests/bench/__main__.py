@@ -1,0 +1,16 @@
+"""Benchmarks: ratios against plain references timed in the same run, interleaved. Nothing here asserts a time.
+
+    python -m tests.bench [NAME ...]        from the project's root; no name: all
+"""
+
+import sys
+
+from tests.bench import autoencoder
+
+BENCHES = {"autoencoder": autoencoder.main}
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or BENCHES:
+        if name not in BENCHES:
+            sys.exit(f"unknown benchmark {name!r}; known: {', '.join(BENCHES)}")
+        BENCHES[name]()
