@@ -319,7 +319,7 @@ MACHINES = {
         {"teeth": (17, 29), "wheel_teeth": (41, 59), "rolling": (0.5, 0.8), "rolling_hz": (900.0, 1600.0),
          "body_hz": ((350.0, 600.0), (900.0, 1500.0), (2000.0, 2800.0), (3500.0, 5000.0))},
         {"source": {"spd": ("20", "25", "30", "35"), "load": ("20", "80")}, "target": {"spd": ("22", "33"), "load": ("50",)}},
-        {"broken tooth": 0.22, "eccentric": 0.31, "bearing": 0.22},
+        {"broken tooth": 0.19, "eccentric": 0.27, "bearing": 0.19},
         snr_db=8.0, shift=0.75,
     ),
     "valve": Kind(
@@ -335,7 +335,7 @@ MACHINES = {
         {"rail_mm": (260.0, 340.0), "rest_s": (0.1, 0.25), "lead_mm": (9.0, 12.0), "ball_mm": (3.0, 5.0), "motor": (0.8, 1.2),
          "friction_hz": (1200.0, 2500.0), "body_hz": ((300.0, 600.0), (900.0, 1800.0), (2500.0, 4500.0))},
         {"source": {"vel": ("300", "450", "600", "900"), "ac": ("0.10", "0.30")}, "target": {"vel": ("380", "750"), "ac": ("0.20",)}},
-        {"dry rail": 0.25, "pitted rail": 0.7, "loose carriage": 0.45},
+        {"dry rail": 0.21, "pitted rail": 0.6, "loose carriage": 0.38},
         snr_db=8.0, shift=0.15,
     ),
     "bearing": Kind(

@@ -18,7 +18,8 @@ A fault is a difference added to the healthy sound, from a random stream of its 
 severity 0 it is exactly nothing, so that the anomalies are draws of the normal distribution. At 1 the official
 autoencoder finds it about as hard as recorded machines, at 3 it is blatant. A normal clip of the target scores higher
 than one of the source with most detectors: at severity 0 the AUC of each domain by itself and of all clips together is
-0.5, while the official AUC_source and AUC_target (anomalies of both domains) lie a little above and below it.
+0.5, while the official AUC_source and AUC_target (anomalies of both domains) lie a little above and below it. What differs
+between clips (noise level, placing, roughness, level) is drawn as Latin hypercubes of 25 clips: fair in small test sets too.
 
 The level of a clip is drawn anew for every clip, after the fault: it tells nothing about label, domain or attributes.
 

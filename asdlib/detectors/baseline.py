@@ -5,6 +5,7 @@ Sources: SYSTEM 6, FACTS F5. Notebook: 03_baseline.
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from asdlib.detectors.context import Context, Scores, frames_of
 from asdlib.models.autoencoder import Autoencoder, Vectors
 
 SMALLEST_DB = 1e-3  # a feature that varies less is as good as constant
-EVAL_VECTORS = 8192  # per block of the scoring pass: 21 MB of input
+EVAL_CLIPS, EVAL_VECTORS = 64, 4096  # per block of the scoring pass: 10 MB of log-mel, 10 MB of vectors
 
 
 class NearestNeighbour:
@@ -93,60 +94,63 @@ class AutoencoderBaseline:
         """Train on all training clips and on each of the folds; on the CPU one training per core, each with one thread."""
         s, context = self.settings, self.context
         self.train_rows = train_rows
-        self.fold = fold_of(context.store.clips["domain"].to_numpy()[train_rows], s.folds)
-        parts = [train_rows] + [train_rows[self.fold != number] for number in range(self.fold.max() + 1)]
-        nets = []
-        for number in range(len(parts)):  # one after another: weights are drawn from torch's global generator
-            with training.seeded_init(context.seed, number):
-                nets.append(Autoencoder(s).to(context.device))
+        domain = np.where(context.store.clips["domain"].to_numpy()[train_rows] == "target", "target", "source")
+        self.fold = fold_of(domain, s.folds)
+        vectors = Vectors(*self._mel(train_rows), s.frames)
+        work = []
         with ThreadPoolExecutor(1 if context.device.type == "cuda" else training.cores()) as pool:
-            work = [pool.submit(self._train, net, part, number) for number, (net, part) in enumerate(zip(nets, parts)) if len(part)]
+            for number in range(self.fold.max() + 2):  # 0: all clips
+                seen = self.fold != number - 1
+                if seen.any():
+                    with training.seeded_init(context.seed, number):  # here: weights are drawn from torch's global generator
+                        net = Autoencoder(s).to(context.device)
+                    work.append(pool.submit(self._train, net, vectors, np.where(seen, domain, ""), number))
             (self.net, self.precisions, self.history), *self.by_fold = [job.result() for job in work]
 
-    def _train(self, net: Autoencoder, rows: np.ndarray, fold: int) -> tuple[Autoencoder, dict[str, np.ndarray], pd.DataFrame]:
-        """Train one network (fold 0: on all clips) and measure the residual covariances of each domain."""
+    def _train(
+        self, net: Autoencoder, vectors: Vectors, domain: np.ndarray, number: int
+    ) -> tuple[Autoencoder, dict[str, np.ndarray], pd.DataFrame]:
+        """Train one network and measure the residual covariances. domain : of each clip, "" for those that it must not see."""
         torch.set_num_threads(1)  # a thread has its own count
-        s, context = self.settings, self.context
-        vectors = Vectors(*self._mel(rows), s.frames)
-        split = training.generator_for(context.seed, fold, device=context.device)
-        order = torch.randperm(len(vectors), generator=split, device=context.device)
-        n_kept = min(len(vectors) - 1, round(s.holdout * len(vectors)))
+        s, context, device = self.settings, self.context, vectors.clip.device
+        seen = torch.as_tensor(domain != "", device=device)[vectors.clip].nonzero()[:, 0]
+        split = training.generator_for(context.seed, number, device=device)
+        order = seen[torch.randperm(len(seen), generator=split, device=device)]
+        n_kept = min(len(seen) - 1, round(s.holdout * len(seen)))
         kept, used = order[:n_kept], order[n_kept:]
-        machine = context.store.clips["machine"].iloc[rows[0]]
+        machine = context.store.clips["machine"].iloc[self.train_rows[0]]
         history = training.fit(
             net,
-            lambda generator: (vectors[used[index]] for index in training.shuffled_batches(len(used), s.batch, generator, context.device)),
+            lambda generator: (vectors[used[index]] for index in training.shuffled_batches(len(used), s.batch, generator, device)),
             torch.optim.Adam(net.parameters(), lr=s.lr, fused=True),
             epochs=s.epochs,
             seed=context.seed,
-            what=f"autoencoder {machine}" + (f", fold {fold} of {s.folds}" if fold else ""),
-            checkpoint=context.folder and context.folder / f"checkpoint{fold}.pt",
+            what=f"autoencoder {machine}" + (f", fold {number} of {s.folds}" if number else ""),
+            checkpoint=context.folder and context.folder / f"checkpoint{number}.pt",
             evaluate=(lambda: {"held_out": self._error(net, vectors, kept)}) if n_kept else None,
         )
-        return net, self._precisions(net, vectors, used, rows), history
+        return net, self._precisions(net, vectors, used, domain), history
 
     def _error(self, net: Autoencoder, vectors: Vectors, index: torch.Tensor) -> float:
         """Mean squared error over some vectors."""
-        sums = [(vectors[part] - net(vectors[part])).square().mean(1).sum() for part in index.split(EVAL_VECTORS)]
+        sums = [(x - net(x)).square().mean(1).sum() for x in (vectors[part] for part in index.split(EVAL_VECTORS))]
         return float(torch.stack(sums).sum()) / len(index)
 
     @torch.inference_mode()
-    def _precisions(self, net: Autoencoder, vectors: Vectors, used: torch.Tensor, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Inverse residual covariance per domain, from the vectors trained on: batch means removed batch by batch, as the official code does.
-
-        A domain without training clips takes the other's (the official rule).
+    def _precisions(self, net: Autoencoder, vectors: Vectors, used: torch.Tensor, domain: np.ndarray) -> dict[str, np.ndarray]:
+        """Inverse residual covariance per domain, from the vectors trained on: batch means removed batch by batch, as the
+        official code does. A domain without training clips takes the other's (the official rule).
         """
-        s, domain = self.settings, self.context.store.clips["domain"].to_numpy()[rows]
+        s = self.settings
         names = [name for name in ("source", "target") if (domain == name).any()]
-        code = torch.as_tensor(np.array([names.index(name) for name in domain]), device=vectors.clip.device)[vectors.clip]
-        moments = torch.zeros(len(names), s.n_mels, s.n_mels, dtype=torch.float64, device=code.device)
-        generator = training.generator_for(self.context.seed, s.epochs, device=code.device)
-        for part in training.shuffled_batches(len(used), s.batch, generator, code.device):
-            index = used[part]
-            x = vectors[index]
+        code = torch.as_tensor(np.array([names.index(name) if name else -1 for name in domain]), device=used.device)[vectors.clip]
+        moments = torch.zeros(len(names), s.n_mels, s.n_mels, dtype=torch.float64, device=used.device)
+        generator = training.generator_for(self.context.seed, s.epochs, device=used.device)
+        for part in training.shuffled_batches(len(used), s.batch, generator, used.device):
+            x = vectors[used[part]]
             residual = (x - net(x)).view(len(x), s.frames, s.n_mels)
             for i in range(len(names)):
-                rows_of = residual[code[index] == i].reshape(-1, s.n_mels).double()
+                rows_of = residual[code[used[part]] == i].reshape(-1, s.n_mels).double()
                 if len(rows_of):
                     rows_of = rows_of - rows_of.mean(0)
                     moments[i] += rows_of.T @ rows_of
@@ -155,46 +159,44 @@ class AutoencoderBaseline:
         return {name: found.get(name, next(iter(found.values()))) for name in ("source", "target")}
 
     @torch.inference_mode()
+    def _residuals(self, net: Autoencoder, precisions: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Means over each clip's vectors: `error` (clips,), `residual` (clips, n_mels), and per domain the quadratic form per frame (clips,)."""
+        s, device = self.settings, self.context.device
+        matrices = {name: torch.as_tensor(value, dtype=torch.float32, device=device) for name, value in precisions.items()}
+        widths = {"error": 1, "residual": s.n_mels} | dict.fromkeys(matrices, 1)
+        sums = {name: torch.zeros(len(rows), width, dtype=torch.float64, device=device) for name, width in widths.items()}
+        for block in np.array_split(np.arange(len(rows)), math.ceil(len(rows) / EVAL_CLIPS)):
+            vectors = Vectors(*self._mel(rows[block]), s.frames)
+            clip = vectors.clip + int(block[0])
+            for index in torch.arange(len(vectors), device=device).split(EVAL_VECTORS):
+                x = vectors[index]
+                gap = x - net(x)
+                bands = gap.view(len(x), s.frames, s.n_mels)
+                values = {"error": gap.square().mean(1, keepdim=True), "residual": bands.mean(1)}
+                if s.mahala == "per_frame":
+                    values |= {name: ((bands @ matrix) * bands).sum(2).mean(1, keepdim=True) for name, matrix in matrices.items()}
+                for name, value in values.items():
+                    sums[name].index_add_(0, clip[index], value.double())
+            count = torch.bincount(vectors.clip).double()[:, None]
+            for value in sums.values():
+                value[block[0] : block[-1] + 1] /= count
+        return {name: value.squeeze(1).cpu().numpy() if value.shape[1] == 1 else value.cpu().numpy() for name, value in sums.items()}
+
     def _score(self, net: Autoencoder, precisions: dict[str, np.ndarray], rows: np.ndarray) -> Scores:
-        s = self.settings
-        vectors = Vectors(*self._mel(rows), s.frames)
-        error, residual, form = [], [], {name: [] for name in precisions}
-        matrices = {name: torch.as_tensor(value, dtype=torch.float32, device=self.context.device) for name, value in precisions.items()}
-        for index in torch.arange(len(vectors), device=vectors.clip.device).split(EVAL_VECTORS):
-            x = vectors[index]
-            gap = x - net(x)
-            error.append(gap.square().mean(1))
-            bands = gap.view(len(x), s.frames, s.n_mels)
-            residual.append(bands.mean(1))
-            if s.mahala == "per_frame":
-                for name, matrix in matrices.items():
-                    form[name].append(((bands @ matrix) * bands).sum(2).mean(1))
-        clip = vectors.clip.cpu().numpy()
-        mean_error = scoring.to_clips(torch.cat(error).cpu().numpy(), clip, len(rows))
-        if s.mahala == "per_frame":
-            distance = {name: scoring.to_clips(torch.cat(values).cpu().numpy(), clip, len(rows)) for name, values in form.items()}
-        else:
-            all_residuals = torch.cat(residual).cpu().numpy().astype(np.float64)
-            mean_residual = np.stack([scoring.to_clips(column, clip, len(rows)) for column in all_residuals.T], axis=1)
-            distance = {name: scoring.mahalanobis(mean_residual, matrix) for name, matrix in precisions.items()}
+        means = self._residuals(net, precisions, rows)
+        form = {name: scoring.mahalanobis(means["residual"], matrix) for name, matrix in precisions.items()}
+        if self.settings.mahala == "per_frame":
+            form = {name: means[name] for name in precisions}
         return {
-            ("baseline_mse", "score"): mean_error,
-            ("baseline_mahala", "score"): np.minimum(distance["source"], distance["target"]),
-            ("baseline_mahala", "source"): distance["source"],
-            ("baseline_mahala", "target"): distance["target"],
+            ("baseline_mse", "score"): means["error"],
+            ("baseline_mahala", "score"): np.minimum(form["source"], form["target"]),
+            ("baseline_mahala", "source"): form["source"],
+            ("baseline_mahala", "target"): form["target"],
         }
 
     def embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean residual of each clip per band, dB: float32 (clips, n_mels), and one item per clip."""
-        vectors = Vectors(*self._mel(rows), self.settings.frames)
-        made = np.zeros((len(rows), self.settings.n_mels))
-        with torch.inference_mode():
-            for index in torch.arange(len(vectors), device=vectors.clip.device).split(EVAL_VECTORS):
-                x = vectors[index]
-                gap = (x - self.net(x)).view(len(x), self.settings.frames, -1).mean(1)
-                np.add.at(made, vectors.clip[index].cpu().numpy(), gap.cpu().numpy())
-        counts = np.bincount(vectors.clip.cpu().numpy(), minlength=len(rows))
-        return (made / counts[:, None]).astype(np.float32), np.arange(len(rows))
+        return self._residuals(self.net, {}, rows)["residual"].astype(np.float32), np.arange(len(rows))
 
     def scores(self, rows: np.ndarray) -> Scores:
         """Both scores of clips that are not training clips, and the two distances behind the selective one."""

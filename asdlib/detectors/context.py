@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from asdlib.audio import Store
 
 Scores = dict[tuple[str, str], np.ndarray]  # (system, component): one value per clip, higher = more anomalous
 
-BATCH_SAMPLES = 4_000_000  # of waveform that become features at once: 16 MB, some 25 clips of 10 s
+BATCH_SAMPLES = 1_600_000  # of waveform that become features at once: 6 MB, ten clips of 10 s, some 50 MB of spectra
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,14 @@ def frames_of(context: Context, rows: np.ndarray, feature: Callable[[torch.Tenso
     returns : float32 (frames of all clips, bands) on the device, and the frames of each clip
     """
     samples = context.store.clips["samples"].to_numpy()[rows]
-    blocks: dict[int, torch.Tensor] = {}
-    for size in np.unique(samples):
-        where = np.flatnonzero(samples == size)
-        step = max(1, BATCH_SAMPLES // int(size))
-        for start in range(0, len(where), step):
-            part = where[start : start + step]
-            made = feature(context.store.audio(rows[part], device=context.device))
-            blocks.update(zip(part.tolist(), made))
-    parts = [blocks[i] for i in range(len(rows))]
-    return torch.cat(parts), [len(part) for part in parts]
+    sizes, which = np.unique(samples, return_inverse=True)
+    shapes = [feature(torch.zeros(1, int(size), device=context.device)).shape[1:] for size in sizes]
+    lengths = np.array([shape[0] for shape in shapes])[which]
+    ends = np.cumsum(lengths)
+    out = torch.empty(int(ends[-1]), shapes[0][1], device=context.device)  # one tensor, filled in place: no second copy
+    for number, size in enumerate(sizes):
+        where = np.flatnonzero(which == number)
+        for part in np.array_split(where, math.ceil(len(where) * int(size) / BATCH_SAMPLES)):
+            for clip, made in zip(part, feature(context.store.audio(rows[part], device=context.device))):
+                out[ends[clip] - lengths[clip] : ends[clip]] = made
+    return out, lengths.tolist()
