@@ -78,7 +78,8 @@ class AutoencoderBaseline:
     """The official autoencoder: `baseline_mse` and `baseline_mahala` (selective Mahalanobis).
 
     The score of a test clip comes from a network trained on all training clips. A training clip would look too normal
-    to that network, so it is scored by one trained on the other folds (stratified by domain), covariances included.
+    to that network, so it is scored by one trained on the other folds (stratified by domain) for as many steps, covariances
+    included.
     """
 
     def __init__(self, context: Context):
@@ -123,7 +124,7 @@ class AutoencoderBaseline:
             net,
             lambda generator: (vectors[used[index]] for index in training.shuffled_batches(len(used), s.batch, generator, device)),
             torch.optim.Adam(net.parameters(), lr=s.lr, fused=True),
-            epochs=s.epochs,
+            epochs=round(s.epochs * len(vectors) / len(seen)),  # as many steps on fewer clips: scores of one scale
             seed=context.seed,
             what=f"autoencoder {machine}" + (f", fold {number} of {s.folds}" if number else ""),
             checkpoint=context.folder and context.folder / f"checkpoint{number}.pt",
