@@ -189,7 +189,7 @@ def test_training_clips_are_scored_by_networks_that_never_saw_them(context):
     first = np.flatnonzero(detector.fold == 0)
     net, precisions, _ = detector.by_fold[0]
     np.testing.assert_array_equal(by_fold["baseline_mse", "score"][first], detector._score(net, precisions, train[first])["baseline_mse", "score"])
-    assert len(detector.history) == 2 and [len(history) for _, _, history in detector.by_fold] == [4, 4]  # as many steps on half the clips
+    assert len(detector.history) == 2 and all(len(history) in (4, 5) for _, _, history in detector.by_fold)  # as many steps
     assert not np.array_equal(by_fold["baseline_mse", "score"], detector.scores(train)["baseline_mse", "score"])
 
 
