@@ -87,8 +87,8 @@ def constants(kind: str, name: str, seed: int) -> dict:
 def drift(take: Take, per_s: float = 2.0) -> np.ndarray:
     """A slow random course with standard deviation near 1, (n,): random knots, `per_s` of them a second, joined by lines."""
     knots = int(np.ceil(take.n / take.rate * per_s)) + 2
-    start = take.rng.uniform()
-    return 1.2 * np.interp(np.arange(take.n) * per_s / take.rate + start, np.arange(knots), take.rng.standard_normal(knots))
+    at = np.arange(take.n) * per_s / take.rate + take.rng.uniform()
+    return 1.2 * np.interp(at, np.arange(knots), take.rng.standard_normal(knots))
 
 
 def turn(take: Take, speed: float, wander: float) -> np.ndarray:
@@ -206,8 +206,7 @@ def valve(take: Take) -> tuple[np.ndarray, np.ndarray]:
     c, f = take.constants, take.f
     period = c["cycle_s"] * take.rate
     steps = np.array(PATTERNS[take.attributes["pat"]])
-    count = int(take.n / period) + 2
-    events = (np.arange(count)[:, None] - take.rng.uniform() + steps[None]) * period
+    events = (np.arange(int(take.n / period) + 2)[:, None] - take.rng.uniform() + steps[None]) * period
     at = (events + take.rng.normal(0, 0.004 * take.rate, events.shape)).astype(int)
     force = np.where(np.arange(len(steps)) % 2 == 0, 1.0, c["shut"])[None] * take.rng.uniform(0.8, 1.2, events.shape)
     pressure = 0.6 + 0.8 * take.roughness
@@ -226,9 +225,11 @@ def valve(take: Take) -> tuple[np.ndarray, np.ndarray]:
     healthy = clicks(force)
     fault = np.zeros(take.n)
     if take.fault == "missing click":  # some strokes fail: the armature sticks and hums instead
-        stuck = np.where(take.flaw.uniform(size=at.shape) < take.depth, force, 0.0)
+        inside = (at >= 0) & (at < take.n)
+        turn_to_fail = np.argsort(np.argsort(take.flaw.uniform(size=at.size) + ~inside.ravel())).reshape(at.shape)
+        stuck = force * np.clip(take.depth * inside.sum() - turn_to_fail, 0.0, 1.0)  # depth is how many fail, not how much
         hum = cycle(100 / take.rate * np.arange(take.n), np.arange(1, 13), np.arange(1, 13) ** -0.5, take.flaw.uniform(size=12))
-        fault = (0.4 * hum * puff(stuck) - clicks(stuck)) / max(take.depth, 1e-9)  # depth is how many fail, not how much
+        fault = (0.4 * hum * puff(stuck) - clicks(stuck)) / max(take.depth, 1e-9)
     elif take.fault == "leak":  # air goes all the time, more or less as the seat wears
         fault = coloured(take.flaw, hump(f, take.flaw.uniform(0.8, 1.25) * c["hiss_hz"], 0.6), take.n)
     elif take.fault == "chatter":  # the armature strikes again and again before it rests
@@ -263,8 +264,7 @@ def slider(take: Take) -> tuple[np.ndarray, np.ndarray]:
     ends = np.concatenate([passes(clock / period), passes((clock - lasts) / period)])
     body = resonances(f, c["body_hz"], 8.0, floor=0.3)
     knocks = impulses(take.n, ends, 40.0 * ac**0.5 * take.rng.uniform(0.8, 1.2, len(ends)))
-    running = np.minimum(rel, 1.0) ** 0.5
-    healthy = through((motor + 0.5 * balls) * running + 1.5 * friction * rel + knocks, body)
+    healthy = through((motor + 0.5 * balls) * np.minimum(rel, 1.0) ** 0.5 + 1.5 * friction * rel + knocks, body)
     fault = np.zeros(take.n)
     if take.fault == "dry rail":  # without oil the carriage sticks and slips: a squeal while it is fast
         squeal = coloured(take.flaw, resonances(f, take.flaw.uniform(1800, 4200, 2), 40.0), take.n)
@@ -312,7 +312,7 @@ MACHINES = {
          "body_hz": ((250.0, 500.0), (900.0, 1500.0), (2200.0, 3600.0))},
         {},
         {"imbalance": 0.17, "rubbing": 0.62, "bearing": 0.25},
-        snr_db=6.0, shift=0.35,
+        snr_db=6.0, shift=0.45,
     ),
     "gearbox": Kind(
         gearbox,
