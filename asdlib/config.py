@@ -47,7 +47,7 @@ class Data:
 class Synthetic:
     """Machines made from physics, for studies without recordings."""
 
-    machines: tuple[str, ...] = setting(("fan", "gearbox", "valve", "slider"), "which of the modelled machines")
+    machines: tuple[str, ...] = setting(("fan", "gearbox", "valve", "slider"), "which of the modelled machines; NAME:KIND gives one another name")
     train_source: int = setting(90, "normal training clips per machine, source domain", 0, 100000)
     train_target: int = setting(10, "normal training clips per machine, target domain", 0, 100000)
     test: int = setting(25, "test clips per machine, domain and label", 0, 100000)
