@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import resource
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,10 +40,13 @@ def code_digest() -> str:
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions behind an artefact: Python, libraries, the package, its commit and source digest."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=CLONE, capture_output=True, text=True)
+    try:
+        git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=CLONE, capture_output=True, text=True).stdout
+    except OSError:  # no git on this machine
+        git = ""
     found = {"python": platform.python_version(), "asdlib": importlib.metadata.version("asdlib")}
     found |= {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return found | {"commit": git.stdout.strip() or "unknown", "source": code_digest()}
+    return found | {"commit": git.strip() or "unknown", "source": code_digest()}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -77,10 +79,15 @@ def finished(folder: Path, digest: str) -> bool:
 
 
 def begin(folder: Path, digest: str) -> None:
-    """An empty folder for this digest; what was begun for the same digest stays, so that checkpoints are used."""
+    """A folder without files for this digest; what was begun for the same digest stays, so that checkpoints are used.
+
+    Folders inside it carry a digest of their own and are left alone.
+    """
     marker = folder / "BEGUN"
-    if not marker.is_file() or marker.read_text(encoding="utf-8") != digest:
-        shutil.rmtree(folder, ignore_errors=True)
+    if folder.is_dir() and (not marker.is_file() or marker.read_text(encoding="utf-8") != digest):
+        for path in folder.iterdir():
+            if not path.is_dir():
+                path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "DONE").unlink(missing_ok=True)
     write_text(marker, digest)
@@ -91,8 +98,9 @@ def seal(folder: Path, digest: str, manifest: dict) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     manifest = manifest | {"versions": versions(), "peak_memory_mb": round(peak), "finished": datetime.datetime.now().isoformat(timespec="seconds")}
     write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
-    for leftover in [*folder.glob("checkpoint*.pt"), *folder.glob(".*"), folder / "BEGUN"]:
-        leftover.unlink(missing_ok=True)
+    for leftover in [*folder.glob("checkpoint*.pt"), *folder.glob(".*"), folder / "failed.ipynb", folder / "BEGUN"]:
+        if not leftover.is_dir():
+            leftover.unlink(missing_ok=True)
     files = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file() and path.name != "DONE"}
     write_text(folder / "DONE", json.dumps({"digest": digest, "files": files}))
 
@@ -103,7 +111,8 @@ def guarded(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise checks.Refusal(f"{error.filename or folder}: {error.strerror}; free space or choose a folder you may write with --home") from error
+        what = f"{error.filename or folder}: {error.strerror or error}"
+        raise checks.Refusal(f"{what}; free space or choose a folder you may write with --home") from error
 
 
 @contextlib.contextmanager
@@ -115,6 +124,6 @@ def locked(folder: Path) -> Iterator[None]:
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        except OSError as error:
             raise checks.Refusal(f"{folder}: another run of this study is at work; wait for it or stop it") from error
         yield

@@ -19,18 +19,21 @@ import pandas as pd
 
 from asdlib import artefacts, audio, checks, clips, config, report, synthetic
 from asdlib.execute import run_study
-from asdlib.study import open_run
+from asdlib.study import jobs, open_run, stage_of
 
 
 def _run(args: argparse.Namespace) -> None:
     overrides = list(args.set)
     if args.data_root:
-        overrides.append("data.roots=" + json.dumps([str(Path(root).resolve()) for root in args.data_root]))
+        overrides.append("data.roots=" + json.dumps([str(Path(root).resolve()) for root in args.data_root], ensure_ascii=False))
     if args.machines:
         overrides.append("data.machines=" + json.dumps([name.strip() for name in args.machines.split(",")]))
     if args.device:
         overrides.append(f"device={json.dumps(args.device)}")
     study = str(Path(args.study).resolve()) if args.study.endswith(".toml") else args.study
+    only = args.stages.split(",") if args.stages else []
+    for name in only:
+        stage_of(name)
     run = open_run(study, overrides, args.home)
     print(f"study {run.cfg.name}, device {run.device.type}, run folder {run.folder}")
     with artefacts.locked(run.folder), artefacts.guarded(run.folder):
@@ -41,10 +44,10 @@ def _run(args: argparse.Namespace) -> None:
         print(f"left out: {row.path}: {row.reason}")
     if len(left_out) > 5:
         print(f"left out: {len(left_out) - 5} more; all are in the report")
-    executed = run_study(run, study, overrides, args.stages.split(",") if args.stages else ())
+    executed = run_study(run, study, overrides, only)
     if not executed:
         print("nothing to do: everything is up to date")
-    if (run.folder / "metrics.csv").is_file() and (run.reports / "index.html").is_file():
+    if run.finished(*jobs(run)[-1]):
         print(report.metrics_text(pd.read_csv(run.folder / "metrics.csv")))
         print(f"report {run.reports / 'index.html'}")
 

@@ -37,6 +37,7 @@ class Data:
     """Which recordings, and how they are decoded."""
 
     roots: tuple[str, ...] = setting((), "folders that hold <machine>/train and <machine>/test; none: the [synthetic] machines are made")
+    recorded: bool = setting(False, "refuse to run without data roots instead of making synthetic recordings")
     machines: tuple[str, ...] = setting((), "machines to use; none: all that are found")
     sample_rate: int = setting(16000, "Hz (R 4.2)", 1000, 192000)
     resample: bool = setting(False, "resample other rates on load; otherwise such clips are left out and reported")

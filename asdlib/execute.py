@@ -69,7 +69,7 @@ def run_study(run: Run, study: str, overrides: Sequence[str], only: Sequence[str
             folder, digest = run.stage_folder(stage, seed, machine), run.digest(stage, seed, machine)
             label = " ".join(filter(None, [stage.notebook, machine, f"seed {seed}" if stage.per_seed and len(run.cfg.seeds) > 1 else ""]))
             gathers = stage is jobs(run)[-1][0]
-            if artefacts.finished(folder, digest) and not (gathers and upstream_changed):
+            if run.finished(stage, seed, machine) and not (gathers and upstream_changed):
                 continue
             say(f"[{number}/{len(todo)}] {label}")
             began = time.perf_counter()
@@ -81,8 +81,9 @@ def run_study(run: Run, study: str, overrides: Sequence[str], only: Sequence[str
             artefacts.seal(folder, digest, facts | {"device": run.device.type, "data": run.store.fingerprint})
             executed, upstream_changed = executed + 1, True
             say(f"[{number}/{len(todo)}] {label}: {facts['seconds']:.0f} s, {time.perf_counter() - started:.0f} s in all")
-        for stage, seed, machine in todo if executed else []:
-            export(run, stage, seed, machine)
+        for stage, seed, machine in todo:
+            if executed or not page_of(run, stage, seed, machine).is_file():
+                export(run, stage, seed, machine)
     return executed
 
 
@@ -101,16 +102,24 @@ def _execute(stage: Stage, folder: Path, parameters: dict, label: str) -> None:
         )
     except PapermillExecutionError as error:
         if error.ename == "Refusal":
-            raise checks.Refusal(error.evalue) from error
+            raise checks.Refusal(f"{label}: {error.evalue}") from error
         raise checks.Refusal(f"{label} failed with {error.ename}: {error.evalue}; see {beside}") from error
+    except RuntimeError as error:  # the kernel died or never came up
+        advice = "most likely for want of memory; free some or use fewer or shorter clips, then give the same command again"
+        raise checks.Refusal(f"{label}: its kernel ended from outside ({type(error).__name__}), {advice}") from error
     os.replace(beside, out)
+
+
+def page_of(run: Run, stage: Stage, seed: int, machine: str) -> Path:
+    """Where a notebook's page lies in the report."""
+    name = "_".join(filter(None, [stage.notebook, machine, f"seed{seed}" if stage.per_seed else ""]))
+    return run.reports / ("index.html" if stage.notebook == "09_report" else f"{name}.html")
 
 
 def export(run: Run, stage: Stage, seed: int, machine: str) -> Path:
     """The executed notebook as a page of the report: the last stage as index.html, the others beside it."""
     folder = run.stage_folder(stage, seed, machine)
-    name = "_".join(filter(None, [stage.notebook, machine, f"seed{seed}" if stage.per_seed else ""]))
-    page = run.reports / ("index.html" if stage.notebook == "09_report" else f"{name}.html")
+    page = page_of(run, stage, seed, machine)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     title = nbformat.read(folder / "notebook.ipynb", 4).cells[0].source.splitlines()[0].lstrip("# ")
     footer = {"study": run.cfg.name, "seed": seed, "machine": machine or "all", "device": manifest["device"]}

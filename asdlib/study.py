@@ -82,6 +82,8 @@ class Run:
     @functools.cached_property
     def store(self) -> audio.Store:
         """The recordings, decoded; made on first use and found again after."""
+        if self.synthetic and self.cfg.data.recorded:
+            raise checks.Refusal(f"study {self.cfg.name} is for recordings and none were given; add --data-root DIR")
         if self.synthetic and not self.roots[0].is_dir():
             self.roots[0].parent.mkdir(parents=True, exist_ok=True)
             synthetic.write_tree(self.roots[0], self.cfg.synthetic, self.cfg.data.sample_rate)
@@ -115,9 +117,27 @@ class Run:
         """Digest of everything that shapes a stage: settings, recordings, code, notebook, device, seed, machine."""
         cfg = dataclasses.asdict(self.cfg)
         settings = {name: cfg[name] for name in stage.sections}
+        if not stage.detectors:  # pages that list what is wrong with the recordings
+            settings["problems"] = self.problems.to_json(orient="values")
         book = hashlib.sha256((NOTEBOOKS / f"{stage.notebook}.ipynb").read_bytes()).hexdigest()
         which = (seed if stage.per_seed else None, machine if stage.per_machine else None)
         return config.digest(settings, self.store.fingerprint, artefacts.code_digest(), book, self.device.type, which)
+
+    def detector_digest(self, name: str, seed: int, machine: str) -> str:
+        """Digest of everything that shapes a detector: its settings, recordings, code, device, seed, machine."""
+        settings = dataclasses.asdict(self.cfg)[name]
+        return config.digest(name, settings, self.store.fingerprint, artefacts.code_digest(), self.device.type, seed, machine)
+
+    def finished(self, stage: Stage, seed: int, machine: str = "") -> bool:
+        """True if a stage, its detectors and, for the last one, the study's tables are there and made of what holds now."""
+        folder = self.stage_folder(stage, seed, machine)
+        tables = ("scores.parquet", "metrics.csv", "controls.csv") if stage.notebook == "09_report" else ()
+        return (
+            artefacts.finished(folder, self.digest(stage, seed, machine))
+            and all(artefacts.finished(folder / name, self.detector_digest(name, seed, machine)) for name in stage.detectors)
+            and all((self.folder / name).is_file() for name in tables)
+            and (not tables or all((self.reports / name).is_file() for name in ("summary.md", "report.json")))
+        )
 
     def detect(self, name: str) -> tuple[object, pd.DataFrame, pd.DataFrame]:
         """A detector of this run's machine: fitted now, or loaded if it is finished.
@@ -126,7 +146,7 @@ class Run:
         """
         folder = self.stage_folder(self.stage, self.seed, self.machine) / name
         cfg = dataclasses.asdict(self.cfg)
-        digest = config.digest(name, cfg[name], self.store.fingerprint, artefacts.code_digest(), self.device.type, self.seed, self.machine)
+        digest = self.detector_digest(name, self.seed, self.machine)
         detector = DETECTORS[name](Context(self.cfg, self.store, self.device, self.seed, folder))
         if artefacts.finished(folder, digest):
             detector.load(folder, training_rows(self.clips, self.machine))
@@ -150,13 +170,13 @@ class Run:
         for stage, seed, machine in jobs(self):
             for name in stage.detectors:
                 path = self.stage_folder(stage, seed, machine) / name / "scores.parquet"
-                if (path.parent / "DONE").is_file():
+                if artefacts.finished(path.parent, self.detector_digest(name, seed, machine)):
                     tables.append(pd.read_parquet(path))
                 elif any(SYSTEMS[system] == name for system in self.cfg.systems):
                     missing.append(f"{stage.notebook} of {machine} (seed {seed})")
         if missing or not tables:
             what = ", ".join(dict.fromkeys(missing)) or "every stage"
-            raise checks.Refusal(f"scores are missing of {what}; run `asd run {self.cfg.name}` first")
+            raise checks.Refusal(f"scores are missing of {what}; run `asd run {self.cfg.name}` with these settings first")
         scores = pd.concat(tables, ignore_index=True)
         scores = checks.score_table(scores[scores["system"].isin(self.cfg.systems)].reset_index(drop=True))
         artefacts.write_table(self.folder / "scores.parquet", scores)
@@ -193,6 +213,11 @@ def jobs(run: Run, only: Sequence[str] = ()) -> list[tuple[Stage, int, str]]:
 def open_run(study: str, overrides: Sequence[str] = (), home: str | Path = "", seed: int | None = None) -> Run:
     """Open a study by name (see notebooks/studies) or TOML path; `home` holds runs/ and reports/ (default: the clone)."""
     cfg = config.load(study, overrides)
+    for system in cfg.systems:
+        checks.known_name("system", system, list(SYSTEMS))
+    for name, values in (("seeds", cfg.seeds), ("systems", cfg.systems)):
+        if not values or len(set(values)) < len(values):
+            raise checks.Refusal(f"setting {name}: got {list(values)}, expected at least one value and none twice")
     return Run(cfg, Path(home or artefacts.CLONE).resolve(), cfg.seeds[0] if seed is None else seed)
 
 

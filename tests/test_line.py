@@ -116,7 +116,7 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(finished, tree, tmp_path)
 
 def test_a_report_without_scores_says_what_is_missing(tree, tmp_path):
     result = asd("run", "smoke", "--data-root", tree, "--home", tmp_path, "--stages", "09", "--machines", "gearbox")
-    assert "scores are missing of 03_baseline of gearbox (seed 0); run `asd run smoke` first" in said(result)
+    assert "scores are missing of 03_baseline of gearbox (seed 0); run `asd run smoke` with these settings first" in said(result)
 
 
 @pytest.mark.parametrize(
