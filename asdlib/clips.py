@@ -164,6 +164,9 @@ def _machine_clips(folder: Path, form: str, problems: list) -> Iterator[dict[str
         if place == "test" and _recordings(folder / "test_rename"):
             continue
         for path in recordings:
+            if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+                problems.append((ascii(str(path)), "name is not valid UTF-8, expected readable letters; rename it", True))
+                continue
             row = rows.get(path.stem.rstrip("_"))
             try:
                 clip, ending = _read_name(path.stem, split)

@@ -32,6 +32,7 @@ import torchaudio
 from asdlib import checks, clips
 from asdlib.config import Data
 
+SHORTEST_S = 0.15  # s; below, five frames of the autoencoder do not fit
 FULL_SCALE = 32768
 FLOOR_DB = -120.0
 SILENT_DB = -90.0
@@ -91,6 +92,8 @@ def _read(path: Path, data: Data) -> np.ndarray:
         exact = file.subtype == "PCM_16"
         if frames <= 0:
             raise ValueError("empty, no sample in it; record or download it again")
+        if frames < SHORTEST_S * rate:
+            raise ValueError(f"too short ({frames / rate:.3g} s), expected at least {SHORTEST_S} s; leave it out or record longer clips")
         if rate != data.sample_rate and not data.resample:
             raise ValueError(f"{rate} Hz, expected {data.sample_rate} Hz; set data.resample = true to resample on load")
         if data.channel >= channels:

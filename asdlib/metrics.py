@@ -144,10 +144,17 @@ def table(scores: pd.DataFrame, settings: config.Metrics, seed: int) -> pd.DataF
     scores : score table;  seed : of the bootstrap
     returns : metric table (checks.METRIC_COLUMNS); what is NaN and when is said at the top of this module.  Notebook: 09_report
     """
-    resamples, tables = _Resamples(settings.bootstrap, seed), []
-    for key, blocks in _blocks(checks.score_table(scores)).items():
-        values, boots = (_with_means(part, _counted(blocks)) for part in _evaluate(blocks, settings, resamples))
-        tables.append(_rows(key, [b.machine for b in blocks], np.vstack([values, _interval(boots, settings.confidence)])))
+    resamples, tables, blocks_of = _Resamples(settings.bootstrap, seed), [], _blocks(checks.score_table(scores))
+    for key, part in scores.groupby(["system", "component", "seed"]):
+        machines, blocks = sorted(part["machine"].unique()), blocks_of.get((*key[:2], int(key[2])), [])
+        values, boots = np.full((len(machines), 3), np.nan), np.full((settings.bootstrap, len(machines), 3), np.nan)
+        counted = np.zeros(len(machines), bool)  # a machine without test clips keeps its rows, not available
+        if blocks:
+            where = [machines.index(block.machine) for block in blocks]
+            values[where], boots[:, where] = _evaluate(blocks, settings, resamples)
+            counted[where] = _counted(blocks)
+        columns = np.vstack([_with_means(values, counted), _interval(_with_means(boots, counted), settings.confidence)])
+        tables.append(_rows((key[0], key[1], int(key[2])), machines, columns))
     return _stack(tables, checks.METRIC_COLUMNS)
 
 

@@ -162,10 +162,11 @@ def reasons(table: pd.DataFrame) -> list[str]:
     lines = []
     for machine, row in values.drop(index="all", errors="ignore").iterrows():
         if math.isnan(row["pauc"]):
-            lines.append(f"{machine}: not available, its test clips lack labels, normals or anomalies")
+            lines.append(f"{machine}: not available, no test clips or none with labels of both kinds; it is not counted in all and Ω")
         else:
             lines += [f"{machine}: {METRIC_NAMES[m]} not available, {cause}" for m, cause in causes.items() if math.isnan(row[m])]
-    return [*lines, "Ω: needs AUC source, AUC target and pAUC of every machine"] if lines else lines
+    lacking = "all" in values.index and math.isnan(values.loc["all", "omega"])
+    return [*lines, "Ω: needs AUC source, AUC target and pAUC of every machine that has labelled test clips"] if lacking else lines
 
 
 def claims(table: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:

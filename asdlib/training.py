@@ -10,6 +10,7 @@ Sources: SYSTEM 4, 5, 6; DESIGN 3. Notebooks: 03_baseline, 04_classifier, 05_oev
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from asdlib import checks
@@ -139,7 +140,9 @@ def _save_torch(state: dict, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        torch.save(state, beside)
+        content = io.BytesIO()  # torch words a full disk as an internal error; a plain write does not
+        torch.save(state, content)
+        beside.write_bytes(content.getbuffer())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -164,7 +167,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """Weights as safetensors, written beside and renamed."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, beside)
+        beside.write_bytes(save({name: value.contiguous() for name, value in model.state_dict().items()}))
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

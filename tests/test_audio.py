@@ -17,7 +17,7 @@ from asdlib import audio, checks, clips
 from asdlib.config import Data
 
 RATE = 16000
-LENGTHS = (16000, 16000, 12345, 700)  # two equal, one shorter, one shorter than any segment
+LENGTHS = (16000, 16000, 12345, 2500)  # two equal, one shorter, one shorter than any segment
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_segments_equal_slices_and_tile_short_clips(tree, tmp_path):
 
 def test_the_last_segment_of_the_last_clip_is_within_the_store(tree, tmp_path):
     store = opened(tree, tmp_path)
-    np.testing.assert_array_equal(store.segments([3], [0], 700).numpy()[0] * 32768, tree[2][3])
+    np.testing.assert_array_equal(store.segments([3], [0], 2500).numpy()[0] * 32768, tree[2][3])
     with pytest.raises(IndexError):
         store.segments([4], [0], 10)
 

@@ -359,3 +359,15 @@ def test_recorded_fans():
     assert (part["test"]["source_normal"], part["test"]["source_anomaly"]) == (18, 16)
     with pytest.raises(checks.Refusal, match="10 recordings but no machine folder"):
         clips.index([SHARED / "loose"])
+
+
+def test_a_name_that_is_not_utf8_is_told_and_left_out(tmp_path):
+    folder = tmp_path / "raw" / "fan" / "train"
+    folder.mkdir(parents=True)
+    (folder / "section_00_source_train_normal_0000_noAttribute.wav").write_bytes(b"")
+    odd = os.fsencode(folder) + b"/section_00_source_train_normal_0001_\xff.wav"
+    with open(odd, "wb"):
+        pass
+    table, problems = clips.index([tmp_path / "raw"])
+    assert len(table) == 1 and problems["reason"].str.contains("name is not valid UTF-8").sum() == 1
+    problems.to_json(), json.dumps(clips.summary(table, problems))

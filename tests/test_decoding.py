@@ -69,6 +69,7 @@ def broken(folder: Path) -> dict[str, Path]:
     """One file of each kind that must be left out, named by words its problem must say."""
     files = {"empty file": folder / "zero.wav", "empty, no sample": write(folder / "none.wav", np.zeros(0))}
     files["empty file"].write_bytes(b"")
+    files["too short (0.1 s), expected at least 0.15 s"] = write(folder / "short.wav", np.ones(1600))
     whole = write(folder / "whole.wav", noise()).read_bytes()
     for words, raw, name in (
         ("truncated", whole[:-500], "cut.wav"),

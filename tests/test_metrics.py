@@ -119,6 +119,17 @@ def test_machines_without_labels_have_no_number_and_do_not_count():
     assert only["value"].isna().all() and len(only) == 8
 
 
+def test_a_machine_without_test_clips_keeps_its_rows_and_does_not_count():
+    scores = scored()
+    bare = scores[(scores["machine"] != "fan") | (scores["split"] == "train")]
+    table = metrics.table(bare, SETTINGS, 0)
+    assert table.loc[table["machine"] == "fan", "value"].isna().all() and (table["machine"] == "fan").sum() == 4
+    rest = metrics.table(scores[scores["machine"] == "valve"], SETTINGS, 0)
+    pd.testing.assert_frame_equal(table[table["machine"] != "fan"].reset_index(drop=True), rest)
+    nothing = metrics.table(bare[bare["machine"] == "fan"], SETTINGS, 0)
+    assert len(nothing) == 8 and nothing["value"].isna().all()
+
+
 def test_nothing_scored_gives_an_empty_table_with_columns():
     empty = scored().iloc[:0]
     assert tuple(metrics.table(empty, SETTINGS, 0).columns) == checks.METRIC_COLUMNS

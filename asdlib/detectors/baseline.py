@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from asdlib import checks, features, scoring, training
 from asdlib.detectors.context import Context, Scores, frames_of
@@ -67,7 +67,7 @@ class NearestNeighbour:
 
     def save(self, folder: Path) -> None:
         """The references, as safetensors."""
-        save_file({"train": self.train}, folder / "references.safetensors")
+        (folder / "references.safetensors").write_bytes(save({"train": self.train}))
 
     def load(self, folder: Path, train_rows: np.ndarray) -> None:
         """What `save` wrote."""
@@ -215,7 +215,7 @@ class AutoencoderBaseline:
     def save(self, folder: Path) -> None:
         """Weights and covariances, as safetensors."""
         training.save_weights(self.net, folder / "weights.safetensors")
-        save_file(self.precisions, folder / "precisions.safetensors")
+        (folder / "precisions.safetensors").write_bytes(save(self.precisions))
 
     def load(self, folder: Path, train_rows: np.ndarray) -> None:
         """What `save` wrote."""
