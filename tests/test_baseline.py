@@ -193,6 +193,17 @@ def test_training_clips_are_scored_by_networks_that_never_saw_them(context):
     assert not np.array_equal(by_fold["baseline_mse", "score"], detector.scores(train)["baseline_mse", "score"])
 
 
+def test_a_domain_with_too_few_clips_for_an_inverse_takes_the_covariance_of_the_other(context):
+    cfg = config.Study(autoencoder=config.Autoencoder(epochs=1, n_mels=128, hidden=12, bottleneck=4))
+    wide = Context(cfg, context.store, context.device)
+    clips = context.store.clips
+    train = detectors.machine_rows(clips, "pump", "train")
+    one_target = np.concatenate([train[clips["domain"].iloc[train] == "source"], train[clips["domain"].iloc[train] == "target"][:1]])
+    detector = AutoencoderBaseline(wide)
+    detector.fit(one_target)
+    np.testing.assert_array_equal(detector.precisions["source"], detector.precisions["target"])
+
+
 def test_folds_hold_their_share_of_each_domain():
     domain = np.array(["source"] * 9 + ["target"] * 4)
     fold = fold_of(domain, 2)

@@ -140,7 +140,8 @@ class AutoencoderBaseline:
     @torch.inference_mode()
     def _precisions(self, net: Autoencoder, vectors: Vectors, used: torch.Tensor, domain: np.ndarray) -> dict[str, np.ndarray]:
         """Inverse residual covariance per domain, from the vectors trained on: batch means removed batch by batch, as the
-        official code does. A domain without training clips takes the other's (the official rule).
+        official code does. A domain without training clips takes the other's (the official rule), and so does one with
+        too few for an inverse.
         """
         s = self.settings
         names = [name for name in ("source", "target") if (domain == name).any()]
@@ -156,7 +157,14 @@ class AutoencoderBaseline:
                     rows_of = rows_of - rows_of.mean(0)
                     moments[i] += rows_of.T @ rows_of
         counts = torch.bincount(code[used], minlength=len(names))
-        found = {name: scoring.precision(moments[i].cpu().numpy(), int(counts[i])) for i, name in enumerate(names)}
+        found, refused = {}, None
+        for i, name in enumerate(names):
+            try:
+                found[name] = scoring.precision(moments[i].cpu().numpy(), int(counts[i]))
+            except checks.Refusal as refusal:
+                refused = refusal
+        if not found:
+            raise refused
         return {name: found.get(name, next(iter(found.values()))) for name in ("source", "target")}
 
     @torch.inference_mode()
