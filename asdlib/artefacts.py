@@ -27,6 +27,7 @@ import pandas as pd
 from asdlib import checks
 
 CLONE = Path(__file__).resolve().parent.parent
+HOLDS = "ASDLIB_HOLDS"  # environment: the study folder that this process, or the one that started it, has locked
 LIBRARIES = ("torch", "torchvision", "torchaudio", "numpy", "scipy", "scikit-learn", "pandas", "soundfile", "papermill", "nbconvert")
 
 
@@ -93,10 +94,14 @@ def begin(folder: Path, digest: str) -> None:
     write_text(marker, digest)
 
 
+def peak_memory_mb() -> int:
+    """Largest resident memory of this process so far, MB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
 def seal(folder: Path, digest: str, manifest: dict) -> None:
     """Write manifest.json, drop what was temporary, and write DONE last."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    manifest = manifest | {"versions": versions(), "peak_memory_mb": round(peak), "finished": datetime.datetime.now().isoformat(timespec="seconds")}
+    manifest = manifest | {"versions": versions(), "finished": datetime.datetime.now().isoformat(timespec="seconds")}
     write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
     for leftover in [*folder.glob("checkpoint*.pt"), *folder.glob(".*"), folder / "failed.ipynb", folder / "BEGUN"]:
         if not leftover.is_dir():
@@ -117,7 +122,10 @@ def guarded(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a study for one process; a second one is told so instead of writing into the first one's folders."""
+    """Hold a study for one process and the kernels that it starts; another process is told so instead of writing there too."""
+    if os.environ.get(HOLDS) == str(folder):
+        yield
+        return
     with guarded(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / ".lock", "w")
@@ -126,4 +134,9 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise checks.Refusal(f"{folder}: another run of this study is at work; wait for it or stop it") from error
-        yield
+        before = os.environ.get(HOLDS)
+        os.environ[HOLDS] = str(folder)
+        try:
+            yield
+        finally:
+            os.environ.pop(HOLDS) if before is None else os.environ.update({HOLDS: before})

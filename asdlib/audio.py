@@ -102,6 +102,11 @@ class Store:
                 raise checks.Refusal(f"{self.folder}: samples of {self.clips['clip'][row]} are damaged; delete the folder to decode again")
 
 
+def find_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, data: Data) -> Store | None:
+    """The store of a clip table in `folder` if it is there, whole and of these very recordings; nothing is written. Notebook: 01_data"""
+    return _open(Path(folder), _source(table, problems, data))
+
+
 def open_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, data: Data, threads: int | None = None) -> Store:
     """The store of a clip table in `folder`: opened if it is there, whole and of these very recordings, else decoded.
 
@@ -109,10 +114,10 @@ def open_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, 
     raises : checks.Refusal if no clip is usable or the folder cannot be written; no half store is left. Notebook: 01_data
     """
     folder = Path(folder)
-    source = _source(table, problems, data)
-    store = _open(folder, source)
+    store = find_store(table, problems, folder, data)
     if store is not None:
         return store
+    source = _source(table, problems, data)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".decoding-", dir=folder) as scratch:

@@ -155,6 +155,9 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> Study:
         _put(tree, text)
     tree.setdefault("name", path.stem)
     cfg = from_tree(Study, tree)
+    for root in cfg.data.roots:
+        if not Path(root).is_absolute():
+            raise checks.Refusal(f"setting data.roots: {root!r} is relative; give the whole path, or --data-root DIR on the command line")
     if not cfg.name.replace("_", "").replace("-", "").isalnum():
         raise checks.Refusal(f"setting name: got {cfg.name!r}, expected letters, digits, _ and - only; rename the study")
     return cfg

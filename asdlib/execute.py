@@ -60,6 +60,7 @@ def run_study(run: Run, study: str, overrides: Sequence[str], only: Sequence[str
     raises : checks.Refusal, in a sentence, when a stage cannot be finished
     """
     with artefacts.locked(run.folder), artefacts.guarded(run.folder):
+        _claim(run.folder, study)
         run.reports.mkdir(parents=True, exist_ok=True)
         for machine in run.machines:
             training_rows(run.clips, machine)
@@ -78,13 +79,23 @@ def run_study(run: Run, study: str, overrides: Sequence[str], only: Sequence[str
             _execute(stage, folder, parameters, label)
             artefacts.write_text(folder / "params.json", json.dumps(parameters, indent=1))
             facts = {"stage": stage.notebook, "machine": machine, "seed": seed, "seconds": round(time.perf_counter() - began, 2)}
-            artefacts.seal(folder, digest, facts | {"device": run.device.type, "data": run.store.fingerprint})
+            facts |= {"device": run.device.type, "data": run.store.fingerprint, "settings": config.to_tree(run.cfg)}
+            artefacts.seal(folder, digest, facts)
             executed, upstream_changed = executed + 1, True
             say(f"[{number}/{len(todo)}] {label}: {facts['seconds']:.0f} s, {time.perf_counter() - started:.0f} s in all")
         for stage, seed, machine in todo:
             if executed or not page_of(run, stage, seed, machine).is_file():
                 export(run, stage, seed, machine)
     return executed
+
+
+def _claim(folder: Path, study: str) -> None:
+    """A run folder belongs to one study file; another file of the same name is refused."""
+    owner = folder / "study.txt"
+    if not owner.is_file():
+        artefacts.write_text(owner, study)
+    elif owner.read_text(encoding="utf-8") != study:
+        raise checks.Refusal(f"{folder} holds the study {owner.read_text(encoding='utf-8')}, now {study} came; set another name in the study file")
 
 
 def _execute(stage: Stage, folder: Path, parameters: dict, label: str) -> None:

@@ -84,14 +84,20 @@ class Run:
         """The recordings, decoded; made on first use and found again after."""
         if self.synthetic and self.cfg.data.recorded:
             raise checks.Refusal(f"study {self.cfg.name} is for recordings and none were given; add --data-root DIR")
-        if self.synthetic and not self.roots[0].is_dir():
-            self.roots[0].parent.mkdir(parents=True, exist_ok=True)
-            synthetic.write_tree(self.roots[0], self.cfg.synthetic, self.cfg.data.sample_rate)
-            for old in self.roots[0].parent.iterdir():
-                if old != self.roots[0]:
-                    shutil.rmtree(old, ignore_errors=True)
-        table, problems = clips.index(self.roots, self.cfg.data.machines)
-        return audio.open_store(table, problems, self.folder / "store", self.cfg.data)
+        if not self.synthetic or self.roots[0].is_dir():
+            table, problems = clips.index(self.roots, self.cfg.data.machines)
+            found = audio.find_store(table, problems, self.folder / "store", self.cfg.data)
+            if found is not None:
+                return found
+        with artefacts.locked(self.folder):
+            if self.synthetic and not self.roots[0].is_dir():
+                self.roots[0].parent.mkdir(parents=True, exist_ok=True)
+                synthetic.write_tree(self.roots[0], self.cfg.synthetic, self.cfg.data.sample_rate)
+                for old in self.roots[0].parent.glob("[0-9a-f]" * 16):
+                    if old != self.roots[0]:
+                        shutil.rmtree(old, ignore_errors=True)
+            table, problems = clips.index(self.roots, self.cfg.data.machines)
+            return audio.open_store(table, problems, self.folder / "store", self.cfg.data)
 
     @property
     def clips(self) -> pd.DataFrame:
@@ -152,7 +158,7 @@ class Run:
             detector.load(folder, training_rows(self.clips, self.machine))
             history = pd.read_parquet(folder / "history.parquet") if (folder / "history.parquet").is_file() else pd.DataFrame()
             return detector, pd.read_parquet(folder / "scores.parquet"), history
-        with artefacts.guarded(folder):
+        with artefacts.locked(self.folder), artefacts.guarded(folder):
             artefacts.begin(folder, digest)
             began = time.perf_counter()
             scores = detect(detector, detector.context, self.machine)
@@ -161,7 +167,8 @@ class Run:
                 artefacts.write_table(folder / "history.parquet", detector.history)
             detector.save(folder)
             facts = {"detector": name, "machine": self.machine, "seed": self.seed, "settings": cfg[name], "seconds": time.perf_counter() - began}
-            artefacts.seal(folder, digest, facts | {"device": self.device.type, "data": self.store.fingerprint})
+            facts |= {"device": self.device.type, "data": self.store.fingerprint, "peak_memory_mb": artefacts.peak_memory_mb()}
+            artefacts.seal(folder, digest, facts)
         return detector, scores, detector.history
 
     def collect(self) -> pd.DataFrame:
@@ -191,12 +198,16 @@ class Run:
         return table, controls
 
     def timings(self) -> pd.DataFrame:
-        """Seconds of every finished job: stage, machine, seed, seconds."""
+        """Seconds of every finished job of this study: stage, machine, seed, seconds; and the peak memory of those that train."""
         rows = []
-        for path in sorted(self.folder.glob("**/manifest.json")):
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            if "stage" in facts:
-                rows.append({name: facts[name] for name in ("stage", "machine", "seed", "seconds", "peak_memory_mb")})
+        for stage, seed, machine in jobs(self):
+            folder = self.stage_folder(stage, seed, machine)
+            if not artefacts.finished(folder, self.digest(stage, seed, machine)):
+                continue
+            facts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            inner = [json.loads(path.read_text(encoding="utf-8"))["peak_memory_mb"] for path in folder.glob("*/manifest.json")]
+            peak = str(max(inner)) if inner else ""
+            rows.append((stage.notebook, machine, seed if stage.per_seed else "", facts["seconds"], peak))
         return pd.DataFrame(rows, columns=["stage", "machine", "seed", "seconds", "peak_memory_mb"])
 
 

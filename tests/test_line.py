@@ -132,6 +132,9 @@ def test_a_report_without_scores_says_what_is_missing(tree, tmp_path):
         (["synth", "{tmp}/out", "--machines", "fann"], "did you mean fan?"),
         (["synth", "{tree}"], "raw"),
         (["settings", "autoencodr.epochs"], "did you mean autoencoder.epochs?"),
+        (["run", "smoke", "--set", "seeds=[]"], "setting seeds: got [], expected at least one value and none twice"),
+        (["run", "smoke", "--set", "systems=['baseline_mses']"], "unknown system 'baseline_mses'; did you mean baseline_mse?"),
+        (["run", "smoke", "--set", "data.roots=['tree']"], "setting data.roots: 'tree' is relative"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(words, sentence, tree, tmp_path, capsys):
@@ -185,3 +188,48 @@ def test_index_prints_the_agreed_json(tree, capsys):
     assert fan["test"] == {"source_normal": 4, "source_anomaly": 4, "target_normal": 4, "target_anomaly": 4, "unlabelled": 0}
     assert fan["seconds"] == [2.0, 2.0] and fan["attributes"] == {} and len(content["problems"]) >= 3
     assert all(set(problem) == {"path", "reason"} for problem in content["problems"])
+
+
+def test_recordings_without_labels_or_without_test_clips_end_in_a_report(tree, tmp_path):
+    """An evaluation machine, a machine with training clips only, a silent clip: what is not available is said, nothing stops."""
+    odd = tmp_path / "raw"
+    shutil.copytree(tree, odd)
+    shutil.rmtree(odd / "fan" / "test")
+    for number, path in enumerate(sorted((odd / "gearbox" / "test").glob("*.wav"))):
+        path.rename(path.with_name(f"section_00_{number:04}.wav"))
+    soundfile.write(sorted((odd / "fan" / "train").glob("*source*.wav"))[3], np.zeros(32000), 16000)
+    result = asd("run", "smoke", "--data-root", odd, "--home", tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    metrics = pd.read_csv(tmp_path / "runs" / "smoke" / "metrics.csv")
+    assert set(metrics["machine"]) == {"fan", "gearbox", "all"} and metrics["value"].isna().all()
+    assert "not available" in result.stdout and (tmp_path / "reports" / "smoke" / "index.html").is_file()
+
+
+def test_scores_of_other_settings_are_not_taken(finished, tree):
+    home, _ = finished
+    result = asd("run", "smoke", "--data-root", tree, "--home", home, "--stages", "09", "--set", "autoencoder.epochs=3")
+    assert "scores are missing of 03_baseline of fan (seed 0)" in said(result)
+
+
+def test_lost_outputs_are_restored_without_training_again(finished, tree):
+    home, _ = finished
+    weights = home / "runs" / "smoke" / "seed0" / "03_baseline" / "fan" / "autoencoder" / "weights.safetensors"
+    before = weights.stat().st_mtime_ns
+    shutil.rmtree(home / "reports" / "smoke")
+    (home / "runs" / "smoke" / "scores.parquet").unlink()
+    result = asd("run", "smoke", "--data-root", tree, "--home", home)
+    assert result.returncode == 0 and "03_baseline" not in result.stdout, result.stdout + result.stderr
+    assert (home / "reports" / "smoke" / "index.html").is_file() and (home / "runs" / "smoke" / "scores.parquet").is_file()
+    assert (home / "reports" / "smoke" / "03_baseline_fan_seed0.html").is_file() and weights.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("name", ["real", "paper"])
+def test_studies_of_recordings_do_not_make_up_any(name, tmp_path, capsys):
+    assert cli.main(["run", name, "--home", str(tmp_path)]) == 2
+    assert f"study {name} is for recordings and none were given; add --data-root DIR" in capsys.readouterr().err
+
+
+def test_two_study_files_of_one_name_do_not_share_a_folder(finished, tree, tmp_path):
+    home, _ = finished
+    (tmp_path / "smoke.toml").write_text("about = 'another study'")
+    assert "set another name in the study file" in said(asd("run", tmp_path / "smoke.toml", "--data-root", tree, "--home", home))
