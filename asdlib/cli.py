@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import signal
 import sys
 import warnings
@@ -124,6 +125,8 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `asd`; returns the exit code."""
     args = parser().parse_args(argv)
     warnings.simplefilter("ignore")
+    for name in ("asyncio", "traitlets", "papermill"):  # an interrupt leaves tasks behind that they would report as tracebacks
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite stop is an interrupt: kernels are ended, state stays
     try:
         args.action(args)
