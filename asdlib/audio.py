@@ -58,17 +58,20 @@ class Store:
         moved = {name: getattr(self, name).to(home) for name in ("samples", "offset", "count")}
         return dataclasses.replace(self, device=device, **moved)
 
-    def segments(self, rows, starts, length: int) -> torch.Tensor:
+    def segments(self, rows, starts, length: int, *, whole: bool | None = None) -> torch.Tensor:
         """Segments by index, gathered at once on the device; a segment that runs past its clip's end goes on at its start.
 
         rows, starts : int (n,) tensors, arrays or lists: row of `clips`, first sample
+        whole : whether every segment lies within its clip, where it is known; None looks, and a GPU has to wait for the answer
         returns : float32 (n, length) on the store's device, in [-1, 1). Source: SYSTEM 2. Notebook: 02_preprocessing
         """
         home = self.samples.device
         rows = torch.as_tensor(rows, dtype=torch.int64, device=home)
         starts = torch.as_tensor(starts, dtype=torch.int64, device=home)
         offset, count = self.offset[rows], self.count[rows]
-        if bool((starts + length <= count).all()):  # plain rows of a sliding view: no table of indices, no division
+        if whole is None:  # a GPU is not made to wait for the answer
+            whole = home.type == "cpu" and bool((starts + length <= count).all())
+        if whole:  # plain rows of a sliding view: no table of indices, no division
             batch = self.samples.unfold(0, length, 1)[offset + starts]
         else:
             within = (starts[:, None] + torch.arange(length, device=home)) % count[:, None]

@@ -13,16 +13,17 @@ cited works. Notebooks: all of them (second cell).
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import tomllib
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from asdlib import checks
+from asdlib.trees import digest as digest  # part of this module's face
+from asdlib.trees import from_tree as from_tree
+from asdlib.trees import put
+from asdlib.trees import to_tree as to_tree
 
 STUDIES = Path(__file__).resolve().parent.parent / "notebooks" / "studies"
 
@@ -88,6 +89,111 @@ class Autoencoder:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """The condition v that the latent space is tied to (S 3)."""
+
+    attribute: str = setting("random", "attribute: random (by the seed, R 4.1), most_values (the numeric one with most values, S 3), or its name")
+    missing: Literal["power", "zero"] = setting("power", "v of machines without attributes: power of the raw clip (R 4.1), or 0 (F E7)")
+    bins: int = setting(4, "quantile bins of the power (F E5)", 2, 1000)
+    k_scale: float = setting(5.0, "k = k_scale / smallest difference between two values of v (R 4.2)", 0.0, 1000.0)
+
+
+@dataclass(frozen=True)
+class Smote:
+    """Synthetic items of the smaller domain, interpolated between clips (R 2.2, F E13)."""
+
+    space: Literal["embed", "logmel"] = setting("embed", "embed: before the nearest neighbours; logmel: in training (S 2)")
+    ratio: float = setting(0.2, "the target domain is brought to this part of the source domain's size; 0: off (F E13)", 0.0, 1.0)
+    k: int = setting(2, "neighbours to choose from, in other clips (F E13)", 1, 100)
+
+
+@dataclass(frozen=True)
+class OEVAEFeatures:
+    """What OEVAE sees of a clip (R 4.2)."""
+
+    segments: int = setting(8, "equally spaced segments per clip (R 4.2)", 1, 1000)
+    segment_s: float = setting(2.0, "s (R 4.2)", 0.05, 60.0)
+    wave_norm: Literal["clip", "machine"] = setting("clip", "mean 0, variance 1 of each clip (R 4.2), or one mean and std per machine")
+    n_fft: int = setting(1024, "samples; 2048 makes the mel bank full rank (F E10)", 64, 65536)
+    win_length: int = setting(1024, "samples, 64 ms (R 4.2)", 64, 65536)
+    hop_length: int = setting(256, "samples, 16 ms (R 4.2)", 16, 65536)
+    n_mels: int = setting(224, "mel bands (R 4.2)", 8, 512)
+    low_hz: float = setting(50.0, "Hz (R 4.2)", 0.0, 96000.0)
+    high_hz: float = setting(7800.0, "Hz (R 4.2)", 1.0, 96000.0)
+
+
+@dataclass(frozen=True)
+class OEVAEMixup:
+    """Waveform mixup of segments (R 2.1)."""
+
+    prob: float = setting(0.5, "probability per segment (F A5)", 0.0, 1.0)
+    beta: float = setting(1.0, "weights from Beta(beta, beta); 1 is uniform (F A5), 0.2 stays near one parent (F D)", 0.01, 100.0)
+    outliers: bool = setting(False, "mix target with pseudo-anomalous segments too, t and attributes become soft (S 9)")
+
+
+@dataclass(frozen=True)
+class OEVAE:
+    """Outlier-exposed extractor with a domain-invariant VAE (R 3.2, S 4)."""
+
+    features: OEVAEFeatures = field(default_factory=OEVAEFeatures)
+    condition: Condition = field(default_factory=Condition)
+    mixup: OEVAEMixup = field(default_factory=OEVAEMixup)
+    smote: Smote = field(default_factory=Smote)
+    width: int = setting(64, "channels of the first stage; 64 is ResNet-18 (R 4.2), less a narrower network for demos", 4, 256)
+    pretrained: bool = setting(False, "start from ImageNet weights that are on disk; nothing is downloaded (F E19)")
+    pretrained_file: str = setting("", "file of these weights; empty: where torch.hub keeps them")
+    hidden: int = setting(256, "units of the VAE's hidden layers (F E14)", 2, 8192)
+    latent: int = setting(64, "latent channels (R 4.2)", 2, 4096)
+    domain_latent: int = setting(8, "of these, channels of z_d (R 4.2)", 1, 4095)
+    lambda_vae: float = setting(1e-7, "λ of Eq. 1 (R 4.2)", 0.0, 1000.0)
+    vae_grad: Literal["split", "literal"] = setting("split", "λ scales the gradient from VAE to extractor (S 4), or the VAE's loss (R Eq. 1)")
+    kl_warmup: float = setting(0.0, "epochs over which the weight of the KL terms rises from 0 to 1 (S 9)", 0.0, 10000.0)
+    attribute_weight: float = setting(0.0, "weight of the attribute head's loss; 10 as L_section (F D); 0: no such head (R)", 0.0, 1000.0)
+    near: float = setting(0.0, "part of the pseudo-anomalies drawn from the machines nearest to the target; 0: uniform (S 4)", 0.0, 1.0)
+    batch: int = setting(128, "segments per step, half target, half pseudo-anomalous (R 4.2)", 2, 65536)
+    epochs: int = setting(20, "passes over all target segments (R 4.2)", 1, 100000)
+    lr: float = setting(1e-3, "Adam step size (R 4.2)", 0.0, 1.0)
+    holdout: float = setting(0.1, "share of each domain's training clips kept out of training, to measure separation on (F D)", 0.0, 0.9)
+    k_scales: tuple[float, ...] = setting((1.0, 2.5, 5.0, 10.0), "k_scale of VAEs refitted on the finished embeddings, for 08", 0.0, 1000.0)
+    refit_epochs: int = setting(50, "passes over the training embeddings for each of them", 1, 100000)
+    ablation: int = setting(0, "epochs of each row of the ablation in 05_oevae, on the first machine; 0: no ablation", 0, 1000)
+    alpha_mode: Literal["nll", "expected_nll", "kl", "recon", "neg_elbo"] = setting("nll", "α of the score (R 3.2, S 4); all are kept")
+    neighbours: int = setting(1, "k of the kNN score β; 1, 2 and 4 are all kept (R 4.2)", 1, 100)
+    neighbour_domains: Literal["pooled", "min"] = setting("pooled", "source and target together (F E18), or the nearer of the two")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Classification-based model with three branches (R 3.1, S 5)."""
+
+    branches: tuple[str, ...] = setting(("fft", "mel", "phase"), "fft, mel, phase, stft<n_fft>; FeatEx leaves the first in place (R 3.1)")
+    clip_seconds: float = setting(12.0, "s; clips are tiled or cropped to it (F A1)", 0.1, 600.0)
+    n_fft: int = setting(1024, "samples, of mel and phase (F A3)", 64, 65536)
+    hop_length: int = setting(512, "samples, of mel and phase; stft<n> hops n/2 (F A3)", 16, 65536)
+    n_mels: int = setting(128, "bands of the mel branch", 8, 512)
+    phase_repr: Literal["angle", "cossin", "if", "gd"] = setting("angle", "representation of the phase (S 2)")
+    dim: int = setting(128, "width of each branch's embedding (F A2)", 2, 4096)
+    subclusters: int = setting(16, "S of sub-cluster AdaCos (F A7)", 1, 1024)
+    scale: Literal["fixed", "adaptive"] = setting("fixed", "scale of sub-cluster AdaCos (S 5, F A7)")
+    train_centres: bool = setting(False, "whether the plain head's centres learn (F A6)")
+    train_featex_centres: bool = setting(True, "whether the FeatEx head's centres learn (F A6)")
+    mixup_prob: float = setting(0.5, "probability of waveform mixup per clip (F A5)", 0.0, 1.0)
+    mixup_beta: float = setting(1.0, "weights from Beta(beta, beta); 1 is uniform (F A5)", 0.01, 100.0)
+    featex_prob: float = setting(0.5, "probability of an exchange per clip (F A6)", 0.0, 1.0)
+    featex_weight: float = setting(1.0, "weight of the FeatEx loss; 0: no FeatEx head (F A6)", 0.0, 1000.0)
+    l2: float = setting(1e-5, "weight of the squared kernels in the loss (F A2)", 0.0, 1.0)
+    batch: int = setting(64, "clips per step (F A4)", 2, 65536)
+    epochs: int = setting(10, "passes over all training clips (F A4)", 1, 100000)
+    lr: float = setting(1e-3, "Adamax step size (S 5)", 0.0, 1.0)
+    holdout: float = setting(0.1, "share of each class's training clips kept out of training, for the logged accuracy only", 0.0, 0.9)
+    ablation: int = setting(0, "epochs of the trainings without mixup and without FeatEx that notebook 04 compares; 0: none", 0, 100000)
+    kmeans: int = setting(16, "clusters of the source embeddings (F A8)", 1, 1000)
+    backend: Literal["kmeans", "knn", "smote_knn", "local_density"] = setting("kmeans", "back-end of the score (F A8); all are kept")
+    density_neighbours: int = setting(4, "K of local-density rescaling (F A8)", 1, 100)
+    smote: Smote = field(default_factory=Smote)
+
+
+@dataclass(frozen=True)
 class Fusion:
     """How scores become comparable and are combined (S 7)."""
 
@@ -122,11 +228,16 @@ class Study:
     about: str = setting("", "one sentence for the report: what this study is for and what it simplifies")
     seeds: tuple[int, ...] = setting((0,), "one run per seed", 0, 2**31 - 1)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where tensors live; auto takes a GPU where there is one")
-    systems: tuple[str, ...] = setting(("baseline_knn", "baseline_mse", "baseline_mahala"), "systems to run")
+    precision: Literal["auto", "float32", "bf16"] = setting(
+        "auto", "of training steps of the large networks; auto: bf16 where the device computes in it; scores are always float32"
+    )
+    systems: tuple[str, ...] = setting(("baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier"), "systems to run")
     data: Data = field(default_factory=Data)
     synthetic: Synthetic = field(default_factory=Synthetic)
     baseline_knn: BaselineKNN = field(default_factory=BaselineKNN)
     autoencoder: Autoencoder = field(default_factory=Autoencoder)
+    oevae: OEVAE = field(default_factory=OEVAE)
+    classifier: Classifier = field(default_factory=Classifier)
     fusion: Fusion = field(default_factory=Fusion)
     metrics: Metrics = field(default_factory=Metrics)
     report: Report = field(default_factory=Report)
@@ -152,7 +263,7 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> Study:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise checks.Refusal(f"{path}: not readable as TOML ({error}); correct the file") from error
     for text in overrides:
-        _put(tree, text)
+        put(tree, text)
     tree.setdefault("name", path.stem)
     cfg = from_tree(Study, tree)
     for root in cfg.data.roots:
@@ -161,77 +272,6 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> Study:
     if not cfg.name.replace("_", "").replace("-", "").isalnum():
         raise checks.Refusal(f"setting name: got {cfg.name!r}, expected letters, digits, _ and - only; rename the study")
     return cfg
-
-
-def _put(tree: dict, text: str) -> None:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise checks.Refusal(f"--set {text!r}: expected name=value, for example autoencoder.epochs=5")
-    try:
-        parsed = tomllib.loads(f"x = {value}")["x"]
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()
-    *sections, last = key.strip().split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise checks.Refusal(f"--set {text!r}: {section} is a value, not a section")
-    tree[last] = parsed
-
-
-def from_tree(cls: type, tree: dict, where: str = ""):
-    """A settings dataclass from nested dicts; unknown names, wrong types and values out of range are refused."""
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for key, value in tree.items():
-        name = f"{where}{key}"
-        if key not in hints:
-            close = checks.closest(key, list(hints))
-            hint = f"; did you mean {where}{close}?" if close else f"; known here: {', '.join(hints)}"
-            raise checks.Refusal(f"unknown setting {name}{hint}")
-        if dataclasses.is_dataclass(hints[key]):
-            if not isinstance(value, dict):
-                raise checks.Refusal(f"setting {name}: got {value!r}, expected a section [{name}]")
-            values[key] = from_tree(hints[key], value, f"{name}.")
-        else:
-            meta = next(f.metadata for f in dataclasses.fields(cls) if f.name == key)
-            values[key] = _convert(hints[key], value, name, meta)
-    return cls(**values)
-
-
-def _convert(hint, value, name: str, meta: typing.Mapping):
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        inner = typing.get_args(hint)[0]
-        if not isinstance(value, (list, tuple)):
-            value = [value]
-        return tuple(_convert(inner, item, name, meta) for item in value)
-    if origin is Literal:
-        if value not in typing.get_args(hint):
-            raise checks.Refusal(f"setting {name}: got {value!r}, expected one of {', '.join(map(repr, typing.get_args(hint)))}")
-        return value
-    if isinstance(hint, types.UnionType):
-        raise TypeError(f"{name}: settings have one type each")
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not hint:
-        raise checks.Refusal(f"setting {name}: got {value!r} ({type(value).__name__}), expected {hint.__name__}")
-    if hint in (int, float):
-        low, high = meta.get("low"), meta.get("high")
-        if value != value or (low is not None and value < low) or (high is not None and value > high):
-            raise checks.Refusal(f"setting {name}: got {value!r}, expected a number from {low} to {high}")
-    return value
-
-
-def to_tree(settings) -> dict:
-    """Nested dict of a settings dataclass, ready for JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(settings)))
-
-
-def digest(*parts) -> str:
-    """Hexadecimal digest (16 digits) of settings dataclasses and JSON-able values: equal content, equal digest."""
-    plain = [to_tree(part) if dataclasses.is_dataclass(part) else part for part in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def describe(cls: type = Study, where: str = "") -> list[tuple[str, object, str]]:

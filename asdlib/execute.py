@@ -21,6 +21,7 @@ from traitlets.config import Config
 
 from asdlib import artefacts, checks, config, report
 from asdlib.detectors import training_rows
+from asdlib.detectors.exposure import checked_machine
 from asdlib.study import NOTEBOOKS, Run, Stage, jobs
 
 KERNEL_CONFIG = Config(
@@ -62,9 +63,11 @@ def run_study(run: Run, study: str, overrides: Sequence[str], only: Sequence[str
     with artefacts.locked(run.folder), artefacts.guarded(run.folder):
         _claim(run.folder, study)
         run.reports.mkdir(parents=True, exist_ok=True)
-        for machine in run.machines:
-            training_rows(run.clips, machine)
         started, todo = time.perf_counter(), jobs(run, only)
+        rows = [training_rows(run.clips, machine) for machine in run.machines]  # what cannot be finished is said before anything runs
+        if any("oevae" in stage.detectors for stage, *_ in todo):
+            for of_machine in rows:
+                checked_machine(run.clips, of_machine)
         executed, upstream_changed = 0, False
         for number, (stage, seed, machine) in enumerate(todo, 1):
             folder, digest = run.stage_folder(stage, seed, machine), run.digest(stage, seed, machine)

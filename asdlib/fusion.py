@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 from scipy import special, stats
 
-from asdlib import checks
+from asdlib import checks, config
 
 ALL_SEEDS = -1  # the value of `seed` in rows that are means over the training seeds
 KEYS = ["machine", "section", "split", "domain", "label", "clip", "seed"]
@@ -216,6 +216,22 @@ def fuse(scores: pd.DataFrame, system: str, weights: Mapping[tuple[str, str], fl
     return table[KEYS].assign(system=system, component="score", score=fused)[list(checks.SCORE_COLUMNS)]
 
 
+def systems(scores: pd.DataFrame, settings: config.Fusion) -> pd.DataFrame:
+    """The score table with the final `score` of every system of COMPOSED whose parts are in it; earlier final scores of it are replaced.
+
+    scores : score table with alpha and beta of `oevae`.  settings : normalise, omega
+    returns : a new table. Nothing is trained: a changed ω costs no more than this call.  Notebooks: 05_oevae, 09_report
+    """
+    for system, (one, other, weight) in COMPOSED.items():
+        found = set(scores["component"][scores["system"] == one[0]]), set(scores["component"][scores["system"] == other[0]])
+        if one[1] in found[0] and other[1] in found[1]:
+            share = getattr(settings, weight)
+            final = fuse(scores, system, {one: share, other: 1.0 - share}, settings.normalise)
+            old = (scores["system"] == system) & (scores["component"] == "score")
+            scores = pd.concat([scores[~old], final], ignore_index=True)
+    return scores
+
+
 def average_seeds(scores: pd.DataFrame, source: str, system: str, mode: str) -> pd.DataFrame:
     """Ensemble over training seeds: the mean of the scores of system `source`, each seed on its own scale.
 
@@ -231,4 +247,5 @@ def average_seeds(scores: pd.DataFrame, source: str, system: str, mode: str) -> 
     return mean.assign(system=system, component="score", seed=ALL_SEEDS)[list(checks.SCORE_COLUMNS)]
 
 
+COMPOSED = {"oevae": (("oevae", "alpha"), ("oevae", "beta"), "omega")}  # system: part with the weight, the other part, name of the weight
 MODES = {"zscore": ZScore, "none": Identity, "rank": Rank, "gamma": Gamma}

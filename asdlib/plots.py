@@ -3,8 +3,6 @@
 Every function takes plain tables or arrays, draws one figure and returns it; nothing is read, written or kept, and pyplot's
 global state is never touched. A `Plot` is a matplotlib Figure that shows itself in a notebook and a report, with alternative text.
 
-Conventions
------------
 Scores: higher is more anomalous. AUC and pAUC as fractions, chance 0.5. Levels in dB re full scale, times in s, frequencies in Hz.
 Colours are Okabe and Ito's (doi 10.1038/nmeth.1618); none carries meaning alone: systems also differ by marker and line style, domains
 and labels by side, marker or hatch. Vector graphics for curves, pixels for spectrograms and clouds. What is not available is written.
@@ -30,8 +28,7 @@ from sklearn.metrics import roc_curve
 
 from asdlib import checks, tables
 
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
-BLACK, GREY = "#000000", "#6E6E6E"
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, GREY = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #000000 #6E6E6E".split()
 BELOW = {"loc": "outside lower center", "ncols": 5}
 CHANCE = {"color": BLACK, "lw": 1, "ls": (0, (2, 2))}
 LOOKS = {  # system -> colour, marker, line style, in the order in which systems are shown; other names take them in turn
@@ -70,13 +67,15 @@ def image(figure: Figure, kind: Literal["svg", "png"]) -> bytes:
     return out.getvalue()
 
 
-def _panels(rows: int, columns: int, height: float, alt: str, width=WIDTH, share="none", vector=True) -> tuple[Plot, np.ndarray]:
+def panels(rows: int, columns: int, height: float, alt: str, width=WIDTH, share="none", vector=True) -> tuple[Plot, np.ndarray]:
+    """An empty figure with its alternative text, and its axes (rows, columns); sizes in inches."""
     figure = Plot(figsize=(width, height), layout="constrained")
     figure.alt, figure.vector = alt, vector
     return figure, figure.subplots(rows, columns, squeeze=False, sharex=share in ("x", "both"), sharey=share in ("y", "both"))
 
 
-def _some(table: pd.DataFrame, what: str) -> pd.DataFrame:
+def some(table: pd.DataFrame, what: str) -> pd.DataFrame:
+    """The table, or a refusal if it has no row."""
     if table.empty:
         raise checks.Refusal(f"{what}: an empty table came, expected at least one row; was the stage before it run?")
     return table
@@ -86,7 +85,8 @@ def _looks(names: Iterable[str]) -> dict[str, tuple]:
     return {name: LOOKS.get(name, list(LOOKS.values())[i % len(LOOKS)]) for i, name in enumerate(tables.in_order(names))}
 
 
-def _words(axis, x: float, y: float, words: str, transform, **place) -> None:
+def note(axis, x: float, y: float, words: str, transform, **place) -> None:
+    """Words where there is nothing to draw."""
     box = {"fc": "white", "ec": "none", "pad": 1}
     axis.text(x, y, words, transform=transform, color="#555555", style="italic", fontsize=8, va="center", bbox=box, **place)
 
@@ -98,7 +98,7 @@ def _rows(axis, names: Sequence[str]) -> None:
 
 def _whisker(axis, y: float, row, colour: str, marker: str, fill: str) -> None:
     if np.isnan(row.value):
-        return _words(axis, 0.98, y, "not available", axis.get_yaxis_transform(), ha="right")
+        return note(axis, 0.98, y, "not available", axis.get_yaxis_transform(), ha="right")
     axis.plot([row.low, row.high], [y, y], color=colour, lw=2, solid_capstyle="butt")
     axis.plot(row.value, y, marker, color=fill, mec=colour, ms=6, mew=1.2)
 
@@ -106,10 +106,10 @@ def _whisker(axis, y: float, row, colour: str, marker: str, fill: str) -> None:
 @matplotlib.rc_context(STYLE)
 def metric_dots(metrics: pd.DataFrame, names: Sequence[str] = ("auc_source", "auc_target", "pauc")) -> Plot:
     """Dot and interval per machine and system, one panel per metric, chance marked. Notebooks: 03_baseline, 09_report."""
-    table = _some(tables.own_scores(metrics).query("machine != 'all' and metric in @names"), "metrics")
+    table = some(tables.own_scores(metrics).query("machine != 'all' and metric in @names"), "metrics")
     machines, looks = list(table["machine"].unique()), _looks(table["system"])
     alt = f"{', '.join(tables.METRIC_NAMES[n] for n in names)} of {', '.join(looks)} on {', '.join(machines)}; the numbers are in the table"
-    figure, axes = _panels(1, len(names), 1.15 + len(machines) * (0.22 + 0.15 * len(looks)), alt, share="both")
+    figure, axes = panels(1, len(names), 1.15 + len(machines) * (0.22 + 0.15 * len(looks)), alt, share="both")
     for axis, name in zip(axes[0], names, strict=True):
         axis.axvline(0.5, **CHANCE)
         for row in table[table["metric"] == name].itertuples():
@@ -127,12 +127,12 @@ def metric_dots(metrics: pd.DataFrame, names: Sequence[str] = ("auc_source", "au
 @matplotlib.rc_context(STYLE)
 def omega_dots(metrics: pd.DataFrame, controls: pd.DataFrame) -> Plot:
     """Ω (or AUC source, ... where there is none) of each system; hollow: level control; grey: shuffled labels. Notebook: 09_report."""
-    table = _some(pd.concat([tables.own_scores(metrics), tables.own_scores(controls)]).query("machine == 'all'"), "metrics")
+    table = some(pd.concat([tables.own_scores(metrics), tables.own_scores(controls)]).query("machine == 'all'"), "metrics")
     name = next((name for name in tables.OVER_ALL if table.loc[table["metric"] == name, "value"].notna().any()), "omega")
     table = table[table["metric"] == name].set_index("system", drop=False)
     looks, label = _looks(table["system"]) | {"control_level": (GREY, "o", "-")}, tables.METRIC_NAMES[name]
     chance = controls[(controls["machine"] == "all") & (controls["metric"] == name)].groupby("component")[["low", "high"]].mean()
-    figure, axes = _panels(1, 1, 1.0 + 0.36 * len(table), f"{label} with interval of {', '.join(looks)}; the numbers are in the table", 6.4)
+    figure, axes = panels(1, 1, 1.0 + 0.36 * len(table), f"{label} with interval of {', '.join(looks)}; the numbers are in the table", 6.4)
     axis, names = axes[0, 0], [name for name in looks if name in table.index]
     axis.axvline(0.5, **CHANCE)
     for y, name in enumerate(names):
@@ -157,9 +157,9 @@ def roc(scores: pd.DataFrame, max_fpr: float = 0.1) -> Plot:
     """
     table = scores[(scores["component"] == "score") & (scores["split"] == "test") & (scores["label"] != "unlabelled")]
     clip = ["system", "machine", "clip", "domain", "label"]
-    table = _some(table, "labelled test scores").groupby(clip, sort=False)["score"].mean().reset_index()
+    table = some(table, "labelled test scores").groupby(clip, sort=False)["score"].mean().reset_index()
     machines, looks = list(table["machine"].unique()), _looks(table["system"])
-    figure, axes = _panels(len(machines), 3, 0.8 + 2.25 * len(machines), f"ROC curves of {', '.join(machines)}", share="both")
+    figure, axes = panels(len(machines), 3, 0.8 + 2.25 * len(machines), f"ROC curves of {', '.join(machines)}", share="both")
     for row, machine in zip(axes, machines, strict=True):
         for axis, domain in zip(row, ("source", "target", "all"), strict=True):
             axis.plot([0, 1], [0, 1], **CHANCE)
@@ -173,7 +173,7 @@ def roc(scores: pd.DataFrame, max_fpr: float = 0.1) -> Plot:
                     axis.plot(false, true, color=colour, ls=line, lw=1.5)
             if len(axis.lines) == 1:
                 words = f"not available:\nno {domain} normals or no anomalies".replace("all ", "")
-                _words(axis, 0.5, 0.5, words, axis.transAxes, ha="center")
+                note(axis, 0.5, 0.5, words, axis.transAxes, ha="center")
             axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
             title = f"{machine}, " + (domain if domain != "all" else f"all clips (FPR ≤ {max_fpr:g} shaded)")
             axis.set(title=title, ylabel="true positive rate", xlabel="false positive rate")
@@ -190,19 +190,19 @@ def score_histograms(scores: pd.DataFrame, thresholds: pd.DataFrame) -> Plot:
     scores : SCORE_COLUMNS of one seed; train rows (leave-clip-out) are drawn as an outline.  thresholds : system, machine, threshold.
     Notebooks: 03_baseline, 09_report
     """
-    table = _some(scores[scores["component"] == "score"], "scores")
+    table = some(scores[scores["component"] == "score"], "scores")
     machines, systems = list(table["machine"].unique()), tables.in_order(table["system"])
     limits = thresholds.drop_duplicates(["system", "machine"]).set_index(["system", "machine"])["threshold"]
     looks = {("test", k): {"fill": True, "fc": c + "73", "ec": c, "hatch": h, "lw": 0.9} for k, (c, h, _) in KINDS.items()}
     looks[("train", "normal")] = {"color": BLACK, "lw": 1.2}
     alt = f"histograms of the scores of {', '.join(systems)} on {', '.join(machines)}"
-    figure, axes = _panels(len(machines), len(systems), 0.9 + 1.75 * len(machines), alt)
+    figure, axes = panels(len(machines), len(systems), 0.9 + 1.75 * len(machines), alt)
     for row, machine in zip(axes, machines, strict=True):
         for axis, system in zip(row, systems, strict=True):
             part = table[(table["machine"] == machine) & (table["system"] == system)]
             axis.set(yticks=[], title=f"{machine}, {system}")
             if len(part) == 0:
-                _words(axis, 0.5, 0.5, "not available", axis.transAxes, ha="center")
+                note(axis, 0.5, 0.5, "not available", axis.transAxes, ha="center")
                 continue
             low, high = part["score"].quantile([0, 0.99])  # the last bin takes the largest 1 %
             bins = np.linspace(low, high if high > low else low + 1, 19)
@@ -229,8 +229,8 @@ def score_histograms(scores: pd.DataFrame, thresholds: pd.DataFrame) -> Plot:
 @matplotlib.rc_context(STYLE)
 def losses(history: pd.DataFrame, label: str = "mean squared error") -> Plot:
     """Training curves. history : columns name (what was trained), epoch (from 1), loss.  label : of the loss. Notebook: 03_baseline."""
-    looks = _looks(_some(history, "training history")["name"])
-    figure, axes = _panels(1, 1, 3.0, f"{label} over epochs of {', '.join(looks)}", width=6.8)
+    looks = _looks(some(history, "training history")["name"])
+    figure, axes = panels(1, 1, 3.0, f"{label} over epochs of {', '.join(looks)}", width=6.8)
     for name, part in history.groupby("name", sort=False):
         colour, marker, line = looks[name]
         axes[0, 0].plot(part["epoch"], part["loss"], marker, color=colour, ls=line, ms=4, markevery=max(len(part) // 10, 1), label=name)
@@ -255,7 +255,7 @@ def spectrogram(
     if values.ndim != 2 or len(frequencies_hz) != len(values):
         raise checks.Refusal(f"{values.shape} values with {len(frequencies_hz)} frequencies came, expected (bins, frames) and one per bin")
     alt = f"{title or 'spectrogram'}, {values.shape[1] * hop_s:.1f} s, up to {frequencies_hz[-1]:.0f} Hz"
-    figure, axes = _panels(1, 1, 3.0, alt, vector=False)
+    figure, axes = panels(1, 1, 3.0, alt, vector=False)
     limit = {"magma": None, "twilight": np.pi, "PuOr": np.abs(values).max()}[colours]
     look = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "cmap": colours, "vmin": limit and -limit, "vmax": limit}
     picture = axes[0, 0].imshow(values, extent=(0, values.shape[1] * hop_s, -0.5, len(values) - 0.5), **look)
@@ -275,7 +275,7 @@ def waveform(samples: np.ndarray, sample_rate: int, marks: Sequence[tuple[float,
 
     samples : float (n,), full scale 1.  marks : (start s, stop s) of each segment
     """
-    figure, axes = _panels(2 if marks else 1, 1, 2.2 + 0.12 * len(marks), f"waveform {title} with {len(marks)} segments", share="x")
+    figure, axes = panels(2 if marks else 1, 1, 2.2 + 0.12 * len(marks), f"waveform {title} with {len(marks)} segments", share="x")
     step = max(len(samples) // 2000, 1)  # an envelope of at most 2000 points looks the same and keeps the file small
     blocks = samples[: len(samples) // step * step].reshape(-1, step)
     axes[0, 0].fill_between(np.arange(len(blocks)) * step / sample_rate, blocks.min(1), blocks.max(1), color=BLUE, lw=0.4)
@@ -295,9 +295,9 @@ def spread(clips: pd.DataFrame, column: Literal["level_db", "seconds"]) -> Plot:
 
     clips : clip table with `level_db` (dB re full scale) or `seconds` (s)
     """
-    rows = list(_some(clips, "clip table").groupby(["machine", "domain", "label"], sort=False))
+    rows = list(some(clips, "clip table").groupby(["machine", "domain", "label"], sort=False))
     label = {"level_db": "level of the clip (dB re full scale)", "seconds": "length of the clip (s)"}[column]
-    figure, axes = _panels(1, 1, 0.9 + 0.27 * len(rows), f"{label} of {len(clips)} clips per machine, domain and label", vector=False)
+    figure, axes = panels(1, 1, 0.9 + 0.27 * len(rows), f"{label} of {len(clips)} clips per machine, domain and label", vector=False)
     generator = np.random.default_rng(0)  # only moves points apart; the picture is the same every time
     for y, ((_, _, kind), part) in enumerate(rows):
         colour, _, marker = KINDS[kind]
@@ -314,8 +314,8 @@ def spread(clips: pd.DataFrame, column: Literal["level_db", "seconds"]) -> Plot:
 @matplotlib.rc_context(STYLE)
 def counts(clips: pd.DataFrame) -> Plot:
     """How many clips per machine: training left, test right, by domain and label. clips : clip table. Notebook: 01_data."""
-    machines = list(_some(clips, "clip table")["machine"].unique())
-    figure, axes = _panels(1, 2, 1.2 + 0.36 * len(machines), f"number of clips of {', '.join(machines)}", share="y")
+    machines = list(some(clips, "clip table")["machine"].unique())
+    figure, axes = panels(1, 2, 1.2 + 0.36 * len(machines), f"number of clips of {', '.join(machines)}", share="y")
     groups = dict.fromkeys(zip(clips["domain"], clips["label"], strict=True))
     looks = {(d, k): {"fc": DOMAIN_COLOURS[d] + "73", "ec": DOMAIN_COLOURS[d], "hatch": KINDS[k][1]} for d, k in groups}
     for axis, split in zip(axes[0], checks.SPLITS, strict=True):
@@ -338,7 +338,7 @@ def spectrum(magnitude: np.ndarray, bin_hz: float, title: str = "") -> Plot:
     """Whole-clip spectrum, the largest value of each of about 400 stretches. magnitude : float (bins,). Notebook: 02_preprocessing."""
     step = max(len(magnitude) // 400, 1)
     peaks = magnitude[: len(magnitude) // step * step].reshape(-1, step).max(1)
-    figure, axes = _panels(1, 1, 2.6, f"magnitude spectrum {title}")
+    figure, axes = panels(1, 1, 2.6, f"magnitude spectrum {title}")
     axes[0, 0].plot((np.arange(len(peaks)) + 0.5) * step * bin_hz, 20 * np.log10(np.maximum(peaks, 1e-9)), color=BLUE, lw=0.9)
     axes[0, 0].set(xlabel="frequency (Hz)", ylabel="magnitude (dB)", title=title, xlim=(0, len(magnitude) * bin_hz))
     return figure

@@ -23,7 +23,8 @@ def knn_distances(
     """Euclidean distances to the k_max nearest training embeddings, ascending.
 
     test, train : float32 (n_test, dim) and (n_train, dim)
-    test_clip, train_clip : int, clip numbers; where both are given, references of the item's own clip are left out
+    test_clip, train_clip : int, clip numbers; where both are given, references of the item's own clip are left out. An
+        interpolated reference has several parents, train_clip (n_train, parents), and is left out for each of them
     returns : float64 (n_test, k_max), >= 0; column j − 1 is the j-th nearest.  Source: report.txt 3.2.  Notebooks: 03_baseline, 05_oevae
     raises : checks.Refusal when fewer than k_max references remain
     """
@@ -36,7 +37,8 @@ def knn_distances(
         block = test[start : start + rows].astype(np.float64)
         square = np.einsum("ij,ij->i", block, block)[:, None] + norms - 2.0 * block @ train.T
         if test_clip is not None and train_clip is not None:
-            square[test_clip[start : start + rows, None] == train_clip] = np.inf
+            for parent in np.reshape(train_clip, (len(train), -1)).T:
+                square[test_clip[start : start + rows, None] == parent] = np.inf
         if k_max > square.shape[1]:
             raise checks.Refusal(f"{square.shape[1]} training items came, expected at least k = {k_max}; use a smaller k")
         near = np.partition(square, k_max - 1, axis=1)[:, :k_max]

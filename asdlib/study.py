@@ -21,10 +21,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
-from asdlib import artefacts, audio, checks, clips, config, metrics, synthetic, training
+from asdlib import artefacts, audio, checks, clips, config, fusion, metrics, synthetic, training
 from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_rows
 from asdlib.detectors.context import Context
 
@@ -39,14 +40,26 @@ class Stage:
     per_machine: bool
     per_seed: bool
     sections: tuple[str, ...]  # of the settings
-    detectors: tuple[str, ...] = ()
+    detectors: tuple[str, ...] = ()  # that it trains
+    reads: tuple[str, ...] = ()  # detectors of earlier stages that it cannot do without
+
+    def serves(self, systems: Sequence[str]) -> bool:
+        """Whether a study of these systems has a use for the stage."""
+        for system in systems:
+            checks.known_name("system", system, list(SYSTEMS))
+        about = self.detectors + self.reads
+        return not about or any(SYSTEMS[system] in about for system in systems)
 
 
 STAGES = (
-    Stage("01_data", False, False, ("report",)),
-    Stage("02_preprocessing", False, False, ("report",)),
+    Stage("01_data", False, False, ("report", "oevae")),
+    Stage("02_preprocessing", False, False, ("report", "oevae")),
     Stage("03_baseline", True, True, ("baseline_knn", "autoencoder", "metrics"), ("baseline_knn", "autoencoder")),
-    Stage("09_report", False, False, ("name", "about", "systems", "seeds", "baseline_knn", "autoencoder", "fusion", "metrics", "report")),
+    Stage("04_classifier", False, True, ("classifier", "metrics"), ("classifier",)),
+    Stage("05_oevae", True, True, ("oevae", "fusion", "metrics"), ("oevae",)),
+    Stage("07_latents", False, True, ("oevae",), reads=("oevae",)),
+    Stage("09_report", False, False,
+          ("name", "about", "systems", "seeds", "baseline_knn", "autoencoder", "oevae", "classifier", "fusion", "metrics", "report")),
 )
 
 
@@ -119,20 +132,27 @@ class Run:
         base = self.folder / f"seed{seed}" if stage.per_seed else self.folder
         return base / stage.notebook / machine if stage.per_machine else base / stage.notebook
 
+    def detector_folder(self, name: str, machine: str, seed: int) -> Path:
+        """Where a detector that is trained per machine leaves its files."""
+        stage = next(stage for stage in STAGES if name in stage.detectors)
+        return self.stage_folder(stage, seed, machine) / name
+
     def digest(self, stage: Stage, seed: int, machine: str = "") -> str:
         """Digest of everything that shapes a stage: settings, recordings, code, notebook, device, seed, machine."""
         cfg = dataclasses.asdict(self.cfg)
-        settings = {name: cfg[name] for name in stage.sections}
+        settings = {name: cfg[name] for name in (*stage.sections, "precision")}
         if not stage.detectors:  # pages that list what is wrong with the recordings
             settings["problems"] = self.problems.to_json(orient="values")
         book = hashlib.sha256((NOTEBOOKS / f"{stage.notebook}.ipynb").read_bytes()).hexdigest()
         which = (seed if stage.per_seed else None, machine if stage.per_machine else None)
         return config.digest(settings, self.store.fingerprint, artefacts.code_digest(), book, self.device.type, which)
 
-    def detector_digest(self, name: str, seed: int, machine: str) -> str:
-        """Digest of everything that shapes a detector: its settings, recordings, code, device, seed, machine."""
-        settings = dataclasses.asdict(self.cfg)[name]
-        return config.digest(name, settings, self.store.fingerprint, artefacts.code_digest(), self.device.type, seed, machine)
+    def detector_digest(self, name: str, seed: int, machine: str, settings=None) -> str:
+        """Digest of everything that shapes a detector: its settings, recordings, code, device, seed, machine ("": all of them)."""
+        cfg = dataclasses.asdict(self.cfg)
+        shaped_by = (cfg[name] if settings is None else dataclasses.asdict(settings), cfg["precision"])
+        machines = [machine] if machine else self.machines
+        return config.digest(name, shaped_by, self.store.fingerprint, artefacts.code_digest(), self.device.type, seed, machines)
 
     def finished(self, stage: Stage, seed: int, machine: str = "") -> bool:
         """True if a stage, its detectors and, for the last one, the study's tables are there and made of what holds now."""
@@ -145,28 +165,31 @@ class Run:
             and (not tables or all((self.reports / name).is_file() for name in ("summary.md", "report.json")))
         )
 
-    def detect(self, name: str) -> tuple[object, pd.DataFrame, pd.DataFrame]:
+    def detect(self, name: str, variant: str = "", settings=None) -> tuple[object, pd.DataFrame, pd.DataFrame]:
         """A detector of this run's machine: fitted now, or loaded if it is finished.
 
+        variant, settings : a folder of its own, and the detector's section of the settings in place of the study's
         returns : the detector, its score table, its training history
         """
-        folder = self.stage_folder(self.stage, self.seed, self.machine) / name
-        cfg = dataclasses.asdict(self.cfg)
-        digest = self.detector_digest(name, self.seed, self.machine)
-        detector = DETECTORS[name](Context(self.cfg, self.store, self.device, self.seed, folder))
+        folder = self.stage_folder(self.stage, self.seed, self.machine) / (variant or name)
+        machines = [self.machine] if self.stage.per_machine else self.machines
+        chosen = self.cfg if settings is None else dataclasses.replace(self.cfg, **{name: settings})
+        cfg = dataclasses.asdict(chosen)
+        digest = self.detector_digest(name, self.seed, self.machine if self.stage.per_machine else "", settings)
+        detector = DETECTORS[name](Context(chosen, self.store, self.device, self.seed, folder))
         if artefacts.finished(folder, digest):
-            detector.load(folder, training_rows(self.clips, self.machine))
+            detector.load(folder, np.concatenate([training_rows(self.clips, machine) for machine in machines]))
             history = pd.read_parquet(folder / "history.parquet") if (folder / "history.parquet").is_file() else pd.DataFrame()
             return detector, pd.read_parquet(folder / "scores.parquet"), history
         with artefacts.locked(self.folder), artefacts.guarded(folder):
             artefacts.begin(folder, digest)
             began = time.perf_counter()
-            scores = detect(detector, detector.context, self.machine)
+            scores = detect(detector, detector.context, machines)
             artefacts.write_table(folder / "scores.parquet", scores)
             if len(detector.history):
                 artefacts.write_table(folder / "history.parquet", detector.history)
             detector.save(folder)
-            facts = {"detector": name, "machine": self.machine, "seed": self.seed, "settings": cfg[name], "seconds": time.perf_counter() - began}
+            facts = {"detector": name, "machines": machines, "seed": self.seed, "settings": cfg[name], "seconds": time.perf_counter() - began}
             facts |= {"device": self.device.type, "data": self.store.fingerprint, "peak_memory_mb": artefacts.peak_memory_mb()}
             artefacts.seal(folder, digest, facts)
         return detector, scores, detector.history
@@ -180,11 +203,11 @@ class Run:
                 if artefacts.finished(path.parent, self.detector_digest(name, seed, machine)):
                     tables.append(pd.read_parquet(path))
                 elif any(SYSTEMS[system] == name for system in self.cfg.systems):
-                    missing.append(f"{stage.notebook} of {machine} (seed {seed})")
+                    missing.append(f"{stage.notebook} of {machine or 'all machines'} (seed {seed})")
         if missing or not tables:
             what = ", ".join(dict.fromkeys(missing)) or "every stage"
             raise checks.Refusal(f"scores are missing of {what}; run `asd run {self.cfg.name}` with these settings first")
-        scores = pd.concat(tables, ignore_index=True)
+        scores = fusion.systems(pd.concat(tables, ignore_index=True), self.cfg.fusion)
         scores = checks.score_table(scores[scores["system"].isin(self.cfg.systems)].reset_index(drop=True))
         artefacts.write_table(self.folder / "scores.parquet", scores)
         return scores
@@ -212,8 +235,16 @@ class Run:
 
 
 def jobs(run: Run, only: Sequence[str] = ()) -> list[tuple[Stage, int, str]]:
-    """The notebooks of a study in order: (stage, seed, machine)."""
-    chosen = [stage_of(name) for name in only] or list(STAGES)
+    """The notebooks of a study in order: (stage, seed, machine); stages that serve none of its systems are left out.
+
+    raises : checks.Refusal for such a stage that was asked for by name
+    """
+    chosen = [stage_of(name) for name in only]
+    for stage in chosen:
+        if not stage.serves(run.cfg.systems):
+            wanted = ", ".join(system for system, name in SYSTEMS.items() if name in stage.detectors + stage.reads)
+            raise checks.Refusal(f"stage {stage.notebook} serves {wanted}, the study has {', '.join(run.cfg.systems)}; add it to systems")
+    chosen = chosen or [stage for stage in STAGES if stage.serves(run.cfg.systems)]
     out = []
     for stage in (stage for stage in STAGES if stage in chosen):
         for seed in run.cfg.seeds if stage.per_seed else run.cfg.seeds[:1]:

@@ -35,6 +35,14 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type of training steps for a setting `auto`, `float32` or `bf16`; auto takes bfloat16 where the device has units for it."""
+    if name == "auto":
+        on_cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        name = "bf16" if (torch.cuda.is_bf16_supported() if device.type == "cuda" else on_cpu) else "float32"
+    return torch.bfloat16 if name == "bf16" else torch.float32
+
+
 def generator_for(seed: int, *path: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator for one purpose: equal (seed, path) give equal draws, different ones unrelated draws."""
     mixed = 0x9E3779B97F4A7C15
@@ -89,13 +97,14 @@ class Progress:
 
 def fit(
     model: nn.Module, batches: Batches, optimiser: torch.optim.Optimizer, *, epochs: int, seed: int, what: str,
-    checkpoint: Path | None = None, evaluate: Callable[[], dict[str, float]] | None = None,
+    checkpoint: Path | None = None, evaluate: Callable[[], dict[str, float]] | None = None, precision: torch.dtype = torch.float32,
 ) -> pd.DataFrame:  # fmt: skip
     """Train for a number of epochs, or go on from a checkpoint.
 
     model : answers to `loss(batch, generator)`
     batches : from a generator, one epoch's batches, on the device
     checkpoint : file that holds the last finished epoch; None trains without one
+    precision : torch.bfloat16 computes the losses under autocast; weights and optimiser stay float32
     evaluate : called in evaluation mode after each epoch; what it measures joins the history
     returns : history, one row per epoch with the mean of every term that `loss` names, and seconds
     raises : checks.Refusal when the loss stops being finite
@@ -113,7 +122,8 @@ def fit(
         steps = 0
         for batch in batches(generator):
             optimiser.zero_grad(set_to_none=True)
-            terms = model.loss(batch, generator)
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                terms = model.loss(batch, generator)
             terms["loss"].backward()
             optimiser.step()
             steps += 1

@@ -5,6 +5,7 @@ Nothing here is shared with the library; a test compares the two.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -72,3 +73,93 @@ def decision_quality(flagged, anomalous) -> tuple[float, float, float]:
 
 def mid_rank(score, train) -> float:
     return sum(1.0 if x < score else 0.5 if x == score else 0.0 for x in train) / len(train)
+
+
+# ---------------------------------------------------------------- augmentation and losses
+
+
+def sub_cluster_adacos(e, centres, y, classes: int, subclusters: int, scale: float) -> float:
+    """Mean over items of −Σ_j y_ij ln p_ij (facts A7)."""
+    total = 0.0
+    for i in range(len(e)):
+        weights = []
+        for centre in centres:
+            cosine = float(np.dot(e[i], centre) / (np.linalg.norm(e[i]) * np.linalg.norm(centre)))
+            weights.append(math.exp(scale * cosine))
+        for j in range(classes):
+            p = sum(weights[j * subclusters + k] for k in range(subclusters)) / sum(weights)
+            total -= float(y[i, j]) * math.log(p)
+    return total / len(e)
+
+
+def adapted_scale(cosines, y, classes: int, subclusters: int, scale: float) -> tuple[float, float]:
+    """The adaptive rule's next scale and the θ_med it used (facts A7)."""
+    n = len(cosines)
+    m = max(scale * float(c) for row in cosines for c in row)
+    b = sum(math.exp(scale * float(c) - m) for row in cosines for c in row) / n
+    angles = []
+    for i in range(n):
+        theta = 0.0
+        for j in range(classes):
+            for k in range(subclusters):
+                theta += float(y[i, j]) * math.acos(float(cosines[i][j * subclusters + k]))
+        angles.append(sum(float(v) != 0 for v in y[i]) * theta)
+    median = sorted(angles)[(n - 1) // 2]
+    return (m + math.log(b)) / math.cos(min(math.pi / 4, median)) + 1e-7, median
+
+
+def oevae_terms(t, logit, mu, logvar, h, h_hat, kv, domain: int) -> dict[str, float]:
+    """Eq. 2 (bounded form), 3 and 4 for hard or soft t; VAE terms over items with t = 1 only."""
+    machine, kl_d, kl_c, recon, normals = 0.0, 0.0, 0.0, 0.0, 0
+    for i in range(len(t)):
+        phi = 1 / (1 + math.exp(-float(logit[i])))
+        machine -= float(t[i]) * math.log(phi) + (1 - float(t[i])) * math.log(1 - phi)
+        if t[i] != 1:
+            continue
+        normals += 1
+        for c in range(len(mu[i])):
+            prior = float(kv[i]) if c < domain else 0.0
+            kl = 0.5 * (math.exp(float(logvar[i][c])) + (float(mu[i][c]) - prior) ** 2 - 1 - float(logvar[i][c]))
+            if c < domain:
+                kl_d += kl
+            else:
+                kl_c += kl
+        recon += sum((float(a) - float(b)) ** 2 for a, b in zip(h[i], h_hat[i]))
+    return {"machine": machine / len(t), "kl_d": kl_d / normals, "kl_c": kl_c / normals, "recon": recon / normals}
+
+
+def same_conv_size(size: int, stride: int) -> int:
+    """Length after a convolution with `same` padding."""
+    return math.ceil(size / stride)
+
+
+# ---------------------------------------------------------------- back-ends
+
+
+def _length(x) -> float:
+    return math.sqrt(sum(float(value) ** 2 for value in x))
+
+
+def _apart(a, b) -> float:
+    """Euclidean distance of two vectors brought to unit length."""
+    la, lb = _length(a), _length(b)
+    return math.sqrt(sum((float(p) / la - float(q) / lb) ** 2 for p, q in zip(a, b)))
+
+
+def nearest_unit(test, references) -> list[float]:
+    """Distance to the nearest reference, on the unit sphere."""
+    return [min(_apart(x, r) for r in references) for x in test]
+
+
+def smallest_cosine_distance(test, references) -> list[float]:
+    """Smallest 1 − cosine to any reference."""
+    return [min(1 - sum(float(p) * float(q) for p, q in zip(x, r)) / _length(x) / _length(r) for r in references) for x in test]
+
+
+def local_density(test, references, k: int) -> list[float]:
+    """Smallest distance to a reference over the mean distance of that reference to its k nearest others."""
+    density = []
+    for i, r in enumerate(references):
+        others = sorted(_apart(r, o) for j, o in enumerate(references) if j != i)
+        density.append(sum(others[:k]) / k)
+    return [min(_apart(x, r) / d for r, d in zip(references, density)) for x in test]

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import special, stats
 
-from asdlib import checks, fusion, roc
+from asdlib import checks, config, fusion, roc
 
 TRAINS = {
     "gamma": np.random.default_rng(0).gamma(3.0, 2.0, 400) - 7,
@@ -209,3 +209,25 @@ def test_refusals_of_fusion():
         fusion.fuse(scores[scores["split"] == "test"], "oevae", equal_weights(), "zscore")
     with pytest.raises(checks.Refusal, match="the seeds did not score the same clips"):
         fusion.average_seeds(fewer.assign(component="score", system=fewer["component"]), "beta", "x", "zscore")
+
+
+# ---------------------------------------------------------------- composed systems
+
+
+def test_a_composed_system_gets_its_final_score_at_any_omega():
+    parts = scored()
+    table = fusion.systems(parts, config.Fusion(omega=0.3))
+    final = table[table["component"] == "score"]
+    expected = fusion.fuse(parts, "oevae", {("oevae", "alpha"): 0.3, ("oevae", "beta"): 0.7}, "zscore")
+    pd.testing.assert_frame_equal(final.reset_index(drop=True), expected.reset_index(drop=True))
+    again = fusion.systems(table, config.Fusion(omega=1.0))  # another omega replaces the score and touches nothing else
+    assert len(again) == len(table) and not again.duplicated(["system", "component", "clip", "seed"]).any()
+    pd.testing.assert_frame_equal(again[again["component"] != "score"], parts)
+    for (machine, seed), rows in again[again["component"].isin(["alpha", "score"])].groupby(["machine", "seed"]):
+        wide = rows.pivot(index="clip", columns="component", values="score")
+        assert (wide["alpha"].rank() == wide["score"].rank()).all(), (machine, seed)  # omega = 1 is alpha alone
+
+
+def test_systems_without_their_parts_stay_as_they_are():
+    only = scored(parts=(("oevae", "alpha"), ("baseline_knn", "score")))
+    pd.testing.assert_frame_equal(fusion.systems(only, config.Fusion()), only)

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "asdlib"
-OPEN_TO_ALL = ("config", "checks", "artefacts")
+OPEN_TO_ALL = ("config", "trees", "checks", "artefacts")
 LINE = (
-    "checks", "config", "artefacts", "clips", "condition", "mechanisms", "synthetic", "download", "decoding", "audio", "features", "augment",
-    "losses", "models", "training", "scoring", "fusion", "detectors", "roc", "metrics", "tables", "plots", "explore", "widgets",
-    "report", "study", "execute", "cli",
+    "checks", "trees", "config", "artefacts", "clips", "condition", "mechanisms", "synthetic", "download", "decoding", "audio", "features", "augment",
+    "losses", "models", "training", "scoring", "backends", "latents", "fusion", "detectors", "roc", "metrics", "ablation", "tables", "plots",
+    "model_plots", "classifier_plots", "explore", "widgets", "report", "study", "execute", "cli",
 )  # fmt: skip
 MAX_LINES = 350
 

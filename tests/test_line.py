@@ -59,7 +59,7 @@ def test_a_study_ends_in_scores_metrics_and_a_report(finished):
     runs, reports = home / "runs" / "smoke", home / "reports" / "smoke"
     scores = checks.score_table(pd.read_parquet(runs / "scores.parquet"))
     assert list(scores.columns) == list(checks.SCORE_COLUMNS)
-    assert set(scores["system"]) == {"baseline_knn", "baseline_mse", "baseline_mahala"}
+    assert set(scores["system"]) == {"baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier"}
     final = scores[scores["component"] == "score"]
     counts = final.groupby(["system", "machine", "split"]).size().unstack()
     assert (counts.loc[(slice(None), "gearbox"), :] == [16, 13]).all(axis=None)
@@ -68,7 +68,7 @@ def test_a_study_ends_in_scores_metrics_and_a_report(finished):
     assert list(metrics.columns) == list(checks.METRIC_COLUMNS)
     assert {"auc_source", "auc_target", "pauc", "hmean"} <= set(metrics["metric"])
     omega = metrics[(metrics["machine"] == "all") & (metrics["metric"] == "omega") & (metrics["component"] == "score")]
-    assert len(omega) == 3 and omega["value"].between(0, 1).all() and (omega["low"] <= omega["value"]).all()
+    assert len(omega) == 5 and omega["value"].between(0, 1).all() and (omega["low"] <= omega["value"]).all()
     page = (reports / "index.html").read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", page), "a page that asks the network for something"
     assert "left out: 3" in page and (reports / "summary.md").is_file() and (reports / "report.json").is_file()
@@ -79,7 +79,7 @@ def test_a_study_ends_in_scores_metrics_and_a_report(finished):
 def test_everything_finished_says_of_what_it_was_made(finished):
     home, _ = finished
     done = list((home / "runs").rglob("DONE"))
-    assert len(done) == 3 + 2 * 3  # 01, 02, 09; per machine the notebook and two detectors
+    assert len(done) == 4 + 2 * 5 + 2  # 01, 02, 07, 09; per machine two notebooks and three detectors; 04 and its detector
     for path in done:
         manifest = json.loads((path.parent / "manifest.json").read_text())
         assert manifest["versions"]["torch"] and manifest["versions"]["source"] and manifest["device"] == "cpu" and manifest["data"]
@@ -116,7 +116,8 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(finished, tree, tmp_path)
 
 def test_a_report_without_scores_says_what_is_missing(tree, tmp_path):
     result = asd("run", "smoke", "--data-root", tree, "--home", tmp_path, "--stages", "09", "--machines", "gearbox")
-    assert "scores are missing of 03_baseline of gearbox (seed 0); run `asd run smoke` with these settings first" in said(result)
+    told, missing = said(result), "03_baseline of gearbox (seed 0), 04_classifier of all machines (seed 0), 05_oevae of gearbox (seed 0)"
+    assert f"scores are missing of {missing}; run `asd run smoke` with these settings first" in told
 
 
 @pytest.mark.parametrize(
@@ -150,6 +151,11 @@ def test_a_machine_without_training_clips_is_refused_before_anything_runs(tree, 
     shutil.rmtree(bare / "gearbox" / "train")
     result = asd("run", "smoke", "--data-root", bare, "--home", tmp_path / "h")
     assert "machine gearbox has no usable training clip" in said(result) and "[1/" not in result.stdout
+
+
+def test_one_machine_alone_is_refused_before_anything_runs(tree, tmp_path):
+    result = asd("run", "smoke", "--data-root", tree, "--machines", "fan", "--home", tmp_path)
+    assert "fan is the only machine with training clips, expected others as pseudo-anomalies" in said(result) and "[1/" not in result.stdout
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")

@@ -38,6 +38,22 @@ def test_training_clips_do_not_see_their_own_segments(sets):
         np.testing.assert_allclose(made[i], expected, rtol=1e-8)
 
 
+def test_a_reference_made_of_two_clips_is_left_out_for_both(sets):
+    _, train = sets
+    rng = np.random.default_rng(1)
+    clip, parents = np.arange(len(train)) // 3, rng.integers(0, 18, (len(train), 2))
+    made = scoring.knn_distances(train, train, k_max=3, test_clip=clip, train_clip=parents)
+    for i in range(len(train)):
+        gaps = []
+        for j in range(len(train)):
+            if clip[i] not in parents[j]:
+                gaps.append(np.linalg.norm(train[i].astype(float) - train[j].astype(float)))
+        np.testing.assert_allclose(made[i], sorted(gaps)[:3], rtol=1e-7, atol=1e-7)
+    twice = np.stack([clip, clip], axis=1)
+    one = scoring.knn_distances(train, train, k_max=2, test_clip=clip, train_clip=clip)
+    np.testing.assert_array_equal(scoring.knn_distances(train, train, k_max=2, test_clip=clip, train_clip=twice), one)
+
+
 def test_mean_over_segments():
     np.testing.assert_allclose(scoring.to_clips(np.array([1.0, 3.0, 5.0]), np.array([0, 0, 1]), 2), [2.0, 5.0])
 

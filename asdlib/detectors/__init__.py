@@ -5,15 +5,16 @@ Every detector answers to one interface and stands in the dict at the foot of th
     detector = DETECTORS[name](context)
     detector.fit(train_rows)                    # rows of normal training clips in the store
     detector.embed(rows)                        # float32 (items, dim) and the position in `rows` of each item
-    detector.scores(rows)                       # {(system, component): float64 (len(rows),)}
+    detector.scores(rows)                       # {(system, component): float64 (len(rows),)}; without "score" where fusion makes it
     detector.training_scores()                  # the same for the training clips, leave-clip-out
     detector.save(folder), detector.load(folder)
 
-`detect` runs one on one machine and returns the score table. Notebooks: 03_baseline.
+`detect` runs one on one machine and returns the score table. Notebooks: 03_baseline, 04_classifier, 05_oevae.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +23,9 @@ import pandas as pd
 
 from asdlib import checks
 from asdlib.detectors.baseline import AutoencoderBaseline, NearestNeighbour
+from asdlib.detectors.classifier import ClassifierDetector
 from asdlib.detectors.context import Context, Scores
+from asdlib.detectors.oevae import OEVAEDetector
 
 
 class Detector(Protocol):
@@ -62,14 +65,15 @@ def score_table(clips: pd.DataFrame, rows: np.ndarray, scores: Scores, seed: int
     return checks.score_table(pd.concat(parts, ignore_index=True)[list(checks.SCORE_COLUMNS)])
 
 
-def detect(detector: Detector, context: Context, machine: str) -> pd.DataFrame:
-    """Fit a detector on a machine's training clips and score all its clips.
+def detect(detector: Detector, context: Context, machines: Sequence[str]) -> pd.DataFrame:
+    """Fit a detector on the training clips of the machines (one, or all that share a network) and score all their clips.
 
     returns : score table; test rows as a clip alone would be scored, train rows leave-clip-out
     raises : checks.Refusal for a machine without training clips
     """
     clips = context.store.clips
-    train, test = training_rows(clips, machine), machine_rows(clips, machine, "test")
+    train = np.concatenate([training_rows(clips, machine) for machine in machines])
+    test = np.concatenate([machine_rows(clips, machine, "test") for machine in machines])
     detector.fit(train)
     tables = [score_table(clips, train, detector.training_scores(), context.seed)]
     if len(test):
@@ -77,5 +81,10 @@ def detect(detector: Detector, context: Context, machine: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-DETECTORS: dict[str, type[Detector]] = {"baseline_knn": NearestNeighbour, "autoencoder": AutoencoderBaseline}
-SYSTEMS = {"baseline_knn": "baseline_knn", "baseline_mse": "autoencoder", "baseline_mahala": "autoencoder"}  # system: its detector
+DETECTORS: dict[str, type[Detector]] = {
+    "baseline_knn": NearestNeighbour, "autoencoder": AutoencoderBaseline, "oevae": OEVAEDetector, "classifier": ClassifierDetector,
+}  # fmt: skip
+SYSTEMS = {  # system: its detector
+    "baseline_knn": "baseline_knn", "baseline_mse": "autoencoder", "baseline_mahala": "autoencoder",
+    "oevae": "oevae", "classifier": "classifier",
+}  # fmt: skip

@@ -5,9 +5,12 @@
 
 import sys
 
-from tests.bench import autoencoder
+from tests.bench import autoencoder, classifier_step, oevae, severity_zero
 
-BENCHES = {"autoencoder": autoencoder.main}
+BENCHES = {
+    "autoencoder": autoencoder.main, "oevae": oevae.main, "oevae_null": oevae.null,
+    "classifier_step": classifier_step.main, "severity_zero": severity_zero.main,
+}  # fmt: skip
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHES:

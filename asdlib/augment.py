@@ -1,0 +1,211 @@
+"""Augmentation: new training items from pairs of old ones, and exchanged branches.
+
+Conventions
+-----------
+A `Blend` says which two items make a new one and at what weight; whatever belongs to the items (sound, feature,
+soft label, condition v) is blended by the same `Blend`, so a label can never part from its sound.
+Soft labels are float (n, classes) with rows that sum to 1. Draws come from the generator that is passed in (for
+speed one on the CPU: only a few numbers per item are drawn); the blending itself runs where the data are.
+
+mixup : Zhang et al. 2018; waveforms of one batch, per item with a probability (report 2.1; facts A5, D)
+SMOTE : Chawla et al. 2002, by imbalanced-learn; items of one class, never two of one clip (report 2.2; facts E13)
+FeatEx: Wilkinghoff 2024; branch embeddings change places between items (report 3.1; facts A6)
+
+Notebook: 02_preprocessing (shown and heard), 04_classifier and 05_oevae (used).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from imblearn.over_sampling import SMOTE
+from scipy import sparse, special
+from sklearn.base import BaseEstimator
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+
+from asdlib import checks
+
+
+@dataclass(frozen=True)
+class Blend:
+    """New items as weighted pairs: weight · item[first] + (1 − weight) · item[second].
+
+    first, second : int64 (m,), positions of the two parents
+    weight : float32 (m,) in [0, 1]; exactly 1 for an item that stays as it is
+    """
+
+    first: Tensor
+    second: Tensor
+    weight: Tensor
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def of(self, values):
+        """The new items' values, from the old items' values.
+
+        values : Tensor or float ndarray (n, ...); returns : the same kind, (m, ...), on the same device
+        """
+        items = torch.as_tensor(values)
+        first, second = self.first.to(items.device), self.second.to(items.device)
+        weight = self.weight.to(items.device, items.dtype).reshape(-1, *[1] * (items.ndim - 1))
+        mixed = torch.lerp(items[second], items[first], weight)  # equal parents give exactly their value
+        return mixed.numpy() if isinstance(values, np.ndarray) else mixed
+
+    def condition(self, v: Tensor, valid: Tensor, machine: Tensor) -> tuple[Tensor, Tensor]:
+        """Conditions v of the new items: blended as the sound is; only where both parents have one and are of one machine.
+
+        v : float (n,); valid : bool (n,), whether the item has a v; machine : int (n,), code of its machine
+        returns : v (m,), 0 where there is none, and valid (m,).  Source: facts E3, E8
+        """
+        first, second = self.first.to(v.device), self.second.to(v.device)
+        alone = self.weight.to(v.device) == 1
+        both = valid[first] & valid[second] & (machine[first] == machine[second])
+        valid_new = torch.where(alone, valid[first], both)
+        return torch.where(valid_new, self.of(torch.where(valid, v, 0)), 0), valid_new
+
+    def parents(self, clips: np.ndarray) -> np.ndarray:
+        """(m, 2) clips that each new item was made from: both must be left out when either is scored."""
+        clips = np.asarray(clips)
+        return np.stack([clips[self.first.cpu().numpy()], clips[self.second.cpu().numpy()]], axis=1)
+
+
+def draw_mixup(
+    n: int, *, prob: float, generator: torch.Generator, beta: float = 1.0, partners: str = "permutation", groups: Tensor | None = None
+) -> Blend:
+    """Who is mixed with whom: per item, with probability `prob`, a weight from Beta(beta, beta) and a partner.
+
+    n : items in the batch
+    beta : 1 is the uniform distribution (facts A5); 0.2 keeps most mixtures near one parent (facts D)
+    partners : "permutation" (random; an item may draw itself) or "reversed" (item i with n − 1 − i, as the cited code does)
+    groups : int (n,), partners come from the same group: target segments among themselves, pseudo-anomalies among themselves
+    """
+    if not 0 <= prob <= 1 or not beta > 0:
+        raise checks.Refusal(f"mixup: got probability {prob} and beta {beta}, expected 0 to 1 and more than 0")
+    device = generator.device
+    chosen = torch.rand(n, generator=generator, device=device) < prob
+    weight = torch.rand(n, generator=generator, device=device)
+    if beta != 1:  # torch's own Beta takes no generator: the inverse distribution function turns the uniform draw into one
+        weight = torch.from_numpy(special.betaincinv(beta, beta, weight.double().cpu().numpy())).to(weight)
+    first = torch.arange(n, device=device)
+    if checks.known_name("choice of mixup partners", partners, ("permutation", "reversed")) == "reversed":
+        if groups is not None:
+            raise checks.Refusal("mixup: partners in reversed order came with groups, expected one of the two; use partners 'permutation'")
+        second = first.flip(0)
+    else:
+        group = torch.zeros(n, dtype=torch.int64, device=device) if groups is None else groups.to(device, torch.int64)
+        shuffled = torch.argsort(group + torch.rand(n, generator=generator, device=device, dtype=torch.float64))
+        second = torch.empty_like(first)
+        second[torch.argsort(group, stable=True)] = shuffled  # group by group, in order against shuffled
+    return Blend(first, torch.where(chosen, second, first), torch.where(chosen, weight, 1.0))
+
+
+def mixup(x: Tensor, y: Tensor, *, prob: float, generator: torch.Generator, beta: float = 1.0) -> tuple[Tensor, Tensor]:
+    """A batch and its soft labels, mixed by one draw of `draw_mixup`.
+
+    x : float (n, ...), waveforms or features; y : float (n, classes)
+    returns : both, same shapes.  Source: facts A5.  For conditions v use `draw_mixup` and `Blend.condition`.
+    """
+    if len(x) != len(y):
+        raise checks.Refusal(f"mixup: {len(x)} items came with {len(y)} labels, expected one label each")
+    blend = draw_mixup(len(x), prob=prob, generator=generator, beta=beta)
+    return blend.of(x), blend.of(y)
+
+
+def featex(branches: Sequence[Tensor], y: Tensor, *, prob: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Feature exchange: with probability `prob` an item keeps its first branch and takes the others from other items.
+
+    branches : B >= 2 embeddings (n, dim_b) of the same items; the first one stays (the spectrum in the cited code)
+    y : float (n, C), soft labels
+    returns : joined embedding (n, sum of dim_b) and labels (n, (B + 1)·C), where row i is
+        kept      [y_i, 0, ..., 0]
+        exchanged [0, y_i/B, y_perm2(i)/B, ..., y_permB(i)/B], permB drawn anew for each branch
+
+    Source: facts A6 (general form).  Notebook: 04_classifier
+    """
+    if len(branches) < 2:
+        raise checks.Refusal(f"FeatEx needs at least 2 branches, {len(branches)} came; add one or set classifier.featex_prob = 0")
+    n, count = len(y), len(branches)
+    device = generator.device
+    exchanged = (torch.rand(n, generator=generator, device=device) < prob).to(y.device).unsqueeze(1)
+    embedding, labels = [branches[0]], [torch.where(exchanged, 0, y), torch.where(exchanged, y / count, 0)]
+    for branch in branches[1:]:
+        order = torch.randperm(n, generator=generator, device=device).to(y.device)
+        embedding.append(torch.where(exchanged, branch[order], branch))
+        labels.append(torch.where(exchanged, y[order] / count, 0))
+    return torch.cat(embedding, 1), torch.cat(labels, 1)
+
+
+def smote(x, classes: Sequence, clips: Sequence, *, ratio: float, k: int, seed: int) -> Blend:
+    """SMOTE: brings every class that is smaller than ratio × the largest one up to that size, between different clips.
+
+    x : Tensor or ndarray (n, ...), the space in which neighbours are sought (embedding or log-mel; flattened)
+    classes : (n,) class of each item, usually its domain, so that the target domain grows
+    clips : (n,) clip of each item: two segments of one clip are never interpolated
+    ratio : 0.2 brings 10 target items beside 990 source items to 198; 0 adds nothing
+    k : neighbours to choose from, the k nearest items of other clips in the same class
+    returns : Blend of the new items only; `Blend.of(x)` gives their vectors, `Blend.condition` their v
+    raises : checks.Refusal where a class to be grown has one clip only, or fewer than k items in other clips
+
+    imbalanced-learn draws parents and weights: it runs on the identity matrix, so its synthetic rows are the weights
+    of the real items, and it is given the neighbours among other clips in place of its own search. With one item per
+    clip the result is imbalanced-learn's own on x.  Source: facts E13, A8.
+    """
+    classes, clips = np.asarray(classes), np.asarray(clips)
+    flat = torch.as_tensor(x).flatten(1).cpu().numpy()
+    if not len(flat) == len(classes) == len(clips):
+        raise checks.Refusal(f"SMOTE: {len(flat)} items, {len(classes)} classes and {len(clips)} clips came, expected one each")
+    if not 0 <= ratio <= 1 or k < 1:
+        raise checks.Refusal(f"SMOTE: got ratio {ratio} and k {k}, expected 0 to 1 and at least 1")
+    names, code, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    wanted = np.maximum(counts, (ratio * counts.max(initial=0)).astype(int))
+    neighbours = np.full((len(flat), k + 1), -1)
+    for c in np.flatnonzero(wanted > counts):
+        items = np.flatnonzero(code == c)
+        neighbours[items] = _other_clips(flat[items], clips[items], k, names[c])
+    if (wanted == counts).all():
+        none = torch.empty(0, dtype=torch.int64)
+        return Blend(none, none, torch.empty(0))
+    sampler = SMOTE(sampling_strategy=dict(enumerate(wanted.tolist())), k_neighbors=_Given(neighbours), random_state=seed)
+    weights = sampler.fit_resample(sparse.identity(len(flat), format="csr"), code)[0][len(flat) :]
+    first = np.asarray(weights.argmax(axis=1)).ravel()
+    heaviest = np.asarray(weights.max(axis=1).todense()).ravel()
+    rest = weights - sparse.csr_matrix((heaviest, (np.arange(len(first)), first)), weights.shape)
+    second = np.where(heaviest < 1, np.asarray(rest.argmax(axis=1)).ravel(), first)
+    return Blend(torch.from_numpy(first), torch.from_numpy(second), torch.from_numpy(heaviest.astype(np.float32)))
+
+
+def _other_clips(x: np.ndarray, clips: np.ndarray, k: int, name) -> np.ndarray:
+    """(n, k + 1): each item's own position, then its k nearest items of other clips, nearest first."""
+    _, code, sizes = np.unique(clips, return_inverse=True, return_counts=True)
+    if len(sizes) < 2:
+        raise checks.Refusal(f"SMOTE of {name}: all {len(x)} items come from one clip, expected at least 2 clips; set smote.ratio = 0")
+    most = len(x) - int(sizes.max())
+    if k > most:
+        raise checks.Refusal(f"SMOTE of {name}: {k} neighbours asked, an item has {most} in other clips; set smote.k to {most} or less")
+    reach = min(len(x), k + int(sizes.max()))  # enough to hold k strangers even if all of the own clip come first
+    found = NearestNeighbors(n_neighbors=reach).fit(x).kneighbors(x, return_distance=False)
+    strange = code[found] != code[:, None]
+    order = np.argsort(~strange, axis=1, kind="stable")[:, :k]
+    return np.column_stack([np.arange(len(x)), np.take_along_axis(found, order, axis=1)])
+
+
+class _Given(BaseEstimator):
+    """A neighbour search that knows its answer: row i of `table` holds i and its neighbours, as positions in its class."""
+
+    def __init__(self, table: np.ndarray):
+        self.table = table
+
+    def fit(self, x: sparse.csr_matrix, y: None = None) -> _Given:
+        self.rows_ = x.indices  # x holds rows of the identity matrix: the column says which item a row is
+        return self
+
+    def kneighbors(self, x: sparse.csr_matrix, return_distance: bool = False) -> np.ndarray:
+        return self.table[x.indices]
+
+    def kneighbors_graph(self, x: sparse.csr_matrix) -> sparse.csr_matrix:
+        raise NotImplementedError("asked for by the library's check of its argument, never called by SMOTE")

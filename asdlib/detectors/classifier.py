@@ -1,0 +1,238 @@
+"""The classification-based detector: one network for all machines, and four back-ends on its embeddings.
+
+The network learns which machine, attribute values and domain a normal training clip has; a clip whose embedding lies far
+from all training embeddings of its machine is anomalous. Classes come from training clips only: an attribute value that
+first occurs in a test clip never becomes one (FACTS A4). A class is held out in part (`classifier.holdout`, the whole
+part of that share, so classes of few clips keep them all) for the accuracy that is logged; nothing is selected by it.
+
+Clips are tiled or cropped to `clip_seconds`: in training from a random place that is drawn anew every epoch, for
+embeddings from the start (FACTS A1). A tiled clip starts anywhere in the room that its last copy leaves.
+
+Components of the scores: every back-end of `asdlib.backends`, and `score`, the one chosen by `classifier.backend`.
+Sources: report 3.1, SYSTEM 5, FACTS A. Notebook: 04_classifier.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from safetensors.numpy import load_file, save_file
+
+from asdlib import augment, backends, checks, clips, config, training
+from asdlib.detectors.context import BATCH_SAMPLES, Context, Scores
+from asdlib.models.classifier import Batch, Classifier, branch_inputs
+
+WEIGHTS, SPLIT = 4, 5  # streams of the seed: initial weights, held-out clips
+EMBEDDINGS = "embeddings.safetensors"
+
+
+def held_out(classes: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """bool (n,): the whole part of `share` of each class's clips, drawn by the seed, never all of them.  classes : int or str (n,)"""
+    out = np.zeros(len(classes), bool)
+    rng = np.random.default_rng([seed, SPLIT])
+    for name in np.unique(classes):
+        members = np.flatnonzero(classes == name)
+        out[rng.permutation(members)[: int(share * len(members) + 1e-9)]] = True  # 0.3 · 10 is 2.9999…
+    return out
+
+
+class ClassifierDetector:
+    """System `classifier`. Rows may be of several machines: the network is shared, the back-ends belong to one machine each."""
+
+    def __init__(self, context: Context):
+        self.context, self.settings = context, context.cfg.classifier
+        if self.settings.smote.space != "embed":
+            raise checks.Refusal(f"setting classifier.smote.space: got {self.settings.smote.space!r}, the classifier knows 'embed' only; set that")
+        self.rate = context.cfg.data.sample_rate
+        self.store = context.store.to(context.device)
+        self.length = round(self.settings.clip_seconds * self.rate)
+        self.machines = context.store.clips["machine"].to_numpy()
+        self.history = pd.DataFrame()
+        self.embeddings: dict[int, np.ndarray] = {}  # store row: its embedding
+
+    def _prepare(self, train_rows: np.ndarray) -> None:
+        """Classes, the held-out clips, and a network with fresh weights."""
+        self.train_rows = np.asarray(train_rows)
+        names = clips.training_classes(self.context.store.clips)[self.train_rows]
+        self.classes, self.codes = np.unique(names.to_numpy(dtype=object).astype(str), return_inverse=True)
+        if len(self.classes) < 2:
+            raise checks.Refusal(
+                f"the training clips make 1 class ({self.classes[0]}), expected 2 or more; add machines, or take classifier out of systems"
+            )
+        self.class_machine = np.array([name.split("/", 1)[0] for name in self.classes])
+        self.kept_out = held_out(self.codes, self.settings.holdout, self.context.seed)
+        with training.seeded_init(self.context.seed, WEIGHTS):
+            self.net = Classifier(self.settings, len(self.classes), self.rate)
+        self.net.to(self.context.device, memory_format=torch.channels_last)
+
+    def fit(self, train_rows: np.ndarray) -> None:
+        """Train on the training clips of all machines, less the held-out ones, then embed all of them."""
+        self._prepare(train_rows)
+        s, context = self.settings, self.context
+        self.history = training.fit(
+            self.net,
+            self._batches,
+            torch.optim.Adamax(self.net.parameters(), lr=s.lr),
+            epochs=s.epochs,
+            seed=context.seed,
+            what=f"classifier, {len(self.classes)} classes",
+            checkpoint=context.folder and context.folder / "checkpoint.pt",
+            evaluate=self._held_out_accuracy if self.kept_out.any() else None,
+            precision=training.pick_precision(context.cfg.precision, context.device),
+        )
+        self._keep(self.train_rows, self.embed(self.train_rows)[0])
+
+    def _batches(self, generator: torch.Generator) -> Iterator[Batch]:
+        """One epoch: every clip once, from its place of this epoch, mixed, as features and soft labels. Nothing here waits for a GPU."""
+        s, device, home = self.settings, self.context.device, self.store.samples.device
+        used = np.flatnonzero(~self.kept_out)
+        rows = torch.from_numpy(self.train_rows[used]).to(home)
+        labels = F.one_hot(torch.from_numpy(self.codes[used]), len(self.classes)).float().to(device)
+        count = self.store.count[rows]
+        room = (self.length + count - 1) // count * count - self.length  # of the copies that cover the length
+        place = torch.rand(len(rows), generator=generator, device=generator.device, dtype=torch.float64).to(home)
+        starts = (place * (room + 1)).long()
+        for index in training.shuffled_batches(len(rows), s.batch, generator, home):
+            wave = self.store.segments(rows[index], starts[index], self.length)
+            y = labels[index.to(device)]
+            wave, y = augment.mixup(wave, y, prob=s.mixup_prob, generator=generator, beta=s.mixup_beta)
+            yield Batch(branch_inputs(wave, s, self.rate), y)
+
+    def _inputs(self, rows: np.ndarray) -> Iterator[dict[str, torch.Tensor]]:
+        """Branch inputs of clips from their start, in blocks that fit."""
+        for block in np.array_split(rows, -(-len(rows) // max(1, BATCH_SAMPLES // self.length))):
+            yield branch_inputs(self.store.audio(block, length=self.length), self.settings, self.rate)
+
+    @torch.inference_mode()
+    def embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Embedding of each clip before the heads, float32 (clips, dim · branches), and one item per clip. Always computed in float32."""
+        made = [self.net(inputs).cpu().numpy() for inputs in self._inputs(rows)]
+        return np.concatenate(made), np.arange(len(rows))
+
+    def _keep(self, rows: np.ndarray, embedding: np.ndarray) -> None:
+        self.embeddings.update(zip(np.asarray(rows).tolist(), embedding))
+        if rows is self.train_rows:
+            self._backends = self._made(slice(None), list(backends.BACKENDS))
+
+    def _vectors(self, rows: np.ndarray) -> np.ndarray:
+        return np.stack([self.embeddings[row] for row in np.asarray(rows).tolist()])
+
+    def _made(self, columns: slice | np.ndarray, names: Sequence[str]) -> dict[str, dict[str, backends.Backend]]:
+        """Back-ends of every machine, on some columns of the training embeddings."""
+        domain, out = self.context.store.clips["domain"].to_numpy(), {}
+        for machine in np.unique(self.machines[self.train_rows]):
+            rows = self.train_rows[self.machines[self.train_rows] == machine]
+            train, target = self._vectors(rows)[:, columns], domain[rows] == "target"
+            out[machine] = {name: backends.BACKENDS[name](train, target, self.settings, self.context.seed) for name in names}
+        return out
+
+    def _by_machine(self, rows: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """(machine, positions in rows); a machine that was not trained on is refused."""
+        of = self.machines[rows]
+        for machine in np.unique(of):
+            checks.known_name("machine of a trained classifier", machine, list(self._backends))
+            yield machine, np.flatnonzero(of == machine)
+
+    def _scores(self, values: dict[str, np.ndarray]) -> Scores:
+        return {("classifier", "score"): values[self.settings.backend]} | {("classifier", name): x for name, x in values.items()}
+
+    def scores(self, rows: np.ndarray) -> Scores:
+        """Score of clips that are not training clips, by every back-end of their machine."""
+        embedding = self.embed(rows)[0]
+        self._keep(rows, embedding)
+        values = {name: np.empty(len(rows)) for name in backends.BACKENDS}
+        for machine, where in self._by_machine(rows):
+            for name, backend in self._backends[machine].items():
+                values[name][where] = backend(embedding[where])
+        return self._scores(values)
+
+    def training_scores(self) -> Scores:
+        """Score of each training clip, leave-clip-out in the back-ends; the network saw all but the held-out ones."""
+        values = {name: np.empty(len(self.train_rows)) for name in backends.BACKENDS}
+        for machine, where in self._by_machine(self.train_rows):
+            for name, backend in self._backends[machine].items():
+                values[name][where] = backend.training()
+        return self._scores(values)
+
+    def branch_scores(self, rows: np.ndarray) -> Scores:
+        """What each branch carries: scores by the chosen back-end on parts of the embeddings that were already made.
+
+        returns : components `all branches`, `only <branch>` (its columns of the embedding and nothing else, in training clips and in the
+            clips scored alike) and `without <branch>` (all other columns). The network is not trained again: a branch by itself is judged
+            as it learnt beside the others, which may have left work to them.  Notebook: 04_classifier
+        """
+        s, column = self.settings, np.repeat(np.arange(len(self.settings.branches)), self.settings.dim)
+        chosen = {"all branches": np.full(len(column), True)}
+        if len(s.branches) > 1:
+            chosen |= {f"only {name}": column == i for i, name in enumerate(s.branches)}
+            chosen |= {f"without {name}": column != i for i, name in enumerate(s.branches)}
+        out, embedding = {}, self._vectors(rows)
+        for part, columns in chosen.items():
+            made, out["classifier", part] = self._made(columns, [s.backend]), np.empty(len(rows))
+            for machine, where in self._by_machine(rows):
+                out["classifier", part][where] = made[machine][s.backend](embedding[where][:, columns])
+        return out
+
+    def _probabilities(self) -> torch.Tensor:
+        return torch.cat([self.net.class_probabilities(inputs) for inputs in self._inputs(self.train_rows[self.kept_out])])
+
+    def _held_out_accuracy(self) -> dict[str, float]:
+        table = self.accuracy()
+        weight = table["clips"] / table["clips"].sum()
+        return {name: float((table[name] * weight).sum()) for name in ("machine_accuracy", "class_accuracy")}
+
+    @torch.inference_mode()
+    def accuracy(self) -> pd.DataFrame:
+        """How often the plain head names the machine and the class of held-out training clips.
+
+        returns : machine, clips (held out), machine_accuracy (the likeliest class is of this machine), class_accuracy; no row for a
+            machine without held-out clips.  Notebook: 04_classifier
+        """
+        columns = ["machine", "clips", "machine_accuracy", "class_accuracy"]
+        if not self.kept_out.any():
+            return pd.DataFrame(columns=columns)
+        said, truth = self._probabilities().argmax(1).cpu().numpy(), self.codes[self.kept_out]
+        machine = self.class_machine[truth]
+        right = pd.DataFrame({"machine": machine, "same": self.class_machine[said] == machine, "exact": said == truth})
+        table = right.groupby("machine").agg(clips=("same", "size"), machine_accuracy=("same", "mean"), class_accuracy=("exact", "mean"))
+        return table.reset_index()[columns]
+
+    def save(self, folder: Path) -> None:
+        """Weights, and every embedding made: `embedding` float32 (n, dim · branches) and `clip` int64 (n,), the row in the store."""
+        training.save_weights(self.net, folder / "weights.safetensors")
+        rows = np.array(sorted(self.embeddings), dtype=np.int64)
+        save_file({"embedding": self._vectors(rows), "clip": rows}, folder / EMBEDDINGS)
+
+    def load(self, folder: Path, train_rows: np.ndarray) -> None:
+        """What `save` wrote; embeddings of other training clips than these are refused."""
+        self._prepare(train_rows)
+        training.load_weights(self.net, folder / "weights.safetensors")
+        self.embeddings = dict(zip(*load_embeddings(folder)))
+        if not set(self.train_rows.tolist()) <= set(self.embeddings):
+            raise checks.Refusal(f"{folder / EMBEDDINGS}: lacks the embeddings of some training clips; run the study again")
+        self._keep(self.train_rows, self._vectors(self.train_rows))
+
+
+def load_embeddings(folder: Path) -> tuple[list[int], np.ndarray]:
+    """Store rows and their embeddings float32 (n, dim · branches) of a finished classifier, without its network."""
+    path = folder / EMBEDDINGS
+    try:
+        found = load_file(path)
+        return found["clip"].tolist(), found["embedding"]
+    except Exception as error:
+        raise checks.Refusal(f"{path}: does not hold embeddings ({type(error).__name__}); run the study again") from error
+
+
+def ablations(settings: config.Classifier) -> dict[str, config.Classifier]:
+    """Settings of the short trainings that notebook 04 compares: `full`, and each regulariser taken out; none if `ablation` is 0."""
+    if not settings.ablation:
+        return {}
+    full = dataclasses.replace(settings, epochs=settings.ablation)
+    changed = {"no mixup": {"mixup_prob": 0.0}, "no FeatEx": {"featex_weight": 0.0}}
+    return {"full": full} | {name: dataclasses.replace(full, **change) for name, change in changed.items()}

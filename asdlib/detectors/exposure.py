@@ -1,0 +1,283 @@
+"""Outlier exposure: segments of the target machine against as many of other machines, batch by batch on the device.
+
+Conventions
+-----------
+An epoch visits every target segment (and every synthetic one) once, in batches of half target, half pseudo-anomalous
+segments. Pseudo-anomalies are normal training clips of all other machines of the store: machines are drawn uniformly, then
+one of the machine's segments; with `near` a part of them comes from the machines that sound most like the target. All
+draws of an epoch are made at its start from the epoch's generator; after that a batch is a gather by index, mixed,
+turned into log-mel and labelled on the device, and nothing waits for the host.
+
+t is 1 for target segments and their mixtures with each other, 0 for pseudo-anomalies, between for a mixture of both
+(`mixup.outliers`), which therefore has no v and never reaches a VAE term.
+
+Sources: report 4.2; SYSTEM 2, 4, 9; facts D, E3, E8, E9, E21.  Notebook: 05_oevae
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from asdlib import audio, augment, checks, clips, features
+from asdlib.detectors.context import BATCH_SAMPLES, Context
+from asdlib.models import oevae
+
+NEAREST = 0.25  # of the other machines, at least one, count as near
+LISTEN = 32  # clips of a machine that are compared to find the nearest machines
+
+
+@dataclass(frozen=True)
+class Items:
+    """Segments of clips, tensors (n,) on the device: store row, first sample, mean and std that standardise them.
+
+    whole : whether every segment lies within its clip
+    """
+
+    row: Tensor
+    start: Tensor
+    mean: Tensor
+    std: Tensor
+    whole: bool
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(self, index: Tensor) -> Items:
+        return Items(self.row[index], self.start[index], self.mean[index], self.std[index], self.whole)
+
+    def joined(self, other: Items) -> Items:
+        """These, then the others."""
+        pairs = [torch.cat([getattr(self, name), getattr(other, name)]) for name in ("row", "start", "mean", "std")]
+        return Items(*pairs, self.whole and other.whole)
+
+
+class Front:
+    """From store rows to segments, and from segments to the log-mel that the network sees (OEVAEFeatures).
+
+    train_rows : the target machine's training clips; with wave_norm = "machine" their one mean and std standardise
+        everything, pseudo-anomalies too (facts D)
+    """
+
+    def __init__(self, context: Context, train_rows: np.ndarray):
+        self.settings, self.rate = context.cfg.oevae.features, context.cfg.data.sample_rate
+        self.store = context.store.to(context.device)
+        self.length = round(self.settings.segment_s * self.rate)
+        self.fixed = audio.machine_statistics(context.store, train_rows) if self.settings.wave_norm == "machine" else None
+
+    def items(self, rows: np.ndarray) -> Items:
+        """All segments of some clips, clip by clip."""
+        samples, count = self.store.clips["samples"].to_numpy()[rows], self.settings.segments
+        starts = {size: audio.segment_starts(size, count, self.length) for size in np.unique(samples)}
+        start = np.concatenate([starts[size] for size in samples])
+        mean, std = (torch.from_numpy(values).to(self.store.device).repeat_interleave(count) for values in self._statistics(rows, samples))
+        row, start = (torch.as_tensor(values, device=self.store.device) for values in (np.repeat(rows, count), start))
+        return Items(row, start, mean, std, bool((samples >= self.length).all()))
+
+    def _statistics(self, rows: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and std of each whole clip, or the machine's."""
+        mean, std = (np.full(len(rows), value, np.float32) for value in self.fixed or (0.0, 1.0))
+        for size in np.unique(samples) if self.fixed is None else []:
+            where = np.flatnonzero(samples == size)
+            for part in np.array_split(where, -(-len(where) * int(size) // BATCH_SAMPLES)):
+                found = torch.std_mean(self.store.audio(rows[part]), dim=1, correction=0)
+                std[part], mean[part] = (values.cpu().numpy() for values in found)
+        return mean, std
+
+    def waves(self, items: Items) -> Tensor:
+        """Standardised waveforms, float32 (n, samples)."""
+        return audio.standardise(self.store.segments(items.row, items.start, self.length, whole=items.whole), items.mean, items.std)
+
+    def log_mel(self, waves: Tensor) -> Tensor:
+        """float32 (n, 1, mels, frames), dB."""
+        s = self.settings
+        shape = {"n_fft": s.n_fft, "win": s.win_length, "hop": s.hop_length, "n_mels": s.n_mels, "low_hz": s.low_hz, "high_hz": s.high_hz}
+        return features.log_mel(waves, **shape, rate=self.rate)
+
+    @torch.inference_mode()
+    def all_log_mels(self, items: Items) -> Tensor:
+        """Log-mel of many segments, block by block."""
+        step = max(1, BATCH_SAMPLES // self.length)
+        return torch.cat([self.log_mel(self.waves(items[part])) for part in torch.arange(len(items), device=items.row.device).split(step)])
+
+
+def attribute_labels(table: pd.DataFrame, v: np.ndarray) -> np.ndarray:
+    """What the attribute head tells apart: float32 (clips, classes), 1 for each attribute value, or section, that a clip has.
+
+    table : rows of the target machine's training clips.  v : (clips,) their condition
+    Columns are the pairs of attribute key and value; without any, the sections; with a single one, the values of v, which
+    stand for an attribute there (report 4.1).  Source: L_section, facts D; SYSTEM 9
+    """
+    keys = clips.attribute_keys(table)
+    named = pd.concat([table[f"attr_{key}"].where(table[f"attr_{key}"] != "").rename(key) for key in keys], axis=1) if keys else None
+    for facts in (named, table[["section"]], pd.DataFrame({"v": v}, index=table.index).astype(str)):
+        if facts is not None:
+            columns = pd.get_dummies(facts, dtype=np.float32)
+            if columns.shape[1] > 1:
+                return columns.to_numpy()
+    return np.zeros((len(table), 0), np.float32)
+
+
+def nearest_machines(context: Context, machine: str, others: list[str]) -> list[str]:
+    """Of the other machines, those whose mean log-mel over their first training clips is closest to the target's; nearest first."""
+    table = context.store.clips
+    normal = (table["split"] == "train") & (table["label"] == "normal")
+    centres = {}
+    for name in [machine, *others]:
+        rows = np.flatnonzero(normal & (table["machine"] == name))[:LISTEN]
+        front = Front(context, rows)
+        centres[name] = front.all_log_mels(front.items(rows)).mean((0, 1, 3))
+    gap = {name: float((centres[name] - centres[machine]).square().sum()) for name in others}
+    return sorted(others, key=gap.get)[: max(1, round(NEAREST * len(others)))]
+
+
+def draw_weights(machine: np.ndarray, near: list[str], share: float) -> np.ndarray:
+    """Probability of each pseudo-anomalous item, (n,): machines alike, then items alike; `share` of it on the near machines.
+
+    machine : (n,) machine of each item
+    """
+    names, code, counts = np.unique(machine, return_inverse=True, return_counts=True)
+    is_near = np.isin(names, near)
+    of_machine = (1 - share) / len(names) + share * is_near / max(is_near.sum(), 1)
+    return of_machine[code] / counts[code]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The target machine's training items, tensors (n,) on the device; synthetic items stand last.
+
+    prior : float, k·v; conditioned : bool; labels : float (n, A); mels : log-mel of the synthetic items, None without
+    """
+
+    items: Items
+    prior: Tensor
+    conditioned: Tensor
+    labels: Tensor
+    mels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def with_synthetic(self, blend: augment.Blend, mels: Tensor) -> Target:
+        """The same and new items interpolated between pairs of them (SMOTE in log-mel space)."""
+        same = torch.zeros(len(self), dtype=torch.int64, device=self.prior.device)
+        prior, conditioned = blend.condition(self.prior, self.conditioned, same)
+        parents = self.items[blend.first.to(same.device)]  # stand for the new items where a row is needed; their sound is never used
+        new = (torch.cat([self.prior, prior]), torch.cat([self.conditioned, conditioned]), torch.cat([self.labels, blend.of(self.labels)]))
+        return Target(self.items.joined(parents), *new, mels)
+
+
+class Exposure:
+    """The batches of one target machine's training.
+
+    others, weights : items of the other machines and their probabilities, float64 (m,)
+    """
+
+    def __init__(self, front: Front, settings, target: Target, others: Items, weights: np.ndarray):
+        self.front, self.settings, self.target = front, settings, target
+        self.others, n, device = others, len(target), target.prior.device
+        self.items = target.items.joined(others)
+        self.cumulative = torch.as_tensor(np.cumsum(weights / weights.sum()), device=device)
+        pad = torch.zeros(len(others), device=device)
+        self.t = torch.cat([torch.ones(n, device=device), pad])
+        self.prior, self.conditioned = torch.cat([target.prior, pad]), torch.cat([target.conditioned, pad.bool()])
+        self.labels = torch.cat([target.labels, torch.zeros(len(others), target.labels.shape[1], device=device)])
+        self.made = torch.zeros(len(self.items), dtype=torch.bool, device=device)
+        if target.mels is not None:
+            self.made[n - len(target.mels) : n] = True
+
+    @property
+    def half(self) -> int:
+        """Target segments per batch."""
+        return self.settings.batch // 2
+
+    @property
+    def steps(self) -> int:
+        """Batches per epoch."""
+        return -(-len(self.target) // self.half)
+
+    def draw_others(self, n: int, generator: torch.Generator) -> Tensor:
+        """Positions in `others` of n pseudo-anomalies, int64 (n,)."""
+        dice = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
+        return torch.searchsorted(self.cumulative, dice).clamp_(max=len(self.others) - 1)
+
+    def plan(self, generator: torch.Generator) -> tuple[Tensor, augment.Blend]:
+        """One epoch: items (2n,) in the order of the batches, target before pseudo-anomalous in each, and who is mixed with whom.
+
+        Partners are of the same batch; without `mixup.outliers` target segments mix among themselves, and so do the others.
+        """
+        n, device, mix = len(self.target), self.t.device, self.settings.mixup
+        order = torch.randperm(n, generator=generator, device=device)
+        drawn = n + self.draw_others(n, generator)
+        batch = (torch.arange(n, device=device) // self.half).repeat(2)
+        side = 2 * batch + (torch.arange(2 * n, device=device) >= n)
+        place = torch.argsort(side, stable=True)
+        index, groups = torch.cat([order, drawn])[place], (batch if mix.outliers else side)[place]
+        blend = augment.draw_mixup(2 * n, prob=mix.prob, beta=mix.beta, generator=generator, groups=groups)
+        plain = self.made[index[blend.first]] | self.made[index[blend.second]]  # a synthetic item has no sound that could be mixed
+        return index, dataclasses.replace(blend, weight=torch.where(plain, 1.0, blend.weight))
+
+    def batches(self, generator: torch.Generator, kl_weight=lambda: 1.0) -> Iterator[oevae.Batch]:
+        """One epoch's batches.  kl_weight : gives the weight of the KL terms of the next step"""
+        index, blend = self.plan(generator)
+        for low in range(0, len(index), 2 * self.half):
+            part = slice(low, min(low + 2 * self.half, len(index)))
+            mixed = augment.Blend(blend.first[part] - low, blend.second[part] - low, blend.weight[part])
+            yield self.batch(index[part], mixed, kl_weight())
+
+    def batch(self, index: Tensor, blend: augment.Blend, kl_weight=1.0) -> oevae.Batch:
+        """Items by position, mixed: sound, t, prior and labels move together."""
+        x = self.front.log_mel(blend.of(self.front.waves(self.items[index])))
+        if self.target.mels is not None:
+            first = len(self.target) - len(self.target.mels)
+            synthetic = self.target.mels[(index - first).clamp(0, len(self.target.mels) - 1)]
+            x = torch.where(self.made[index].reshape(-1, 1, 1, 1), synthetic, x)
+        prior, conditioned = blend.condition(self.prior[index], self.conditioned[index], (self.t[index] == 0).long())
+        labels = blend.of(self.labels[index]) if self.labels.shape[1] else None
+        return oevae.Batch(x, blend.of(self.t[index]), prior, conditioned, labels, kl_weight)
+
+
+def target_items(front: Front, rows: np.ndarray, prior: np.ndarray, conditioned: np.ndarray, labels: np.ndarray) -> Target:
+    """Items of some of the target machine's training clips.
+
+    prior, conditioned : (clips,) of `prior_means`.  labels : float32 (clips, A) of `attribute_labels`
+    """
+    items, count = front.items(rows), front.settings.segments
+    spread = (torch.as_tensor(values, device=items.row.device).repeat_interleave(count, 0) for values in (prior, conditioned, labels))
+    return Target(items, *spread)
+
+
+def prior_means(v: np.ndarray, k: float, centre: float) -> tuple[np.ndarray, np.ndarray]:
+    """k·v, with v counted from `centre`, its mean over the training clips (facts E5), float32 (n,), and whether there is a v at all.
+
+    v : (n,), NaN where unknown
+    """
+    known = np.isfinite(v)
+    return np.where(known, k * (np.nan_to_num(v) - centre), 0).astype(np.float32), known
+
+
+def held_out(groups: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Clips kept out of training, bool (clips,): `share` of each group (domain, machine), at least one where there are two or more."""
+    out = np.zeros(len(groups), bool)
+    for name in np.unique(groups) if share > 0 else []:
+        where = np.flatnonzero(groups == name)
+        out[rng.permutation(where)[: min(max(round(share * len(where)), 1), len(where) - 1)]] = True
+    return out
+
+
+def checked_machine(table: pd.DataFrame, rows: np.ndarray) -> tuple[str, np.ndarray]:
+    """The one machine of some training clips, and the rows of all other machines' normal training clips."""
+    machine = table["machine"].iloc[rows].unique()
+    if len(machine) != 1:
+        raise checks.Refusal(f"oevae: training clips of {', '.join(machine)} came, expected those of one machine; train one model per machine")
+    others = np.flatnonzero((table["machine"] != machine[0]) & (table["split"] == "train") & (table["label"] == "normal"))
+    if len(others) == 0:
+        raise checks.Refusal(f"oevae: {machine[0]} is the only machine with training clips, expected others as pseudo-anomalies; "
+                             "add recordings of other machines, or leave oevae out of systems")
+    return str(machine[0]), others

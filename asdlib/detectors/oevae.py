@@ -1,0 +1,314 @@
+"""OEVAE as a detector: one joint network per target machine, its latent likelihood α and the nearest-neighbour distance β.
+
+Conventions
+-----------
+Components per clip, means over its segments, higher = more anomalous; the final `score` is their fusion (`fusion.systems`):
+
+    alpha            the α of `oevae.alpha_mode`; alpha_nll, alpha_expected_nll, alpha_kl, alpha_recon, alpha_neg_elbo: all of them
+    alpha_k<scale>   the same mode from a VAE that was refitted on the finished embeddings with that k_scale (`oevae.k_scales`)
+    beta             mean distance to the k = `oevae.neighbours` nearest references; beta_k1, beta_k2, beta_k4: for k = 1, 2, 4
+
+References of β are embeddings of the machine's normal training segments, of SMOTE items between them and of mixtures of
+their waveforms. Training clips are scored leave-clip-out in everything that is fitted after the network: a clip's own
+segments, and every reference made with one of them, are left out. The network itself has seen them (all but
+`oevae.holdout`), so their α and β are a little lower than those of new normal clips.
+
+Sources: report 3.2, 4.2; SYSTEM 2-4, 9; facts C, D, E.  Notebooks: 05_oevae, 06_embeddings, 07_latents, 08_tuning
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.numpy import load_file, save_file
+
+from asdlib import augment, checks, latents, losses, scoring, training
+from asdlib.condition import condition
+from asdlib.detectors import exposure
+from asdlib.detectors.context import Context, Scores
+from asdlib.models.oevae import OEVAE, VAE
+
+KEPT_K = (1, 2, 4)  # neighbours whose β is kept beside the chosen one (report 4.2)
+EVAL_ITEMS = 256  # segments per forward pass when nothing is learnt
+INIT, SPLIT, EVALUATE, MIX, REFIT = range(101, 106)  # purposes of random draws, beside the epochs
+
+
+class Pass(NamedTuple):
+    """Segments through the network: h (n, dim), mu, logvar (n, latent), α mode -> (n,), all float32; clip int (n,), position in the rows."""
+
+    h: np.ndarray
+    mu: np.ndarray
+    logvar: np.ndarray
+    alpha: dict[str, np.ndarray]
+    clip: np.ndarray
+
+
+class References(NamedTuple):
+    """What β measures distances to: h float32 (n, dim); parents int64 (n, 2), store rows of the clips behind each; target bool (n,)."""
+
+    h: np.ndarray
+    parents: np.ndarray
+    target: np.ndarray
+
+
+class OEVAEDetector:
+    """The joint outlier-exposed extractor and VAE of one target machine (SYSTEM 4)."""
+
+    def __init__(self, context: Context):
+        self.context, self.settings = context, context.cfg.oevae
+        self.history = pd.DataFrame()
+
+    def fit(self, train_rows: np.ndarray) -> None:
+        """Train against the other machines of the store, then fit the references and the VAEs of the other k_scales.
+
+        raises : checks.Refusal without another machine
+        """
+        s, clips, device = self.settings, self.context.store.clips, self.context.device
+        self._open(train_rows)
+        _, others = exposure.checked_machine(clips, train_rows)
+        rng = np.random.default_rng([self.context.seed, SPLIT])
+        kept = exposure.held_out(clips["domain"].to_numpy()[train_rows], s.holdout, rng)
+        kept_others = exposure.held_out(clips["machine"].to_numpy()[others], s.holdout, rng)
+        self.trained = ~kept
+        near = exposure.nearest_machines(self.context, self.machine, sorted(set(clips["machine"].iloc[others]))) if s.near > 0 else []
+        parts = []  # of the other machines: for training, and held out
+        for rows in (others[~kept_others], others[kept_others]):
+            weights = exposure.draw_weights(np.repeat(clips["machine"].to_numpy()[rows], s.features.segments), near, s.near) if len(rows) else None
+            parts.append((self.front.items(rows), weights) if len(rows) else None)
+        target = self._target(train_rows[~kept])
+        outliers = exposure.Exposure(self.front, s, target, *parts[0])
+        self.net = self._network()
+        warm = max(s.kl_warmup * outliers.steps, 1.0)
+        self.history = training.fit(
+            self.net,
+            lambda draws: outliers.batches(draws, lambda: (self.net.steps / warm).clamp(max=1.0) if s.kl_warmup else 1.0),
+            torch.optim.Adam(self.net.parameters(), lr=s.lr, fused=True),
+            epochs=s.epochs,
+            seed=self.context.seed,
+            what=f"oevae {self.machine}",
+            checkpoint=self.context.folder and self.context.folder / "checkpoint0.pt",
+            evaluate=self._evaluation(train_rows[kept], *parts[1]) if kept.any() and parts[1] else None,
+            precision=training.pick_precision(self.context.cfg.precision, device),
+        )
+        self.references = self._made_references(target)
+        self.heads = {scale: self._refit(scale) for scale in s.k_scales}
+
+    def _open(self, train_rows: np.ndarray) -> None:
+        """What follows from the training clips alone: condition, features, classes of the attribute head."""
+        s, clips = self.settings, self.context.store.clips
+        self.machine, self.train_rows = str(clips["machine"].iloc[train_rows[0]]), train_rows
+        choice = {"choice": s.condition.attribute, "missing": s.condition.missing, "bins": s.condition.bins}
+        self.condition = condition(clips, **choice, seed=self.context.seed, machine=self.machine)
+        v = self._v(train_rows)
+        self.centre = float(v[np.isfinite(v)].mean()) if np.isfinite(v).any() else 0.0
+        self.front = exposure.Front(self.context, train_rows)
+        self.labels = exposure.attribute_labels(clips.iloc[train_rows], v) if s.attribute_weight > 0 else np.zeros((len(train_rows), 0), np.float32)
+        self._passes: dict[bytes, Pass] = {}
+
+    def _v(self, rows: np.ndarray) -> np.ndarray:
+        return self.condition.v.reindex(self.context.store.clips.index[rows]).to_numpy(float)
+
+    def _prior(self, rows: np.ndarray, k_scale: float) -> tuple[np.ndarray, np.ndarray]:
+        return exposure.prior_means(self._v(rows), self.condition.k(k_scale), self.centre)
+
+    def _network(self) -> OEVAE:
+        with training.seeded_init(self.context.seed, INIT):
+            net = OEVAE(self.settings, self.labels.shape[1])
+        return net.to(self.context.device, memory_format=torch.channels_last)
+
+    def _target(self, rows: np.ndarray) -> exposure.Target:
+        """Training items of the target machine, with synthetic ones where SMOTE works on log-mels."""
+        s, smote = self.settings, self.settings.smote
+        labels = self.labels[np.searchsorted(self.train_rows, rows)]
+        target = exposure.target_items(self.front, rows, *self._prior(rows, s.condition.k_scale), labels)
+        if smote.space == "logmel" and smote.ratio > 0:
+            mels = self.front.all_log_mels(target.items).cpu()
+            blend = augment.smote(mels, *self._groups(target.items), ratio=smote.ratio, k=smote.k, seed=self.context.seed)
+            target = target.with_synthetic(blend, blend.of(mels).to(self.context.device)) if len(blend) else target
+            self.synthetic_parents = blend.parents(target.items.row.cpu().numpy())
+        return target
+
+    def _groups(self, items: exposure.Items) -> tuple[np.ndarray, np.ndarray]:
+        """Domain and clip of each item."""
+        rows = items.row.cpu().numpy()
+        return self.context.store.clips["domain"].to_numpy()[rows], rows
+
+    def _evaluation(self, kept: np.ndarray, others: exposure.Items, weights: np.ndarray) -> Callable[[], dict[str, float]]:
+        """Measures separation on clips that are not trained on, and how many latent channels move over the normal ones."""
+        items = self.front.items(kept)
+        labels = torch.zeros(len(items), 0, device=self.context.device)
+        normal = exposure.Target(items, labels.new_zeros(len(items)), labels.new_zeros(len(items)).bool(), labels)
+        draws = training.generator_for(self.context.seed, EVALUATE, device=self.context.device)
+        drawn = exposure.Exposure(self.front, self.settings, normal, others, weights).draw_others(len(items), draws)
+        x = self.front.all_log_mels(items.joined(others[drawn]))
+        n, domain = len(items), self.settings.domain_latent
+
+        def measure() -> dict[str, float]:
+            out = [self.net(part) for part in x.split(EVAL_ITEMS)]
+            logit = torch.cat([part.logit for part in out])
+            t = (torch.arange(2 * n, device=logit.device) < n).float()
+            alive = torch.cat([part.vae.mu for part in out])[:n].var(0, correction=0) > latents.ALIVE
+            accuracy = ((logit > 0) == (t > 0)).float().mean()
+            return {
+                "held_out_accuracy": float(accuracy), "held_out_loss": float(losses.machine_loss(logit, t)),
+                "alive_d": int(alive[:domain].sum()), "alive_c": int(alive[domain:].sum()),
+            }  # fmt: skip
+
+        return measure
+
+    @torch.inference_mode()
+    def _pass(self, rows: np.ndarray) -> Pass:
+        """Clips through the network in float32; the same rows are computed once."""
+        if (key := rows.tobytes()) not in self._passes:
+            items, parts = self.front.items(rows), []
+            for part in torch.arange(len(items), device=items.row.device).split(EVAL_ITEMS):
+                out = self.net(self.front.log_mel(self.front.waves(items[part.to(items.row.device)])))
+                alpha = losses.alpha_scores(out.vae, domain=self.net.vae.domain)
+                parts.append((out.h, out.vae.mu, out.vae.logvar, *alpha.values()))
+            h, mu, logvar, *scored = (torch.cat(values).cpu().numpy() for values in zip(*parts))
+            clip = np.repeat(np.arange(len(rows)), self.settings.features.segments)
+            self._passes[key] = Pass(h, mu, logvar, dict(zip(alpha, scored)), clip)
+        return self._passes[key]
+
+    def _made_references(self, target: exposure.Target) -> References:
+        """Embeddings of the training segments, of SMOTE items between them and of mixtures of their waveforms."""
+        s, device = self.settings, self.context.device
+        found, items = self._pass(self.train_rows), self.front.items(self.train_rows)
+        domain, rows = self._groups(items)
+        draws = training.generator_for(self.context.seed, MIX, device="cpu")
+        mixed = augment.draw_mixup(len(items), prob=s.mixup.prob, beta=s.mixup.beta, generator=draws)
+        some = mixed.weight < 1
+        mixed = augment.Blend(mixed.first[some], mixed.second[some], mixed.weight[some])
+        parts = [(found.h, np.stack([rows, rows], 1), domain == "target"), (self._of_mixtures(items, mixed), *self._kin(mixed, rows, domain))]
+        if s.smote.space == "embed" and s.smote.ratio > 0:
+            blend = augment.smote(found.h, domain, rows, ratio=s.smote.ratio, k=s.smote.k, seed=self.context.seed)
+            parts.append((blend.of(found.h), *self._kin(blend, rows, domain)))
+        elif target.mels is not None:
+            with torch.inference_mode():
+                h = torch.cat([self.net.embed(part.to(device)) for part in target.mels.split(EVAL_ITEMS)]).cpu().numpy()
+            clips = self.context.store.clips["domain"].to_numpy()
+            parts.append((h, self.synthetic_parents, clips[self.synthetic_parents[:, 0]] == "target"))
+        return References(*(np.concatenate(values) for values in zip(*parts)))
+
+    @staticmethod
+    def _kin(blend: augment.Blend, rows: np.ndarray, domain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Both parents' rows, and whether the heavier parent is of the target domain."""
+        heavier = np.where(blend.weight.numpy() >= 0.5, blend.first.numpy(), blend.second.numpy())
+        return blend.parents(rows), domain[heavier] == "target"
+
+    @torch.inference_mode()
+    def _of_mixtures(self, items: exposure.Items, blend: augment.Blend) -> np.ndarray:
+        """Embeddings of mixed waveforms, float32 (mixtures, dim)."""
+        device, out = items.row.device, [np.zeros((0, self.net.dim), np.float32)]
+        for part in torch.arange(len(blend)).split(EVAL_ITEMS) if len(blend) else ():
+            first, second = (self.front.waves(items[who[part].to(device)]) for who in (blend.first, blend.second))
+            wave = torch.lerp(second, first, blend.weight[part].to(device)[:, None])
+            out.append(self.net.embed(self.front.log_mel(wave)).cpu().numpy())
+        return np.concatenate(out)
+
+    def _refit(self, k_scale: float) -> VAE:
+        """A VAE for another k_scale, on the embeddings of the clips that the network was trained on."""
+        found, count = self._pass(self.train_rows), self.settings.features.segments
+        prior, conditioned = (np.repeat(values[self.trained], count) for values in self._prior(self.train_rows, k_scale))
+        h = found.h[np.repeat(self.trained, count)]
+        h, prior, conditioned = (torch.as_tensor(values, device=self.context.device) for values in (h, prior, conditioned))
+        what = f"VAE of {self.machine}, k_scale {k_scale:g}"
+        return latents.refit(h, prior, conditioned, self.settings, seed=self.context.seed + REFIT, what=what)
+
+    @torch.inference_mode()
+    def _refitted(self, scale: float, h: np.ndarray) -> losses.VAEOutput:
+        return self.heads[scale](torch.as_tensor(h, device=self.context.device))
+
+    def embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """f_FE of each segment: float32 (segments, 8 · width), and the position of its clip."""
+        found = self._pass(rows)
+        return found.h, found.clip
+
+    def scores(self, rows: np.ndarray) -> Scores:
+        """Components of clips that are not training clips."""
+        return self._components(rows, own_clips=False)
+
+    def training_scores(self) -> Scores:
+        """Components of the training clips, leave-clip-out."""
+        return self._components(self.train_rows, own_clips=True)
+
+    def _components(self, rows: np.ndarray, own_clips: bool) -> Scores:
+        s, found = self.settings, self._pass(rows)
+        items = {f"alpha_{mode}": values for mode, values in found.alpha.items()} | {"alpha": found.alpha[s.alpha_mode]}
+        for scale in self.heads:
+            values = losses.alpha_scores(self._refitted(scale, found.h), domain=s.domain_latent)[s.alpha_mode]
+            items[f"alpha_k{scale:g}"] = values.cpu().numpy()
+        beta = self._neighbours(found.h, rows[found.clip] if own_clips else None)
+        items |= {f"beta_k{k}": beta[k] for k in KEPT_K} | {"beta": beta[s.neighbours]}
+        return {("oevae", name): scoring.to_clips(values.astype(float), found.clip, len(rows)) for name, values in items.items()}
+
+    def _neighbours(self, h: np.ndarray, own: np.ndarray | None) -> dict[int, np.ndarray]:
+        """β of each item for every k, from one sorted search per group of references.
+
+        own : store row of each item's clip, left out of its references; None for new clips
+        """
+        every = sorted({*KEPT_K, self.settings.neighbours})
+        groups = [np.ones(len(self.references.h), bool)]
+        if self.settings.neighbour_domains == "min":
+            sides = (self.references.target, ~self.references.target)
+            groups = [side for side in sides if self._fewest(side) >= every[-1]] or groups
+        sets = [(self.references.h[group], None if own is None else self.references.parents[group]) for group in groups]
+        found = [scoring.knn_distances(h, x, k_max=every[-1], test_clip=own, train_clip=parents) for x, parents in sets]
+        return {k: np.min([scoring.knn_score(distances, k) for distances in found], axis=0) for k in every}
+
+    def _fewest(self, group: np.ndarray) -> int:
+        """References of a group that remain when the clip with most of them is left out."""
+        parents = self.references.parents[group]
+        counts = np.unique(np.concatenate([parents[:, 0], parents[parents[:, 0] != parents[:, 1], 1]]), return_counts=True)[1]
+        return len(parents) - int(counts.max(initial=0))
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """What notebooks and the tuner read instead of a model, of all normal training and all test clips of the machine.
+
+        embedding (n, dim), z_mean, z_logvar (n, latent), z_mean_k<scale>, z_logvar_k<scale>, clip (n,) store row of the segment's clip;
+        rows (m,) of the machine's clips, rising, and for each v (NaN: unknown), prior (k·v) and trained (1: the network was trained on it).
+        """
+        table = self.context.store.clips
+        test = np.flatnonzero((table["machine"] == self.machine) & (table["split"] == "test"))
+        parts = [(rows, self._pass(rows)) for rows in (self.train_rows, test) if len(rows)]
+        clip, rows = np.concatenate([part[found.clip] for part, found in parts]), np.sort(np.concatenate([part for part, _ in parts]))
+        h, mu, logvar = (np.concatenate([getattr(found, name) for _, found in parts]) for name in ("h", "mu", "logvar"))
+        trained = np.isin(rows, self.train_rows[self.trained]).astype(np.uint8)
+        prior = self._prior(rows, self.settings.condition.k_scale)[0]
+        out = {"embedding": h, "z_mean": mu, "z_logvar": logvar, "clip": clip, "rows": rows, "v": self._v(rows), "prior": prior, "trained": trained}
+        for scale in self.heads:
+            found = self._refitted(scale, h)
+            out |= {f"z_mean_k{scale:g}": found.mu.cpu().numpy(), f"z_logvar_k{scale:g}": found.logvar.cpu().numpy()}
+        return out
+
+    def save(self, folder: Path) -> None:
+        """Weights, refitted VAEs, references, and embeddings.safetensors with `tensors`."""
+        training.save_weights(self.net, folder / "weights.safetensors")
+        heads = {f"{scale:g}/{name}": value.cpu().numpy() for scale, vae in self.heads.items() for name, value in vae.state_dict().items()}
+        for name, content in (("refits", heads), ("references", self.references._asdict()), (latents.NAME, self.tensors())):
+            whole = {key: np.ascontiguousarray(values) for key, values in content.items()}  # the writer takes no notice of strides
+            save_file(whole, folder / f"{name}.safetensors")
+
+    def load(self, folder: Path, train_rows: np.ndarray) -> None:
+        """What `save` wrote."""
+        self._open(train_rows)
+        self.net = self._network()
+        training.load_weights(self.net, folder / "weights.safetensors")
+        found = load_file(folder / f"{latents.NAME}.safetensors")
+        trained = dict(zip(found["rows"].tolist(), found["trained"].tolist()))
+        self.trained = np.array([bool(trained[row]) for row in train_rows])
+        self.references = References(**load_file(folder / "references.safetensors"))
+        state, self.heads = load_file(folder / "refits.safetensors"), {}
+        for scale in self.settings.k_scales:
+            s = self.settings
+            self.heads[scale] = VAE(self.net.dim, s.hidden, s.latent, s.domain_latent).to(self.context.device).eval()
+            named = {name: torch.from_numpy(value) for name, value in state.items() if name.startswith(f"{scale:g}/")}
+            try:
+                self.heads[scale].load_state_dict({name.partition("/")[2]: value for name, value in named.items()})
+            except RuntimeError as error:
+                raise checks.Refusal(f"{folder}: holds no VAE for k_scale {scale:g}; run stage 05_oevae again") from error

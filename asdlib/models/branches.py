@@ -1,0 +1,271 @@
+"""Branches of the classifier: whole-clip spectrum and spectrogram (or phase), each to one embedding.
+
+The layer tables of facts A2 and A3 (Wilkinghoff 2024), with PReLU for every ReLU (report 3.1). Adopted from Keras, where
+the cited code was written: asymmetric `same` padding (the extra cell comes last), BatchNorm with momentum 0.99 (0.01
+here, its start divided out) and eps 1e-3, Glorot-uniform kernels, no biases anywhere. Not adopted: Keras' PReLU with one slope per element
+starting at 0; here one slope per channel starting at 0.25, in the squeeze-excitation too (facts A10).
+
+Notebook: 04_classifier.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BN_MOMENTUM, BN_EPS = 0.01, 1e-3
+SE_RATIO = 16
+CHUNK = 2**18  # values that PReLU's gradient takes at a time: 1 MB of float32 stays in the cache of a core
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Cells before and after that make the output ceil(size / stride) long: 7/2 on 374 is 2 before and 3 after."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def _pad_same(x: Tensor, kernel: int, stride: int) -> tuple[Tensor, list[int]]:
+    """x padded where `same` is asymmetric, and the symmetric padding left for the convolution, per axis."""
+    before_after = [same_padding(size, kernel, stride) for size in x.shape[2:]]
+    if all(before == after for before, after in before_after):
+        return x, [before for before, _ in before_after]
+    return F.pad(x, [cells for pair in reversed(before_after) for cells in pair]), [0] * len(before_after)
+
+
+class SameConv1d(nn.Conv1d):
+    """Convolution without bias, output ceil(length / stride) long."""
+
+    def __init__(self, n_in: int, n_out: int, kernel: int, stride: int = 1):
+        super().__init__(n_in, n_out, kernel, stride, bias=False)
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, padding = _pad_same(x, self.kernel_size[0], self.stride[0])
+        return F.conv1d(x, self.weight, None, self.stride, padding)
+
+
+class SameConv2d(nn.Conv2d):
+    """Square convolution without bias, output ceil(size / stride) on both axes."""
+
+    def __init__(self, n_in: int, n_out: int, kernel: int, stride: int = 1):
+        super().__init__(n_in, n_out, kernel, stride, bias=False)
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, padding = _pad_same(x, self.kernel_size[0], self.stride[0])
+        return F.conv2d(x, self.weight, None, self.stride, padding)
+
+
+class StemConv2d(SameConv2d):
+    """7 x 7 convolution with stride 2, computed as 4 x 4 with stride 1 on four times the channels.
+
+    The same sums in another order: rows and columns 2i and 2i + 1 become channels, and the kernel, widened by a zero row
+    and column, is folded alike. The gradient of a one-channel input costs a third of what it costs unfolded.
+    """
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__(n_in, n_out, 7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = []
+        for size in reversed(x.shape[2:]):
+            before, after = same_padding(size, 7, 2)
+            cells += [before, after + (before + size + after) % 2]
+        return F.conv2d(F.pixel_unshuffle(F.pad(x, cells), 2), F.pixel_unshuffle(F.pad(self.weight, (0, 1, 0, 1)), 2))
+
+
+class PReLU(nn.PReLU):
+    """`nn.PReLU` with one slope per channel; on a CPU its gradient runs in pieces that fit the cache, several times faster."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.to(x.dtype)
+        return F.prelu(x, weight) if x.is_cuda else _PReLU.apply(x, weight)
+
+
+class _PReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(x, slope)
+        return F.prelu(x, slope)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, slope = ctx.saved_tensors
+        less = (slope - 1).view(-1, *[1] * (x.ndim - 2))
+        others = [0, *range(2, x.ndim)]
+        grad_x, grad_slope = torch.empty_like(x), torch.zeros(len(slope))
+        step = max(1, CHUNK // x[0].numel())
+        for i in range(0, len(x), step):
+            piece, g = x[i : i + step], grad[i : i + step]
+            negative = g * (piece <= 0)
+            grad_slope += (negative * piece).sum(others, dtype=torch.float32)
+            torch.addcmul(g, negative, less, out=grad_x[i : i + step])  # g where x > 0, slope · g elsewhere
+        return grad_x, grad_slope.to(slope.dtype)
+
+
+def dense(n_in: int, n_out: int) -> nn.Linear:
+    """Linear layer without bias, Glorot-uniform."""
+    layer = nn.Linear(n_in, n_out, bias=False)
+    nn.init.xavier_uniform_(layer.weight)
+    return layer
+
+
+class _FromTheFirstStep:
+    """BatchNorm whose running statistics do not remember the mean 0 and variance 1 that they started from.
+
+    At a momentum of 0.01 the start still weighs 0.99^t after t steps, 37 % after 100: a short training would be evaluated by
+    statistics that no batch ever had. Divided by 1 − 0.99^t they are averages over batches alone, as Adam's moments are; after
+    the thousands of steps of the cited trainings the difference is nothing.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(x)
+        start = torch.pow(1 - self.momentum, self.num_batches_tracked.float())
+        share = torch.where(start < 1, 1 - start, 1)
+        mean, var = self.running_mean / share, torch.where(start < 1, (self.running_var - start) / share, self.running_var).clamp(min=0)
+        return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+class BatchNorm1d(_FromTheFirstStep, nn.BatchNorm1d):
+    pass
+
+
+class BatchNorm2d(_FromTheFirstStep, nn.BatchNorm2d):
+    pass
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return BatchNorm2d(channels, BN_EPS, BN_MOMENTUM)
+
+
+class SqueezeExcite(nn.Module):
+    """Channels weighted by a gate that sees their means: (n, channels, ...) to the same shape."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        inner = max(channels // SE_RATIO, 1)
+        self.gate = nn.Sequential(dense(channels, inner), PReLU(inner), dense(inner, channels), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.gate(x.flatten(2).mean(2))
+        return x * gate.view(*gate.shape, *[1] * (x.ndim - 2))
+
+
+class SpectrumBranch(nn.Module):
+    """Whole-clip magnitude spectrum (n, 1, bins) to an embedding (n, dim): three strided convolutions, five dense layers.
+
+    bins : half the samples of a clip; the dense layers tie the branch to it.  Source: facts A2
+    """
+
+    def __init__(self, bins: int, dim: int = 128):
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            SameConv1d(1, 128, 256, 64), PReLU(128), SqueezeExcite(128),
+            SameConv1d(128, 128, 64, 32), PReLU(128), SqueezeExcite(128),
+            SameConv1d(128, 128, 16, 4), PReLU(128), SqueezeExcite(128),
+        )  # fmt: skip
+        length = bins
+        for stride in (64, 32, 4):
+            length = -(-length // stride)
+        layers, width = [], 128 * length
+        for _ in range(4):
+            layers += [dense(width, 128), BatchNorm1d(128, BN_EPS, BN_MOMENTUM), PReLU(128)]
+            width = 128
+        self.head = nn.Sequential(*layers, dense(128, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.convolutions(x).flatten(1))
+
+
+class Stem(nn.Module):
+    """Block 1: 7 x 7 convolution with stride 2, BatchNorm, PReLU, valid 3 x 3 max pool with stride 2."""
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__()
+        self.convolution, self.norm = StemConv2d(n_in, n_out), _norm(n_out)
+        self.activation, self.pool = PReLU(n_out), nn.MaxPool2d(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.convolution(x))
+        if not x.is_cuda and bool((self.activation.weight > 0).all()):
+            return self.activation(self.pool(x))  # a rising function commutes with the maximum, and here has a quarter to do
+        return self.pool(self.activation(x))
+
+
+class FirstBlock(nn.Module):
+    """Blocks 2a and 2b: x + residual at 16 channels; only 2b normalises x first and has its activation before BatchNorm."""
+
+    def __init__(self, channels: int, *, second: bool):
+        super().__init__()
+        middle = [PReLU(channels), _norm(channels)] if second else [_norm(channels), PReLU(channels)]
+        self.norm = _norm(channels) if second else nn.Identity()
+        self.residual = nn.Sequential(
+            PReLU(channels), SameConv2d(channels, channels, 3), *middle, SameConv2d(channels, channels, 3), SqueezeExcite(channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        return x + self.residual(x)
+
+
+class Block(nn.Module):
+    """Blocks 3a to 5b: x ← BN(x), then skip + residual; with a stride the skip is max-pooled and brought to n_out channels."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int):
+        super().__init__()
+        self.norm = _norm(n_in)
+        self.residual = nn.Sequential(
+            PReLU(n_in), SameConv2d(n_in, n_out, 3, stride), _norm(n_out), PReLU(n_out), SameConv2d(n_out, n_out, 3), SqueezeExcite(n_out)
+        )
+        # ceil_mode is Keras' `same` for a 2 x 2 pool: a last odd row is a window of its own
+        self.skip = nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), SameConv2d(n_in, n_out, 1)) if stride == 2 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        return self.skip(x) + self.residual(x)
+
+
+class SpectrogramBranch(nn.Module):
+    """Spectrogram or phase (n, channels, bins, frames) to an embedding (n, dim): the residual network of facts A3.
+
+    centre_time : subtract each bin's mean over time first (magnitudes); off for phase, where a mean of wrapped angles
+        has no meaning (facts B)
+    The last map is pooled by its maximum over all time: the table's MaxPool(18, 1) up to 18 s, and no tie to a clip length.
+    """
+
+    def __init__(self, channels: int, bins: int, dim: int = 128, *, centre_time: bool):
+        super().__init__()
+        self.centre_time = centre_time
+        self.bin_norm = BatchNorm1d(channels * bins, BN_EPS, BN_MOMENTUM)
+        self.stem = Stem(channels, 16)
+        blocks, width = [FirstBlock(16, second=False), FirstBlock(16, second=True)], 16
+        for n_out in (32, 64, 128):
+            blocks += [Block(width, n_out, 2), Block(n_out, n_out, 1)]
+            width = n_out
+        self.blocks = nn.Sequential(*blocks)
+        rows = (-(-bins // 2) - 3) // 2 + 1  # after the stem: `same` stride 2, then a valid 3/2 pool
+        for _ in range(3):
+            rows = -(-rows // 2)
+        self.head = nn.Sequential(BatchNorm1d(128 * rows, BN_EPS, BN_MOMENTUM), dense(128 * rows, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.centre_time:
+            x = x - x.mean(3, keepdim=True)
+        x = self.bin_norm(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
+        x = self.blocks(self.stem(x))  # (n, 128, rows, columns)
+        return self.head(x.amax(3).flatten(1))
+
+
+def regularised(module: nn.Module) -> list[nn.Parameter]:
+    """Kernels that the L2 penalty covers: convolutions and dense layers outside squeeze-excitation (facts A2, A9)."""
+    if isinstance(module, SqueezeExcite):
+        return []
+    own = [module.weight] if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)) else []
+    return own + [weight for child in module.children() for weight in regularised(child)]
+
+
+def l2_penalty(kernels: list[nn.Parameter]) -> Tensor:
+    """Σ‖W‖² over kernels, a scalar."""
+    return torch.stack([kernel.square().sum() for kernel in kernels]).sum()

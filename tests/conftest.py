@@ -1,0 +1,36 @@
+"""Recordings that several test files share: made once per session."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from asdlib import audio, clips, config
+from asdlib.detectors.context import Context
+
+BASELINE = config.Autoencoder(epochs=2, n_mels=16, hidden=12, bottleneck=4)
+FEATURES = config.OEVAEFeatures(segments=3, segment_s=0.5, n_mels=16, n_fft=512, win_length=512, hop_length=256)
+TINY = config.OEVAE(features=FEATURES, width=4, hidden=16, latent=8, domain_latent=3, batch=16, epochs=2, refit_epochs=3, k_scales=(1.0, 5.0))
+
+SMALL = config.Classifier(clip_seconds=1.0, n_fft=256, hop_length=256, n_mels=40, dim=8, subclusters=2, kmeans=4, epochs=2, batch=8)
+
+
+@pytest.fixture(scope="session")
+def context(tmp_path_factory):
+    """Two machines of short noisy tones, one clip longer than the others; anomalies are higher tones."""
+    root = tmp_path_factory.mktemp("tones")
+    rng = np.random.default_rng(0)
+    for machine, base in (("pump", 400.0), ("saw", 900.0)):
+        plan = [("train", "source", "normal", 10), ("train", "target", "normal", 3)]
+        plan += [("test", domain, label, 4) for domain in ("source", "target") for label in ("normal", "anomaly")]
+        for split, domain, label, count in plan:
+            for i in range(count):
+                t = np.arange(16000 + (4000 if i == 2 else 0)) / 16000
+                hz = base * (1.5 if label == "anomaly" else 1.0) * (1.02 if domain == "target" else 1.0)
+                wave = 0.1 * np.sin(2 * np.pi * hz * t + rng.uniform(0, 6)) + 0.01 * rng.normal(size=len(t))
+                path = root / machine / split / f"section_00_{domain}_{split}_{label}_{i:04}_noAttribute.wav"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(path, wave, 16000)
+    cfg = config.Study(autoencoder=BASELINE, oevae=TINY, classifier=SMALL, precision="float32")
+    store = audio.open_store(*clips.index([root]), tmp_path_factory.mktemp("store"), cfg.data)
+    return Context(cfg, store, torch.device("cpu"))

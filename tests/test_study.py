@@ -1,0 +1,33 @@
+"""The graph of a study: which notebooks it needs for the systems it names."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from asdlib import checks, config, study
+
+
+def run(name, *overrides):
+    return SimpleNamespace(cfg=config.load(name, overrides), machines=["fan", "valve"])
+
+
+def names(jobs):
+    return [f"{stage.notebook[:2]} {machine} {seed}".strip() for stage, seed, machine in jobs]
+
+
+def test_stages_run_per_machine_and_per_seed():
+    found = names(study.jobs(run("demo", "seeds=[0, 1]")))
+    expected = ["01  0", "02  0", *(f"{n} {m} {s}" for n in ("03", "05") for s in (0, 1) for m in ("fan", "valve")), "07  0", "07  1", "09  0"]
+    assert [name for name in found if name[:2] != "04"] == expected
+
+
+def test_stages_that_serve_no_system_of_the_study_are_left_out():
+    assert {name[:2] for name in names(study.jobs(run("real")))} == {"01", "02", "03", "09"}
+    assert {name[:2] for name in names(study.jobs(run("demo", "systems=['oevae']")))} == {"01", "02", "05", "07", "09"}
+
+
+def test_a_stage_that_serves_nothing_is_refused_by_name():
+    with pytest.raises(checks.Refusal, match=r"stage 05_oevae serves oevae, the study has baseline_knn, .*; add it to systems"):
+        study.jobs(run("real"), ["05"])
+    with pytest.raises(checks.Refusal, match="unknown system 'oeva'; did you mean oevae"):
+        study.jobs(run("demo", "systems=['oeva']"))
