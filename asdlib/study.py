@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import threadpoolctl
 import torch
 
 from asdlib import artefacts, audio, checks, clips, config, fusion, metrics, synthetic, training
@@ -277,4 +278,5 @@ def arrive(notebook: str, *, study: str, overrides: list, home: str, seed: int =
     run.stage = stage_of(notebook)
     run.machine = checks.known_name("machine", machine, run.machines) if machine else run.machines[0]
     torch.set_num_threads(1)  # two spinning threads on two busy cores are ten times slower than one
+    threadpoolctl.threadpool_limits(1)  # numpy's too: a notebook opened by hand computes what a study computes
     return run
