@@ -26,7 +26,7 @@ import pandas as pd
 import threadpoolctl
 import torch
 
-from asdlib import artefacts, audio, checks, clips, config, fusion, metrics, synthetic, training
+from asdlib import artefacts, audio, checks, clips, config, fusion, metrics, precision, synthetic, training
 from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_rows
 from asdlib.detectors.context import Context
 
@@ -151,9 +151,13 @@ class Run:
     def detector_digest(self, name: str, seed: int, machine: str, settings=None) -> str:
         """Digest of everything that shapes a detector: its settings, recordings, code, device, seed, machine ("": all of them)."""
         cfg = dataclasses.asdict(self.cfg)
-        shaped_by = (cfg[name] if settings is None else dataclasses.asdict(settings), cfg["precision"])
+        shaped_by = (cfg[name] if settings is None else dataclasses.asdict(settings), self.precision_of(name))
         machines = [machine] if machine else self.machines
         return config.digest(name, shaped_by, self.store.fingerprint, artefacts.code_digest(), self.device.type, seed, machines)
+
+    def precision_of(self, name: str) -> str:
+        """Precision in which a detector's network is trained, the same wherever this study is continued (`asdlib.precision`)."""
+        return precision.settled(name, self.cfg, self.device, self.folder)
 
     def finished(self, stage: Stage, seed: int, machine: str = "") -> bool:
         """True if a stage, its detectors and, for the last one, the study's tables are there and made of what holds now."""
@@ -174,7 +178,7 @@ class Run:
         """
         folder = self.stage_folder(self.stage, self.seed, self.machine) / (variant or name)
         machines = [self.machine] if self.stage.per_machine else self.machines
-        chosen = self.cfg if settings is None else dataclasses.replace(self.cfg, **{name: settings})
+        chosen = dataclasses.replace(self.cfg, precision=self.precision_of(name), **({} if settings is None else {name: settings}))
         cfg = dataclasses.asdict(chosen)
         digest = self.detector_digest(name, self.seed, self.machine if self.stage.per_machine else "", settings)
         detector = DETECTORS[name](Context(chosen, self.store, self.device, self.seed, folder))
@@ -190,7 +194,8 @@ class Run:
             if len(detector.history):
                 artefacts.write_table(folder / "history.parquet", detector.history)
             detector.save(folder)
-            facts = {"detector": name, "machines": machines, "seed": self.seed, "settings": cfg[name], "seconds": time.perf_counter() - began}
+            facts = {"detector": name, "machines": machines, "seed": self.seed, "settings": cfg[name], "precision": chosen.precision}
+            facts |= {"seconds": time.perf_counter() - began}
             facts |= {"device": self.device.type, "data": self.store.fingerprint, "peak_memory_mb": artefacts.peak_memory_mb()}
             artefacts.seal(folder, digest, facts)
         return detector, scores, detector.history

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of papermill and its client
 FACTS = """import os, sys
 print(os.getpid(), os.getppid(), os.getcwd(), os.environ.get("HELLO"), "asdlib.study" in sys.modules, len(os.listdir("/proc/self/task")) < 40)"""
 FIGURE = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
-MATHS = "import numpy as np, torch\nprint(torch.ones(300, 300).mm(torch.ones(300, 300)).sum().item(), np.ones((300, 300)).dot(np.ones((300, 300))).sum())"
+MATHS = "import numpy as np, torch\nprint(*((x @ x).sum().item() for x in (torch.ones(300, 300), np.ones((300, 300)))))"
 
 
 def executed(folder: Path, *cells: str) -> list:

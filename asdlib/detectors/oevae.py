@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 from safetensors.numpy import load_file, save_file
 
-from asdlib import augment, checks, latents, losses, scoring, training
+from asdlib import augment, checks, latents, losses, precision, scoring, training
 from asdlib.condition import condition
 from asdlib.detectors import exposure
 from asdlib.detectors.context import Context, Scores
@@ -93,7 +93,7 @@ class OEVAEDetector:
             what=f"oevae {self.machine}",
             checkpoint=self.context.folder and self.context.folder / "checkpoint0.pt",
             evaluate=self._evaluation(train_rows[kept], *parts[1]) if kept.any() and parts[1] else None,
-            precision=training.pick_precision(self.context.cfg.precision, device),
+            precision=precision.DTYPES[precision.settled("oevae", self.context.cfg, device)],
         )
         self.references = self._made_references(target)
         self.heads = {scale: self._refit(scale) for scale in s.k_scales}
