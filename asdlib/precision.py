@@ -122,7 +122,7 @@ def settled(name: str, cfg: config.Study, device: torch.device, folder: Path | N
         seconds = trial(name, cfg, device)
         found = faster(seconds)
         words = ", ".join(f"{kind} {value:.3g} s" for kind, value in seconds.items())
-        facts = {"precision": found, "seconds_per_step": seconds, "device": _device_name(device), "torch": torch.__version__}
+        facts = {"precision": found, "seconds_per_step": seconds, "device": device_name(device), "torch": torch.__version__}
         if kept and not _write_first(kept, json.dumps(facts, indent=1)):
             return _read(kept) or found
         print(f"{name}: a trial step takes {words} on {facts['device']}; trained in {found}" + (f" ({kept.name})" if kept else ""))
@@ -155,10 +155,10 @@ def _write_first(path: Path, text: str) -> bool:
             beside.unlink(missing_ok=True)
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     """The GPU's name, or the CPU's."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.getdevice_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
