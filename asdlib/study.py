@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from asdlib import artefacts, audio, checks, clips, config, fusion, metrics, synthetic, training
+from asdlib import artefacts, audio, checks, clips, config, detectability, fusion, metrics, synthetic, training
 from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_rows
 from asdlib.detectors.context import Context
 
@@ -117,6 +117,11 @@ class Run:
         """Clip table; row i is item i of the store."""
         return self.store.clips
 
+    @functools.cached_property
+    def severities(self) -> pd.Series:
+        """Severity of the fault of each clip, by its name; NaN where none is known. For reports only."""
+        return detectability.severities(self.clips)
+
     @property
     def problems(self) -> pd.DataFrame:
         """What is wrong with the recordings: path, reason, left_out."""
@@ -141,8 +146,9 @@ class Run:
         """Digest of everything that shapes a stage: settings, recordings, code, notebook, device, seed, machine."""
         cfg = dataclasses.asdict(self.cfg)
         settings = {name: cfg[name] for name in (*stage.sections, "precision")}
-        if not stage.detectors:  # pages that list what is wrong with the recordings
+        if not stage.detectors:  # pages that list what is wrong with the recordings, or how severe their faults are
             settings["problems"] = self.problems.to_json(orient="values")
+            settings["severities"] = self.severities.dropna().to_json()
         book = hashlib.sha256((NOTEBOOKS / f"{stage.notebook}.ipynb").read_bytes()).hexdigest()
         which = (seed if stage.per_seed else None, machine if stage.per_machine else None)
         return config.digest(settings, self.store.fingerprint, artefacts.code_digest(), book, self.device.type, which)
@@ -219,6 +225,25 @@ class Run:
         artefacts.write_table(self.folder / "metrics.csv", table)
         artefacts.write_table(self.folder / "controls.csv", controls)
         return table, controls
+
+    def keep(self, name: str, table: pd.DataFrame) -> None:
+        """A table of this run's stage for later ones, beside its notebook. Only `asd run` writes it, into the folder that it began for these
+        settings; a notebook opened by hand leaves what is there as it is.
+        """
+        machine = self.machine if self.stage.per_machine else ""
+        folder = self.stage_folder(self.stage, self.seed, machine)
+        marker = folder / "BEGUN"
+        if marker.is_file() and marker.read_text(encoding="utf-8") == self.digest(self.stage, self.seed, machine):
+            artefacts.write_table(folder / name, table)
+
+    def kept(self, notebook: str, name: str) -> pd.DataFrame:
+        """What a stage without machines kept, of all seeds, with the column seed; empty where the stage is not finished for these settings."""
+        stage, found = stage_of(notebook), []
+        for seed in self.cfg.seeds if stage.per_seed else self.cfg.seeds[:1]:
+            path = self.stage_folder(stage, seed) / name
+            if artefacts.finished(path.parent, self.digest(stage, seed)) and path.is_file():
+                found.append(pd.read_csv(path).assign(seed=seed))
+        return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
     def timings(self) -> pd.DataFrame:
         """Seconds of every finished job of this study: stage, machine, seed, seconds; and the peak memory of those that train."""
