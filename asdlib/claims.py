@@ -70,7 +70,7 @@ def judged(found: pd.DataFrame, settings: config.Metrics) -> pd.DataFrame:
         better = row.system_a if row.value > 0 else row.system_b
         claim = f"{better} is better" if p <= level else "no difference shown"
         if p > level >= row.p:
-            claim = f"undecided: {better} is ahead in this pair alone, not after the correction"
+            claim = f"undecided: {better} ahead, not after correction"
         shown = tables.number(row.value, row.low, row.high).replace("-", "−")
         rows.append((row.system_a, row.system_b, tables.METRIC_NAMES[row.metric], shown, row.p, p, claim))
     return pd.DataFrame(rows, columns=list(DIFFERENCES))

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from asdlib import checks, config, roc
+from asdlib import checks, config, roc, tables
 
 LEVEL = 0.75  # AUC from which a system counts as detecting: halfway between chance and perfection
 CURVE_COLUMNS = ("system", "machine", "severity", "value", "low", "high", "anomalies")
@@ -186,18 +186,19 @@ def reach(severity: np.ndarray, auc: np.ndarray, weights: np.ndarray, level: flo
 def reach_in_words(table: pd.DataFrame) -> pd.DataFrame:
     """One row per machine, one column per system: the severity at which it reaches `LEVEL`, with its interval, or "not reached".
 
-    table : REACH_COLUMNS.  Notebook: 09_report
+    table : REACH_COLUMNS.  An end of an interval that lies beyond what was tested is written ">2", 2 being the largest severity tested.
+    Notebook: 09_report
     """
     texts = [_words(*row) for row in table[["severity", "low", "high", "tested"]].itertuples(index=False)]
-    order = list(dict.fromkeys(table["machine"]))
-    pivot = table.assign(text=texts).pivot(index="machine", columns="system", values="text").loc[order, list(dict.fromkeys(table["system"]))]
+    order, systems = list(dict.fromkeys(table["machine"])), tables.in_order(table["system"])
+    pivot = table.assign(text=texts).pivot(index="machine", columns="system", values="text").loc[order, systems]
     return pivot.fillna("—").reset_index()
 
 
 def _words(value: float, low: float, high: float, tested: float) -> str:
     if np.isnan(value):
         return "— not available"
-    ends = [f"{end:.2f}" if np.isfinite(end) else "not reached" for end in (low, high)]
-    if np.isfinite(value):
-        return f"{value:.2f} [{ends[0]}, {ends[1]}]"
-    return f"not reached up to {tested:g}" + (f" [{ends[0]}, {ends[1]}]" if np.isfinite(low) else "")
+    if np.isinf(low):
+        return "not reached"
+    ends = ", ".join(f"{end:.2f}" if np.isfinite(end) else f">{tested:g}" for end in (low, high))
+    return (f"{value:.2f}" if np.isfinite(value) else "not reached") + f" [{ends}]"

@@ -196,11 +196,12 @@ def score_histograms(scores: pd.DataFrame, thresholds: pd.DataFrame) -> Plot:
     limits = thresholds.drop_duplicates(["system", "machine"]).set_index(["system", "machine"])["threshold"]
     looks = {("test", k): {"fill": True, "fc": c + "73", "ec": c, "hatch": h, "lw": 0.9} for k, (c, h, _) in KINDS.items()}
     looks[("train", "normal")] = {"color": BLACK, "lw": 1.2}
-    figure, axes = panels(len(machines), len(systems), 0.9 + 1.75 * len(machines), f"scores of {', '.join(systems)} on {', '.join(machines)}")
+    alt = f"histograms of the scores of {', '.join(systems)} on {', '.join(machines)}"
+    figure, axes = panels(len(machines), len(systems), 0.9 + 1.75 * len(machines), alt, max(WIDTH, 1.7 * len(systems)))
     for row, machine in zip(axes, machines, strict=True):
         for axis, system in zip(row, systems, strict=True):
             part = table[(table["machine"] == machine) & (table["system"] == system)]
-            axis.set(yticks=[], title=system if machine == machines[0] else "")
+            axis.set(yticks=[], title=system if machine == machines[0] else "", xlabel="score" if machine == machines[-1] else "")
             axis.xaxis.set_major_locator(MaxNLocator(3, min_n_ticks=2))
             if len(part) == 0:
                 note(axis, 0.5, 0.5, "not available", axis.transAxes, ha="center")
@@ -219,7 +220,6 @@ def score_histograms(scores: pd.DataFrame, thresholds: pd.DataFrame) -> Plot:
                 words = domain + ("" if ((part["split"] == "test") & (part["domain"] == domain)).any() else ": no test clips")
                 axis.text(0.99, y, words, transform=axis.transAxes, ha="right", fontsize=8, color="#333333")
         row[0].set_ylabel(f"{machine}\nshare of clips")
-    figure.supxlabel("score (higher: more anomalous)", fontsize=10)
     handles = [Patch(**looks["test", kind], label=f"test, {kind}") for kind in table[table["split"] == "test"]["label"].unique()]
     handles += [Line2D([], [], color=BLACK, ls=ls, label=name) for name, ls in (("training, leave-clip-out", "-"), ("threshold", "--"))]
     figure.legend(handles=handles, **BELOW)
