@@ -168,7 +168,7 @@ def _seeds(table: pd.DataFrame, machine: str, split: str, name: str) -> np.ndarr
     rows = table[(table["machine"] == machine) & (table["split"] == split)]
     wide = rows.pivot(index="clip", columns="seed", values=name).sort_index()
     if wide.isna().any(axis=None):
-        raise checks.Refusal(f"{name} of {machine}: the seeds did not score the same clips, expected every clip once per seed; finish the study first")
+        raise checks.Refusal(f"{name} of {machine}: the seeds did not score the same clips, expected each clip once per seed; finish the study")
     return wide.reindex(columns=sorted(table["seed"].unique())).to_numpy(float).T
 
 

@@ -14,9 +14,10 @@ Three rules choose a point, and only two of them may be used for a claim:
                 default stays unless the mismatch falls by more than chance (bootstrap of the training clips, interval above 0)
     oracle      the best Ω (without it, the best mean there is) on the labelled test clips: what was there to gain, never a claim
 
-What `training` is worth: it sees normal clips only and asks what a shift of domain does, not what a fault does; a score that knows nothing passes it too,
-and ten target clips are few. The interval does not count that the best of many points was picked. Pseudo-anomalies, clips of other machines, would need
-the networks, and separate to 1.000 anyway (SYSTEM 9). `worth` measures afterwards, with test labels, whether the rule pointed the right way.
+What `training` is worth: it sees normal clips only and asks what a shift of domain does, not what a fault does; a score that knows
+nothing passes it too, and ten target clips are few. The interval does not count that the best of many points was picked.
+Pseudo-anomalies, clips of other machines, would need the networks, and separate to 1.000 anyway (SYSTEM 9). `worth` measures afterwards,
+with test labels, whether the rule pointed the right way.
 
 Sources: SYSTEM 7, 8; facts E11, F4.  Notebook: 08_tuning
 """
@@ -95,7 +96,8 @@ def band(parts: Parts, test: np.ndarray, weights: list[np.ndarray]) -> np.ndarra
     out = np.full((len(test), 2, len(parts.machines) + 1, 4), np.nan)
     for v, scores in enumerate(test):
         facts = zip(scores, parts.domain, parts.label, weights, strict=True)
-        boots = [roc.bootstrap(s[: len(d)], d, kind, w, parts.settings.max_fpr) if len(d) else np.full((len(w), 3), np.nan) for s, d, kind, w in facts]
+        limit = parts.settings.max_fpr
+        boots = [roc.bootstrap(s[: len(d)], d, kind, w, limit) if len(d) else np.full((len(w), 3), np.nan) for s, d, kind, w in facts]
         out[v] = np.quantile(parts.table(np.stack(boots, axis=1)), [tail, 1 - tail], axis=0)
     return out
 

@@ -1,10 +1,11 @@
 """The tuner: one point of ω, η, k and k_scale with all its metrics, its curves, and the file that keeps it.
 
-A `Tuner` is a traitlets class without widgets: set `omega`, `eta`, `k`, `prior` or `system`, read `table()`, `curves()`, `bands()`, `map()`. A tick (`table`) costs
-less than 1 ms for 7 machines × 200 clips and equals recomputation by scikit-learn; curves are looked up in the `Sweep`, or made within
-50 ms for an η that is not in it.
+A `Tuner` is a traitlets class without widgets: set `omega`, `eta`, `k`, `prior` or `system`, read `table()`, `curves()`, `bands()`, `map()`.
+A tick (`table`) costs less than 1 ms for 7 machines × 200 clips and equals recomputation by scikit-learn; curves are looked up
+in the `Sweep`, or made at once for an η that is not in it.
 
-`save` writes the point as a TOML file that any study can include, with the rule that chose it: a point chosen by hand was chosen in sight of test labels.
+`save` writes the point as a TOML file that any study can include, with the rule that chose it: a point chosen by hand was chosen in
+sight of test labels.
 Sources: SYSTEM 7; UX.  Notebook: 08_tuning
 """
 
