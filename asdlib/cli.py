@@ -33,6 +33,9 @@ def _run(args: argparse.Namespace) -> None:
     if args.device:
         overrides.append(f"device={json.dumps(args.device)}")
     study = str(Path(args.study).resolve()) if args.study.endswith(".toml") else args.study
+    if args.include:
+        files = [*config.load(study, overrides).include, *(str(Path(file).resolve()) for file in args.include)]
+        overrides.append("include=" + json.dumps(files, ensure_ascii=False))
     only = args.stages.split(",") if args.stages else []
     for name in only:
         stage_of(name)
@@ -101,6 +104,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--data-root", nargs="+", action="extend", metavar="DIR", help="folders of recordings (development, additional, evaluation)")
     run.add_argument("--machines", help="only these, separated by commas")
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting, for example autoencoder.epochs=5")
+    run.add_argument("--include", nargs="+", action="extend", default=[], metavar="FILE",
+        help="TOML files whose settings hold where the study says nothing, for example runs/demo/tuned.toml")  # fmt: skip
     run.add_argument("--stages", help="only these notebooks, for example 01,03")
     run.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute")
     run.add_argument("--home", default="", metavar="DIR", help="folder for runs/ and reports/ (default: the clone)")

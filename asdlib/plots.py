@@ -26,15 +26,15 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from sklearn.metrics import roc_curve
 
-from asdlib import checks, tables
+from asdlib import checks, fusion, tables
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, GREY = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #000000 #6E6E6E".split()
-BELOW = {"loc": "outside lower center", "ncols": 5}
-CHANCE = {"color": BLACK, "lw": 1, "ls": (0, (2, 2))}
+BELOW, CHANCE = {"loc": "outside lower center", "ncols": 5}, {"color": BLACK, "lw": 1, "ls": (0, (2, 2))}
 LOOKS = {  # system -> colour, marker, line style, in the order in which systems are shown; other names take them in turn
     "baseline_knn": (BLUE, "o", "-"), "baseline_mse": (VERMILION, "s", "--"), "baseline_mahala": (GREEN, "^", "-."),
     "oevae": (PURPLE, "D", ":"), "classifier": (ORANGE, "P", (0, (8, 3))), "ensemble": (BLACK, "v", (0, (6, 1, 1, 1))),
 }  # fmt: skip
+LOOKS |= {name + fusion.SEEDS: (look[0], "hd<p*>"[i], (0, (1, i + 1))) for i, (name, look) in enumerate(LOOKS.items())}
 KINDS = {"normal": (BLUE, "", "o"), "anomaly": (VERMILION, "////", "X"), "unlabelled": (GREY, "..", "s")}  # colour, hatch, marker
 DOMAIN_COLOURS = {"source": BLUE, "target": ORANGE, "unknown": GREY}
 STYLE = {

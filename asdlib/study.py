@@ -1,9 +1,10 @@
 """A study as a graph of notebooks: where its artefacts lie, what is stale, how it is run and resumed.
 
     runs/<study>/store                         decoded clips; runs/<study>/data: synthetic recordings, where there are none
-    runs/<study>/<stage>                       stages 01, 02 and 09, which are the same for all seeds
+    runs/<study>/<stage>                       stages 01, 02, 08 and 09, which are the same for all seeds
     runs/<study>/seed<k>/<stage>[/<machine>]   stages that train: executed notebook, params, manifest, tables, weights
     runs/<study>/scores.parquet, metrics.csv   what the study says; reports/<study>/index.html shows it
+    runs/<study>/tuned.toml                    ω, η and both k as 08 chose them, for any study to include
 
 What is finished (artefacts.finished) is never computed again; what is not, starts again or goes on from its checkpoint.
 Sources: DESIGN 3, 4. Notebooks: all (second cell, `arrive`).
@@ -58,8 +59,9 @@ STAGES = (
     Stage("04_classifier", False, True, ("classifier", "metrics"), ("classifier",)),
     Stage("05_oevae", True, True, ("oevae", "fusion", "metrics"), ("oevae",)),
     Stage("07_latents", False, True, ("oevae",), reads=("oevae",)),
+    Stage("08_tuning", False, False, ("systems", "seeds", "oevae", "classifier", "fusion", "metrics"), reads=("oevae",)),
     Stage("09_report", False, False,
-          ("name", "about", "systems", "seeds", "baseline_knn", "autoencoder", "oevae", "classifier", "fusion", "metrics", "report")),
+          ("name", "about", "include", "systems", "seeds", "baseline_knn", "autoencoder", "oevae", "classifier", "fusion", "metrics", "report")),
 )
 
 
@@ -161,14 +163,15 @@ class Run:
         return config.digest(name, shaped_by, self.store.fingerprint, artefacts.code_digest(), self.device.type, seed, machines)
 
     def finished(self, stage: Stage, seed: int, machine: str = "") -> bool:
-        """True if a stage, its detectors and, for the last one, the study's tables are there and made of what holds now."""
+        """True if a stage, its detectors and what it leaves in the study's folder are there and made of what holds now."""
         folder = self.stage_folder(stage, seed, machine)
-        tables = ("scores.parquet", "metrics.csv", "controls.csv") if stage.notebook == "09_report" else ()
+        report = stage.notebook == "09_report"
+        tables = ("scores.parquet", "metrics.csv", "controls.csv") if report else ("tuned.toml",) if stage.notebook == "08_tuning" else ()
         return (
             artefacts.finished(folder, self.digest(stage, seed, machine))
             and all(artefacts.finished(folder / name, self.detector_digest(name, seed, machine)) for name in stage.detectors)
             and all((self.folder / name).is_file() for name in tables)
-            and (not tables or all((self.reports / name).is_file() for name in ("summary.md", "report.json")))
+            and (not report or all((self.reports / name).is_file() for name in ("summary.md", "report.json")))
         )
 
     def detect(self, name: str, variant: str = "", settings=None) -> tuple[object, pd.DataFrame, pd.DataFrame]:
@@ -201,26 +204,35 @@ class Run:
         return detector, scores, detector.history
 
     def collect(self) -> pd.DataFrame:
-        """Scores of all seeds and machines, written to scores.parquet; what is missing is refused by name."""
-        tables, missing = [], []
+        """Scores of all systems, seeds and machines, and of what is composed of them, written to scores.parquet."""
+        scores = checks.score_table(fusion.seed_ensembles(self.gather(self.cfg.systems), self.cfg.fusion.normalise))
+        artefacts.write_table(self.folder / "scores.parquet", scores)
+        return scores
+
+    def gather(self, systems: Sequence[str]) -> pd.DataFrame:
+        """Scores of these systems of the study, all seeds and machines, and of what `fusion.COMPOSED` makes of them.
+
+        raises : checks.Refusal that names every stage whose scores are missing.  Notebooks: 08_tuning; 09_report (through `collect`)
+        """
+        wanted, tables, missing = {SYSTEMS[system] for system in systems}, [], []
         for stage, seed, machine in jobs(self):
             for name in stage.detectors:
                 path = self.stage_folder(stage, seed, machine) / name / "scores.parquet"
-                if artefacts.finished(path.parent, self.detector_digest(name, seed, machine)):
+                if name in wanted and artefacts.finished(path.parent, self.detector_digest(name, seed, machine)):
                     tables.append(pd.read_parquet(path))
-                elif any(SYSTEMS[system] == name for system in self.cfg.systems):
+                elif name in wanted:
                     missing.append(f"{stage.notebook} of {machine or 'all machines'} (seed {seed})")
         if missing or not tables:
             what = ", ".join(dict.fromkeys(missing)) or "every stage"
             raise checks.Refusal(f"scores are missing of {what}; run `asd run {self.cfg.name}` with these settings first")
         scores = fusion.systems(pd.concat(tables, ignore_index=True), self.cfg.fusion)
-        scores = checks.score_table(scores[scores["system"].isin(self.cfg.systems)].reset_index(drop=True))
-        artefacts.write_table(self.folder / "scores.parquet", scores)
-        return scores
+        return checks.score_table(scores[scores["system"].isin(fusion.with_composed(systems))].reset_index(drop=True))
 
     def measure(self, scores: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Metrics and controls with intervals, written to metrics.csv and controls.csv."""
-        table = pd.concat([metrics.table(part, self.cfg.metrics, seed) for seed, part in scores.groupby("seed")], ignore_index=True)
+        stream = {fusion.ALL_SEEDS: self.seed}  # of the bootstrap
+        tables = [metrics.table(part, self.cfg.metrics, stream.get(seed, seed)) for seed, part in scores.groupby("seed")]
+        table = pd.concat(tables, ignore_index=True)
         controls = metrics.controls(self.clips, scores, self.cfg.metrics, self.seed)
         artefacts.write_table(self.folder / "metrics.csv", table)
         artefacts.write_table(self.folder / "controls.csv", controls)
@@ -281,6 +293,9 @@ def open_run(study: str, overrides: Sequence[str] = (), home: str | Path = "", s
     """Open a study by name (see notebooks/studies) or TOML path; `home` holds runs/ and reports/ (default: the clone)."""
     cfg = config.load(study, overrides)
     for system in cfg.systems:
+        if system in fusion.COMPOSED and system not in SYSTEMS:
+            parts = " and ".join(part[0] for part in fusion.COMPOSED[system][:2])
+            raise checks.Refusal(f"setting systems: {system} is made wherever {parts} are among the systems; name those and leave it out")
         checks.known_name("system", system, list(SYSTEMS))
     for name, values in (("seeds", cfg.seeds), ("systems", cfg.systems)):
         if not values or len(set(values)) < len(values):

@@ -20,9 +20,10 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from asdlib import config, metrics
+from asdlib import config, fusion, metrics
 
 SYSTEMS = ("baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier", "ensemble")  # in the order they are shown
+ORDER = [name + ending for name in SYSTEMS for ending in ("", fusion.SEEDS)]
 INTERVAL = re.compile(r"[-−]?[\d.]+ \[.*\]")
 OVER_ALL = ("omega", *metrics.THREE)  # of machine "all", in the order in which a claim is made on the first available
 METRIC_NAMES = {"auc_source": "AUC source", "auc_target": "AUC target", "pauc": "pAUC", "hmean": "harmonic mean", "omega": "Ω"}
@@ -42,7 +43,7 @@ def escape(value: object) -> Html:
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Names without repetition: systems in their usual order, others after them as they came."""
-    return sorted(dict.fromkeys(names), key=lambda name: SYSTEMS.index(name) if name in SYSTEMS else len(SYSTEMS))
+    return sorted(dict.fromkeys(names), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
 
 def own_scores(table: pd.DataFrame) -> pd.DataFrame:
