@@ -28,7 +28,7 @@ import torch
 from asdlib import audio, checks, features, losses
 from asdlib.detectors.baseline import AutoencoderBaseline
 from asdlib.detectors.classifier import ClassifierDetector
-from asdlib.detectors.context import frames_of
+from asdlib.detectors.context import Context, frames_of
 from asdlib.detectors.oevae import OEVAEDetector
 from asdlib.models.autoencoder import Vectors
 
@@ -50,6 +50,34 @@ class Slope(NamedTuple):
     def raised(self) -> np.ndarray:
         """First-order part of each cell in the segment's score, against a sound of the usual level in every band: slope · (level − usual)."""
         return self.per_db * (self.log_mel - self.usual[:, None])
+
+
+class Map(NamedTuple):
+    """Something over frequency and time. values : (bands, frames).  hz : (bands,).  hop_s : between frames, the first of which stands at 0 s"""
+
+    values: np.ndarray
+    hz: np.ndarray
+    hop_s: float
+
+
+class Why(NamedTuple):
+    """All that explains one clip; what the study does not have is None.
+
+    level : log-mel of the whole clip, dB.  residual : of the autoencoder, dB².  raised : first-order part of each cell in `of` (alpha or beta)
+    starts_s, segment_s, segments : start of each segment, their length, and α and β of each
+    branches : name -> share of the squared distance
+    """
+
+    row: int
+    seconds: float
+    level: Map
+    residual: Map | None
+    raised: Map | None
+    of: str
+    starts_s: np.ndarray | None
+    segment_s: float
+    segments: dict[str, np.ndarray] | None
+    branches: dict[str, float] | None
 
 
 def _rows(rows) -> np.ndarray:
@@ -166,3 +194,29 @@ def branch_shares(detector: ClassifierDetector, rows) -> np.ndarray:
     parts = detector.branch_parts(_rows(rows))
     whole = parts.sum(1, keepdims=True)
     return np.divide(parts, whole, out=np.zeros_like(parts), where=whole > 1e-12)
+
+
+def why(context: Context, row: int, *, autoencoder: AutoencoderBaseline | None = None, oevae: OEVAEDetector | None = None,
+        classifier: ClassifierDetector | None = None, of: Literal["alpha", "beta"] = "beta") -> Why:  # fmt: skip
+    """Everything above for one clip, by the detectors that there are; those of one machine must be its own.
+
+    of : component whose slope is shown.  Notebook: 06_embeddings
+    """
+    clip, shape, rate = context.store.clips.iloc[row], context.cfg.oevae.features, context.cfg.data.sample_rate
+    seconds = float(clip["samples"]) / rate
+    bands = {"n_fft": shape.n_fft, "low_hz": shape.low_hz, "high_hz": shape.high_hz, "rate": rate}
+    hz, hop_s = features.band_hz(shape.n_mels, **bands), shape.hop_length / rate
+    wave = audio.standardise(context.store.audio([row]))
+    level = features.log_mel(wave, n_mels=shape.n_mels, win=shape.win_length, hop=shape.hop_length, **bands)[0, 0].cpu().numpy()
+    residual = raised = starts = segments = branches = None
+    if autoencoder is not None:
+        s = autoencoder.settings
+        places = features.band_hz(s.n_mels, n_fft=s.n_fft, low_hz=0.0, high_hz=rate / 2, rate=rate, slaney=True)
+        residual = Map(residual_map(autoencoder, [row])[0], places, s.hop_length / rate)
+    if oevae is not None:
+        starts = segment_starts(oevae, row)
+        segments = {name: values[0] for name, values in segment_scores(oevae, [row]).items()}
+        raised = Map(along_clip(slope(oevae, [row], of).raised[0], starts, hop_s, seconds), hz, hop_s)
+    if classifier is not None:
+        branches = dict(zip(classifier.settings.branches, branch_shares(classifier, [row])[0].tolist()))
+    return Why(row, seconds, Map(level, hz, hop_s), residual, raised, of, starts, shape.segment_s, segments, branches)

@@ -182,8 +182,8 @@ class ClassifierDetector:
     def branch_parts(self, rows: np.ndarray) -> np.ndarray:
         """What each branch adds to the squared distance between a clip's unit embedding and the reference that decides its score.
 
-        returns : float64 (clips, branches), >= 0, in the order of `classifier.branches`; the sum of a row is d² = 2·(1 − cosine), so that half of it is
-            the score of `kmeans` and its root that of `knn`. Training clips are no reference of their own.  Notebook: 06_embeddings
+        returns : float64 (clips, branches), >= 0, in the order of `classifier.branches`; the sum of a row is d² = 2·(1 − cosine), so that half
+            of it is the score of `kmeans` and its root that of `knn`. Training clips are no reference of their own.  Notebook: 06_embeddings
         """
         rows, width = np.asarray(rows), self.settings.dim
         fresh = np.array([row for row in rows.tolist() if row not in self.embeddings], dtype=int)
