@@ -137,6 +137,13 @@ def test_one_class_is_refused(context):
         ClassifierDetector(context).fit(rows)
 
 
+def test_a_machine_of_two_clips_is_refused_by_name_before_training(context, monkeypatch):
+    monkeypatch.setattr(module.training, "fit", lambda *_, **__: pytest.fail("trained first"))
+    pump, saw = (detectors.machine_rows(context.store.clips, machine, "train") for machine in ("pump", "saw"))
+    with pytest.raises(checks.Refusal, match="machine saw has 2 training clips, the classifier's back-ends expect at least 3; add recordings"):
+        ClassifierDetector(context).fit(np.concatenate([pump, saw[:2]]))
+
+
 # ------------------------------------------------------------------------------------------- clips and batches
 
 

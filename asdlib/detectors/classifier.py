@@ -65,6 +65,12 @@ class ClassifierDetector:
             raise checks.Refusal(
                 f"the training clips make 1 class ({self.classes[0]}), expected 2 or more; add machines, or take classifier out of systems"
             )
+        for machine, count in zip(*np.unique(self.machines[self.train_rows], return_counts=True)):
+            if count < backends.FEWEST:  # said before hours of training, not after
+                raise checks.Refusal(
+                    f"machine {machine} has {count} training clip{'s' * int(count > 1)}, the classifier's back-ends expect at least "
+                    f"{backends.FEWEST}; add recordings or leave it out with --machines"
+                )
         self.class_machine = np.array([name.split("/", 1)[0] for name in self.classes])
         self.kept_out = held_out(self.codes, self.settings.holdout, self.context.seed)
         with training.seeded_init(self.context.seed, WEIGHTS):
