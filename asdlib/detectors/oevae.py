@@ -128,10 +128,20 @@ class OEVAEDetector:
         target = exposure.target_items(self.front, rows, *self._prior(rows, s.condition.k_scale), labels)
         if smote.space == "logmel" and smote.ratio > 0:
             mels = self.front.all_log_mels(target.items).cpu()
-            blend = augment.smote(mels, *self._groups(target.items), ratio=smote.ratio, k=smote.k, seed=self.context.seed)
+            blend = self._smote(mels, target.items)
             target = target.with_synthetic(blend, blend.of(mels).to(self.context.device)) if len(blend) else target
             self.synthetic_parents = blend.parents(target.items.row.cpu().numpy())
         return target
+
+    def _smote(self, x: np.ndarray | torch.Tensor, items: exposure.Items) -> augment.Blend:
+        """SMOTE between the items of each domain. A domain of one clip gets no items, one of few clips chooses among as many as it has."""
+        smote, (domain, rows) = self.settings.smote, self._groups(items)
+        clips = {name: len(np.unique(rows[domain == name])) for name in np.unique(domain)}
+        several = np.flatnonzero([clips[name] > 1 for name in domain])
+        most = (min((count for count in clips.values() if count > 1), default=2) - 1) * self.settings.features.segments
+        blend = augment.smote(x[several], domain[several], rows[several], ratio=smote.ratio, k=min(smote.k, most), seed=self.context.seed)
+        place = torch.from_numpy(several)
+        return augment.Blend(place[blend.first], place[blend.second], blend.weight)
 
     def _groups(self, items: exposure.Items) -> tuple[np.ndarray, np.ndarray]:
         """Domain and clip of each item."""
@@ -186,7 +196,7 @@ class OEVAEDetector:
         mixed = augment.Blend(mixed.first[some], mixed.second[some], mixed.weight[some])
         parts = [(found.h, np.stack([rows, rows], 1), domain == "target"), (self._of_mixtures(items, mixed), *self._kin(mixed, rows, domain))]
         if s.smote.space == "embed" and s.smote.ratio > 0:
-            blend = augment.smote(found.h, domain, rows, ratio=s.smote.ratio, k=s.smote.k, seed=self.context.seed)
+            blend = self._smote(found.h, items)
             parts.append((blend.of(found.h), *self._kin(blend, rows, domain)))
         elif target.mels is not None:
             with torch.inference_mode():
