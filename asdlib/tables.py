@@ -217,8 +217,8 @@ def differences(scores: pd.DataFrame, settings: config.Metrics, seed: int) -> pd
 
     scores : SCORE_COLUMNS.  seed : of the resamples.  returns : system_a, system_b, metric, a − b, p, claim; text and p
     """
-    rows = []
-    for a, b in itertools.combinations(in_order(scores["system"]), 2):
+    rows, tested = [], (scores["split"] == "test").any()
+    for a, b in itertools.combinations(in_order(scores["system"]), 2) if tested else ():
         pair = metrics.paired(scores, a, b, settings, seed)
         pair = pair[(pair["machine"] == "all") & pair["value"].notna()]
         for row in (pair[pair["metric"] == "omega"] if "omega" in set(pair["metric"]) else pair).itertuples():
@@ -284,6 +284,8 @@ def behind(scores: pd.DataFrame, decisions: pd.DataFrame, most: int) -> pd.DataF
     """
     n = max(most // (3 * max(scores["system"].nunique(), 1)), 1)
     rows = pd.concat([most_anomalous(scores, decisions, n), most_confused(scores, decisions, n)])
+    if rows.empty:  # no test clips
+        return pd.DataFrame(columns=["clip", "caption"])
     distance = [
         a if why == "most anomalous" else t for a, t, why in zip(rows["above_normal"], rows["above_threshold"], rows["why"], strict=True)
     ]

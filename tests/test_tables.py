@@ -93,6 +93,15 @@ def test_two_systems_compared_in_words():
     assert len(tables.differences(score_table(clips, 0.0), SETTINGS, 0)) == 0
 
 
+def test_training_clips_alone_leave_nothing_to_compare_or_to_hear():
+    """Additional training sets without test clips: empty tables, no refusal of systems that are there."""
+    clips = clip_table().query("split == 'train'")
+    scores = pd.concat([score_table(clips, 0.0), score_table(clips, 4.0, "baseline_mse")])
+    assert tables.differences(scores, SETTINGS, 0).empty
+    heard = tables.behind(scores, metrics.decisions(scores, SETTINGS), 8)
+    assert list(heard) == ["clip", "caption"] and heard.empty
+
+
 def test_beside_paper_only_for_recorded_machines_of_its_names():
     table = metrics.table(score_table(clip_table(), 1.0), SETTINGS, 0)
     assert "the machines of this study are synthetic" in tables.beside_paper(table, synthetic=True)
