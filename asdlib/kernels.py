@@ -11,6 +11,7 @@ Source: DESIGN 4; UX (papermill). Notebooks: all (through `execute`).
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import select
@@ -87,12 +88,18 @@ class _Shared:
             try:
                 return self.zygote.fork(argv, cwd, env)
             except (OSError, ValueError):
-                self.zygote.close()
-                self.zygote = None
+                self.close()
                 raise
+
+    def close(self) -> None:
+        """End the zygote, if this process made one."""
+        if self.zygote is not None and self.owner == os.getpid():
+            self.zygote.close()
+        self.zygote = None
 
 
 _shared = _Shared()
+atexit.register(lambda: _shared.close())
 
 
 class Forked:
