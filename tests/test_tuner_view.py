@@ -62,7 +62,9 @@ def test_a_tick_of_omega_re_sends_marks_and_numbers_only(view):
     assert sum(len(after[name]) for name in changed) < 20_000 and "ω 0.90" in after["words"]
     view.tuner.k = 4
     assert view.drawn["asd-tuner-curves"].value != before["asd-tuner-curves"] and view.drawn["asd-tuner-map"].value == before["asd-tuner-map"]
+    assert ">Ω of ensemble at η 0.5 over all machines" in view.drawn["asd-tuner-map"].value
     view.tuner.system = "oevae"
+    assert ">Ω of oevae over all machines" in view.drawn["asd-tuner-map"].value
     assert view.drawn["asd-tuner-map"].value != before["asd-tuner-map"]
 
 

@@ -117,9 +117,9 @@ class TunerView:
         values, eta = self.tuner.map()
         name = "Ω" if np.isfinite(self.tuner.table()[-1, 3]) else "pAUC"
         letters = {}
-        for name, choice in ((rule.name, rule.choice) for rule in self.tuner.rules.values() if rule.choice):
-            elsewhere = "" if eta is None or eta == choice.eta else f" (η {choice.eta:g})"
-            letters[LETTERS[name] + elsewhere] = choice.prior, choice.k, choice.omega
+        for rule in (rule for rule in self.tuner.rules.values() if rule.choice):
+            elsewhere = "" if eta is None or eta == rule.choice.eta else f" (η {rule.choice.eta:g})"
+            letters[LETTERS[rule.name] + elsewhere] = rule.choice.prior, rule.choice.k, rule.choice.omega
         return self.points.static(values, f"{name} of {self.tuner.system}" + (f" at η {eta:g}" if eta is not None else ""), letters)
 
     def _told(self) -> str:
