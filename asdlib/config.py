@@ -171,6 +171,9 @@ class Classifier:
 
     branches: tuple[str, ...] = setting(("fft", "mel", "phase"), "fft, mel, phase, stft<n_fft>; FeatEx leaves the first in place (R 3.1)")
     clip_seconds: float = setting(12.0, "s; clips are tiled or cropped to it (F A1)", 0.1, 600.0)
+    wave_norm: Literal["clip", "machine", "none"] = setting(
+        "clip", "mean 0, variance 1 of each clip (R 4.2, S 2), one mean and std per machine, or none as in the cited code (F A1)"
+    )
     n_fft: int = setting(1024, "samples, of mel and phase (F A3)", 64, 65536)
     hop_length: int = setting(512, "samples, of mel and phase; stft<n> hops n/2 (F A3)", 16, 65536)
     n_mels: int = setting(128, "bands of the mel branch", 8, 512)
@@ -217,6 +220,16 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class Maps:
+    """Maps of the embeddings in 06_embeddings (UX); PCA is always there."""
+
+    umap: Literal["none", "clips", "segments"] = setting("segments", "UMAP of nothing, of the clips, or of clips and every segment")
+    neighbours: int = setting(15, "neighbours that UMAP keeps together; more show the coarse order, fewer the fine one", 2, 200)
+    min_dist: float = setting(0.1, "how close UMAP may bring items", 0.0, 0.99)
+    epochs: int = setting(200, "of UMAP's layout", 10, 5000)
+
+
+@dataclass(frozen=True)
 class Report:
     """What the report shows."""
 
@@ -244,6 +257,7 @@ class Study:
     classifier: Classifier = field(default_factory=Classifier)
     fusion: Fusion = field(default_factory=Fusion)
     metrics: Metrics = field(default_factory=Metrics)
+    maps: Maps = field(default_factory=Maps)
     report: Report = field(default_factory=Report)
 
 
