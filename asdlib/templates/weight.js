@@ -3,7 +3,6 @@ export default { render({ model, el }) {
   const label = model.get("label"), box = document.createElement("div"), words = document.createElement("span");
   box.setAttribute("role", "group");
   box.setAttribute("aria-label", label);
-  box.setAttribute("data-lm-suppress-shortcuts", "true");  // arrow keys are ours, not the notebook's
   box.style.cssText = "display:flex;gap:8px;align-items:center;font:13px system-ui,sans-serif;color:inherit";
   words.textContent = label;
   words.setAttribute("aria-hidden", "true");
@@ -12,6 +11,7 @@ export default { render({ model, el }) {
     const input = document.createElement("input");
     Object.assign(input, { type, min: 0, max: 1, step: model.get("step") });
     input.setAttribute("aria-label", name);
+    input.setAttribute("data-lm-suppress-shortcuts", "true");  // arrow keys are ours, not the notebook's
     input.style.cssText = `width:${width}px;height:24px;font:inherit`;
     return input;
   };

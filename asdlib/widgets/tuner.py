@@ -68,7 +68,7 @@ class TunerView:
         graph = _layers(self.drawn["asd-tuner-curves"], self.drawn["asd-tuner-live"])
         below = ipywidgets.HBox([graph, side], layout={"flex_flow": "row wrap"})
         top = ipywidgets.HBox([ipywidgets.VBox(inputs), ipywidgets.HBox(menus, layout={"flex_flow": "row wrap"})], layout={"flex_flow": "row wrap"})
-        return _classed(ipywidgets.VBox([top, below]), "asd-tuner")
+        return _classed(ipywidgets.VBox([top, below, controls.Keys(within=".asd-tuner")]), "asd-tuner")
 
     def _chosen_widget(self) -> ipywidgets.Widget:
         buttons = []
@@ -80,7 +80,8 @@ class TunerView:
         save.on_click(self._save)
         row = ipywidgets.HBox([*buttons, save, self.status], layout={"flex_flow": "row wrap"})
         layers = _layers(self.drawn["asd-tuner-map"], self.drawn["asd-tuner-cell"])
-        return _classed(ipywidgets.VBox([row, layers, self.drawn["asd-tuner-rules"]]), "asd-tuner-chosen")
+        keys = controls.Keys(within=".asd-tuner-chosen")
+        return _classed(ipywidgets.VBox([row, layers, self.drawn["asd-tuner-rules"], keys]), "asd-tuner-chosen")
 
     def _save(self, _) -> None:
         try:
