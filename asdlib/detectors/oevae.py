@@ -9,9 +9,9 @@ Components per clip, means over its segments, higher = more anomalous; the final
     beta             mean distance to the k = `oevae.neighbours` nearest references; beta_k1, beta_k2, beta_k4: for k = 1, 2, 4
 
 References of β are embeddings of the machine's normal training segments, of SMOTE items between them and of mixtures of
-their waveforms. Training clips are scored leave-clip-out in everything that is fitted after the network: a clip's own
-segments, and every reference made with one of them, are left out. The network itself has seen them (all but
-`oevae.holdout`), so their α and β are a little lower than those of new normal clips.
+their waveforms. Training clips are scored leave-clip-out by β: a clip's own segments, and every reference made with one of
+them, are left out. The network has seen them (all but `oevae.holdout`), and so have the refitted VAEs: their α of every kind and
+their β are a little lower than those of new normal clips.
 
 Sources: report 3.2, 4.2; SYSTEM 2-4, 9; facts C, D, E.  Notebooks: 05_oevae, 06_embeddings, 07_latents, 08_tuning
 """
