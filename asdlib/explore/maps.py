@@ -164,4 +164,3 @@ def nearest_training(space: Space, items: str, item: int, table: pd.DataFrame, n
     rows, first = np.unique(space.rows[clip[allowed]][order], return_index=True)
     keep = np.argsort(first)[:n]
     return rows[keep], away[order][first[keep]]
-

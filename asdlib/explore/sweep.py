@@ -63,8 +63,8 @@ class Rule(NamedTuple):
 
 def make(parts: Parts, seed: int) -> Sweep:
     """Evaluate everything. seed : of the bootstrap, as for metrics.csv. About 2 s for 7 machines × 200 clips × 3 k × 5 priors."""
-    omegas = np.linspace(0, 1, STEPS.get(parts.mode, FINE) + 1)
-    etas = np.unique(np.append(np.linspace(0, 1, ETA_STEPS + 1), parts.default.eta)) if parts.classifier else np.zeros(0)
+    omegas = np.round(np.linspace(0, 1, STEPS.get(parts.mode, FINE) + 1), 10)  # 0.3, not 0.30000000000000004
+    etas = np.unique(np.append(np.round(np.linspace(0, 1, ETA_STEPS + 1), 10), parts.default.eta)) if parts.classifier else np.zeros(0)
     shape = (1 + len(etas), len(parts.alphas), len(parts.betas), len(omegas))
     areas, mismatch = np.empty((*shape, len(parts.machines), 3)), np.empty((*shape[:3], len(omegas[::EVERY])))
     weights, one_seed = resamples(parts, seed), next(iter(parts.betas.values())).test.shape[1] == 1
@@ -171,7 +171,7 @@ def quality(parts: Parts, sweep: Sweep) -> np.ndarray:
 
 def _point(parts: Parts, sweep: Sweep, slot: int, p: int, j: int, w: int) -> Choice:
     eta = float(sweep.etas[slot - 1]) if slot else parts.default.eta
-    return Choice(round(float(sweep.omegas[w]), 10), round(eta, 10), list(parts.betas)[j], list(parts.alphas)[p])
+    return Choice(float(sweep.omegas[w]), eta, list(parts.betas)[j], list(parts.alphas)[p])
 
 
 def _oracle(parts: Parts, sweep: Sweep, first: int) -> Rule:

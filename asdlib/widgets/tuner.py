@@ -120,7 +120,7 @@ class TunerView:
         letters = {}
         for rule in (rule for rule in self.tuner.rules.values() if rule.choice):
             elsewhere = "" if eta is None or eta == rule.choice.eta else f" (η {rule.choice.eta:g})"
-            letters[LETTERS[rule.name] + elsewhere] = rule.choice.prior, rule.choice.k, rule.choice.omega
+            letters[LETTERS[rule.name]] = rule.choice.prior, rule.choice.k, rule.choice.omega, elsewhere
         return self.points.static(values, f"{name} of {self.tuner.system}" + (f" at η {eta:g}" if eta is not None else ""), letters)
 
     def _told(self) -> str:
