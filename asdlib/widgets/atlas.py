@@ -72,7 +72,9 @@ class AtlasView(ipywidgets.VBox):
         controls = ipywidgets.HBox(list(self.choices.values()), layout={"flex_flow": "row wrap"})
         super().__init__([controls, body])
         self.add_class("asd-atlas")
-        self._busy = False
+        self._busy, self._drawn, self._shown = False, (), ()
+        atlas.observe(lambda _: self._redraw(), ["view", "projection", "items", "colour"])
+        atlas.observe(lambda _: self._show(), ["row", "segment"])
         self._redraw()
 
     # ---------------------------------------------------------------- what the user does
@@ -80,7 +82,6 @@ class AtlasView(ipywidgets.VBox):
     def _chosen(self, name: str, value: str) -> None:
         if not self._busy and value is not None:
             self.atlas.choose(**{name: value})
-            self._redraw()
 
     def _message(self, message: Mapping) -> None:
         if message.get("kind") == "pick":
@@ -88,14 +89,13 @@ class AtlasView(ipywidgets.VBox):
             number = int(message["number"])
             if 0 <= number < len(points.row):
                 self._pick((int(points.row[number]), int(points.segment[number])), play=True)
-        elif message.get("kind") == "step" and self.atlas.step(int(message["right"]), int(message["up"])):
-            self._show()
+        elif message.get("kind") == "step":
+            self.atlas.step(int(message["right"]), int(message["up"]))
 
     def _pick(self, place: tuple[int, int] | None, play: bool) -> None:
         if place is None or self._busy:
             return
         self.atlas.pick(*place)
-        self._show()
         if play:
             self.canvas.send({"kind": "play"})
 
@@ -116,8 +116,11 @@ class AtlasView(ipywidgets.VBox):
     # ---------------------------------------------------------------- what the user sees
 
     def _redraw(self) -> None:
-        """Everything that follows from view, projection, items and colour."""
-        atlas, self._busy = self.atlas, True
+        """Everything that follows from view, projection, items and colour; nothing if they are what is drawn."""
+        atlas = self.atlas
+        if self._drawn == (now := (atlas.view, atlas.projection, atlas.items, atlas.colour)):
+            return
+        self._drawn, self._shown, self._busy = now, (), True
         self._points = points = atlas.points()
         for name, there in (("view", list(atlas.views)), ("projection", atlas.projections), ("items", atlas.all_items), ("colour", atlas.colours)):
             if tuple(there) != self.choices[name].options:
@@ -155,8 +158,13 @@ class AtlasView(ipywidgets.VBox):
         return np.rint(step).astype(np.uint8), _scale(LEVELS)
 
     def _show(self) -> None:
-        """The chosen clip: first what is heard and marked, then the pictures."""
-        atlas, points, row = self.atlas, self._points, self.atlas.row
+        """The chosen clip: first what is heard and marked, then the pictures; nothing if it is what is shown."""
+        atlas, row = self.atlas, self.atlas.row
+        if self._drawn != (atlas.view, atlas.projection, atlas.items, atlas.colour):
+            return  # the map comes first, and calls this
+        if self._shown == (now := (row, atlas.segment, *self._drawn)):
+            return
+        self._shown, points = now, self._points
         near = atlas.neighbours() if row >= 0 else None
         with self.canvas.hold_sync():
             self.canvas.chosen = atlas.chosen(points)
@@ -172,7 +180,9 @@ class AtlasView(ipywidgets.VBox):
         columns = near.assign(clip=[short(clip) for clip in near["clip"]]).drop(columns="row")
         parts.append(tables.frame(columns, f"Nearest training clips in the embedding ({atlas.view.split(',')[0]}, by {atlas.items})"))
         caption = "Its scores. sd: distance from the mean of training clips; training below: share of training clips with a lower score"
-        parts.append(tables.frame(atlas.components(row), caption))
+        scores = atlas.components(row)
+        main = scores["component"].isin(("score", "alpha", "beta"))
+        parts += [tables.frame(scores[main], caption), tables.folded("All components", tables.frame(scores[~main]))]
         self.detail.value = f'<div style="{PLAIN}">{"".join(parts)}</div>'
 
     def _repr_mimebundle_(self, **wanted) -> dict:
