@@ -37,6 +37,7 @@ class Canvas(anywidget.AnyWidget):
     """The map. xy : float32 pairs, 0..1, y upwards.  codes : uint8 triples (colour, shape, test).  chosen, near : numbers of points."""
 
     _esm = Path(__file__).with_name("atlas.js")
+    _css = ".asd-atlas th, .asd-atlas td { text-align: left; padding: .1em .9em .1em 0; } .asd-atlas caption { text-align: left; color: #57606a; }"
     xy, codes = traitlets.Bytes().tag(sync=True), traitlets.Bytes().tag(sync=True)
     colours, shapes = traitlets.List().tag(sync=True), traitlets.List().tag(sync=True)
     chosen, near = traitlets.Int(-1).tag(sync=True), traitlets.List().tag(sync=True)
@@ -52,7 +53,7 @@ class AtlasView(ipywidgets.VBox):
         self.atlas, self.sounds, self.explained, self.most = atlas, sounds, explained, listed
         self.canvas, self.legend, self.detail, self.reason = Canvas(), ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
         self.choices = {name: ipywidgets.Dropdown(description=name) for name in ("view", "projection", "items", "colour")}
-        wide = {"layout": {"width": "100%"}, "style": {"description_width": "6.5rem"}}
+        wide = {"layout": {"width": "calc(100% - 1rem)"}, "style": {"description_width": "6.5rem"}}
         self.list = ipywidgets.Select(description="worth hearing", rows=min(3 * listed + 1, 12), **wide)
         self.button = ipywidgets.Button(description="Why this score", tooltip="Residual, slopes, segments and branches of the chosen clip")
         for name, one in self.choices.items():
