@@ -10,7 +10,8 @@ OPEN_TO_ALL = ("config", "trees", "checks", "artefacts")
 LINE = (
     "checks", "trees", "config", "artefacts", "clips", "condition", "mechanisms", "synthetic", "download", "decoding", "encoding", "audio",
     "features", "augment", "losses", "models", "training", "scoring", "backends", "latents", "fusion", "detectors", "explain", "roc", "metrics",
-    "ablation", "tables", "plots", "model_plots", "classifier_plots", "atlas_plots", "explore", "widgets", "report", "study", "execute", "cli",
+    "ablation", "tables", "detectability", "claims", "plots", "model_plots", "classifier_plots", "atlas_plots", "report_plots", "explore",
+    "widgets", "report", "compare", "stages", "study", "execute", "cli",
 )  # fmt: skip
 MAX_LINES = 350
 
