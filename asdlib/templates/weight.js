@@ -3,6 +3,7 @@ export default { render({ model, el }) {
   const label = model.get("label"), box = document.createElement("div"), words = document.createElement("span");
   box.setAttribute("role", "group");
   box.setAttribute("aria-label", label);
+  box.dataset.lmSuppressShortcuts = "true";  // else JupyterLab takes the arrow keys to move between cells
   box.style.cssText = "display:flex;gap:8px;align-items:center;font:13px system-ui,sans-serif;color:inherit";
   words.textContent = label;
   words.setAttribute("aria-hidden", "true");
