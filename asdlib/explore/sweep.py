@@ -92,14 +92,20 @@ def resamples(parts: Parts, seed: int) -> list[np.ndarray]:
 
 def band(parts: Parts, test: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
     """Low and high of all metrics for final scores (V, machines, n): float64 (V, 2, machines + 1, 4)."""
+    return np.stack([interval(parts, replicates(parts, scores, weights)) for scores in test])
+
+
+def replicates(parts: Parts, test: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
+    """All metrics of final scores (machines, n) in every resample: float64 (resamples, machines + 1, 4)."""
+    limit, facts = parts.settings.max_fpr, zip(test, parts.domain, parts.label, weights, strict=True)
+    boots = [roc.bootstrap(s[: len(d)], d, kind, w, limit) if len(d) else np.full((len(w), 3), np.nan) for s, d, kind, w in facts]
+    return parts.table(np.stack(boots, axis=1))
+
+
+def interval(parts: Parts, boots: np.ndarray) -> np.ndarray:
+    """Low and high of resampled values (resamples, ...): float64 (2, ...)."""
     tail = (1 - parts.settings.confidence) / 2
-    out = np.full((len(test), 2, len(parts.machines) + 1, 4), np.nan)
-    for v, scores in enumerate(test):
-        facts = zip(scores, parts.domain, parts.label, weights, strict=True)
-        limit = parts.settings.max_fpr
-        boots = [roc.bootstrap(s[: len(d)], d, kind, w, limit) if len(d) else np.full((len(w), 3), np.nan) for s, d, kind, w in facts]
-        out[v] = np.quantile(parts.table(np.stack(boots, axis=1)), [tail, 1 - tail], axis=0)
-    return out
+    return np.quantile(boots, [tail, 1 - tail], axis=0)
 
 
 def domain_mismatch(parts: Parts, train: np.ndarray) -> np.ndarray:
@@ -190,8 +196,7 @@ def _training(parts: Parts, sweep: Sweep, first: int, seed: int) -> Rule:
                 weights = roc.bootstrap_weights(domain, kind, MISMATCH_RESAMPLES, [seed, zlib.crc32(parts.machines[i].encode()), 2])
                 found.append(np.abs(2 * roc.bootstrap(train[i, : len(target)], domain, kind, weights)[:, 0] - 1))
         boots.append(np.mean(found, axis=0))
-    tail = (1 - parts.settings.confidence) / 2
-    low, high = np.quantile(boots[0] - boots[1], [tail, 1 - tail])
+    low, high = interval(parts, boots[0] - boots[1])
     before = float(domain_mismatch(parts, parts.final(parts.systems[-1], parts.default).train))
     told = f"domain mismatch {before:.3f} at the default, {mismatch[best]:.3f} at its smallest (difference [{low:.3f}, {high:.3f}])"
     return Rule("training", choice, told) if low > 0 else Rule("training", parts.default, f"{told}: not more than chance, the default stays")

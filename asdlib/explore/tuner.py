@@ -20,8 +20,8 @@ from asdlib import artefacts, checks
 from asdlib.explore import sweep as sweeps
 from asdlib.explore.parts import Choice, Parts
 
-BY_HAND = "by hand, in sight of test labels: not a claim"
-CHOSEN = "# chosen: "
+BY_HAND = "hand, in sight of test labels: not a claim"
+BATCH = "a batch run"
 
 
 class Tuner(traitlets.HasTraits):
@@ -108,24 +108,31 @@ class Tuner(traitlets.HasTraits):
         slot = self.slot()
         return self._quality[slot], float(self.sweep.etas[slot - 1]) if slot else None
 
-    def rule(self) -> str:
-        """By which rule the point is chosen, in words: the first that chooses it, or by hand."""
-        found = [rule.name for rule in self.rules.values() if rule.choice == self.choice]
-        return sweeps.named(found[0]) if found else BY_HAND
+    def reached(self, choice: Choice) -> np.ndarray:
+        """What a point reaches over all machines: Ω and its gain over the default, each with low and high, on the same resamples; (2, 3)."""
+        system, parts = self.parts.systems[-1], self.parts
+        values = [parts.point(system, point)[-1, 3] for point in (choice, parts.default)]
+        boots = [sweeps.replicates(parts, parts.final(system, point).test, self._weights)[:, -1, 3] for point in (choice, parts.default)]
+        rows = ((values[0], boots[0]), (values[0] - values[1], boots[0] - boots[1]))
+        return np.array([[value, *sweeps.interval(parts, resampled)] for value, resampled in rows])
 
-    def toml(self) -> str:
-        """The point as a file that a study can include."""
+    def rule(self) -> str:
+        """By which rules the point is chosen, in words, or by hand."""
+        return "; and by ".join(sweeps.named(rule.name) for rule in self.rules.values() if rule.choice == self.choice) or BY_HAND
+
+    def toml(self, by: str = "a person") -> str:
+        """The point as a file that a study can include. by : who writes it, for the file's head"""
         scale = self.parts.scales[self.prior]
         return (
-            f"{CHOSEN}{self.rule()}\n# include it: asd run STUDY --include this file, or include = [...] in the study's file\n"
+            f"# chosen by {self.rule()}; written by {by}\n# include it: asd run STUDY --include FILE, or include = [...] in the study's file\n"
             f"[fusion]\nomega = {self.omega!r}\neta = {self.eta!r}\n\n"
             f"[oevae]\nneighbours = {self.k}  # another k, or another k_scale, trains OEVAE again\n\n[oevae.condition]\nk_scale = {float(scale)!r}\n"
         )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, by: str = "a person") -> None:
         """Write `toml` whole or not at all. raises : checks.Refusal where the folder cannot be written or a run is at work in it"""
         with artefacts.locked(path.parent), artefacts.guarded(path.parent):
-            artefacts.write_text(path, self.toml())
+            artefacts.write_text(path, self.toml(by))
 
     def keep(self, path: Path, included: tuple[str, ...] = ()) -> str:
         """What a batch run writes: the point of rule `training`, unless a person has chosen or this run itself builds on the file.
@@ -134,10 +141,10 @@ class Tuner(traitlets.HasTraits):
         """
         if str(path) in included:
             return f"{path.name} is included by this study and stays as it is"
-        if path.is_file() and path.read_text(encoding="utf-8").startswith(CHOSEN + BY_HAND):
-            return f"{path.name} was chosen by hand and stays as it is"
+        if path.is_file() and f"; written by {BATCH}" not in path.read_text(encoding="utf-8"):
+            return f"{path.name} was written by a person and stays as it is"
         before = self.choice
         self.choose(self.rules["training"].choice)
-        self.save(path)
+        self.save(path, BATCH)
         self.choose(before)
         return f"{path.name} holds the point of the rule: {sweeps.named('training')}"

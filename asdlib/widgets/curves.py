@@ -150,9 +150,9 @@ class Map:
         return "".join(out)
 
     def live(self, prior: str, k: int, omega: float) -> str:
-        """A frame around the point's cell."""
+        """A frame around the point."""
         x, y = self._place(prior, k, omega)
-        frame = f'x="{x - CELL_WIDE / 2 - 1:.1f}" y="{y - CELL_HIGH / 2 - 1:.1f}" width="{CELL_WIDE + 2}" height="{CELL_HIGH + 2}" fill="none"'
+        frame = f'x="{x - 17:.1f}" y="{y - CELL_HIGH / 2 - 1:.1f}" width="34" height="{CELL_HIGH + 2}" rx="4" fill="none"'  # letters fit in
         return f'<rect {frame} stroke="#000000" stroke-width="4"/><rect {frame} stroke="{plots.VERMILION}" stroke-width="2"/>'
 
 

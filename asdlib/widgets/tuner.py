@@ -116,7 +116,10 @@ class TunerView:
     def _map(self) -> str:
         values, eta = self.tuner.map()
         name = "Ω" if np.isfinite(self.tuner.table()[-1, 3]) else "pAUC"
-        letters = {LETTERS[r.name]: (r.choice.prior, r.choice.k, r.choice.omega) for r in self.tuner.rules.values() if r.choice}
+        letters = {}
+        for name, choice in ((rule.name, rule.choice) for rule in self.tuner.rules.values() if rule.choice):
+            elsewhere = "" if eta is None or eta == choice.eta else f" (η {choice.eta:g})"
+            letters[LETTERS[name] + elsewhere] = choice.prior, choice.k, choice.omega
         return self.points.static(values, f"{name} of {self.tuner.system}" + (f" at η {eta:g}" if eta is not None else ""), letters)
 
     def _told(self) -> str:
@@ -145,14 +148,15 @@ class TunerView:
         """What each rule chooses, what it reaches there, and on what grounds."""
         system, lines = tuner.parts.systems[-1], []
         for name, rule in tuner.rules.items():
-            values = ["—"] * 5
-            if rule.choice:
-                reached = tables.number(tuner.parts.point(system, rule.choice)[-1, 3])
-                eta = f"{rule.choice.eta:g}" if system == "ensemble" else "—"
-                values = [f"{rule.choice.omega:g}", eta, str(rule.choice.k), rule.choice.prior, reached]
-            cells = "".join(f"<td>{tables.escape(value)}</td>" for value in (*values, rule.why))
-            lines.append(f'<tr><th scope="row">{LETTERS[name]}: {sweeps.named(name)}</th>{cells}</tr>')
-        head = "".join(f'<th scope="col">{words}</th>' for words in ("rule", "ω", "η", "k", "k_scale", f"Ω of {system}", "on what grounds"))
+            cells = "<td>—</td>" * 6
+            if choice := rule.choice:
+                values = [f"{choice.omega:g}", f"{choice.eta:g}" if system == "ensemble" else "—", str(choice.k), choice.prior]
+                reached = [_cell(*row) for row in tuner.reached(choice)]
+                reached = reached if choice != tuner.parts.default else [reached[0], "<td>—</td>"]
+                cells = "".join(f'<td class="n">{tables.escape(value)}</td>' for value in values) + "".join(reached)
+            lines.append(f'<tr><th scope="row">{LETTERS[name]}: {sweeps.named(name)}</th>{cells}<td class="w">{tables.escape(rule.why)}</td></tr>')
+        names = ("rule", "ω", "η", "k", "k_scale", f"Ω of {system}", "gain over the default", "on what grounds")
+        head = "".join(f'<th scope="col">{words}</th>' for words in names)
         return tables.Html(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>")
 
     # ---------------------------------------------------------------- static faces
