@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -37,9 +37,10 @@ BRANCHES = ((BLUE, ""), (ORANGE, "////"), (GREEN, "...."), (PURPLE, "xxxx"), (SK
 class Points:
     """What a map shows.
 
-    x, y : float32 (n,), 0..1, y upwards, one scale for both.  row, segment : int (n,), store row, number of the segment (-1: clip)
+    x, y : float32 (n,), 0..1, y upwards; one scale for both in PCA, each its own in UMAP, whose axes mean nothing
+    row, segment : int (n,), store row, number of the segment (-1: clip)
     test : bool (n,).  group : int (n,), index into `names`, or with numeric colouring the label's.  value : float (n,), NaN: unknown; None where the
-    colouring has names.  looks : (colour, shape) of each name.  limits : of a numeric colouring
+    colouring has names.  looks : (colour, shape) of each name.  limits : of a numeric colouring.  colour : what the colouring tells
     """
 
     x: np.ndarray
@@ -50,6 +51,7 @@ class Points:
     group: np.ndarray
     names: list[str]
     looks: list[tuple[str, str]]
+    colour: str
     value: np.ndarray | None = None
     limits: tuple[float, float] = (0.0, 1.0)
 
@@ -76,34 +78,43 @@ def _draw(axis, points: Points, size: float) -> None:
 
 
 @matplotlib.rc_context(STYLE)
-def map_grid(rows: Mapping[str, Mapping[str, Points]], title: str) -> Plot:
+def map_grid(rows: Mapping[str, Sequence[Points | None]], title: str) -> Plot:
     """Small multiples: a row for each space, a column for each colouring, with the names of the marks below each map.
 
-    rows : space -> colouring -> its points.  title : what the two axes are.  Notebook: 06_embeddings
+    rows : space -> its points in each colouring, as many in every row; None: the space has no such colouring.  title : what the axes are
+    Notebook: 06_embeddings
     """
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    alt = f"{title}: {', '.join(rows)}, coloured by {', '.join(names)}"
-    figure, axes = plots.panels(len(rows), len(names), 0.5 + 2.75 * len(rows), alt, vector=False)
+    columns = len(next(iter(rows.values())))
+    alt = f"{title}: {', '.join(rows)}, coloured by {', '.join(dict.fromkeys(one.colour for row in rows.values() for one in row if one))}"
+    figure, axes = plots.panels(len(rows), columns, 0.45 + 2.8 * len(rows), alt, vector=False)
+    figure.get_layout_engine().set(h_pad=0.1, w_pad=0.05)
     for line, (space, row) in zip(axes, rows.items()):
-        for axis, name in zip(line, names):
-            if name not in row:
-                axis.set_axis_off()
-                plots.note(axis, 0.5, 0.5, f"no {name}", axis.transAxes, ha="center")
-                continue
-            points = row[name]
-            _draw(axis, points, 26 if len(points.x) < 500 else 12)
-            axis.set_title(name, fontsize=9)
-            if points.value is not None:
-                scale = ScalarMappable(Normalize(*points.limits), NUMBERS)
-                figure.colorbar(scale, ax=axis, location="bottom", fraction=0.05, pad=0.02, aspect=30).set_label("sd above training", fontsize=8)
-            else:
-                few = list(zip(points.names, points.looks))
-                marks = [Line2D([], [], ls="", marker=MARKERS[shape], color=colour, ms=5, label=word) for word, (colour, shape) in few[:9]]
-                marks += [Line2D([], [], ls="", label=f"and {len(few) - 9} more")] if len(few) > 9 else []
-                axis.legend(handles=marks, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, fontsize=7, handletextpad=0.1, columnspacing=0.8)
         line[0].set_ylabel(space, fontsize=10)
+        for axis, points in zip(line, row):
+            if points is None:
+                axis.set_axis_off()
+                plots.note(axis, 0.5, 0.5, "no attribute", axis.transAxes, ha="center")
+                continue
+            _draw(axis, points, 26 if len(points.x) < 500 else 12)
+            axis.set_title(points.colour, fontsize=9)
+            _key(figure, axis, points)
     figure.suptitle(f"{title}. Filled: test clips, hollow: training clips", fontsize=10)
     return figure
+
+
+def _key(figure: Plot, axis, points: Points) -> None:
+    """Names of the marks, or the numeric scale, below a map."""
+    if points.value is not None:
+        below = axis.inset_axes([0.1, -0.07, 0.8, 0.035])
+        figure.colorbar(ScalarMappable(Normalize(*points.limits), NUMBERS), cax=below, orientation="horizontal")
+        below.tick_params(labelsize=7, length=2, pad=1)
+        below.set_xlabel("sd from the training mean", fontsize=7, labelpad=1)
+        return
+    pairs = list(zip(points.names, points.looks))
+    marks = [Line2D([], [], ls="", marker=MARKERS[shape], color=colour, ms=5, label=word) for word, (colour, shape) in pairs[:8]]
+    marks += [Line2D([], [], ls="", label=f"and {len(pairs) - 8} more")] if len(pairs) > 8 else []
+    columns = 2 if max(len(name) for name in points.names) > 9 else 3
+    axis.legend(handles=marks, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=columns, fontsize=7, handletextpad=0.1, columnspacing=0.8)
 
 
 # ---------------------------------------------------------------- why
@@ -122,36 +133,39 @@ def why(found: explain.Why, usual: Mapping[str, tuple[float, float]], title: str
         limit = float(np.quantile(np.abs(found.raised.values), 0.995)) or 1.0
         maps.append((f"OEVAE: what raised {dict(alpha='α', beta='β')[found.of]}\n(slope · dB above usual)", found.raised, "PuOr_r", limit))
     lines = list(found.segments or {})
-    heights = [1.0] * len(maps) + [0.62] * len(lines) + ([0.34] if found.branches else [])
-    parts = [*(name.splitlines()[0] for name, *_ in maps), *(f"{name} of each segment" for name in lines)]
-    alt = f"{title}: why it was scored so; {', '.join(parts)}, share of the branches"
-    figure = Plot(figsize=(plots.WIDTH, 0.6 + 1.45 * sum(heights)), layout="constrained")
-    figure.alt, figure.vector = alt, False
-    axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axis, (label, one, colours, limit) in zip(axes, maps):
-        _picture(figure, axis, one, label, colours, limit, found.seconds)
-    for axis, name in zip(axes[len(maps) :], lines):
+    heights = [1.0] * len(maps) + [0.6] * len(lines) + ([0.36] if found.branches else [])
+    parts = [*(" ".join(name.split()) for name, *_ in maps), *(f"{name} of each segment" for name in lines)]
+    figure = Plot(figsize=(plots.WIDTH, 0.9 + 1.4 * sum(heights)), layout="constrained")
+    figure.alt, figure.vector = f"{title}: why it was scored so; {', '.join(parts)}, share of the branches", False
+    axes = figure.subplots(len(heights), 2, squeeze=False, height_ratios=heights, width_ratios=(1, 0.018))  # the right ones: scales
+    for (axis, scale), (label, one, colours, limit) in zip(axes, maps):
+        _picture(figure, axis, scale, one, label, colours, limit, found.seconds)
+    for scale in axes[len(maps) :, 1]:
+        scale.set_axis_off()
+    for axis, name in zip(axes[len(maps) :, 0], lines):
         _segments(axis, found, name, usual.get(name))
-    if found.branches:
-        _shares(axes[-1], found.branches)
-    timed = axes[: len(maps) + len(lines)]
+    timed = axes[: len(maps) + len(lines), 0]
     for axis in timed[:-1]:
         axis.set_xticklabels([])
     timed[-1].set_xlabel("time (s)")
-    axes[0].set_title(title)
+    if found.branches:
+        _shares(axes[-1, 0], found.branches)
+    if lines:
+        figure.legend(*timed[-1].get_legend_handles_labels(), **plots.BELOW)
+    axes[0, 0].set_title(title)
     return figure
 
 
-def _picture(figure: Plot, axis, one: explain.Map, label: str, colours: str, limit: float | None, seconds: float) -> None:
+def _picture(figure: Plot, axis, scale, one: explain.Map, label: str, colours: str, limit: float | None, seconds: float) -> None:
     bands, frames = one.values.shape
     look = {"vmin": -limit if colours.startswith("PuOr") else 0.0, "vmax": limit} if limit else {"vmin": float(one.values.max()) - 80}
     extent = (-0.5 * one.hop_s, (frames - 0.5) * one.hop_s, -0.5, bands - 0.5)
     shown = axis.imshow(one.values, origin="lower", aspect="auto", interpolation="nearest", cmap=colours, extent=extent, **look)
     nice = _nice_hz(one.hz)
     axis.set_yticks(np.interp(nice, one.hz, np.arange(bands)), [f"{hz:g}" for hz in nice])
-    axis.set(ylabel="Hz", xlim=(0, seconds))
+    axis.set(ylabel="frequency (Hz)", xlim=(0, seconds))
     axis.grid(False)
-    figure.colorbar(shown, ax=axis, pad=0.01, fraction=0.04).set_label(label, fontsize=8)
+    figure.colorbar(shown, cax=scale).set_label(label, fontsize=8)
 
 
 def _nice_hz(hz: np.ndarray) -> np.ndarray:
@@ -168,16 +182,18 @@ def _segments(axis, found: explain.Why, name: str, usual: tuple[float, float] | 
     axis.plot(found.starts_s + found.segment_s / 2, values, "o", color=BLUE, ms=5, label="segment")
     axis.axhline(values.mean(), color=BLACK, lw=1, ls="--", label="the clip: mean of its segments")
     axis.set(xlim=(0, found.seconds), ylabel=symbol)
-    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
 
 
 def _shares(axis, branches: Mapping[str, float]) -> None:
     left = 0.0
     for (name, share), (colour, hatch) in zip(branches.items(), BRANCHES):
-        axis.barh(0, share, left=left, height=0.7, fc=colour + "73", ec=colour, hatch=hatch, label=f"{name} {100 * share:.0f} %")
+        axis.barh(0, share, left=left, height=0.8, fc=colour + "40", ec=colour, hatch=hatch)
+        if share > 0.04:
+            box = {"fc": "white", "ec": "none", "pad": 1.5}
+            axis.text(left + share / 2, 0, f"{name} {100 * share:.0f} %", ha="center", va="center", fontsize=8, bbox=box)
         left += share
-    axis.set(xlim=(0, 1), yticks=[], xlabel="classifier: share of each branch in the squared distance to the deciding reference")
-    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
+    axis.set(xlim=(0, 1), yticks=[], xlabel="classifier: share of each branch in the squared distance to the reference that decided")
+    axis.grid(False)
 
 
 # ---------------------------------------------------------------- pictures

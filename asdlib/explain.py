@@ -115,7 +115,8 @@ def slope(detector: OEVAEDetector, rows, of: Literal["alpha", "beta"] = "beta") 
     for part in torch.arange(len(items)).split(front.settings.segments):
         x = front.log_mel(front.waves(items[part.to(items.row.device)])).detach().clone().requires_grad_(True)
         if of == "alpha":
-            score = losses.alpha_scores(net(x).vae, domain=net.vae.domain)[detector.settings.alpha_mode]
+            vae = net.vae(net.embed(x))  # not net(x), which scales this gradient by λ for training
+            score = losses.alpha_scores(vae, domain=net.vae.domain)[detector.settings.alpha_mode]
         else:
             score = _beta(detector, net.embed(x), items.row[part.to(items.row.device)].cpu().numpy())
         (gradient,) = torch.autograd.grad(score.sum(), x)  # a segment's score depends on its own cells alone

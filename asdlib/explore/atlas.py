@@ -60,7 +60,7 @@ class Atlas(HasTraits):
             if len(machines) > 1:
                 self.views |= {f"{space.name}, {machine}": (space.name, machine) for machine in sorted(machines)}
         self._row_of = {name: row for row, name in enumerate(table["clip"])}
-        self.standing = self._standing()
+        self.standing, self._known = self._standing(), {}
         first = next(iter(self.views))
         made = [projection for space, projection, items in xy if space == self.views[first][0] and items == "clips"]
         super().__init__(view=first, projection=made[0], items="clips", colour="label")
@@ -98,6 +98,13 @@ class Atlas(HasTraits):
         machine = ["machine"] if table["machine"].nunique() > 1 else []
         return [*machine, "domain", "label", *attributes, *(f"score {system}" for system in self.standing)]
 
+    def widest_attribute(self) -> str:
+        """The colouring by the view's attribute with most values that can still be named; "" without attributes."""
+        table = self.table.iloc[self._rows()]
+        counts = {key: table[f"attr_{key}"].nunique() for key in clips.attribute_keys(table)}
+        few = {key: count for key, count in counts.items() if count <= MOST_GROUPS} or counts
+        return f"attribute {max(few, key=few.get)}" if few else ""
+
     def choose(self, view: str = "", items: str = "", projection: str = "", colour: str = "") -> None:
         """Change what is shown; "" keeps it. What the new view does not have falls back to its first choice.
 
@@ -134,10 +141,11 @@ class Atlas(HasTraits):
         keep = np.isin(row, self._rows())
         row, number, xy = row[keep], number[keep], xy[keep]
         low, high = xy.min(0), xy.max(0)
-        xy = 0.5 + (xy - (low + high) / 2) / max(float((high - low).max()), 1e-12)
+        span = np.maximum(high - low, 1e-12)
+        xy = 0.5 + (xy - (low + high) / 2) / (span.max() if self.projection == "PCA" else span)
         table = self.table.iloc[row]
         facts = {"x": xy[:, 0].astype(np.float32), "y": xy[:, 1].astype(np.float32), "row": row, "segment": number}
-        facts["test"] = (table["split"] == "test").to_numpy()
+        facts["colour"], facts["test"] = self.colour, (table["split"] == "test").to_numpy()
         if not self.colour.startswith("score "):
             key = self.colour.replace("attribute ", "attr_", 1)
             return Points(**facts, **self._groups(table[key].to_numpy(), key))
@@ -224,19 +232,26 @@ class Atlas(HasTraits):
         return ", ".join(found) or "no attribute"
 
     def components(self, row: int) -> pd.DataFrame:
-        """Every component that scored a clip: system, component, score, sd above the normal training mean, and the share of training clips below."""
-        machine, name = self.table["machine"].iloc[row], self.table["clip"].iloc[row]
-        mine, out = self.scores[self.scores["machine"] == machine], []
-        for (system, component), part in mine.groupby(["system", "component"], sort=False):
-            values = part.loc[part["clip"] == name, "score"].to_numpy(float)
-            others = part.loc[(part["split"] == "train") & (part["clip"] != name), "score"].to_numpy(float)
-            if len(values):
-                spread = others.std(ddof=1) if len(others) > 1 else np.nan
-                sd = (values[0] - others.mean()) / spread if spread > 0 else np.nan
-                out.append((system, component, values[0], sd, float(np.mean(others < values[0])) if len(others) else np.nan))
-        table = pd.DataFrame(out, columns=["system", "component", "score", "sd above training", "training below"])
-        rank = {name: i for i, name in enumerate(tables.in_order(table["system"]))}
-        return table.sort_values("system", key=lambda column: column.map(rank), kind="stable", ignore_index=True)
+        """Every component that scored a clip: system, component, score, sd from the mean of training clips, share of training clips below."""
+        machine, name, out = self.table["machine"].iloc[row], self.table["clip"].iloc[row], []
+        for (system, component), (values, train) in self._parts(machine).items():
+            if name in values:
+                spread = train.std(ddof=1) if len(train) > 1 else np.nan
+                sd = (values[name] - train.mean()) / spread if spread > 0 else np.nan
+                out.append((system, component, values[name], sd, float(np.mean(train < values[name])) if len(train) else np.nan))
+        return pd.DataFrame(out, columns=["system", "component", "score", "sd", "training below"])
+
+    def _parts(self, machine: str) -> dict[tuple[str, str], tuple[dict[str, float], np.ndarray]]:
+        """Of each system and component its score of every clip of a machine, and the scores of the training clips."""
+        if machine not in self._known:
+            mine, found = self.scores[self.scores["machine"] == machine], {}
+            groups = dict(iter(mine.groupby(["system", "component"], sort=False)))
+            for system in tables.in_order(mine["system"]):
+                for key, part in groups.items():
+                    if key[0] == system:
+                        found[key] = dict(zip(part["clip"], part["score"])), part.loc[part["split"] == "train", "score"].to_numpy(float)
+            self._known[machine] = found
+        return self._known[machine]
 
     def said(self) -> str:
         """The chosen clip in one sentence, for the eye and for a screen reader."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,9 @@ def explained(x: np.ndarray, xy: np.ndarray) -> float:
 
 def umap(x: np.ndarray, settings: config.Maps, seed: int) -> np.ndarray:
     """UMAP, float32 (n, 2); equal for equal x, settings and seed on one machine.  x : (n, dim)"""
-    from umap import UMAP  # here: the import alone compiles for seconds, which a finished study and one of PCA only need not pay
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImportWarning)  # of an optional part that needs another framework
+        from umap import UMAP  # here: the import alone compiles for seconds, which a finished study and one of PCA only need not pay
 
     neighbours = min(settings.neighbours, len(x) - 1)
     model = UMAP(

@@ -171,7 +171,8 @@ class AtlasView(ipywidgets.VBox):
         parts = [f"<strong>{html.escape(atlas.said())}</strong>", self.sounds.pictures(row)]
         columns = near.assign(clip=[short(clip) for clip in near["clip"]]).drop(columns="row")
         parts.append(tables.frame(columns, f"Nearest training clips in the embedding ({atlas.view.split(',')[0]}, by {atlas.items})"))
-        parts.append(tables.frame(atlas.components(row), "Its scores; training below: share of training clips with a lower one"))
+        caption = "Its scores. sd: distance from the mean of training clips; training below: share of training clips with a lower score"
+        parts.append(tables.frame(atlas.components(row), caption))
         self.detail.value = f'<div style="{PLAIN}">{"".join(parts)}</div>'
 
     def _repr_mimebundle_(self, **wanted) -> dict:
@@ -196,7 +197,7 @@ def _legend(atlas: Atlas, points: atlas_plots.Points) -> str:
     if points.value is not None:
         look = f"display:inline-block;width:9em;height:.8em;vertical-align:middle;background:linear-gradient(90deg,{','.join(_scale(9))})"
         bar = f'<span style="{look}"></span>'
-        scale = f"<br>{html.escape(atlas.colour)}: {points.limits[0]:+.1f} {bar} {points.limits[1]:+.1f} sd above training"
+        scale = f"<br>{html.escape(atlas.colour)}: {points.limits[0]:+.1f} {bar} {points.limits[1]:+.1f} sd from the training mean"
     return f'<div style="{PLAIN}">{marks}{scale}<br>{axes_words(atlas)} Filled: test, hollow: training, dashed rings: nearest training clips.</div>'
 
 

@@ -67,21 +67,25 @@ def static_maps(atlas: Atlas) -> list[plots.Plot]:
     before = {name: getattr(atlas, name) for name in ("view", "items", "projection", "colour")}
     place, out = (atlas.row, atlas.segment), []
     for system in dict.fromkeys(space.system for space in atlas.spaces.values()):
-        rows, made = {}, ""
-        for view in (name for name, (space, machine) in atlas.views.items() if atlas.spaces[space].system == system and not machine):
+        whole = [view for view, (space, machine) in atlas.views.items() if atlas.spaces[space].system == system and not machine]
+        rows = {}
+        for view in whole:
             atlas.choose(view=view, items="clips")
-            made = atlas.projections[0]
-            first = next((name for name in atlas.colours if name.startswith("attribute ")), "")
-            wanted = ("machine", "domain", "label", first if "machine" not in atlas.colours else "", f"score {system}")
-            chosen = [name for name in wanted if name in atlas.colours]
-            rows[view] = {}
-            for colour in chosen:
-                atlas.choose(projection=made, colour=colour)
-                rows[view]["attribute" if colour == first else colour] = atlas.points()
-        out.append(atlas_plots.map_grid(rows, f"{system}, clips, {made}"))
+            atlas.choose(projection=atlas.projections[0])
+            names = ["domain", "label", f"score {system}"]
+            names.insert(*((0, "machine") if "machine" in atlas.colours else (2, atlas.widest_attribute())))
+            rows[view] = [_coloured(atlas, name) for name in names]
+        out.append(atlas_plots.map_grid(rows, f"{system}, clips, {atlas.projection}"))
     atlas.choose(**before)
     atlas.row, atlas.segment = place
     return out
+
+
+def _coloured(atlas: Atlas, colour: str) -> atlas_plots.Points | None:
+    if colour not in atlas.colours:
+        return None
+    atlas.choose(colour=colour)
+    return atlas.points()
 
 
 def why_figure(atlas: Atlas, found: explain.Why) -> plots.Plot:
@@ -105,7 +109,7 @@ def listing(atlas: Atlas, sounds: Sounds, players: int) -> tables.Html:
         for why, rows in listed.groupby("why", sort=False):
             items = []
             for place in rows.itertuples():
-                audio_part = "heard above"
+                audio_part = '<p class="note">Its player stands further up.</p>'
                 if place.row not in heard and len(heard) < players:
                     heard.add(place.row)
                     name = html.escape(short(place.clip), quote=True)
@@ -113,7 +117,7 @@ def listing(atlas: Atlas, sounds: Sounds, players: int) -> tables.Html:
                 elif place.row not in heard:
                     audio_part = ""
                 near = atlas.nearest_words(system, place.row)
-                facts = f"{place.machine}, {place.domain}, {place.label}, {place.attributes}; {place.sd:+.1f} sd above training, "
+                facts = f"{place.machine}, {place.domain}, {place.label}, {place.attributes}; {place.sd:+.1f} sd from the training mean, "
                 facts += f"{place.above_threshold:+.1f} sd from the threshold" if math.isfinite(place.above_threshold) else "no threshold"
                 words = f"<strong>{html.escape(short(place.clip))}</strong> ({html.escape(facts)}). {html.escape(near)}"
                 items.append(f'<figure class="clip">{audio_part}<figcaption>{words}</figcaption></figure>')
