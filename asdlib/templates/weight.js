@@ -3,7 +3,6 @@ export default { render({ model, el }) {
   const label = model.get("label"), box = document.createElement("div"), words = document.createElement("span");
   box.setAttribute("role", "group");
   box.setAttribute("aria-label", label);
-  box.dataset.lmSuppressShortcuts = "true";  // else JupyterLab takes the arrow keys to move between cells
   box.style.cssText = "display:flex;gap:8px;align-items:center;font:13px system-ui,sans-serif;color:inherit";
   words.textContent = label;
   words.setAttribute("aria-hidden", "true");
@@ -12,6 +11,7 @@ export default { render({ model, el }) {
     const input = document.createElement("input");
     Object.assign(input, { type, min: 0, max: 1, step: model.get("step") });
     input.setAttribute("aria-label", name);
+    input.dataset.lmSuppressShortcuts = "true";  // on the focused element itself, else JupyterLab takes the arrow keys to move between cells
     input.style.cssText = `width:${width}px;height:24px;font:inherit`;
     return input;
   };
