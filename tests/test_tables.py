@@ -85,25 +85,6 @@ def test_systems_stand_in_their_order_and_seeds_are_averaged():
     assert "Mean of 2 seeds" in tables.metrics_table(table)
 
 
-def test_two_systems_compared_in_words():
-    clips = clip_table()
-    scores = pd.concat([score_table(clips, 0.0), score_table(clips, 4.0, "baseline_mse")])
-    row = tables.differences(scores, SETTINGS, 0).iloc[0]
-    assert (row["metric"], row["claim"]) == ("Ω", "baseline_mse is better")
-    assert len(tables.differences(score_table(clips, 0.0), SETTINGS, 0)) == 0
-
-
-def test_beside_paper_only_for_recorded_machines_of_its_names():
-    table = metrics.table(score_table(clip_table(), 1.0), SETTINGS, 0)
-    assert "the machines of this study are synthetic" in tables.beside_paper(table, synthetic=True)
-    other = metrics.table(score_table(clip_table(machine="pump"), 1.0), SETTINGS, 0)
-    assert "no machine of this study is in it" in tables.beside_paper(other, synthetic=False)
-    shown = tables.beside_paper(table, synthetic=False)
-    assert "87.10" in shown and "48.95" in shown and "65.92" not in shown  # the fan's row, not the bearing's
-    ours = table.query("machine == 'fan' and metric == 'auc_source'")["value"].iloc[0]
-    assert f"{100 * ours:.2f}" in shown
-
-
 def test_what_comes_from_data_is_escaped():
     evil = "<script>alert(1)</script>"
     table = pd.DataFrame({evil: [evil, "a|b"], "value": [math.nan, 0.5], "left out": [True, False]})
