@@ -50,7 +50,8 @@ def differences(scores: pd.DataFrame, settings: config.Metrics, seed: int) -> pd
 
     scores : SCORE_COLUMNS.  seed : of the resamples.  returns : DIFFERENCES, text and p.  Notebook: 09_report
     """
-    pairs = list(itertools.combinations(tables.in_order(scores["system"]), 2))
+    tested = scores[scores["split"] == "test"]
+    pairs = list(itertools.combinations(tables.in_order(tested["system"]), 2))  # without test clips there is nothing to compare
     settings, rows = enough(3 * len(pairs), settings), []  # 3: the metrics, where there is no Ω
     for a, b in pairs:
         rows.append(over_all(metrics.paired(scores, a, b, settings, seed)))

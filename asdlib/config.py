@@ -171,6 +171,9 @@ class Classifier:
 
     branches: tuple[str, ...] = setting(("fft", "mel", "phase"), "fft, mel, phase, stft<n_fft>; FeatEx leaves the first in place (R 3.1)")
     clip_seconds: float = setting(12.0, "s; clips are tiled or cropped to it (F A1)", 0.1, 600.0)
+    wave_norm: Literal["clip", "machine", "none"] = setting(
+        "clip", "mean 0, variance 1 of each clip (R 4.2, S 2), one mean and std per machine, or none as in the cited code (F A1)"
+    )
     n_fft: int = setting(1024, "samples, of mel and phase (F A3)", 64, 65536)
     hop_length: int = setting(512, "samples, of mel and phase; stft<n> hops n/2 (F A3)", 16, 65536)
     n_mels: int = setting(128, "bands of the mel branch", 8, 512)

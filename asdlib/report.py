@@ -111,6 +111,8 @@ def players(store, clips: Sequence[str], captions: Sequence[str], sample_rate: i
     row_of = {name: row for row, name in enumerate(store.clips["clip"])}
     for name in clips:
         checks.known_name("clip", name, list(row_of))
+    if not len(clips):
+        return tables.Html('<p class="note">No clips to listen to.</p>')
     waves = [store.int16(row_of[name]) / 32768.0 for name in clips]
     gain = encoding.common_gain(waves)
     found = "".join(player(wave, sample_rate, caption, gain) for wave, caption in zip(waves, captions, strict=True))

@@ -251,6 +251,8 @@ def behind(scores: pd.DataFrame, decisions: pd.DataFrame, most: int) -> pd.DataF
     """
     n = max(most // (3 * max(scores["system"].nunique(), 1)), 1)
     rows = pd.concat([most_anomalous(scores, decisions, n), most_confused(scores, decisions, n)])
+    if rows.empty:  # no test clips
+        return pd.DataFrame(columns=["clip", "caption"])
     distance = [
         a if why == "most anomalous" else t for a, t, why in zip(rows["above_normal"], rows["above_threshold"], rows["why"], strict=True)
     ]

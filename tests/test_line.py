@@ -209,6 +209,9 @@ def test_recordings_without_labels_or_without_test_clips_end_in_a_report(tree, t
     metrics = pd.read_csv(tmp_path / "runs" / "smoke" / "metrics.csv")
     assert set(metrics["machine"]) == {"fan", "gearbox", "all"} and metrics["value"].isna().all()
     assert "not available" in result.stdout and (tmp_path / "reports" / "smoke" / "index.html").is_file()
+    shutil.rmtree(odd / "gearbox" / "test")  # additional training sets alone: embeddings for others, nothing to score
+    result = asd("run", "smoke", "--data-root", odd, "--home", tmp_path / "bare", "--stages", "04")
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_scores_of_other_settings_are_not_taken(finished, tree):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from asdlib import checks, config, metrics, tables
+from asdlib import checks, claims, config, metrics, tables
 
 SETTINGS = config.Metrics(bootstrap=50, shuffles=50)
 
@@ -28,8 +28,8 @@ def score_table(clips, gap, system="baseline_knn", seed=0):
 
 
 def claim_of(clips, scores):
-    claims = tables.claims(metrics.table(scores, SETTINGS, 0), metrics.controls(clips, scores, SETTINGS, 0))
-    return claims.set_index("system")["claim"]["baseline_knn"]
+    found = tables.claims(metrics.table(scores, SETTINGS, 0), metrics.controls(clips, scores, SETTINGS, 0))
+    return found.set_index("system")["claim"]["baseline_knn"]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,15 @@ def test_systems_stand_in_their_order_and_seeds_are_averaged():
     mine = table[(table["system"] == "baseline_mahala") & (table["metric"] == "omega")]
     assert own.loc[("baseline_mahala", "all", "omega"), "value"] == pytest.approx(mine["value"].mean())
     assert "Mean of 2 seeds" in tables.metrics_table(table)
+
+
+def test_training_clips_alone_leave_nothing_to_compare_or_to_hear():
+    """Additional training sets without test clips: empty tables, no refusal of systems that are there."""
+    clips = clip_table().query("split == 'train'")
+    scores = pd.concat([score_table(clips, 0.0), score_table(clips, 4.0, "baseline_mse")])
+    assert claims.differences(scores, SETTINGS, 0).empty
+    heard = tables.behind(scores, metrics.decisions(scores, SETTINGS), 8)
+    assert list(heard) == ["clip", "caption"] and heard.empty
 
 
 def test_what_comes_from_data_is_escaped():

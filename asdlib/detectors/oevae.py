@@ -9,9 +9,9 @@ Components per clip, means over its segments, higher = more anomalous; the final
     beta             mean distance to the k = `oevae.neighbours` nearest references; beta_k1, beta_k2, beta_k4: for k = 1, 2, 4
 
 References of β are embeddings of the machine's normal training segments, of SMOTE items between them and of mixtures of
-their waveforms. Training clips are scored leave-clip-out in everything that is fitted after the network: a clip's own
-segments, and every reference made with one of them, are left out. The network itself has seen them (all but
-`oevae.holdout`), so their α and β are a little lower than those of new normal clips.
+their waveforms. Training clips are scored leave-clip-out by β: a clip's own segments, and every reference made with one of
+them, are left out. The network has seen them (all but `oevae.holdout`), and so have the refitted VAEs: their α of every kind and
+their β are a little lower than those of new normal clips.
 
 Sources: report 3.2, 4.2; SYSTEM 2-4, 9; facts C, D, E.  Notebooks: 05_oevae, 06_embeddings, 07_latents, 08_tuning
 """
@@ -128,10 +128,20 @@ class OEVAEDetector:
         target = exposure.target_items(self.front, rows, *self._prior(rows, s.condition.k_scale), labels)
         if smote.space == "logmel" and smote.ratio > 0:
             mels = self.front.all_log_mels(target.items).cpu()
-            blend = augment.smote(mels, *self._groups(target.items), ratio=smote.ratio, k=smote.k, seed=self.context.seed)
+            blend = self._smote(mels, target.items)
             target = target.with_synthetic(blend, blend.of(mels).to(self.context.device)) if len(blend) else target
             self.synthetic_parents = blend.parents(target.items.row.cpu().numpy())
         return target
+
+    def _smote(self, x: np.ndarray | torch.Tensor, items: exposure.Items) -> augment.Blend:
+        """SMOTE between the items of each domain. A domain of one clip gets no items, one of few clips chooses among as many as it has."""
+        smote, (domain, rows) = self.settings.smote, self._groups(items)
+        clips = {name: len(np.unique(rows[domain == name])) for name in np.unique(domain)}
+        several = np.flatnonzero([clips[name] > 1 for name in domain])
+        most = (min((count for count in clips.values() if count > 1), default=2) - 1) * self.settings.features.segments
+        blend = augment.smote(x[several], domain[several], rows[several], ratio=smote.ratio, k=min(smote.k, most), seed=self.context.seed)
+        place = torch.from_numpy(several)
+        return augment.Blend(place[blend.first], place[blend.second], blend.weight)
 
     def _groups(self, items: exposure.Items) -> tuple[np.ndarray, np.ndarray]:
         """Domain and clip of each item."""
@@ -186,7 +196,7 @@ class OEVAEDetector:
         mixed = augment.Blend(mixed.first[some], mixed.second[some], mixed.weight[some])
         parts = [(found.h, np.stack([rows, rows], 1), domain == "target"), (self._of_mixtures(items, mixed), *self._kin(mixed, rows, domain))]
         if s.smote.space == "embed" and s.smote.ratio > 0:
-            blend = augment.smote(found.h, domain, rows, ratio=s.smote.ratio, k=s.smote.k, seed=self.context.seed)
+            blend = self._smote(found.h, items)
             parts.append((blend.of(found.h), *self._kin(blend, rows, domain)))
         elif target.mels is not None:
             with torch.inference_mode():
