@@ -121,7 +121,7 @@ def guarded(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, what: str = "run of this study") -> Iterator[None]:
     """Hold a study for one process and the kernels that it starts; another process is told so instead of writing there too."""
     if os.environ.get(HOLDS) == str(folder):
         yield
@@ -133,7 +133,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise checks.Refusal(f"{folder}: another run of this study is at work; wait for it or stop it") from error
+            raise checks.Refusal(f"{folder}: another {what} is at work; wait for it or stop it") from error
         before = os.environ.get(HOLDS)
         os.environ[HOLDS] = str(folder)
         try:

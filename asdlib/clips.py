@@ -121,7 +121,7 @@ def _machine_folders(roots: Sequence[str | Path], problems: list) -> list[Path]:
             if any(_recordings(folder / name) for name in names if name in SPLIT_OF):
                 found.setdefault(real, folder)
                 names.clear()
-            names.sort()
+            names[:] = sorted(name for name in names if not name.startswith("."))  # what is hidden is not meant: downloads on their way, trash
     if not found:
         loose = [path for root in roots for path in _recordings(Path(root))]
         what = f"{len(loose)} recordings but no machine folder" if loose else "no recording (wav or flac) in any machine folder"
