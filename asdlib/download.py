@@ -27,12 +27,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
-from asdlib import archives, artefacts, checks, clips
+from asdlib import archives, artefacts, checks
 from asdlib.records import ZENODO, Archive, Server, address, size_of
 
 DATASETS = {  # name: part: record, folder below the root
     "dcase2024": {"dev": (10902294, "dev_data/raw"), "additional": (11259435, "eval_data/raw"), "eval": (11363076, "eval_data/raw")},
 }
+RECORDINGS = (".wav", ".flac")
+TRUE_NAME = re.compile(r"section_\d+_(?:source|target)_test_(?:normal|anomaly)_\d+(?:_[^/]*)?\.wav")
 WITHOUT_SPLIT = re.compile(r"(section_\d+_(?:source|target)_)((?:normal|anomaly)_.*)")  # RoboticArm's true names (FACTS F2)
 UNPACKED = 1.6  # archive to files, about; the archive itself says it exactly before it is unpacked
 
@@ -129,7 +131,7 @@ def _put_in_place(part: Path, archive: Archive, folder: Path, work: Path, say: C
             if target.is_symlink() or not target.parent.resolve().is_relative_to(folder.resolve()):
                 raise checks.Refusal(f"{target}: a link leads from there to elsewhere, expected a plain folder; move it away")
             if target.exists() and not filecmp.cmp(scratch / name, target, shallow=False):
-                if target.suffix.lower() in clips.AUDIO:
+                if target.suffix.lower() in RECORDINGS:
                     raise checks.Refusal(f"{target}: another file is there than {archive.key} brings; move it away and give the same command again")
                 say(f"{target}: kept as it is, {archive.key} brings another")
             else:
@@ -163,8 +165,8 @@ def rename_eval(folder: Path, truth: Path, say: Callable[[str], None] = print) -
             current = names.setdefault(line[0], {})
             continue
         true = WITHOUT_SPLIT.sub(r"\1test_\2", line[1]) if len(line) == 2 else ""
-        plain = all(PurePosixPath(name).name == name and name.endswith(".wav") for name in (line[0], true))
-        if current is None or not plain or not clips.SECTION_NAME.fullmatch(true[:-4]) or len(true) > archives.LONGEST_NAME:
+        plain = PurePosixPath(line[0]).name == line[0] and line[0].endswith(".wav")
+        if current is None or not plain or not TRUE_NAME.fullmatch(true) or len(true) > archives.LONGEST_NAME:
             raise checks.Refusal(f"{truth}: line {number} is {','.join(line)[:120]!r}, expected a machine, or NAME.wav,TRUE_NAME.wav")
         current[line[0]] = true
     found = 0
