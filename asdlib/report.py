@@ -53,8 +53,8 @@ def html(executed_notebook: Path, out: Path, footer: dict, title: str) -> Path:
     """
     try:
         book = nbformat.read(executed_notebook, 4)
-    except (OSError, ValueError) as error:
-        raise checks.Refusal(f"{executed_notebook}: no readable notebook ({error}); run the stage again") from error
+    except Exception as error:  # a notebook that keeps JSON but not its own rules raises many kinds
+        raise checks.Refusal(f"{executed_notebook}: no readable notebook ({str(error)[:200]}); run the stage again") from error
     book.metadata.pop("widgets", None)
     settings = Config({"NbConvertBase": {"display_data_priority": FACES}, "HTMLExporter": {"anchor_link_text": ""}})
     exporter = HTMLExporter(config=settings, template_name="basic", template_file=str(TEMPLATES / "report.html.j2"))
@@ -88,8 +88,9 @@ def write_index(reports: Path) -> Path:
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             omega = ", ".join(f"{s} {tables.number(v, low, high)}" for s, (v, low, high) in facts["omega"].items())
-            rows.append((facts["finished"], facts["study"], facts["about"], ", ".join(facts["machines"]), omega, facts["left_out"]))
-        except (ValueError, KeyError, OSError) as error:
+            texts = [str(facts[name]) for name in ("finished", "study", "about")]
+            rows.append((*texts, ", ".join(facts["machines"]), omega, str(facts["left_out"])))
+        except (ValueError, KeyError, OSError, TypeError, AttributeError, RecursionError) as error:
             rows.append(("", path.parent.name, f"report.json is not readable ({error})", "", "", ""))
     table = pd.DataFrame(sorted(rows, reverse=True), columns=["finished", "study", "about", "machines", "Ω", "clips left out"])
     links = [tables.Html(f'<a href="{urllib.parse.quote(name)}/index.html">{tables.escape(name)}</a>') for name in table["study"]]

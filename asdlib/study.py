@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from asdlib import artefacts, audio, checks, clips, config, fusion, metrics, synthetic, training
+from asdlib import artefacts, audio, checks, clips, config, fusion, metrics, reading, synthetic, training
 from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_rows
 from asdlib.detectors.context import Context
 
@@ -178,9 +178,10 @@ class Run:
         digest = self.detector_digest(name, self.seed, self.machine if self.stage.per_machine else "", settings)
         detector = DETECTORS[name](Context(chosen, self.store, self.device, self.seed, folder))
         if artefacts.finished(folder, digest):
-            detector.load(folder, np.concatenate([training_rows(self.clips, machine) for machine in machines]))
-            history = pd.read_parquet(folder / "history.parquet") if (folder / "history.parquet").is_file() else pd.DataFrame()
-            return detector, pd.read_parquet(folder / "scores.parquet"), history
+            with reading.refused(folder, f"a {name} detector"):
+                detector.load(folder, np.concatenate([training_rows(self.clips, machine) for machine in machines]))
+            history = reading.table(folder / "history.parquet", ["epoch"]) if (folder / "history.parquet").is_file() else pd.DataFrame()
+            return detector, reading.scores(folder / "scores.parquet"), history
         with artefacts.locked(self.folder), artefacts.guarded(folder):
             artefacts.begin(folder, digest)
             began = time.perf_counter()
@@ -201,7 +202,7 @@ class Run:
             for name in stage.detectors:
                 path = self.stage_folder(stage, seed, machine) / name / "scores.parquet"
                 if artefacts.finished(path.parent, self.detector_digest(name, seed, machine)):
-                    tables.append(pd.read_parquet(path))
+                    tables.append(reading.scores(path))
                 elif any(SYSTEMS[system] == name for system in self.cfg.systems):
                     missing.append(f"{stage.notebook} of {machine or 'all machines'} (seed {seed})")
         if missing or not tables:

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "asdlib"
 OPEN_TO_ALL = ("config", "trees", "checks", "artefacts")
 LINE = (
-    "checks", "trees", "config", "artefacts", "clips", "condition", "mechanisms", "synthetic", "archives", "records", "download",
+    "checks", "trees", "config", "artefacts", "reading", "clips", "condition", "mechanisms", "synthetic", "archives", "records", "download",
     "decoding", "audio", "features", "augment",
     "losses", "models", "training", "scoring", "backends", "latents", "fusion", "detectors", "roc", "metrics", "ablation", "tables", "plots",
     "model_plots", "classifier_plots", "explore", "widgets", "report", "study", "execute", "cli",
