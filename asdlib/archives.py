@@ -12,6 +12,7 @@ Source: issue 7 (hostile input). Used by `asdlib.download`
 
 from __future__ import annotations
 
+import errno
 import io
 import shutil
 import stat
@@ -61,6 +62,10 @@ def unpack(path: Path, folder: Path, place: Callable[[PurePosixPath], PurePosixP
             folder.mkdir()
             for info, name in wanted:
                 _write(archive, info, folder / name, path)
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # sent to a place before the file's beginning
+            raise checks.Refusal(f"{path}: no readable zip archive (its table of contents points nowhere); download it again") from error
+        raise
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeError, OverflowError, ValueError) as error:
         if isinstance(error, checks.Refusal):
             raise

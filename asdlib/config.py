@@ -13,7 +13,6 @@ cited works. Notebooks: all of them (second cell).
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Literal
 from asdlib import checks
 from asdlib.trees import digest as digest  # part of this module's face
 from asdlib.trees import from_tree as from_tree
-from asdlib.trees import put
+from asdlib.trees import parse, put
 from asdlib.trees import to_tree as to_tree
 
 STUDIES = Path(__file__).resolve().parent.parent / "notebooks" / "studies"
@@ -259,15 +258,15 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> Study:
     if not path.is_file():
         raise checks.Refusal(f"unknown study {name!r}" + checks.did_you_mean(name, study_names()))
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        tree = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise checks.Refusal(f"{path}: not readable as TOML ({error}); correct the file") from error
     for text in overrides:
         put(tree, text)
     tree.setdefault("name", path.stem)
     cfg = from_tree(Study, tree)
     for root in cfg.data.roots:
-        if not Path(root).is_absolute():
+        if "\0" in root or not Path(root).is_absolute():
             raise checks.Refusal(f"setting data.roots: {root!r} is relative; give the whole path, or --data-root DIR on the command line")
     if not cfg.name.replace("_", "").replace("-", "").isalnum():
         raise checks.Refusal(f"setting name: got {cfg.name!r}, expected letters, digits, _ and - only; rename the study")

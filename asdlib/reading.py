@@ -47,8 +47,9 @@ def table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
             rows, size = max(file.metadata.num_rows, *(g.num_rows for g in groups), 0), sum(group.total_byte_size for group in groups)
         if not 0 <= rows <= MOST_ROWS or size > MOST_BYTES:
             raise checks.Refusal(f"{path}: claims {rows} rows and {size} bytes, expected at most {MOST_ROWS} and {MOST_BYTES}; {AGAIN}")
+        pyarrow.parquet.read_table(path).validate(full=True)  # pandas would find texts that are none when they are used, and not here
         found = pd.read_parquet(path)
-        missing = [name for name in columns if name not in found]
+        missing = [name for name in columns if name not in found.columns]
         if missing or not found.columns.is_unique:
             raise checks.Refusal(f"{path}: lacks the columns {', '.join(missing) or 'under names of their own'}; {AGAIN}")
     return found
