@@ -75,7 +75,7 @@ def finished(folder: Path, digest: str) -> bool:
     try:
         done = json.loads((folder / "DONE").read_text(encoding="utf-8"))
         return done["digest"] == digest and all((folder / name).stat().st_size == size for name, size in done["files"].items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
@@ -85,7 +85,7 @@ def begin(folder: Path, digest: str) -> None:
     Folders inside it carry a digest of their own and are left alone.
     """
     marker = folder / "BEGUN"
-    if folder.is_dir() and (not marker.is_file() or marker.read_text(encoding="utf-8") != digest):
+    if folder.is_dir() and (not marker.is_file() or marker.read_bytes() != digest.encode()):
         for path in folder.iterdir():
             if not path.is_dir():
                 path.unlink()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from asdlib import artefacts, audio, checks, clips, config, download, report, synthetic
+from asdlib import artefacts, audio, checks, clips, config, download, reading, report, synthetic
 from asdlib.execute import run_study
 from asdlib.study import jobs, open_run, stage_of
 
@@ -51,7 +51,9 @@ def _run(args: argparse.Namespace) -> None:
     if not executed:
         print("nothing to do: everything is up to date")
     if run.finished(*jobs(run)[-1]):
-        print(report.metrics_text(pd.read_csv(run.folder / "metrics.csv")))
+        with reading.refused(run.folder / "metrics.csv", "metrics"):
+            found = report.metrics_text(pd.read_csv(run.folder / "metrics.csv"))
+        print(found)
         print(f"report {run.reports / 'index.html'}")
 
 

@@ -147,6 +147,8 @@ class Server:
                 pause = min(2 ** (failed - 1), LONGEST_PAUSE) if failure.pause is None else failure.pause
                 if pause > MOST_PAUSE:
                     raise checks.Refusal(f"{url}: {failure}, and to come back in {pause:.0f} s; give the same command again then") from failure
+                if sys.stderr.isatty():
+                    print(file=sys.stderr)  # ends the line that shows the progress
                 self.say(f"{url}: {failure}; goes on in {pause:.0f} s")
                 self.wait(pause)
 

@@ -107,6 +107,10 @@ def mutated(body: bytes, changes: list, first: int = 0, span: int | None = None)
     return body
 
 
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5))
+JSONS = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
+
+
 # ---------------------------------------------------------------- recordings
 
 
@@ -481,6 +485,23 @@ def test_mutated_stores_are_decoded_again(context, tmp_path_factory, file, chang
     assert found is None or (found.clips["clip"].tolist() == table["clip"].tolist() and found.fingerprint == context.store.fingerprint)
 
 
+@hostile(150)
+@given(st.one_of(JSONS, st.fixed_dictionaries({"digest": JSONS, "files": JSONS})), st.one_of(st.none(), CHANGES))
+def test_markers_of_any_form(finished, value, changes):
+    """DONE as JSON of any form, and DONE and BEGUN as any bytes: a folder is finished or it is not."""
+    _, folder, files, _ = finished["baseline_knn"]
+    done = json.dumps(value).encode() if changes is None else mutated(files["DONE"], changes)
+    (folder / "DONE").write_bytes(done)
+    with bounded("marker"):
+        assert artefacts.finished(folder, json.loads(files["DONE"])["digest"]) in (True, False)
+    marked = folder.parent / "begun"
+    marked.mkdir(exist_ok=True)
+    (marked / "BEGUN").write_bytes(done + b"\xff")
+    (marked / "old").write_bytes(b"")
+    artefacts.begin(marked, "0123")
+    assert {path.name for path in marked.iterdir()} == {"BEGUN"}
+
+
 class Line(nn.Module):
     def __init__(self):
         super().__init__()
@@ -530,6 +551,7 @@ def bomb(monkeypatch, tmp_path):
     assert not ran.exists(), "a pickle ran"
 
 
+@pytest.mark.filterwarnings("ignore")  # as on the command line: a warning that stops torch would prove nothing
 def test_pickles_in_the_place_of_artefacts_do_not_run(bomb, finished, tmp_path):
     for name, file in kept(finished, ".safetensors") + kept(finished, ".parquet"):
         spoil(finished, name, file, bomb, "pickle")
@@ -787,10 +809,6 @@ def test_mutated_reports_in_the_index_of_studies(tmp_path_factory, changes):
     (folder / "t" / "report.json").write_bytes(mutated(REPORT, changes))
     with bounded("report.json"):
         assert tags(report.write_index(folder).read_text(encoding="utf-8")) <= SAFE
-
-
-LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5))
-JSONS = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
 
 
 @hostile(150)
