@@ -108,7 +108,8 @@ def mutated(body: bytes, changes: list, first: int = 0, span: int | None = None)
 
 
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5))
-JSONS = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
+KEYS = st.text(max_size=5)
+JSONS = st.recursive(LEAVES, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=3)), max_leaves=6)
 
 
 # ---------------------------------------------------------------- recordings
@@ -822,7 +823,8 @@ def test_reports_of_another_form_in_the_index_of_studies(tmp_path_factory, name,
         assert tags(report.write_index(folder).read_text(encoding="utf-8")) <= SAFE
 
 
-BOOK = (ROOT / "notebooks" / "03_baseline.ipynb").read_bytes()
+CELL = nbformat.v4.new_code_cell("x = 1", id="one", outputs=[nbformat.v4.new_output("stream", text="1")])
+BOOK = nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title", id="top"), CELL])).encode()
 
 
 @hostile(60)
