@@ -34,7 +34,7 @@ DATASETS = {  # name: part: record, folder below the root
     "dcase2024": {"dev": (10902294, "dev_data/raw"), "additional": (11259435, "eval_data/raw"), "eval": (11363076, "eval_data/raw")},
 }
 RECORDINGS = (".wav", ".flac")
-TRUE_NAME = re.compile(r"section_\d+_(?:source|target)_test_(?:normal|anomaly)_\d+(?:_[^/]*)?\.wav")
+TRUE_NAME = re.compile(r"section_\d+_(?:source|target)_test_(?:normal|anomaly)_\d+(?:_[\w.+-]+)?\.wav", re.ASCII)
 WITHOUT_SPLIT = re.compile(r"(section_\d+_(?:source|target)_)((?:normal|anomaly)_.*)")  # RoboticArm's true names (FACTS F2)
 UNPACKED = 1.6  # archive to files, about; the archive itself says it exactly before it is unpacked
 

@@ -477,6 +477,7 @@ def test_true_names_are_linked_and_the_missing_word_is_put_in(server, run, tmp_p
         ("RoboticArm\nsection_00_0000.wav\n", "line 2 is"),
         ("RoboticArm\nsection_00_0000.wav,section_00_source_test_normal_0035.wav\n", "no line for RoboticArm/test/section_00_0001.wav"),
         (TRUTH.replace("target_test_anomaly_0091_weight35_BckgE", "source_normal_0035_weight15_BckgF"), "two clips of RoboticArm have one true name"),
+        ("RoboticArm\nsection_00_0000.wav,section_00_source_test_normal_0035_a\0b.wav\n", "line 2 is"),
         ("fan\n", "no evaluation clip of the machines in"),
         ("\udcff", "not readable as a list of names"),
         ("a" * 200000, "line 1 is|not readable|field larger"),
