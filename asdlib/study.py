@@ -1,9 +1,10 @@
 """A study as a graph of notebooks: where its artefacts lie, what is stale, how it is run and resumed.
 
     runs/<study>/store                         decoded clips; runs/<study>/data: synthetic recordings, where there are none
-    runs/<study>/<stage>                       stages 01, 02 and 09, which are the same for all seeds
+    runs/<study>/<stage>                       stages 01, 02, 08 and 09, which are the same for all seeds
     runs/<study>/seed<k>/<stage>[/<machine>]   stages that train: executed notebook, params, manifest, tables, weights
     runs/<study>/scores.parquet, metrics.csv   what the study says; reports/<study>/index.html shows it
+    runs/<study>/tuned.toml                    ω, η and both k as 08 chose them, for any study to include
 
 What is finished (artefacts.finished) is never computed again; what is not, starts again or goes on from its checkpoint.
 Sources: DESIGN 3, 4. Notebooks: all (second cell, `arrive`).
@@ -18,57 +19,21 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from asdlib import artefacts, audio, checks, clips, config, fusion, metrics, reading, synthetic, training
+from asdlib import artefacts, audio, checks, clips, config, detectability, explain, fusion, metrics, reading, synthetic, training
 from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_rows
 from asdlib.detectors.context import Context
+from asdlib.explore import maps
+from asdlib.stages import STAGES as STAGES  # part of this module's face
+from asdlib.stages import Stage as Stage
+from asdlib.stages import stage_of as stage_of
 
 NOTEBOOKS = artefacts.CLONE / "notebooks"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One notebook of the series: how often it runs, and the settings that shape what it writes."""
-
-    notebook: str
-    per_machine: bool
-    per_seed: bool
-    sections: tuple[str, ...]  # of the settings
-    detectors: tuple[str, ...] = ()  # that it trains
-    reads: tuple[str, ...] = ()  # detectors of earlier stages that it cannot do without
-
-    def serves(self, systems: Sequence[str]) -> bool:
-        """Whether a study of these systems has a use for the stage."""
-        for system in systems:
-            checks.known_name("system", system, list(SYSTEMS))
-        about = self.detectors + self.reads
-        return not about or any(SYSTEMS[system] in about for system in systems)
-
-
-STAGES = (
-    Stage("01_data", False, False, ("report", "oevae")),
-    Stage("02_preprocessing", False, False, ("report", "oevae")),
-    Stage("03_baseline", True, True, ("baseline_knn", "autoencoder", "metrics"), ("baseline_knn", "autoencoder")),
-    Stage("04_classifier", False, True, ("classifier", "metrics"), ("classifier",)),
-    Stage("05_oevae", True, True, ("oevae", "fusion", "metrics"), ("oevae",)),
-    Stage("07_latents", False, True, ("oevae",), reads=("oevae",)),
-    Stage("09_report", False, False,
-          ("name", "about", "systems", "seeds", "baseline_knn", "autoencoder", "oevae", "classifier", "fusion", "metrics", "report")),
-)
-
-
-def stage_of(notebook: str) -> Stage:
-    """The stage of a notebook's name or number."""
-    for stage in STAGES:
-        if notebook in (stage.notebook, stage.notebook[:2]):
-            return stage
-    raise checks.Refusal(f"unknown stage {notebook!r}; known: {', '.join(stage.notebook for stage in STAGES)}")
 
 
 class Run:
@@ -84,6 +49,7 @@ class Run:
         self.device = training.pick_device(cfg.device)
         self.stage = stage
         self.synthetic = not cfg.data.roots
+        self._loaded: dict[Path, object] = {}  # finished detectors
 
     @property
     def roots(self) -> list[Path]:
@@ -117,6 +83,11 @@ class Run:
         """Clip table; row i is item i of the store."""
         return self.store.clips
 
+    @functools.cached_property
+    def severities(self) -> pd.Series:
+        """Severity of the fault of each clip, by its name; NaN where none is known. For reports only."""
+        return detectability.severities(self.clips)
+
     @property
     def problems(self) -> pd.DataFrame:
         """What is wrong with the recordings: path, reason, left_out."""
@@ -141,8 +112,9 @@ class Run:
         """Digest of everything that shapes a stage: settings, recordings, code, notebook, device, seed, machine."""
         cfg = dataclasses.asdict(self.cfg)
         settings = {name: cfg[name] for name in (*stage.sections, "precision")}
-        if not stage.detectors:  # pages that list what is wrong with the recordings
+        if not stage.detectors:  # pages that list what is wrong with the recordings, or how severe their faults are
             settings["problems"] = self.problems.to_json(orient="values")
+            settings["severities"] = self.severities.dropna().to_json()
         book = hashlib.sha256((NOTEBOOKS / f"{stage.notebook}.ipynb").read_bytes()).hexdigest()
         which = (seed if stage.per_seed else None, machine if stage.per_machine else None)
         return config.digest(settings, self.store.fingerprint, artefacts.code_digest(), book, self.device.type, which)
@@ -155,14 +127,15 @@ class Run:
         return config.digest(name, shaped_by, self.store.fingerprint, artefacts.code_digest(), self.device.type, seed, machines)
 
     def finished(self, stage: Stage, seed: int, machine: str = "") -> bool:
-        """True if a stage, its detectors and, for the last one, the study's tables are there and made of what holds now."""
+        """True if a stage, its detectors and what it leaves in the study's folder are there and made of what holds now."""
         folder = self.stage_folder(stage, seed, machine)
-        tables = ("scores.parquet", "metrics.csv", "controls.csv") if stage.notebook == "09_report" else ()
+        report = stage.notebook == "09_report"
+        tables = ("scores.parquet", "metrics.csv", "controls.csv") if report else ("tuned.toml",) if stage.notebook == "08_tuning" else ()
         return (
             artefacts.finished(folder, self.digest(stage, seed, machine))
             and all(artefacts.finished(folder / name, self.detector_digest(name, seed, machine)) for name in stage.detectors)
             and all((self.folder / name).is_file() for name in tables)
-            and (not tables or all((self.reports / name).is_file() for name in ("summary.md", "report.json")))
+            and (not report or all((self.reports / name).is_file() for name in ("summary.md", "report.json")))
         )
 
     def detect(self, name: str, variant: str = "", settings=None) -> tuple[object, pd.DataFrame, pd.DataFrame]:
@@ -195,31 +168,94 @@ class Run:
             artefacts.seal(folder, digest, facts)
         return detector, scores, detector.history
 
+    def trained(self, name: str, machine: str) -> tuple[Path, str]:
+        """Folder of a finished detector and the machine it belongs to ("": all); one that is not there, or of other settings, is refused."""
+        stage = next(stage for stage in STAGES if name in stage.detectors)
+        machine = machine if stage.per_machine else ""
+        folder = self.stage_folder(stage, self.seed, machine) / name
+        if not artefacts.finished(folder, self.detector_digest(name, self.seed, machine)):
+            where = f"{stage.notebook} of {machine or 'all machines'} (seed {self.seed})"
+            raise checks.Refusal(f"what {where} writes is missing; run `asd run {self.cfg.name}` with these settings first")
+        return folder, machine
+
+    def spaces(self) -> list[maps.Space]:
+        """Embeddings of the study's OEVAEs, machine by machine, and of its classifier. Notebook: 06_embeddings"""
+        found = []
+        if "oevae" in self.cfg.systems:
+            domain = self.cfg.oevae.domain_latent
+            found += [maps.oevae_space(self.trained("oevae", machine)[0], self.clips, machine, domain) for machine in self.machines]
+        if "classifier" in self.cfg.systems:
+            found.append(maps.classifier_space(self.trained("classifier", "")[0]))
+        return found
+
+    def detector(self, name: str, machine: str) -> object:
+        """A finished detector, loaded once and never trained. machine : any of those it was trained on"""
+        folder, own = self.trained(name, machine)
+        if folder not in self._loaded:
+            rows = np.concatenate([training_rows(self.clips, each) for each in ([own] if own else self.machines)])
+            self._loaded[folder] = DETECTORS[name](Context(self.cfg, self.store, self.device, self.seed, folder))
+            self._loaded[folder].load(folder, rows)
+        return self._loaded[folder]
+
+    def explain(self, row: int, of: str = "beta") -> explain.Why:
+        """Why a clip was scored so, by the detectors of the study's systems.  of : alpha or beta, see `explain.why`.  Notebook: 06_embeddings"""
+        machine, names = self.clips["machine"].iloc[row], {SYSTEMS[system] for system in self.cfg.systems}
+        found = {name: self.detector(name, machine) for name in ("autoencoder", "oevae", "classifier") if name in names}
+        return explain.why(Context(self.cfg, self.store, self.device, self.seed), int(row), **found, of=of)
+
     def collect(self) -> pd.DataFrame:
-        """Scores of all seeds and machines, written to scores.parquet; what is missing is refused by name."""
-        tables, missing = [], []
+        """Scores of all systems, seeds and machines, and of what is composed of them, written to scores.parquet."""
+        scores = checks.score_table(fusion.seed_ensembles(self.gather(self.cfg.systems), self.cfg.fusion.normalise))
+        artefacts.write_table(self.folder / "scores.parquet", scores)
+        return scores
+
+    def gather(self, systems: Sequence[str]) -> pd.DataFrame:
+        """Scores of these systems of the study, all seeds and machines, and of what `fusion.COMPOSED` makes of them.
+
+        raises : checks.Refusal that names every stage whose scores are missing.  Notebooks: 08_tuning; 09_report (through `collect`)
+        """
+        wanted, tables, missing = {SYSTEMS[system] for system in systems}, [], []
         for stage, seed, machine in jobs(self):
             for name in stage.detectors:
                 path = self.stage_folder(stage, seed, machine) / name / "scores.parquet"
-                if artefacts.finished(path.parent, self.detector_digest(name, seed, machine)):
+                if name in wanted and artefacts.finished(path.parent, self.detector_digest(name, seed, machine)):
                     tables.append(reading.scores(path))
-                elif any(SYSTEMS[system] == name for system in self.cfg.systems):
+                elif name in wanted:
                     missing.append(f"{stage.notebook} of {machine or 'all machines'} (seed {seed})")
         if missing or not tables:
             what = ", ".join(dict.fromkeys(missing)) or "every stage"
             raise checks.Refusal(f"scores are missing of {what}; run `asd run {self.cfg.name}` with these settings first")
         scores = fusion.systems(pd.concat(tables, ignore_index=True), self.cfg.fusion)
-        scores = checks.score_table(scores[scores["system"].isin(self.cfg.systems)].reset_index(drop=True))
-        artefacts.write_table(self.folder / "scores.parquet", scores)
-        return scores
+        return checks.score_table(scores[scores["system"].isin(fusion.with_composed(systems))].reset_index(drop=True))
 
     def measure(self, scores: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Metrics and controls with intervals, written to metrics.csv and controls.csv."""
-        table = pd.concat([metrics.table(part, self.cfg.metrics, seed) for seed, part in scores.groupby("seed")], ignore_index=True)
+        stream = {fusion.ALL_SEEDS: self.seed}  # of the bootstrap
+        tables = [metrics.table(part, self.cfg.metrics, stream.get(seed, seed)) for seed, part in scores.groupby("seed")]
+        table = pd.concat(tables, ignore_index=True)
         controls = metrics.controls(self.clips, scores, self.cfg.metrics, self.seed)
         artefacts.write_table(self.folder / "metrics.csv", table)
         artefacts.write_table(self.folder / "controls.csv", controls)
         return table, controls
+
+    def keep(self, name: str, table: pd.DataFrame) -> None:
+        """A table of this run's stage for later ones, beside its notebook. Only `asd run` writes it, into the folder that it began for these
+        settings; a notebook opened by hand leaves what is there as it is.
+        """
+        machine = self.machine if self.stage.per_machine else ""
+        folder = self.stage_folder(self.stage, self.seed, machine)
+        marker = folder / "BEGUN"
+        if marker.is_file() and marker.read_text(encoding="utf-8") == self.digest(self.stage, self.seed, machine):
+            artefacts.write_table(folder / name, table)
+
+    def kept(self, notebook: str, name: str) -> pd.DataFrame:
+        """What a stage without machines kept, of all seeds, with the column seed; empty where the stage is not finished for these settings."""
+        stage, found = stage_of(notebook), []
+        for seed in self.cfg.seeds if stage.per_seed else self.cfg.seeds[:1]:
+            path = self.stage_folder(stage, seed) / name
+            if artefacts.finished(path.parent, self.digest(stage, seed)) and path.is_file():
+                found.append(pd.read_csv(path).assign(seed=seed))
+        return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
     def timings(self) -> pd.DataFrame:
         """Seconds of every finished job of this study: stage, machine, seed, seconds; and the peak memory of those that train."""
@@ -257,6 +293,9 @@ def open_run(study: str, overrides: Sequence[str] = (), home: str | Path = "", s
     """Open a study by name (see notebooks/studies) or TOML path; `home` holds runs/ and reports/ (default: the clone)."""
     cfg = config.load(study, overrides)
     for system in cfg.systems:
+        if system in fusion.COMPOSED and system not in SYSTEMS:
+            parts = " and ".join(part[0] for part in fusion.COMPOSED[system][:2])
+            raise checks.Refusal(f"setting systems: {system} is made wherever {parts} are among the systems; name those and leave it out")
         checks.known_name("system", system, list(SYSTEMS))
     for name, values in (("seeds", cfg.seeds), ("systems", cfg.systems)):
         if not values or len(set(values)) < len(values):

@@ -33,7 +33,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from asdlib import archives, artefacts, audio, checks, clips, config, decoding, download, plots, reading, records, report, study, tables, training
+from asdlib import (
+    archives,
+    artefacts,
+    audio,
+    checks,
+    clips,
+    config,
+    decoding,
+    detectability,
+    download,
+    plots,
+    reading,
+    records,
+    report,
+    study,
+    tables,
+    training,
+)
 from asdlib.execute import Parameters
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -255,6 +272,24 @@ def test_lists_that_ask_for_a_column_per_attribute(tmp_path, text, words):
     assert len(table.columns) < 120 and (problems["reason"].str.contains(words).any() or not len(problems))
 
 
+SEVERITIES = b"""file_name,severity
+fan/test/section_00_source_test_anomaly_0000.wav,0.5
+fan/test/section_00_source_test_anomaly_0001.wav,2
+"""
+
+
+@hostile(150)
+@given(CHANGES)
+def test_mutated_lists_of_severities(tmp_path_factory, changes):
+    root = tmp_path_factory.getbasetemp() / "severities"
+    (root / "fan").mkdir(parents=True, exist_ok=True)
+    (root / "fan" / "severity.csv").write_bytes(mutated(SEVERITIES, changes))
+    paths = [str(root / "fan" / "test" / f"section_00_source_test_anomaly_{i:04}.wav") for i in range(3)]
+    with bounded("severity"), said():
+        found = detectability.severities(pd.DataFrame({"clip": ["a", "b", "c"], "path": paths}))
+        assert len(found) == 3 and (found.dropna() >= 0).all() and not np.isinf(found).any()
+
+
 NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=60).filter(
     lambda name: name not in (".", "..") and len(name.encode()) < 200
 )
@@ -355,6 +390,15 @@ def test_studies_as_deep_as_a_well(tmp_path, text):
     path.write_text(text)
     with bounded("toml"), pytest.raises(checks.Refusal):
         config.load(str(path))
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 5000 + ".toml", "/" + "a/" * 5000 + "x.toml", "\0.toml", "a\0b", "", "..", "../demo", "/etc/passwd", "\ud800.toml"]
+)
+@pytest.mark.parametrize("how", ["study", "include"])
+def test_names_of_studies_that_are_none(name, how):
+    with bounded("setting"), pytest.raises(checks.Refusal):
+        config.load(*([name] if how == "study" else ["smoke", [f"include={json.dumps([name])}", f"include={json.dumps(['~' + name])}"]]))
 
 
 @pytest.mark.parametrize("root", ["/a\0b", "/" + "a" * 5000, "/dev/null", "/proc/self/mem"])
