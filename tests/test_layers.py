@@ -10,8 +10,8 @@ OPEN_TO_ALL = ("config", "trees", "checks", "artefacts")
 LINE = (
     "checks", "trees", "config", "artefacts", "reading", "clips", "condition", "mechanisms", "synthetic", "archives", "records", "download",
     "decoding", "encoding", "audio", "features", "augment", "losses", "models", "training", "precision", "scoring", "backends", "latents", "fusion",
-    "detectors", "explain", "roc", "metrics", "ablation", "tables", "detectability", "claims", "plots", "model_plots", "classifier_plots", "atlas_plots",
-    "report_plots", "explore", "widgets", "report", "compare", "stages", "study", "zygote", "kernels", "execute", "cli",
+    "detectors", "explain", "roc", "metrics", "ablation", "tables", "detectability", "claims", "plots", "model_plots", "classifier_plots",
+    "atlas_plots", "report_plots", "explore", "widgets", "report", "compare", "stages", "study", "zygote", "kernels", "execute", "cli",
 )  # fmt: skip
 MAX_LINES = 350
 
