@@ -2,6 +2,7 @@
 
     asd run demo                                        a study: notebooks in order, then the report
     asd index ROOT... [--json]                          what recordings there are, and what is wrong with them
+    asd download dcase2024 --root DIR                   the challenge's recordings, from their public records
     asd synth OUT --machines fan gearbox                recordings of modelled machines
     asd compare STUDY STUDY [--html FILE]               two finished studies: settings, results, is one better
     asd settings [NAME]                                 every setting with its default and meaning
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shlex
 import signal
 import sys
 import warnings
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from asdlib import artefacts, audio, checks, clips, compare, config, report, synthetic
+from asdlib import artefacts, audio, checks, clips, compare, config, download, reading, report, synthetic
 from asdlib.execute import run_study
 from asdlib.study import jobs, open_run, stage_of
 
@@ -53,7 +55,9 @@ def _run(args: argparse.Namespace) -> None:
     if not executed:
         print("nothing to do: everything is up to date")
     if run.finished(*jobs(run)[-1]):
-        print(report.metrics_text(pd.read_csv(run.folder / "metrics.csv")))
+        with reading.refused(run.folder / "metrics.csv", "metrics"):
+            found = report.metrics_text(pd.read_csv(run.folder / "metrics.csv"))
+        print(found)
         print(f"report {run.reports / 'index.html'}")
 
 
@@ -63,6 +67,17 @@ def _index(args: argparse.Namespace) -> None:
     table, problems = audio.inspect(table, problems, data)
     summary = clips.summary(table, problems)
     print(json.dumps(summary, indent=1) if args.json else clips.summary_text(summary))
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _download(args: argparse.Namespace) -> None:
+    truth = Path(args.truth) if args.truth else None
+    given = {"parts": _words(args.parts), "machines": _words(args.machines), "mirror": args.mirror, "truth": truth}
+    folders = download.download(args.dataset, Path(args.root).absolute(), **given)
+    print(f"all there; next: asd run paper --data-root {shlex.join(map(str, folders))}")
 
 
 def _synth(args: argparse.Namespace) -> None:
@@ -117,6 +132,18 @@ def parser() -> argparse.ArgumentParser:
     index.add_argument("roots", nargs="+", metavar="ROOT", help="folder that holds <machine>/train and <machine>/test")
     index.add_argument("--json", action="store_true", help="machine-readable")
     index.set_defaults(action=_index)
+
+    fetch = commands.add_parser("download", help="fetch the challenge's recordings",
+        description="Fetch recordings from their public records (DCASE 2024: 19,200 clips) into DIR, verify and unpack them. What is in place is "
+        "not fetched again; an interrupted download goes on.",
+        epilog="example: asd download dcase2024 --root data/dcase2024 --parts dev --machines fan,valve")  # fmt: skip
+    fetch.add_argument("dataset", help=f"of {', '.join(download.DATASETS)}")
+    fetch.add_argument("--root", required=True, metavar="DIR", help="folder to fill")
+    fetch.add_argument("--parts", default="", help="only these, separated by commas: dev, additional (training clips for eval), eval")
+    fetch.add_argument("--machines", default="", help="only these, separated by commas")
+    fetch.add_argument("--mirror", default="", metavar="URL", help=f"another server with the same interface (default: {download.ZENODO})")
+    fetch.add_argument("--truth", default="", metavar="FILE", help="the organisers' list of true evaluation names (eval_data_list_2024.csv)")
+    fetch.set_defaults(action=_download)
 
     synth = commands.add_parser("synth", help="write recordings of modelled machines",
         description="Write a DCASE 2024-style tree of physically modelled machines with faults to a new folder.",

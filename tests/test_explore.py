@@ -236,7 +236,7 @@ def test_a_batch_run_keeps_what_a_person_wrote(tuner, tmp_path):
     path = tmp_path / "tuned.toml"
     tuner.choose(Choice(0.62, 0.35, 2, "1 (refitted)"))
     assert "is included by this study" in tuner.keep(path, (str(path),)) and not path.exists()
-    assert "training clips only" in tuner.keep(path) and "written by a batch run" in path.read_text()
+    assert "holds the fixed default" in tuner.keep(path) and "omega = 0.5" in path.read_text() and "written by a batch run" in path.read_text()
     assert tuner.choice == Choice(0.62, 0.35, 2, "1 (refitted)")
     tuner.save(path)
     mine = path.read_text()
@@ -272,3 +272,11 @@ def test_one_tick_is_cheap():
         spent.append(1e3 * (time.perf_counter() - began))
     print(f"one tick of 7 machines × 200 clips: {np.median(spent):.2f} ms")
     assert np.median(spent) < 20
+
+
+def test_a_rule_that_points_the_wrong_way_is_not_recommended(tuner):
+    before = tuner.worth
+    for value, words in ((-0.85, "do not follow it"), (0.8, "points towards better detection"), (float("nan"), "no telling")):
+        tuner.worth = value
+        assert words in tuner.verdict()
+    tuner.worth = before
