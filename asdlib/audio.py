@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from asdlib import checks
+from asdlib import checks, clips
 from asdlib.config import Data, digest
 from asdlib.decoding import FULL_SCALE, inspect, reason, sample_digest
 
@@ -187,6 +187,17 @@ def _open(folder: Path, source: str) -> Store | None:
     mapped = torch.from_numpy(np.memmap(samples, dtype=np.int16, mode="c"))  # copy-on-write: torch warns of read-only memory
     count = torch.tensor(table["samples"].to_numpy(), dtype=torch.int64)
     return Store(table, problems, done["fingerprint"], folder, mapped, torch.cumsum(count, 0) - count, count, mapped.device)
+
+
+def in_memory(table: pd.DataFrame, samples: Sequence[np.ndarray]) -> Store:
+    """A store of clips that were decoded already and lie in no folder: what `asd score` hands to the detectors.
+
+    table : clip table.  samples : int16 (n,) of each clip
+    """
+    count = torch.tensor([len(part) for part in samples], dtype=torch.int64)
+    joined = torch.from_numpy(np.concatenate(samples))
+    table, offset = table.assign(samples=count.numpy()), torch.cumsum(count, 0) - count
+    return Store(table, clips.problem_table([]), "", Path(), joined, offset, count, joined.device)
 
 
 def segment_starts(n_samples: int, n_segments: int = 8, length: int = 32000) -> np.ndarray:

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans
 
-from asdlib import augment, checks, config, scoring
+from asdlib import augment, checks, config, scoring, training
 
 FOLDS = 10  # of the source clips, for the k-means that score training clips
 SMALLEST_DENSITY = 1e-6  # distance between unit vectors below which references are copies of each other
@@ -71,7 +71,8 @@ def centres(x: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     same angle, and larger than for a single target clip: no cosine distance (FACTS A9, 9). Here it is one.
     """
     clusters = min(clusters, len(np.unique(x, axis=0)))
-    return unit(KMeans(clusters, n_init=1, random_state=seed).fit(x).cluster_centers_)
+    with training.one_thread():  # threads would add up a cluster in the order in which they come to their end
+        return unit(KMeans(clusters, n_init=1, random_state=seed).fit(x).cluster_centers_)
 
 
 class KMeansCosine:

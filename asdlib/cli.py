@@ -4,6 +4,7 @@
     asd index ROOT... [--json]                          what recordings there are, and what is wrong with them
     asd synth OUT --machines fan gearbox                recordings of modelled machines
     asd settings [NAME]                                 every setting with its default and meaning
+    asd import, score, submit, evaluate                 your own machine, and challenge files: `asdlib.commands`
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from asdlib import artefacts, audio, checks, clips, config, report, synthetic
+from asdlib import artefacts, audio, checks, clips, commands, config, report, synthetic
 from asdlib.execute import run_study
 from asdlib.study import jobs, open_run, stage_of
 
@@ -81,9 +82,9 @@ def _settings(args: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="asd", description="Anomalous sound detection of machines: run studies, look at recordings.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    found = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run a study and write its report",
+    run = found.add_parser("run", help="run a study and write its report",
         description=f"Run a study ({', '.join(config.study_names())}, or a .toml file): reads recordings, writes runs/STUDY and "
         "reports/STUDY. What is up to date is not computed again.",
         epilog="example: asd run demo --set autoencoder.epochs=5")  # fmt: skip
@@ -96,14 +97,14 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--home", default="", metavar="DIR", help="folder for runs/ and reports/ (default: the clone)")
     run.set_defaults(action=_run)
 
-    index = commands.add_parser("index", help="say what recordings there are and what is wrong with them",
+    index = found.add_parser("index", help="say what recordings there are and what is wrong with them",
         description="Read DCASE-style trees and print counts, attributes, classes, durations and problems; writes nothing.",
         epilog="example: asd index data/dev_data data/eval_data --json")  # fmt: skip
     index.add_argument("roots", nargs="+", metavar="ROOT", help="folder that holds <machine>/train and <machine>/test")
     index.add_argument("--json", action="store_true", help="machine-readable")
     index.set_defaults(action=_index)
 
-    synth = commands.add_parser("synth", help="write recordings of modelled machines",
+    synth = found.add_parser("synth", help="write recordings of modelled machines",
         description="Write a DCASE 2024-style tree of physically modelled machines with faults to a new folder.",
         epilog="example: asd synth data/toy --machines fan gearbox --severity 0.5 1 2")  # fmt: skip
     synth.add_argument("out", help="folder to make")
@@ -114,10 +115,11 @@ def parser() -> argparse.ArgumentParser:
     synth.add_argument("--severity", type=float, nargs="+", help="fault severity, 0 inaudible to 3 blatant; several are spread over the anomalies")
     synth.set_defaults(action=_synth)
 
-    settings = commands.add_parser("settings", help="list every setting with its default and meaning",
+    settings = found.add_parser("settings", help="list every setting with its default and meaning",
         description="List settings; writes nothing.", epilog="example: asd settings autoencoder")  # fmt: skip
     settings.add_argument("name", nargs="?", default="", help="only settings whose name starts so")
     settings.set_defaults(action=_settings)
+    commands.add(found)
     return top
 
 
@@ -129,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite stop is an interrupt: kernels are ended, state stays
     try:
-        args.action(args)
+        return args.action(args) or 0
     except checks.Refusal as refusal:
         print(f"asd: {refusal}", file=sys.stderr)
         return 2
@@ -138,4 +140,3 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
-    return 0

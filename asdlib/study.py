@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from asdlib import artefacts, audio, checks, clips, config, fusion, metrics, synthetic, training
+from asdlib import artefacts, audio, checks, clips, config, fusion, metrics, scorer, synthetic, training
 from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_rows
 from asdlib.detectors.context import Context
 
@@ -220,6 +220,14 @@ class Run:
         artefacts.write_table(self.folder / "controls.csv", controls)
         return table, controls
 
+    def scorer(self, machine: str = "", system: str = "") -> scorer.Scorer:
+        """The trained detectors of one machine, for any recordings, see `scorer.of`; the run must be finished (`open`)."""
+        return scorer.of(self, jobs(self), machine, system)
+
+    def score(self, paths: Sequence[str | Path], machine: str = "", system: str = "") -> pd.DataFrame:
+        """Scores of recordings and folders of recordings: a row per file, see `scorer.Scorer`. For many calls keep one `scorer`."""
+        return self.scorer(machine, system)(scorer.recordings(paths))
+
     def timings(self) -> pd.DataFrame:
         """Seconds of every finished job of this study: stage, machine, seed, seconds; and the peak memory of those that train."""
         rows = []
@@ -261,6 +269,23 @@ def open_run(study: str, overrides: Sequence[str] = (), home: str | Path = "", s
         if not values or len(set(values)) < len(values):
             raise checks.Refusal(f"setting {name}: got {list(values)}, expected at least one value and none twice")
     return Run(cfg, Path(home or artefacts.CLONE).resolve(), cfg.seeds[0] if seed is None else seed)
+
+
+def open(study: str, home: str | Path = "", seed: int | None = None) -> Run:
+    """A study that was run to its end, with the settings it was run with: `open("demo").score(["clip.wav"], machine="fan")`.
+
+    study : name or TOML path.  home : holds runs/ and reports/ (default: the clone).  seed : one of the study's, none: the first
+    raises : checks.Refusal where it was never run to its end; what is out of date is told when it is asked for (`Run.scorer`)
+    """
+    home, name = Path(home or artefacts.CLONE).resolve(), config.load(study).name
+    try:
+        came = json.loads((home / "runs" / name / "09_report" / "params.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise checks.Refusal(f"study {name} was not run to its end in {home}; run `asd run {name}` first, or name its folder by --home") from error
+    run = open_run(came["study"], came["overrides"], home, seed)
+    if run.seed not in run.cfg.seeds:
+        raise checks.Refusal(f"seed {run.seed} came, the study has {', '.join(map(str, run.cfg.seeds))}; take one of them")
+    return run
 
 
 def arrive(notebook: str, *, study: str, overrides: list, home: str, seed: int = 0, machine: str = "") -> Run:

@@ -7,7 +7,8 @@ Every detector answers to one interface and stands in the dict at the foot of th
     detector.embed(rows)                        # float32 (items, dim) and the position in `rows` of each item
     detector.scores(rows)                       # {(system, component): float64 (len(rows),)}; without "score" where fusion makes it
     detector.training_scores()                  # the same for the training clips, leave-clip-out
-    detector.save(folder), detector.load(folder)
+    detector.save(folder), detector.load(folder, train_rows)
+    detector.on(store)                          # the same, for the clips of another store
 
 `detect` runs one on one machine and returns the score table. Notebooks: 03_baseline, 04_classifier, 05_oevae.
 """
@@ -22,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from asdlib import checks
+from asdlib.audio import Store
 from asdlib.detectors.baseline import AutoencoderBaseline, NearestNeighbour
 from asdlib.detectors.classifier import ClassifierDetector
 from asdlib.detectors.context import Context, Scores
@@ -40,6 +42,7 @@ class Detector(Protocol):
     def training_scores(self) -> Scores: ...
     def save(self, folder: Path) -> None: ...
     def load(self, folder: Path, train_rows: np.ndarray) -> None: ...
+    def on(self, store: Store) -> Detector: ...
 
 
 def machine_rows(clips: pd.DataFrame, machine: str, split: str) -> np.ndarray:
