@@ -226,12 +226,17 @@ def decisions(scores: pd.DataFrame, settings: config.Metrics) -> pd.DataFrame:
 
     returns : DECISION_COLUMNS, domain in source | target | all (all labelled clips); train_above is the share of training clips above
         the threshold. Precision is 0 where nothing was flagged (as in the official evaluator); all three are NaN where a domain lacks
-        normals or anomalies, or the machine has no training scores (method none). F1 of a domain uses only its clips (facts F3).
+        normals or anomalies, or the machine has no training scores (method none). A machine without test clips has its threshold, no more.
+        F1 of a domain uses only its clips (facts F3).
     """
     scores = scores[scores["component"] == "score"]
     found = _blocks(checks.score_table(scores))
     train = {key: part.to_numpy(float) for key, part in scores[scores["split"] == "train"].groupby(["system", "seed", "machine"])["score"]}
-    rows = []
+    rows, nothing = [], (np.empty(0, object), np.empty(0, "U7"), np.empty(0, "U10"), np.empty(0))
+    for system, seed, machine in sorted(train):  # a machine without test clips has a threshold all the same
+        blocks = found.setdefault((system, "score", int(seed)), [])
+        if machine not in {block.machine for block in blocks}:
+            blocks.append(_Block(machine, *nothing))
     for (system, _, seed), blocks in found.items():
         for block in blocks:
             mine = train.get((system, seed, block.machine), np.empty(0))

@@ -175,10 +175,9 @@ def _read(path: Path, source: Path) -> dict[str, str]:
         attributes = clips.read_ending(ending, "pairs")
         facts = {name: facts[name] for name in ("label", "domain")} | {"split": challenge["split"], "said": "challenge name"}
         return facts | {f"attr_{key}": value for key, value in attributes.items()}
-    inside = [part.lower() for part in path.relative_to(source).parts[:-1]] if source.is_dir() else []
+    folders = [part.lower() for part in (source.resolve().name, *path.relative_to(source).parts[:-1])] if source.is_dir() else []
     own, said = re.split(r"[^a-z]+", path.stem.lower()), {}
     for what, words in WORDS.items():
-        folders = [source.name.lower(), *inside] if what == "label" else inside
         told = {words[part] for part in folders if part in words} | {words[part] for part in own if part in words and what == "label"}
         if len(told) > 1:
             raise ValueError(f"says both {' and '.join(sorted(told))}, expected one; move or rename it, or list it in a csv")
@@ -242,7 +241,7 @@ def _written(table: pd.DataFrame, problems: list, folder: Path, data: config.Dat
         try:
             spans, whole = _spans(path, clip_seconds)
         except ValueError as error:
-            problems.append((str(path), str(error), True))
+            problems.append((str(path), decoding.decode(path, data).refused or str(error), True))
             continue
         for first, count, file_rate, channels in spans:
             decoded = decoding.decode(path, data, None if whole else (first, count))

@@ -162,7 +162,7 @@ class Run:
             artefacts.finished(folder, self.digest(stage, seed, machine))
             and all(artefacts.finished(folder / name, self.detector_digest(name, seed, machine)) for name in stage.detectors)
             and all((self.folder / name).is_file() for name in tables)
-            and (not tables or all((self.reports / name).is_file() for name in ("summary.md", "report.json")))
+            and (not tables or all((self.reports / name).is_file() for name in ("summary.md", "report.json", "model_card.md")))
         )
 
     def detect(self, name: str, variant: str = "", settings=None) -> tuple[object, pd.DataFrame, pd.DataFrame]:

@@ -10,7 +10,8 @@ OPEN_TO_ALL = ("config", "trees", "checks", "artefacts")
 LINE = (
     "checks", "trees", "config", "artefacts", "clips", "condition", "mechanisms", "synthetic", "download", "decoding", "recordings", "audio",
     "features", "augment", "losses", "models", "training", "scoring", "backends", "latents", "fusion", "detectors", "roc", "metrics", "submission",
-    "ablation", "tables", "plots", "model_plots", "classifier_plots", "explore", "widgets", "report", "scorer", "study", "execute", "commands", "cli",
+    "ablation", "tables", "plots", "model_plots", "classifier_plots", "explore", "widgets", "report", "model_card", "scorer", "study", "execute",
+    "commands", "cli",
 )  # fmt: skip
 MAX_LINES = 350
 
