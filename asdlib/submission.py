@@ -96,6 +96,7 @@ def _gaps(clips: pd.DataFrame, problems: pd.DataFrame, own: pd.DataFrame) -> lis
             out.append(f"{row.path}: left out of the study ({row.reason}); a file without its line is too short")
     missing = set(test["clip"]) - set(own["clip"])
     out += [f"{clip}: has no score" for clip in sorted(missing)]
+    out += [f"{row.clip}: score is {row.score}, expected a finite number" for row in own[~np.isfinite(own["score"].to_numpy(float))].itertuples()]
     present = sorted(set(test["machine"]) & set(EVALUATION))
     if present:
         absent = [name for name in EVALUATION if name not in present]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from asdlib import audio, checks, clips, cli, config, recordings
+from asdlib import audio, checks, cli, clips, config, recordings
 
 
 def sound(path, seconds=1.5, rate=16000, channels=1, hz=440.0, **how):
@@ -70,8 +70,8 @@ def test_a_csv_says_labels_domains_and_attributes(tmp_path):
     table, problems = read(done.folder)
     assert len(problems) == 0
     facts = {tuple(row) for row in table[["split", "label", "domain", "attr_speed", "attr_oil"]].to_numpy()}
-    assert facts == {("train", "normal", "source", "8", "thin_1"), ("train", "normal", "target", "12", ""), ("test", "anomaly", "target", "8", "thick"),
-                     ("test", "unlabelled", "unknown", "", ""), ("test", "normal", "source", "8", "")}  # fmt: skip
+    assert facts == {("train", "normal", "source", "8", "thin_1"), ("train", "normal", "target", "12", ""),
+                     ("test", "anomaly", "target", "8", "thick"), ("test", "unlabelled", "unknown", "", ""), ("test", "normal", "source", "8", "")}  # fmt: skip
     assert "attribute speed: 8, 12" in done.text()
 
 
@@ -141,7 +141,7 @@ def test_nothing_is_overwritten_and_a_failed_import_leaves_nothing(pump, tmp_pat
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     with pytest.raises(checks.Refusal, match="pump exists and is never overwritten; give another --machine or --root"):
         recordings.import_machine([pump], root, "pump")
-    with pytest.raises(checks.Refusal, match="no normal training recording in .*, expected some in a folder normal or train"):
+    with pytest.raises(checks.Refusal, match=r"no normal training recording in .*, expected some in a folder normal or train"):
         recordings.import_machine([pump / "test"], root, "test_only")
     assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*")}
 

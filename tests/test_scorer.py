@@ -1,6 +1,7 @@
 """A recording has the score that its study gave it, to the bit, whatever it is scored with; bad files are told, others scored."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -61,7 +62,8 @@ def test_scores_equal_those_of_the_study_to_the_bit(context, trained, system, mo
     finally:
         torch.set_num_threads(before)
     above = own > one.threshold.value
-    assert together["decision"].tolist() == ["anomaly" if high else "normal" for high in above] and (together["threshold"] == one.threshold.value).all()
+    assert together["decision"].tolist() == ["anomaly" if high else "normal" for high in above]
+    assert (together["threshold"] == one.threshold.value).all()
     for column, part in scorer.PARTS.items():
         values = scores[(scores["system"] == part[0]) & (scores["component"] == part[1])].set_index("clip")["score"].reindex(test["clip"]).to_numpy()
         if part in scorer.parts_of(system):
@@ -101,7 +103,7 @@ def test_folders_are_searched_and_empty_ones_refused(tmp_path):
     for name in ("b.wav", "deep/a.FLAC", "notes.txt"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()
-    assert scorer.recordings([tmp_path / "in", "x.wav"]) == [tmp_path / "in" / "b.wav", tmp_path / "in" / "deep" / "a.FLAC", *map(type(tmp_path), ["x.wav"])]
+    assert scorer.recordings([tmp_path / "in", "x.wav"]) == [tmp_path / "in" / "b.wav", tmp_path / "in" / "deep" / "a.FLAC", Path("x.wav")]
     (tmp_path / "empty").mkdir()
     with pytest.raises(checks.Refusal, match="empty: no recording in this folder, expected audio files"):
         scorer.recordings([tmp_path / "empty"])
@@ -120,7 +122,7 @@ def test_one_thread_is_one_thread():
 
 
 def test_a_study_that_was_not_run_is_refused(tmp_path):
-    with pytest.raises(checks.Refusal, match="study smoke was not run to its end in .*; run `asd run smoke` first"):
+    with pytest.raises(checks.Refusal, match=r"study smoke was not run to its end in .*; run `asd run smoke` first"):
         study.open("smoke", tmp_path)
     with pytest.raises(checks.Refusal, match="unknown study 'smok'; did you mean smoke"):
         study.open("smok", tmp_path)
