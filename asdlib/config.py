@@ -214,6 +214,16 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class Maps:
+    """Maps of the embeddings in 06_embeddings (UX); PCA is always there."""
+
+    umap: Literal["none", "clips", "segments"] = setting("segments", "UMAP of nothing, of the clips, or of clips and every segment")
+    neighbours: int = setting(15, "neighbours that UMAP keeps together; more show the coarse order, fewer the fine one", 2, 200)
+    min_dist: float = setting(0.1, "how close UMAP may bring items", 0.0, 0.99)
+    epochs: int = setting(200, "of UMAP's layout", 10, 5000)
+
+
+@dataclass(frozen=True)
 class Report:
     """What the report shows."""
 
@@ -241,6 +251,7 @@ class Study:
     classifier: Classifier = field(default_factory=Classifier)
     fusion: Fusion = field(default_factory=Fusion)
     metrics: Metrics = field(default_factory=Metrics)
+    maps: Maps = field(default_factory=Maps)
     report: Report = field(default_factory=Report)
 
 

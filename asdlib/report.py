@@ -10,9 +10,7 @@ Source: UX (Reports). Notebooks: all become pages; summary and players are those
 
 from __future__ import annotations
 
-import base64
 import datetime
-import io
 import json
 import math
 import os
@@ -23,12 +21,11 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
-import soundfile
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import MarkdownWithMath
 from traitlets.config import Config
 
-from asdlib import artefacts, checks, config, plots, tables
+from asdlib import artefacts, checks, config, encoding, plots, tables
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
@@ -38,8 +35,6 @@ INDEX = """<!DOCTYPE html>
 <meta http-equiv="Content-Security-Policy" content="{policy}"><title>Reports</title><style>{css}</style></head>
 <body><main class="index"><h1>Reports</h1>{table}</main></body></html>
 """
-PEAK, MOST_GAIN = 0.9, 100.0  # full scale 1; 40 dB
-BLOCK = 65536  # samples per write: the Vorbis encoder keeps a block on its stack
 
 
 # ---------------------------------------------------------------- pages
@@ -99,20 +94,9 @@ def write_index(reports: Path) -> Path:
     return reports / "index.html"
 
 
-def common_gain(waves: Sequence[np.ndarray]) -> float:
-    """The one factor that brings the loudest of these clips (full scale 1) to a peak of 0.9, at most 40 dB."""
-    loudest = max((float(np.abs(wave).max()) for wave in waves if len(wave)), default=0.0)
-    return min(PEAK / loudest, MOST_GAIN) if loudest > 0 else 1.0
-
-
 def player(samples: np.ndarray, sample_rate: int, caption: str, gain: float) -> tables.Html:
-    """A clip to hear, inside the page. samples : int16, or float of full scale 1, (n,).  gain : the page's `common_gain`."""
-    wave = samples / 32768.0 if np.issubdtype(samples.dtype, np.integer) else samples
-    out = io.BytesIO()
-    with soundfile.SoundFile(out, "w", sample_rate, 1, format="OGG", subtype="VORBIS") as file:
-        for start in range(0, len(wave), BLOCK):
-            file.write(np.clip(gain * wave[start : start + BLOCK], -1, 1))
-    source = f"data:audio/ogg;base64,{base64.b64encode(out.getvalue()).decode()}"
+    """A clip to hear, inside the page. samples : int16, or float of full scale 1, (n,).  gain : the page's `encoding.common_gain`."""
+    source = encoding.vorbis(samples, sample_rate, gain)
     audio = f'<audio controls preload="metadata" aria-label="{tables.escape(caption)}" src="{source}"></audio>'
     return tables.Html(f'<figure class="clip">{audio}<figcaption>{tables.escape(caption)}</figcaption></figure>')
 
@@ -123,7 +107,7 @@ def players(store, clips: Sequence[str], captions: Sequence[str], sample_rate: i
     for name in clips:
         checks.known_name("clip", name, list(row_of))
     waves = [store.int16(row_of[name]) / 32768.0 for name in clips]
-    gain = common_gain(waves)
+    gain = encoding.common_gain(waves)
     found = "".join(player(wave, sample_rate, caption, gain) for wave, caption in zip(waves, captions, strict=True))
     return tables.Html(f'<p class="note">All with one gain of {20 * math.log10(gain):+.1f} dB.</p><div class="clips">{found}</div>')
 

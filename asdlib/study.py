@@ -25,9 +25,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from asdlib import artefacts, audio, checks, clips, config, fusion, metrics, scorer, synthetic, training
+from asdlib import artefacts, audio, checks, clips, config, explain, fusion, metrics, scorer, synthetic, training
 from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_rows
 from asdlib.detectors.context import Context
+from asdlib.explore import maps
 
 NOTEBOOKS = artefacts.CLONE / "notebooks"
 
@@ -57,6 +58,8 @@ STAGES = (
     Stage("03_baseline", True, True, ("baseline_knn", "autoencoder", "metrics"), ("baseline_knn", "autoencoder")),
     Stage("04_classifier", False, True, ("classifier", "metrics"), ("classifier",)),
     Stage("05_oevae", True, True, ("oevae", "fusion", "metrics"), ("oevae",)),
+    Stage("06_embeddings", False, True,
+          ("systems", "baseline_knn", "autoencoder", "oevae", "classifier", "fusion", "metrics", "maps", "report"), reads=("oevae", "classifier")),
     Stage("07_latents", False, True, ("oevae",), reads=("oevae",)),
     Stage("09_report", False, False,
           ("name", "about", "systems", "seeds", "baseline_knn", "autoencoder", "oevae", "classifier", "fusion", "metrics", "report")),
@@ -84,6 +87,7 @@ class Run:
         self.device = training.pick_device(cfg.device)
         self.stage = stage
         self.synthetic = not cfg.data.roots
+        self._loaded: dict[Path, object] = {}  # finished detectors
 
     @property
     def roots(self) -> list[Path]:
@@ -193,6 +197,41 @@ class Run:
             facts |= {"device": self.device.type, "data": self.store.fingerprint, "peak_memory_mb": artefacts.peak_memory_mb()}
             artefacts.seal(folder, digest, facts)
         return detector, scores, detector.history
+
+    def trained(self, name: str, machine: str) -> tuple[Path, str]:
+        """Folder of a finished detector and the machine it belongs to ("": all); one that is not there, or of other settings, is refused."""
+        stage = next(stage for stage in STAGES if name in stage.detectors)
+        machine = machine if stage.per_machine else ""
+        folder = self.stage_folder(stage, self.seed, machine) / name
+        if not artefacts.finished(folder, self.detector_digest(name, self.seed, machine)):
+            where = f"{stage.notebook} of {machine or 'all machines'} (seed {self.seed})"
+            raise checks.Refusal(f"what {where} writes is missing; run `asd run {self.cfg.name}` with these settings first")
+        return folder, machine
+
+    def spaces(self) -> list[maps.Space]:
+        """Embeddings of the study's OEVAEs, machine by machine, and of its classifier. Notebook: 06_embeddings"""
+        found = []
+        if "oevae" in self.cfg.systems:
+            domain = self.cfg.oevae.domain_latent
+            found += [maps.oevae_space(self.trained("oevae", machine)[0], self.clips, machine, domain) for machine in self.machines]
+        if "classifier" in self.cfg.systems:
+            found.append(maps.classifier_space(self.trained("classifier", "")[0]))
+        return found
+
+    def detector(self, name: str, machine: str) -> object:
+        """A finished detector, loaded once and never trained. machine : any of those it was trained on"""
+        folder, own = self.trained(name, machine)
+        if folder not in self._loaded:
+            rows = np.concatenate([training_rows(self.clips, each) for each in ([own] if own else self.machines)])
+            self._loaded[folder] = DETECTORS[name](Context(self.cfg, self.store, self.device, self.seed, folder))
+            self._loaded[folder].load(folder, rows)
+        return self._loaded[folder]
+
+    def explain(self, row: int, of: str = "beta") -> explain.Why:
+        """Why a clip was scored so, by the detectors of the study's systems.  of : alpha or beta, see `explain.why`.  Notebook: 06_embeddings"""
+        machine, names = self.clips["machine"].iloc[row], {SYSTEMS[system] for system in self.cfg.systems}
+        found = {name: self.detector(name, machine) for name in ("autoencoder", "oevae", "classifier") if name in names}
+        return explain.why(Context(self.cfg, self.store, self.device, self.seed), int(row), **found, of=of)
 
     def collect(self) -> pd.DataFrame:
         """Scores of all seeds and machines, written to scores.parquet; what is missing is refused by name."""

@@ -79,7 +79,7 @@ def test_a_study_ends_in_scores_metrics_and_a_report(finished):
 def test_everything_finished_says_of_what_it_was_made(finished):
     home, _ = finished
     done = list((home / "runs").rglob("DONE"))
-    assert len(done) == 4 + 2 * 5 + 2  # 01, 02, 07, 09; per machine two notebooks and three detectors; 04 and its detector
+    assert len(done) == 5 + 2 * 5 + 2  # 01, 02, 06, 07, 09; per machine two notebooks and three detectors; 04 and its detector
     for path in done:
         manifest = json.loads((path.parent / "manifest.json").read_text())
         assert manifest["versions"]["torch"] and manifest["versions"]["source"] and manifest["device"] == "cpu" and manifest["data"]

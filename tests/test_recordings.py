@@ -71,7 +71,8 @@ def test_a_csv_says_labels_domains_and_attributes(tmp_path):
     assert len(problems) == 0
     facts = {tuple(row) for row in table[["split", "label", "domain", "attr_speed", "attr_oil"]].to_numpy()}
     assert facts == {("train", "normal", "source", "8", "thin_1"), ("train", "normal", "target", "12", ""),
-                     ("test", "anomaly", "target", "8", "thick"), ("test", "unlabelled", "unknown", "", ""), ("test", "normal", "source", "8", "")}  # fmt: skip
+                     ("test", "anomaly", "target", "8", "thick"), ("test", "unlabelled", "unknown", "", ""),
+                     ("test", "normal", "source", "8", "")}  # fmt: skip
     assert "attribute speed: 8, 12" in done.text()
 
 

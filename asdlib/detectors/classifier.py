@@ -188,6 +188,25 @@ class ClassifierDetector:
                 out["classifier", part][where] = backend(embedding[where][:, columns])
         return out
 
+    def branch_parts(self, rows: np.ndarray) -> np.ndarray:
+        """What each branch adds to the squared distance between a clip's unit embedding and the reference that decides its score.
+
+        returns : float64 (clips, branches), >= 0, in the order of `classifier.branches`; the sum of a row is d² = 2·(1 − cosine), so that half
+            of it is the score of `kmeans` and its root that of `knn`. Training clips are no reference of their own.  Notebook: 06_embeddings
+        """
+        rows, width = np.asarray(rows), self.settings.dim
+        fresh = np.array([row for row in rows.tolist() if row not in self.embeddings], dtype=int)
+        if len(fresh):
+            self._keep(fresh, self.embed(fresh)[0])
+        embedding, out = self._vectors(rows), np.empty((len(rows), len(self.settings.branches)))
+        for machine, where in self._by_machine(rows):
+            train = self.train_rows[self.machines[self.train_rows] == machine]
+            place = {row: i for i, row in enumerate(train.tolist())}
+            own = np.array([place.get(row, -1) for row in rows[where].tolist()])
+            gap = backends.unit(embedding[where]) - self._backends_of(machine)[self.settings.backend].nearest(embedding[where], own)
+            out[where] = (gap**2).reshape(len(where), -1, width).sum(2)
+        return out
+
     def _probabilities(self) -> torch.Tensor:
         return torch.cat([self.net.class_probabilities(inputs) for inputs in self._inputs(self.train_rows[self.kept_out])])
 
@@ -231,6 +250,7 @@ class ClassifierDetector:
         """The same detector for the clips of another store."""
         other = moved(self, store)
         other.store, other.machines, other.embeddings = store.to(self.context.device), store.clips["machine"].to_numpy(), {}
+        other.train_rows = np.empty(0, np.int64)  # none of the other store's clips was trained on
         return other
 
 

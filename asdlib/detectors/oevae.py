@@ -36,6 +36,7 @@ from asdlib.models.oevae import OEVAE, VAE
 
 KEPT_K = (1, 2, 4)  # neighbours whose β is kept beside the chosen one (report 4.2)
 EVAL_ITEMS = 256  # segments per forward pass when nothing is learnt
+USUAL_CLIPS = 64  # training clips, evenly spaced, whose mean is the usual level of a band
 INIT, SPLIT, EVALUATE, MIX, REFIT = range(101, 106)  # purposes of random draws, beside the epochs
 
 
@@ -225,6 +226,12 @@ class OEVAEDetector:
     def _refitted(self, scale: float, h: np.ndarray) -> losses.VAEOutput:
         return self.heads[scale](torch.as_tensor(h, device=self.context.device))
 
+    @torch.inference_mode()
+    def usual_level(self) -> np.ndarray:
+        """Mean level of each band of the log-mel over training clips, dB, (mels,).  Notebook: 06_embeddings"""
+        rows = self.train_rows[:: max(len(self.train_rows) // USUAL_CLIPS, 1)]
+        return self.front.all_log_mels(self.front.items(rows)).mean((0, 1, 3)).cpu().numpy()
+
     def embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """f_FE of each segment: float32 (segments, 8 · width), and the position of its clip."""
         found = self._pass(rows)
@@ -240,14 +247,25 @@ class OEVAEDetector:
         return self._components(self.train_rows, own_clips=True)
 
     def _components(self, rows: np.ndarray, own_clips: bool) -> Scores:
+        clip, items = self._pass(rows).clip, self._items(rows, own_clips)
+        return {("oevae", name): scoring.to_clips(values.astype(float), clip, len(rows)) for name, values in items.items()}
+
+    def segment_scores(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Every component of each segment, float64 (clips, segments): what `scores`, and for training clips `training_scores`, take the mean of.
+
+        Notebook: 06_embeddings
+        """
+        return {name: values.astype(float).reshape(len(rows), -1) for name, values in self._items(rows, own_clips=True).items()}
+
+    def _items(self, rows: np.ndarray, own_clips: bool) -> dict[str, np.ndarray]:
+        """Every component of each segment, (segments,), clip by clip."""
         s, found = self.settings, self._pass(rows)
         items = {f"alpha_{mode}": values for mode, values in found.alpha.items()} | {"alpha": found.alpha[s.alpha_mode]}
         for scale in self.heads:
             values = losses.alpha_scores(self._refitted(scale, found.h), domain=s.domain_latent)[s.alpha_mode]
             items[f"alpha_k{scale:g}"] = values.cpu().numpy()
         beta = self._neighbours(found.h, rows[found.clip] if own_clips else None)
-        items |= {f"beta_k{k}": beta[k] for k in KEPT_K} | {"beta": beta[s.neighbours]}
-        return {("oevae", name): scoring.to_clips(values.astype(float), found.clip, len(rows)) for name, values in items.items()}
+        return items | {f"beta_k{k}": beta[k] for k in KEPT_K} | {"beta": beta[s.neighbours]}
 
     def _neighbours(self, h: np.ndarray, own: np.ndarray | None) -> dict[int, np.ndarray]:
         """β of each item for every k, from one sorted search per group of references.
@@ -255,13 +273,16 @@ class OEVAEDetector:
         own : store row of each item's clip, left out of its references; None for new clips
         """
         every = sorted({*KEPT_K, self.settings.neighbours})
-        groups = [np.ones(len(self.references.h), bool)]
-        if self.settings.neighbour_domains == "min":
-            sides = (self.references.target, ~self.references.target)
-            groups = [side for side in sides if self._fewest(side) >= every[-1]] or groups
-        sets = [(self.references.h[group], None if own is None else self.references.parents[group]) for group in groups]
+        sets = [(self.references.h[group], None if own is None else self.references.parents[group]) for group in self.groups(every[-1])]
         found = [scoring.knn_distances(h, x, k_max=every[-1], test_clip=own, train_clip=parents) for x, parents in sets]
         return {k: np.min([scoring.knn_score(distances, k) for distances in found], axis=0) for k in every}
+
+    def groups(self, k: int) -> list[np.ndarray]:
+        """Which references β is asked of, bool (references,): all, or those of each domain, if k of each remain for every clip."""
+        if self.settings.neighbour_domains == "min":
+            sides = (self.references.target, ~self.references.target)
+            return [side for side in sides if self._fewest(side) >= k] or [np.ones(len(self.references.h), bool)]
+        return [np.ones(len(self.references.h), bool)]
 
     def _fewest(self, group: np.ndarray) -> int:
         """References of a group that remain when the clip with most of them is left out."""
@@ -318,5 +339,7 @@ class OEVAEDetector:
     def on(self, store: Store) -> OEVAEDetector:
         """The same detector for the clips of another store."""
         other = moved(self, store)
-        other.front, other._passes = self.front.on(store), {}
+        other.front, other._passes, other.train_rows = self.front.on(store), {}, np.empty(0, np.int64)
+        other.references = self.references._replace(parents=self.references.parents + len(store))  # none of the other store's clips is a parent
+        other.usual_level = self.usual_level  # of the training clips, which the other store lacks
         return other

@@ -1,0 +1,1 @@
+"""The models of the interactive views: traitlets, no widgets."""

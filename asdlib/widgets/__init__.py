@@ -1,0 +1,1 @@
+"""The views: ipywidgets, inline SVG, one anywidget canvas; static twins for reports."""
