@@ -16,11 +16,14 @@ import math
 import sys
 from pathlib import Path
 
-import pandas as pd
-
-from asdlib import checks, config, recordings, scorer, study, submission
+from asdlib import checks, config
+from asdlib.later import OnFirstUse
 
 BLOCK = 16  # files whose lines are printed together
+pd = OnFirstUse("pandas")
+reasons, recordings, scorer, study, submission = (
+    OnFirstUse(f"asdlib.{name}") for name in ("reasons", "recordings", "scorer", "study", "submission")
+)
 
 
 def import_(args: argparse.Namespace) -> None:
@@ -37,6 +40,8 @@ def score(args: argparse.Namespace) -> int:
     if not paths:
         raise checks.Refusal("no file came, expected recordings, folders of them, or - and a list of paths on stdin")
     run = study.open(_name(args.study), args.home, args.seed)
+    if args.explain and Path(args.explain).exists():
+        raise checks.Refusal(f"{args.explain} exists and is never overwritten; name another folder for --explain")
     files, ready = scorer.recordings(paths), run.scorer(args.machine, args.system)
     print(f"{ready.system} of {ready.machine}, threshold by {ready.threshold.method}, seed {ready.seed}", file=sys.stderr)
     bad = 0
@@ -46,6 +51,8 @@ def score(args: argparse.Namespace) -> int:
         for row in table[wrong].itertuples():
             print(f"asd: {row.file}: {row.problem}", file=sys.stderr)
         bad += int(wrong.sum())
+        if args.explain:
+            reasons.write(run, ready, files[start : start + BLOCK], table, args.explain, start)
         table.loc[~wrong, list(scorer.COLUMNS)].to_csv(sys.stdout, index=False, header=start == 0)
         sys.stdout.flush()
     if bad:
@@ -96,13 +103,15 @@ def add(commands) -> None:
     bring.set_defaults(action=import_)
 
     ask = commands.add_parser("score", help="score recordings with a finished study",
-        description="Reads the trained weights in runs/STUDY and recordings; writes CSV to stdout: " + ",".join(scorer.COLUMNS) + ". Higher scores "
-        "are more anomalous; above the threshold (from training clips) the decision is anomaly. A bad file is told on stderr, the others "
-        "are scored, and the exit code is 1.",
+        description="Reads the trained weights in runs/STUDY and recordings; writes CSV to stdout: "
+        "file,score,threshold,decision,alpha,beta,classifier (the last three: raw scores of these parts, empty where the system has none), and "
+        "with --explain a page per recording. Higher scores are more anomalous; above the threshold (from training clips) the decision is "
+        "anomaly. A bad file is told on stderr, the others are scored, and the exit code is 1.",
         epilog="example: asd score demo --machine fan new/*.wav > scores.csv; find new -name '*.flac' | asd score demo --machine fan -")  # fmt: skip
     _common(ask)
     ask.add_argument("files", nargs="+", metavar="FILE", help="recordings, folders of them, or - for a list of paths on stdin")
     ask.add_argument("--machine", default="", help="machine of the study that the recordings are of (default: its only one)")
+    ask.add_argument("--explain", default="", metavar="DIR", help="write a page for each: what made the score, and the nearest training clips")
     ask.set_defaults(action=score)
 
     hand_in = commands.add_parser("submit", help="write the challenge's score and decision files",

@@ -50,9 +50,9 @@ def recordings(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def detectors_of(system: str) -> list[str]:
-    """Names of the detectors that a system needs: its own, or those of its parts."""
-    return list(dict.fromkeys(name for part, _ in parts_of(system) for name in [SYSTEMS[part]]))
+def detectors_of(*systems: str) -> list[str]:
+    """Names of the detectors that systems need: their own, or those of their parts."""
+    return list(dict.fromkeys(SYSTEMS[part] for system in systems for part, _ in parts_of(system)))
 
 
 def parts_of(system: str) -> list[tuple[str, str]]:
@@ -144,12 +144,8 @@ def of(run, jobs: Sequence[tuple], machine: str = "", system: str = "") -> Score
     system = checks.known_name("system", system or final_system(run.cfg.systems), list(run.cfg.systems))
     needed = detectors_of(system)
     refuse_stale(run, jobs, needed, machine)
-    found = {}
-    for stage, seed, of_machine in jobs:
-        for name in [name for name in stage.detectors if name in needed and seed == run.seed and of_machine in ("", machine)]:
-            run.stage, run.machine = stage, machine
-            found[name] = run.detect(name)[0]
-    return Scorer(run.cfg, found, pd.read_parquet(run.folder / "scores.parquet"), machine, system, run.seed)
+    scores = pd.read_parquet(run.folder / "scores.parquet")
+    return Scorer(run.cfg, {name: run.detector(name, machine) for name in needed}, scores, machine, system, run.seed)
 
 
 def refuse_stale(run, jobs: Sequence[tuple], detectors: Sequence[str], machine: str = "") -> None:
