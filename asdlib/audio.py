@@ -217,6 +217,7 @@ def standardise(waves: torch.Tensor, mean: float | torch.Tensor | None = None, s
 
     waves : float32 (n, samples); mean, std : a number, or (n,) one per row, both or neither
     returns : float32 (n, samples); a silent row becomes zeros, never NaN. Notebook: 02_preprocessing
+    raises : checks.Refusal for waveforms of another shape, or one of mean and std without the other
     """
     checks.waves(waves)
     if (mean is None) != (std is None):
@@ -231,6 +232,7 @@ def machine_statistics(store: Store, rows: Sequence[int]) -> tuple[float, float]
     """Mean and std of all samples of the given clips (one machine's training clips), in units of the waveforms.
 
     Exact: sums of integers, clip by clip. Source: SYSTEM 2, wave_norm = machine. Notebook: 02_preprocessing
+    raises : checks.Refusal without a clip
     """
     total = squares = number = 0
     for row in rows:

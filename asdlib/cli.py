@@ -98,14 +98,14 @@ def parser() -> argparse.ArgumentParser:
     run.set_defaults(action=_run)
 
     index = found.add_parser("index", help="say what recordings there are and what is wrong with them",
-        description="Read DCASE-style trees and print counts, attributes, classes, durations and problems; writes nothing.",
+        description="Reads DCASE-style trees and prints counts, attributes, classes, durations and problems; writes nothing.",
         epilog="example: asd index data/dev_data data/eval_data --json")  # fmt: skip
     index.add_argument("roots", nargs="+", metavar="ROOT", help="folder that holds <machine>/train and <machine>/test")
     index.add_argument("--json", action="store_true", help="machine-readable")
     index.set_defaults(action=_index)
 
     synth = found.add_parser("synth", help="write recordings of modelled machines",
-        description="Write a DCASE 2024-style tree of physically modelled machines with faults to a new folder.",
+        description="Reads nothing; writes a DCASE 2024-style tree of physically modelled machines with faults to a new folder.",
         epilog="example: asd synth data/toy --machines fan gearbox --severity 0.5 1 2")  # fmt: skip
     synth.add_argument("out", help="folder to make")
     synth.add_argument("--machines", nargs="+", help=f"of {', '.join(synthetic.MACHINES)}; NAME:KIND gives a machine another name")
@@ -116,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
     synth.set_defaults(action=_synth)
 
     settings = found.add_parser("settings", help="list every setting with its default and meaning",
-        description="List settings; writes nothing.", epilog="example: asd settings autoencoder")  # fmt: skip
+        description="Reads the settings' own explanations and prints them; writes nothing.", epilog="example: asd settings autoencoder")  # fmt: skip
     settings.add_argument("name", nargs="?", default="", help="only settings whose name starts so")
     settings.set_defaults(action=_settings)
     commands.add(found)

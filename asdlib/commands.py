@@ -35,7 +35,10 @@ def import_(args: argparse.Namespace) -> None:
 
 
 def score(args: argparse.Namespace) -> int:
-    """`asd score`: CSV lines on stdout as they are ready, what could not be scored on stderr; 1 if there was any of that."""
+    """`asd score`: CSV lines on stdout as they are ready, what could not be scored on stderr; 1 if there was any of that.
+
+    raises : checks.Refusal without a file, or where the folder of --explain exists
+    """
     paths = [line for name in args.files for line in (sys.stdin.read().splitlines() if name == "-" else [name]) if line.strip()]
     if not paths:
         raise checks.Refusal("no file came, expected recordings, folders of them, or - and a list of paths on stdin")

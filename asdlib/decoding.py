@@ -73,7 +73,7 @@ def decode(path: str | Path, data: Data, span: tuple[int, int] | None = None) ->
 
 
 def sample_digest(samples: np.ndarray) -> str:
-    """Digest of int16 samples: equal audio, equal digest."""
+    """Digest of int16 samples: equal audio, equal digest.  samples : int16 (n,).  returns : hexadecimal, 32 digits"""
     return hashlib.blake2b(np.ascontiguousarray(samples).data, digest_size=16).hexdigest()
 
 
@@ -165,6 +165,7 @@ def inspect(
     keep : called with the samples of every usable clip, in order
     returns : (usable clips with samples, seconds, level_db and digest; problems, the new ones after the old)
     Notebook: 01_data
+    keep takes int16 (n,); threads: as many as cores
     """
     table = checks.clip_table(table).drop(columns=list(COLUMNS), errors="ignore")
     found, usable, facts = [], [], []

@@ -213,6 +213,7 @@ def gamma_threshold(train_scores: np.ndarray, quantile: float = 0.9) -> Threshol
     train_scores : (n,) finite, of any sign;  quantile : in (0, 1)
     A gamma with three parameters is fitted (facts F5); for fewer than 10 or equal scores, or a fit that misses its own data
     (`fusion.fit_gamma`), the empirical quantile is taken instead and the method says so.
+    raises : checks.Refusal without scores, or with one that is not finite
     """
     train = np.asarray(train_scores, float)
     if len(train) == 0 or not np.isfinite(train).all():
@@ -268,6 +269,7 @@ def controls(clips: pd.DataFrame, scores: pd.DataFrame, settings: config.Metrics
         side, the recordings tell the labels without any machine being understood.
         control_shuffled, component <system>: mean and central range (settings.confidence) of each metric when the labels are shuffled
         within each domain. A result inside the range is chance.
+    raises : checks.Refusal for a clip table without level_db
     """
     if "level_db" not in checks.clip_table(clips):
         raise checks.Refusal("clip table without level_db came to the controls, expected the table of the decoded clips (store.clips)")

@@ -124,7 +124,10 @@ def import_machine(
 
 
 def found(sources: Sequence[str | Path]) -> tuple[pd.DataFrame, list[tuple[str, str, bool]]]:
-    """Every recording of the sources once: FACTS and attr_<key>, in order; and what is wrong with others (path, reason, left_out)."""
+    """Every recording of the sources once: FACTS and attr_<key>, in order; and what is wrong with others (path, reason, left_out).
+
+    raises : checks.Refusal for a source that does not exist, an unreadable list, or no recording at all
+    """
     rows: dict[str, dict[str, str]] = {}
     problems: list[tuple[str, str, bool]] = []
     for source in map(Path, sources):

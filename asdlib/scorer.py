@@ -149,7 +149,7 @@ def of(run, jobs: Sequence[tuple], machine: str = "", system: str = "") -> Score
 
 
 def refuse_stale(run, jobs: Sequence[tuple], detectors: Sequence[str], machine: str = "") -> None:
-    """checks.Refusal if the report or one of these detectors (of one machine; "": of all) is not finished, or not of what holds now."""
+    """Refuse (checks.Refusal) if the report or one of these detectors (of one machine; "": of all) is not finished, or not of what holds now."""
     odd = []
     for stage, seed, of_machine in jobs:
         folder, where = run.stage_folder(stage, seed, of_machine), f"{stage.notebook} of {of_machine or 'all machines'}"

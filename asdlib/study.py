@@ -67,7 +67,7 @@ STAGES = (
 
 
 def stage_of(notebook: str) -> Stage:
-    """The stage of a notebook's name or number."""
+    """The stage of a notebook's name or number.  raises : checks.Refusal for an unknown one"""
     for stage in STAGES:
         if notebook in (stage.notebook, stage.notebook[:2]):
             return stage
@@ -300,7 +300,10 @@ def jobs(run: Run, only: Sequence[str] = ()) -> list[tuple[Stage, int, str]]:
 
 
 def open_run(study: str, overrides: Sequence[str] = (), home: str | Path = "", seed: int | None = None) -> Run:
-    """Open a study by name (see notebooks/studies) or TOML path; `home` holds runs/ and reports/ (default: the clone)."""
+    """Open a study by name (see notebooks/studies) or TOML path; `home` holds runs/ and reports/ (default: the clone).
+
+    raises : checks.Refusal for an unknown study, setting or system, and for seeds or systems that stand there twice
+    """
     cfg = config.load(study, overrides)
     for system in cfg.systems:
         checks.known_name("system", system, list(SYSTEMS))

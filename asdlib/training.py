@@ -87,7 +87,10 @@ def one_thread():
 
 
 def shuffled_batches(count: int, batch: int, generator: torch.Generator, device: torch.device) -> Iterator[torch.Tensor]:
-    """Index batches that visit 0 … count − 1 once in random order; a last batch of one item joins the batch before it."""
+    """Index batches that visit 0 … count − 1 once in random order; a last batch of one item joins the batch before it.
+
+    yields : int64 (batch,) on the device
+    """
     order = torch.randperm(count, generator=generator, device=generator.device).to(device)
     starts = list(range(0, count, batch))
     if len(starts) > 1 and count - starts[-1] < 2:

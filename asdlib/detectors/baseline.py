@@ -245,7 +245,10 @@ class AutoencoderBaseline:
 
 
 def fold_of(domain: np.ndarray, folds: int) -> np.ndarray:
-    """Fold number of each clip: the clips of a domain are dealt out in turn, so that each fold holds its share."""
+    """Fold number of each clip: the clips of a domain are dealt out in turn, so that each fold holds its share.
+
+    domain : str (clips,).  folds : how many, at most as many as clips.  returns : int (clips,), from 0
+    """
     folds = min(folds, len(domain))
     out = np.empty(len(domain), int)
     dealt = 0

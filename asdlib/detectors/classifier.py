@@ -255,7 +255,10 @@ class ClassifierDetector:
 
 
 def load_embeddings(folder: Path) -> tuple[list[int], np.ndarray]:
-    """Store rows and their embeddings float32 (n, dim · branches) of a finished classifier, without its network."""
+    """Store rows and their embeddings float32 (n, dim · branches) of a finished classifier, without its network.
+
+    raises : checks.Refusal for a file that is missing, torn or foreign
+    """
     path = folder / EMBEDDINGS
     try:
         found = load_file(path)

@@ -279,7 +279,11 @@ def held_out(groups: np.ndarray, share: float, rng: np.random.Generator) -> np.n
 
 
 def checked_machine(table: pd.DataFrame, rows: np.ndarray) -> tuple[str, np.ndarray]:
-    """The one machine of some training clips, and the rows of all other machines' normal training clips."""
+    """The one machine of some training clips, and the rows of all other machines' normal training clips.
+
+    rows : int (clips,) of the store.  returns : the machine, int (m,)
+    raises : checks.Refusal for clips of several machines, and where there is no other machine
+    """
     machine = table["machine"].iloc[rows].unique()
     if len(machine) != 1:
         raise checks.Refusal(f"oevae: training clips of {', '.join(machine)} came, expected those of one machine; train one model per machine")
