@@ -3,6 +3,7 @@
     asd run demo                                        a study: notebooks in order, then the report
     asd index ROOT... [--json]                          what recordings there are, and what is wrong with them
     asd synth OUT --machines fan gearbox                recordings of modelled machines
+    asd compare STUDY STUDY [--html FILE]               two finished studies: settings, results, is one better
     asd settings [NAME]                                 every setting with its default and meaning
     asd import, score, submit, evaluate                 your own machine, and challenge files: `asdlib.commands`
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from asdlib import artefacts, audio, checks, clips, commands, config, report, synthetic
+from asdlib import artefacts, audio, checks, clips, commands, compare, config, report, synthetic
 from asdlib.execute import run_study
 from asdlib.study import jobs, open_run, stage_of
 
@@ -33,6 +34,9 @@ def _run(args: argparse.Namespace) -> None:
     if args.device:
         overrides.append(f"device={json.dumps(args.device)}")
     study = str(Path(args.study).resolve()) if args.study.endswith(".toml") else args.study
+    if args.include:
+        files = [*config.load(study, overrides).include, *(str(Path(file).resolve()) for file in args.include)]
+        overrides.append("include=" + json.dumps(files, ensure_ascii=False))
     only = args.stages.split(",") if args.stages else []
     for name in only:
         stage_of(name)
@@ -70,6 +74,15 @@ def _synth(args: argparse.Namespace) -> None:
     print(f"wrote {', '.join(settings.machines)} to {args.out}")
 
 
+def _compare(args: argparse.Namespace) -> None:
+    home = Path(args.home or artefacts.CLONE).resolve()
+    first, second = (compare.load(study, home) for study in args.study)
+    print(compare.text(first, second))
+    if args.html:
+        compare.write_page(Path(args.html).resolve(), first, second)
+        print(f"page {args.html}")
+
+
 def _settings(args: argparse.Namespace) -> None:
     rows = [row for row in config.describe() if row[0].startswith(args.name)]
     if not rows:
@@ -92,6 +105,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--data-root", nargs="+", action="extend", metavar="DIR", help="folders of recordings (development, additional, evaluation)")
     run.add_argument("--machines", help="only these, separated by commas")
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting, for example autoencoder.epochs=5")
+    run.add_argument("--include", nargs="+", action="extend", default=[], metavar="FILE",
+        help="TOML files whose settings hold where the study says nothing, for example runs/demo/tuned.toml")  # fmt: skip
     run.add_argument("--stages", help="only these notebooks, for example 01,03")
     run.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute")
     run.add_argument("--home", default="", metavar="DIR", help="folder for runs/ and reports/ (default: the clone)")
@@ -114,6 +129,15 @@ def parser() -> argparse.ArgumentParser:
         synth.add_argument(f"--{name}", type=kind, help=text)
     synth.add_argument("--severity", type=float, nargs="+", help="fault severity, 0 inaudible to 3 blatant; several are spread over the anomalies")
     synth.set_defaults(action=_synth)
+
+    pair = found.add_parser("compare", help="say how two finished studies differ, in settings and in results",
+        description="Reads two studies that `asd run` has finished and compares them: settings, metrics with intervals, and a paired test where both "
+        "scored the same clips. Prints text; writes nothing but the page that --html asks for.",
+        epilog="example: asd compare paper best --html difference.html")  # fmt: skip
+    pair.add_argument("study", nargs=2, metavar="STUDY", help="name of a study below runs/, or path of its run folder")
+    pair.add_argument("--html", default="", metavar="FILE", help="write the comparison as a page too")
+    pair.add_argument("--home", default="", metavar="DIR", help="folder that holds runs/ (default: the clone)")
+    pair.set_defaults(action=_compare)
 
     settings = found.add_parser("settings", help="list every setting with its default and meaning",
         description="Reads the settings' own explanations and prints them; writes nothing.", epilog="example: asd settings autoencoder")  # fmt: skip

@@ -21,8 +21,8 @@ from asdlib.later import OnFirstUse
 
 BLOCK = 16  # files whose lines are printed together
 pd = OnFirstUse("pandas")
-reasons, recordings, scorer, study, submission = (
-    OnFirstUse(f"asdlib.{name}") for name in ("reasons", "recordings", "scorer", "study", "submission")
+fusion, reasons, recordings, scorer, study, submission = (
+    OnFirstUse(f"asdlib.{name}") for name in ("fusion", "reasons", "recordings", "scorer", "study", "submission")
 )
 
 
@@ -66,7 +66,8 @@ def score(args: argparse.Namespace) -> int:
 def submit(args: argparse.Namespace) -> None:
     """`asd submit`: see `submission.write`."""
     run = study.open(_name(args.study), args.home, args.seed)
-    system = checks.known_name("system", args.system or scorer.final_system(run.cfg.systems), list(run.cfg.systems))
+    known = list(fusion.with_composed(run.cfg.systems))
+    system = checks.known_name("system", args.system or scorer.final_system(run.cfg.systems), known)
     scorer.refuse_stale(run, study.jobs(run), scorer.detectors_of(system))
     scores = pd.read_parquet(run.folder / "scores.parquet")
     files = submission.write(args.out, run.clips, run.problems, scores, run.cfg.metrics, system, run.seed)

@@ -32,6 +32,8 @@ from asdlib.detectors.context import Context, frames_of
 from asdlib.detectors.oevae import OEVAEDetector
 from asdlib.models.autoencoder import Vectors
 
+USUAL_CLIPS = 64  # training clips, evenly spaced, whose mean is the usual level of a band
+
 
 class Slope(NamedTuple):
     """Of one score with respect to the log-mel; axes (clips, segments, mels, frames), float32.
@@ -121,7 +123,7 @@ def slope(detector: OEVAEDetector, rows, of: Literal["alpha", "beta"] = "beta") 
         parts.append((x.detach()[:, 0].cpu().numpy(), gradient[:, 0].cpu().numpy()))
     shape = (len(rows), front.settings.segments)
     log_mel, per_db = (np.concatenate(values).reshape(*shape, *values[0].shape[1:]) for values in zip(*parts))
-    return Slope(log_mel, per_db, detector.usual_level())
+    return Slope(log_mel, per_db, _usual(getattr(detector, "home", detector)))
 
 
 def _beta(detector: OEVAEDetector, h: torch.Tensor, own: np.ndarray) -> torch.Tensor:
@@ -134,6 +136,13 @@ def _beta(detector: OEVAEDetector, h: torch.Tensor, own: np.ndarray) -> torch.Te
         square = square.masked_fill(torch.as_tensor(barred, device=h.device), torch.inf)
         found.append(square.topk(k, largest=False).values.clamp_min(1e-12).sqrt().mean(1))
     return torch.stack(found).amin(0)
+
+
+@torch.inference_mode()
+def _usual(detector: OEVAEDetector) -> np.ndarray:
+    """Mean level of each band over training clips, dB, (mels,)."""
+    rows = detector.train_rows[:: max(len(detector.train_rows) // USUAL_CLIPS, 1)]
+    return detector.front.all_log_mels(detector.front.items(rows)).mean((0, 1, 3)).cpu().numpy()
 
 
 def along_clip(maps: np.ndarray, starts_s: np.ndarray, hop_s: float, seconds: float) -> np.ndarray:

@@ -205,9 +205,10 @@ def mutual_information(x: np.ndarray, classes: np.ndarray, seed: int = 0) -> tup
     """Mutual information (nats) of the channel that knows most, and the same with shuffled classes (mean of 2).
 
     x : (clips, channels), of which the 16 of largest variance are asked.  classes : (clips,)
-    By nearest neighbours (scikit-learn); of few clips it is rough, hence the control. NaN for one class or fewer than 8 clips
+    By nearest neighbours (scikit-learn); of few clips it is rough, hence the control. NaN for one class, for fewer than 8 clips, and
+    where every class has a single clip
     """
-    if len(np.unique(classes)) < 2 or len(classes) < 8:
+    if len(classes) < 8 or not 2 <= len(np.unique(classes)) < len(classes):
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     x = x[:, np.argsort(x.var(0))[-16:]]
@@ -321,7 +322,7 @@ def traversal(latents: Latents, vae: VAE, steps: int = 9) -> pd.DataFrame:
     source = (clips["domain"] != "target").to_numpy() & np.isfinite(v)
     trained, fresh = (latents.trained & source)[latents.clip], (latents.fresh & source)[latents.clip]
     columns = ["machine", "set", "found", "low", "high", "moved"]
-    if not fresh.any() or np.ptp(v[latents.trained & source]) == 0:
+    if not fresh.any() or not trained.any() or np.ptp(v[latents.trained & source]) == 0:
         return pd.DataFrame(columns=columns)
     slope, offset = np.polyfit(v[latents.trained & source], prior[latents.trained & source], 1)
     z = torch.from_numpy(latents.z_mean[fresh])

@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from asdlib import artefacts, clips, config, metrics, submission, tables
+from asdlib import artefacts, clips, config, fusion, metrics, submission, tables
 
 DCASE = {*metrics.PAPER_TABLE1, *submission.EVALUATION}
 FEW = 50  # training clips below which the 0.9 quantile rests on fewer than five of them
@@ -112,8 +112,8 @@ def text(run, table: pd.DataFrame, controls: pd.DataFrame, decisions: pd.DataFra
         tables.markdown_table(data_table(run.clips)),
         f"Licence of the recordings: {tables.escape(licence(run.roots, run.machines, cfg.report.licence, run.synthetic))}.",
         "## Systems and settings",
-        f"Systems: {', '.join(cfg.systems)}. Seeds: {', '.join(map(str, cfg.seeds))}. Settings that differ from the defaults (digest "
-        f"{config.digest(cfg)}):",
+        f"Systems: {', '.join(fusion.with_composed(cfg.systems))}. Seeds: {', '.join(map(str, cfg.seeds))}. "
+        f"Settings that differ from the defaults (digest {config.digest(cfg)}):",
         tables.markdown_table(changed) if len(changed) else "none",
         "## Intended use and limits",
         f"To rank recordings of {', '.join(run.machines)} by how unlike normal sound they are, so that a person listens to the right ones first; "

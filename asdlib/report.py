@@ -30,10 +30,10 @@ from asdlib import artefacts, checks, config, encoding, plots, tables
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 FACES = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]  # no widgets, no scripts
-INDEX = """<!DOCTYPE html>
+PLAIN = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}"><title>Reports</title><style>{css}</style></head>
-<body><main class="index"><h1>Reports</h1>{table}</main></body></html>
+<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{title}</title><style>{css}</style></head>
+<body><main class="index"><h1>{title}</h1>{body}</main></body></html>
 """
 
 
@@ -76,6 +76,11 @@ def _css() -> str:
     return (TEMPLATES / "report.css").read_text(encoding="utf-8")
 
 
+def plain_page(title: str, body: tables.Html) -> str:
+    """A page without a notebook behind it: no contents, no code; the same policy and look."""
+    return PLAIN.format(policy=POLICY, css=_css(), title=tables.escape(title), body=body)
+
+
 def write_index(reports: Path) -> Path:
     """reports/index.html: every study that has a report.json, newest first, with its Ω. Returns the page's path."""
     rows = []
@@ -90,7 +95,7 @@ def write_index(reports: Path) -> Path:
     links = [tables.Html(f'<a href="{urllib.parse.quote(name)}/index.html">{tables.escape(name)}</a>') for name in table["study"]]
     table["study"] = pd.Series(links, dtype=object)  # a column of str would forget that they are HTML
     shown = tables.frame(table[["study", "about", "machines", "Ω", "clips left out", "finished"]])
-    artefacts.write_text(reports / "index.html", INDEX.format(policy=POLICY, css=_css(), table=shown))
+    artefacts.write_text(reports / "index.html", plain_page("Reports", shown))
     return reports / "index.html"
 
 
@@ -106,6 +111,8 @@ def players(store, clips: Sequence[str], captions: Sequence[str], sample_rate: i
     row_of = {name: row for row, name in enumerate(store.clips["clip"])}
     for name in clips:
         checks.known_name("clip", name, list(row_of))
+    if not len(clips):
+        return tables.Html('<p class="note">No clips to listen to.</p>')
     waves = [store.int16(row_of[name]) / 32768.0 for name in clips]
     gain = encoding.common_gain(waves)
     found = "".join(player(wave, sample_rate, caption, gain) for wave, caption in zip(waves, captions, strict=True))

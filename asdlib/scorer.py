@@ -70,8 +70,11 @@ def systems_behind(system: str) -> list[str]:
 
 
 def final_system(systems: Sequence[str]) -> str:
-    """The system that stands for a study where none is named: the one that combines most, else the last of the study's list."""
-    return max(reversed(systems), key=lambda name: len(parts_of(name)))
+    """The system that stands for a study where none is named: the one that combines most, else the last of the study's list.
+
+    systems : those of the settings; what is composed of them counts too
+    """
+    return max(reversed(fusion.with_composed(systems)), key=lambda name: len(parts_of(name)))
 
 
 class Scorer:
@@ -141,7 +144,7 @@ def of(run, jobs: Sequence[tuple], machine: str = "", system: str = "") -> Score
     if not machine and len(run.machines) > 1:
         raise checks.Refusal(f"study {run.cfg.name} has the machines {', '.join(run.machines)}; say which one with --machine")
     machine = checks.known_name("machine", machine or run.machines[0], run.machines)
-    system = checks.known_name("system", system or final_system(run.cfg.systems), list(run.cfg.systems))
+    system = checks.known_name("system", system or final_system(run.cfg.systems), list(fusion.with_composed(run.cfg.systems)))
     needed = detectors_of(system)
     refuse_stale(run, jobs, needed, machine)
     scores = pd.read_parquet(run.folder / "scores.parquet")

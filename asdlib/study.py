@@ -1,9 +1,10 @@
 """A study as a graph of notebooks: where its artefacts lie, what is stale, how it is run and resumed.
 
     runs/<study>/store                         decoded clips; runs/<study>/data: synthetic recordings, where there are none
-    runs/<study>/<stage>                       stages 01, 02 and 09, which are the same for all seeds
+    runs/<study>/<stage>                       stages 01, 02, 08 and 09, which are the same for all seeds
     runs/<study>/seed<k>/<stage>[/<machine>]   stages that train: executed notebook, params, manifest, tables, weights
     runs/<study>/scores.parquet, metrics.csv   what the study says; reports/<study>/index.html shows it
+    runs/<study>/tuned.toml                    ω, η and both k as 08 chose them, for any study to include
 
 What is finished (artefacts.finished) is never computed again; what is not, starts again or goes on from its checkpoint.
 Sources: DESIGN 3, 4. Notebooks: all (second cell, `arrive`).
@@ -18,60 +19,21 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from asdlib import artefacts, audio, checks, clips, config, explain, fusion, metrics, scorer, synthetic, training
+from asdlib import artefacts, audio, checks, clips, config, detectability, explain, fusion, metrics, scorer, synthetic, training
 from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_rows
 from asdlib.detectors.context import Context
 from asdlib.explore import maps
+from asdlib.stages import STAGES as STAGES  # part of this module's face
+from asdlib.stages import Stage as Stage
+from asdlib.stages import stage_of as stage_of
 
 NOTEBOOKS = artefacts.CLONE / "notebooks"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One notebook of the series: how often it runs, and the settings that shape what it writes."""
-
-    notebook: str
-    per_machine: bool
-    per_seed: bool
-    sections: tuple[str, ...]  # of the settings
-    detectors: tuple[str, ...] = ()  # that it trains
-    reads: tuple[str, ...] = ()  # detectors of earlier stages that it cannot do without
-
-    def serves(self, systems: Sequence[str]) -> bool:
-        """Whether a study of these systems has a use for the stage."""
-        for system in systems:
-            checks.known_name("system", system, list(SYSTEMS))
-        about = self.detectors + self.reads
-        return not about or any(SYSTEMS[system] in about for system in systems)
-
-
-STAGES = (
-    Stage("01_data", False, False, ("report", "oevae")),
-    Stage("02_preprocessing", False, False, ("report", "oevae")),
-    Stage("03_baseline", True, True, ("baseline_knn", "autoencoder", "metrics"), ("baseline_knn", "autoencoder")),
-    Stage("04_classifier", False, True, ("classifier", "metrics"), ("classifier",)),
-    Stage("05_oevae", True, True, ("oevae", "fusion", "metrics"), ("oevae",)),
-    Stage("06_embeddings", False, True,
-          ("systems", "baseline_knn", "autoencoder", "oevae", "classifier", "fusion", "metrics", "maps", "report"), reads=("oevae", "classifier")),
-    Stage("07_latents", False, True, ("oevae",), reads=("oevae",)),
-    Stage("09_report", False, False,
-          ("name", "about", "systems", "seeds", "baseline_knn", "autoencoder", "oevae", "classifier", "fusion", "metrics", "report")),
-)
-
-
-def stage_of(notebook: str) -> Stage:
-    """The stage of a notebook's name or number.  raises : checks.Refusal for an unknown one"""
-    for stage in STAGES:
-        if notebook in (stage.notebook, stage.notebook[:2]):
-            return stage
-    raise checks.Refusal(f"unknown stage {notebook!r}; known: {', '.join(stage.notebook for stage in STAGES)}")
 
 
 class Run:
@@ -121,6 +83,11 @@ class Run:
         """Clip table; row i is item i of the store."""
         return self.store.clips
 
+    @functools.cached_property
+    def severities(self) -> pd.Series:
+        """Severity of the fault of each clip, by its name; NaN where none is known. For reports only."""
+        return detectability.severities(self.clips)
+
     @property
     def problems(self) -> pd.DataFrame:
         """What is wrong with the recordings: path, reason, left_out."""
@@ -145,8 +112,9 @@ class Run:
         """Digest of everything that shapes a stage: settings, recordings, code, notebook, device, seed, machine."""
         cfg = dataclasses.asdict(self.cfg)
         settings = {name: cfg[name] for name in (*stage.sections, "precision")}
-        if not stage.detectors:  # pages that list what is wrong with the recordings
+        if not stage.detectors:  # pages that list what is wrong with the recordings, or how severe their faults are
             settings["problems"] = self.problems.to_json(orient="values")
+            settings["severities"] = self.severities.dropna().to_json()
         book = hashlib.sha256((NOTEBOOKS / f"{stage.notebook}.ipynb").read_bytes()).hexdigest()
         which = (seed if stage.per_seed else None, machine if stage.per_machine else None)
         return config.digest(settings, self.store.fingerprint, artefacts.code_digest(), book, self.device.type, which)
@@ -159,14 +127,15 @@ class Run:
         return config.digest(name, shaped_by, self.store.fingerprint, artefacts.code_digest(), self.device.type, seed, machines)
 
     def finished(self, stage: Stage, seed: int, machine: str = "") -> bool:
-        """True if a stage, its detectors and, for the last one, the study's tables are there and made of what holds now."""
+        """True if a stage, its detectors and what it leaves in the study's folder are there and made of what holds now."""
         folder = self.stage_folder(stage, seed, machine)
-        tables = ("scores.parquet", "metrics.csv", "controls.csv") if stage.notebook == "09_report" else ()
+        report = stage.notebook == "09_report"
+        tables = ("scores.parquet", "metrics.csv", "controls.csv") if report else ("tuned.toml",) if stage.notebook == "08_tuning" else ()
         return (
             artefacts.finished(folder, self.digest(stage, seed, machine))
             and all(artefacts.finished(folder / name, self.detector_digest(name, seed, machine)) for name in stage.detectors)
             and all((self.folder / name).is_file() for name in tables)
-            and (not tables or all((self.reports / name).is_file() for name in ("summary.md", "report.json", "model_card.md")))
+            and (not report or all((self.reports / name).is_file() for name in ("summary.md", "report.json", "model_card.md")))
         )
 
     def detect(self, name: str, variant: str = "", settings=None) -> tuple[object, pd.DataFrame, pd.DataFrame]:
@@ -234,30 +203,58 @@ class Run:
         return explain.why(Context(self.cfg, self.store, self.device, self.seed), int(row), **found, of=of)
 
     def collect(self) -> pd.DataFrame:
-        """Scores of all seeds and machines, written to scores.parquet; what is missing is refused by name."""
-        tables, missing = [], []
+        """Scores of all systems, seeds and machines, and of what is composed of them, written to scores.parquet."""
+        scores = checks.score_table(fusion.seed_ensembles(self.gather(self.cfg.systems), self.cfg.fusion.normalise))
+        artefacts.write_table(self.folder / "scores.parquet", scores)
+        return scores
+
+    def gather(self, systems: Sequence[str]) -> pd.DataFrame:
+        """Scores of these systems of the study, all seeds and machines, and of what `fusion.COMPOSED` makes of them.
+
+        raises : checks.Refusal that names every stage whose scores are missing.  Notebooks: 08_tuning; 09_report (through `collect`)
+        """
+        wanted, tables, missing = {SYSTEMS[system] for system in systems}, [], []
         for stage, seed, machine in jobs(self):
             for name in stage.detectors:
                 path = self.stage_folder(stage, seed, machine) / name / "scores.parquet"
-                if artefacts.finished(path.parent, self.detector_digest(name, seed, machine)):
+                if name in wanted and artefacts.finished(path.parent, self.detector_digest(name, seed, machine)):
                     tables.append(pd.read_parquet(path))
-                elif any(SYSTEMS[system] == name for system in self.cfg.systems):
+                elif name in wanted:
                     missing.append(f"{stage.notebook} of {machine or 'all machines'} (seed {seed})")
         if missing or not tables:
             what = ", ".join(dict.fromkeys(missing)) or "every stage"
             raise checks.Refusal(f"scores are missing of {what}; run `asd run {self.cfg.name}` with these settings first")
         scores = fusion.systems(pd.concat(tables, ignore_index=True), self.cfg.fusion)
-        scores = checks.score_table(scores[scores["system"].isin(self.cfg.systems)].reset_index(drop=True))
-        artefacts.write_table(self.folder / "scores.parquet", scores)
-        return scores
+        return checks.score_table(scores[scores["system"].isin(fusion.with_composed(systems))].reset_index(drop=True))
 
     def measure(self, scores: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Metrics and controls with intervals, written to metrics.csv and controls.csv."""
-        table = pd.concat([metrics.table(part, self.cfg.metrics, seed) for seed, part in scores.groupby("seed")], ignore_index=True)
+        stream = {fusion.ALL_SEEDS: self.seed}  # of the bootstrap
+        tables = [metrics.table(part, self.cfg.metrics, stream.get(seed, seed)) for seed, part in scores.groupby("seed")]
+        table = pd.concat(tables, ignore_index=True)
         controls = metrics.controls(self.clips, scores, self.cfg.metrics, self.seed)
         artefacts.write_table(self.folder / "metrics.csv", table)
         artefacts.write_table(self.folder / "controls.csv", controls)
         return table, controls
+
+    def keep(self, name: str, table: pd.DataFrame) -> None:
+        """A table of this run's stage for later ones, beside its notebook. Only `asd run` writes it, into the folder that it began for these
+        settings; a notebook opened by hand leaves what is there as it is.
+        """
+        machine = self.machine if self.stage.per_machine else ""
+        folder = self.stage_folder(self.stage, self.seed, machine)
+        marker = folder / "BEGUN"
+        if marker.is_file() and marker.read_text(encoding="utf-8") == self.digest(self.stage, self.seed, machine):
+            artefacts.write_table(folder / name, table)
+
+    def kept(self, notebook: str, name: str) -> pd.DataFrame:
+        """What a stage without machines kept, of all seeds, with the column seed; empty where the stage is not finished for these settings."""
+        stage, found = stage_of(notebook), []
+        for seed in self.cfg.seeds if stage.per_seed else self.cfg.seeds[:1]:
+            path = self.stage_folder(stage, seed) / name
+            if artefacts.finished(path.parent, self.digest(stage, seed)) and path.is_file():
+                found.append(pd.read_csv(path).assign(seed=seed))
+        return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
     def scorer(self, machine: str = "", system: str = "") -> scorer.Scorer:
         """The trained detectors of one machine, for any recordings, see `scorer.of`; the run must be finished (`open`)."""
@@ -306,6 +303,9 @@ def open_run(study: str, overrides: Sequence[str] = (), home: str | Path = "", s
     """
     cfg = config.load(study, overrides)
     for system in cfg.systems:
+        if system in fusion.COMPOSED and system not in SYSTEMS:
+            parts = " and ".join(part[0] for part in fusion.COMPOSED[system][:2])
+            raise checks.Refusal(f"setting systems: {system} is made wherever {parts} are among the systems; name those and leave it out")
         checks.known_name("system", system, list(SYSTEMS))
     for name, values in (("seeds", cfg.seeds), ("systems", cfg.systems)):
         if not values or len(set(values)) < len(values):

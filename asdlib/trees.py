@@ -39,6 +39,12 @@ def put(tree: dict, text: str) -> None:
     tree[last] = parsed
 
 
+def merged(under: dict, over: dict) -> dict:
+    """Two nested dicts as one; where both say something, `over` wins, section by section. Neither is changed."""
+    both = {key: merged(under[key], value) if isinstance(value, dict) and isinstance(under.get(key), dict) else value for key, value in over.items()}
+    return under | both
+
+
 def from_tree(cls: type, tree: dict, where: str = ""):
     """A settings dataclass from nested dicts; unknown names, wrong types and values out of range are refused."""
     hints = typing.get_type_hints(cls)

@@ -27,7 +27,7 @@ def trained(context):
     for name, kind in detectors.DETECTORS.items():
         found[name] = kind(context)
         tables.append(detectors.detect(found[name], context, ["pump", "saw"] if name == "classifier" else ["pump"]))
-    scores = fusion.systems(pd.concat(tables, ignore_index=True), context.cfg.fusion)
+    scores = fusion.systems(pd.concat(tables, ignore_index=True).query("machine == 'pump'"), context.cfg.fusion)
     return Study(context, found), scorer.Scorer(context.cfg, {"oevae": found["oevae"]}, scores, "pump", "oevae", 0)
 
 

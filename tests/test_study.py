@@ -17,13 +17,14 @@ def names(jobs):
 
 def test_stages_run_per_machine_and_per_seed():
     found = names(study.jobs(run("demo", "seeds=[0, 1]")))
-    expected = ["01  0", "02  0", *(f"{n} {m} {s}" for n in ("03", "05") for s in (0, 1) for m in ("fan", "valve")), "07  0", "07  1", "09  0"]
+    expected = ["01  0", "02  0", *(f"{n} {m} {s}" for n in ("03", "05") for s in (0, 1) for m in ("fan", "valve"))]
+    expected += ["06  0", "06  1", "07  0", "07  1", "08  0", "09  0"]
     assert [name for name in found if name[:2] != "04"] == expected
 
 
 def test_stages_that_serve_no_system_of_the_study_are_left_out():
     assert {name[:2] for name in names(study.jobs(run("real")))} == {"01", "02", "03", "09"}
-    assert {name[:2] for name in names(study.jobs(run("demo", "systems=['oevae']")))} == {"01", "02", "05", "07", "09"}
+    assert {name[:2] for name in names(study.jobs(run("demo", "systems=['oevae']")))} == {"01", "02", "05", "06", "07", "08", "09"}
 
 
 def test_a_stage_that_serves_nothing_is_refused_by_name():
@@ -31,3 +32,13 @@ def test_a_stage_that_serves_nothing_is_refused_by_name():
         study.jobs(run("real"), ["05"])
     with pytest.raises(checks.Refusal, match="unknown system 'oeva'; did you mean oevae"):
         study.jobs(run("demo", "systems=['oeva']"))
+
+
+def test_the_ensemble_needs_no_setting_and_takes_none():
+    with pytest.raises(checks.Refusal, match="ensemble is made wherever oevae and classifier are among the systems; name those and leave it out"):
+        study.open_run("demo", ["systems=['oevae', 'classifier', 'ensemble']"])
+
+
+def test_the_tuner_says_that_it_needs_oevae():
+    with pytest.raises(checks.Refusal, match=r"stage 08_tuning serves oevae, the study has baseline_knn, .*; add it to systems"):
+        study.jobs(run("real"), ["08"])

@@ -85,7 +85,8 @@ class AutoencoderBaseline:
 
     The score of a test clip comes from a network trained on all training clips. A training clip would look too normal
     to that network, so it is scored by one trained on the other folds (stratified by domain) for as many steps, covariances
-    included.
+    included. Two trainings end at different errors, so such a score is brought to the network of the test clips: times the
+    ratio of the two networks' median scores on the clips that both were trained on.
     """
 
     def __init__(self, context: Context):
@@ -221,10 +222,13 @@ class AutoencoderBaseline:
     def training_scores(self) -> Scores:
         """Both scores of each training clip, by networks and covariances that never saw it (one clip alone: by its own)."""
         out: Scores = {}
+        own = self._score(self.net, self.precisions, self.train_rows)
         for number, (net, precisions, _) in enumerate(self.by_fold or [(self.net, self.precisions, None)]):
             held_out = self.fold == number
-            for key, values in self._score(net, precisions, self.train_rows[held_out]).items():
-                out.setdefault(key, np.empty(len(held_out)))[held_out] = values
+            for key, values in self._score(net, precisions, self.train_rows).items():
+                both = ~held_out if (~held_out).any() else held_out  # clips that both networks know
+                ratio = np.median(own[key][both]) / max(np.median(values[both]), np.finfo(float).tiny)
+                out.setdefault(key, np.empty(len(held_out)))[held_out] = ratio * values[held_out]
         return out
 
     def save(self, folder: Path) -> None:

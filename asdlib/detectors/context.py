@@ -49,8 +49,12 @@ def clip_by_clip(scores: Callable[[object, np.ndarray], Scores]) -> Callable[[ob
 
 
 def moved(detector, store: Store):
-    """A copy of a trained detector that reads the clips of another store; what it has learnt is shared, not copied."""
+    """A copy of a trained detector that reads the clips of another store; what it has learnt is shared, not copied.
+
+    Its `home` is the detector on the store it was trained on, whose training clips the other store lacks.
+    """
     other = copy.copy(detector)
+    other.home = detector
     other.context = dataclasses.replace(detector.context, store=store)
     return other
 

@@ -9,9 +9,9 @@ Components per clip, means over its segments, higher = more anomalous; the final
     beta             mean distance to the k = `oevae.neighbours` nearest references; beta_k1, beta_k2, beta_k4: for k = 1, 2, 4
 
 References of β are embeddings of the machine's normal training segments, of SMOTE items between them and of mixtures of
-their waveforms. Training clips are scored leave-clip-out in everything that is fitted after the network: a clip's own
-segments, and every reference made with one of them, are left out. The network itself has seen them (all but
-`oevae.holdout`), so their α and β are a little lower than those of new normal clips.
+their waveforms. Training clips are scored leave-clip-out by β: a clip's own segments, and every reference made with one of
+them, are left out. The network has seen them (all but `oevae.holdout`), and so have the refitted VAEs: their α of every kind and
+their β are a little lower than those of new normal clips.
 
 Sources: report 3.2, 4.2; SYSTEM 2-4, 9; facts C, D, E.  Notebooks: 05_oevae, 06_embeddings, 07_latents, 08_tuning
 """
@@ -36,7 +36,6 @@ from asdlib.models.oevae import OEVAE, VAE
 
 KEPT_K = (1, 2, 4)  # neighbours whose β is kept beside the chosen one (report 4.2)
 EVAL_ITEMS = 256  # segments per forward pass when nothing is learnt
-USUAL_CLIPS = 64  # training clips, evenly spaced, whose mean is the usual level of a band
 INIT, SPLIT, EVALUATE, MIX, REFIT = range(101, 106)  # purposes of random draws, beside the epochs
 
 
@@ -130,10 +129,20 @@ class OEVAEDetector:
         target = exposure.target_items(self.front, rows, *self._prior(rows, s.condition.k_scale), labels)
         if smote.space == "logmel" and smote.ratio > 0:
             mels = self.front.all_log_mels(target.items).cpu()
-            blend = augment.smote(mels, *self._groups(target.items), ratio=smote.ratio, k=smote.k, seed=self.context.seed)
+            blend = self._smote(mels, target.items)
             target = target.with_synthetic(blend, blend.of(mels).to(self.context.device)) if len(blend) else target
             self.synthetic_parents = blend.parents(target.items.row.cpu().numpy())
         return target
+
+    def _smote(self, x: np.ndarray | torch.Tensor, items: exposure.Items) -> augment.Blend:
+        """SMOTE between the items of each domain. A domain of one clip gets no items, one of few clips chooses among as many as it has."""
+        smote, (domain, rows) = self.settings.smote, self._groups(items)
+        clips = {name: len(np.unique(rows[domain == name])) for name in np.unique(domain)}
+        several = np.flatnonzero([clips[name] > 1 for name in domain])
+        most = (min((count for count in clips.values() if count > 1), default=2) - 1) * self.settings.features.segments
+        blend = augment.smote(x[several], domain[several], rows[several], ratio=smote.ratio, k=min(smote.k, most), seed=self.context.seed)
+        place = torch.from_numpy(several)
+        return augment.Blend(place[blend.first], place[blend.second], blend.weight)
 
     def _groups(self, items: exposure.Items) -> tuple[np.ndarray, np.ndarray]:
         """Domain and clip of each item."""
@@ -188,7 +197,7 @@ class OEVAEDetector:
         mixed = augment.Blend(mixed.first[some], mixed.second[some], mixed.weight[some])
         parts = [(found.h, np.stack([rows, rows], 1), domain == "target"), (self._of_mixtures(items, mixed), *self._kin(mixed, rows, domain))]
         if s.smote.space == "embed" and s.smote.ratio > 0:
-            blend = augment.smote(found.h, domain, rows, ratio=s.smote.ratio, k=s.smote.k, seed=self.context.seed)
+            blend = self._smote(found.h, items)
             parts.append((blend.of(found.h), *self._kin(blend, rows, domain)))
         elif target.mels is not None:
             with torch.inference_mode():
@@ -225,12 +234,6 @@ class OEVAEDetector:
     @torch.inference_mode()
     def _refitted(self, scale: float, h: np.ndarray) -> losses.VAEOutput:
         return self.heads[scale](torch.as_tensor(h, device=self.context.device))
-
-    @torch.inference_mode()
-    def usual_level(self) -> np.ndarray:
-        """Mean level of each band of the log-mel over training clips, dB, (mels,).  Notebook: 06_embeddings"""
-        rows = self.train_rows[:: max(len(self.train_rows) // USUAL_CLIPS, 1)]
-        return self.front.all_log_mels(self.front.items(rows)).mean((0, 1, 3)).cpu().numpy()
 
     def embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """f_FE of each segment: float32 (segments, 8 · width), and the position of its clip."""
@@ -341,5 +344,4 @@ class OEVAEDetector:
         other = moved(self, store)
         other.front, other._passes, other.train_rows = self.front.on(store), {}, np.empty(0, np.int64)
         other.references = self.references._replace(parents=self.references.parents + len(store))  # none of the other store's clips is a parent
-        other.usual_level = self.usual_level  # of the training clips, which the other store lacks
         return other

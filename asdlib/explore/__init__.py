@@ -1,1 +1,1 @@
-"""The models of the interactive views: traitlets, no widgets."""
+"""Models of the interactive views: traitlets classes and arrays, no widgets, so that they are tested without a browser (DESIGN 6)."""

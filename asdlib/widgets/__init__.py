@@ -1,1 +1,1 @@
-"""The views: ipywidgets, inline SVG, one anywidget canvas; static twins for reports."""
+"""Views of the models in `asdlib.explore`: controls and inline SVG for JupyterLab, and the same as static HTML for reports (UX)."""
