@@ -233,6 +233,7 @@ class Report:
     """What the report shows."""
 
     players: int = setting(24, "clips with a player; 30 keep the file small", 0, 30)
+    licence: str = setting("", "licence of the recordings, for the model card; empty: what a LICENCE file beside them says, else not stated")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from asdlib import artefacts, audio, checks, clips, config, detectability, explain, fusion, metrics, reading, synthetic, training
+from asdlib import artefacts, audio, checks, clips, config, detectability, explain, fusion, metrics, reading, scorer, synthetic, training
 from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_rows
 from asdlib.detectors.context import Context
 from asdlib.explore import maps
@@ -135,7 +135,7 @@ class Run:
             artefacts.finished(folder, self.digest(stage, seed, machine))
             and all(artefacts.finished(folder / name, self.detector_digest(name, seed, machine)) for name in stage.detectors)
             and all((self.folder / name).is_file() for name in tables)
-            and (not report or all((self.reports / name).is_file() for name in ("summary.md", "report.json")))
+            and (not report or all((self.reports / name).is_file() for name in ("summary.md", "report.json", "model_card.md")))
         )
 
     def detect(self, name: str, variant: str = "", settings=None) -> tuple[object, pd.DataFrame, pd.DataFrame]:
@@ -257,6 +257,14 @@ class Run:
                 found.append(pd.read_csv(path).assign(seed=seed))
         return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
+    def scorer(self, machine: str = "", system: str = "") -> scorer.Scorer:
+        """The trained detectors of one machine, for any recordings, see `scorer.of`; the run must be finished (`open`)."""
+        return scorer.of(self, jobs(self), machine, system)
+
+    def score(self, paths: Sequence[str | Path], machine: str = "", system: str = "") -> pd.DataFrame:
+        """Scores of recordings and folders of recordings: a row per file, see `scorer.Scorer`. For many calls keep one `scorer`."""
+        return self.scorer(machine, system)(scorer.recordings(paths))
+
     def timings(self) -> pd.DataFrame:
         """Seconds of every finished job of this study: stage, machine, seed, seconds; and the peak memory of those that train."""
         rows = []
@@ -290,7 +298,10 @@ def jobs(run: Run, only: Sequence[str] = ()) -> list[tuple[Stage, int, str]]:
 
 
 def open_run(study: str, overrides: Sequence[str] = (), home: str | Path = "", seed: int | None = None) -> Run:
-    """Open a study by name (see notebooks/studies) or TOML path; `home` holds runs/ and reports/ (default: the clone)."""
+    """Open a study by name (see notebooks/studies) or TOML path; `home` holds runs/ and reports/ (default: the clone).
+
+    raises : checks.Refusal for an unknown study, setting or system, and for seeds or systems that stand there twice
+    """
     cfg = config.load(study, overrides)
     for system in cfg.systems:
         if system in fusion.COMPOSED and system not in SYSTEMS:
@@ -301,6 +312,23 @@ def open_run(study: str, overrides: Sequence[str] = (), home: str | Path = "", s
         if not values or len(set(values)) < len(values):
             raise checks.Refusal(f"setting {name}: got {list(values)}, expected at least one value and none twice")
     return Run(cfg, Path(home or artefacts.CLONE).resolve(), cfg.seeds[0] if seed is None else seed)
+
+
+def open(study: str, home: str | Path = "", seed: int | None = None) -> Run:
+    """A study that was run to its end, with the settings it was run with: `open("demo").score(["clip.wav"], machine="fan")`.
+
+    study : name or TOML path.  home : holds runs/ and reports/ (default: the clone).  seed : one of the study's, none: the first
+    raises : checks.Refusal where it was never run to its end; what is out of date is told when it is asked for (`Run.scorer`)
+    """
+    home, name = Path(home or artefacts.CLONE).resolve(), config.load(study).name
+    try:
+        came = json.loads((home / "runs" / name / "09_report" / "params.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise checks.Refusal(f"study {name} was not run to its end in {home}; run `asd run {name}` first, or name its folder by --home") from error
+    run = open_run(came["study"], came["overrides"], home, seed)
+    if run.seed not in run.cfg.seeds:
+        raise checks.Refusal(f"seed {run.seed} came, the study has {', '.join(map(str, run.cfg.seeds))}; take one of them")
+    return run
 
 
 def arrive(notebook: str, *, study: str, overrides: list, home: str, seed: int = 0, machine: str = "") -> Run:
