@@ -23,9 +23,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import threadpoolctl
 import torch
 
-from asdlib import artefacts, audio, checks, clips, config, detectability, explain, fusion, metrics, reading, scorer, synthetic, training
+from asdlib import artefacts, audio, checks, clips, config, detectability, explain, fusion, metrics, precision, reading, scorer, synthetic, training
 from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_rows
 from asdlib.detectors.context import Context
 from asdlib.explore import maps
@@ -122,9 +123,13 @@ class Run:
     def detector_digest(self, name: str, seed: int, machine: str, settings=None) -> str:
         """Digest of everything that shapes a detector: its settings, recordings, code, device, seed, machine ("": all of them)."""
         cfg = dataclasses.asdict(self.cfg)
-        shaped_by = (cfg[name] if settings is None else dataclasses.asdict(settings), cfg["precision"])
+        shaped_by = (cfg[name] if settings is None else dataclasses.asdict(settings), self.precision_of(name))
         machines = [machine] if machine else self.machines
         return config.digest(name, shaped_by, self.store.fingerprint, artefacts.code_digest(), self.device.type, seed, machines)
+
+    def precision_of(self, name: str) -> str:
+        """Precision in which a detector's network is trained, the same wherever this study is continued (`asdlib.precision`)."""
+        return precision.settled(name, self.cfg, self.device, self.folder)
 
     def finished(self, stage: Stage, seed: int, machine: str = "") -> bool:
         """True if a stage, its detectors and what it leaves in the study's folder are there and made of what holds now."""
@@ -146,7 +151,7 @@ class Run:
         """
         folder = self.stage_folder(self.stage, self.seed, self.machine) / (variant or name)
         machines = [self.machine] if self.stage.per_machine else self.machines
-        chosen = self.cfg if settings is None else dataclasses.replace(self.cfg, **{name: settings})
+        chosen = dataclasses.replace(self.cfg, precision=self.precision_of(name), **({} if settings is None else {name: settings}))
         cfg = dataclasses.asdict(chosen)
         digest = self.detector_digest(name, self.seed, self.machine if self.stage.per_machine else "", settings)
         detector = DETECTORS[name](Context(chosen, self.store, self.device, self.seed, folder))
@@ -163,7 +168,8 @@ class Run:
             if len(detector.history):
                 artefacts.write_table(folder / "history.parquet", detector.history)
             detector.save(folder)
-            facts = {"detector": name, "machines": machines, "seed": self.seed, "settings": cfg[name], "seconds": time.perf_counter() - began}
+            facts = {"detector": name, "machines": machines, "seed": self.seed, "settings": cfg[name], "precision": chosen.precision}
+            facts |= {"seconds": time.perf_counter() - began}
             facts |= {"device": self.device.type, "data": self.store.fingerprint, "peak_memory_mb": artefacts.peak_memory_mb()}
             artefacts.seal(folder, digest, facts)
         return detector, scores, detector.history
@@ -345,4 +351,5 @@ def arrive(notebook: str, *, study: str, overrides: list, home: str, seed: int =
     run.stage = stage_of(notebook)
     run.machine = checks.known_name("machine", machine, run.machines) if machine else run.machines[0]
     torch.set_num_threads(1)  # two spinning threads on two busy cores are ten times slower than one
+    threadpoolctl.threadpool_limits(1)  # numpy's too: a notebook opened by hand computes what a study computes
     return run
