@@ -135,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
     index.set_defaults(action=_index)
 
     fetch = found.add_parser("download", help="fetch the challenge's recordings",
-        description="Fetch recordings from their public records (DCASE 2024: 19,200 clips) into DIR, verify and unpack them. What is in place is "
+        description="Reads public records (DCASE 2024: 19,200 clips), writes their recordings into DIR, verified and unpacked. What is in place is "
         "not fetched again; an interrupted download goes on.",
         epilog="example: asd download dcase2024 --root data/dcase2024 --parts dev --machines fan,valve")  # fmt: skip
     fetch.add_argument("dataset", help=f"of {', '.join(download.DATASETS)}")
