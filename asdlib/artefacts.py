@@ -75,7 +75,7 @@ def finished(folder: Path, digest: str) -> bool:
     try:
         done = json.loads((folder / "DONE").read_text(encoding="utf-8"))
         return done["digest"] == digest and all((folder / name).stat().st_size == size for name, size in done["files"].items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
@@ -85,7 +85,7 @@ def begin(folder: Path, digest: str) -> None:
     Folders inside it carry a digest of their own and are left alone.
     """
     marker = folder / "BEGUN"
-    if folder.is_dir() and (not marker.is_file() or marker.read_text(encoding="utf-8") != digest):
+    if folder.is_dir() and (not marker.is_file() or marker.read_bytes() != digest.encode()):
         for path in folder.iterdir():
             if not path.is_dir():
                 path.unlink()
@@ -121,7 +121,7 @@ def guarded(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, what: str = "run of this study") -> Iterator[None]:
     """Hold a study for one process and the kernels that it starts; another process is told so instead of writing there too.
 
     raises : checks.Refusal where another process holds it
@@ -136,7 +136,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise checks.Refusal(f"{folder}: another run of this study is at work; wait for it or stop it") from error
+            raise checks.Refusal(f"{folder}: another {what} is at work; wait for it or stop it") from error
         before = os.environ.get(HOLDS)
         os.environ[HOLDS] = str(folder)
         try:

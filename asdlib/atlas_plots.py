@@ -169,7 +169,8 @@ def _picture(figure: Plot, axis, scale, one: explain.Map, label: str, colours: s
 
 
 def _nice_hz(hz: np.ndarray) -> np.ndarray:
-    nice = 125 * 4.0 ** np.arange(4)
+    even = np.ptp(np.diff(hz)) < 0.01 * hz[-1] / len(hz)
+    nice = np.arange(0.0, hz[-1], 2000.0 * max(round(hz[-1] / 10000), 1)) if even else 125 * 4.0 ** np.arange(5)
     return nice[(nice >= hz[0]) & (nice <= hz[-1])]
 
 

@@ -2,6 +2,7 @@
 
     asd run demo                                        a study: notebooks in order, then the report
     asd index ROOT... [--json]                          what recordings there are, and what is wrong with them
+    asd download dcase2024 --root DIR                   the challenge's recordings, from their public records
     asd synth OUT --machines fan gearbox                recordings of modelled machines
     asd compare STUDY STUDY [--html FILE]               two finished studies: settings, results, is one better
     asd settings [NAME]                                 every setting with its default and meaning
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shlex
 import signal
 import sys
 import warnings
@@ -20,7 +22,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from asdlib import artefacts, audio, checks, clips, commands, compare, config, report, synthetic
+from asdlib import artefacts, audio, checks, clips, compare, config, download, reading, report, synthetic
+from asdlib.commands import add
 from asdlib.execute import run_study
 from asdlib.study import jobs, open_run, stage_of
 
@@ -54,7 +57,9 @@ def _run(args: argparse.Namespace) -> None:
     if not executed:
         print("nothing to do: everything is up to date")
     if run.finished(*jobs(run)[-1]):
-        print(report.metrics_text(pd.read_csv(run.folder / "metrics.csv")))
+        with reading.refused(run.folder / "metrics.csv", "metrics"):
+            found = report.metrics_text(pd.read_csv(run.folder / "metrics.csv"))
+        print(found)
         print(f"report {run.reports / 'index.html'}")
 
 
@@ -64,6 +69,17 @@ def _index(args: argparse.Namespace) -> None:
     table, problems = audio.inspect(table, problems, data)
     summary = clips.summary(table, problems)
     print(json.dumps(summary, indent=1) if args.json else clips.summary_text(summary))
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _download(args: argparse.Namespace) -> None:
+    truth = Path(args.truth) if args.truth else None
+    given = {"parts": _words(args.parts), "machines": _words(args.machines), "mirror": args.mirror, "truth": truth}
+    folders = download.download(args.dataset, Path(args.root).absolute(), **given)
+    print(f"all there; next: asd run paper --data-root {shlex.join(map(str, folders))}")
 
 
 def _synth(args: argparse.Namespace) -> None:
@@ -95,9 +111,9 @@ def _settings(args: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="asd", description="Anomalous sound detection of machines: run studies, look at recordings.")
-    found = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    run = found.add_parser("run", help="run a study and write its report",
+    run = commands.add_parser("run", help="run a study and write its report",
         description=f"Run a study ({', '.join(config.study_names())}, or a .toml file): reads recordings, writes runs/STUDY and "
         "reports/STUDY. What is up to date is not computed again.",
         epilog="example: asd run demo --set autoencoder.epochs=5")  # fmt: skip
@@ -112,14 +128,26 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--home", default="", metavar="DIR", help="folder for runs/ and reports/ (default: the clone)")
     run.set_defaults(action=_run)
 
-    index = found.add_parser("index", help="say what recordings there are and what is wrong with them",
+    index = commands.add_parser("index", help="say what recordings there are and what is wrong with them",
         description="Reads DCASE-style trees and prints counts, attributes, classes, durations and problems; writes nothing.",
         epilog="example: asd index data/dev_data data/eval_data --json")  # fmt: skip
     index.add_argument("roots", nargs="+", metavar="ROOT", help="folder that holds <machine>/train and <machine>/test")
     index.add_argument("--json", action="store_true", help="machine-readable")
     index.set_defaults(action=_index)
 
-    synth = found.add_parser("synth", help="write recordings of modelled machines",
+    fetch = commands.add_parser("download", help="fetch the challenge's recordings",
+        description="Reads the public records of the recordings (DCASE 2024: 19,200 clips) and writes them to DIR, verified and unpacked. What is in "
+        "place is not fetched again; an interrupted download goes on.",
+        epilog="example: asd download dcase2024 --root data/dcase2024 --parts dev --machines fan,valve")  # fmt: skip
+    fetch.add_argument("dataset", help=f"of {', '.join(download.DATASETS)}")
+    fetch.add_argument("--root", required=True, metavar="DIR", help="folder to fill")
+    fetch.add_argument("--parts", default="", help="only these, separated by commas: dev, additional (training clips for eval), eval")
+    fetch.add_argument("--machines", default="", help="only these, separated by commas")
+    fetch.add_argument("--mirror", default="", metavar="URL", help=f"another server with the same interface (default: {download.ZENODO})")
+    fetch.add_argument("--truth", default="", metavar="FILE", help="the organisers' list of true evaluation names (eval_data_list_2024.csv)")
+    fetch.set_defaults(action=_download)
+
+    synth = commands.add_parser("synth", help="write recordings of modelled machines",
         description="Reads nothing; writes a DCASE 2024-style tree of physically modelled machines with faults to a new folder.",
         epilog="example: asd synth data/toy --machines fan gearbox --severity 0.5 1 2")  # fmt: skip
     synth.add_argument("out", help="folder to make")
@@ -130,7 +158,7 @@ def parser() -> argparse.ArgumentParser:
     synth.add_argument("--severity", type=float, nargs="+", help="fault severity, 0 inaudible to 3 blatant; several are spread over the anomalies")
     synth.set_defaults(action=_synth)
 
-    pair = found.add_parser("compare", help="say how two finished studies differ, in settings and in results",
+    pair = commands.add_parser("compare", help="say how two finished studies differ, in settings and in results",
         description="Reads two studies that `asd run` has finished and compares them: settings, metrics with intervals, and a paired test where both "
         "scored the same clips. Prints text; writes nothing but the page that --html asks for.",
         epilog="example: asd compare paper best --html difference.html")  # fmt: skip
@@ -139,11 +167,11 @@ def parser() -> argparse.ArgumentParser:
     pair.add_argument("--home", default="", metavar="DIR", help="folder that holds runs/ (default: the clone)")
     pair.set_defaults(action=_compare)
 
-    settings = found.add_parser("settings", help="list every setting with its default and meaning",
+    settings = commands.add_parser("settings", help="list every setting with its default and meaning",
         description="Reads the settings' own explanations and prints them; writes nothing.", epilog="example: asd settings autoencoder")  # fmt: skip
     settings.add_argument("name", nargs="?", default="", help="only settings whose name starts so")
     settings.set_defaults(action=_settings)
-    commands.add(found)
+    add(commands)
     return top
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from asdlib import artefacts, checks, claims, config, metrics, report, tables
+from asdlib import artefacts, checks, claims, config, metrics, reading, report, tables
 
 CLIP = ["clip", "domain", "label", "digest"]  # what makes two test clips one and the same
 UNSAID = ("name", "about")  # settings that change nothing
@@ -49,16 +49,16 @@ def load(study: str, home: Path) -> Side:
         raise checks.Refusal(f"study {study} has no results: {folder} holds no finished report; run `asd run {folder.name}` first")
     try:
         manifest = json.loads((folder / "09_report" / "manifest.json").read_text(encoding="utf-8"))
-        scores = pd.read_parquet(folder / "scores.parquet")
+        scores = reading.scores(folder / "scores.parquet")
         return Side(
             folder.name,
             _flat(manifest["settings"]),
             manifest["versions"] | {"recordings": manifest["data"], "device": manifest["device"]},
             pd.read_csv(folder / "metrics.csv"),
             checks.score_table(scores[scores["component"] == "score"]),
-            pd.read_parquet(folder / "store" / "clips.parquet"),
+            reading.table(folder / "store" / "clips.parquet", checks.CLIP_COLUMNS),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise checks.Refusal(f"the results of study {study} are not readable ({error}); run `asd run {folder.name}` again") from error
 
 

@@ -16,7 +16,6 @@ cited works. Notebooks: all of them (second cell).
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Literal
 from asdlib import checks
 from asdlib.trees import digest as digest  # part of this module's face
 from asdlib.trees import from_tree as from_tree
-from asdlib.trees import merged, put
+from asdlib.trees import merged, parse, put, shown
 from asdlib.trees import to_tree as to_tree
 
 STUDIES = Path(__file__).resolve().parent.parent / "notebooks" / "studies"
@@ -276,14 +275,17 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> Study:
     raises : checks.Refusal for unknown studies, names, types and values out of range, and for an included file that is missing
     """
     path = Path(name) if name.endswith(".toml") else STUDIES / f"{name}.toml"
-    if not path.is_file():
-        raise checks.Refusal(f"unknown study {name!r}" + checks.did_you_mean(name, study_names()))
+    if not _there(path):
+        raise checks.Refusal(f"unknown study {shown(name)}" + checks.did_you_mean(name, study_names()))
     tree = _read(path)
     for text in overrides:
         put(tree, text)
     if "include" in tree:
         given = from_tree(Study, {"include": tree["include"]}).include
-        tree["include"] = [str((path.parent / Path(file).expanduser()).resolve()) for file in given]
+        try:
+            tree["include"] = [str((path.parent / Path(file).expanduser()).resolve()) for file in given]
+        except (OSError, ValueError, RuntimeError) as error:  # no user of that name, or no path at all
+            raise checks.Refusal(f"setting include: {shown(list(given))} are no paths ({error}), expected TOML files") from error
         under: dict = {}
         for file in tree["include"]:
             under = merged(under, _included(Path(file), path))
@@ -291,23 +293,30 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> Study:
     tree.setdefault("name", path.stem)
     cfg = from_tree(Study, tree)
     for root in cfg.data.roots:
-        if not Path(root).is_absolute():
+        if "\0" in root or not Path(root).is_absolute():
             raise checks.Refusal(f"setting data.roots: {root!r} is relative; give the whole path, or --data-root DIR on the command line")
     if not cfg.name.replace("_", "").replace("-", "").isalnum():
         raise checks.Refusal(f"setting name: got {cfg.name!r}, expected letters, digits, _ and - only; rename the study")
     return cfg
 
 
+def _there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long for a name, or with signs that no name has
+        return False
+
+
 def _read(path: Path) -> dict:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise checks.Refusal(f"{path}: not readable as TOML ({error}); correct the file") from error
 
 
 def _included(file: Path, study: Path) -> dict:
     """Settings of an included file; name and about stay the study's own."""
-    if not file.is_file():
+    if not _there(file):
         raise checks.Refusal(f"{study.name} includes {file}, and there is no such file; run the study that writes it, or take it out of include")
     tree = _read(file)
     if "include" in tree:

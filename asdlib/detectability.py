@@ -25,6 +25,7 @@ from __future__ import annotations
 import itertools
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -61,11 +62,11 @@ def severities(clips: pd.DataFrame) -> pd.Series:
     return pd.Series([found.get(key, np.nan) for key in keys], index=clips["clip"].to_numpy(), dtype=float)
 
 
-class _Curves:
-    """AUC by severity of one system: values (machines, severities), resamples (B, machines, severities), NaN where there is none."""
+class _Curves(NamedTuple):
+    """AUC by severity of one system, NaN where there is none; the last machine is "all"."""
 
-    def __init__(self, values: np.ndarray, boots: np.ndarray):
-        self.values, self.boots = values, boots
+    values: np.ndarray  # (machines + 1, severities)
+    boots: np.ndarray  # (B, machines + 1, severities)
 
 
 def _one(scores: np.ndarray, normal: np.ndarray, kind: np.ndarray, levels: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -119,7 +120,7 @@ def _evaluate(scores: pd.DataFrame, settings: config.Metrics, seed: int) -> tupl
                     drawn[key] = np.concatenate([np.ones((1, len(part)), np.int16), many])
                 counts[number] = np.maximum(counts[number], [(kind == level).sum() for level in levels])
                 values[:, number] = _one(part["score"].to_numpy(float), normal, kind, levels, drawn[key])
-            runs.append(values)
+            runs.append(np.concatenate([values, roc.harmonic(values, axis=1)[:, None]], axis=1))
         mean = np.mean(runs, axis=0)
         curves[system] = _Curves(mean[0], mean[1:])
     return machines, levels, counts, curves
@@ -135,17 +136,18 @@ def curves(scores: pd.DataFrame, settings: config.Metrics, seed: int) -> tuple[p
     checks.score_table(scores)
     if "severity" not in scores:
         raise checks.Refusal("a score table without severity came, expected that column; add detectability.severities of its clips")
+    if not (scores["severity"].notna() & (scores["label"] == "anomaly") & (scores["split"] == "test")).any():
+        return pd.DataFrame(columns=list(CURVE_COLUMNS)), pd.DataFrame(columns=list(REACH_COLUMNS))
     machines, levels, counts, found = _evaluate(scores, settings, seed)
     tail = (1 - settings.confidence) / 2
     rows, reached = [], []
     for system, curve in found.items():
         everywhere = (counts > 0).all(0)
-        for name, at, number in [(m, counts[i] > 0, counts[i]) for i, m in enumerate(machines)] + [("all", everywhere, counts.sum(0))]:
+        for place, name in enumerate([*machines, "all"]):
+            at, number = (everywhere, counts.sum(0)) if name == "all" else (counts[place] > 0, counts[place])
             if not at.any():
                 continue
-            pick = machines.index(name) if name != "all" else None
-            value = roc.harmonic(curve.values[:, at], axis=0) if pick is None else curve.values[pick, at]
-            boots = roc.harmonic(curve.boots[:, :, at], axis=1) if pick is None else curve.boots[:, pick, at]
+            value, boots = curve.values[place, at], curve.boots[:, place, at]
             low, high = np.quantile(boots, [tail, 1 - tail], axis=0)
             rows += [(system, name, *row) for row in zip(levels[at], value, low, high, number[at], strict=True)]
             point = reach(levels[at], value[None], number[at])[0]

@@ -30,7 +30,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_selection import mutual_info_classif
@@ -40,7 +39,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from asdlib import checks, config, scoring, training
+from asdlib import checks, config, reading, scoring, training
 from asdlib.models.oevae import VAE, VAEBatch
 
 ALIVE = 0.01  # variance of μ over items below which a channel carries nothing (Burda et al. 2016)
@@ -138,7 +137,9 @@ def load(folder: Path, table: pd.DataFrame, machine: str, domain: int) -> Latent
     path = Path(folder) / f"{NAME}.safetensors"
     if not path.is_file():
         raise checks.Refusal(f"{path}: not there; run stage 05_oevae of {machine} first")
-    return arranged(load_file(path), table, machine, domain)
+    found = reading.tensors(path, {"embedding": 2, "z_mean": 2, "z_logvar": 2, "rows": 1, "clip": 1})
+    with reading.refused(path, "the latents of these clips"):
+        return arranged(found, table, machine, domain)
 
 
 def arranged(tensors: dict[str, np.ndarray], table: pd.DataFrame, machine: str, domain: int) -> Latents:

@@ -46,16 +46,17 @@ def html(executed_notebook: Path, out: Path, footer: dict, title: str) -> Path:
     executed_notebook : .ipynb with outputs.  out : .html.  footer : name -> value, what made this page (run, device, versions).
     raises : checks.Refusal if there is no such notebook
     """
-    try:
-        book = nbformat.read(executed_notebook, 4)
-    except (OSError, ValueError) as error:
-        raise checks.Refusal(f"{executed_notebook}: no readable notebook ({error}); run the stage again") from error
-    book.metadata.pop("widgets", None)
     settings = Config({"NbConvertBase": {"display_data_priority": FACES}, "HTMLExporter": {"anchor_link_text": ""}})
     exporter = HTMLExporter(config=settings, template_name="basic", template_file=str(TEMPLATES / "report.html.j2"))
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
-    page = {"title": title, "footer": footer, "contents": _contents(book), "css": _css(), "policy": POLICY}
-    artefacts.write_text(out, exporter.from_notebook_node(book, resources={"page": page})[0])
+    try:
+        book = nbformat.read(executed_notebook, 4)
+        book.metadata.pop("widgets", None)
+        page = {"title": title, "footer": footer, "contents": _contents(book), "css": _css(), "policy": POLICY}
+        text = exporter.from_notebook_node(book, resources={"page": page})[0]
+    except Exception as error:  # one that is JSON but no notebook raises many kinds, and some only on its way to the page
+        raise checks.Refusal(f"{executed_notebook}: no readable notebook ({str(error)[:200]!r}); run the stage again") from error
+    artefacts.write_text(out, text)
     return out
 
 
@@ -88,8 +89,9 @@ def write_index(reports: Path) -> Path:
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             omega = ", ".join(f"{s} {tables.number(v, low, high)}" for s, (v, low, high) in facts["omega"].items())
-            rows.append((facts["finished"], facts["study"], facts["about"], ", ".join(facts["machines"]), omega, facts["left_out"]))
-        except (ValueError, KeyError, OSError) as error:
+            texts = [str(facts[name]) for name in ("finished", "study", "about")]
+            rows.append((*texts, ", ".join(facts["machines"]), omega, str(facts["left_out"])))
+        except (ValueError, KeyError, OSError, TypeError, AttributeError, RecursionError) as error:
             rows.append(("", path.parent.name, f"report.json is not readable ({error})", "", "", ""))
     table = pd.DataFrame(sorted(rows, reverse=True), columns=["finished", "study", "about", "machines", "Ω", "clips left out"])
     links = [tables.Html(f'<a href="{urllib.parse.quote(name)}/index.html">{tables.escape(name)}</a>') for name in table["study"]]

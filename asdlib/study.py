@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from asdlib import artefacts, audio, checks, clips, config, detectability, explain, fusion, metrics, scorer, synthetic, training
+from asdlib import artefacts, audio, checks, clips, config, detectability, explain, fusion, metrics, reading, scorer, synthetic, training
 from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_rows
 from asdlib.detectors.context import Context
 from asdlib.explore import maps
@@ -151,9 +151,10 @@ class Run:
         digest = self.detector_digest(name, self.seed, self.machine if self.stage.per_machine else "", settings)
         detector = DETECTORS[name](Context(chosen, self.store, self.device, self.seed, folder))
         if artefacts.finished(folder, digest):
-            detector.load(folder, np.concatenate([training_rows(self.clips, machine) for machine in machines]))
-            history = pd.read_parquet(folder / "history.parquet") if (folder / "history.parquet").is_file() else pd.DataFrame()
-            return detector, pd.read_parquet(folder / "scores.parquet"), history
+            with reading.refused(folder, f"a {name} detector"):
+                detector.load(folder, np.concatenate([training_rows(self.clips, machine) for machine in machines]))
+            history = reading.table(folder / "history.parquet", ["epoch"]) if (folder / "history.parquet").is_file() else pd.DataFrame()
+            return detector, reading.scores(folder / "scores.parquet"), history
         with artefacts.locked(self.folder), artefacts.guarded(folder):
             artefacts.begin(folder, digest)
             began = time.perf_counter()
@@ -218,7 +219,7 @@ class Run:
             for name in stage.detectors:
                 path = self.stage_folder(stage, seed, machine) / name / "scores.parquet"
                 if name in wanted and artefacts.finished(path.parent, self.detector_digest(name, seed, machine)):
-                    tables.append(pd.read_parquet(path))
+                    tables.append(reading.scores(path))
                 elif name in wanted:
                     missing.append(f"{stage.notebook} of {machine or 'all machines'} (seed {seed})")
         if missing or not tables:

@@ -37,12 +37,14 @@ def atlas_parts():
         spaces.append(maps.Space(f"oevae {machine}", "oevae", own, rng.normal(size=(len(clip), 6)).astype(np.float32), clip))
     every = np.arange(len(table))
     spaces.append(maps.Space("classifier", "classifier", every, rng.normal(size=(len(table), 5)).astype(np.float32), every))
+    facts = table[["machine", "section", "split", "domain", "label", "clip"]]
     parts = [
-        table[["machine", "section", "split", "domain", "label", "clip"]].assign(system=system, component=component, seed=0, score=rng.normal(size=len(table)))
+        facts.assign(system=system, component=component, seed=0, score=rng.normal(size=len(table)))
         for system, component in (("oevae", "score"), ("oevae", "alpha"), ("oevae", "beta"), ("classifier", "score"))
     ]
     scores = pd.concat(parts, ignore_index=True)[list(checks.SCORE_COLUMNS)]
-    limits = pd.DataFrame([(s, m, 0, 1.0) for s in ("oevae", "classifier") for m in ("fan", "pump")], columns=["system", "machine", "seed", "threshold"])
+    limits = pd.DataFrame([(s, m, 0, 1.0) for s in ("oevae", "classifier") for m in ("fan", "pump")])
+    limits.columns = ["system", "machine", "seed", "threshold"]
     return table, spaces, scores, limits
 
 
@@ -69,8 +71,8 @@ def test_pca_keeps_the_distances_of_a_plane():
     rng = np.random.default_rng(0)
     plane = rng.normal(size=(30, 2)) @ np.linalg.qr(rng.normal(size=(8, 2)))[0].T
     found = maps.pca(plane.astype(np.float32))
-    gaps = lambda x: np.linalg.norm(x[:, None] - x[None], axis=2)
-    np.testing.assert_allclose(gaps(found), gaps(plane), atol=1e-4)
+    gaps = (np.linalg.norm(x[:, None] - x[None], axis=2) for x in (found, plane))
+    np.testing.assert_allclose(*gaps, atol=1e-4)
     assert maps.explained(plane, found) == pytest.approx(1, abs=1e-4)
 
 
@@ -256,8 +258,19 @@ def test_both_faces_of_the_view(atlas):
     atlas.choose(view="oevae pump")
     atlas.pick(20)
     bundle = AtlasView(atlas, Sounds(Store(atlas.table), 16000))._repr_mimebundle_()
-    assert "application/vnd.jupyter.widget-view+json" in bundle and bundle["text/html"].count("<img alt=") == 2 and "<script" not in bundle["text/html"]
+    static = bundle["text/html"]
+    assert "application/vnd.jupyter.widget-view+json" in bundle and static.count("<img alt=") == 2 and "<script" not in static
     assert (atlas.view, atlas.row) == ("oevae pump", 20)  # drawing the twin leaves the atlas as it was
+
+
+def test_the_view_follows_the_model(atlas):
+    view = AtlasView(atlas, Sounds(Store(atlas.table), 16000))
+    atlas.choose(view="oevae pump", colour="domain")
+    atlas.pick(20)
+    assert view.choices["view"].value == "oevae pump" and view.choices["colour"].value == "domain"
+    assert atlas.points().row[view.canvas.chosen] == 20 and view.canvas.said == atlas.said()
+    atlas.choose(view="oevae fan")
+    assert view.canvas.chosen == -1 and view.canvas.sound == ""
 
 
 def test_lists_with_players_are_limited(atlas):

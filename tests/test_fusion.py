@@ -243,7 +243,7 @@ def test_the_ensemble_is_a_system_of_its_own_on_one_scale():
     table = fusion.systems(scores, settings)
     assert set(table["system"]) == {"oevae", "classifier", "ensemble"} and checks.score_table(table) is table
     for (machine, seed), rows in table.groupby(["machine", "seed"]):
-        part = {key: block.set_index("clip")["score"] for key, block in rows.groupby(["system", "component"])}
+        part = {key: block.set_index("clip")["score"].sort_index() for key, block in rows.groupby(["system", "component"])}
         train = part["oevae", "score"].index.str.contains("/train/")
         z = {key: (values - values[train].mean()) / values[train].std(ddof=0) for key, values in part.items()}
         slow = 0.8 * z["oevae", "score"] + 0.2 * z["classifier", "score"]

@@ -62,7 +62,9 @@ def test_a_tick_of_omega_re_sends_marks_and_numbers_only(view):
     assert sum(len(after[name]) for name in changed) < 20_000 and "ω 0.90" in after["words"]
     view.tuner.k = 4
     assert view.drawn["asd-tuner-curves"].value != before["asd-tuner-curves"] and view.drawn["asd-tuner-map"].value == before["asd-tuner-map"]
+    assert ">Ω of ensemble at η 0.5 over all machines" in view.drawn["asd-tuner-map"].value
     view.tuner.system = "oevae"
+    assert ">Ω of oevae over all machines" in view.drawn["asd-tuner-map"].value
     assert view.drawn["asd-tuner-map"].value != before["asd-tuner-map"]
 
 
@@ -139,3 +141,11 @@ def test_what_is_missing_is_written_and_nothing_breaks(tmp_path):
     assert widgets(unlabelled.chosen.widget)["asd-rule-oracle"].disabled
     unlabelled.tuner.omega = 0.1
     assert "not available" in unlabelled.words.value and isinstance(unlabelled.tuner.parts.settings, config.Metrics)
+
+
+def test_the_map_says_where_a_rule_chose_another_eta(view):
+    best = view.tuner.rules["oracle"].choice
+    view.tuner.choose(best._replace(eta=0.3 if best.eta != 0.3 else 0.7))
+    assert f">O (η {best.eta:g})</text>" in view.drawn["asd-tuner-map"].value
+    view.tuner.choose(best)
+    assert ">O</text>" in view.drawn["asd-tuner-map"].value and (view.tuner.map()[0].max() == view.tuner._quality[1:].max())

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
-from asdlib import checks, features, scoring, training
+from asdlib import checks, features, reading, scoring, training
 from asdlib.audio import Store
 from asdlib.detectors.context import Context, Scores, clip_by_clip, frames_of, moved
 from asdlib.models.autoencoder import Autoencoder, Vectors
@@ -73,7 +73,7 @@ class NearestNeighbour:
 
     def load(self, folder: Path, train_rows: np.ndarray) -> None:
         """What `save` wrote."""
-        self.train = load_file(folder / "references.safetensors")["train"]
+        self.train = reading.tensors(folder / "references.safetensors", {"train": 2})["train"]
 
     def on(self, store: Store) -> NearestNeighbour:
         """The same detector for the clips of another store."""
@@ -241,7 +241,10 @@ class AutoencoderBaseline:
         self.train_rows = train_rows
         self.net = Autoencoder(self.settings).to(self.context.device)
         training.load_weights(self.net, folder / "weights.safetensors")
-        self.precisions = load_file(folder / "precisions.safetensors")
+        self.precisions = reading.tensors(folder / "precisions.safetensors", dict.fromkeys(("source", "target"), 2))
+        square = (self.settings.n_mels, self.settings.n_mels)
+        if set(self.precisions) != {"source", "target"} or any(matrix.shape != square for matrix in self.precisions.values()):
+            raise checks.Refusal(f"{folder}: its covariances are not of {square[0]} bands in source and target; {reading.AGAIN}")
 
     def on(self, store: Store) -> AutoencoderBaseline:
         """The same detector for the clips of another store."""

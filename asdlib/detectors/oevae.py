@@ -25,9 +25,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from asdlib import augment, checks, latents, losses, scoring, training
+from asdlib import augment, checks, latents, losses, reading, scoring, training
 from asdlib.audio import Store
 from asdlib.condition import condition
 from asdlib.detectors import exposure
@@ -325,11 +325,11 @@ class OEVAEDetector:
         self._open(train_rows)
         self.net = self._network()
         training.load_weights(self.net, folder / "weights.safetensors")
-        found = load_file(folder / f"{latents.NAME}.safetensors")
+        found = reading.tensors(folder / f"{latents.NAME}.safetensors", {"rows": 1, "trained": 1})
         trained = dict(zip(found["rows"].tolist(), found["trained"].tolist()))
         self.trained = np.array([bool(trained[row]) for row in train_rows])
-        self.references = References(**load_file(folder / "references.safetensors"))
-        state, self.heads = load_file(folder / "refits.safetensors"), {}
+        self.references = References(**reading.tensors(folder / "references.safetensors", {}))
+        state, self.heads = reading.tensors(folder / "refits.safetensors", {}), {}
         for scale in self.settings.k_scales:
             s = self.settings
             self.heads[scale] = VAE(self.net.dim, s.hidden, s.latent, s.domain_latent).to(self.context.device).eval()

@@ -65,6 +65,10 @@ class Atlas(HasTraits):
         made = [projection for space, projection, items in xy if space == self.views[first][0] and items == "clips"]
         super().__init__(view=first, projection=made[0], items="clips", colour="label")
 
+    def fresh(self) -> Atlas:
+        """Another atlas of the same maps and scores, whose choices are its own."""
+        return Atlas(list(self.spaces.values()), self.xy, self.table, self.scores, self.decisions)
+
     def _standing(self) -> pd.DataFrame:
         """Score of every clip in sd above the normal training mean; index: store row, a column for each system."""
         own = self.scores[self.scores["component"] == "score"]
@@ -206,20 +210,21 @@ class Atlas(HasTraits):
     def neighbours(self, n: int = 5) -> pd.DataFrame:
         """The n training clips next to the chosen item in the embedding, leave-clip-out: row, clip, distance, domain, attributes."""
         item = np.flatnonzero(self.space.rows[self.space.of(self.items)[1]] == self.row)[max(self.segment, 0)]
-        rows, away = maps.nearest_training(self.space, self.items, int(item), self.table, n)
+        return self._near(self.space, self.items, int(item), n)
+
+    def neighbours_of(self, system: str, row: int, n: int = 5) -> pd.DataFrame:
+        """`neighbours` of any clip in the space of a system; without a row where the system has no place for it."""
+        for space in self.spaces.values():
+            place = np.flatnonzero(space.rows == row)
+            if space.system == system and len(place):
+                return self._near(space, "clips", int(place[0]), n)
+        return pd.DataFrame(columns=["row", "clip", "distance", "domain", "attributes"])
+
+    def _near(self, space: maps.Space, items: str, item: int, n: int) -> pd.DataFrame:
+        rows, away = maps.nearest_training(space, items, item, self.table, n)
         found = self.table.iloc[rows]
         facts = {"row": rows, "clip": found["clip"].to_numpy(), "distance": away, "domain": found["domain"].to_numpy()}
         return pd.DataFrame(facts | {"attributes": [self.attributes(row) for row in rows]})
-
-    def nearest_words(self, system: str, row: int) -> str:
-        """The training clip next to a clip in the space of a system, in words."""
-        for space in self.spaces.values():
-            place = np.searchsorted(space.rows, row)
-            if space.system == system and place < len(space.rows) and space.rows[place] == row:
-                rows, away = maps.nearest_training(space, "clips", int(place), self.table, 1)
-                if len(rows):
-                    return f"Nearest training clip at {away[0]:.3g}: {short(self.table['clip'].iloc[rows[0]])}, {self.attributes(rows[0])}."
-        return "No training clip beside it."
 
     def explained(self) -> float:
         """Share of the variance of the view's space that its PCA keeps, 0..1."""

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
 
-from asdlib import artefacts, backends, checks, config, latents, scoring
+from asdlib import artefacts, backends, checks, config, latents, reading, scoring
 from asdlib.detectors import classifier
 
 PROJECTIONS = ("UMAP", "PCA")
@@ -132,7 +132,7 @@ def coordinates(spaces: Sequence[Space], settings: config.Maps, seed: int, folde
                 path = folder / f"{_digest(x, projection, settings, seed)}.parquet"
                 used.add(path)
                 if path.is_file():
-                    out[space.name, projection, items] = pd.read_parquet(path).to_numpy(np.float32)
+                    out[space.name, projection, items] = reading.table(path, ["x", "y"]).to_numpy(np.float32)
                     continue
                 xy = pca(x) if projection == "PCA" else umap(x, settings, seed)
                 artefacts.write_table(path, pd.DataFrame(xy, columns=["x", "y"]))
@@ -164,4 +164,3 @@ def nearest_training(space: Space, items: str, item: int, table: pd.DataFrame, n
     rows, first = np.unique(space.rows[clip[allowed]][order], return_index=True)
     keep = np.argsort(first)[:n]
     return rows[keep], away[order][first[keep]]
-

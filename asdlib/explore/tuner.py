@@ -22,6 +22,7 @@ from asdlib.explore.parts import Choice, Parts
 
 BY_HAND = "hand, in sight of test labels: not a claim"
 BATCH = "a batch run"
+WORTH = 0.3  # rank correlation from which the training rule is worth a word
 
 
 class Tuner(traitlets.HasTraits):
@@ -116,6 +117,15 @@ class Tuner(traitlets.HasTraits):
         rows = ((values[0], boots[0]), (values[0] - values[1], boots[0] - boots[1]))
         return np.array([[value, *sweeps.interval(parts, resampled)] for value, resampled in rows])
 
+    def verdict(self) -> str:
+        """Whether the training rule pointed towards better detection, in words."""
+        if np.isnan(self.worth):
+            return "without test labels and target training clips there is no telling whether the training rule points the right way"
+        told = f"rank correlation of a small mismatch with a high Ω over all points: {self.worth:+.2f}; "
+        if self.worth < WORTH:
+            return told + "here the training rule does not point towards better detection: do not follow it"
+        return told + "here the training rule points towards better detection; whether it does on other machines is not known"
+
     def rule(self) -> str:
         """By which rules the point is chosen, in words, or by hand."""
         return "; and by ".join(sweeps.named(rule.name) for rule in self.rules.values() if rule.choice == self.choice) or BY_HAND
@@ -135,7 +145,7 @@ class Tuner(traitlets.HasTraits):
             artefacts.write_text(path, self.toml(by))
 
     def keep(self, path: Path, included: tuple[str, ...] = ()) -> str:
-        """What a batch run writes: the point of rule `training`, unless a person has chosen or this run itself builds on the file.
+        """What a batch run writes: the default, for no rule has earned more; unless a person has chosen or this run itself builds on the file.
 
         included : the study's `include`.  returns : what was done, in words
         """
@@ -144,7 +154,7 @@ class Tuner(traitlets.HasTraits):
         if path.is_file() and f"; written by {BATCH}" not in path.read_text(encoding="utf-8"):
             return f"{path.name} was written by a person and stays as it is"
         before = self.choice
-        self.choose(self.rules["training"].choice)
+        self.choose(self.rules["default"].choice)
         self.save(path, BATCH)
         self.choose(before)
-        return f"{path.name} holds the point of the rule: {sweeps.named('training')}"
+        return f"{path.name} holds the {sweeps.named('default')}"

@@ -11,6 +11,7 @@ export default { render({ model, el }) {
     const input = document.createElement("input");
     Object.assign(input, { type, min: 0, max: 1, step: model.get("step") });
     input.setAttribute("aria-label", name);
+    input.dataset.lmSuppressShortcuts = "true";  // on the focused element itself, else JupyterLab takes the arrow keys to move between cells
     input.style.cssText = `width:${width}px;height:24px;font:inherit`;
     return input;
   };

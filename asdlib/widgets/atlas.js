@@ -26,6 +26,8 @@ function render({ model, el }) {
   const canvas = add("canvas", "asd-atlas-canvas", { tabIndex: 0 });
   const audio = add("audio", "asd-atlas-player", { controls: true, preload: "auto" });
   const said = add("p", "asd-atlas-said", {});
+  canvas.style.cssText = "display:block;border:1px solid #bbb";
+  audio.style.cssText = "display:block;width:100%;max-width:520px;height:2.5rem;margin-top:.4rem";
   canvas.setAttribute("role", "application");
   canvas.setAttribute("aria-roledescription", "map of clips");
   said.setAttribute("aria-live", "polite");
@@ -33,7 +35,7 @@ function render({ model, el }) {
   let places = []; // [x, y] in CSS pixels
 
   function draw() {
-    const side = Math.max(240, Math.min(el.clientWidth || 520, 620)), dpr = window.devicePixelRatio || 1;
+    const side = Math.max(240, Math.min(el.clientWidth || 480, 520)), dpr = window.devicePixelRatio || 1;
     canvas.style.width = canvas.style.height = `${side}px`;
     if (canvas.width !== Math.round(side * dpr)) canvas.width = canvas.height = Math.round(side * dpr);
     const g = canvas.getContext("2d"), xy = new Float32Array(bytes(model.get("xy"))), codes = new Uint8Array(bytes(model.get("codes")));

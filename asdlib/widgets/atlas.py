@@ -37,6 +37,7 @@ class Canvas(anywidget.AnyWidget):
     """The map. xy : float32 pairs, 0..1, y upwards.  codes : uint8 triples (colour, shape, test).  chosen, near : numbers of points."""
 
     _esm = Path(__file__).with_name("atlas.js")
+    _css = ".asd-atlas th, .asd-atlas td { text-align: left; padding: .1em .9em .1em 0; } .asd-atlas caption { text-align: left; color: #57606a; }"
     xy, codes = traitlets.Bytes().tag(sync=True), traitlets.Bytes().tag(sync=True)
     colours, shapes = traitlets.List().tag(sync=True), traitlets.List().tag(sync=True)
     chosen, near = traitlets.Int(-1).tag(sync=True), traitlets.List().tag(sync=True)
@@ -52,7 +53,7 @@ class AtlasView(ipywidgets.VBox):
         self.atlas, self.sounds, self.explained, self.most = atlas, sounds, explained, listed
         self.canvas, self.legend, self.detail, self.reason = Canvas(), ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
         self.choices = {name: ipywidgets.Dropdown(description=name) for name in ("view", "projection", "items", "colour")}
-        wide = {"layout": {"width": "100%"}, "style": {"description_width": "6.5rem"}}
+        wide = {"layout": {"width": "calc(100% - 1rem)"}, "style": {"description_width": "6.5rem"}}
         self.list = ipywidgets.Select(description="worth hearing", rows=min(3 * listed + 1, 12), **wide)
         self.button = ipywidgets.Button(description="Why this score", tooltip="Residual, slopes, segments and branches of the chosen clip")
         for name, one in self.choices.items():
@@ -72,7 +73,9 @@ class AtlasView(ipywidgets.VBox):
         controls = ipywidgets.HBox(list(self.choices.values()), layout={"flex_flow": "row wrap"})
         super().__init__([controls, body])
         self.add_class("asd-atlas")
-        self._busy = False
+        self._busy, self._drawn, self._shown = False, (), ()
+        atlas.observe(lambda _: self._redraw(), ["view", "projection", "items", "colour"])
+        atlas.observe(lambda _: self._show(), ["row", "segment"])
         self._redraw()
 
     # ---------------------------------------------------------------- what the user does
@@ -80,7 +83,6 @@ class AtlasView(ipywidgets.VBox):
     def _chosen(self, name: str, value: str) -> None:
         if not self._busy and value is not None:
             self.atlas.choose(**{name: value})
-            self._redraw()
 
     def _message(self, message: Mapping) -> None:
         if message.get("kind") == "pick":
@@ -88,14 +90,13 @@ class AtlasView(ipywidgets.VBox):
             number = int(message["number"])
             if 0 <= number < len(points.row):
                 self._pick((int(points.row[number]), int(points.segment[number])), play=True)
-        elif message.get("kind") == "step" and self.atlas.step(int(message["right"]), int(message["up"])):
-            self._show()
+        elif message.get("kind") == "step":
+            self.atlas.step(int(message["right"]), int(message["up"]))
 
     def _pick(self, place: tuple[int, int] | None, play: bool) -> None:
         if place is None or self._busy:
             return
         self.atlas.pick(*place)
-        self._show()
         if play:
             self.canvas.send({"kind": "play"})
 
@@ -116,8 +117,11 @@ class AtlasView(ipywidgets.VBox):
     # ---------------------------------------------------------------- what the user sees
 
     def _redraw(self) -> None:
-        """Everything that follows from view, projection, items and colour."""
-        atlas, self._busy = self.atlas, True
+        """Everything that follows from view, projection, items and colour; nothing if they are what is drawn."""
+        atlas = self.atlas
+        if self._drawn == (now := (atlas.view, atlas.projection, atlas.items, atlas.colour)):
+            return
+        self._drawn, self._shown, self._busy = now, (), True
         self._points = points = atlas.points()
         for name, there in (("view", list(atlas.views)), ("projection", atlas.projections), ("items", atlas.all_items), ("colour", atlas.colours)):
             if tuple(there) != self.choices[name].options:
@@ -155,8 +159,13 @@ class AtlasView(ipywidgets.VBox):
         return np.rint(step).astype(np.uint8), _scale(LEVELS)
 
     def _show(self) -> None:
-        """The chosen clip: first what is heard and marked, then the pictures."""
-        atlas, points, row = self.atlas, self._points, self.atlas.row
+        """The chosen clip: first what is heard and marked, then the pictures; nothing if it is what is shown."""
+        atlas, row = self.atlas, self.atlas.row
+        if self._drawn != (atlas.view, atlas.projection, atlas.items, atlas.colour):
+            return  # the map comes first, and calls this
+        if self._shown == (now := (row, atlas.segment, *self._drawn)):
+            return
+        self._shown, points = now, self._points
         near = atlas.neighbours() if row >= 0 else None
         with self.canvas.hold_sync():
             self.canvas.chosen = atlas.chosen(points)
@@ -172,7 +181,9 @@ class AtlasView(ipywidgets.VBox):
         columns = near.assign(clip=[short(clip) for clip in near["clip"]]).drop(columns="row")
         parts.append(tables.frame(columns, f"Nearest training clips in the embedding ({atlas.view.split(',')[0]}, by {atlas.items})"))
         caption = "Its scores. sd: distance from the mean of training clips; training below: share of training clips with a lower score"
-        parts.append(tables.frame(atlas.components(row), caption))
+        scores = atlas.components(row)
+        main = scores["component"].isin(("score", "alpha", "beta"))
+        parts += [tables.frame(scores[main], caption), tables.folded("All components", tables.frame(scores[~main]))]
         self.detail.value = f'<div style="{PLAIN}">{"".join(parts)}</div>'
 
     def _repr_mimebundle_(self, **wanted) -> dict:

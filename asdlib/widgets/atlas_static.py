@@ -62,10 +62,9 @@ class Sounds:
         return shown + atlas_plots.picture(phase, title=title, unit="π rad", colours="twilight", limits=(-1.0, 1.0), weight=weight)
 
 
-def static_maps(atlas: Atlas) -> list[plots.Plot]:
-    """The maps of all spaces, clip by clip, as figures: OEVAE a row for each machine, the classifier one for all. The atlas is left as it was."""
-    before = {name: getattr(atlas, name) for name in ("view", "items", "projection", "colour")}
-    place, out = (atlas.row, atlas.segment), []
+def static_maps(shown: Atlas) -> list[plots.Plot]:
+    """The maps of all spaces, clip by clip, as figures: OEVAE a row for each machine, the classifier one for all."""
+    atlas, out = shown.fresh(), []
     for system in dict.fromkeys(space.system for space in atlas.spaces.values()):
         whole = [view for view, (space, machine) in atlas.views.items() if atlas.spaces[space].system == system and not machine]
         rows = {}
@@ -76,8 +75,6 @@ def static_maps(atlas: Atlas) -> list[plots.Plot]:
             names.insert(*((0, "machine") if "machine" in atlas.colours else (2, atlas.widest_attribute())))
             rows[view] = [_coloured(atlas, name) for name in names]
         out.append(atlas_plots.map_grid(rows, f"{system}, clips, {atlas.projection}"))
-    atlas.choose(**before)
-    atlas.row, atlas.segment = place
     return out
 
 
@@ -116,10 +113,16 @@ def listing(atlas: Atlas, sounds: Sounds, players: int) -> tables.Html:
                     audio_part = f'<audio controls preload="metadata" aria-label="{name}" src="{sounds.uri(place.row)}"></audio>'
                 elif place.row not in heard:
                     audio_part = ""
-                near = atlas.nearest_words(system, place.row)
+                near = _nearest(atlas, system, place.row)
                 facts = f"{place.machine}, {place.domain}, {place.label}, {place.attributes}; {place.sd:+.1f} sd from the training mean, "
                 facts += f"{place.above_threshold:+.1f} sd from the threshold" if math.isfinite(place.above_threshold) else "no threshold"
                 words = f"<strong>{html.escape(short(place.clip))}</strong> ({html.escape(facts)}). {html.escape(near)}"
                 items.append(f'<figure class="clip">{audio_part}<figcaption>{words}</figcaption></figure>')
             parts.append(f"<h3>{html.escape(system)}: {why} ({WHY[why]})</h3><div class='clips'>{''.join(items)}</div>")
     return tables.Html(f'<div class="asd-atlas-clips">{"".join(parts)}</div>')
+
+
+def _nearest(atlas: Atlas, system: str, row: int) -> str:
+    """The training clip next to a clip, in words."""
+    found = atlas.neighbours_of(system, row, 1)
+    return "".join(f"Nearest training clip at {one.distance:.3g}: {short(one.clip)}, {one.attributes}." for one in found.itertuples())

@@ -41,6 +41,24 @@ export default { render({ model, el }) {
     value = traitlets.Unicode().tag(sync=True)
 
 
+class Keys(anywidget.AnyWidget):
+    """Invisible: gives keys back to the focused control. JupyterLab in command mode takes arrows and Enter from menus and buttons in outputs.
+
+    within : CSS selector of the boxes whose controls keep their keys
+    """
+
+    _esm = """
+export default { render({ model }) {
+  const keep = (event) => {
+    if (event.target.closest(model.get("within"))) event.target.setAttribute("data-lm-suppress-shortcuts", "true");
+  };
+  document.addEventListener("focusin", keep);
+  return () => document.removeEventListener("focusin", keep);
+} };
+"""
+    within = traitlets.Unicode().tag(sync=True)
+
+
 class Face:
     """One output with two faces: the widget in JupyterLab, the HTML in reports, which show no widgets and run no scripts."""
 

@@ -121,8 +121,8 @@ class Map:
         column = omega * (len(self.omegas) - 1)
         return MAP_LEFT + (column + 0.5) * CELL_WIDE, MAP_TOP + (self.rows.index((prior, k)) + 0.5) * CELL_HIGH
 
-    def static(self, values: np.ndarray, name: str, letters: dict[str, tuple[str, int, float]]) -> str:
-        """values : (P, K, W).  name : of what they are.  letters : letter -> prior, k, ω"""
+    def static(self, values: np.ndarray, name: str, letters: dict[str, tuple[str, int, float, str]]) -> str:
+        """values : (P, K, W).  name : of what they are.  letters : letter -> prior, k, ω, and what is to be said after it"""
         flat = values.reshape(len(self.rows), -1)
         low, high = (np.nanmin(flat), np.nanmax(flat)) if np.isfinite(flat).any() else (0.0, 1.0)
         colours = matplotlib.colormaps["cividis"]((flat - low) / max(high - low, 1e-9))
@@ -143,8 +143,8 @@ class Map:
         places: dict[tuple, str] = {}
         for letter, point in letters.items():
             places[point] = f"{places.get(point, '')}{letter}"
-        for point, words in places.items():
-            x, y = self._place(*point)
+        for (*point, after), letter in places.items():
+            (x, y), words = self._place(*point), letter + after
             box = f'x="{x - 4 * len(words) - 2:.1f}" y="{y - 7:.1f}" width="{8 * len(words) + 4}" height="14" rx="3"'
             out.append(f'<rect {box} fill="#FFFFFF" stroke="#000000"/>')
             out.append(text(x, y + 4, words, "middle", 'font-weight="700"'))

@@ -68,7 +68,7 @@ class TunerView:
         graph = _layers(self.drawn["asd-tuner-curves"], self.drawn["asd-tuner-live"])
         below = ipywidgets.HBox([graph, side], layout={"flex_flow": "row wrap"})
         top = ipywidgets.HBox([ipywidgets.VBox(inputs), ipywidgets.HBox(menus, layout={"flex_flow": "row wrap"})], layout={"flex_flow": "row wrap"})
-        return _classed(ipywidgets.VBox([top, below]), "asd-tuner")
+        return _classed(ipywidgets.VBox([top, below, controls.Keys(within=".asd-tuner")]), "asd-tuner")
 
     def _chosen_widget(self) -> ipywidgets.Widget:
         buttons = []
@@ -80,7 +80,8 @@ class TunerView:
         save.on_click(self._save)
         row = ipywidgets.HBox([*buttons, save, self.status], layout={"flex_flow": "row wrap"})
         layers = _layers(self.drawn["asd-tuner-map"], self.drawn["asd-tuner-cell"])
-        return _classed(ipywidgets.VBox([row, layers, self.drawn["asd-tuner-rules"]]), "asd-tuner-chosen")
+        keys = controls.Keys(within=".asd-tuner-chosen")
+        return _classed(ipywidgets.VBox([row, layers, self.drawn["asd-tuner-rules"], keys]), "asd-tuner-chosen")
 
     def _save(self, _) -> None:
         try:
@@ -117,9 +118,9 @@ class TunerView:
         values, eta = self.tuner.map()
         name = "Ω" if np.isfinite(self.tuner.table()[-1, 3]) else "pAUC"
         letters = {}
-        for name, choice in ((rule.name, rule.choice) for rule in self.tuner.rules.values() if rule.choice):
-            elsewhere = "" if eta is None or eta == choice.eta else f" (η {choice.eta:g})"
-            letters[LETTERS[name] + elsewhere] = choice.prior, choice.k, choice.omega
+        for rule in (rule for rule in self.tuner.rules.values() if rule.choice):
+            elsewhere = "" if eta is None or eta == rule.choice.eta else f" (η {rule.choice.eta:g})"
+            letters[LETTERS[rule.name]] = rule.choice.prior, rule.choice.k, rule.choice.omega, elsewhere
         return self.points.static(values, f"{name} of {self.tuner.system}" + (f" at η {eta:g}" if eta is not None else ""), letters)
 
     def _told(self) -> str:

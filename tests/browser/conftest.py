@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import axe
 import lab as labs
 import pytest
 
@@ -73,3 +74,12 @@ def page(chromium):
     yield found
     context.close()
     watch.check()
+
+
+@pytest.fixture(scope="session")
+def checker(driven):
+    """Source of axe-core."""
+    try:
+        return axe.script()
+    except OSError as error:
+        (pytest.fail if os.environ.get("ASDLIB_BROWSER") == "required" else pytest.skip)(f"the npm registry does not answer: {error}")
