@@ -110,9 +110,9 @@ def _settings(args: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="asd", description="Anomalous sound detection of machines: run studies, look at recordings.")
-    found = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    run = found.add_parser("run", help="run a study and write its report",
+    run = commands.add_parser("run", help="run a study and write its report",
         description=f"Run a study ({', '.join(config.study_names())}, or a .toml file): reads recordings, writes runs/STUDY and "
         "reports/STUDY. What is up to date is not computed again.",
         epilog="example: asd run demo --set autoencoder.epochs=5")  # fmt: skip
@@ -127,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--home", default="", metavar="DIR", help="folder for runs/ and reports/ (default: the clone)")
     run.set_defaults(action=_run)
 
-    index = found.add_parser("index", help="say what recordings there are and what is wrong with them",
+    index = commands.add_parser("index", help="say what recordings there are and what is wrong with them",
         description="Reads DCASE-style trees and prints counts, attributes, classes, durations and problems; writes nothing.",
         epilog="example: asd index data/dev_data data/eval_data --json")  # fmt: skip
     index.add_argument("roots", nargs="+", metavar="ROOT", help="folder that holds <machine>/train and <machine>/test")
@@ -157,7 +157,7 @@ def parser() -> argparse.ArgumentParser:
     synth.add_argument("--severity", type=float, nargs="+", help="fault severity, 0 inaudible to 3 blatant; several are spread over the anomalies")
     synth.set_defaults(action=_synth)
 
-    pair = found.add_parser("compare", help="say how two finished studies differ, in settings and in results",
+    pair = commands.add_parser("compare", help="say how two finished studies differ, in settings and in results",
         description="Reads two studies that `asd run` has finished and compares them: settings, metrics with intervals, and a paired test where both "
         "scored the same clips. Prints text; writes nothing but the page that --html asks for.",
         epilog="example: asd compare paper best --html difference.html")  # fmt: skip
@@ -166,11 +166,11 @@ def parser() -> argparse.ArgumentParser:
     pair.add_argument("--home", default="", metavar="DIR", help="folder that holds runs/ (default: the clone)")
     pair.set_defaults(action=_compare)
 
-    settings = found.add_parser("settings", help="list every setting with its default and meaning",
+    settings = commands.add_parser("settings", help="list every setting with its default and meaning",
         description="Reads the settings' own explanations and prints them; writes nothing.", epilog="example: asd settings autoencoder")  # fmt: skip
     settings.add_argument("name", nargs="?", default="", help="only settings whose name starts so")
     settings.set_defaults(action=_settings)
-    commands.add(found)
+    add(commands)
     return top
 
 

@@ -20,9 +20,8 @@ from asdlib import checks, config
 from asdlib.later import OnFirstUse
 
 BLOCK = 16  # files whose lines are printed together
-pd = OnFirstUse("pandas")
-fusion, reasons, recordings, scorer, study, submission = (
-    OnFirstUse(f"asdlib.{name}") for name in ("fusion", "reasons", "recordings", "scorer", "study", "submission")
+fusion, reading, reasons, recordings, scorer, study, submission = (
+    OnFirstUse(f"asdlib.{name}") for name in ("fusion", "reading", "reasons", "recordings", "scorer", "study", "submission")
 )
 
 
@@ -69,7 +68,7 @@ def submit(args: argparse.Namespace) -> None:
     known = list(fusion.with_composed(run.cfg.systems))
     system = checks.known_name("system", args.system or scorer.final_system(run.cfg.systems), known)
     scorer.refuse_stale(run, study.jobs(run), scorer.detectors_of(system))
-    scores = pd.read_parquet(run.folder / "scores.parquet")
+    scores = reading.scores(run.folder / "scores.parquet")
     files = submission.write(args.out, run.clips, run.problems, scores, run.cfg.metrics, system, run.seed)
     print(f"{args.out}: {len(files)} files of {len(run.machines)} machines, system {system}, seed {run.seed}")
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from asdlib import artefacts, audio, checks, config, decoding, fusion, metrics
+from asdlib import artefacts, audio, checks, config, decoding, fusion, metrics, reading
 from asdlib.detectors import SYSTEMS, Detector, score_table
 from asdlib.recordings import SOUNDS
 
@@ -147,7 +147,7 @@ def of(run, jobs: Sequence[tuple], machine: str = "", system: str = "") -> Score
     system = checks.known_name("system", system or final_system(run.cfg.systems), list(fusion.with_composed(run.cfg.systems)))
     needed = detectors_of(system)
     refuse_stale(run, jobs, needed, machine)
-    scores = pd.read_parquet(run.folder / "scores.parquet")
+    scores = reading.scores(run.folder / "scores.parquet")
     return Scorer(run.cfg, {name: run.detector(name, machine) for name in needed}, scores, machine, system, run.seed)
 
 
