@@ -22,7 +22,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from asdlib import artefacts, audio, checks, clips, commands, compare, config, download, reading, report, synthetic
+from asdlib import artefacts, audio, checks, clips, compare, config, download, reading, report, synthetic
+from asdlib.commands import add
 from asdlib.execute import run_study
 from asdlib.study import jobs, open_run, stage_of
 
@@ -134,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
     index.add_argument("--json", action="store_true", help="machine-readable")
     index.set_defaults(action=_index)
 
-    fetch = found.add_parser("download", help="fetch the challenge's recordings",
+    fetch = commands.add_parser("download", help="fetch the challenge's recordings",
         description="Reads public records (DCASE 2024: 19,200 clips), writes their recordings into DIR, verified and unpacked. What is in place is "
         "not fetched again; an interrupted download goes on.",
         epilog="example: asd download dcase2024 --root data/dcase2024 --parts dev --machines fan,valve")  # fmt: skip
@@ -146,7 +147,7 @@ def parser() -> argparse.ArgumentParser:
     fetch.add_argument("--truth", default="", metavar="FILE", help="the organisers' list of true evaluation names (eval_data_list_2024.csv)")
     fetch.set_defaults(action=_download)
 
-    synth = found.add_parser("synth", help="write recordings of modelled machines",
+    synth = commands.add_parser("synth", help="write recordings of modelled machines",
         description="Reads nothing; writes a DCASE 2024-style tree of physically modelled machines with faults to a new folder.",
         epilog="example: asd synth data/toy --machines fan gearbox --severity 0.5 1 2")  # fmt: skip
     synth.add_argument("out", help="folder to make")
