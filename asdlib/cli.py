@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import signal
@@ -16,11 +17,22 @@ import sys
 import warnings
 from pathlib import Path
 
-import pandas as pd
+from asdlib import artefacts, checks, config, settled
 
-from asdlib import artefacts, audio, checks, clips, config, report, synthetic
-from asdlib.execute import run_study
-from asdlib.study import jobs, open_run, stage_of
+
+class _OnFirstUse:
+    """A module that is loaded when something of it is used: help and finished studies are answered without torch."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __getattr__(self, attribute: str):
+        return getattr(importlib.import_module(self._name), attribute)
+
+
+pd = _OnFirstUse("pandas")
+audio, clips, execute, graph = map(_OnFirstUse, ("asdlib.audio", "asdlib.clips", "asdlib.execute", "asdlib.graph"))
+report, studies, sweeps, synthetic = map(_OnFirstUse, ("asdlib.report", "asdlib.study", "asdlib.sweeps", "asdlib.synthetic"))
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -33,24 +45,43 @@ def _run(args: argparse.Namespace) -> None:
         overrides.append(f"device={json.dumps(args.device)}")
     study = str(Path(args.study).resolve()) if args.study.endswith(".toml") else args.study
     only = args.stages.split(",") if args.stages else []
+    known = None if only or args.dry_run else settled.recall(study, overrides, args.home)
+    if known is not None:
+        print(known)
+        return
     for name in only:
-        stage_of(name)
-    run = open_run(study, overrides, args.home)
-    print(f"study {run.cfg.name}, device {run.device.type}, run folder {run.folder}")
-    with artefacts.locked(run.folder), artefacts.guarded(run.folder):
+        studies.stage_of(name)
+    run = studies.open_run(study, overrides, args.home)
+    lines = _about(run)
+    if args.dry_run:
+        planned = graph.plan(sweeps.runs(study, overrides, args.home), only)
+        print("\n".join([*lines, graph.text(planned)]))
+        return
+    print("\n".join(lines))
+    settled.forget(run.study_folder)
+    executed = execute.run_study(run, study, overrides, only, where=execute.Where(args.workers, args.scheduler))
+    ending = []
+    if run.finished(*studies.jobs(run)[-1]):
+        ending += [report.metrics_text(pd.read_csv(run.folder / "metrics.csv")), f"report {run.reports / 'index.html'}"]
+    if (run.reports / "sweep.html").is_file():
+        ending.append(f"seeds and settings {run.reports / 'sweep.html'}")
+    idle = "nothing to do: everything is up to date"
+    print("\n".join([*([] if executed else [idle]), *ending]))
+    if not only:
+        with artefacts.locked(run.study_folder):
+            settled.note(study, overrides, run.study_folder, run.reports, "\n".join([*lines, idle, *ending]))
+
+
+def _about(run) -> list[str]:
+    """What a run is about: device, folders, recordings, and what is left out of them."""
+    lines = [f"study {run.cfg.name}, device {run.device.type}, run folder {run.folder}"]
+    with artefacts.locked(run.study_folder), artefacts.guarded(run.study_folder):
         counts = run.clips.groupby("split").size()
-    print(f"data {', '.join(map(str, run.roots))}: {len(run.machines)} machines, " + ", ".join(f"{n} {split} clips" for split, n in counts.items()))
+    sizes = ", ".join(f"{n} {split} clips" for split, n in counts.items())
+    lines.append(f"data {', '.join(map(str, run.roots))}: {len(run.machines)} machines, {sizes}")
     left_out = run.problems[run.problems["left_out"]]
-    for row in left_out.head(5).itertuples():
-        print(f"left out: {row.path}: {row.reason}")
-    if len(left_out) > 5:
-        print(f"left out: {len(left_out) - 5} more; all are in the report")
-    executed = run_study(run, study, overrides, only)
-    if not executed:
-        print("nothing to do: everything is up to date")
-    if run.finished(*jobs(run)[-1]):
-        print(report.metrics_text(pd.read_csv(run.folder / "metrics.csv")))
-        print(f"report {run.reports / 'index.html'}")
+    lines += [f"left out: {row.path}: {row.reason}" for row in left_out.head(5).itertuples()]
+    return lines + ([f"left out: {len(left_out) - 5} more; all are in the report"] if len(left_out) > 5 else [])
 
 
 def _index(args: argparse.Namespace) -> None:
@@ -78,8 +109,8 @@ def _settings(args: argparse.Namespace) -> None:
         print(f"{name} = {json.dumps(default)}\n    {doc}")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def parser(command: str = "") -> argparse.ArgumentParser:
+    """The command line. command : the one that came; what only its help needs is loaded only for it"""
     top = argparse.ArgumentParser(prog="asd", description="Anomalous sound detection of machines: run studies, look at recordings.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -94,6 +125,10 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--stages", help="only these notebooks, for example 01,03")
     run.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute")
     run.add_argument("--home", default="", metavar="DIR", help="folder for runs/ and reports/ (default: the clone)")
+    run.add_argument("--dry-run", action="store_true", help="print the jobs: what is fresh, stale or missing, and why; compute nothing")
+    where = run.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=int, default=0, metavar="N", help="this many jobs side by side on this machine (extra: cluster)")
+    where.add_argument("--scheduler", default="", metavar="ADDRESS", help="do the jobs on this Dask cluster, for example tcp://host:8786")
     run.set_defaults(action=_run)
 
     index = commands.add_parser("index", help="say what recordings there are and what is wrong with them",
@@ -107,7 +142,8 @@ def parser() -> argparse.ArgumentParser:
         description="Write a DCASE 2024-style tree of physically modelled machines with faults to a new folder.",
         epilog="example: asd synth data/toy --machines fan gearbox --severity 0.5 1 2")  # fmt: skip
     synth.add_argument("out", help="folder to make")
-    synth.add_argument("--machines", nargs="+", help=f"of {', '.join(synthetic.MACHINES)}; NAME:KIND gives a machine another name")
+    kinds = ", ".join(synthetic.MACHINES) if command == "synth" else "the modelled ones"
+    synth.add_argument("--machines", nargs="+", help=f"of {kinds}; NAME:KIND gives a machine another name")
     for name, kind, text in (("train-source", int, "training clips, source domain"), ("train-target", int, "training clips, target domain"),
                              ("test", int, "test clips per domain and label"), ("seconds", float, "length"), ("seed", int, "seed")):  # fmt: skip
         synth.add_argument(f"--{name}", type=kind, help=text)
@@ -123,7 +159,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `asd`; returns the exit code."""
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = parser(words[0] if words else "").parse_args(words)
     warnings.simplefilter("ignore")
     for name in ("asyncio", "traitlets", "papermill"):  # an interrupt leaves tasks behind that they would report as tracebacks
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -255,6 +255,19 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> Study:
     overrides : strings like "autoencoder.epochs=5"; the right side is TOML, or else taken as a string
     raises : checks.Refusal for unknown studies, names, types and values out of range
     """
+    tree = read(name, overrides)
+    tree.pop("sweep", None)
+    cfg = from_tree(Study, tree)
+    for root in cfg.data.roots:
+        if not Path(root).is_absolute():
+            raise checks.Refusal(f"setting data.roots: {root!r} is relative; give the whole path, or --data-root DIR on the command line")
+    if not cfg.name.replace("_", "").replace("-", "").isalnum():
+        raise checks.Refusal(f"setting name: got {cfg.name!r}, expected letters, digits, _ and - only; rename the study")
+    return cfg
+
+
+def read(name: str, overrides: typing.Sequence[str] = ()) -> dict:
+    """What a study's file and the overrides say, as nested dicts; a table `sweep` belongs to asdlib.sweeps. Arguments as of `load`."""
     path = Path(name) if name.endswith(".toml") else STUDIES / f"{name}.toml"
     if not path.is_file():
         raise checks.Refusal(f"unknown study {name!r}" + checks.did_you_mean(name, study_names()))
@@ -265,13 +278,7 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> Study:
     for text in overrides:
         put(tree, text)
     tree.setdefault("name", path.stem)
-    cfg = from_tree(Study, tree)
-    for root in cfg.data.roots:
-        if not Path(root).is_absolute():
-            raise checks.Refusal(f"setting data.roots: {root!r} is relative; give the whole path, or --data-root DIR on the command line")
-    if not cfg.name.replace("_", "").replace("-", "").isalnum():
-        raise checks.Refusal(f"setting name: got {cfg.name!r}, expected letters, digits, _ and - only; rename the study")
-    return cfg
+    return tree
 
 
 def describe(cls: type = Study, where: str = "") -> list[tuple[str, object, str]]:

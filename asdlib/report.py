@@ -15,7 +15,6 @@ import datetime
 import io
 import json
 import math
-import os
 import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,10 +32,10 @@ from asdlib import artefacts, checks, config, plots, tables
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 FACES = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]  # no widgets, no scripts
-INDEX = """<!DOCTYPE html>
+PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}"><title>Reports</title><style>{css}</style></head>
-<body><main class="index"><h1>Reports</h1>{table}</main></body></html>
+<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{title}</title><style>{css}</style></head>
+<body><main class="index"><h1>{title}</h1>{body}</main></body></html>
 """
 PEAK, MOST_GAIN = 0.9, 100.0  # full scale 1; 40 dB
 BLOCK = 65536  # samples per write: the Vorbis encoder keeps a block on its stack
@@ -81,6 +80,11 @@ def _css() -> str:
     return (TEMPLATES / "report.css").read_text(encoding="utf-8")
 
 
+def page(title: str, body: str) -> str:
+    """A page that is no notebook. title : any text.  body : HTML"""
+    return PAGE.format(policy=POLICY, css=_css(), title=tables.escape(title), body=body)
+
+
 def write_index(reports: Path) -> Path:
     """reports/index.html: every study that has a report.json, newest first, with its Ω. Returns the page's path."""
     rows = []
@@ -92,11 +96,18 @@ def write_index(reports: Path) -> Path:
         except (ValueError, KeyError, OSError) as error:
             rows.append(("", path.parent.name, f"report.json is not readable ({error})", "", "", ""))
     table = pd.DataFrame(sorted(rows, reverse=True), columns=["finished", "study", "about", "machines", "Ω", "clips left out"])
-    links = [tables.Html(f'<a href="{urllib.parse.quote(name)}/index.html">{tables.escape(name)}</a>') for name in table["study"]]
+    links = [tables.Html(_links(reports, name)) for name in table["study"]]
     table["study"] = pd.Series(links, dtype=object)  # a column of str would forget that they are HTML
     shown = tables.frame(table[["study", "about", "machines", "Ω", "clips left out", "finished"]])
-    artefacts.write_text(reports / "index.html", INDEX.format(policy=POLICY, css=_css(), table=shown))
+    artefacts.write_text(reports / "index.html", page("Reports", shown))
     return reports / "index.html"
+
+
+def _links(reports: Path, study: str) -> str:
+    """The way to a study's report and, where there is one, to its page of seeds and settings."""
+    where = urllib.parse.quote(study)
+    more = f' <a href="{where}/sweep.html">seeds and settings</a>' if (reports / study / "sweep.html").is_file() else ""
+    return f'<a href="{where}/index.html">{tables.escape(study)}</a>{more}'
 
 
 def common_gain(waves: Sequence[np.ndarray]) -> float:
@@ -160,9 +171,8 @@ def _plain(table: pd.DataFrame) -> list[dict]:
 
 def save_picture(figure: plots.Plot, path: Path) -> None:
     """A figure as PNG, beside the summary. Notebook: 09_report."""
-    beside = path.with_name(f".{path.name}")
-    beside.write_bytes(plots.image(figure, "png"))
-    os.replace(beside, path)
+    with artefacts.beside(path) as part:
+        part.write_bytes(plots.image(figure, "png"))
 
 
 def write_summary(folder: Path, cfg: config.Study, table: pd.DataFrame, controls: pd.DataFrame, problems: pd.DataFrame) -> None:

@@ -4,6 +4,7 @@
     runs/<study>/<stage>                       stages 01, 02 and 09, which are the same for all seeds
     runs/<study>/seed<k>/<stage>[/<machine>]   stages that train: executed notebook, params, manifest, tables, weights
     runs/<study>/scores.parquet, metrics.csv   what the study says; reports/<study>/index.html shows it
+    runs/<study>/sweep                         the same for other settings (asdlib.sweeps); what these do not touch is taken from above
 
 What is finished (artefacts.finished) is never computed again; what is not, starts again or goes on from its checkpoint.
 Sources: DESIGN 3, 4. Notebooks: all (second cell, `arrive`).
@@ -15,6 +16,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -30,6 +32,7 @@ from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_rows
 from asdlib.detectors.context import Context
 
 NOTEBOOKS = artefacts.CLONE / "notebooks"
+VARIANT = "variant="  # among overrides
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,17 @@ class Run:
     Notebooks get one from `arrive`; scripts from `open_run`. Nothing is computed until it is asked for.
     """
 
-    def __init__(self, cfg: config.Study, home: Path, seed: int, stage: Stage | None = None, machine: str = ""):
-        self.cfg, self.home, self.seed, self.machine = cfg, home, seed, machine
-        self.folder = home / "runs" / cfg.name
+    def __init__(self, cfg: config.Study, home: Path, seed: int, variant: str = "", base: Run | None = None):
+        """variant, base : of a sweep: its name, and the study that it varies, whose recordings and finished jobs it shares"""
+        self.cfg, self.home, self.seed, self.variant, self.base = cfg, home, seed, variant, base
+        self.study_folder = home / "runs" / cfg.name  # one lock for all of it
+        self.folder = self.study_folder / "sweep" / variant if variant else self.study_folder
         self.reports = home / "reports" / cfg.name
+        made = config.digest(cfg.data, cfg.synthetic)
+        same = base is None or made == config.digest(base.cfg.data, base.cfg.synthetic)
+        self.data_folder = self.study_folder if same else self.study_folder / "sweep" / "recordings" / made[:8]
         self.device = training.pick_device(cfg.device)
-        self.stage = stage
+        self.stage, self.machine = None, ""
         self.synthetic = not cfg.data.roots
 
     @property
@@ -90,19 +98,21 @@ class Run:
         """Folders of recordings: the study's own, or the synthetic tree."""
         if not self.synthetic:
             return [Path(root) for root in self.cfg.data.roots]
-        return [self.folder / "data" / config.digest(self.cfg.synthetic, self.cfg.data.sample_rate)]
+        return [self.data_folder / "data" / config.digest(self.cfg.synthetic, self.cfg.data.sample_rate)]
 
     @functools.cached_property
     def store(self) -> audio.Store:
         """The recordings, decoded; made on first use and found again after."""
         if self.synthetic and self.cfg.data.recorded:
             raise checks.Refusal(f"study {self.cfg.name} is for recordings and none were given; add --data-root DIR")
+        if self.base is not None and self.data_folder == self.base.data_folder:
+            return self.base.store
         if not self.synthetic or self.roots[0].is_dir():
             table, problems = clips.index(self.roots, self.cfg.data.machines)
-            found = audio.find_store(table, problems, self.folder / "store", self.cfg.data)
+            found = audio.find_store(table, problems, self.data_folder / "store", self.cfg.data)
             if found is not None:
                 return found
-        with artefacts.locked(self.folder):
+        with artefacts.locked(self.study_folder):
             if self.synthetic and not self.roots[0].is_dir():
                 self.roots[0].parent.mkdir(parents=True, exist_ok=True)
                 synthetic.write_tree(self.roots[0], self.cfg.synthetic, self.cfg.data.sample_rate)
@@ -110,7 +120,14 @@ class Run:
                     if old != self.roots[0]:
                         shutil.rmtree(old, ignore_errors=True)
             table, problems = clips.index(self.roots, self.cfg.data.machines)
-            return audio.open_store(table, problems, self.folder / "store", self.cfg.data)
+            return audio.open_store(table, problems, self.data_folder / "store", self.cfg.data)
+
+    def decode_again(self) -> None:
+        """Make the store anew from the recordings; only for who holds the study."""
+        (self.data_folder / "store" / "DONE.json").unlink(missing_ok=True)
+        for run in (self, self.base):
+            if run is not None and run.data_folder == self.data_folder:
+                run.__dict__.pop("store", None)
 
     @property
     def clips(self) -> pd.DataFrame:
@@ -128,41 +145,65 @@ class Run:
         return sorted(self.clips["machine"].unique())
 
     def stage_folder(self, stage: Stage, seed: int, machine: str = "") -> Path:
-        """Where a stage's artefacts lie."""
-        base = self.folder / f"seed{seed}" if stage.per_seed else self.folder
-        return base / stage.notebook / machine if stage.per_machine else base / stage.notebook
+        """Where a stage's artefacts lie; variants that train the same, or the same as their study, share a folder."""
+        folder = self.study_folder
+        if self.base is not None and self._settings(stage) != self.base._settings(stage):
+            folder = folder / "sweep" / "jobs" / config.digest(self._settings(stage))[:8]
+        folder = folder / f"seed{seed}" if stage.per_seed else folder
+        return folder / stage.notebook / machine if stage.per_machine else folder / stage.notebook
+
+    def _settings(self, stage: Stage) -> dict:
+        """The settings that shape what a stage trains, and its recordings."""
+        return {name: config.to_tree(self.cfg)[name] for name in (*(stage.detectors or stage.sections), "precision", "data", "synthetic")}
 
     def detector_folder(self, name: str, machine: str, seed: int) -> Path:
-        """Where a detector that is trained per machine leaves its files."""
+        """Where a detector that is trained per machine has left its files; one that is not finished, or torn, is refused."""
         stage = next(stage for stage in STAGES if name in stage.detectors)
-        return self.stage_folder(stage, seed, machine) / name
+        folder = self.stage_folder(stage, seed, machine) / name
+        if not artefacts.finished(folder, self.detector_digest(name, seed, machine)):
+            wrong = ", ".join(artefacts.torn(folder)) if (folder / "DONE").is_file() else ""
+            what = f"{name} of {machine or 'all machines'} (seed {seed}) is {'not whole' if wrong else 'not finished'} for these settings"
+            raise checks.Refusal(f"{what}{f': {wrong}' if wrong else ''}; run `asd run {self.cfg.name}` with them first")
+        return folder
 
-    def digest(self, stage: Stage, seed: int, machine: str = "") -> str:
-        """Digest of everything that shapes a stage: settings, recordings, code, notebook, device, seed, machine."""
+    def shaped_by(self, stage: Stage, seed: int, machine: str = "") -> dict:
+        """Everything that shapes a stage, by name: settings, recordings, code, notebook, device, seed, machine."""
         cfg = dataclasses.asdict(self.cfg)
         settings = {name: cfg[name] for name in (*stage.sections, "precision")}
         if not stage.detectors:  # pages that list what is wrong with the recordings
-            settings["problems"] = self.problems.to_json(orient="values")
-        book = hashlib.sha256((NOTEBOOKS / f"{stage.notebook}.ipynb").read_bytes()).hexdigest()
-        which = (seed if stage.per_seed else None, machine if stage.per_machine else None)
-        return config.digest(settings, self.store.fingerprint, artefacts.code_digest(), book, self.device.type, which)
+            settings["problems"] = config.digest(self.problems.to_json(orient="values"))
+        book = hashlib.sha256((NOTEBOOKS / f"{stage.notebook}.ipynb").read_bytes()).hexdigest()[:16]
+        which = {"seed": seed if stage.per_seed else None, "machine": machine if stage.per_machine else None}
+        made_by = {"recordings": self.store.fingerprint, "code": artefacts.code_digest(), "notebook": book, "device": self.device.type}
+        return {"settings": settings, **made_by, **which}
+
+    def digest(self, stage: Stage, seed: int, machine: str = "") -> str:
+        """Digest of everything that shapes a stage."""
+        return config.digest(self.shaped_by(stage, seed, machine))
+
+    def detector_shaped_by(self, name: str, seed: int, machine: str, settings=None) -> dict:
+        """Everything that shapes a detector: its settings, recordings, code, device, seed, machine ("": all of them)."""
+        cfg = dataclasses.asdict(self.cfg)
+        chosen = {name: cfg[name] if settings is None else dataclasses.asdict(settings), "precision": cfg["precision"]}
+        made_by = {"recordings": self.store.fingerprint, "code": artefacts.code_digest(), "device": self.device.type}
+        return {"settings": chosen, **made_by, "seed": seed, "machines": [machine] if machine else self.machines}
 
     def detector_digest(self, name: str, seed: int, machine: str, settings=None) -> str:
-        """Digest of everything that shapes a detector: its settings, recordings, code, device, seed, machine ("": all of them)."""
-        cfg = dataclasses.asdict(self.cfg)
-        shaped_by = (cfg[name] if settings is None else dataclasses.asdict(settings), cfg["precision"])
-        machines = [machine] if machine else self.machines
-        return config.digest(name, shaped_by, self.store.fingerprint, artefacts.code_digest(), self.device.type, seed, machines)
+        """Digest of everything that shapes a detector."""
+        return config.digest(name, self.detector_shaped_by(name, seed, machine, settings))
+
+    def outputs(self, stage: Stage) -> list[Path]:
+        """Files that a stage leaves outside its folder and that belong to it."""
+        return [self.folder / name for name in ("scores.parquet", "metrics.csv", "controls.csv")] if stage.notebook == "09_report" else []
 
     def finished(self, stage: Stage, seed: int, machine: str = "") -> bool:
-        """True if a stage, its detectors and, for the last one, the study's tables are there and made of what holds now."""
+        """True if a stage, its detectors and what it leaves elsewhere are there, whole, and made of what holds now."""
         folder = self.stage_folder(stage, seed, machine)
-        tables = ("scores.parquet", "metrics.csv", "controls.csv") if stage.notebook == "09_report" else ()
+        shown = [self.reports / name for name in ("summary.md", "report.json")] if self.outputs(stage) else []
         return (
             artefacts.finished(folder, self.digest(stage, seed, machine))
             and all(artefacts.finished(folder / name, self.detector_digest(name, seed, machine)) for name in stage.detectors)
-            and all((self.folder / name).is_file() for name in tables)
-            and (not tables or all((self.reports / name).is_file() for name in ("summary.md", "report.json")))
+            and all(path.is_file() for path in shown)
         )
 
     def detect(self, name: str, variant: str = "", settings=None) -> tuple[object, pd.DataFrame, pd.DataFrame]:
@@ -175,13 +216,14 @@ class Run:
         machines = [self.machine] if self.stage.per_machine else self.machines
         chosen = self.cfg if settings is None else dataclasses.replace(self.cfg, **{name: settings})
         cfg = dataclasses.asdict(chosen)
-        digest = self.detector_digest(name, self.seed, self.machine if self.stage.per_machine else "", settings)
+        of = (name, self.seed, self.machine if self.stage.per_machine else "", settings)
+        digest = self.detector_digest(*of)
         detector = DETECTORS[name](Context(chosen, self.store, self.device, self.seed, folder))
         if artefacts.finished(folder, digest):
             detector.load(folder, np.concatenate([training_rows(self.clips, machine) for machine in machines]))
             history = pd.read_parquet(folder / "history.parquet") if (folder / "history.parquet").is_file() else pd.DataFrame()
             return detector, pd.read_parquet(folder / "scores.parquet"), history
-        with artefacts.locked(self.folder), artefacts.guarded(folder):
+        with artefacts.locked(self.study_folder), artefacts.guarded(folder):
             artefacts.begin(folder, digest)
             began = time.perf_counter()
             scores = detect(detector, detector.context, machines)
@@ -191,6 +233,7 @@ class Run:
             detector.save(folder)
             facts = {"detector": name, "machines": machines, "seed": self.seed, "settings": cfg[name], "seconds": time.perf_counter() - began}
             facts |= {"device": self.device.type, "data": self.store.fingerprint, "peak_memory_mb": artefacts.peak_memory_mb()}
+            facts |= {"shaped_by": self.detector_shaped_by(*of)}
             artefacts.seal(folder, digest, facts)
         return detector, scores, detector.history
 
@@ -253,14 +296,27 @@ def jobs(run: Run, only: Sequence[str] = ()) -> list[tuple[Stage, int, str]]:
 
 
 def open_run(study: str, overrides: Sequence[str] = (), home: str | Path = "", seed: int | None = None) -> Run:
-    """Open a study by name (see notebooks/studies) or TOML path; `home` holds runs/ and reports/ (default: the clone)."""
+    """Open a study by name (see notebooks/studies) or TOML path; `home` holds runs/ and reports/ (default: the clone).
+
+    overrides : `name=value`; after `variant=NAME` follow the settings of one variant of a sweep
+    """
+    for number, text in enumerate(overrides):
+        if text.startswith(VARIANT):  # what follows it varies the study that stands before it
+            base = open_run(study, overrides[:number], home, seed)
+            return Run(load(study, [*overrides[:number], *overrides[number + 1 :]]), base.home, base.seed, text.removeprefix(VARIANT), base)
+    cfg = load(study, overrides)
+    return Run(cfg, Path(home or artefacts.CLONE).resolve(), cfg.seeds[0] if seed is None else seed)
+
+
+def load(study: str, overrides: Sequence[str] = ()) -> config.Study:
+    """Settings of a study (config.load) whose systems are known and whose seeds and systems stand there once."""
     cfg = config.load(study, overrides)
     for system in cfg.systems:
         checks.known_name("system", system, list(SYSTEMS))
     for name, values in (("seeds", cfg.seeds), ("systems", cfg.systems)):
         if not values or len(set(values)) < len(values):
             raise checks.Refusal(f"setting {name}: got {list(values)}, expected at least one value and none twice")
-    return Run(cfg, Path(home or artefacts.CLONE).resolve(), cfg.seeds[0] if seed is None else seed)
+    return cfg
 
 
 def arrive(notebook: str, *, study: str, overrides: list, home: str, seed: int = 0, machine: str = "") -> Run:
@@ -276,5 +332,7 @@ def arrive(notebook: str, *, study: str, overrides: list, home: str, seed: int =
     run = open_run(study, overrides, home, seed)
     run.stage = stage_of(notebook)
     run.machine = checks.known_name("machine", machine, run.machines) if machine else run.machines[0]
+    if artefacts.HOLDS in os.environ:  # not by hand
+        artefacts.alone(run.stage_folder(run.stage, run.seed, run.machine if run.stage.per_machine else ""))
     torch.set_num_threads(1)  # two spinning threads on two busy cores are ten times slower than one
     return run

@@ -10,7 +10,7 @@ OPEN_TO_ALL = ("config", "trees", "checks", "artefacts")
 LINE = (
     "checks", "trees", "config", "artefacts", "clips", "condition", "mechanisms", "synthetic", "download", "decoding", "audio", "features", "augment",
     "losses", "models", "training", "scoring", "backends", "latents", "fusion", "detectors", "roc", "metrics", "ablation", "tables", "plots",
-    "model_plots", "classifier_plots", "explore", "widgets", "report", "study", "execute", "cli",
+    "model_plots", "classifier_plots", "explore", "widgets", "report", "study", "sweeps", "graph", "perform", "cluster", "execute", "settled", "cli",
 )  # fmt: skip
 MAX_LINES = 350
 
