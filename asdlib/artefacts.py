@@ -25,7 +25,7 @@ import re
 import resource
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,6 +150,19 @@ def begin(folder: Path, digest: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "DONE").unlink(missing_ok=True)
     write_text(marker, digest)
+
+
+def adopt(folder: Path, digest: str, others: Iterable[Path]) -> None:
+    """Copy the first of other folders that is finished for this digest, unless the folder is."""
+    for other in others if sealed_for(folder) != digest else []:
+        if other != folder and sealed_for(other) == digest and not torn(other):
+            begin(folder, digest)
+            for path in other.iterdir():
+                if path.is_file() and path.name != "DONE":
+                    shutil.copyfile(path, folder / path.name)
+            (folder / "BEGUN").unlink()
+            write_text(folder / "DONE", (other / "DONE").read_text(encoding="utf-8"))
+            return
 
 
 def peak_memory_mb() -> int:

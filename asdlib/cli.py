@@ -57,7 +57,7 @@ def _run(args: argparse.Namespace) -> None:
         planned = graph.plan(sweeps.runs(study, overrides, args.home), only)
         print("\n".join([*lines, graph.text(planned)]))
         return
-    print("\n".join(lines))
+    print("\n".join(lines), flush=True)
     settled.forget(run.study_folder)
     executed = execute.run_study(run, study, overrides, only, where=execute.Where(args.workers, args.scheduler))
     ending = []

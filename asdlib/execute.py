@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,9 @@ from asdlib.detectors.exposure import checked_machine
 from asdlib.graph import Job, plan
 from asdlib.perform import KernelLost, Order, Outcome, export, perform
 from asdlib.study import NOTEBOOKS, Run, Stage
+
+
+told = functools.partial(print, flush=True)  # a log file shows each line when it is said
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Where:
 
 
 def run_study(
-    run: Run, study: str, overrides: Sequence[str], only: Sequence[str] = (), say: Callable[[str], None] = print, where: Where = Where()
+    run: Run, study: str, overrides: Sequence[str], only: Sequence[str] = (), say: Callable[[str], None] = told, where: Where = Where()
 ) -> int:
     """Bring a study, its seeds and its sweep up to date.
 

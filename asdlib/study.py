@@ -219,6 +219,8 @@ class Run:
         of = (name, self.seed, self.machine if self.stage.per_machine else "", settings)
         digest = self.detector_digest(*of)
         detector = DETECTORS[name](Context(chosen, self.store, self.device, self.seed, folder))
+        if self.base is not None:  # trained already for the study or for another variant
+            artefacts.adopt(folder, digest, self.study_folder.glob(f"**/{folder.relative_to(folder.parents[1 + self.stage.per_machine])}"))
         if artefacts.finished(folder, digest):
             detector.load(folder, np.concatenate([training_rows(self.clips, machine) for machine in machines]))
             history = pd.read_parquet(folder / "history.parquet") if (folder / "history.parquet").is_file() else pd.DataFrame()
@@ -252,6 +254,7 @@ class Run:
             raise checks.Refusal(f"scores are missing of {what}; run `asd run {self.cfg.name}` with these settings first")
         scores = fusion.systems(pd.concat(tables, ignore_index=True), self.cfg.fusion)
         scores = checks.score_table(scores[scores["system"].isin(self.cfg.systems)].reset_index(drop=True))
+        self.folder.mkdir(parents=True, exist_ok=True)
         artefacts.write_table(self.folder / "scores.parquet", scores)
         return scores
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Sequence
 
@@ -45,6 +46,9 @@ def axes(study: str, overrides: Sequence[str] = ()) -> dict[str, list]:
     if not isinstance(tree, dict):
         raise checks.Refusal(f"sweep: got {tree!r}, expected a table of settings, for example \"oevae.condition.k_scale\" = [1, 5]")
     found = {name: values for name, values in _leaves(tree)}
+    sizes = [len(values) for values in found.values() if isinstance(values, list)]
+    if math.prod(sizes) > MOST:
+        raise checks.Refusal(f"sweep: {' × '.join(map(str, sizes))} variants, expected at most {MOST}; list fewer values")
     for name, values in found.items():
         if not isinstance(values, list) or not values:
             raise checks.Refusal(f"sweep {name}: got {values!r}, expected a list of values")
@@ -57,8 +61,6 @@ def axes(study: str, overrides: Sequence[str] = ()) -> dict[str, list]:
             config.load(study, [*overrides, text])  # names, types and ranges are refused here
         if len({json.dumps(value) for value in values}) < len(values):
             raise checks.Refusal(f"sweep {name}: got {values}, expected each value once")
-    if np.prod([len(values) for values in found.values()]) > MOST:
-        raise checks.Refusal(f"sweep: {' × '.join(str(len(v)) for v in found.values())} variants, expected at most {MOST}; list fewer values")
     return found
 
 

@@ -5,11 +5,11 @@
 
 import sys
 
-from tests.bench import autoencoder, classifier_step, oevae, severity_zero
+from tests.bench import autoencoder, classifier_step, cluster, oevae, severity_zero
 
 BENCHES = {
     "autoencoder": autoencoder.main, "oevae": oevae.main, "oevae_null": oevae.null,
-    "classifier_step": classifier_step.main, "severity_zero": severity_zero.main,
+    "classifier_step": classifier_step.main, "severity_zero": severity_zero.main, "cluster": cluster.main,
 }  # fmt: skip
 
 if __name__ == "__main__":
