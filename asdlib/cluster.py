@@ -20,7 +20,8 @@ from asdlib import checks
 from asdlib.perform import KernelLost, Order, Outcome, perform
 
 RETRIES = 2  # of a job whose kernel or worker was lost
-PATIENCE_S = 60.0  # for the first worker of a cluster
+PATIENCE_S = 120.0  # for the first worker of a cluster
+LOOPBACK = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}  # a local cluster is seen by nobody else
 
 if importlib.util.find_spec("distributed"):
     from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster, as_completed
@@ -44,8 +45,8 @@ def local(workers: int, gpus: int = 0) -> Iterator[Client]:
     for number in range(min(workers, gpus) if gpus else workers):
         env = {"OMP_NUM_THREADS": "1"} | ({"CUDA_VISIBLE_DEVICES": str(number)} if gpus else {})
         options = {"nthreads": 1, "env": env, "resources": {"GPU": 1} if gpus else {}, "memory_limit": 0}  # kernels hold the memory, not workers
-        spec[number] = {"cls": Nanny, "options": options | {"host": "127.0.0.1", "silence_logs": logging.CRITICAL, "dashboard": False}}
-    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": None}}
+        spec[number] = {"cls": Nanny, "options": options | {"silence_logs": logging.CRITICAL, **LOOPBACK}}
+    scheduler = {"cls": Scheduler, "options": {"port": 0, **LOOPBACK}}
     with SpecCluster(spec, scheduler, silence_logs=logging.CRITICAL) as pool, Client(pool) as client:
         client.wait_for_workers(len(spec), timeout=PATIENCE_S)
         yield client

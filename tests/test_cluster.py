@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from threading import Thread
 
 import nbformat
 import psutil
@@ -88,8 +89,6 @@ def test_a_killed_worker_costs_its_own_job_only(tmp_path):
             while not path.exists() or not path.read_text().endswith("\n"):
                 time.sleep(0.05)
             return [int(word) for word in path.read_text().split()]
-
-        from threading import Thread
 
         killed = []
         thread = Thread(target=lambda: (killed.extend(victim()), os.kill(killed[1], signal.SIGKILL)))

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -168,9 +169,22 @@ def words_for(point):
     return ["--stages", "03"] if point.start != "trained" else []
 
 
+@pytest.fixture(scope="module")
+def struck(homes, request, tmp_path_factory):
+    """Every chosen point in a future: two at a time, as they are slow by waiting for processes to start."""
+    chosen = [item.callspec.params["point"] for item in request.session.items if "struck" in getattr(item, "fixturenames", ())]
+    with ThreadPoolExecutor(2) as pool:
+        yield {point: pool.submit(strike, point, homes, tmp_path_factory.mktemp("point")) for point in chosen}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS, ids=str)
-def test_killed_and_given_the_same_command(point, homes, tmp_path):
+def test_killed_and_given_the_same_command(point, struck):
+    struck[point].result()
+
+
+def strike(point, homes, tmp_path):
+    """Kill at a point, look at what was said, give the same command again, compare."""
     home = start_from(homes, point.start, tmp_path)
     fault = {"who": point.who, "how": point.how, "at": point.at, "nth": point.nth, "once": str(tmp_path / "struck")}
     words = words_for(point) + (["--workers", point.workers] if point.workers else [])
