@@ -92,7 +92,7 @@ def tidy(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _content(path: Path, size: int, modified: int) -> str:
     """Digest of a file's content; read once per process and state of the file."""
     with open(path, "rb") as file:

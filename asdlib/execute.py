@@ -29,7 +29,6 @@ from asdlib.graph import Job, plan
 from asdlib.perform import KernelLost, Order, Outcome, export, perform
 from asdlib.study import NOTEBOOKS, Run, Stage
 
-
 told = functools.partial(print, flush=True)  # a log file shows each line when it is said
 
 

@@ -155,7 +155,8 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
             claim = "the same scores: this setting does not reach the system"
         difference = "" if np.isnan(row.difference) else tables.number(row.difference, row.difference_low, row.difference_high)
         sd = "" if np.isnan(row.sd) else f"{row.sd:.3f}"
-        rows.append((row.variant, row.system, tables.METRIC_NAMES[row.metric], tables.number(row.mean, row.low, row.high), row.seeds, sd, difference, claim))
+        mean = tables.number(row.mean, row.low, row.high)
+        rows.append((row.variant, row.system, tables.METRIC_NAMES[row.metric], mean, row.seeds, sd, difference, claim))
     names = ["settings", "system", "metric", "mean over seeds", "seeds", "sd over seeds", "difference", "claim"]
     return pd.DataFrame(rows, columns=names)
 

@@ -47,7 +47,8 @@ def finished(order):
 def test_jobs_run_side_by_side_and_after_those_they_need(pool, tmp_path):
     meet = "open(f'{home}/%s', 'w'); t = time.time()\nwhile not os.path.exists(f'{home}/%s'): time.sleep(0.05); assert time.time() < t + 60"
     a, b = order(tmp_path, "a", meet % ("a_is", "b_is")), order(tmp_path, "b", meet % ("b_is", "a_is"))
-    last = order(tmp_path, "last", "assert os.path.exists(f'{home}/runs/a/DONE') and os.path.exists(f'{home}/runs/b/DONE')", needs=("a", "b", "fresh"))
+    line = "assert os.path.exists(f'{home}/runs/a/DONE') and os.path.exists(f'{home}/runs/b/DONE')"
+    last = order(tmp_path, "last", line, needs=("a", "b", "fresh"))
     found = told(pool, [a, b, last])
     assert sorted(found[:2]) == [("a", ""), ("b", "")] and found[2] == ("last", "") and all(map(finished, (a, b, last)))
     assert (tmp_path / "reports" / "last.html").is_file()
@@ -63,7 +64,7 @@ def test_a_finished_job_is_not_done_again(pool, tmp_path):
 def test_a_refusal_is_a_sentence_and_ends_what_waits(pool, tmp_path):
     bad = order(tmp_path, "bad", "from asdlib import checks", "raise checks.Refusal('three came, expected two; leave one out')")
     after = order(tmp_path, "after", "pass", needs=("bad",))
-    with pytest.raises(checks.Refusal, match="^bad: three came, expected two; leave one out$"):
+    with pytest.raises(checks.Refusal, match=r"^bad: three came, expected two; leave one out$"):
         told(pool, [bad, after])
     assert not finished(after) and not os.path.exists(after.folder)
 
@@ -106,7 +107,7 @@ def test_an_existing_cluster_is_used_and_nobody_there_is_said(pool, tmp_path):
         assert not cluster.offers_gpus(client)
         one = order(tmp_path, "one", "pass")
         assert told(client, [one]) == [("one", "")] and finished(one)
-    with pytest.raises(checks.Refusal, match="--scheduler tcp://127.0.0.1:9: nobody answers there"), cluster.existing("tcp://127.0.0.1:9"):
+    with pytest.raises(checks.Refusal, match=r"--scheduler tcp://127\.0\.0\.1:9: nobody answers there"), cluster.existing("tcp://127.0.0.1:9"):
         pass
 
 
