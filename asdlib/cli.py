@@ -110,7 +110,7 @@ def _settings(args: argparse.Namespace) -> None:
 
 
 def parser(command: str = "") -> argparse.ArgumentParser:
-    """The command line. command : the one that came; what only its help needs is loaded only for it"""
+    """The command line. command : the one that came; for `run` the others are left out, whose help loads what they need"""
     top = argparse.ArgumentParser(prog="asd", description="Anomalous sound detection of machines: run studies, look at recordings.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -130,6 +130,8 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     where.add_argument("--workers", type=int, default=0, metavar="N", help="this many jobs side by side on this machine (extra: cluster)")
     where.add_argument("--scheduler", default="", metavar="ADDRESS", help="do the jobs on this Dask cluster, for example tcp://host:8786")
     run.set_defaults(action=_run)
+    if command == "run":
+        return top
 
     index = commands.add_parser("index", help="say what recordings there are and what is wrong with them",
         description="Read DCASE-style trees and print counts, attributes, classes, durations and problems; writes nothing.",
@@ -142,8 +144,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
         description="Write a DCASE 2024-style tree of physically modelled machines with faults to a new folder.",
         epilog="example: asd synth data/toy --machines fan gearbox --severity 0.5 1 2")  # fmt: skip
     synth.add_argument("out", help="folder to make")
-    kinds = ", ".join(synthetic.MACHINES) if command == "synth" else "the modelled ones"
-    synth.add_argument("--machines", nargs="+", help=f"of {kinds}; NAME:KIND gives a machine another name")
+    synth.add_argument("--machines", nargs="+", help=f"of {', '.join(synthetic.MACHINES)}; NAME:KIND gives a machine another name")
     for name, kind, text in (("train-source", int, "training clips, source domain"), ("train-target", int, "training clips, target domain"),
                              ("test", int, "test clips per domain and label"), ("seconds", float, "length"), ("seed", int, "seed")):  # fmt: skip
         synth.add_argument(f"--{name}", type=kind, help=text)

@@ -25,7 +25,7 @@ from IPython.display import display
 from asdlib import artefacts, checks, cluster, config, sweeps, tables
 from asdlib.detectors import training_rows
 from asdlib.detectors.exposure import checked_machine
-from asdlib.graph import Job, plan
+from asdlib.graph import Job, plan, standing
 from asdlib.perform import KernelLost, Order, Outcome, export, perform
 from asdlib.study import NOTEBOOKS, Run, Stage
 
@@ -122,7 +122,9 @@ def run_study(
             if client is None:
                 _one_by_one(orders, progress)
             else:
+                say(f"{len(orders)} jobs on {len(client.scheduler_info(n_workers=-1)['workers'])} workers")
                 cluster.spread(client, orders, run.device.type == "cuda", progress.ends)
+            _came_true(todo)
         for job in planned:
             if not page_of(job.run, job.stage, job.seed, job.machine).is_file():
                 export(_order(job, study))
@@ -143,6 +145,14 @@ def _one_by_one(orders: Sequence[Order], progress: Progress) -> None:
         progress.ends(order, outcome)
         if outcome.refusal:
             raise checks.Refusal(outcome.refusal)
+
+
+def _came_true(done: Sequence[Job]) -> None:
+    """What was computed is what was meant: a kernel that loaded other code, or a worker with another device, does not pass."""
+    for job in done:
+        state, why = standing(job.run, job.stage, job.seed, job.machine)
+        if state != "fresh":
+            raise checks.Refusal(f"{job.label}: came to its end, but not as it was meant ({'; '.join(why)}); give the same command again")
 
 
 def _can_be_finished(planned: Sequence[Job]) -> None:
