@@ -50,7 +50,7 @@ def training_curves(history: pd.DataFrame, channels: tuple[int, int]) -> Plot:
         held_out_accuracy, alive_d, alive_c.  channels : number of channels of z_d and z_c.  Notebook: 05_oevae
     """
     table = plots.some(history, "training history")
-    figure, axes = plots.panels(1, 3, 3.1, "losses, separation accuracy and moving latent channels over epochs; the numbers are printed")
+    figure, axes = plots.panels(1, 3, 3.8, "losses, separation accuracy and moving latent channels over epochs; the numbers are printed")
     looks = {"machine": (VERMILION, "-", "o", "binary (Eq. 2)"), "held_out_loss": (VERMILION, ":", "s", "binary, held out"),
              "kl_d": (ORANGE, "--", "^", "KL of z_d"), "kl_c": (BLUE, "-.", "v", "KL of z_c"), "recon": (GREEN, (0, (6, 2)), "D", "reconstruction"),
              "attribute": (PURPLE, (0, (1, 1)), "P", "attribute head")}  # fmt: skip
@@ -71,7 +71,7 @@ def training_curves(history: pd.DataFrame, channels: tuple[int, int]) -> Plot:
     _integer_epochs(axes[0])
     for axis in axes[0]:
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
+            axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)  # below: curves may be anywhere above
     return figure
 
 
