@@ -1,5 +1,10 @@
 """Sweeps: which variants there are, where their jobs lie, and what is said of seeds and settings."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -139,3 +144,30 @@ def test_the_figure_shows_every_seed_and_says_what_it_is():
     assert len(figure.axes) == 2 and "at each setting" in figure.alt
     rings = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
     assert len(rings) == 2 and all(len(line.get_xdata()) == 2 for line in rings)
+
+
+@pytest.mark.slow
+def test_two_seeds_and_a_sweep_on_two_workers_end_in_a_page(tmp_path):
+    """Shared trainings are made once, others at their own settings; the page tells means, deviations and paired differences."""
+    pytest.importorskip("distributed", reason="the extra cluster is not installed")
+    (tmp_path / "swept.toml").write_text(TREE.replace('fusion.normalise = ["zscore", "rank"]\n', "") + "n_mels = 16\nhidden = 8\nbottleneck = 4\n"
+                                         + "[metrics]\nbootstrap = 20\nshuffles = 10\n[report]\nplayers = 0\n")  # fmt: skip
+    code = "import sys; from asdlib.cli import main; sys.exit(main())"
+    words = [sys.executable, "-c", code, "run", str(tmp_path / "swept.toml"), "--home", str(tmp_path), "--machines", "fan", "--workers", "2"]
+    said = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert "7 jobs on 2 workers" in said.stdout and f"seeds and settings {tmp_path}/reports/swept/sweep.html" in said.stdout
+    runs = tmp_path / "runs" / "swept"
+    (own,), (other,) = list(runs.glob("seed0/03_baseline/fan")), list(runs.glob("sweep/jobs/*/seed0/03_baseline/fan"))
+    knn = [json.loads((folder / "baseline_knn" / "manifest.json").read_text()) for folder in (own, other)]
+    assert knn[0] == knn[1], "the nearest neighbour was made twice"
+    epochs = [len(pd.read_parquet(folder / "autoencoder" / "history.parquet")) for folder in (own, other)]
+    assert epochs == [2, 4]
+    table = pd.read_csv(runs / "sweep.csv")
+    assert list(table.columns) == list(sweeps.COLUMNS) and set(table["variant"]) == {sweeps.REFERENCE, "epochs=4"} and (table["seeds"] == 2).all()
+    same = table[(table["variant"] == "epochs=4") & (table["system"] == "baseline_knn")]
+    assert (same[["difference", "difference_low", "difference_high"]] == 0).all(axis=None)
+    page, index = (tmp_path / "reports" / name for name in ("swept/sweep.html", "index.html"))
+    assert "the same scores: this setting does not reach the system" in page.read_text() and "swept/sweep.html" in index.read_text()
+    again = subprocess.run(words, capture_output=True, text=True)
+    assert "nothing to do: everything is up to date" in again.stdout and "sweep.html" in again.stdout
