@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -206,6 +207,24 @@ def strike(point, homes, tmp_path):
             pd.testing.assert_frame_equal(home.scores()[name], table, check_exact=True)
         stray = home.files() - homes["trained"].files()
         assert not stray and not [name for name in homes["trained"].files() - home.files() if "03_baseline" in name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how, code", [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 130)])
+def test_a_runner_that_ends_takes_its_workers_and_kernels_along(how, code, homes, tmp_path):
+    """Killed alone; or interrupted as by Ctrl-C, which reaches workers too; or stopped politely."""
+    home = start_from(homes, "store", tmp_path)
+    command, begun = home.command("--stages", "02,03", "--workers", "2"), home.runs / "seed0" / AE / "BEGUN"
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=home.env(), cwd="/", start_new_session=True)
+    while process.poll() is None and not begun.is_file():
+        time.sleep(0.05)
+    os.killpg(process.pid, how) if how == signal.SIGINT else process.send_signal(how)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == code and "Traceback" not in err, err
+    no_orphans(home)
+    assert home.asd("--stages", "03").returncode == 0
+    for name, table in homes["trained"].scores().items():
+        pd.testing.assert_frame_equal(home.scores()[name], table, check_exact=True)
 
 
 # ---------------------------------------------------------------- damage
