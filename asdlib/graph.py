@@ -99,7 +99,9 @@ def standing(run: Run, stage: Stage, seed: int, machine: str) -> tuple[str, list
     for name in stage.detectors:
         of = (name, seed, machine)
         parts.append((folder / name, run.detector_digest(*of), run.detector_shaped_by(*of), f"{name}: "))
-    why = [f"{label}{reason}" for part in parts for label, reason in ((part[3], text) for text in _reasons(*part[:3]))]
+    why: list[str] = []
+    for *of, label in parts:
+        why += [f"{label}{reason}" for reason in _reasons(*of) if reason not in why]
     if not why and not run.finished(stage, seed, machine):
         why = ["summary.md or report.json of the report is missing"]
     return ("stale" if why else "fresh"), list(dict.fromkeys(why))

@@ -34,7 +34,7 @@ from asdlib.study import VARIANT, Run, open_run
 
 REFERENCE = "as the study"
 MOST = 200  # variants: beyond that a sweep is a slip of the pen
-COLUMNS = ("variant", "system", "metric", "seeds", "mean", "low", "high", "sd", "difference", "difference_low", "difference_high", "p")
+COLUMNS = ("variant", "system", "metric", "seeds", "mean", "low", "high", "sd", "difference", "difference_low", "difference_high", "p", "same")
 
 
 def axes(study: str, overrides: Sequence[str] = ()) -> dict[str, list]:
@@ -127,16 +127,18 @@ def compare(scores: dict[str, pd.DataFrame], settings: config.Metrics, seed: int
 
     scores : variant ("" is the study) to its score table;  seed : of the resamples
     unlike : variants of other recordings: their test clips are not the study's, and there is no paired difference
-    returns : COLUMNS and `values`; difference NaN for the study itself, for `unlike`, and 0 for scores that are the same
+    returns : COLUMNS and `values`; difference NaN for the study itself and for `unlike`; same: whether every score equals the study's
     """
     parts = []
     for variant, table in scores.items():
         found = over_seeds(metrics.table(table, settings, seed)).assign(variant=variant or REFERENCE)
         columns = ["difference", "difference_low", "difference_high", "p"]
-        found[columns] = np.nan
+        found[columns], found["same"] = np.nan, False
         for row in found.index if variant and variant not in unlike else []:
             system, metric = found.loc[row, ["system", "metric"]]
-            two = [table[table["system"] == system].assign(system=name) for table, name in ((table, "variant"), (scores[""], "study"))]
+            two = [part[part["system"] == system].assign(system=name) for part, name in ((table, "variant"), (scores[""], "study"))]
+            first, second = (part.set_index(["component", "clip", "seed"])["score"].sort_index() for part in two)
+            found.loc[row, "same"] = first.equals(second)
             pair = metrics.paired(pd.concat(two, ignore_index=True), "variant", "study", settings, seed)
             pair = pair[(pair["machine"] == "all") & (pair["metric"] == metric)]
             found.loc[row, columns] = pair[["value", "low", "high", "p"]].to_numpy(float)[0]
@@ -151,13 +153,13 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
         claim = "" if np.isnan(row.difference) else "no difference shown"
         if row.difference_low > 0 or row.difference_high < 0:
             claim = "better than the study's setting" if row.difference > 0 else "worse than the study's setting"
-        if row.difference == row.difference_low == row.difference_high == 0:
+        if row.same:
             claim = "the same scores: this setting does not reach the system"
         difference = "" if np.isnan(row.difference) else tables.number(row.difference, row.difference_low, row.difference_high)
         sd = "" if np.isnan(row.sd) else f"{row.sd:.3f}"
         mean = tables.number(row.mean, row.low, row.high)
         rows.append((row.variant, row.system, tables.METRIC_NAMES[row.metric], mean, row.seeds, sd, difference, claim))
-    names = ["settings", "system", "metric", "mean over seeds", "seeds", "sd over seeds", "difference", "claim"]
+    names = ["settings", "system", "metric", "mean over seeds", "seeds", "sd over seeds", "difference to the study", "claim"]
     return pd.DataFrame(rows, columns=names)
 
 

@@ -134,6 +134,13 @@ def test_equal_scores_are_said_to_be_equal_and_other_recordings_are_not_paired()
     assert set(claims["same"]) == {"the same scores: this setting does not reach the system"} and set(claims["other"]) == {""}
 
 
+def test_equal_metrics_of_other_scores_are_not_called_the_same():
+    """Far above chance two systems reach 1.000 each with different scores."""
+    table = sweeps.compare({"": table_of(50.0), "more": table_of(60.0)}, SETTINGS, 0)
+    assert set(table["mean"]) == {1.0} and not table["same"].any()
+    assert set(sweeps.shown(table)["claim"]) == {"", "no difference shown"}
+
+
 def test_one_seed_has_no_deviation():
     found = sweeps.over_seeds(sweeps.metrics.table(table_of(1.0, seeds=(3,)), SETTINGS, 0))
     assert found["sd"].isna().all() and (found["seeds"] == 1).all() and (found["metric"] == "omega").all()
