@@ -174,8 +174,9 @@ def words_for(point):
 def struck(homes, request, tmp_path_factory):
     """Every chosen point in a future: two at a time, as they are slow by waiting for processes to start."""
     chosen = [item.callspec.params["point"] for item in request.session.items if "struck" in getattr(item, "fixturenames", ())]
-    with ThreadPoolExecutor(2) as pool:
-        yield {point: pool.submit(strike, point, homes, tmp_path_factory.mktemp("point")) for point in chosen}
+    pool = ThreadPoolExecutor(2)
+    yield {point: pool.submit(strike, point, homes, tmp_path_factory.mktemp("point")) for point in chosen}
+    pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.slow
