@@ -97,7 +97,7 @@ class Home:
         path = os.pathsep.join([str(HERE / "faults"), *filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")])])
         return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "FAULT": json.dumps(fault), "ASDLIB_TEST_HOME": str(self.folder)}
 
-    def asd(self, *words, fault=None, code="", timeout=300):
+    def asd(self, *words, fault=None, code="", timeout=1200):
         command = self.command(*words)
         command[2] = code + command[2]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=self.env(fault), cwd="/")
@@ -220,7 +220,7 @@ def test_a_runner_that_ends_takes_its_workers_and_kernels_along(how, code, homes
     while process.poll() is None and not begun.is_file():
         time.sleep(0.05)
     os.killpg(process.pid, how) if how == signal.SIGINT else process.send_signal(how)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == code and "Traceback" not in err, err
     no_orphans(home)
     assert home.asd("--stages", "03").returncode == 0
@@ -290,7 +290,7 @@ def test_two_runners_at_once(homes, tmp_path):
     home = start_from(homes, "store", tmp_path)
     both = [subprocess.Popen(home.command("--stages", "03"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=home.env(), cwd="/")
             for _ in range(2)]  # fmt: skip
-    ends = [(*process.communicate(timeout=300), process.returncode) for process in both]
+    ends = [(*process.communicate(timeout=1200), process.returncode) for process in both]
     codes = sorted(code for *_, code in ends)
     assert codes in ([0, 2], [0, 0]), ends  # the second may come when the first is done
     assert all("another run of this study is at work" in err for _, err, code in ends if code == 2)
