@@ -110,7 +110,7 @@ def torn(folder: Path) -> list[str]:
     try:
         done = json.loads((folder / "DONE").read_text(encoding="utf-8"))
         files = {str(name): list(facts) for name, facts in done["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return ["DONE is not readable"]
     found = []
     for name, (size, digest) in files.items():
@@ -128,7 +128,7 @@ def sealed_for(folder: Path) -> str:
     """The digest that a folder was finished for; "" if it is not finished."""
     try:
         return str(json.loads((folder / "DONE").read_text(encoding="utf-8"))["digest"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 
@@ -143,7 +143,7 @@ def begin(folder: Path, digest: str) -> None:
     Folders inside it carry a digest of their own and are left alone.
     """
     marker = folder / "BEGUN"
-    if folder.is_dir() and (not marker.is_file() or marker.read_text(encoding="utf-8") != digest):
+    if folder.is_dir() and (not marker.is_file() or marker.read_bytes() != digest.encode()):
         for path in folder.iterdir():
             if not path.is_dir():
                 path.unlink()
@@ -196,7 +196,7 @@ def guarded(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, what: str = "run of this study") -> Iterator[None]:
     """Hold a study for one process and the kernels that it starts; another process is told so instead of writing there too."""
     if os.environ.get(HOLDS) == str(folder):
         yield
@@ -208,7 +208,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise checks.Refusal(f"{folder}: another run of this study is at work; wait for it or stop it") from error
+            raise checks.Refusal(f"{folder}: another {what} is at work; wait for it or stop it") from error
         before = os.environ.get(HOLDS)
         os.environ[HOLDS] = str(folder)
         try:

@@ -28,10 +28,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from asdlib import artefacts, checks
+from asdlib import artefacts, checks, clips, reading
 from asdlib.config import Data, digest
 from asdlib.decoding import FULL_SCALE, inspect, reason, sample_digest
 
+TABLES = {"clips": (*checks.CLIP_COLUMNS, "samples", "level_db", "digest"), "problems": clips.PROBLEM_COLUMNS}
 ROOM = 0.8  # of the free memory of a device that the store may take
 
 
@@ -181,11 +182,11 @@ def _open(folder: Path, source: str) -> Store | None:
             return None
         if any(artefacts.content(folder / name) != found for name, found in done["tables"].items()):
             return None
-        table, problems = pd.read_parquet(folder / "clips.parquet"), pd.read_parquet(folder / "problems.parquet")
+        table, problems = (reading.table(folder / f"{name}.parquet", columns) for name, columns in TABLES.items())
         samples = folder / f"samples-{done['fingerprint']}.i16"
         if _fingerprint(table) != done["fingerprint"] or samples.stat().st_size != 2 * int(table["samples"].sum()):
             return None
-    except (OSError, ValueError, KeyError, TypeError):  # parquet's own errors are ValueErrors or OSErrors
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     mapped = torch.from_numpy(np.memmap(samples, dtype=np.int16, mode="c"))  # copy-on-write: torch warns of read-only memory
     count = torch.tensor(table["samples"].to_numpy(), dtype=torch.int64)

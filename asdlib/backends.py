@@ -18,7 +18,7 @@ its own clips by `training`, leave-clip-out: no clip is among its own references
 The network saw the training clips while it learnt, whatever the back-end leaves out: their scores lie a little below
 those of unseen normal clips. Notebook 04_classifier shows by how much, on the clips that were held out of training.
 
-Sources: SYSTEM 5, 9; FACTS A8, E13. Notebook: 04_classifier.
+Sources: SYSTEM 5, 9; FACTS A8, E13. Notebooks: 04_classifier, 06_embeddings.
 """
 
 from __future__ import annotations
@@ -42,6 +42,12 @@ class Backend(Protocol):
     def __init__(self, train: np.ndarray, target: np.ndarray, settings: config.Classifier, seed: int): ...
     def __call__(self, test: np.ndarray) -> np.ndarray: ...
     def training(self) -> np.ndarray: ...
+    def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """The unit reference that decides each row's score, (n, dim).
+
+        own : (n,) position of the row among the training clips, which is then no reference of its own; -1 for new clips.  Notebook: 06_embeddings
+        """
+        ...
 
 
 def unit(embedding: np.ndarray) -> np.ndarray:
@@ -62,6 +68,12 @@ def _references(train: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.n
 def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(n_a, n_b) Euclidean distances of unit rows: √(2 − 2·cosine)."""
     return np.sqrt(np.maximum(2.0 - 2.0 * a @ b.T, 0.0))
+
+
+def _decisive(away: np.ndarray, references: np.ndarray, parents: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Of each row of distances (n, references) the nearest reference with another parent than `own`.  parents : (references, any number), -1: none"""
+    barred = ((parents[None] == own[:, None, None]) & (own >= 0)[:, None, None]).any(2)
+    return references[np.where(barred, np.inf, away).argmin(1)]
 
 
 def centres(x: np.ndarray, clusters: int, seed: int) -> np.ndarray:
@@ -93,6 +105,12 @@ class KMeansCosine:
         checks.embeddings(test, self.x)
         return (1.0 - unit(test) @ np.vstack([self.centres, self.x[self.target]]).T).min(1)
 
+    def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """The centre or target clip next to each row; a source clip's own share in the centres stays in them."""
+        references = np.vstack([self.centres, self.x[self.target]])
+        parents = np.concatenate([np.full(len(self.centres), -1), np.flatnonzero(self.target)])[:, None]
+        return _decisive(1.0 - unit(test) @ references.T, references, parents, own)
+
     def training(self) -> np.ndarray:
         """Scores of the training clips, leave-clip-out."""
         to_target = 1.0 - self.x @ self.x[self.target].T
@@ -117,6 +135,10 @@ class Nearest:
 
     def __call__(self, test: np.ndarray) -> np.ndarray:
         return scoring.knn_distances(unit(test), self.x, k_max=1)[:, 0]
+
+    def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """The training clip next to each row."""
+        return _decisive(distances(unit(test), self.x), self.x, np.arange(len(self.x))[:, None], own)
 
     def training(self) -> np.ndarray:
         """Scores of the training clips among the others."""
@@ -145,6 +167,10 @@ class SmoteNearest:
         checks.embeddings(test, self.x)
         return distances(unit(test), self.references).min(1)
 
+    def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """The training clip or synthetic item next to each row."""
+        return _decisive(distances(unit(test), self.references), self.references, self.parents, own)
+
     def training(self) -> np.ndarray:
         """Scores of the training clips among the others and the items that are no child of theirs."""
         away = distances(self.x, self.references)
@@ -169,8 +195,15 @@ class LocalDensity:
 
     def __call__(self, test: np.ndarray) -> np.ndarray:
         checks.embeddings(test, self.x)
-        density = np.maximum(self.near[:, : self.k].mean(1), SMALLEST_DENSITY)
-        return (distances(unit(test), self.x) / density).min(1)
+        return (distances(unit(test), self.x) / self._density).min(1)
+
+    @property
+    def _density(self) -> np.ndarray:
+        return np.maximum(self.near[:, : self.k].mean(1), SMALLEST_DENSITY)
+
+    def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """The training clip at the smallest divided distance; the densities are those of all training clips."""
+        return _decisive(distances(unit(test), self.x) / self._density, self.x, np.arange(len(self.x))[:, None], own)
 
     def training(self) -> np.ndarray:
         """Scores of the training clips; a clip is missing among the neighbours of its references too."""

@@ -49,6 +49,7 @@ def clip_table(table: pd.DataFrame) -> pd.DataFrame:
     missing = [name for name in CLIP_COLUMNS if name not in table]
     if missing:
         raise Refusal(f"clip table lacks the columns {', '.join(missing)}; make it with asdlib.clips.index")
+    texts(table, CLIP_COLUMNS, "clip table")
     for column, allowed in (("split", SPLITS), ("domain", DOMAINS), ("label", LABELS)):
         wrong = set(table[column]) - set(allowed)
         if wrong:
@@ -59,11 +60,22 @@ def clip_table(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def texts(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
+    """Columns of a table that hold text and nothing else."""
+    for column in columns:
+        wrong = next((value for value in table[column] if not isinstance(value, str)), None)
+        if wrong is not None or table[column].isna().any():
+            raise Refusal(f"{what}: {column} has {wrong!r}, expected text only")
+
+
 def score_table(table: pd.DataFrame) -> pd.DataFrame:
     """The score table as it crosses the border to metrics: columns, finite scores, one row per clip and component."""
     missing = [name for name in SCORE_COLUMNS if name not in table]
     if missing:
         raise Refusal(f"score table lacks the columns {', '.join(missing)}")
+    texts(table, [name for name in SCORE_COLUMNS if name not in ("score", "seed")], "score table")
+    if table["score"].dtype.kind not in "fiu" or table["seed"].dtype.kind not in "iu":
+        raise Refusal(f"score table: scores and seeds are {table['score'].dtype} and {table['seed'].dtype}, expected numbers")
     bad = ~np.isfinite(table["score"].to_numpy(float))
     if bad.any():
         row = table[bad].iloc[0]

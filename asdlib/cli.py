@@ -2,7 +2,9 @@
 
     asd run demo                                        a study: notebooks in order, then the report
     asd index ROOT... [--json]                          what recordings there are, and what is wrong with them
+    asd download dcase2024 --root DIR                   the challenge's recordings, from their public records
     asd synth OUT --machines fan gearbox                recordings of modelled machines
+    asd compare STUDY STUDY [--html FILE]               two finished studies: settings, results, is one better
     asd settings [NAME]                                 every setting with its default and meaning
 """
 
@@ -12,6 +14,7 @@ import argparse
 import importlib
 import json
 import logging
+import shlex
 import signal
 import sys
 import warnings
@@ -33,6 +36,7 @@ class _OnFirstUse:
 pd = _OnFirstUse("pandas")
 audio, clips, execute, graph = map(_OnFirstUse, ("asdlib.audio", "asdlib.clips", "asdlib.execute", "asdlib.graph"))
 report, studies, sweeps, synthetic = map(_OnFirstUse, ("asdlib.report", "asdlib.study", "asdlib.sweeps", "asdlib.synthetic"))
+compare, download, reading = map(_OnFirstUse, ("asdlib.compare", "asdlib.download", "asdlib.reading"))
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -44,6 +48,9 @@ def _run(args: argparse.Namespace) -> None:
     if args.device:
         overrides.append(f"device={json.dumps(args.device)}")
     study = str(Path(args.study).resolve()) if args.study.endswith(".toml") else args.study
+    if args.include:
+        files = [*config.load(study, overrides).include, *(str(Path(file).resolve()) for file in args.include)]
+        overrides.append("include=" + json.dumps(files, ensure_ascii=False))
     only = args.stages.split(",") if args.stages else []
     known = None if only or args.dry_run else settled.recall(study, overrides, args.home)
     if known is not None:
@@ -62,7 +69,9 @@ def _run(args: argparse.Namespace) -> None:
     executed = execute.run_study(run, study, overrides, only, where=execute.Where(args.workers, args.scheduler))
     ending = []
     if run.finished(*studies.jobs(run)[-1]):
-        ending += [report.metrics_text(pd.read_csv(run.folder / "metrics.csv")), f"report {run.reports / 'index.html'}"]
+        with reading.refused(run.folder / "metrics.csv", "metrics"):
+            ending.append(report.metrics_text(pd.read_csv(run.folder / "metrics.csv")))
+        ending.append(f"report {run.reports / 'index.html'}")
     if (run.reports / "sweep.html").is_file():
         ending.append(f"seeds and settings {run.reports / 'sweep.html'}")
     idle = "nothing to do: everything is up to date"
@@ -92,12 +101,32 @@ def _index(args: argparse.Namespace) -> None:
     print(json.dumps(summary, indent=1) if args.json else clips.summary_text(summary))
 
 
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _download(args: argparse.Namespace) -> None:
+    truth = Path(args.truth) if args.truth else None
+    given = {"parts": _words(args.parts), "machines": _words(args.machines), "mirror": args.mirror, "truth": truth}
+    folders = download.download(args.dataset, Path(args.root).absolute(), **given)
+    print(f"all there; next: asd run paper --data-root {shlex.join(map(str, folders))}")
+
+
 def _synth(args: argparse.Namespace) -> None:
     names = ("machines", "train_source", "train_target", "test", "seconds", "severity", "seed")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     settings = config.from_tree(config.Synthetic, given, "synthetic.")
     synthetic.write_tree(Path(args.out), settings)
     print(f"wrote {', '.join(settings.machines)} to {args.out}")
+
+
+def _compare(args: argparse.Namespace) -> None:
+    home = Path(args.home or artefacts.CLONE).resolve()
+    first, second = (compare.load(study, home) for study in args.study)
+    print(compare.text(first, second))
+    if args.html:
+        compare.write_page(Path(args.html).resolve(), first, second)
+        print(f"page {args.html}")
 
 
 def _settings(args: argparse.Namespace) -> None:
@@ -122,6 +151,8 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     run.add_argument("--data-root", nargs="+", action="extend", metavar="DIR", help="folders of recordings (development, additional, evaluation)")
     run.add_argument("--machines", help="only these, separated by commas")
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting, for example autoencoder.epochs=5")
+    run.add_argument("--include", nargs="+", action="extend", default=[], metavar="FILE",
+        help="TOML files whose settings hold where the study says nothing, for example runs/demo/tuned.toml")  # fmt: skip
     run.add_argument("--stages", help="only these notebooks, for example 01,03")
     run.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute")
     run.add_argument("--home", default="", metavar="DIR", help="folder for runs/ and reports/ (default: the clone)")
@@ -140,6 +171,18 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     index.add_argument("--json", action="store_true", help="machine-readable")
     index.set_defaults(action=_index)
 
+    fetch = commands.add_parser("download", help="fetch the challenge's recordings",
+        description="Fetch recordings from their public records (DCASE 2024: 19,200 clips) into DIR, verify and unpack them. What is in place is "
+        "not fetched again; an interrupted download goes on.",
+        epilog="example: asd download dcase2024 --root data/dcase2024 --parts dev --machines fan,valve")  # fmt: skip
+    fetch.add_argument("dataset", help=f"of {', '.join(download.DATASETS)}")
+    fetch.add_argument("--root", required=True, metavar="DIR", help="folder to fill")
+    fetch.add_argument("--parts", default="", help="only these, separated by commas: dev, additional (training clips for eval), eval")
+    fetch.add_argument("--machines", default="", help="only these, separated by commas")
+    fetch.add_argument("--mirror", default="", metavar="URL", help=f"another server with the same interface (default: {download.ZENODO})")
+    fetch.add_argument("--truth", default="", metavar="FILE", help="the organisers' list of true evaluation names (eval_data_list_2024.csv)")
+    fetch.set_defaults(action=_download)
+
     synth = commands.add_parser("synth", help="write recordings of modelled machines",
         description="Write a DCASE 2024-style tree of physically modelled machines with faults to a new folder.",
         epilog="example: asd synth data/toy --machines fan gearbox --severity 0.5 1 2")  # fmt: skip
@@ -150,6 +193,15 @@ def parser(command: str = "") -> argparse.ArgumentParser:
         synth.add_argument(f"--{name}", type=kind, help=text)
     synth.add_argument("--severity", type=float, nargs="+", help="fault severity, 0 inaudible to 3 blatant; several are spread over the anomalies")
     synth.set_defaults(action=_synth)
+
+    pair = commands.add_parser("compare", help="say how two finished studies differ, in settings and in results",
+        description="Compare two studies that `asd run` has finished: settings, metrics with intervals, and a paired test where both scored the "
+        "same clips. Prints text; writes nothing but the page that --html asks for.",
+        epilog="example: asd compare paper best --html difference.html")  # fmt: skip
+    pair.add_argument("study", nargs=2, metavar="STUDY", help="name of a study below runs/, or path of its run folder")
+    pair.add_argument("--html", default="", metavar="FILE", help="write the comparison as a page too")
+    pair.add_argument("--home", default="", metavar="DIR", help="folder that holds runs/ (default: the clone)")
+    pair.set_defaults(action=_compare)
 
     settings = commands.add_parser("settings", help="list every setting with its default and meaning",
         description="List settings; writes nothing.", epilog="example: asd settings autoencoder")  # fmt: skip

@@ -30,6 +30,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -38,6 +39,9 @@ import pandas as pd
 from asdlib import checks
 
 AUDIO = (".wav", ".flac")
+UNREADABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control characters, what was no UTF-8, ends of lines
+LONGEST_NAME = 100  # bytes of a machine's name, which becomes part of the names of files
+MOST_KEYS, MOST_BYTES = 100, 2**26  # attributes of one machine; of a list
 SPLIT_OF = {"train": "train", "test": "test", "source_test": "test", "target_test": "test", "test_rename": "test"}
 PROBLEM_COLUMNS = ("path", "reason", "left_out")
 DOMAINS = ("source", "target")
@@ -119,9 +123,12 @@ def _machine_folders(roots: Sequence[str | Path], problems: list) -> list[Path]:
             visited.add(real)
             folder = Path(place)
             if any(_recordings(folder / name) for name in names if name in SPLIT_OF):
+                if folder.name == "all" or len(os.fsencode(folder.name)) > LONGEST_NAME:
+                    rule = f"expected a machine's name of at most {LONGEST_NAME} bytes other than all, which stands for all machines in tables"
+                    raise checks.Refusal(f"{folder}: {rule}; rename the folder")
                 found.setdefault(real, folder)
                 names.clear()
-            names.sort()
+            names[:] = sorted(name for name in names if not name.startswith("."))  # what is hidden is not meant: downloads on their way, trash
     if not found:
         loose = [path for root in roots for path in _recordings(Path(root))]
         what = f"{len(loose)} recordings but no machine folder" if loose else "no recording (wav or flac) in any machine folder"
@@ -164,8 +171,8 @@ def _machine_clips(folder: Path, form: str, problems: list) -> Iterator[dict[str
         if place == "test" and _recordings(folder / "test_rename"):
             continue
         for path in recordings:
-            if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
-                problems.append((ascii(str(path)), "name is not valid UTF-8, expected readable letters; rename it", True))
+            if any(unicodedata.category(letter) in UNREADABLE for letter in str(path)):
+                problems.append((ascii(str(path)), "name is not valid UTF-8 or has control characters, expected readable letters; rename it", True))
                 continue
             row = rows.get(path.stem.rstrip("_"))
             try:
@@ -231,6 +238,8 @@ def _attribute_lists(folder: Path, problems: list) -> tuple[dict[str, dict[str, 
             continue  # attributes_00_test_correspondence.csv and the like: hidden from the participants
         try:
             lines = _csv_lines(path)
+            if len({cell for _, *cells in lines for cell in cells[::2]}) > MOST_KEYS:
+                raise ValueError(f"more than {MOST_KEYS} attributes, expected file_name,d1p,d1v,... with a few")
         except (OSError, ValueError, csv.Error) as error:
             problems.append((str(path), f"{error}; attributes are read from the file names", False))
             continue
@@ -247,6 +256,8 @@ def _attribute_lists(folder: Path, problems: list) -> tuple[dict[str, dict[str, 
 
 def _csv_lines(path: Path) -> list[list[str]]:
     """Lines below the header, in UTF-8 (with or without mark) or UTF-16 with its mark; ValueError in words."""
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{path.stat().st_size} bytes, expected a list of at most {MOST_BYTES}; replace or remove it")
     raw = path.read_bytes()
     try:
         text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")

@@ -6,6 +6,9 @@ Nothing is read from anywhere else; `digest` of the resolved settings stands bes
 
     cfg = load("demo", overrides=["autoencoder.epochs=5"])
 
+A study may include other TOML files, for example the `tuned.toml` of a study's run folder: `include = ["../../runs/demo/tuned.toml"]`, relative to
+the file that says it. The default is overruled by what is included (the last file wins), that by the study's own values, those by `overrides`.
+
 Sources: R = the technical report (with section), S = the project's system decisions, F = the facts gathered from
 cited works. Notebooks: all of them (second cell).
 """
@@ -13,7 +16,6 @@ cited works. Notebooks: all of them (second cell).
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Literal
 from asdlib import checks
 from asdlib.trees import digest as digest  # part of this module's face
 from asdlib.trees import from_tree as from_tree
-from asdlib.trees import put
+from asdlib.trees import merged, parse, put, shown
 from asdlib.trees import to_tree as to_tree
 
 STUDIES = Path(__file__).resolve().parent.parent / "notebooks" / "studies"
@@ -168,6 +170,9 @@ class Classifier:
 
     branches: tuple[str, ...] = setting(("fft", "mel", "phase"), "fft, mel, phase, stft<n_fft>; FeatEx leaves the first in place (R 3.1)")
     clip_seconds: float = setting(12.0, "s; clips are tiled or cropped to it (F A1)", 0.1, 600.0)
+    wave_norm: Literal["clip", "machine", "none"] = setting(
+        "clip", "mean 0, variance 1 of each clip (R 4.2, S 2), one mean and std per machine, or none as in the cited code (F A1)"
+    )
     n_fft: int = setting(1024, "samples, of mel and phase (F A3)", 64, 65536)
     hop_length: int = setting(512, "samples, of mel and phase; stft<n> hops n/2 (F A3)", 16, 65536)
     n_mels: int = setting(128, "bands of the mel branch", 8, 512)
@@ -214,6 +219,16 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class Maps:
+    """Maps of the embeddings in 06_embeddings (UX); PCA is always there."""
+
+    umap: Literal["none", "clips", "segments"] = setting("segments", "UMAP of nothing, of the clips, or of clips and every segment")
+    neighbours: int = setting(15, "neighbours that UMAP keeps together; more show the coarse order, fewer the fine one", 2, 200)
+    min_dist: float = setting(0.1, "how close UMAP may bring items", 0.0, 0.99)
+    epochs: int = setting(200, "of UMAP's layout", 10, 5000)
+
+
+@dataclass(frozen=True)
 class Report:
     """What the report shows."""
 
@@ -226,6 +241,7 @@ class Study:
 
     name: str = setting("unnamed", "name of the study: letters, digits, _ and -")
     about: str = setting("", "one sentence for the report: what this study is for and what it simplifies")
+    include: tuple[str, ...] = setting((), "TOML files whose settings hold where the study's file says nothing, relative to that file")
     seeds: tuple[int, ...] = setting((0,), "one run per seed", 0, 2**31 - 1)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where tensors live; auto takes a GPU where there is one")
     precision: Literal["auto", "float32", "bf16"] = setting(
@@ -240,6 +256,7 @@ class Study:
     classifier: Classifier = field(default_factory=Classifier)
     fusion: Fusion = field(default_factory=Fusion)
     metrics: Metrics = field(default_factory=Metrics)
+    maps: Maps = field(default_factory=Maps)
     report: Report = field(default_factory=Report)
 
 
@@ -253,13 +270,14 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> Study:
 
     name : name of a study, or the path of a TOML file
     overrides : strings like "autoencoder.epochs=5"; the right side is TOML, or else taken as a string
-    raises : checks.Refusal for unknown studies, names, types and values out of range
+    returns : the settings; `include` holds whole paths
+    raises : checks.Refusal for unknown studies, names, types and values out of range, and for an included file that is missing
     """
     tree = read(name, overrides)
     tree.pop("sweep", None)
     cfg = from_tree(Study, tree)
     for root in cfg.data.roots:
-        if not Path(root).is_absolute():
+        if "\0" in root or not Path(root).is_absolute():
             raise checks.Refusal(f"setting data.roots: {root!r} is relative; give the whole path, or --data-root DIR on the command line")
     if not cfg.name.replace("_", "").replace("-", "").isalnum():
         raise checks.Refusal(f"setting name: got {cfg.name!r}, expected letters, digits, _ and - only; rename the study")
@@ -269,16 +287,51 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> Study:
 def read(name: str, overrides: typing.Sequence[str] = ()) -> dict:
     """What a study's file and the overrides say, as nested dicts; a table `sweep` belongs to asdlib.sweeps. Arguments as of `load`."""
     path = Path(name) if name.endswith(".toml") else STUDIES / f"{name}.toml"
-    if not path.is_file():
-        raise checks.Refusal(f"unknown study {name!r}" + checks.did_you_mean(name, study_names()))
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise checks.Refusal(f"{path}: not readable as TOML ({error}); correct the file") from error
+    if not _there(path):
+        raise checks.Refusal(f"unknown study {shown(name)}" + checks.did_you_mean(name, study_names()))
+    tree = _read(path)
     for text in overrides:
         put(tree, text)
+    if "include" in tree:
+        given = from_tree(Study, {"include": tree["include"]}).include
+        try:
+            tree["include"] = [str((path.parent / Path(file).expanduser()).resolve()) for file in given]
+        except (OSError, ValueError, RuntimeError) as error:  # no user of that name, or no path at all
+            raise checks.Refusal(f"setting include: {shown(list(given))} are no paths ({error}), expected TOML files") from error
+        under: dict = {}
+        for file in tree["include"]:
+            under = merged(under, _included(Path(file), path))
+        tree = merged(under, tree)
     tree.setdefault("name", path.stem)
     return tree
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long for a name, or with signs that no name has
+        return False
+
+
+def _read(path: Path) -> dict:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise checks.Refusal(f"{path}: not readable as TOML ({error}); correct the file") from error
+
+
+def _included(file: Path, study: Path) -> dict:
+    """Settings of an included file; name and about stay the study's own."""
+    if not _there(file):
+        raise checks.Refusal(f"{study.name} includes {file}, and there is no such file; run the study that writes it, or take it out of include")
+    tree = _read(file)
+    if "include" in tree:
+        raise checks.Refusal(f"{file} is included by {study.name} and has an include of its own; name all files in {study.name}")
+    try:
+        from_tree(Study, tree)
+    except checks.Refusal as refusal:
+        raise checks.Refusal(f"{file}: {refusal}") from refusal
+    return {key: value for key, value in tree.items() if key not in ("name", "about")}
 
 
 def describe(cls: type = Study, where: str = "") -> list[tuple[str, object, str]]:

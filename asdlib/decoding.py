@@ -5,8 +5,8 @@ Conventions
 A clip is mono int16 at the study's sample rate. `level_db` is the mean power of the raw clip in dB re full scale (a
 full-scale square wave has 0 dB, floor -120 dB), before any standardisation.
 
-What leaves a clip out: unreadable or truncated files, no sample, NaN or infinite samples, another rate (unless
-data.resample), a missing channel. What is reported and kept: clipping (runs of 3 or more samples at full scale),
+What leaves a clip out: unreadable or truncated files, no sample, NaN or infinite samples, more than 33 million samples, another
+rate (unless data.resample), a missing channel. What is reported and kept: clipping (runs of 3 or more samples at full scale),
 silence (-90 dB or less, the last bit of 16), audio that repeats another clip's (silent ones excepted).
 
 Source: SYSTEM 2; FACTS E4. Notebook: 01_data
@@ -33,6 +33,9 @@ from asdlib import checks, clips
 from asdlib.config import Data
 
 SHORTEST_S = 0.15  # s; below, five frames of the autoencoder do not fit
+MOST_SAMPLES = 2**25  # of all channels, before and after resampling: 35 minutes at 16 kHz, decoded in less than 1 GB
+MOST_TAPS = 2**24  # of a resampler's filters: rates without a common divisor take gigabytes (44101 to 16000 Hz: 12 GB)
+MOST_CHUNKS = 1000  # before the audio of a RIFF file
 FULL_SCALE = 32768
 FLOOR_DB = -120.0
 SILENT_DB = -90.0
@@ -60,7 +63,7 @@ def decode(path: str | Path, data: Data) -> Decoded:
         samples = _read(Path(path), data)
     except ValueError as error:
         return Decoded(None, refused=str(error))
-    except (OSError, RuntimeError) as error:  # soundfile.LibsndfileError is a RuntimeError
+    except (OSError, RuntimeError, MemoryError) as error:  # soundfile.LibsndfileError is a RuntimeError
         return Decoded(None, refused=f"unreadable ({reason(error)}), expected WAV or FLAC audio; copy or download it again")
     power = float(np.mean(np.square(samples, dtype=np.float64))) / FULL_SCALE**2
     level = max(FLOOR_DB, 10 * math.log10(power)) if power > 0 else FLOOR_DB
@@ -96,6 +99,10 @@ def _read(path: Path, data: Data) -> np.ndarray:
             raise ValueError(f"too short ({frames / rate:.3g} s), expected at least {SHORTEST_S} s; leave it out or record longer clips")
         if rate != data.sample_rate and not data.resample:
             raise ValueError(f"{rate} Hz, expected {data.sample_rate} Hz; set data.resample = true to resample on load")
+        if max(frames * channels, frames * data.sample_rate / rate) > MOST_SAMPLES:
+            raise ValueError(f"too long ({frames / rate:.0f} s of {channels} channels), expected at most {MOST_SAMPLES} samples; cut it into clips")
+        if rate // math.gcd(rate, data.sample_rate) * (data.sample_rate // math.gcd(rate, data.sample_rate)) > MOST_TAPS:
+            raise ValueError(f"{rate} Hz cannot be resampled to {data.sample_rate} Hz, the rates have too little in common; convert the file")
         if data.channel >= channels:
             raise ValueError(f"channels 0 to {channels - 1} only, expected channel {data.channel}; set data.channel below {channels}")
         wave = file.read(dtype="int16" if exact else "float32", always_2d=True)[:, data.channel]
@@ -117,13 +124,16 @@ def _check_length(path: Path, size: int) -> None:
         if file.read(4) != b"RIFF":
             return
         file.seek(12)
-        while len(head := file.read(8)) == 8:
+        for _ in range(MOST_CHUNKS):
+            if len(head := file.read(8)) < 8:
+                return
             length, start = int.from_bytes(head[4:], "little"), file.tell()
             if head[:4] == b"data":
                 if start + length > size and length < 0xFFFFFF00:  # writers that stream put the largest number there
                     raise ValueError(f"truncated, {size - start} of {length} bytes of audio are there; copy or download it again")
                 return
             file.seek(start + length + length % 2)
+    raise ValueError(f"no audio in its first {MOST_CHUNKS} parts, expected one called data; copy or download it again")
 
 
 def _clipped(samples: np.ndarray) -> int:

@@ -179,8 +179,8 @@ def _claim(folder: Path, study: str) -> None:
     owner = folder / "study.txt"
     if not owner.is_file():
         artefacts.write_text(owner, study)
-    elif owner.read_text(encoding="utf-8") != study:
-        raise checks.Refusal(f"{folder} holds the study {owner.read_text(encoding='utf-8')}, now {study} came; set another name in the study file")
+    elif (held := owner.read_text(encoding="utf-8", errors="replace")) != study:
+        raise checks.Refusal(f"{folder} holds the study {held}, now {study} came; set another name in the study file")
 
 
 def _order(job: Job, study: str) -> Order:

@@ -20,6 +20,7 @@ import functools
 import math
 from typing import Literal
 
+import numpy as np
 import torch
 import torchaudio
 
@@ -34,6 +35,12 @@ def _mel_bank(n_fft: int, n_mels: int, low_hz: float, high_hz: float, rate: int,
     scale, norm = ("slaney", "slaney") if slaney else ("htk", None)
     bank = torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, low_hz, high_hz, n_mels, rate, norm, scale)
     return bank.to(device)  # (bins, mels)
+
+
+def band_hz(n_mels: int, *, n_fft: int, low_hz: float, high_hz: float, rate: int = SAMPLE_RATE, slaney: bool = False) -> np.ndarray:
+    """Centre of gravity of each mel band, Hz, float64 (n_mels,), rising; for the axes of figures.  slaney : the bank of `baseline_mel`"""
+    bank = _mel_bank(n_fft, n_mels, low_hz, high_hz, rate, slaney, torch.device("cpu")).double().numpy()
+    return (np.arange(len(bank)) * rate / n_fft) @ bank / np.maximum(bank.sum(0), 1e-12)
 
 
 @functools.lru_cache(maxsize=32)

@@ -13,7 +13,11 @@ A scale is fitted to the normal *training* scores of the same machine and the sa
 scores, and to nothing else. It is a fixed increasing function afterwards, so a test clip's score never depends on another
 test clip, and the AUC of a single part is the same before and after. Higher is more anomalous.
 
-`MODES` at the foot lists the scales. Each has `fit(train)` and is then called with scores of any shape.
+`MODES` at the foot lists the scales. Each has `fit(train)` and is then called with scores of any shape. `COMPOSED` lists the systems that
+are made of others: they are in a study wherever all their parts are, and need no setting. OEVAE is brought to the scale of its
+own training scores again before it meets the classifier (facts E12), for a sum of two standardised parts is not standardised.
+
+Ensembles over training seeds are systems too: `oevae_seeds` is the mean over the seeds of the scaled scores of `oevae`, seed ALL_SEEDS.
 
 Source: system decisions, section 7; facts E11, E12. Notebooks: 05_oevae, 08_tuning, 09_report.
 """
@@ -31,6 +35,7 @@ from scipy import special, stats
 from asdlib import checks, config
 
 ALL_SEEDS = -1  # the value of `seed` in rows that are means over the training seeds
+SEEDS = "_seeds"  # ending of the systems that are such means
 KEYS = ["machine", "section", "split", "domain", "label", "clip", "seed"]
 TAIL = 1e-100  # probability beyond which the gamma scale goes on along a straight line
 ENOUGH = 10  # fewer training scores than this carry no shape
@@ -219,8 +224,8 @@ def fuse(scores: pd.DataFrame, system: str, weights: Mapping[tuple[str, str], fl
 def systems(scores: pd.DataFrame, settings: config.Fusion) -> pd.DataFrame:
     """The score table with the final `score` of every system of COMPOSED whose parts are in it; earlier final scores of it are replaced.
 
-    scores : score table with alpha and beta of `oevae`.  settings : normalise, omega
-    returns : a new table. Nothing is trained: a changed ω costs no more than this call.  Notebooks: 05_oevae, 09_report
+    scores : score table with alpha and beta of `oevae`, and where there is one with `score` of `classifier`.  settings : normalise, omega, eta
+    returns : a new table. Nothing is trained: a changed ω or η costs no more than this call.  Notebooks: 05_oevae, 08_tuning, 09_report
     """
     for system, (one, other, weight) in COMPOSED.items():
         found = set(scores["component"][scores["system"] == one[0]]), set(scores["component"][scores["system"] == other[0]])
@@ -247,5 +252,30 @@ def average_seeds(scores: pd.DataFrame, source: str, system: str, mode: str) -> 
     return mean.assign(system=system, component="score", seed=ALL_SEEDS)[list(checks.SCORE_COLUMNS)]
 
 
-COMPOSED = {"oevae": (("oevae", "alpha"), ("oevae", "beta"), "omega")}  # system: part with the weight, the other part, name of the weight
+def seed_ensembles(scores: pd.DataFrame, mode: str) -> pd.DataFrame:
+    """The score table with <system>_seeds for every system that several seeds trained to different scores.
+
+    returns : a new table; unchanged for one seed, and without a row for what no seed changes (nearest neighbours of features).  Notebook: 09_report
+    """
+    found = [scores]
+    for system, part in scores[scores["component"] == "score"].groupby("system", sort=False):
+        spread = part.groupby("clip")["score"].agg(np.ptp)
+        if part["seed"].nunique() > 1 and (spread > 0).any():
+            found.append(average_seeds(scores, system, system + SEEDS, mode))
+    return pd.concat(found, ignore_index=True)
+
+
+def with_composed(systems: Iterable[str]) -> tuple[str, ...]:
+    """Names of systems, followed by those of COMPOSED that can be made of them."""
+    names = list(dict.fromkeys(systems))
+    for system, (one, other, _) in COMPOSED.items():
+        if {one[0], other[0]} <= set(names) and system not in names:
+            names.append(system)
+    return tuple(names)
+
+
+COMPOSED = {  # system: part with the weight, the other part, name of the weight; a part that is composed itself comes first
+    "oevae": (("oevae", "alpha"), ("oevae", "beta"), "omega"),
+    "ensemble": (("oevae", "score"), ("classifier", "score"), "eta"),
+}
 MODES = {"zscore": ZScore, "none": Identity, "rank": Rank, "gamma": Gamma}

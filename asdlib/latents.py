@@ -30,7 +30,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_selection import mutual_info_classif
@@ -40,7 +39,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from asdlib import checks, config, scoring, training
+from asdlib import checks, config, reading, scoring, training
 from asdlib.models.oevae import VAE, VAEBatch
 
 ALIVE = 0.01  # variance of μ over items below which a channel carries nothing (Burda et al. 2016)
@@ -141,7 +140,9 @@ def load(folder: Path, table: pd.DataFrame, machine: str, domain: int) -> Latent
     path = Path(folder) / f"{NAME}.safetensors"
     if not path.is_file():
         raise checks.Refusal(f"{path}: not there; run stage 05_oevae of {machine} first")
-    return arranged(load_file(path), table, machine, domain)
+    found = reading.tensors(path, {"embedding": 2, "z_mean": 2, "z_logvar": 2, "rows": 1, "clip": 1})
+    with reading.refused(path, "the latents of these clips"):
+        return arranged(found, table, machine, domain)
 
 
 def arranged(tensors: dict[str, np.ndarray], table: pd.DataFrame, machine: str, domain: int) -> Latents:
@@ -207,9 +208,10 @@ def mutual_information(x: np.ndarray, classes: np.ndarray, seed: int = 0) -> tup
     """Mutual information (nats) of the channel that knows most, and the same with shuffled classes (mean of 2).
 
     x : (clips, channels), of which the 16 of largest variance are asked.  classes : (clips,)
-    By nearest neighbours (scikit-learn); of few clips it is rough, hence the control. NaN for one class or fewer than 8 clips
+    By nearest neighbours (scikit-learn); of few clips it is rough, hence the control. NaN for one class, for fewer than 8 clips, and
+    where every class has a single clip
     """
-    if len(np.unique(classes)) < 2 or len(classes) < 8:
+    if len(classes) < 8 or not 2 <= len(np.unique(classes)) < len(classes):
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     x = x[:, np.argsort(x.var(0))[-16:]]
@@ -323,7 +325,7 @@ def traversal(latents: Latents, vae: VAE, steps: int = 9) -> pd.DataFrame:
     source = (clips["domain"] != "target").to_numpy() & np.isfinite(v)
     trained, fresh = (latents.trained & source)[latents.clip], (latents.fresh & source)[latents.clip]
     columns = ["machine", "set", "found", "low", "high", "moved"]
-    if not fresh.any() or np.ptp(v[latents.trained & source]) == 0:
+    if not fresh.any() or not trained.any() or np.ptp(v[latents.trained & source]) == 0:
         return pd.DataFrame(columns=columns)
     slope, offset = np.polyfit(v[latents.trained & source], prior[latents.trained & source], 1)
     z = torch.from_numpy(latents.z_mean[fresh])

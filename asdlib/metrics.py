@@ -101,12 +101,15 @@ def _evaluate(blocks: list[_Block], settings: config.Metrics, resamples: _Resamp
 
 
 def _names(machines: list[str]) -> list[tuple[str, str]]:
-    """(machine, metric) in the order of `_with_means`."""
+    """(machine, metric) in the order of `with_means`."""
     return [(m, name) for m in machines for name in (*THREE, "hmean")] + [("all", name) for name in (*THREE, "omega")]
 
 
-def _with_means(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """(..., machines, 3) -> (..., (machines + 1) * 4): hmean beside each machine's three, then those of "all" over the counted machines."""
+def with_means(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """(..., machines, 3) -> (..., (machines + 1) * 4): hmean beside each machine's three, then the three and Ω of "all".
+
+    counted : bool (machines,), which have a labelled test clip.  Notebook: 08_tuning
+    """
     per_machine = np.concatenate([values, harmonic(values)[..., None]], axis=-1)
     kept = values[..., counted, :]
     lead = values.shape[:-2]
@@ -153,7 +156,7 @@ def table(scores: pd.DataFrame, settings: config.Metrics, seed: int) -> pd.DataF
             where = [machines.index(block.machine) for block in blocks]
             values[where], boots[:, where] = _evaluate(blocks, settings, resamples)
             counted[where] = _counted(blocks)
-        columns = np.vstack([_with_means(values, counted), _interval(_with_means(boots, counted), settings.confidence)])
+        columns = np.vstack([with_means(values, counted), _interval(with_means(boots, counted), settings.confidence)])
         tables.append(_rows((key[0], key[1], int(key[2])), machines, columns))
     return _stack(tables, checks.METRIC_COLUMNS)
 
@@ -163,7 +166,7 @@ def paper_table1() -> pd.DataFrame:
     tables = []
     for column, name in enumerate(PAPER_SYSTEMS):
         values = np.array([PAPER_TABLE1[machine][column] for machine in PAPER_TABLE1]) / 100
-        every = _with_means(values, np.ones(len(values), bool))
+        every = with_means(values, np.ones(len(values), bool))
         absent = np.full_like(every, np.nan)
         tables.append(_rows((f"paper_{name}", "score", 0), list(PAPER_TABLE1), np.stack([every, absent, absent])))
     return _stack(tables, checks.METRIC_COLUMNS)
@@ -185,7 +188,7 @@ def paired(
         checks.known_name("system", system, sorted({key[0] for key in found if key[1] == component}))
         runs = [blocks for key, blocks in found.items() if key[:2] == (system, component)]
         clips += [{(b.machine, *b.clip) for b in blocks} for blocks in runs]
-        evaluated = [[_with_means(part, _counted(blocks)) for part in _evaluate(blocks, settings, resamples)] for blocks in runs]
+        evaluated = [[with_means(part, _counted(blocks)) for part in _evaluate(blocks, settings, resamples)] for blocks in runs]
         if any(one != clips[0] for one in clips):
             raise checks.Refusal(f"{system_a} and {system_b} did not score the same test clips; run both on the same data")
         sides.append([np.mean([run[part] for run in evaluated], axis=0) for part in (0, 1)])
@@ -266,7 +269,8 @@ def controls(clips: pd.DataFrame, scores: pd.DataFrame, settings: config.Metrics
     """
     if "level_db" not in checks.clip_table(clips):
         raise checks.Refusal("clip table without level_db came to the controls, expected the table of the decoded clips (store.clips)")
-    first = int(scores["seed"].min()) if len(scores) else 0
+    trained = scores["seed"][scores["seed"] != fusion.ALL_SEEDS]
+    first = int(trained.min()) if len(trained) else 0
     level = clips.assign(system="control_level", component="score", seed=first, score=np.maximum(clips["level_db"], SILENCE_DB))
     tables = [table(level[list(checks.SCORE_COLUMNS)], settings, seed)]
     for (system, _, run), blocks in _blocks(checks.score_table(scores[scores["component"] == "score"])).items():
@@ -274,7 +278,7 @@ def controls(clips: pd.DataFrame, scores: pd.DataFrame, settings: config.Metrics
         for b in blocks:
             stream = [seed, zlib.crc32(b.machine.encode()), 1]  # 1: not the stream of the bootstrap
             parts.append(shuffled(b.scores, b.domain, b.label, settings.shuffles, stream, settings.max_fpr))
-        every = _with_means(np.stack(parts, axis=1), _counted(blocks))
+        every = with_means(np.stack(parts, axis=1), _counted(blocks))
         columns = np.vstack([every.mean(0), _interval(every, settings.confidence)])
         tables.append(_rows(("control_shuffled", system, run), [b.machine for b in blocks], columns))
     return _stack(tables, checks.METRIC_COLUMNS)

@@ -23,18 +23,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from sklearn.metrics import roc_curve
 
-from asdlib import checks, tables
+from asdlib import checks, fusion, tables
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, GREY = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #000000 #6E6E6E".split()
-BELOW = {"loc": "outside lower center", "ncols": 5}
-CHANCE = {"color": BLACK, "lw": 1, "ls": (0, (2, 2))}
+BELOW, CHANCE = {"loc": "outside lower center", "ncols": 5}, {"color": BLACK, "lw": 1, "ls": (0, (2, 2))}
 LOOKS = {  # system -> colour, marker, line style, in the order in which systems are shown; other names take them in turn
     "baseline_knn": (BLUE, "o", "-"), "baseline_mse": (VERMILION, "s", "--"), "baseline_mahala": (GREEN, "^", "-."),
     "oevae": (PURPLE, "D", ":"), "classifier": (ORANGE, "P", (0, (8, 3))), "ensemble": (BLACK, "v", (0, (6, 1, 1, 1))),
 }  # fmt: skip
+LOOKS |= {name + fusion.SEEDS: (look[0], "hd<p*>"[i], (0, (1, i + 1))) for i, (name, look) in enumerate(LOOKS.items())}
 KINDS = {"normal": (BLUE, "", "o"), "anomaly": (VERMILION, "////", "X"), "unlabelled": (GREY, "..", "s")}  # colour, hatch, marker
 DOMAIN_COLOURS = {"source": BLUE, "target": ORANGE, "unknown": GREY}
 STYLE = {
@@ -81,7 +81,8 @@ def some(table: pd.DataFrame, what: str) -> pd.DataFrame:
     return table
 
 
-def _looks(names: Iterable[str]) -> dict[str, tuple]:
+def looks_of(names: Iterable[str]) -> dict[str, tuple]:
+    """Colour, marker and line style of each system, in the order in which systems are shown."""
     return {name: LOOKS.get(name, list(LOOKS.values())[i % len(LOOKS)]) for i, name in enumerate(tables.in_order(names))}
 
 
@@ -107,7 +108,7 @@ def _whisker(axis, y: float, row, colour: str, marker: str, fill: str) -> None:
 def metric_dots(metrics: pd.DataFrame, names: Sequence[str] = ("auc_source", "auc_target", "pauc")) -> Plot:
     """Dot and interval per machine and system, one panel per metric, chance marked. Notebooks: 03_baseline, 09_report."""
     table = some(tables.own_scores(metrics).query("machine != 'all' and metric in @names"), "metrics")
-    machines, looks = list(table["machine"].unique()), _looks(table["system"])
+    machines, looks = list(table["machine"].unique()), looks_of(table["system"])
     alt = f"{', '.join(tables.METRIC_NAMES[n] for n in names)} of {', '.join(looks)} on {', '.join(machines)}; the numbers are in the table"
     figure, axes = panels(1, len(names), 1.15 + len(machines) * (0.22 + 0.15 * len(looks)), alt, share="both")
     for axis, name in zip(axes[0], names, strict=True):
@@ -130,7 +131,7 @@ def omega_dots(metrics: pd.DataFrame, controls: pd.DataFrame) -> Plot:
     table = some(pd.concat([tables.own_scores(metrics), tables.own_scores(controls)]).query("machine == 'all'"), "metrics")
     name = next((name for name in tables.OVER_ALL if table.loc[table["metric"] == name, "value"].notna().any()), "omega")
     table = table[table["metric"] == name].set_index("system", drop=False)
-    looks, label = _looks(table["system"]) | {"control_level": (GREY, "o", "-")}, tables.METRIC_NAMES[name]
+    looks, label = looks_of(table["system"]) | {"control_level": (GREY, "o", "-")}, tables.METRIC_NAMES[name]
     chance = controls[(controls["machine"] == "all") & (controls["metric"] == name)].groupby("component")[["low", "high"]].mean()
     figure, axes = panels(1, 1, 1.0 + 0.36 * len(table), f"{label} with interval of {', '.join(looks)}; the numbers are in the table", 6.4)
     axis, names = axes[0, 0], [name for name in looks if name in table.index]
@@ -158,7 +159,7 @@ def roc(scores: pd.DataFrame, max_fpr: float = 0.1) -> Plot:
     table = scores[(scores["component"] == "score") & (scores["split"] == "test") & (scores["label"] != "unlabelled")]
     clip = ["system", "machine", "clip", "domain", "label"]
     table = some(table, "labelled test scores").groupby(clip, sort=False)["score"].mean().reset_index()
-    machines, looks = list(table["machine"].unique()), _looks(table["system"])
+    machines, looks = list(table["machine"].unique()), looks_of(table["system"])
     figure, axes = panels(len(machines), 3, 0.8 + 2.25 * len(machines), f"ROC curves of {', '.join(machines)}", share="both")
     for row, machine in zip(axes, machines, strict=True):
         for axis, domain in zip(row, ("source", "target", "all"), strict=True):
@@ -187,7 +188,7 @@ def roc(scores: pd.DataFrame, max_fpr: float = 0.1) -> Plot:
 def score_histograms(scores: pd.DataFrame, thresholds: pd.DataFrame) -> Plot:
     """Scores of each machine and system: source upwards, target downwards, by label, with the decision threshold.
 
-    scores : SCORE_COLUMNS of one seed; train rows (leave-clip-out) are drawn as an outline.  thresholds : system, machine, threshold.
+    scores : SCORE_COLUMNS, one seed of each system; train rows (leave-clip-out) are an outline.  thresholds : system, machine, threshold.
     Notebooks: 03_baseline, 09_report
     """
     table = some(scores[scores["component"] == "score"], "scores")
@@ -196,11 +197,12 @@ def score_histograms(scores: pd.DataFrame, thresholds: pd.DataFrame) -> Plot:
     looks = {("test", k): {"fill": True, "fc": c + "73", "ec": c, "hatch": h, "lw": 0.9} for k, (c, h, _) in KINDS.items()}
     looks[("train", "normal")] = {"color": BLACK, "lw": 1.2}
     alt = f"histograms of the scores of {', '.join(systems)} on {', '.join(machines)}"
-    figure, axes = panels(len(machines), len(systems), 0.9 + 1.75 * len(machines), alt)
+    figure, axes = panels(len(machines), len(systems), 0.9 + 1.75 * len(machines), alt, max(WIDTH, 1.7 * len(systems)))
     for row, machine in zip(axes, machines, strict=True):
         for axis, system in zip(row, systems, strict=True):
             part = table[(table["machine"] == machine) & (table["system"] == system)]
-            axis.set(yticks=[], title=f"{machine}, {system}")
+            axis.set(yticks=[], title=system if machine == machines[0] else "", xlabel="score" if machine == machines[-1] else "")
+            axis.xaxis.set_major_locator(MaxNLocator(3, min_n_ticks=2))
             if len(part) == 0:
                 note(axis, 0.5, 0.5, "not available", axis.transAxes, ha="center")
                 continue
@@ -215,11 +217,9 @@ def score_histograms(scores: pd.DataFrame, thresholds: pd.DataFrame) -> Plot:
             axis.axhline(0, color=BLACK, lw=0.8)
             axis.set_ylim(*np.array([-1.05, 1.05]) * np.abs(axis.get_ylim()).max())
             for y, domain in ((0.92, "source"), (0.06, "target")):
-                words = domain if ((part["split"] == "test") & (part["domain"] == domain)).any() else f"{domain}: no test clips"
+                words = domain + ("" if ((part["split"] == "test") & (part["domain"] == domain)).any() else ": no test clips")
                 axis.text(0.99, y, words, transform=axis.transAxes, ha="right", fontsize=8, color="#333333")
-        row[0].set_ylabel("share of clips")
-    for axis in axes[-1]:
-        axis.set_xlabel("score (higher: more anomalous)")
+        row[0].set_ylabel(f"{machine}\nshare of clips")
     handles = [Patch(**looks["test", kind], label=f"test, {kind}") for kind in table[table["split"] == "test"]["label"].unique()]
     handles += [Line2D([], [], color=BLACK, ls=ls, label=name) for name, ls in (("training, leave-clip-out", "-"), ("threshold", "--"))]
     figure.legend(handles=handles, **BELOW)
@@ -229,7 +229,7 @@ def score_histograms(scores: pd.DataFrame, thresholds: pd.DataFrame) -> Plot:
 @matplotlib.rc_context(STYLE)
 def losses(history: pd.DataFrame, label: str = "mean squared error") -> Plot:
     """Training curves. history : columns name (what was trained), epoch (from 1), loss.  label : of the loss. Notebook: 03_baseline."""
-    looks = _looks(some(history, "training history")["name"])
+    looks = looks_of(some(history, "training history")["name"])
     figure, axes = panels(1, 1, 3.0, f"{label} over epochs of {', '.join(looks)}", width=6.8)
     for name, part in history.groupby("name", sort=False):
         colour, marker, line = looks[name]

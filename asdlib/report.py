@@ -10,11 +10,10 @@ Source: UX (Reports). Notebooks: all become pages; summary and players are those
 
 from __future__ import annotations
 
-import base64
 import datetime
-import io
 import json
 import math
+import os
 import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,23 +21,20 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
-import soundfile
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import MarkdownWithMath
 from traitlets.config import Config
 
-from asdlib import artefacts, checks, config, plots, tables
+from asdlib import artefacts, checks, config, encoding, plots, tables
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 FACES = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]  # no widgets, no scripts
-PAGE = """<!DOCTYPE html>
+PLAIN = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{policy}"><title>{title}</title><style>{css}</style></head>
 <body><main class="index"><h1>{title}</h1>{body}</main></body></html>
 """
-PEAK, MOST_GAIN = 0.9, 100.0  # full scale 1; 40 dB
-BLOCK = 65536  # samples per write: the Vorbis encoder keeps a block on its stack
 
 
 # ---------------------------------------------------------------- pages
@@ -50,16 +46,17 @@ def html(executed_notebook: Path, out: Path, footer: dict, title: str) -> Path:
     executed_notebook : .ipynb with outputs.  out : .html.  footer : name -> value, what made this page (run, device, versions).
     raises : checks.Refusal if there is no such notebook
     """
-    try:
-        book = nbformat.read(executed_notebook, 4)
-    except (OSError, ValueError) as error:
-        raise checks.Refusal(f"{executed_notebook}: no readable notebook ({error}); run the stage again") from error
-    book.metadata.pop("widgets", None)
     settings = Config({"NbConvertBase": {"display_data_priority": FACES}, "HTMLExporter": {"anchor_link_text": ""}})
     exporter = HTMLExporter(config=settings, template_name="basic", template_file=str(TEMPLATES / "report.html.j2"))
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
-    page = {"title": title, "footer": footer, "contents": _contents(book), "css": _css(), "policy": POLICY}
-    artefacts.write_text(out, exporter.from_notebook_node(book, resources={"page": page})[0])
+    try:
+        book = nbformat.read(executed_notebook, 4)
+        book.metadata.pop("widgets", None)
+        page = {"title": title, "footer": footer, "contents": _contents(book), "css": _css(), "policy": POLICY}
+        text = exporter.from_notebook_node(book, resources={"page": page})[0]
+    except Exception as error:  # one that is JSON but no notebook raises many kinds, and some only on its way to the page
+        raise checks.Refusal(f"{executed_notebook}: no readable notebook ({str(error)[:200]!r}); run the stage again") from error
+    artefacts.write_text(out, text)
     return out
 
 
@@ -80,9 +77,9 @@ def _css() -> str:
     return (TEMPLATES / "report.css").read_text(encoding="utf-8")
 
 
-def page(title: str, body: str) -> str:
-    """A page that is no notebook. title : any text.  body : HTML"""
-    return PAGE.format(policy=POLICY, css=_css(), title=tables.escape(title), body=body)
+def plain_page(title: str, body: tables.Html) -> str:
+    """A page without a notebook behind it: no contents, no code; the same policy and look."""
+    return PLAIN.format(policy=POLICY, css=_css(), title=tables.escape(title), body=body)
 
 
 def write_index(reports: Path) -> Path:
@@ -92,38 +89,28 @@ def write_index(reports: Path) -> Path:
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             omega = ", ".join(f"{s} {tables.number(v, low, high)}" for s, (v, low, high) in facts["omega"].items())
-            rows.append((facts["finished"], facts["study"], facts["about"], ", ".join(facts["machines"]), omega, facts["left_out"]))
-        except (ValueError, KeyError, OSError) as error:
+            texts = [str(facts[name]) for name in ("finished", "study", "about")]
+            rows.append((*texts, ", ".join(facts["machines"]), omega, str(facts["left_out"])))
+        except (ValueError, KeyError, OSError, TypeError, AttributeError, RecursionError) as error:
             rows.append(("", path.parent.name, f"report.json is not readable ({error})", "", "", ""))
     table = pd.DataFrame(sorted(rows, reverse=True), columns=["finished", "study", "about", "machines", "Ω", "clips left out"])
     links = [tables.Html(_links(reports, name)) for name in table["study"]]
     table["study"] = pd.Series(links, dtype=object)  # a column of str would forget that they are HTML
     shown = tables.frame(table[["study", "about", "machines", "Ω", "clips left out", "finished"]])
-    artefacts.write_text(reports / "index.html", page("Reports", shown))
+    artefacts.write_text(reports / "index.html", plain_page("Reports", shown))
     return reports / "index.html"
 
 
 def _links(reports: Path, study: str) -> str:
     """The way to a study's report and, where there is one, to its page of seeds and settings."""
     where = urllib.parse.quote(study)
-    more = f' <a href="{where}/sweep.html">seeds and settings</a>' if (reports / study / "sweep.html").is_file() else ""
+    more = f' <a href="{where}/sweep.html">seeds and settings</a>' if os.path.isfile(reports / study / "sweep.html") else ""
     return f'<a href="{where}/index.html">{tables.escape(study)}</a>{more}'
 
 
-def common_gain(waves: Sequence[np.ndarray]) -> float:
-    """The one factor that brings the loudest of these clips (full scale 1) to a peak of 0.9, at most 40 dB."""
-    loudest = max((float(np.abs(wave).max()) for wave in waves if len(wave)), default=0.0)
-    return min(PEAK / loudest, MOST_GAIN) if loudest > 0 else 1.0
-
-
 def player(samples: np.ndarray, sample_rate: int, caption: str, gain: float) -> tables.Html:
-    """A clip to hear, inside the page. samples : int16, or float of full scale 1, (n,).  gain : the page's `common_gain`."""
-    wave = samples / 32768.0 if np.issubdtype(samples.dtype, np.integer) else samples
-    out = io.BytesIO()
-    with soundfile.SoundFile(out, "w", sample_rate, 1, format="OGG", subtype="VORBIS") as file:
-        for start in range(0, len(wave), BLOCK):
-            file.write(np.clip(gain * wave[start : start + BLOCK], -1, 1))
-    source = f"data:audio/ogg;base64,{base64.b64encode(out.getvalue()).decode()}"
+    """A clip to hear, inside the page. samples : int16, or float of full scale 1, (n,).  gain : the page's `encoding.common_gain`."""
+    source = encoding.vorbis(samples, sample_rate, gain)
     audio = f'<audio controls preload="metadata" aria-label="{tables.escape(caption)}" src="{source}"></audio>'
     return tables.Html(f'<figure class="clip">{audio}<figcaption>{tables.escape(caption)}</figcaption></figure>')
 
@@ -133,8 +120,10 @@ def players(store, clips: Sequence[str], captions: Sequence[str], sample_rate: i
     row_of = {name: row for row, name in enumerate(store.clips["clip"])}
     for name in clips:
         checks.known_name("clip", name, list(row_of))
+    if not len(clips):
+        return tables.Html('<p class="note">No clips to listen to.</p>')
     waves = [store.int16(row_of[name]) / 32768.0 for name in clips]
-    gain = common_gain(waves)
+    gain = encoding.common_gain(waves)
     found = "".join(player(wave, sample_rate, caption, gain) for wave, caption in zip(waves, captions, strict=True))
     return tables.Html(f'<p class="note">All with one gain of {20 * math.log10(gain):+.1f} dB.</p><div class="clips">{found}</div>')
 

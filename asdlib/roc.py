@@ -21,7 +21,7 @@ import numpy as np
 from asdlib import checks
 
 THREE = ("auc_source", "auc_target", "pauc")
-FIELD = (1 << 15) - 1  # largest count of one kind of clip, see _roc_areas
+FIELD = (1 << 15) - 1  # largest count of one kind of clip, see clip_codes
 BLOCK = 80  # score vectors handled at once: temporaries of 80 x 200 x 8 bytes stay in the cache
 
 
@@ -47,32 +47,46 @@ def grid(scores: np.ndarray, domain: np.ndarray, label: np.ndarray, max_fpr: flo
         raise checks.Refusal(f"scores of {scores.shape}, {domain.shape} domains and {label.shape} labels came, expected one each per clip")
     if not np.isfinite(scores).all():
         raise checks.Refusal("scores with NaN or infinite values came, expected finite numbers; did training diverge?")
-    keep = (label == "normal") | (label == "anomaly")
-    if keep.sum() > FIELD:
-        raise checks.Refusal(f"{keep.sum()} labelled test clips of one machine came, expected at most {FIELD}; evaluate sections apart")
+    code = clip_codes(domain, label)
     flat = scores.reshape(-1, scores.shape[-1])
-    flat = flat if keep.all() else flat[:, keep]
-    anomaly, domain = label[keep] == "anomaly", domain[keep]
-    one = np.array([1, (1 << 48) + (1 << 16), (1 << 48) + (1 << 32), 1 << 48])  # see _roc_areas
-    code = one[np.select([anomaly, domain == "source", domain == "target"], [0, 1, 2], 3)]
+    if not code.all():
+        flat, code = flat[:, code != 0], code[code != 0]
     out = np.empty((len(flat), 3))
     for start in range(0, len(flat), BLOCK):
-        out[start : start + BLOCK] = _roc_areas(flat[start : start + BLOCK], code, max_fpr)
+        out[start : start + BLOCK] = areas(flat[start : start + BLOCK], code, max_fpr)
     return out.reshape(*scores.shape[:-1], 3)
 
 
-def _roc_areas(scores: np.ndarray, code: np.ndarray, max_fpr: float) -> np.ndarray:
-    """Areas under the ROC curves of (g, n) scores; code (n,) int64 is what a clip adds to the counts.
+def clip_codes(domain: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """What each clip adds to the counts of `areas`: int64 (n_clips,), 0 for clips without a label.
 
     A count is one integer of four 15-bit fields, 16 bits apart: anomalies, source normals, target normals, all normals. One gather,
     one running sum and one subtraction then serve all four, and no field can spill into the next.
     """
+    anomaly, normal = label == "anomaly", label == "normal"
+    if anomaly.sum() + normal.sum() > FIELD:
+        raise checks.Refusal(
+            f"{anomaly.sum() + normal.sum()} labelled test clips of one machine came, expected at most {FIELD}; evaluate sections apart"
+        )
+    one = np.array([1, (1 << 48) + (1 << 16), (1 << 48) + (1 << 32), 1 << 48])
+    return np.where(anomaly | normal, one[np.select([anomaly, domain == "source", domain == "target"], [0, 1, 2], 3)], 0)
+
+
+def areas(scores: np.ndarray, code: np.ndarray, max_fpr: float = 0.1) -> np.ndarray:
+    """The three metrics of g score vectors at once, without checks: the inner step of `grid`, and a whole tick of the tuner.
+
+    scores : finite float (g, n).  code : of `clip_codes`, (n,) for all vectors, or (g, n) where each belongs to other clips; clips of code 0
+        count nowhere, so that machines with fewer clips can be filled up
+    returns : float64 (g, 3); NaN where normals or anomalies are absent.  Notebook: 08_tuning
+    """
     g, n = scores.shape
     order = np.argsort(-scores, axis=1)
-    falling = scores.ravel().take(order + n * np.arange(g)[:, None])
+    flat_order = order + n * np.arange(g)[:, None]
+    falling = scores.ravel().take(flat_order)
     counts = np.zeros((g, n + 1), np.int64)  # clips at or above each threshold, from the highest score down
-    steps = code.take(order)
+    steps = code.take(order) if code.ndim == 1 else code.ravel().take(flat_order)
     np.cumsum(steps, axis=1, out=counts[:, 1:])
+    total = counts[:, -1].copy()
     tied = falling[:, 1:] == falling[:, :-1]
     rise = None
     if tied.any():  # tied clips form one sloped segment of the curve: only its end is a vertex, the others repeat the vertex before
@@ -81,23 +95,24 @@ def _roc_areas(scores: np.ndarray, code: np.ndarray, max_fpr: float) -> np.ndarr
         steps = counts[:, 1:] - counts[:, :-1]
         rise = steps & FIELD
     after = counts[:, 1:] & FIELD
-    total = int(code.sum())
     anomalies, normals = total & FIELD, total >> 48
     out = np.full((g, 3), np.nan)
     for column, shift in enumerate((16, 32)):
         pairs = anomalies * (total >> shift & FIELD)
-        if pairs:  # twice (mean height of each segment times its width), in whole numbers
+        if pairs.any():  # twice (mean height of each segment times its width), in whole numbers
             height2 = 2 * after if rise is None else 2 * after - rise
-            out[:, column] = np.einsum("gn,gn->g", steps >> shift & FIELD, height2) / (2 * pairs)
-    if anomalies and normals:
-        limit, before = max_fpr * normals, counts[:, :-1] >> 48
+            np.divide(np.einsum("gn,gn->g", steps >> shift & FIELD, height2), 2 * pairs, out=out[:, column], where=pairs > 0)
+    if (anomalies * normals).any():
+        limit, before = max_fpr * normals[:, None], counts[:, :-1] >> 48
         reach = int((before < limit).any(0).sum())  # all curves have passed max_fpr there
         width = steps[:, :reach] >> 48
         inside = np.clip(limit - before[:, :reach], 0, width)  # the part of each segment's width below max_fpr
         height = after[:, :reach]
         if rise is not None:
             height = height - rise[:, :reach] * (1 - 0.5 * inside / np.maximum(width, 1))
-        out[:, 2] = _mcclish(np.einsum("gn,gn->g", inside, height) / (anomalies * normals), max_fpr)
+        pairs = anomalies * normals
+        np.divide(np.einsum("gn,gn->g", inside, height), pairs, out=out[:, 2], where=pairs > 0)
+        out[:, 2] = _mcclish(out[:, 2], max_fpr)
     return out
 
 

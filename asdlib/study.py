@@ -1,10 +1,11 @@
 """A study as a graph of notebooks: where its artefacts lie, what is stale, how it is run and resumed.
 
     runs/<study>/store                         decoded clips; runs/<study>/data: synthetic recordings, where there are none
-    runs/<study>/<stage>                       stages 01, 02 and 09, which are the same for all seeds
+    runs/<study>/<stage>                       stages 01, 02, 08 and 09, which are the same for all seeds
     runs/<study>/seed<k>/<stage>[/<machine>]   stages that train: executed notebook, params, manifest, tables, weights
     runs/<study>/scores.parquet, metrics.csv   what the study says; reports/<study>/index.html shows it
     runs/<study>/sweep                         the same for other settings (asdlib.sweeps); what these do not touch is taken from above
+    runs/<study>/tuned.toml                    ω, η and both k as 08 chose them, for any study to include
 
 What is finished (artefacts.finished) is never computed again; what is not, starts again or goes on from its checkpoint.
 Sources: DESIGN 3, 4. Notebooks: all (second cell, `arrive`).
@@ -13,198 +14,38 @@ Sources: DESIGN 3, 4. Notebooks: all (second cell, `arrive`).
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from asdlib import artefacts, audio, checks, clips, config, fusion, metrics, synthetic, training
+from asdlib import artefacts, checks, config, explain, fusion, metrics, reading
 from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_rows
 from asdlib.detectors.context import Context
+from asdlib.explore import maps
+from asdlib.places import NOTEBOOKS as NOTEBOOKS  # part of this module's face
+from asdlib.places import Places
+from asdlib.stages import STAGES as STAGES
+from asdlib.stages import Stage as Stage
+from asdlib.stages import stage_of as stage_of
 
-NOTEBOOKS = artefacts.CLONE / "notebooks"
 VARIANT = "variant="  # among overrides
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One notebook of the series: how often it runs, and the settings that shape what it writes."""
-
-    notebook: str
-    per_machine: bool
-    per_seed: bool
-    sections: tuple[str, ...]  # of the settings
-    detectors: tuple[str, ...] = ()  # that it trains
-    reads: tuple[str, ...] = ()  # detectors of earlier stages that it cannot do without
-
-    def serves(self, systems: Sequence[str]) -> bool:
-        """Whether a study of these systems has a use for the stage."""
-        for system in systems:
-            checks.known_name("system", system, list(SYSTEMS))
-        about = self.detectors + self.reads
-        return not about or any(SYSTEMS[system] in about for system in systems)
-
-
-STAGES = (
-    Stage("01_data", False, False, ("report", "oevae")),
-    Stage("02_preprocessing", False, False, ("report", "oevae")),
-    Stage("03_baseline", True, True, ("baseline_knn", "autoencoder", "metrics"), ("baseline_knn", "autoencoder")),
-    Stage("04_classifier", False, True, ("classifier", "metrics"), ("classifier",)),
-    Stage("05_oevae", True, True, ("oevae", "fusion", "metrics"), ("oevae",)),
-    Stage("07_latents", False, True, ("oevae",), reads=("oevae",)),
-    Stage("09_report", False, False,
-          ("name", "about", "systems", "seeds", "baseline_knn", "autoencoder", "oevae", "classifier", "fusion", "metrics", "report")),
-)
-
-
-def stage_of(notebook: str) -> Stage:
-    """The stage of a notebook's name or number."""
-    for stage in STAGES:
-        if notebook in (stage.notebook, stage.notebook[:2]):
-            return stage
-    raise checks.Refusal(f"unknown stage {notebook!r}; known: {', '.join(stage.notebook for stage in STAGES)}")
-
-
-class Run:
+class Run(Places):
     """A study opened: its settings, recordings, folders, and what has been computed.
 
     Notebooks get one from `arrive`; scripts from `open_run`. Nothing is computed until it is asked for.
     """
 
     def __init__(self, cfg: config.Study, home: Path, seed: int, variant: str = "", base: Run | None = None):
-        """variant, base : of a sweep: its name, and the study that it varies, whose recordings and finished jobs it shares"""
-        self.cfg, self.home, self.seed, self.variant, self.base = cfg, home, seed, variant, base
-        self.study_folder = home / "runs" / cfg.name  # one lock for all of it
-        self.folder = self.study_folder / "sweep" / variant if variant else self.study_folder
-        self.reports = home / "reports" / cfg.name
-        made = config.digest(cfg.data, cfg.synthetic)
-        same = base is None or made == config.digest(base.cfg.data, base.cfg.synthetic)
-        self.data_folder = self.study_folder if same else self.study_folder / "sweep" / "recordings" / made[:8]
-        self.device = training.pick_device(cfg.device)
-        self.stage, self.machine = None, ""
-        self.synthetic = not cfg.data.roots
-
-    @property
-    def roots(self) -> list[Path]:
-        """Folders of recordings: the study's own, or the synthetic tree."""
-        if not self.synthetic:
-            return [Path(root) for root in self.cfg.data.roots]
-        return [self.data_folder / "data" / config.digest(self.cfg.synthetic, self.cfg.data.sample_rate)]
-
-    @functools.cached_property
-    def store(self) -> audio.Store:
-        """The recordings, decoded; made on first use and found again after."""
-        if self.synthetic and self.cfg.data.recorded:
-            raise checks.Refusal(f"study {self.cfg.name} is for recordings and none were given; add --data-root DIR")
-        if self.base is not None and self.data_folder == self.base.data_folder:
-            return self.base.store
-        if not self.synthetic or self.roots[0].is_dir():
-            table, problems = clips.index(self.roots, self.cfg.data.machines)
-            found = audio.find_store(table, problems, self.data_folder / "store", self.cfg.data)
-            if found is not None:
-                return found
-        with artefacts.locked(self.study_folder):
-            if self.synthetic and not self.roots[0].is_dir():
-                self.roots[0].parent.mkdir(parents=True, exist_ok=True)
-                synthetic.write_tree(self.roots[0], self.cfg.synthetic, self.cfg.data.sample_rate)
-                for old in self.roots[0].parent.glob("[0-9a-f]" * 16):
-                    if old != self.roots[0]:
-                        shutil.rmtree(old, ignore_errors=True)
-            table, problems = clips.index(self.roots, self.cfg.data.machines)
-            return audio.open_store(table, problems, self.data_folder / "store", self.cfg.data)
-
-    def decode_again(self) -> None:
-        """Make the store anew from the recordings; only for who holds the study."""
-        (self.data_folder / "store" / "DONE.json").unlink(missing_ok=True)
-        for run in (self, self.base):
-            if run is not None and run.data_folder == self.data_folder:
-                run.__dict__.pop("store", None)
-
-    @property
-    def clips(self) -> pd.DataFrame:
-        """Clip table; row i is item i of the store."""
-        return self.store.clips
-
-    @property
-    def problems(self) -> pd.DataFrame:
-        """What is wrong with the recordings: path, reason, left_out."""
-        return self.store.problems
-
-    @property
-    def machines(self) -> list[str]:
-        """Machines that have usable clips, in alphabetical order."""
-        return sorted(self.clips["machine"].unique())
-
-    def stage_folder(self, stage: Stage, seed: int, machine: str = "") -> Path:
-        """Where a stage's artefacts lie; variants that train the same, or the same as their study, share a folder."""
-        folder = self.study_folder
-        if self.base is not None and self._settings(stage) != self.base._settings(stage):
-            folder = folder / "sweep" / "jobs" / config.digest(self._settings(stage))[:8]
-        folder = folder / f"seed{seed}" if stage.per_seed else folder
-        return folder / stage.notebook / machine if stage.per_machine else folder / stage.notebook
-
-    def _settings(self, stage: Stage) -> dict:
-        """The settings that shape what a stage trains, and its recordings."""
-        return {name: config.to_tree(self.cfg)[name] for name in (*(stage.detectors or stage.sections), "precision", "data", "synthetic")}
-
-    def detector_folder(self, name: str, machine: str, seed: int) -> Path:
-        """Where a detector that is trained per machine has left its files; one that is not finished, or torn, is refused."""
-        stage = next(stage for stage in STAGES if name in stage.detectors)
-        folder = self.stage_folder(stage, seed, machine) / name
-        if not artefacts.finished(folder, self.detector_digest(name, seed, machine)):
-            wrong = ", ".join(artefacts.torn(folder)) if (folder / "DONE").is_file() else ""
-            what = f"{name} of {machine or 'all machines'} (seed {seed}) is {'not whole' if wrong else 'not finished'} for these settings"
-            raise checks.Refusal(f"{what}{f': {wrong}' if wrong else ''}; run `asd run {self.cfg.name}` with them first")
-        return folder
-
-    def shaped_by(self, stage: Stage, seed: int, machine: str = "") -> dict:
-        """Everything that shapes a stage, by name: settings, recordings, code, notebook, device, seed, machine."""
-        cfg = dataclasses.asdict(self.cfg)
-        settings = {name: cfg[name] for name in (*stage.sections, "precision")}
-        if not stage.detectors:  # pages that list what is wrong with the recordings
-            settings["problems"] = config.digest(self.problems.to_json(orient="values"))
-        book = hashlib.sha256((NOTEBOOKS / f"{stage.notebook}.ipynb").read_bytes()).hexdigest()[:16]
-        which = {"seed": seed if stage.per_seed else None, "machine": machine if stage.per_machine else None}
-        made_by = {"recordings": self.store.fingerprint, "code": artefacts.code_digest(), "notebook": book, "device": self.device.type}
-        return {"settings": settings, **made_by, **which}
-
-    def digest(self, stage: Stage, seed: int, machine: str = "") -> str:
-        """Digest of everything that shapes a stage."""
-        return config.digest(self.shaped_by(stage, seed, machine))
-
-    def detector_shaped_by(self, name: str, seed: int, machine: str, settings=None) -> dict:
-        """Everything that shapes a detector: its settings, recordings, code, device, seed, machine ("": all of them)."""
-        cfg = dataclasses.asdict(self.cfg)
-        chosen = {name: cfg[name] if settings is None else dataclasses.asdict(settings), "precision": cfg["precision"]}
-        made_by = {"recordings": self.store.fingerprint, "code": artefacts.code_digest(), "device": self.device.type}
-        return {"settings": chosen, **made_by, "seed": seed, "machines": [machine] if machine else self.machines}
-
-    def detector_digest(self, name: str, seed: int, machine: str, settings=None) -> str:
-        """Digest of everything that shapes a detector."""
-        return config.digest(name, self.detector_shaped_by(name, seed, machine, settings))
-
-    def outputs(self, stage: Stage) -> list[Path]:
-        """Files that a stage leaves outside its folder and that belong to it."""
-        return [self.folder / name for name in ("scores.parquet", "metrics.csv", "controls.csv")] if stage.notebook == "09_report" else []
-
-    def finished(self, stage: Stage, seed: int, machine: str = "") -> bool:
-        """True if a stage, its detectors and what it leaves elsewhere are there, whole, and made of what holds now."""
-        folder = self.stage_folder(stage, seed, machine)
-        shown = [self.reports / name for name in ("summary.md", "report.json")] if self.outputs(stage) else []
-        return (
-            artefacts.finished(folder, self.digest(stage, seed, machine))
-            and all(artefacts.finished(folder / name, self.detector_digest(name, seed, machine)) for name in stage.detectors)
-            and all(path.is_file() for path in shown)
-        )
+        super().__init__(cfg, home, seed, variant, base)
+        self._loaded: dict[Path, object] = {}  # finished detectors
 
     def detect(self, name: str, variant: str = "", settings=None) -> tuple[object, pd.DataFrame, pd.DataFrame]:
         """A detector of this run's machine: fitted now, or loaded if it is finished.
@@ -222,9 +63,10 @@ class Run:
         if self.base is not None:  # trained already for the study or for another variant
             artefacts.adopt(folder, digest, self.study_folder.glob(f"**/{folder.relative_to(folder.parents[1 + self.stage.per_machine])}"))
         if artefacts.finished(folder, digest):
-            detector.load(folder, np.concatenate([training_rows(self.clips, machine) for machine in machines]))
-            history = pd.read_parquet(folder / "history.parquet") if (folder / "history.parquet").is_file() else pd.DataFrame()
-            return detector, pd.read_parquet(folder / "scores.parquet"), history
+            with reading.refused(folder, f"a {name} detector"):
+                detector.load(folder, np.concatenate([training_rows(self.clips, machine) for machine in machines]))
+            history = reading.table(folder / "history.parquet", ["epoch"]) if (folder / "history.parquet").is_file() else pd.DataFrame()
+            return detector, reading.scores(folder / "scores.parquet"), history
         with artefacts.locked(self.study_folder), artefacts.guarded(folder):
             artefacts.begin(folder, digest)
             began = time.perf_counter()
@@ -239,32 +81,94 @@ class Run:
             artefacts.seal(folder, digest, facts)
         return detector, scores, detector.history
 
+    def trained(self, name: str, machine: str) -> tuple[Path, str]:
+        """Folder of a finished detector and the machine it belongs to ("": all); one that is not there, or of other settings, is refused."""
+        stage = next(stage for stage in STAGES if name in stage.detectors)
+        machine = machine if stage.per_machine else ""
+        folder = self.stage_folder(stage, self.seed, machine) / name
+        if not artefacts.finished(folder, self.detector_digest(name, self.seed, machine)):
+            where = f"{stage.notebook} of {machine or 'all machines'} (seed {self.seed})"
+            raise checks.Refusal(f"what {where} writes is missing; run `asd run {self.cfg.name}` with these settings first")
+        return folder, machine
+
+    def spaces(self) -> list[maps.Space]:
+        """Embeddings of the study's OEVAEs, machine by machine, and of its classifier. Notebook: 06_embeddings"""
+        found = []
+        if "oevae" in self.cfg.systems:
+            domain = self.cfg.oevae.domain_latent
+            found += [maps.oevae_space(self.trained("oevae", machine)[0], self.clips, machine, domain) for machine in self.machines]
+        if "classifier" in self.cfg.systems:
+            found.append(maps.classifier_space(self.trained("classifier", "")[0]))
+        return found
+
+    def detector(self, name: str, machine: str) -> object:
+        """A finished detector, loaded once and never trained. machine : any of those it was trained on"""
+        folder, own = self.trained(name, machine)
+        if folder not in self._loaded:
+            rows = np.concatenate([training_rows(self.clips, each) for each in ([own] if own else self.machines)])
+            self._loaded[folder] = DETECTORS[name](Context(self.cfg, self.store, self.device, self.seed, folder))
+            self._loaded[folder].load(folder, rows)
+        return self._loaded[folder]
+
+    def explain(self, row: int, of: str = "beta") -> explain.Why:
+        """Why a clip was scored so, by the detectors of the study's systems.  of : alpha or beta, see `explain.why`.  Notebook: 06_embeddings"""
+        machine, names = self.clips["machine"].iloc[row], {SYSTEMS[system] for system in self.cfg.systems}
+        found = {name: self.detector(name, machine) for name in ("autoencoder", "oevae", "classifier") if name in names}
+        return explain.why(Context(self.cfg, self.store, self.device, self.seed), int(row), **found, of=of)
+
     def collect(self) -> pd.DataFrame:
-        """Scores of all seeds and machines, written to scores.parquet; what is missing is refused by name."""
-        tables, missing = [], []
+        """Scores of all systems, seeds and machines, and of what is composed of them, written to scores.parquet."""
+        scores = checks.score_table(fusion.seed_ensembles(self.gather(self.cfg.systems), self.cfg.fusion.normalise))
+        artefacts.write_table(self.folder / "scores.parquet", scores)
+        return scores
+
+    def gather(self, systems: Sequence[str]) -> pd.DataFrame:
+        """Scores of these systems of the study, all seeds and machines, and of what `fusion.COMPOSED` makes of them.
+
+        raises : checks.Refusal that names every stage whose scores are missing.  Notebooks: 08_tuning; 09_report (through `collect`)
+        """
+        wanted, tables, missing = {SYSTEMS[system] for system in systems}, [], []
         for stage, seed, machine in jobs(self):
             for name in stage.detectors:
                 path = self.stage_folder(stage, seed, machine) / name / "scores.parquet"
-                if artefacts.finished(path.parent, self.detector_digest(name, seed, machine)):
-                    tables.append(pd.read_parquet(path))
-                elif any(SYSTEMS[system] == name for system in self.cfg.systems):
+                if name in wanted and artefacts.finished(path.parent, self.detector_digest(name, seed, machine)):
+                    tables.append(reading.scores(path))
+                elif name in wanted:
                     missing.append(f"{stage.notebook} of {machine or 'all machines'} (seed {seed})")
         if missing or not tables:
             what = ", ".join(dict.fromkeys(missing)) or "every stage"
             raise checks.Refusal(f"scores are missing of {what}; run `asd run {self.cfg.name}` with these settings first")
         scores = fusion.systems(pd.concat(tables, ignore_index=True), self.cfg.fusion)
-        scores = checks.score_table(scores[scores["system"].isin(self.cfg.systems)].reset_index(drop=True))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        artefacts.write_table(self.folder / "scores.parquet", scores)
-        return scores
+        return checks.score_table(scores[scores["system"].isin(fusion.with_composed(systems))].reset_index(drop=True))
 
     def measure(self, scores: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Metrics and controls with intervals, written to metrics.csv and controls.csv."""
-        table = pd.concat([metrics.table(part, self.cfg.metrics, seed) for seed, part in scores.groupby("seed")], ignore_index=True)
+        stream = {fusion.ALL_SEEDS: self.seed}  # of the bootstrap
+        tables = [metrics.table(part, self.cfg.metrics, stream.get(seed, seed)) for seed, part in scores.groupby("seed")]
+        table = pd.concat(tables, ignore_index=True)
         controls = metrics.controls(self.clips, scores, self.cfg.metrics, self.seed)
         artefacts.write_table(self.folder / "metrics.csv", table)
         artefacts.write_table(self.folder / "controls.csv", controls)
         return table, controls
+
+    def keep(self, name: str, table: pd.DataFrame) -> None:
+        """A table of this run's stage for later ones, beside its notebook. Only `asd run` writes it, into the folder that it began for these
+        settings; a notebook opened by hand leaves what is there as it is.
+        """
+        machine = self.machine if self.stage.per_machine else ""
+        folder = self.stage_folder(self.stage, self.seed, machine)
+        marker = folder / "BEGUN"
+        if marker.is_file() and marker.read_text(encoding="utf-8") == self.digest(self.stage, self.seed, machine):
+            artefacts.write_table(folder / name, table)
+
+    def kept(self, notebook: str, name: str) -> pd.DataFrame:
+        """What a stage without machines kept, of all seeds, with the column seed; empty where the stage is not finished for these settings."""
+        stage, found = stage_of(notebook), []
+        for seed in self.cfg.seeds if stage.per_seed else self.cfg.seeds[:1]:
+            path = self.stage_folder(stage, seed) / name
+            if artefacts.finished(path.parent, self.digest(stage, seed)) and path.is_file():
+                found.append(pd.read_csv(path).assign(seed=seed))
+        return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
     def timings(self) -> pd.DataFrame:
         """Seconds of every finished job of this study: stage, machine, seed, seconds; and the peak memory of those that train."""
@@ -315,6 +219,9 @@ def load(study: str, overrides: Sequence[str] = ()) -> config.Study:
     """Settings of a study (config.load) whose systems are known and whose seeds and systems stand there once."""
     cfg = config.load(study, overrides)
     for system in cfg.systems:
+        if system in fusion.COMPOSED and system not in SYSTEMS:
+            parts = " and ".join(part[0] for part in fusion.COMPOSED[system][:2])
+            raise checks.Refusal(f"setting systems: {system} is made wherever {parts} are among the systems; name those and leave it out")
         checks.known_name("system", system, list(SYSTEMS))
     for name, values in (("seeds", cfg.seeds), ("systems", cfg.systems)):
         if not values or len(set(values)) < len(values):

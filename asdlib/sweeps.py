@@ -191,8 +191,11 @@ def write_page(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list])
     opened : of `runs`;  swept : of `axes`, empty for a study of several seeds alone
     """
     base = opened[""][0]
-    scores = {name: run.collect() for name, (run, _) in opened.items() if name}
-    scores = {"": pd.read_parquet(base.folder / "scores.parquet"), **scores}
+    scores = {name: run.gather(run.cfg.systems) for name, (run, _) in opened.items()}
+    for name, (run, _) in opened.items():
+        if name:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            artefacts.write_table(run.folder / "scores.parquet", scores[name])
     unlike = [name for name, (run, _) in opened.items() if run.store.fingerprint != base.store.fingerprint]
     table = compare(scores, base.cfg.metrics, base.seed, unlike)
     artefacts.write_table(base.folder / "sweep.csv", table.drop(columns="values"))
@@ -207,6 +210,6 @@ def write_page(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list])
     parts += [dots(table)._repr_html_(), tables.frame(shown(table))]
     where = {"study": base.cfg.name, "settings": config.digest(base.cfg), "device": base.device.type, **artefacts.versions()}
     parts.append(tables.folded("Made by", tables.frame(pd.DataFrame(where.items(), columns=["what", "value"]))))
-    artefacts.write_text(base.reports / "sweep.html", report.page(f"{base.cfg.name}: seeds and settings", "".join(parts)))
+    artefacts.write_text(base.reports / "sweep.html", report.plain_page(f"{base.cfg.name}: seeds and settings", tables.Html("".join(parts))))
     report.write_index(base.reports.parent)
 

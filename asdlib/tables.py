@@ -11,7 +11,6 @@ Sources: SYSTEM 8; report.txt, Table 1. Notebooks: 03_baseline, 09_report.
 from __future__ import annotations
 
 import html
-import itertools
 import math
 import numbers
 import operator
@@ -21,9 +20,10 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from asdlib import config, metrics
+from asdlib import config, fusion, metrics
 
 SYSTEMS = ("baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier", "ensemble")  # in the order they are shown
+ORDER = [name + ending for name in SYSTEMS for ending in ("", fusion.SEEDS)]
 INTERVAL = re.compile(r"[-−]?[\d.]+ \[.*\]")
 OVER_ALL = ("omega", *metrics.THREE)  # of machine "all", in the order in which a claim is made on the first available
 METRIC_NAMES = {"auc_source": "AUC source", "auc_target": "AUC target", "pauc": "pAUC", "hmean": "harmonic mean", "omega": "Ω"}
@@ -43,7 +43,7 @@ def escape(value: object) -> Html:
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Names without repetition: systems in their usual order, others after them as they came."""
-    return sorted(dict.fromkeys(names), key=lambda name: SYSTEMS.index(name) if name in SYSTEMS else len(SYSTEMS))
+    return sorted(dict.fromkeys(names), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
 
 def own_scores(table: pd.DataFrame) -> pd.DataFrame:
@@ -212,39 +212,6 @@ def _claim(name: str, own: pd.Series, shuffled: pd.Series, level: pd.Series | No
     return f"{name} is above chance and above what the level alone tells ({level['value']:.3f})"
 
 
-def differences(scores: pd.DataFrame, settings: config.Metrics, seed: int) -> pd.DataFrame:
-    """Every two systems compared over all machines, in words; Ω, or the metrics that are available without it. Notebook: 09_report.
-
-    scores : SCORE_COLUMNS.  seed : of the resamples.  returns : system_a, system_b, metric, a − b, p, claim; text and p
-    """
-    rows = []
-    for a, b in itertools.combinations(in_order(scores["system"]), 2):
-        pair = metrics.paired(scores, a, b, settings, seed)
-        pair = pair[(pair["machine"] == "all") & pair["value"].notna()]
-        for row in (pair[pair["metric"] == "omega"] if "omega" in set(pair["metric"]) else pair).itertuples():
-            claim = "no difference shown" if row.low <= 0 <= row.high else f"{a if row.value > 0 else b} is better"
-            rows.append((a, b, METRIC_NAMES[row.metric], number(row.value, row.low, row.high), row.p, claim))
-    return pd.DataFrame(rows, columns=["system_a", "system_b", "metric", "a − b", "p", "claim"])
-
-
-def beside_paper(table: pd.DataFrame, synthetic: bool) -> Html:
-    """Our numbers beside the paper's Table 1, in percent, where recorded machines of its names were scored. Notebook: 09_report."""
-    paper = metrics.paper_table1()
-    shared = [m for m in dict.fromkeys(table["machine"]) if m in set(paper["machine"]) - {"all"}]
-    if synthetic or not shared:
-        why = "the machines of this study are synthetic" if synthetic else "no machine of this study is in it"
-        return Html(f'<p class="note">Table 1 of the paper is not shown: {why}.</p>')
-    both = pd.concat([paper, table], ignore_index=True)
-    both = both[both["machine"].isin(shared)].assign(value=(both["value"] * 100).round(2), low=math.nan, high=math.nan)
-    texts = wide(both)
-    ours = [name for name in texts.columns[2:] if not name.startswith("paper_")]
-    texts[texts.columns[2:]] = texts[texts.columns[2:]].replace(r"(\.\d\d)\d$", r"\1", regex=True)
-    texts["metric"] = texts["metric"].map(METRIC_NAMES)
-    theirs = [f"paper_{name}" for name in metrics.PAPER_SYSTEMS]
-    note = "In percent. The paper's numbers belong to the DCASE 2024 development recordings; they compare only with ours on the same ones."
-    return frame(texts[["machine", "metric", *theirs, *ours]], note)
-
-
 def standing(scores: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:
     """Each test clip in standard deviations of its machine's normal training scores, averaged over seeds.
 
@@ -284,6 +251,8 @@ def behind(scores: pd.DataFrame, decisions: pd.DataFrame, most: int) -> pd.DataF
     """
     n = max(most // (3 * max(scores["system"].nunique(), 1)), 1)
     rows = pd.concat([most_anomalous(scores, decisions, n), most_confused(scores, decisions, n)])
+    if rows.empty:  # no test clips
+        return pd.DataFrame(columns=["clip", "caption"])
     distance = [
         a if why == "most anomalous" else t for a, t, why in zip(rows["above_normal"], rows["above_threshold"], rows["why"], strict=True)
     ]

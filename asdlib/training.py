@@ -178,7 +178,10 @@ def save_weights(model: nn.Module, path: Path) -> None:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Weights of `save_weights` back into a model of the same shape; a torn or foreign file is refused."""
     try:
-        model.load_state_dict(load_file(path))
+        found = load_file(path)
+        model.load_state_dict(found)
+        if not all(bool(torch.isfinite(value).all()) for value in found.values()):
+            raise ValueError("NaN or infinite weights")
     except Exception as error:
         raise checks.Refusal(f"{path}: does not hold the weights of this model ({type(error).__name__}); run the study again") from error
     model.eval()

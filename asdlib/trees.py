@@ -18,22 +18,51 @@ from typing import Literal
 
 from asdlib import checks
 
+MOST_BYTES, MOST_DOTS, DEEPEST = 2**20, 200, 10  # of a file, of a line (each costs its square), of a setting's name
+
+
+def parse(text: str) -> dict:
+    """TOML text as nested dicts; ValueError in words for what is none, or would take minutes."""
+    if len(text) > MOST_BYTES or any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+        raise ValueError(f"more than {MOST_BYTES} letters, or {MOST_DOTS} dots in a line")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def shown(value: object) -> str:
+    """A value for a sentence: its literal, shortened; what cannot be written is named by its type."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # numbers of thousands of digits, nests of thousands of lists
+        return f"a {type(value).__name__} of great length"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
 
 def put(tree: dict, text: str) -> None:
     """Set one value in nested dicts from `a.b=value`; the right side is TOML, or else taken as a string."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise checks.Refusal(f"--set {text!r}: expected name=value, for example autoencoder.epochs=5")
+        raise checks.Refusal(f"--set {shown(text)}: expected name=value, for example autoencoder.epochs=5")
     try:
-        parsed = tomllib.loads(f"x = {value}")["x"]
-    except tomllib.TOMLDecodeError:
+        parsed = parse(f"x = {value}")["x"]
+    except ValueError:
         parsed = value.strip()
     *sections, last = key.strip().split(".")
+    if len(sections) > DEEPEST:
+        raise checks.Refusal(f"--set {shown(text)}: expected a name of at most {DEEPEST + 1} parts")
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
-            raise checks.Refusal(f"--set {text!r}: {section} is a value, not a section")
+            raise checks.Refusal(f"--set {shown(text)}: {section} is a value, not a section")
     tree[last] = parsed
+
+
+def merged(under: dict, over: dict) -> dict:
+    """Two nested dicts as one; where both say something, `over` wins, section by section. Neither is changed."""
+    both = {key: merged(under[key], value) if isinstance(value, dict) and isinstance(under.get(key), dict) else value for key, value in over.items()}
+    return under | both
 
 
 def from_tree(cls: type, tree: dict, where: str = ""):
@@ -45,10 +74,10 @@ def from_tree(cls: type, tree: dict, where: str = ""):
         if key not in hints:
             close = checks.closest(key, list(hints))
             hint = f"; did you mean {where}{close}?" if close else f"; known here: {', '.join(hints)}"
-            raise checks.Refusal(f"unknown setting {name}{hint}")
+            raise checks.Refusal(f"unknown setting {shown(name)[1:-1]}{hint}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
-                raise checks.Refusal(f"setting {name}: got {value!r}, expected a section [{name}]")
+                raise checks.Refusal(f"setting {name}: got {shown(value)}, expected a section [{name}]")
             values[key] = from_tree(hints[key], value, f"{name}.")
         else:
             meta = next(f.metadata for f in dataclasses.fields(cls) if f.name == key)
@@ -65,18 +94,18 @@ def _convert(hint, value, name: str, meta: typing.Mapping):
         return tuple(_convert(inner, item, name, meta) for item in value)
     if origin is Literal:
         if value not in typing.get_args(hint):
-            raise checks.Refusal(f"setting {name}: got {value!r}, expected one of {', '.join(map(repr, typing.get_args(hint)))}")
+            raise checks.Refusal(f"setting {name}: got {shown(value)}, expected one of {', '.join(map(repr, typing.get_args(hint)))}")
         return value
     if isinstance(hint, types.UnionType):
         raise TypeError(f"{name}: settings have one type each")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not hint:
-        raise checks.Refusal(f"setting {name}: got {value!r} ({type(value).__name__}), expected {hint.__name__}")
+        raise checks.Refusal(f"setting {name}: got {shown(value)} ({type(value).__name__}), expected {hint.__name__}")
     if hint in (int, float):
         low, high = meta.get("low"), meta.get("high")
         if value != value or (low is not None and value < low) or (high is not None and value > high):
-            raise checks.Refusal(f"setting {name}: got {value!r}, expected a number from {low} to {high}")
+            raise checks.Refusal(f"setting {name}: got {shown(value)}, expected a number from {low} to {high}")
     return value
 
 

@@ -137,6 +137,13 @@ def test_one_class_is_refused(context):
         ClassifierDetector(context).fit(rows)
 
 
+def test_a_machine_of_two_clips_is_refused_by_name_before_training(context, monkeypatch):
+    monkeypatch.setattr(module.training, "fit", lambda *_, **__: pytest.fail("trained first"))
+    pump, saw = (detectors.machine_rows(context.store.clips, machine, "train") for machine in ("pump", "saw"))
+    with pytest.raises(checks.Refusal, match="machine saw has 2 training clips, the classifier's back-ends expect at least 3; add recordings"):
+        ClassifierDetector(context).fit(np.concatenate([pump, saw[:2]]))
+
+
 # ------------------------------------------------------------------------------------------- clips and batches
 
 
@@ -180,6 +187,37 @@ def test_clips_start_anew_every_epoch_and_at_their_beginning_in_a_test(context, 
     detector.net.eval()
     detector.embed(rows_of(context, "test"))
     assert all(start == 0 for part in seen for start in part.values())
+
+
+def test_waveforms_are_standardised_by_clip_by_machine_or_not(context, monkeypatch):
+    """SYSTEM 2: mean 0 and variance 1, of the clip itself or by its machine's training clips; test clips never enter."""
+    table, train = context.store.clips, rows_of(context, "train")
+    seen = []
+    monkeypatch.setattr(module, "branch_inputs", lambda wave, *_: seen.append(wave) or {})
+    for norm in ("clip", "machine", "none"):
+        detector = ClassifierDetector(changed(context, wave_norm=norm))
+        detector._prepare(train)
+        for machine in ("pump", "saw"):
+            row = detectors.machine_rows(table, machine, "test")[:1]
+            seen.clear()
+            list(detector._inputs(row))
+            raw = context.store.audio(row, length=12000)
+            mean, std = audio.machine_statistics(context.store, detectors.machine_rows(table, machine, "train"))
+            expected = {"clip": audio.standardise(raw), "machine": audio.standardise(raw, mean, std), "none": raw}[norm]
+            torch.testing.assert_close(seen[0], expected)
+        seen.clear()
+        made = changed(context, wave_norm=norm, mixup_prob=0.0)
+        detector.context, detector.settings = made, made.cfg.classifier
+        waves = torch.cat([seen[-1] for _ in detector._batches(torch.Generator().manual_seed(0))])
+        deviation = waves.std(1, correction=0)
+        assert {"clip": (deviation - 1).abs().max() < 1e-3, "machine": 0.8 < deviation.mean() < 1.2, "none": deviation.max() < 0.2}[norm]
+
+
+def test_the_gain_of_a_recording_is_no_anomaly(context, fitted, monkeypatch):
+    rows, gather = rows_of(context, "test"), audio.Store.segments
+    before = fitted.scores(rows)["classifier", "score"]
+    monkeypatch.setattr(audio.Store, "segments", lambda *arguments, **rest: 0.5 * gather(*arguments, **rest))
+    np.testing.assert_allclose(fitted.scores(rows)["classifier", "score"], before, rtol=1e-3, atol=1e-5)
 
 
 def test_labels_move_with_the_sound(context):

@@ -369,5 +369,5 @@ def test_a_name_that_is_not_utf8_is_told_and_left_out(tmp_path):
     with open(odd, "wb"):
         pass
     table, problems = clips.index([tmp_path / "raw"])
-    assert len(table) == 1 and problems["reason"].str.contains("name is not valid UTF-8").sum() == 1
+    assert len(table) == 1 and problems["reason"].str.contains("name is not valid UTF-8 or has control characters").sum() == 1
     problems.to_json(), json.dumps(clips.summary(table, problems))

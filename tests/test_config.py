@@ -84,3 +84,40 @@ def test_broken_toml_is_refused(tmp_path):
 def test_every_setting_is_explained():
     for name, _, doc in config.describe():
         assert len(doc) > 8, name
+
+
+def including(tmp_path, text, files):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / "mine.toml").write_text(text)
+    return str(tmp_path / "mine.toml")
+
+
+def test_included_settings_hold_where_the_study_says_nothing(tmp_path):
+    files = {"a.toml": "about = 'a'\n[fusion]\nomega = 0.1\neta = 0.1\n", "b.toml": "[fusion]\nomega = 0.2\nnormalise = 'rank'\n"}
+    study = including(tmp_path, "include = ['a.toml', 'b.toml']\nabout = 'mine'\n[fusion]\nnormalise = 'none'\n", files)
+    cfg = config.load(study, ["fusion.eta=0.9"])
+    assert (cfg.fusion.omega, cfg.fusion.eta, cfg.fusion.normalise) == (0.2, 0.9, "none")  # later file, --set, the study itself
+    assert cfg.name == "mine" and cfg.about == "mine" and cfg.include == (str(tmp_path / "a.toml"), str(tmp_path / "b.toml"))
+    assert config.load(study, ["include=[]"]).fusion.omega == 0.5
+
+
+def test_a_study_that_is_included_gives_neither_name_nor_words(tmp_path):
+    study = including(tmp_path, "include = ['base.toml']", {"base.toml": "name = 'base'\nabout = 'base'\n[oevae]\nwidth = 8\n"})
+    cfg = config.load(study)
+    assert (cfg.name, cfg.about, cfg.oevae.width) == ("mine", "", 8)
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (None, r"mine\.toml includes .*a\.toml, and there is no such file; run the study that writes it"),
+        ("[fusion]\nomgea = 1", r"a\.toml: unknown setting fusion\.omgea; did you mean fusion\.omega\?"),
+        ("a = [", r"a\.toml: not readable as TOML"),
+        ("include = ['b.toml']", r"a\.toml is included by mine\.toml and has an include of its own"),
+    ],
+)
+def test_what_is_wrong_with_an_included_file_is_said(tmp_path, content, words):
+    study = including(tmp_path, "include = ['a.toml']", {"a.toml": content} if content else {})
+    with pytest.raises(checks.Refusal, match=words):
+        config.load(study)

@@ -231,3 +231,49 @@ def test_a_composed_system_gets_its_final_score_at_any_omega():
 def test_systems_without_their_parts_stay_as_they_are():
     only = scored(parts=(("oevae", "alpha"), ("baseline_knn", "score")))
     pd.testing.assert_frame_equal(fusion.systems(only, config.Fusion()), only)
+
+
+# ---------------------------------------------------------------- composed systems, ensembles over seeds
+
+THREE_PARTS = (("oevae", "alpha"), ("oevae", "beta"), ("classifier", "score"))
+
+
+def test_the_ensemble_is_a_system_of_its_own_on_one_scale():
+    scores, settings = scored(THREE_PARTS), config.Fusion(omega=0.3, eta=0.8)
+    table = fusion.systems(scores, settings)
+    assert set(table["system"]) == {"oevae", "classifier", "ensemble"} and checks.score_table(table) is table
+    for (machine, seed), rows in table.groupby(["machine", "seed"]):
+        part = {key: block.set_index("clip")["score"].sort_index() for key, block in rows.groupby(["system", "component"])}
+        train = part["oevae", "score"].index.str.contains("/train/")
+        z = {key: (values - values[train].mean()) / values[train].std(ddof=0) for key, values in part.items()}
+        slow = 0.8 * z["oevae", "score"] + 0.2 * z["classifier", "score"]
+        np.testing.assert_allclose(part["ensemble", "score"].reindex(slow.index), slow, rtol=1e-10, atol=1e-12)
+        oevae = 0.3 * z["oevae", "alpha"] + 0.7 * z["oevae", "beta"]
+        np.testing.assert_allclose(part["oevae", "score"].reindex(oevae.index), oevae, rtol=1e-10, atol=1e-12)
+        assert z["oevae", "score"][train].std(ddof=0) == pytest.approx(1.0), (machine, seed)
+
+
+def test_composed_systems_come_with_their_parts():
+    assert fusion.with_composed(["baseline_knn", "oevae", "classifier"]) == ("baseline_knn", "oevae", "classifier", "ensemble")
+    assert fusion.with_composed(["oevae"]) == ("oevae",) and fusion.with_composed(["classifier"]) == ("classifier",)
+    assert "ensemble" not in set(fusion.systems(scored(), config.Fusion())["system"])
+
+
+def test_seeds_are_averaged_each_on_its_own_scale():
+    table = fusion.systems(scored(THREE_PARTS, seeds=(0, 4)), config.Fusion())
+    whole = fusion.seed_ensembles(table, "zscore")
+    assert set(whole["system"]) - set(table["system"]) == {"oevae_seeds", "classifier_seeds", "ensemble_seeds"}
+    assert set(whole.loc[whole["system"].str.endswith("_seeds"), "seed"]) == {fusion.ALL_SEEDS} and checks.score_table(whole) is whole
+    one = table[(table["system"] == "classifier") & (table["machine"] == "fan")].pivot(index="clip", columns="seed", values="score")
+    train = one.index.str.contains("/train/")
+    slow = ((one - one[train].mean()) / one[train].std(ddof=0)).mean(axis=1)
+    found = whole[(whole["system"] == "classifier_seeds") & (whole["machine"] == "fan")].set_index("clip")["score"]
+    np.testing.assert_allclose(found.reindex(slow.index), slow, rtol=1e-10, atol=1e-12)
+
+
+def test_what_no_seed_changes_is_not_averaged():
+    table = scored((("baseline_knn", "score"),))
+    table["score"] = table.groupby("clip")["score"].transform("first")
+    assert fusion.seed_ensembles(table, "zscore").equals(table)
+    single = scored(THREE_PARTS, seeds=(0,))
+    assert fusion.seed_ensembles(single, "zscore").equals(single)

@@ -101,6 +101,10 @@ def test_what_cannot_be_judged_is_nan():
     line = latents.verdict(latents.measures(found), latents.channels(found))
     assert "z_d cannot be judged, v has one value" in line and "domain" not in line
     assert latents.traversal(found, None).empty
+    assert np.isnan(latents.mutual_information(x, np.arange(20).astype(str))).all()  # a condition of its own for every clip
+    tensors, table = made()
+    untrained = latents.arranged(tensors, table.assign(domain=np.where(tensors["trained"], "target", "source")), "fan", D)
+    assert latents.traversal(untrained, None).empty and np.isnan(latents.tie(untrained, untrained.spaces["z_d"]))
 
 
 def test_saturation_is_said():

@@ -9,9 +9,11 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "asdlib"
 OPEN_TO_ALL = ("config", "trees", "checks", "artefacts")
 LINE = (
-    "checks", "trees", "config", "artefacts", "clips", "condition", "mechanisms", "synthetic", "download", "decoding", "audio", "features", "augment",
-    "losses", "models", "training", "scoring", "backends", "latents", "fusion", "detectors", "roc", "metrics", "ablation", "tables", "plots",
-    "model_plots", "classifier_plots", "explore", "widgets", "report", "study", "sweeps", "graph", "perform", "cluster", "execute", "settled", "cli",
+    "checks", "trees", "config", "artefacts", "reading", "clips", "condition", "mechanisms", "synthetic", "archives", "records", "download",
+    "decoding", "encoding", "audio", "features", "augment", "losses", "models", "training", "scoring", "backends", "latents", "fusion", "detectors",
+    "explain", "roc", "metrics", "ablation", "tables", "detectability", "claims", "plots", "model_plots", "classifier_plots", "atlas_plots",
+    "report_plots", "explore", "widgets", "report", "compare", "stages", "places", "study", "sweeps", "graph", "perform", "cluster", "execute",
+    "settled", "cli",
 )  # fmt: skip
 MAX_LINES = 350
 

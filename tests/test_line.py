@@ -59,7 +59,7 @@ def test_a_study_ends_in_scores_metrics_and_a_report(finished):
     runs, reports = home / "runs" / "smoke", home / "reports" / "smoke"
     scores = checks.score_table(pd.read_parquet(runs / "scores.parquet"))
     assert list(scores.columns) == list(checks.SCORE_COLUMNS)
-    assert set(scores["system"]) == {"baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier"}
+    assert set(scores["system"]) == {"baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier", "ensemble"}
     final = scores[scores["component"] == "score"]
     counts = final.groupby(["system", "machine", "split"]).size().unstack()
     assert (counts.loc[(slice(None), "gearbox"), :] == [16, 13]).all(axis=None)
@@ -68,7 +68,7 @@ def test_a_study_ends_in_scores_metrics_and_a_report(finished):
     assert list(metrics.columns) == list(checks.METRIC_COLUMNS)
     assert {"auc_source", "auc_target", "pauc", "hmean"} <= set(metrics["metric"])
     omega = metrics[(metrics["machine"] == "all") & (metrics["metric"] == "omega") & (metrics["component"] == "score")]
-    assert len(omega) == 5 and omega["value"].between(0, 1).all() and (omega["low"] <= omega["value"]).all()
+    assert len(omega) == 6 and omega["value"].between(0, 1).all() and (omega["low"] <= omega["value"]).all()
     page = (reports / "index.html").read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", page), "a page that asks the network for something"
     assert "left out: 3" in page and (reports / "summary.md").is_file() and (reports / "report.json").is_file()
@@ -79,7 +79,7 @@ def test_a_study_ends_in_scores_metrics_and_a_report(finished):
 def test_everything_finished_says_of_what_it_was_made(finished):
     home, _ = finished
     done = list((home / "runs").rglob("DONE"))
-    assert len(done) == 4 + 2 * 5 + 2  # 01, 02, 07, 09; per machine two notebooks and three detectors; 04 and its detector
+    assert len(done) == 6 + 2 * 5 + 2  # 01, 02, 06, 07, 08, 09; per machine two notebooks and three detectors; 04 and its detector
     for path in done:
         manifest = json.loads((path.parent / "manifest.json").read_text())
         assert manifest["versions"]["torch"] and manifest["versions"]["source"] and manifest["device"] == "cpu" and manifest["data"]
@@ -209,6 +209,9 @@ def test_recordings_without_labels_or_without_test_clips_end_in_a_report(tree, t
     metrics = pd.read_csv(tmp_path / "runs" / "smoke" / "metrics.csv")
     assert set(metrics["machine"]) == {"fan", "gearbox", "all"} and metrics["value"].isna().all()
     assert "not available" in result.stdout and (tmp_path / "reports" / "smoke" / "index.html").is_file()
+    shutil.rmtree(odd / "gearbox" / "test")  # additional training sets alone: embeddings for others, nothing to score
+    result = asd("run", "smoke", "--data-root", odd, "--home", tmp_path / "bare", "--stages", "04")
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_scores_of_other_settings_are_not_taken(finished, tree):

@@ -292,6 +292,20 @@ def test_smote_in_log_mel_space_joins_training_and_references(context):
     assert batch.t.tolist() == [1, 1] and np.isfinite(detector.training_scores()["oevae", "beta"]).all()
 
 
+@pytest.mark.parametrize("space", ["embed", "logmel"])
+@pytest.mark.parametrize(("sources", "targets"), [(10, 1), (10, 2), (1, 3), (2, 1), (10, 0)])
+def test_smote_takes_any_number_of_clips_per_domain(context, space, sources, targets):
+    """A domain of one clip has no partner and one of two has few neighbours: that ends no study (the second clip may be held out)."""
+    table = context.store.clips
+    rows = machine_rows(table, "pump", "train")
+    domain = table["domain"].to_numpy()[rows]
+    chosen = np.sort(np.concatenate([rows[domain == "source"][:sources], rows[domain == "target"][:targets]]))
+    detector = OEVAEDetector(changed(context, epochs=1, neighbours=1, smote={"space": space, "ratio": 1.0, "k": 5}, k_scales=()))
+    detector.fit(chosen)
+    parents = detector.references.parents
+    assert set(parents.ravel()) <= set(chosen) and all(np.isfinite(values).all() for values in detector.training_scores().values())
+
+
 @pytest.mark.parametrize("settings", [{"near": 1.0}, {"attribute_weight": 1.0}, {"mixup": {"outliers": True, "beta": 0.2}}, {"vae_grad": "literal"},
                                       {"features": {"wave_norm": "machine"}}, {"condition": {"missing": "zero"}}])  # fmt: skip
 def test_every_setting_trains_and_scores(context, settings):

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from asdlib import checks, config, plots, report, tables
+from asdlib import checks, config, encoding, plots, report, tables
 
 EVIL = "<script>alert(1)</script>"
 
@@ -97,16 +97,16 @@ def test_players_share_one_gain_so_that_levels_stay_comparable():
     shown = report.players(store, ["b", "a"], ["quiet", "loud"], 16000)
     quiet, loud = (decoded(part)[0] for part in shown.split("<figure")[1:])
     assert np.std(loud) / np.std(quiet) == pytest.approx(10, rel=0.1)
-    assert np.abs(loud).max() == pytest.approx(report.PEAK, abs=0.05) and "+9.5 dB" in shown
+    assert np.abs(loud).max() == pytest.approx(encoding.PEAK, abs=0.05) and "+9.5 dB" in shown
     with pytest.raises(checks.Refusal, match="unknown clip 'c'"):
         report.players(store, ["c"], ["?"], 16000)
 
 
 @pytest.mark.parametrize(
-    ("waves", "gain"), [([np.zeros(9)], 1.0), ([], 1.0), ([np.full(9, 1e-6)], report.MOST_GAIN), ([np.array([-0.45, 0.1])], 2.0)]
+    ("waves", "gain"), [([np.zeros(9)], 1.0), ([], 1.0), ([np.full(9, 1e-6)], encoding.MOST_GAIN), ([np.array([-0.45, 0.1])], 2.0)]
 )
 def test_common_gain(waves, gain):
-    assert report.common_gain(waves) == pytest.approx(gain)
+    assert encoding.common_gain(waves) == pytest.approx(gain)
 
 
 def metric_table(value):

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
-from asdlib import checks, features, scoring, training
+from asdlib import checks, features, reading, scoring, training
 from asdlib.detectors.context import Context, Scores, frames_of
 from asdlib.models.autoencoder import Autoencoder, Vectors
 
@@ -71,7 +71,7 @@ class NearestNeighbour:
 
     def load(self, folder: Path, train_rows: np.ndarray) -> None:
         """What `save` wrote."""
-        self.train = load_file(folder / "references.safetensors")["train"]
+        self.train = reading.tensors(folder / "references.safetensors", {"train": 2})["train"]
 
 
 class AutoencoderBaseline:
@@ -79,7 +79,8 @@ class AutoencoderBaseline:
 
     The score of a test clip comes from a network trained on all training clips. A training clip would look too normal
     to that network, so it is scored by one trained on the other folds (stratified by domain) for as many steps, covariances
-    included.
+    included. Two trainings end at different errors, so such a score is brought to the network of the test clips: times the
+    ratio of the two networks' median scores on the clips that both were trained on.
     """
 
     def __init__(self, context: Context):
@@ -214,10 +215,13 @@ class AutoencoderBaseline:
     def training_scores(self) -> Scores:
         """Both scores of each training clip, by networks and covariances that never saw it (one clip alone: by its own)."""
         out: Scores = {}
+        own = self._score(self.net, self.precisions, self.train_rows)
         for number, (net, precisions, _) in enumerate(self.by_fold or [(self.net, self.precisions, None)]):
             held_out = self.fold == number
-            for key, values in self._score(net, precisions, self.train_rows[held_out]).items():
-                out.setdefault(key, np.empty(len(held_out)))[held_out] = values
+            for key, values in self._score(net, precisions, self.train_rows).items():
+                both = ~held_out if (~held_out).any() else held_out  # clips that both networks know
+                ratio = np.median(own[key][both]) / max(np.median(values[both]), np.finfo(float).tiny)
+                out.setdefault(key, np.empty(len(held_out)))[held_out] = ratio * values[held_out]
         return out
 
     def save(self, folder: Path) -> None:
@@ -230,7 +234,10 @@ class AutoencoderBaseline:
         self.train_rows = train_rows
         self.net = Autoencoder(self.settings).to(self.context.device)
         training.load_weights(self.net, folder / "weights.safetensors")
-        self.precisions = load_file(folder / "precisions.safetensors")
+        self.precisions = reading.tensors(folder / "precisions.safetensors", dict.fromkeys(("source", "target"), 2))
+        square = (self.settings.n_mels, self.settings.n_mels)
+        if set(self.precisions) != {"source", "target"} or any(matrix.shape != square for matrix in self.precisions.values()):
+            raise checks.Refusal(f"{folder}: its covariances are not of {square[0]} bands in source and target; {reading.AGAIN}")
 
 
 def fold_of(domain: np.ndarray, folds: int) -> np.ndarray:

@@ -6,7 +6,8 @@ first occurs in a test clip never becomes one (FACTS A4). A class is held out in
 part of that share, so classes of few clips keep them all) for the accuracy that is logged; nothing is selected by it.
 
 Clips are tiled or cropped to `clip_seconds`: in training from a random place that is drawn anew every epoch, for
-embeddings from the start (FACTS A1). A tiled clip starts anywhere in the room that its last copy leaves.
+embeddings from the start (FACTS A1). A tiled clip starts anywhere in the room that its last copy leaves. Waveforms are standardised
+(`classifier.wave_norm`, SYSTEM 2) before they are mixed: with none, as in the cited code, a recording at half the gain scores as an anomaly.
 
 Components of the scores: every back-end of `asdlib.backends`, and `score`, the one chosen by `classifier.backend`.
 Sources: report 3.1, SYSTEM 5, FACTS A. Notebook: 04_classifier.
@@ -24,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.numpy import load_file, save_file
 
-from asdlib import augment, backends, checks, clips, config, training
+from asdlib import audio, augment, backends, checks, clips, config, training
 from asdlib.detectors.context import BATCH_SAMPLES, Context, Scores
 from asdlib.models.classifier import Batch, Classifier, branch_inputs
 
@@ -65,11 +66,35 @@ class ClassifierDetector:
             raise checks.Refusal(
                 f"the training clips make 1 class ({self.classes[0]}), expected 2 or more; add machines, or take classifier out of systems"
             )
+        for machine, count in zip(*np.unique(self.machines[self.train_rows], return_counts=True)):
+            if count < backends.FEWEST:  # said before hours of training, not after
+                raise checks.Refusal(
+                    f"machine {machine} has {count} training clip{'s' * int(count > 1)}, the classifier's back-ends expect at least "
+                    f"{backends.FEWEST}; add recordings or leave it out with --machines"
+                )
         self.class_machine = np.array([name.split("/", 1)[0] for name in self.classes])
         self.kept_out = held_out(self.codes, self.settings.holdout, self.context.seed)
+        self.mean, self.std = self._statistics()
         with training.seeded_init(self.context.seed, WEIGHTS):
             self.net = Classifier(self.settings, len(self.classes), self.rate)
         self.net.to(self.context.device, memory_format=torch.channels_last)
+
+    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """For wave_norm = "machine": mean and std of its machine's training clips for every clip of the store, (clips,) on the device."""
+        mean, std = np.zeros(len(self.machines), np.float32), np.ones(len(self.machines), np.float32)
+        of = self.machines[self.train_rows]
+        for machine in np.unique(of) if self.settings.wave_norm == "machine" else ():
+            here = self.machines == machine
+            mean[here], std[here] = audio.machine_statistics(self.context.store, self.train_rows[of == machine])
+        return torch.from_numpy(mean).to(self.context.device), torch.from_numpy(std).to(self.context.device)
+
+    def _waves(self, rows: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+        """Standardised waveforms of `clip_seconds`, float32 (n, samples): by themselves, by their machine, or as they are.  rows, starts : (n,)"""
+        wave = self.store.segments(rows, starts, self.length)
+        if self.settings.wave_norm == "none":
+            return wave
+        index = rows.to(self.mean.device)
+        return audio.standardise(wave) if self.settings.wave_norm == "clip" else audio.standardise(wave, self.mean[index], self.std[index])
 
     def fit(self, train_rows: np.ndarray) -> None:
         """Train on the training clips of all machines, less the held-out ones, then embed all of them."""
@@ -99,7 +124,7 @@ class ClassifierDetector:
         place = torch.rand(len(rows), generator=generator, device=generator.device, dtype=torch.float64).to(home)
         starts = (place * (room + 1)).long()
         for index in training.shuffled_batches(len(rows), s.batch, generator, home):
-            wave = self.store.segments(rows[index], starts[index], self.length)
+            wave = self._waves(rows[index], starts[index])
             y = labels[index.to(device)]
             wave, y = augment.mixup(wave, y, prob=s.mixup_prob, generator=generator, beta=s.mixup_beta)
             yield Batch(branch_inputs(wave, s, self.rate), y)
@@ -107,7 +132,8 @@ class ClassifierDetector:
     def _inputs(self, rows: np.ndarray) -> Iterator[dict[str, torch.Tensor]]:
         """Branch inputs of clips from their start, in blocks that fit."""
         for block in np.array_split(rows, -(-len(rows) // max(1, BATCH_SAMPLES // self.length))):
-            yield branch_inputs(self.store.audio(block, length=self.length), self.settings, self.rate)
+            index = torch.as_tensor(block, device=self.store.samples.device)
+            yield branch_inputs(self._waves(index, torch.zeros_like(index)), self.settings, self.rate)
 
     @torch.inference_mode()
     def embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -177,6 +203,25 @@ class ClassifierDetector:
             made, out["classifier", part] = self._made(columns, [s.backend]), np.empty(len(rows))
             for machine, where in self._by_machine(rows):
                 out["classifier", part][where] = made[machine][s.backend](embedding[where][:, columns])
+        return out
+
+    def branch_parts(self, rows: np.ndarray) -> np.ndarray:
+        """What each branch adds to the squared distance between a clip's unit embedding and the reference that decides its score.
+
+        returns : float64 (clips, branches), >= 0, in the order of `classifier.branches`; the sum of a row is d² = 2·(1 − cosine), so that half
+            of it is the score of `kmeans` and its root that of `knn`. Training clips are no reference of their own.  Notebook: 06_embeddings
+        """
+        rows, width = np.asarray(rows), self.settings.dim
+        fresh = np.array([row for row in rows.tolist() if row not in self.embeddings], dtype=int)
+        if len(fresh):
+            self._keep(fresh, self.embed(fresh)[0])
+        embedding, out = self._vectors(rows), np.empty((len(rows), len(self.settings.branches)))
+        for machine, where in self._by_machine(rows):
+            train = self.train_rows[self.machines[self.train_rows] == machine]
+            place = {row: i for i, row in enumerate(train.tolist())}
+            own = np.array([place.get(row, -1) for row in rows[where].tolist()])
+            gap = backends.unit(embedding[where]) - self._backends[machine][self.settings.backend].nearest(embedding[where], own)
+            out[where] = (gap**2).reshape(len(where), -1, width).sum(2)
         return out
 
     def _probabilities(self) -> torch.Tensor:

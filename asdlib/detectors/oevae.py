@@ -9,9 +9,9 @@ Components per clip, means over its segments, higher = more anomalous; the final
     beta             mean distance to the k = `oevae.neighbours` nearest references; beta_k1, beta_k2, beta_k4: for k = 1, 2, 4
 
 References of β are embeddings of the machine's normal training segments, of SMOTE items between them and of mixtures of
-their waveforms. Training clips are scored leave-clip-out in everything that is fitted after the network: a clip's own
-segments, and every reference made with one of them, are left out. The network itself has seen them (all but
-`oevae.holdout`), so their α and β are a little lower than those of new normal clips.
+their waveforms. Training clips are scored leave-clip-out by β: a clip's own segments, and every reference made with one of
+them, are left out. The network has seen them (all but `oevae.holdout`), and so have the refitted VAEs: their α of every kind and
+their β are a little lower than those of new normal clips.
 
 Sources: report 3.2, 4.2; SYSTEM 2-4, 9; facts C, D, E.  Notebooks: 05_oevae, 06_embeddings, 07_latents, 08_tuning
 """
@@ -25,9 +25,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from asdlib import augment, checks, latents, losses, scoring, training
+from asdlib import augment, checks, latents, losses, reading, scoring, training
 from asdlib.condition import condition
 from asdlib.detectors import exposure
 from asdlib.detectors.context import Context, Scores
@@ -128,10 +128,20 @@ class OEVAEDetector:
         target = exposure.target_items(self.front, rows, *self._prior(rows, s.condition.k_scale), labels)
         if smote.space == "logmel" and smote.ratio > 0:
             mels = self.front.all_log_mels(target.items).cpu()
-            blend = augment.smote(mels, *self._groups(target.items), ratio=smote.ratio, k=smote.k, seed=self.context.seed)
+            blend = self._smote(mels, target.items)
             target = target.with_synthetic(blend, blend.of(mels).to(self.context.device)) if len(blend) else target
             self.synthetic_parents = blend.parents(target.items.row.cpu().numpy())
         return target
+
+    def _smote(self, x: np.ndarray | torch.Tensor, items: exposure.Items) -> augment.Blend:
+        """SMOTE between the items of each domain. A domain of one clip gets no items, one of few clips chooses among as many as it has."""
+        smote, (domain, rows) = self.settings.smote, self._groups(items)
+        clips = {name: len(np.unique(rows[domain == name])) for name in np.unique(domain)}
+        several = np.flatnonzero([clips[name] > 1 for name in domain])
+        most = (min((count for count in clips.values() if count > 1), default=2) - 1) * self.settings.features.segments
+        blend = augment.smote(x[several], domain[several], rows[several], ratio=smote.ratio, k=min(smote.k, most), seed=self.context.seed)
+        place = torch.from_numpy(several)
+        return augment.Blend(place[blend.first], place[blend.second], blend.weight)
 
     def _groups(self, items: exposure.Items) -> tuple[np.ndarray, np.ndarray]:
         """Domain and clip of each item."""
@@ -186,7 +196,7 @@ class OEVAEDetector:
         mixed = augment.Blend(mixed.first[some], mixed.second[some], mixed.weight[some])
         parts = [(found.h, np.stack([rows, rows], 1), domain == "target"), (self._of_mixtures(items, mixed), *self._kin(mixed, rows, domain))]
         if s.smote.space == "embed" and s.smote.ratio > 0:
-            blend = augment.smote(found.h, domain, rows, ratio=s.smote.ratio, k=s.smote.k, seed=self.context.seed)
+            blend = self._smote(found.h, items)
             parts.append((blend.of(found.h), *self._kin(blend, rows, domain)))
         elif target.mels is not None:
             with torch.inference_mode():
@@ -238,14 +248,25 @@ class OEVAEDetector:
         return self._components(self.train_rows, own_clips=True)
 
     def _components(self, rows: np.ndarray, own_clips: bool) -> Scores:
+        clip, items = self._pass(rows).clip, self._items(rows, own_clips)
+        return {("oevae", name): scoring.to_clips(values.astype(float), clip, len(rows)) for name, values in items.items()}
+
+    def segment_scores(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Every component of each segment, float64 (clips, segments): what `scores`, and for training clips `training_scores`, take the mean of.
+
+        Notebook: 06_embeddings
+        """
+        return {name: values.astype(float).reshape(len(rows), -1) for name, values in self._items(rows, own_clips=True).items()}
+
+    def _items(self, rows: np.ndarray, own_clips: bool) -> dict[str, np.ndarray]:
+        """Every component of each segment, (segments,), clip by clip."""
         s, found = self.settings, self._pass(rows)
         items = {f"alpha_{mode}": values for mode, values in found.alpha.items()} | {"alpha": found.alpha[s.alpha_mode]}
         for scale in self.heads:
             values = losses.alpha_scores(self._refitted(scale, found.h), domain=s.domain_latent)[s.alpha_mode]
             items[f"alpha_k{scale:g}"] = values.cpu().numpy()
         beta = self._neighbours(found.h, rows[found.clip] if own_clips else None)
-        items |= {f"beta_k{k}": beta[k] for k in KEPT_K} | {"beta": beta[s.neighbours]}
-        return {("oevae", name): scoring.to_clips(values.astype(float), found.clip, len(rows)) for name, values in items.items()}
+        return items | {f"beta_k{k}": beta[k] for k in KEPT_K} | {"beta": beta[s.neighbours]}
 
     def _neighbours(self, h: np.ndarray, own: np.ndarray | None) -> dict[int, np.ndarray]:
         """β of each item for every k, from one sorted search per group of references.
@@ -253,13 +274,16 @@ class OEVAEDetector:
         own : store row of each item's clip, left out of its references; None for new clips
         """
         every = sorted({*KEPT_K, self.settings.neighbours})
-        groups = [np.ones(len(self.references.h), bool)]
-        if self.settings.neighbour_domains == "min":
-            sides = (self.references.target, ~self.references.target)
-            groups = [side for side in sides if self._fewest(side) >= every[-1]] or groups
-        sets = [(self.references.h[group], None if own is None else self.references.parents[group]) for group in groups]
+        sets = [(self.references.h[group], None if own is None else self.references.parents[group]) for group in self.groups(every[-1])]
         found = [scoring.knn_distances(h, x, k_max=every[-1], test_clip=own, train_clip=parents) for x, parents in sets]
         return {k: np.min([scoring.knn_score(distances, k) for distances in found], axis=0) for k in every}
+
+    def groups(self, k: int) -> list[np.ndarray]:
+        """Which references β is asked of, bool (references,): all, or those of each domain, if k of each remain for every clip."""
+        if self.settings.neighbour_domains == "min":
+            sides = (self.references.target, ~self.references.target)
+            return [side for side in sides if self._fewest(side) >= k] or [np.ones(len(self.references.h), bool)]
+        return [np.ones(len(self.references.h), bool)]
 
     def _fewest(self, group: np.ndarray) -> int:
         """References of a group that remain when the clip with most of them is left out."""
@@ -299,11 +323,11 @@ class OEVAEDetector:
         self._open(train_rows)
         self.net = self._network()
         training.load_weights(self.net, folder / "weights.safetensors")
-        found = load_file(folder / f"{latents.NAME}.safetensors")
+        found = reading.tensors(folder / f"{latents.NAME}.safetensors", {"rows": 1, "trained": 1})
         trained = dict(zip(found["rows"].tolist(), found["trained"].tolist()))
         self.trained = np.array([bool(trained[row]) for row in train_rows])
-        self.references = References(**load_file(folder / "references.safetensors"))
-        state, self.heads = load_file(folder / "refits.safetensors"), {}
+        self.references = References(**reading.tensors(folder / "references.safetensors", {}))
+        state, self.heads = reading.tensors(folder / "refits.safetensors", {}), {}
         for scale in self.settings.k_scales:
             s = self.settings
             self.heads[scale] = VAE(self.net.dim, s.hidden, s.latent, s.domain_latent).to(self.context.device).eval()

@@ -1,0 +1,38 @@
+// A weight from 0 to 1: the browser's own slider and number box, labelled; the one that is not being used follows the other.
+export default { render({ model, el }) {
+  const label = model.get("label"), box = document.createElement("div"), words = document.createElement("span");
+  box.setAttribute("role", "group");
+  box.setAttribute("aria-label", label);
+  box.style.cssText = "display:flex;gap:8px;align-items:center;font:13px system-ui,sans-serif;color:inherit";
+  words.textContent = label;
+  words.setAttribute("aria-hidden", "true");
+  words.style.cssText = "width:150px";
+  const make = (type, name, width) => {
+    const input = document.createElement("input");
+    Object.assign(input, { type, min: 0, max: 1, step: model.get("step") });
+    input.setAttribute("aria-label", name);
+    input.dataset.lmSuppressShortcuts = "true";  // on the focused element itself, else JupyterLab takes the arrow keys to move between cells
+    input.style.cssText = `width:${width}px;height:24px;font:inherit`;
+    return input;
+  };
+  const slider = make("range", label, 260), number = make("number", `${label}, as a number`, 70);
+  const show = () => {
+    const value = model.get("value");
+    slider.value = value;
+    if (document.activeElement !== number || Number(number.value) !== value) number.value = Math.round(value * 1e6) / 1e6;
+  };
+  const send = (input) => () => {
+    const value = input.valueAsNumber;
+    if (!(value >= 0 && value <= 1)) return;  // half typed, or out of range
+    (input === slider ? number : slider).value = value;
+    model.set("value", value);
+    model.save_changes();
+  };
+  slider.addEventListener("input", send(slider));
+  number.addEventListener("input", send(number));
+  number.addEventListener("blur", show);
+  model.on("change:value", show);
+  show();
+  box.append(words, slider, number);
+  el.append(box);
+} };

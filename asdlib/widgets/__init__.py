@@ -1,0 +1,1 @@
+"""Views of the models in `asdlib.explore`: controls and inline SVG for JupyterLab, and the same as static HTML for reports (UX)."""
