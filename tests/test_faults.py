@@ -269,6 +269,7 @@ def test_a_flipped_bit_in_an_artefact_is_found_and_named(name, homes, tmp_path):
 @pytest.mark.slow
 def test_a_flipped_bit_in_the_store_is_found_before_anything_is_computed(homes, tmp_path):
     home = start_from(homes, "trained", tmp_path)
+    assert home.asd("--dry-run").returncode == 0  # the store is that of the recordings in this place
     flip(next((home.runs / "store").glob("samples-*.i16")), keep_time=True)
     again = ends_as_unbroken(home, homes)
     assert "are damaged; decoding again" in again.stdout and "03_baseline" not in again.stdout
