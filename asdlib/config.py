@@ -286,7 +286,7 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> Study:
 
 
 def read(name: str, overrides: typing.Sequence[str] = ()) -> dict:
-    """What a study's file and the overrides say, as nested dicts; a table `sweep` belongs to asdlib.sweeps. Arguments as of `load`."""
+    """What a study's file and the overrides say, as nested dicts; a table `sweep` belongs to asdlib.sweeps. Arguments and refusals as of `load`."""
     path = Path(name) if name.endswith(".toml") else STUDIES / f"{name}.toml"
     if not _there(path):
         raise checks.Refusal(f"unknown study {shown(name)}" + checks.did_you_mean(name, study_names()))
