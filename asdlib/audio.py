@@ -52,10 +52,14 @@ class Store:
         return len(self.clips)
 
     def to(self, device: torch.device | str) -> Store:
-        """The same store for a device: samples move there if they fit in 80 % of its free memory, else batches do."""
+        """The same store for a device: samples move there if they fit in 80 % of its free memory, else batches do, and a line says so."""
         device = torch.device(device)
-        fits = device.type != "cuda" or self.samples.nbytes <= ROOM * torch.cuda.mem_get_info(device)[0]
+        size, free = self.samples.nbytes, _free_bytes(device)
+        fits = self.samples.device == device or size <= ROOM * free
         home = device if fits else self.samples.device
+        if not fits:
+            print(f"the recordings ({size / 1e9:.1f} GB) do not fit in {100 * ROOM:.0f} % of the {free / 1e9:.1f} GB free on {device}; "
+                  f"they stay on the {home} and batches are moved")  # fmt: skip
         moved = {name: getattr(self, name).to(home) for name in ("samples", "offset", "count")}
         return dataclasses.replace(self, device=device, **moved)
 
@@ -104,6 +108,11 @@ class Store:
         for row, expected in enumerate(self.clips["digest"]):
             if sample_digest(self.int16(row)) != expected:
                 raise checks.Refusal(f"{self.folder}: samples of {self.clips['clip'][row]} are damaged; delete the folder to decode again")
+
+
+def _free_bytes(device: torch.device) -> float:
+    """Memory that a GPU has left; without limit elsewhere."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
 
 
 def find_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, data: Data) -> Store | None:

@@ -22,8 +22,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from asdlib import artefacts, audio, checks, clips, compare, config, download, reading, report, synthetic
-from asdlib.commands import add
+from asdlib import artefacts, audio, checks, clips, commands, compare, config, download, reading, report, synthetic
 from asdlib.execute import run_study
 from asdlib.study import jobs, open_run, stage_of
 
@@ -111,9 +110,9 @@ def _settings(args: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="asd", description="Anomalous sound detection of machines: run studies, look at recordings.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    found = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run a study and write its report",
+    run = found.add_parser("run", help="run a study and write its report",
         description=f"Run a study ({', '.join(config.study_names())}, or a .toml file): reads recordings, writes runs/STUDY and "
         "reports/STUDY. What is up to date is not computed again.",
         epilog="example: asd run demo --set autoencoder.epochs=5")  # fmt: skip
@@ -128,16 +127,16 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--home", default="", metavar="DIR", help="folder for runs/ and reports/ (default: the clone)")
     run.set_defaults(action=_run)
 
-    index = commands.add_parser("index", help="say what recordings there are and what is wrong with them",
+    index = found.add_parser("index", help="say what recordings there are and what is wrong with them",
         description="Reads DCASE-style trees and prints counts, attributes, classes, durations and problems; writes nothing.",
         epilog="example: asd index data/dev_data data/eval_data --json")  # fmt: skip
     index.add_argument("roots", nargs="+", metavar="ROOT", help="folder that holds <machine>/train and <machine>/test")
     index.add_argument("--json", action="store_true", help="machine-readable")
     index.set_defaults(action=_index)
 
-    fetch = commands.add_parser("download", help="fetch the challenge's recordings",
-        description="Reads the public records of the recordings (DCASE 2024: 19,200 clips) and writes them to DIR, verified and unpacked. What is in "
-        "place is not fetched again; an interrupted download goes on.",
+    fetch = found.add_parser("download", help="fetch the challenge's recordings",
+        description="Reads public records (DCASE 2024: 19,200 clips), writes their recordings into DIR, verified and unpacked. What is in place is "
+        "not fetched again; an interrupted download goes on.",
         epilog="example: asd download dcase2024 --root data/dcase2024 --parts dev --machines fan,valve")  # fmt: skip
     fetch.add_argument("dataset", help=f"of {', '.join(download.DATASETS)}")
     fetch.add_argument("--root", required=True, metavar="DIR", help="folder to fill")
@@ -147,7 +146,7 @@ def parser() -> argparse.ArgumentParser:
     fetch.add_argument("--truth", default="", metavar="FILE", help="the organisers' list of true evaluation names (eval_data_list_2024.csv)")
     fetch.set_defaults(action=_download)
 
-    synth = commands.add_parser("synth", help="write recordings of modelled machines",
+    synth = found.add_parser("synth", help="write recordings of modelled machines",
         description="Reads nothing; writes a DCASE 2024-style tree of physically modelled machines with faults to a new folder.",
         epilog="example: asd synth data/toy --machines fan gearbox --severity 0.5 1 2")  # fmt: skip
     synth.add_argument("out", help="folder to make")
@@ -158,7 +157,7 @@ def parser() -> argparse.ArgumentParser:
     synth.add_argument("--severity", type=float, nargs="+", help="fault severity, 0 inaudible to 3 blatant; several are spread over the anomalies")
     synth.set_defaults(action=_synth)
 
-    pair = commands.add_parser("compare", help="say how two finished studies differ, in settings and in results",
+    pair = found.add_parser("compare", help="say how two finished studies differ, in settings and in results",
         description="Reads two studies that `asd run` has finished and compares them: settings, metrics with intervals, and a paired test where both "
         "scored the same clips. Prints text; writes nothing but the page that --html asks for.",
         epilog="example: asd compare paper best --html difference.html")  # fmt: skip
@@ -167,11 +166,11 @@ def parser() -> argparse.ArgumentParser:
     pair.add_argument("--home", default="", metavar="DIR", help="folder that holds runs/ (default: the clone)")
     pair.set_defaults(action=_compare)
 
-    settings = commands.add_parser("settings", help="list every setting with its default and meaning",
+    settings = found.add_parser("settings", help="list every setting with its default and meaning",
         description="Reads the settings' own explanations and prints them; writes nothing.", epilog="example: asd settings autoencoder")  # fmt: skip
     settings.add_argument("name", nargs="?", default="", help="only settings whose name starts so")
     settings.set_defaults(action=_settings)
-    add(commands)
+    commands.add(found)
     return top
 
 

@@ -194,7 +194,8 @@ def _machine_clips(folder: Path, form: str, problems: list) -> Iterator[dict[str
 def read_name(stem: str, split: str) -> tuple[dict[str, str], str]:
     """(section, domain and label; ending) of a challenge file name without its extension.
 
-    split : of the folder that it lies in.  raises : ValueError, in words, for another form or a contradiction.  Source: FACTS F2
+    stem : "section_00_source_train_normal_0001_vel_4", "normal_id_02_00000001".  split : of the folder that the file lies in.
+    raises : ValueError, in words, for a name of another form or one that contradicts the folder.  Source: FACTS F2
     """
     by_id = ID_NAME.fullmatch(stem)
     if by_id:
@@ -213,9 +214,9 @@ def read_name(stem: str, split: str) -> tuple[dict[str, str], str]:
 
 
 def read_ending(ending: str, form: str) -> dict[str, str]:
-    """Attributes (key -> value, text) from the end of a file name.
+    """Attributes (key -> value) from the end of a file name; form "pairs" (key_value_key_value) or "words" (2021: all of it is one value).
 
-    form : "pairs" (key_value), or "words" (one value).  raises : ValueError, in words, for an ambiguous ending.  Source: FACTS F2
+    raises : ValueError, in words, for an ending that can be read in more than one way.  Source: FACTS F2
     """
     ending = ending.rstrip("_")
     if ending in ("", NO_ATTRIBUTE):

@@ -152,7 +152,7 @@ def _clipped(samples: np.ndarray) -> int:
 
 def _decode_all(table: pd.DataFrame, data: Data, threads: int | None) -> Iterator[Decoded]:
     """Decoded clips in the order of the table, a few ahead at any time, so that memory stays small."""
-    threads = threads or os.cpu_count() or 1
+    threads = threads or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(threads) as pool:
         waiting: collections.deque = collections.deque()
         for path in table["path"]:

@@ -19,7 +19,7 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from asdlib import artefacts, checks, config, report
+from asdlib import artefacts, checks, config, kernels, report
 from asdlib.detectors import training_rows
 from asdlib.detectors.exposure import checked_machine
 from asdlib.study import NOTEBOOKS, Run, Stage, jobs
@@ -113,6 +113,7 @@ def _execute(stage: Stage, folder: Path, parameters: dict, label: str) -> None:
             progress_bar=False,
             cwd=str(folder),
             config=KERNEL_CONFIG,
+            kernel_manager_class=kernels.WarmKernelManager,
         )
     except PapermillExecutionError as error:
         if error.ename == "Refusal":

@@ -23,9 +23,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import threadpoolctl
 import torch
 
-from asdlib import artefacts, audio, checks, clips, config, detectability, explain, fusion, metrics, reading, scorer, synthetic, training
+from asdlib import artefacts, audio, checks, clips, config, detectability, explain, fusion, metrics, precision, reading, scorer, synthetic, training
 from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_rows
 from asdlib.detectors.context import Context
 from asdlib.explore import maps
@@ -100,8 +101,8 @@ class Run:
 
     def stage_folder(self, stage: Stage, seed: int, machine: str = "") -> Path:
         """Where a stage's artefacts lie."""
-        base = self.folder / f"seed{seed}" if stage.per_seed else self.folder
-        return base / stage.notebook / machine if stage.per_machine else base / stage.notebook
+        folder = (self.folder / f"seed{seed}" if stage.per_seed else self.folder) / stage.notebook
+        return folder / machine if stage.per_machine else folder
 
     def detector_folder(self, name: str, machine: str, seed: int) -> Path:
         """Where a detector that is trained per machine leaves its files."""
@@ -122,9 +123,13 @@ class Run:
     def detector_digest(self, name: str, seed: int, machine: str, settings=None) -> str:
         """Digest of everything that shapes a detector: its settings, recordings, code, device, seed, machine ("": all of them)."""
         cfg = dataclasses.asdict(self.cfg)
-        shaped_by = (cfg[name] if settings is None else dataclasses.asdict(settings), cfg["precision"])
-        machines = [machine] if machine else self.machines
-        return config.digest(name, shaped_by, self.store.fingerprint, artefacts.code_digest(), self.device.type, seed, machines)
+        shaped_by = (cfg[name] if settings is None else dataclasses.asdict(settings), self.precision_of(name))
+        which = (self.device.type, seed, [machine] if machine else self.machines)
+        return config.digest(name, shaped_by, self.store.fingerprint, artefacts.code_digest(), *which)
+
+    def precision_of(self, name: str) -> str:
+        """Precision in which a detector's network is trained, the same wherever this study is continued (`asdlib.precision`)."""
+        return precision.settled(name, self.cfg, self.device, self.folder)
 
     def finished(self, stage: Stage, seed: int, machine: str = "") -> bool:
         """True if a stage, its detectors and what it leaves in the study's folder are there and made of what holds now."""
@@ -146,7 +151,7 @@ class Run:
         """
         folder = self.stage_folder(self.stage, self.seed, self.machine) / (variant or name)
         machines = [self.machine] if self.stage.per_machine else self.machines
-        chosen = self.cfg if settings is None else dataclasses.replace(self.cfg, **{name: settings})
+        chosen = dataclasses.replace(self.cfg, precision=self.precision_of(name), **({} if settings is None else {name: settings}))
         cfg = dataclasses.asdict(chosen)
         digest = self.detector_digest(name, self.seed, self.machine if self.stage.per_machine else "", settings)
         detector = DETECTORS[name](Context(chosen, self.store, self.device, self.seed, folder))
@@ -163,7 +168,8 @@ class Run:
             if len(detector.history):
                 artefacts.write_table(folder / "history.parquet", detector.history)
             detector.save(folder)
-            facts = {"detector": name, "machines": machines, "seed": self.seed, "settings": cfg[name], "seconds": time.perf_counter() - began}
+            facts = {"detector": name, "machines": machines, "seed": self.seed, "settings": cfg[name], "precision": chosen.precision}
+            facts |= {"seconds": time.perf_counter() - began}
             facts |= {"device": self.device.type, "data": self.store.fingerprint, "peak_memory_mb": artefacts.peak_memory_mb()}
             artefacts.seal(folder, digest, facts)
         return detector, scores, detector.history
@@ -232,21 +238,17 @@ class Run:
         """Metrics and controls with intervals, written to metrics.csv and controls.csv."""
         stream = {fusion.ALL_SEEDS: self.seed}  # of the bootstrap
         tables = [metrics.table(part, self.cfg.metrics, stream.get(seed, seed)) for seed, part in scores.groupby("seed")]
-        table = pd.concat(tables, ignore_index=True)
-        controls = metrics.controls(self.clips, scores, self.cfg.metrics, self.seed)
+        table, controls = pd.concat(tables, ignore_index=True), metrics.controls(self.clips, scores, self.cfg.metrics, self.seed)
         artefacts.write_table(self.folder / "metrics.csv", table)
         artefacts.write_table(self.folder / "controls.csv", controls)
         return table, controls
 
     def keep(self, name: str, table: pd.DataFrame) -> None:
-        """A table of this run's stage for later ones, beside its notebook. Only `asd run` writes it, into the folder that it began for these
-        settings; a notebook opened by hand leaves what is there as it is.
-        """
-        machine = self.machine if self.stage.per_machine else ""
-        folder = self.stage_folder(self.stage, self.seed, machine)
-        marker = folder / "BEGUN"
-        if marker.is_file() and marker.read_text(encoding="utf-8") == self.digest(self.stage, self.seed, machine):
-            artefacts.write_table(folder / name, table)
+        """A table of this run's stage, beside its notebook. Only `asd run` writes it; a notebook opened by hand leaves what is there."""
+        job = (self.stage, self.seed, self.machine if self.stage.per_machine else "")
+        marker = self.stage_folder(*job) / "BEGUN"
+        if marker.is_file() and marker.read_text(encoding="utf-8") == self.digest(*job):
+            artefacts.write_table(marker.parent / name, table)
 
     def kept(self, notebook: str, name: str) -> pd.DataFrame:
         """What a stage without machines kept, of all seeds, with the column seed; empty where the stage is not finished for these settings."""
@@ -274,8 +276,7 @@ class Run:
                 continue
             facts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             inner = [json.loads(path.read_text(encoding="utf-8"))["peak_memory_mb"] for path in folder.glob("*/manifest.json")]
-            peak = str(max(inner)) if inner else ""
-            rows.append((stage.notebook, machine, seed if stage.per_seed else "", facts["seconds"], peak))
+            rows.append((stage.notebook, machine, seed if stage.per_seed else "", facts["seconds"], str(max(inner)) if inner else ""))
         return pd.DataFrame(rows, columns=["stage", "machine", "seed", "seconds", "peak_memory_mb"])
 
 
@@ -345,4 +346,5 @@ def arrive(notebook: str, *, study: str, overrides: list, home: str, seed: int =
     run.stage = stage_of(notebook)
     run.machine = checks.known_name("machine", machine, run.machines) if machine else run.machines[0]
     torch.set_num_threads(1)  # two spinning threads on two busy cores are ten times slower than one
+    threadpoolctl.threadpool_limits(1)  # numpy's too: a notebook opened by hand computes what a study computes
     return run

@@ -37,14 +37,6 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type of training steps for a setting `auto`, `float32` or `bf16`; auto takes bfloat16 where the device has units for it."""
-    if name == "auto":
-        on_cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        name = "bf16" if (torch.cuda.is_bf16_supported() if device.type == "cuda" else on_cpu) else "float32"
-    return torch.bfloat16 if name == "bf16" else torch.float32
-
-
 def generator_for(seed: int, *path: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator for one purpose: equal (seed, path) give equal draws, different ones unrelated draws."""
     mixed = 0x9E3779B97F4A7C15
@@ -119,6 +111,18 @@ class Progress:
             print("\r" + line, end="\n" if done == self.total else "", file=sys.stderr, flush=True)
 
 
+def step(
+    model: nn.Module, batch, optimiser: torch.optim.Optimizer, generator: torch.Generator, precision: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """One update of the weights; the terms that `loss` names, on the device. With bfloat16 the loss is computed under autocast."""
+    optimiser.zero_grad(set_to_none=True)
+    with torch.autocast(generator.device.type, precision, enabled=precision != torch.float32):
+        terms = model.loss(batch, generator)
+    terms["loss"].backward()
+    optimiser.step()
+    return terms
+
+
 def fit(
     model: nn.Module, batches: Batches, optimiser: torch.optim.Optimizer, *, epochs: int, seed: int, what: str,
     checkpoint: Path | None = None, evaluate: Callable[[], dict[str, float]] | None = None, precision: torch.dtype = torch.float32,
@@ -145,11 +149,7 @@ def fit(
         sums: dict[str, torch.Tensor] = {}
         steps = 0
         for batch in batches(generator):
-            optimiser.zero_grad(set_to_none=True)
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                terms = model.loss(batch, generator)
-            terms["loss"].backward()
-            optimiser.step()
+            terms = step(model, batch, optimiser, generator, precision)
             steps += 1
             for name, value in terms.items():
                 value = value.detach()

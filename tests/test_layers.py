@@ -8,11 +8,11 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "asdlib"
 OPEN_TO_ALL = ("config", "trees", "checks", "artefacts")
 LINE = (
-    "checks", "later", "trees", "config", "artefacts", "reading", "clips", "condition", "mechanisms", "synthetic", "archives", "records", "download",
-    "decoding", "recordings", "encoding", "audio", "features", "augment", "losses", "models", "training", "scoring", "backends", "latents", "fusion",
-    "detectors", "explain", "roc", "metrics", "submission", "ablation", "tables", "detectability", "claims", "plots", "model_plots",
-    "classifier_plots", "atlas_plots", "report_plots", "explore", "widgets", "report", "compare", "model_card", "scorer", "reasons", "stages",
-    "study", "execute", "commands", "cli",
+    "checks", "later", "trees", "config", "artefacts", "reading", "clips", "condition", "mechanisms", "synthetic", "archives", "records",
+    "download", "decoding", "recordings", "encoding", "audio", "features", "augment", "losses", "models", "training", "precision", "scoring",
+    "backends", "latents", "fusion", "detectors", "explain", "roc", "metrics", "submission", "ablation", "tables", "detectability", "claims",
+    "plots", "model_plots", "classifier_plots", "atlas_plots", "report_plots", "explore", "widgets", "report", "compare", "model_card", "scorer",
+    "reasons", "stages", "study", "zygote", "kernels", "execute", "commands", "cli",
 )  # fmt: skip
 MAX_LINES = 350
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.numpy import load_file, save_file
 
-from asdlib import audio, augment, backends, checks, clips, config, training
+from asdlib import audio, augment, backends, checks, clips, config, precision, training
 from asdlib.detectors.context import BATCH_SAMPLES, Context, Scores, clip_by_clip, moved
 from asdlib.models.classifier import Batch, Classifier, branch_inputs
 
@@ -111,7 +111,7 @@ class ClassifierDetector:
             what=f"classifier, {len(self.classes)} classes",
             checkpoint=context.folder and context.folder / "checkpoint.pt",
             evaluate=self._held_out_accuracy if self.kept_out.any() else None,
-            precision=training.pick_precision(context.cfg.precision, context.device),
+            precision=precision.DTYPES[precision.settled("classifier", context.cfg, context.device)],
         )
         self._keep(self.train_rows, self.embed(self.train_rows)[0])
 

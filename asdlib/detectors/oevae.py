@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 from safetensors.numpy import save_file
 
-from asdlib import augment, checks, latents, losses, reading, scoring, training
+from asdlib import augment, checks, latents, losses, precision, reading, scoring, training
 from asdlib.audio import Store
 from asdlib.condition import condition
 from asdlib.detectors import exposure
@@ -94,7 +94,7 @@ class OEVAEDetector:
             what=f"oevae {self.machine}",
             checkpoint=self.context.folder and self.context.folder / "checkpoint0.pt",
             evaluate=self._evaluation(train_rows[kept], *parts[1]) if kept.any() and parts[1] else None,
-            precision=training.pick_precision(self.context.cfg.precision, device),
+            precision=precision.DTYPES[precision.settled("oevae", self.context.cfg, device)],
         )
         self.references = self._made_references(target)
         self.heads = {scale: self._refit(scale) for scale in s.k_scales}
