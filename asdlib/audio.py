@@ -7,7 +7,8 @@ per clip: a batch is one gather on the device.
 
 A store on disk is samples-<fingerprint>.i16, clips.parquet, problems.parquet and, last and by rename, DONE.json. It is
 taken for whole only if DONE names these recordings (path, size, modification time), this table and these settings, and
-the tables and the size of the samples agree with it; `Store.verify` reads all samples against their digests.
+the tables and the size of the samples agree with it; `Store.verify` reads all samples against their digests (a study does so
+before it computes anything).
 
 Source: SYSTEM 2; FACTS E9; DESIGN 3. Notebooks: 01_data, 02_preprocessing
 """
@@ -27,7 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from asdlib import checks, clips, reading
+from asdlib import artefacts, checks, clips, reading
 from asdlib.config import Data, digest
 from asdlib.decoding import FULL_SCALE, inspect, reason, sample_digest
 
@@ -152,7 +153,8 @@ def _build(table, problems, folder: Path, scratch: Path, source: str, data: Data
     decoded.to_parquet(scratch / "clips.parquet")
     problems.to_parquet(scratch / "problems.parquet")
     fingerprint = _fingerprint(decoded)
-    done = {"source": source, "fingerprint": fingerprint, "problems": len(problems)}
+    tables = {name: artefacts.content(scratch / name) for name in ("clips.parquet", "problems.parquet")}
+    done = {"source": source, "fingerprint": fingerprint, "tables": tables}
     (scratch / "DONE.json").write_text(json.dumps(done), encoding="utf-8")
     (folder / "DONE.json").unlink(missing_ok=True)
     os.replace(scratch / "samples", folder / f"samples-{fingerprint}.i16")
@@ -187,10 +189,11 @@ def _open(folder: Path, source: str) -> Store | None:
         done = json.loads((folder / "DONE.json").read_text(encoding="utf-8"))
         if done["source"] != source:
             return None
+        if any(artefacts.content(folder / name) != found for name, found in done["tables"].items()):
+            return None
         table, problems = (reading.table(folder / f"{name}.parquet", columns) for name, columns in TABLES.items())
         samples = folder / f"samples-{done['fingerprint']}.i16"
-        whole = _fingerprint(table) == done["fingerprint"] and len(problems) == done["problems"]
-        if not whole or samples.stat().st_size != 2 * int(table["samples"].sum()):
+        if _fingerprint(table) != done["fingerprint"] or samples.stat().st_size != 2 * int(table["samples"].sum()):
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

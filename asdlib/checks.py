@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DOMAINS = ("source", "target", "unknown")
 LABELS = ("normal", "anomaly", "unlabelled")

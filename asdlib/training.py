@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from asdlib import checks
+from asdlib import artefacts, checks
 
 Batches = Callable[[torch.Generator], Iterator]
 
@@ -172,14 +172,10 @@ def fit(
 
 def _save_torch(state: dict, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        content = io.BytesIO()  # torch words a full disk as an internal error; a plain write does not
-        torch.save(state, content)
-        beside.write_bytes(content.getbuffer())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    content = io.BytesIO()  # torch words a full disk as an internal error; a plain write does not
+    torch.save(state, content)
+    with artefacts.beside(path) as part:
+        part.write_bytes(content.getbuffer())
 
 
 def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path) -> list[dict]:
@@ -199,12 +195,8 @@ def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path) -> l
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Weights as safetensors, written beside and renamed."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(save({name: value.contiguous() for name, value in model.state_dict().items()}))
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with artefacts.beside(path) as part:
+        part.write_bytes(save({name: value.contiguous() for name, value in model.state_dict().items()}))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

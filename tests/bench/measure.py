@@ -13,6 +13,7 @@ machine, and bytes that cannot but be moved over the rate of a large copy. `of l
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import statistics
@@ -80,6 +81,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device)
         else:
+            ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that using it again shows
             Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the largest so far
             self.before = _status("VmRSS")
         return self
