@@ -7,7 +7,8 @@ per clip: a batch is one gather on the device.
 
 A store on disk is samples-<fingerprint>.i16, clips.parquet, problems.parquet and, last and by rename, DONE.json. It is
 taken for whole only if DONE names these recordings (path, size, modification time), this table and these settings, and
-the tables and the size of the samples agree with it; `Store.verify` reads all samples against their digests.
+the tables and the size of the samples agree with it; `Store.verify` reads all samples against their digests (a study does so
+before it computes anything).
 
 Source: SYSTEM 2; FACTS E9; DESIGN 3. Notebooks: 01_data, 02_preprocessing
 """
@@ -27,7 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from asdlib import checks, clips, reading
+from asdlib import artefacts, checks, clips, reading
 from asdlib.config import Data, digest
 from asdlib.decoding import FULL_SCALE, inspect, reason, sample_digest
 
@@ -152,7 +153,8 @@ def _build(table, problems, folder: Path, scratch: Path, source: str, data: Data
     decoded.to_parquet(scratch / "clips.parquet")
     problems.to_parquet(scratch / "problems.parquet")
     fingerprint = _fingerprint(decoded)
-    done = {"source": source, "fingerprint": fingerprint, "problems": len(problems)}
+    tables = {name: artefacts.content(scratch / name) for name in ("clips.parquet", "problems.parquet")}
+    done = {"source": source, "fingerprint": fingerprint, "tables": tables}
     (scratch / "DONE.json").write_text(json.dumps(done), encoding="utf-8")
     (folder / "DONE.json").unlink(missing_ok=True)
     os.replace(scratch / "samples", folder / f"samples-{fingerprint}.i16")
@@ -187,16 +189,28 @@ def _open(folder: Path, source: str) -> Store | None:
         done = json.loads((folder / "DONE.json").read_text(encoding="utf-8"))
         if done["source"] != source:
             return None
+        if any(artefacts.content(folder / name) != found for name, found in done["tables"].items()):
+            return None
         table, problems = (reading.table(folder / f"{name}.parquet", columns) for name, columns in TABLES.items())
         samples = folder / f"samples-{done['fingerprint']}.i16"
-        whole = _fingerprint(table) == done["fingerprint"] and len(problems) == done["problems"]
-        if not whole or samples.stat().st_size != 2 * int(table["samples"].sum()):
+        if _fingerprint(table) != done["fingerprint"] or samples.stat().st_size != 2 * int(table["samples"].sum()):
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     mapped = torch.from_numpy(np.memmap(samples, dtype=np.int16, mode="c"))  # copy-on-write: torch warns of read-only memory
     count = torch.tensor(table["samples"].to_numpy(), dtype=torch.int64)
     return Store(table, problems, done["fingerprint"], folder, mapped, torch.cumsum(count, 0) - count, count, mapped.device)
+
+
+def in_memory(table: pd.DataFrame, samples: Sequence[np.ndarray]) -> Store:
+    """A store of clips that were decoded already and lie in no folder: what `asd score` hands to the detectors.
+
+    table : clip table.  samples : int16 (n,) of each clip
+    """
+    count = torch.tensor([len(part) for part in samples], dtype=torch.int64)
+    joined = torch.from_numpy(np.concatenate(samples))
+    table, offset = table.assign(samples=count.numpy()), torch.cumsum(count, 0) - count
+    return Store(table, clips.problem_table([]), "", Path(), joined, offset, count, joined.device)
 
 
 def segment_starts(n_samples: int, n_segments: int = 8, length: int = 32000) -> np.ndarray:
@@ -216,6 +230,7 @@ def standardise(waves: torch.Tensor, mean: float | torch.Tensor | None = None, s
 
     waves : float32 (n, samples); mean, std : a number, or (n,) one per row, both or neither
     returns : float32 (n, samples); a silent row becomes zeros, never NaN. Notebook: 02_preprocessing
+    raises : checks.Refusal for waveforms of another shape, or one of mean and std without the other
     """
     checks.waves(waves)
     if (mean is None) != (std is None):
@@ -230,6 +245,7 @@ def machine_statistics(store: Store, rows: Sequence[int]) -> tuple[float, float]
     """Mean and std of all samples of the given clips (one machine's training clips), in units of the waveforms.
 
     Exact: sums of integers, clip by clip. Source: SYSTEM 2, wave_norm = machine. Notebook: 02_preprocessing
+    raises : checks.Refusal without a clip
     """
     total = squares = number = 0
     for row in rows:

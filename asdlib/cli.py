@@ -6,6 +6,7 @@
     asd synth OUT --machines fan gearbox                recordings of modelled machines
     asd compare STUDY STUDY [--html FILE]               two finished studies: settings, results, is one better
     asd settings [NAME]                                 every setting with its default and meaning
+    asd import, score, submit, evaluate                 your own machine, and challenge files: `asdlib.commands`
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ import sys
 import warnings
 from pathlib import Path
 
-import pandas as pd
+from asdlib import artefacts, checks, config, settled
+from asdlib.commands import add
+from asdlib.later import OnFirstUse
 
-from asdlib import artefacts, audio, checks, clips, compare, config, download, reading, report, synthetic
-from asdlib.execute import run_study
-from asdlib.study import jobs, open_run, stage_of
+pd = OnFirstUse("pandas")
+audio, clips, execute, graph = (OnFirstUse(f"asdlib.{name}") for name in ("audio", "clips", "execute", "graph"))
+report, studies, sweeps, synthetic = (OnFirstUse(f"asdlib.{name}") for name in ("report", "study", "sweeps", "synthetic"))
+compare, download, reading = (OnFirstUse(f"asdlib.{name}") for name in ("compare", "download", "reading"))
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -39,26 +43,45 @@ def _run(args: argparse.Namespace) -> None:
         files = [*config.load(study, overrides).include, *(str(Path(file).resolve()) for file in args.include)]
         overrides.append("include=" + json.dumps(files, ensure_ascii=False))
     only = args.stages.split(",") if args.stages else []
+    known = None if only or args.dry_run else settled.recall(study, overrides, args.home)
+    if known is not None:
+        print(known)
+        return
     for name in only:
-        stage_of(name)
-    run = open_run(study, overrides, args.home)
-    print(f"study {run.cfg.name}, device {run.device.type}, run folder {run.folder}")
-    with artefacts.locked(run.folder), artefacts.guarded(run.folder):
-        counts = run.clips.groupby("split").size()
-    print(f"data {', '.join(map(str, run.roots))}: {len(run.machines)} machines, " + ", ".join(f"{n} {split} clips" for split, n in counts.items()))
-    left_out = run.problems[run.problems["left_out"]]
-    for row in left_out.head(5).itertuples():
-        print(f"left out: {row.path}: {row.reason}")
-    if len(left_out) > 5:
-        print(f"left out: {len(left_out) - 5} more; all are in the report")
-    executed = run_study(run, study, overrides, only)
-    if not executed:
-        print("nothing to do: everything is up to date")
-    if run.finished(*jobs(run)[-1]):
+        studies.stage_of(name)
+    run = studies.open_run(study, overrides, args.home)
+    lines = _about(run)
+    if args.dry_run:
+        planned = graph.plan(sweeps.runs(study, overrides, args.home), only)
+        print("\n".join([*lines, graph.text(planned)]))
+        return
+    print("\n".join(lines), flush=True)
+    settled.forget(run.study_folder)
+    executed = execute.run_study(run, study, overrides, only, where=execute.Where(args.workers, args.scheduler))
+    ending = []
+    if run.finished(*studies.jobs(run)[-1]):
         with reading.refused(run.folder / "metrics.csv", "metrics"):
-            found = report.metrics_text(pd.read_csv(run.folder / "metrics.csv"))
-        print(found)
-        print(f"report {run.reports / 'index.html'}")
+            ending.append(report.metrics_text(pd.read_csv(run.folder / "metrics.csv")))
+        ending.append(f"report {run.reports / 'index.html'}")
+    if (run.reports / "sweep.html").is_file():
+        ending.append(f"seeds and settings {run.reports / 'sweep.html'}")
+    idle = "nothing to do: everything is up to date"
+    print("\n".join([*([] if executed else [idle]), *ending]))
+    if not only:
+        with artefacts.locked(run.study_folder):
+            settled.note(study, overrides, run.study_folder, run.reports, "\n".join([*lines, idle, *ending]))
+
+
+def _about(run) -> list[str]:
+    """What a run is about: device, folders, recordings, and what is left out of them."""
+    lines = [f"study {run.cfg.name}, device {run.device.type}, run folder {run.folder}"]
+    with artefacts.locked(run.study_folder), artefacts.guarded(run.study_folder):
+        counts = run.clips.groupby("split").size()
+    sizes = ", ".join(f"{n} {split} clips" for split, n in counts.items())
+    lines.append(f"data {', '.join(map(str, run.roots))}: {len(run.machines)} machines, {sizes}")
+    left_out = run.problems[run.problems["left_out"]]
+    lines += [f"left out: {row.path}: {row.reason}" for row in left_out.head(5).itertuples()]
+    return lines + ([f"left out: {len(left_out) - 5} more; all are in the report"] if len(left_out) > 5 else [])
 
 
 def _index(args: argparse.Namespace) -> None:
@@ -106,8 +129,8 @@ def _settings(args: argparse.Namespace) -> None:
         print(f"{name} = {json.dumps(default)}\n    {doc}")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def parser(command: str = "") -> argparse.ArgumentParser:
+    """The command line. command : the one that came; for `run` the others are left out, whose help loads what they need"""
     top = argparse.ArgumentParser(prog="asd", description="Anomalous sound detection of machines: run studies, look at recordings.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -124,17 +147,23 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--stages", help="only these notebooks, for example 01,03")
     run.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute")
     run.add_argument("--home", default="", metavar="DIR", help="folder for runs/ and reports/ (default: the clone)")
+    run.add_argument("--dry-run", action="store_true", help="print the jobs: what is fresh, stale or missing, and why; compute nothing")
+    where = run.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=int, default=0, metavar="N", help="this many jobs side by side on this machine (extra: cluster)")
+    where.add_argument("--scheduler", default="", metavar="ADDRESS", help="do the jobs on this Dask cluster, for example tcp://host:8786")
     run.set_defaults(action=_run)
+    if command == "run":
+        return top
 
     index = commands.add_parser("index", help="say what recordings there are and what is wrong with them",
-        description="Read DCASE-style trees and print counts, attributes, classes, durations and problems; writes nothing.",
+        description="Reads DCASE-style trees and prints counts, attributes, classes, durations and problems; writes nothing.",
         epilog="example: asd index data/dev_data data/eval_data --json")  # fmt: skip
     index.add_argument("roots", nargs="+", metavar="ROOT", help="folder that holds <machine>/train and <machine>/test")
     index.add_argument("--json", action="store_true", help="machine-readable")
     index.set_defaults(action=_index)
 
     fetch = commands.add_parser("download", help="fetch the challenge's recordings",
-        description="Fetch recordings from their public records (DCASE 2024: 19,200 clips) into DIR, verify and unpack them. What is in place is "
+        description="Reads public records (DCASE 2024: 19,200 clips), writes their recordings into DIR, verified and unpacked. What is in place is "
         "not fetched again; an interrupted download goes on.",
         epilog="example: asd download dcase2024 --root data/dcase2024 --parts dev --machines fan,valve")  # fmt: skip
     fetch.add_argument("dataset", help=f"of {', '.join(download.DATASETS)}")
@@ -146,7 +175,7 @@ def parser() -> argparse.ArgumentParser:
     fetch.set_defaults(action=_download)
 
     synth = commands.add_parser("synth", help="write recordings of modelled machines",
-        description="Write a DCASE 2024-style tree of physically modelled machines with faults to a new folder.",
+        description="Reads nothing; writes a DCASE 2024-style tree of physically modelled machines with faults to a new folder.",
         epilog="example: asd synth data/toy --machines fan gearbox --severity 0.5 1 2")  # fmt: skip
     synth.add_argument("out", help="folder to make")
     synth.add_argument("--machines", nargs="+", help=f"of {', '.join(synthetic.MACHINES)}; NAME:KIND gives a machine another name")
@@ -157,8 +186,8 @@ def parser() -> argparse.ArgumentParser:
     synth.set_defaults(action=_synth)
 
     pair = commands.add_parser("compare", help="say how two finished studies differ, in settings and in results",
-        description="Compare two studies that `asd run` has finished: settings, metrics with intervals, and a paired test where both scored the "
-        "same clips. Prints text; writes nothing but the page that --html asks for.",
+        description="Reads two studies that `asd run` has finished and compares them: settings, metrics with intervals, and a paired test where both "
+        "scored the same clips. Prints text; writes nothing but the page that --html asks for.",
         epilog="example: asd compare paper best --html difference.html")  # fmt: skip
     pair.add_argument("study", nargs=2, metavar="STUDY", help="name of a study below runs/, or path of its run folder")
     pair.add_argument("--html", default="", metavar="FILE", help="write the comparison as a page too")
@@ -166,21 +195,23 @@ def parser() -> argparse.ArgumentParser:
     pair.set_defaults(action=_compare)
 
     settings = commands.add_parser("settings", help="list every setting with its default and meaning",
-        description="List settings; writes nothing.", epilog="example: asd settings autoencoder")  # fmt: skip
+        description="Reads the settings' own explanations and prints them; writes nothing.", epilog="example: asd settings autoencoder")  # fmt: skip
     settings.add_argument("name", nargs="?", default="", help="only settings whose name starts so")
     settings.set_defaults(action=_settings)
+    add(commands)
     return top
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `asd`; returns the exit code."""
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = parser(words[0] if words else "").parse_args(words)
     warnings.simplefilter("ignore")
     for name in ("asyncio", "traitlets", "papermill"):  # an interrupt leaves tasks behind that they would report as tracebacks
         logging.getLogger(name).setLevel(logging.CRITICAL)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite stop is an interrupt: kernels are ended, state stays
     try:
-        args.action(args)
+        return args.action(args) or 0
     except checks.Refusal as refusal:
         print(f"asd: {refusal}", file=sys.stderr)
         return 2
@@ -189,4 +220,3 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
-    return 0

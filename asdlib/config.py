@@ -233,6 +233,7 @@ class Report:
     """What the report shows."""
 
     players: int = setting(24, "clips with a player; 30 keep the file small", 0, 30)
+    licence: str = setting("", "licence of the recordings, for the model card; empty: what a LICENCE file beside them says, else not stated")
 
 
 @dataclass(frozen=True)
@@ -273,6 +274,19 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> Study:
     returns : the settings; `include` holds whole paths
     raises : checks.Refusal for unknown studies, names, types and values out of range, and for an included file that is missing
     """
+    tree = read(name, overrides)
+    tree.pop("sweep", None)
+    cfg = from_tree(Study, tree)
+    for root in cfg.data.roots:
+        if "\0" in root or not Path(root).is_absolute():
+            raise checks.Refusal(f"setting data.roots: {root!r} is relative; give the whole path, or --data-root DIR on the command line")
+    if not cfg.name.replace("_", "").replace("-", "").isalnum():
+        raise checks.Refusal(f"setting name: got {cfg.name!r}, expected letters, digits, _ and - only; rename the study")
+    return cfg
+
+
+def read(name: str, overrides: typing.Sequence[str] = ()) -> dict:
+    """What a study's file and the overrides say, as nested dicts; a table `sweep` belongs to asdlib.sweeps. Arguments and refusals as of `load`."""
     path = Path(name) if name.endswith(".toml") else STUDIES / f"{name}.toml"
     if not _there(path):
         raise checks.Refusal(f"unknown study {shown(name)}" + checks.did_you_mean(name, study_names()))
@@ -290,13 +304,7 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> Study:
             under = merged(under, _included(Path(file), path))
         tree = merged(under, tree)
     tree.setdefault("name", path.stem)
-    cfg = from_tree(Study, tree)
-    for root in cfg.data.roots:
-        if "\0" in root or not Path(root).is_absolute():
-            raise checks.Refusal(f"setting data.roots: {root!r} is relative; give the whole path, or --data-root DIR on the command line")
-    if not cfg.name.replace("_", "").replace("-", "").isalnum():
-        raise checks.Refusal(f"setting name: got {cfg.name!r}, expected letters, digits, _ and - only; rename the study")
-    return cfg
+    return tree
 
 
 def _there(path: Path) -> bool:

@@ -1,35 +1,35 @@
-"""Run a study: its notebooks one after another by papermill, what is fresh left alone, what broke said in one sentence.
+"""Run a study: what is fresh left alone, the rest done here one after another or side by side on workers, what broke said in one sentence.
 
 Each notebook is executed in a kernel of its own and saved in its stage's folder; DONE is written when it came to its
-end. A job that is interrupted goes on from its checkpoints the next time.
+end. A job that is interrupted goes on from its checkpoints the next time. Before anything is computed, the decoded recordings are read
+against their digests, and what killed writers left is swept away.
 Sources: DESIGN 3, 4; UX (papermill). Notebooks: all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import nbformat
+import pandas as pd
 import papermill
-from papermill.exceptions import PapermillExecutionError
-from traitlets.config import Config
+import torch
+from IPython import get_ipython
+from IPython.display import display
 
-from asdlib import artefacts, checks, config, kernels, report
+from asdlib import artefacts, checks, cluster, config, sweeps, tables
 from asdlib.detectors import training_rows
 from asdlib.detectors.exposure import checked_machine
-from asdlib.study import NOTEBOOKS, Run, Stage, jobs
+from asdlib.graph import Job, plan, standing
+from asdlib.perform import KernelLost, Order, Outcome, export, perform
+from asdlib.study import NOTEBOOKS, Run, Stage
 
-KERNEL_CONFIG = Config(
-    {
-        "KernelManager": {"transport_encryption": "auto"},  # no warning about plain TCP
-        "NotebookClient": {"extra_arguments": ["--log-level=50"]},  # an interrupt at shutdown is no error
-    }
-)
+told = functools.partial(print, flush=True)  # a log file shows each line when it is said
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,44 +52,128 @@ class Parameters:
         return json.loads(json.dumps({name: value for name, value in values.items() if name in declared}))
 
 
-def run_study(run: Run, study: str, overrides: Sequence[str], only: Sequence[str] = (), say: Callable[[str], None] = print) -> int:
-    """Bring a study up to date.
+class Progress:
+    """What a run tells while it works: a line per job in a terminal; in a notebook one table of all jobs that is rewritten."""
+
+    def __init__(self, planned: Sequence[Job], say: Callable[[str], None]):
+        self.say, self.began, self.total, self.ended = say, time.perf_counter(), len(planned), sum(job.state == "fresh" for job in planned)
+        self.rows = {job.key: [job.label, job.state, "", "; ".join(job.why)] for job in planned}
+        self.handle = display(self._table(), display_id=True) if get_ipython() is not None else None
+
+    def _table(self) -> tables.Html:
+        return tables.frame(pd.DataFrame(list(self.rows.values()), columns=["job", "state", "seconds", "why"]))
+
+    def begins(self, order: Order) -> None:
+        """A job was taken up."""
+        self._tell(order, "at work", "", f"[{self.ended + 1}/{self.total}] {order.label}")
+
+    def ends(self, order: Order, outcome: Outcome) -> None:
+        """A job came to its end, good or bad."""
+        self.ended += 1
+        line = f"[{self.ended}/{self.total}] {order.label}: {outcome.seconds:.0f} s, {time.perf_counter() - self.began:.0f} s in all"
+        self._tell(order, "refused" if outcome.refusal else "fresh", f"{outcome.seconds:.0f}", line)
+
+    def _tell(self, order: Order, state: str, seconds: str, line: str) -> None:
+        self.rows[order.key][1:3] = [state, seconds]
+        if self.handle is not None:
+            self.handle.update(self._table())
+        elif not state.startswith("refused"):
+            self.say(line)
+
+
+@dataclasses.dataclass(frozen=True)
+class Where:
+    """Where jobs are done: 0 workers and no scheduler: here, one after another."""
+
+    workers: int = 0
+    scheduler: str = ""
+
+
+def run_study(
+    run: Run, study: str, overrides: Sequence[str], only: Sequence[str] = (), say: Callable[[str], None] = told, where: Where = Where()
+) -> int:
+    """Bring a study, its seeds and its sweep up to date.
 
     study, overrides : as the notebooks are to open it again
     only : stages by name or number; none: all
     returns : how many notebooks were executed
     raises : checks.Refusal, in a sentence, when a stage cannot be finished
     """
-    with artefacts.locked(run.folder), artefacts.guarded(run.folder):
-        _claim(run.folder, study)
+    with artefacts.locked(run.study_folder), artefacts.guarded(run.study_folder), contextlib.ExitStack() as stack:
+        _claim(run.study_folder, study)
         run.reports.mkdir(parents=True, exist_ok=True)
-        started, todo = time.perf_counter(), jobs(run, only)
-        rows = [training_rows(run.clips, machine) for machine in run.machines]  # what cannot be finished is said before anything runs
-        if any("oevae" in stage.detectors for stage, *_ in todo):
+        for folder in (run.study_folder, run.reports):
+            artefacts.tidy(folder)
+        opened, client = sweeps.runs(study, overrides, str(run.home)), None
+        if where.scheduler:
+            client = stack.enter_context(cluster.existing(where.scheduler))
+            if cluster.offers_gpus(client) and run.cfg.device == "auto":
+                for one, _ in opened.values():
+                    one.device = torch.device("cuda")
+        planned = plan(opened, only)
+        _can_be_finished(planned)
+        todo = [job for job in planned if job.why]
+        if todo:
+            _whole_store({job.run.data_folder: job.run for job in todo}.values(), say)
+            progress, orders = Progress(planned, say), [_order(job, study) for job in todo]
+            for job in todo:
+                (job.folder / "DONE").unlink(missing_ok=True)
+            if where.workers and client is None:
+                gpus = torch.cuda.device_count() if run.device.type == "cuda" else 0
+                client = stack.enter_context(cluster.local(min(where.workers, len(orders)), gpus))
+            if client is None:
+                _one_by_one(orders, progress)
+            else:
+                say(f"{len(orders)} jobs on {len(client.scheduler_info(n_workers=-1)['workers'])} workers")
+                cluster.spread(client, orders, run.device.type == "cuda", progress.ends)
+            _came_true(todo)
+        for job in planned:
+            if not page_of(job.run, job.stage, job.seed, job.machine).is_file():
+                export(_order(job, study))
+        swept = sweeps.axes(study, overrides)
+        whole = not only and (swept or len(run.cfg.seeds) > 1)
+        if whole and (todo or not (run.reports / "sweep.html").is_file()):
+            sweeps.write_page(opened, swept)
+    return len(todo)
+
+
+def _one_by_one(orders: Sequence[Order], progress: Progress) -> None:
+    for order in orders:
+        progress.begins(order)
+        try:
+            outcome = perform(order)
+        except KernelLost as lost:
+            raise checks.Refusal(str(lost)) from lost
+        progress.ends(order, outcome)
+        if outcome.refusal:
+            raise checks.Refusal(outcome.refusal)
+
+
+def _came_true(done: Sequence[Job]) -> None:
+    """What was computed is what was meant: a kernel that loaded other code, or a worker with another device, does not pass."""
+    for job in done:
+        state, why = standing(job.run, job.stage, job.seed, job.machine)
+        if state != "fresh":
+            raise checks.Refusal(f"{job.label}: came to its end, but not as it was meant ({'; '.join(why)}); give the same command again")
+
+
+def _can_be_finished(planned: Sequence[Job]) -> None:
+    """What cannot be finished is said before anything runs."""
+    for run in {id(job.run): job.run for job in planned}.values():
+        rows = [training_rows(run.clips, machine) for machine in run.machines]
+        if any("oevae" in job.stage.detectors for job in planned):
             for of_machine in rows:
                 checked_machine(run.clips, of_machine)
-        executed, upstream_changed = 0, False
-        for number, (stage, seed, machine) in enumerate(todo, 1):
-            folder, digest = run.stage_folder(stage, seed, machine), run.digest(stage, seed, machine)
-            label = " ".join(filter(None, [stage.notebook, machine, f"seed {seed}" if stage.per_seed and len(run.cfg.seeds) > 1 else ""]))
-            gathers = stage is jobs(run)[-1][0]
-            if run.finished(stage, seed, machine) and not (gathers and upstream_changed):
-                continue
-            say(f"[{number}/{len(todo)}] {label}")
-            began = time.perf_counter()
-            parameters = Parameters(study, list(overrides), str(run.home), seed, machine).for_notebook(NOTEBOOKS / f"{stage.notebook}.ipynb")
-            artefacts.begin(folder, digest)
-            _execute(stage, folder, parameters, label)
-            artefacts.write_text(folder / "params.json", json.dumps(parameters, indent=1))
-            facts = {"stage": stage.notebook, "machine": machine, "seed": seed, "seconds": round(time.perf_counter() - began, 2)}
-            facts |= {"device": run.device.type, "data": run.store.fingerprint, "settings": config.to_tree(run.cfg)}
-            artefacts.seal(folder, digest, facts)
-            executed, upstream_changed = executed + 1, True
-            say(f"[{number}/{len(todo)}] {label}: {facts['seconds']:.0f} s, {time.perf_counter() - started:.0f} s in all")
-        for stage, seed, machine in todo:
-            if executed or not page_of(run, stage, seed, machine).is_file():
-                export(run, stage, seed, machine)
-    return executed
+
+
+def _whole_store(opened: Sequence[Run], say: Callable[[str], None]) -> None:
+    """Read the decoded recordings against their digests; damaged ones are decoded again."""
+    for run in opened:
+        try:
+            run.store.verify()
+        except checks.Refusal as damage:
+            say(f"{damage.args[0].split(';')[0]}; decoding again")
+            run.decode_again()
 
 
 def _claim(folder: Path, study: str) -> None:
@@ -101,42 +185,23 @@ def _claim(folder: Path, study: str) -> None:
         raise checks.Refusal(f"{folder} holds the study {held}, now {study} came; set another name in the study file")
 
 
-def _execute(stage: Stage, folder: Path, parameters: dict, label: str) -> None:
-    """Run one notebook to its end; the executed copy is put in place only then, a broken one stays as failed.ipynb."""
-    beside, out = folder / "failed.ipynb", folder / "notebook.ipynb"
-    try:
-        papermill.execute_notebook(
-            str(NOTEBOOKS / f"{stage.notebook}.ipynb"),
-            str(beside),
-            parameters=parameters,
-            kernel_name="python3",
-            progress_bar=False,
-            cwd=str(folder),
-            config=KERNEL_CONFIG,
-            kernel_manager_class=kernels.WarmKernelManager,
-        )
-    except PapermillExecutionError as error:
-        if error.ename == "Refusal":
-            raise checks.Refusal(f"{label}: {error.evalue}") from error
-        raise checks.Refusal(f"{label} failed with {error.ename}: {error.evalue}; see {beside}") from error
-    except RuntimeError as error:  # the kernel died or never came up
-        advice = "most likely for want of memory; free some or use fewer or shorter clips, then give the same command again"
-        raise checks.Refusal(f"{label}: its kernel ended from outside ({type(error).__name__}), {advice}") from error
-    os.replace(beside, out)
+def _order(job: Job, study: str) -> Order:
+    """A job as plain values."""
+    run, stage, seed, machine = job.run, job.stage, job.seed, job.machine
+    notebook = NOTEBOOKS / f"{stage.notebook}.ipynb"
+    facts = {"stage": stage.notebook, "machine": machine, "seed": seed, "device": run.device.type, "data": run.store.fingerprint}
+    facts |= {"settings": config.to_tree(run.cfg), "shaped_by": run.shaped_by(stage, seed, machine)}
+    footer = {"study": run.cfg.name, **({"variant": run.variant} if run.variant else {}), "seed": seed, "machine": machine or "all"}
+    return Order(
+        key=job.key, label=job.label, needs=job.needs, study=str(run.study_folder), notebook=str(notebook), folder=str(job.folder),
+        page=str(page_of(run, stage, seed, machine)), outputs=tuple(map(str, run.outputs(stage))), digest=run.digest(stage, seed, machine),
+        parameters=Parameters(study, list(job.overrides), str(run.home), seed, machine).for_notebook(notebook), facts=facts,
+        footer=footer | {"settings": config.digest(run.cfg)},
+    )  # fmt: skip
 
 
 def page_of(run: Run, stage: Stage, seed: int, machine: str) -> Path:
     """Where a notebook's page lies in the report."""
     name = "_".join(filter(None, [stage.notebook, machine, f"seed{seed}" if stage.per_seed else ""]))
-    return run.reports / ("index.html" if stage.notebook == "09_report" else f"{name}.html")
-
-
-def export(run: Run, stage: Stage, seed: int, machine: str) -> Path:
-    """The executed notebook as a page of the report: the last stage as index.html, the others beside it."""
-    folder = run.stage_folder(stage, seed, machine)
-    page = page_of(run, stage, seed, machine)
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    title = nbformat.read(folder / "notebook.ipynb", 4).cells[0].source.splitlines()[0].lstrip("# ")
-    footer = {"study": run.cfg.name, "seed": seed, "machine": machine or "all", "device": manifest["device"]}
-    footer |= {"settings": config.digest(run.cfg), **manifest["versions"]}
-    return report.html(folder / "notebook.ipynb", page, footer, title)
+    folder = run.reports / "sweep" / run.variant if run.variant else run.reports
+    return folder / ("index.html" if stage.notebook == "09_report" else f"{name}.html")

@@ -94,11 +94,18 @@ def write_index(reports: Path) -> Path:
         except (ValueError, KeyError, OSError, TypeError, AttributeError, RecursionError) as error:
             rows.append(("", path.parent.name, f"report.json is not readable ({error})", "", "", ""))
     table = pd.DataFrame(sorted(rows, reverse=True), columns=["finished", "study", "about", "machines", "Ω", "clips left out"])
-    links = [tables.Html(f'<a href="{urllib.parse.quote(name)}/index.html">{tables.escape(name)}</a>') for name in table["study"]]
+    links = [tables.Html(_links(reports, name)) for name in table["study"]]
     table["study"] = pd.Series(links, dtype=object)  # a column of str would forget that they are HTML
     shown = tables.frame(table[["study", "about", "machines", "Ω", "clips left out", "finished"]])
     artefacts.write_text(reports / "index.html", plain_page("Reports", shown))
     return reports / "index.html"
+
+
+def _links(reports: Path, study: str) -> str:
+    """The way to a study's report and, where there is one, to its page of seeds and settings."""
+    where = urllib.parse.quote(study)
+    more = f' <a href="{where}/sweep.html">seeds and settings</a>' if os.path.isfile(reports / study / "sweep.html") else ""
+    return f'<a href="{where}/index.html">{tables.escape(study)}</a>{more}'
 
 
 def player(samples: np.ndarray, sample_rate: int, caption: str, gain: float) -> tables.Html:
@@ -153,9 +160,8 @@ def _plain(table: pd.DataFrame) -> list[dict]:
 
 def save_picture(figure: plots.Plot, path: Path) -> None:
     """A figure as PNG, beside the summary. Notebook: 09_report."""
-    beside = path.with_name(f".{path.name}")
-    beside.write_bytes(plots.image(figure, "png"))
-    os.replace(beside, path)
+    with artefacts.beside(path) as part:
+        part.write_bytes(plots.image(figure, "png"))
 
 
 def write_summary(folder: Path, cfg: config.Study, table: pd.DataFrame, controls: pd.DataFrame, problems: pd.DataFrame) -> None:

@@ -4,6 +4,7 @@
     runs/<study>/<stage>                       stages 01, 02, 08 and 09, which are the same for all seeds
     runs/<study>/seed<k>/<stage>[/<machine>]   stages that train: executed notebook, params, manifest, tables, weights
     runs/<study>/scores.parquet, metrics.csv   what the study says; reports/<study>/index.html shows it
+    runs/<study>/sweep                         the same for other settings (asdlib.sweeps); what these do not touch is taken from above
     runs/<study>/tuned.toml                    ω, η and both k as 08 chose them, for any study to include
 
 What is finished (artefacts.finished) is never computed again; what is not, starts again or goes on from its checkpoint.
@@ -14,9 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
-import shutil
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,122 +26,29 @@ import pandas as pd
 import threadpoolctl
 import torch
 
-from asdlib import artefacts, audio, checks, clips, config, detectability, explain, fusion, metrics, precision, reading, synthetic, training
+from asdlib import artefacts, checks, config, explain, fusion, metrics, reading, scorer
 from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_rows
 from asdlib.detectors.context import Context
 from asdlib.explore import maps
-from asdlib.stages import STAGES as STAGES  # part of this module's face
+from asdlib.places import NOTEBOOKS as NOTEBOOKS  # part of this module's face
+from asdlib.places import Places
+from asdlib.stages import STAGES as STAGES
 from asdlib.stages import Stage as Stage
 from asdlib.stages import stage_of as stage_of
 
-NOTEBOOKS = artefacts.CLONE / "notebooks"
+VARIANT = "variant="  # among overrides
 
 
-class Run:
+class Run(Places):
     """A study opened: its settings, recordings, folders, and what has been computed.
 
     Notebooks get one from `arrive`; scripts from `open_run`. Nothing is computed until it is asked for.
     """
 
-    def __init__(self, cfg: config.Study, home: Path, seed: int, stage: Stage | None = None, machine: str = ""):
-        self.cfg, self.home, self.seed, self.machine = cfg, home, seed, machine
-        self.folder = home / "runs" / cfg.name
-        self.reports = home / "reports" / cfg.name
-        self.device = training.pick_device(cfg.device)
-        self.stage = stage
-        self.synthetic = not cfg.data.roots
-        self._loaded: dict[Path, object] = {}  # finished detectors
-
-    @property
-    def roots(self) -> list[Path]:
-        """Folders of recordings: the study's own, or the synthetic tree."""
-        if not self.synthetic:
-            return [Path(root) for root in self.cfg.data.roots]
-        return [self.folder / "data" / config.digest(self.cfg.synthetic, self.cfg.data.sample_rate)]
-
     @functools.cached_property
-    def store(self) -> audio.Store:
-        """The recordings, decoded; made on first use and found again after."""
-        if self.synthetic and self.cfg.data.recorded:
-            raise checks.Refusal(f"study {self.cfg.name} is for recordings and none were given; add --data-root DIR")
-        if not self.synthetic or self.roots[0].is_dir():
-            table, problems = clips.index(self.roots, self.cfg.data.machines)
-            found = audio.find_store(table, problems, self.folder / "store", self.cfg.data)
-            if found is not None:
-                return found
-        with artefacts.locked(self.folder):
-            if self.synthetic and not self.roots[0].is_dir():
-                self.roots[0].parent.mkdir(parents=True, exist_ok=True)
-                synthetic.write_tree(self.roots[0], self.cfg.synthetic, self.cfg.data.sample_rate)
-                for old in self.roots[0].parent.glob("[0-9a-f]" * 16):
-                    if old != self.roots[0]:
-                        shutil.rmtree(old, ignore_errors=True)
-            table, problems = clips.index(self.roots, self.cfg.data.machines)
-            return audio.open_store(table, problems, self.folder / "store", self.cfg.data)
-
-    @property
-    def clips(self) -> pd.DataFrame:
-        """Clip table; row i is item i of the store."""
-        return self.store.clips
-
-    @functools.cached_property
-    def severities(self) -> pd.Series:
-        """Severity of the fault of each clip, by its name; NaN where none is known. For reports only."""
-        return detectability.severities(self.clips)
-
-    @property
-    def problems(self) -> pd.DataFrame:
-        """What is wrong with the recordings: path, reason, left_out."""
-        return self.store.problems
-
-    @property
-    def machines(self) -> list[str]:
-        """Machines that have usable clips, in alphabetical order."""
-        return sorted(self.clips["machine"].unique())
-
-    def stage_folder(self, stage: Stage, seed: int, machine: str = "") -> Path:
-        """Where a stage's artefacts lie."""
-        base = self.folder / f"seed{seed}" if stage.per_seed else self.folder
-        return base / stage.notebook / machine if stage.per_machine else base / stage.notebook
-
-    def detector_folder(self, name: str, machine: str, seed: int) -> Path:
-        """Where a detector that is trained per machine leaves its files."""
-        stage = next(stage for stage in STAGES if name in stage.detectors)
-        return self.stage_folder(stage, seed, machine) / name
-
-    def digest(self, stage: Stage, seed: int, machine: str = "") -> str:
-        """Digest of everything that shapes a stage: settings, recordings, code, notebook, device, seed, machine."""
-        cfg = dataclasses.asdict(self.cfg)
-        settings = {name: cfg[name] for name in (*stage.sections, "precision")}
-        if not stage.detectors:  # pages that list what is wrong with the recordings, or how severe their faults are
-            settings["problems"] = self.problems.to_json(orient="values")
-            settings["severities"] = self.severities.dropna().to_json()
-        book = hashlib.sha256((NOTEBOOKS / f"{stage.notebook}.ipynb").read_bytes()).hexdigest()
-        which = (seed if stage.per_seed else None, machine if stage.per_machine else None)
-        return config.digest(settings, self.store.fingerprint, artefacts.code_digest(), book, self.device.type, which)
-
-    def detector_digest(self, name: str, seed: int, machine: str, settings=None) -> str:
-        """Digest of everything that shapes a detector: its settings, recordings, code, device, seed, machine ("": all of them)."""
-        cfg = dataclasses.asdict(self.cfg)
-        shaped_by = (cfg[name] if settings is None else dataclasses.asdict(settings), self.precision_of(name))
-        machines = [machine] if machine else self.machines
-        return config.digest(name, shaped_by, self.store.fingerprint, artefacts.code_digest(), self.device.type, seed, machines)
-
-    def precision_of(self, name: str) -> str:
-        """Precision in which a detector's network is trained, the same wherever this study is continued (`asdlib.precision`)."""
-        return precision.settled(name, self.cfg, self.device, self.folder)
-
-    def finished(self, stage: Stage, seed: int, machine: str = "") -> bool:
-        """True if a stage, its detectors and what it leaves in the study's folder are there and made of what holds now."""
-        folder = self.stage_folder(stage, seed, machine)
-        report = stage.notebook == "09_report"
-        tables = ("scores.parquet", "metrics.csv", "controls.csv") if report else ("tuned.toml",) if stage.notebook == "08_tuning" else ()
-        return (
-            artefacts.finished(folder, self.digest(stage, seed, machine))
-            and all(artefacts.finished(folder / name, self.detector_digest(name, seed, machine)) for name in stage.detectors)
-            and all((self.folder / name).is_file() for name in tables)
-            and (not report or all((self.reports / name).is_file() for name in ("summary.md", "report.json")))
-        )
+    def _loaded(self) -> dict[Path, object]:
+        """Finished detectors, by their folder."""
+        return {}
 
     def detect(self, name: str, variant: str = "", settings=None) -> tuple[object, pd.DataFrame, pd.DataFrame]:
         """A detector of this run's machine: fitted now, or loaded if it is finished.
@@ -153,14 +60,17 @@ class Run:
         machines = [self.machine] if self.stage.per_machine else self.machines
         chosen = dataclasses.replace(self.cfg, precision=self.precision_of(name), **({} if settings is None else {name: settings}))
         cfg = dataclasses.asdict(chosen)
-        digest = self.detector_digest(name, self.seed, self.machine if self.stage.per_machine else "", settings)
+        of = (name, self.seed, self.machine if self.stage.per_machine else "", settings)
+        digest = self.detector_digest(*of)
         detector = DETECTORS[name](Context(chosen, self.store, self.device, self.seed, folder))
+        if self.base is not None:  # trained already for the study or for another variant
+            artefacts.adopt(folder, digest, self.study_folder.glob(f"**/{folder.relative_to(folder.parents[1 + self.stage.per_machine])}"))
         if artefacts.finished(folder, digest):
             with reading.refused(folder, f"a {name} detector"):
                 detector.load(folder, np.concatenate([training_rows(self.clips, machine) for machine in machines]))
             history = reading.table(folder / "history.parquet", ["epoch"]) if (folder / "history.parquet").is_file() else pd.DataFrame()
             return detector, reading.scores(folder / "scores.parquet"), history
-        with artefacts.locked(self.folder), artefacts.guarded(folder):
+        with artefacts.locked(self.study_folder), artefacts.guarded(folder):
             artefacts.begin(folder, digest)
             began = time.perf_counter()
             scores = detect(detector, detector.context, machines)
@@ -171,6 +81,7 @@ class Run:
             facts = {"detector": name, "machines": machines, "seed": self.seed, "settings": cfg[name], "precision": chosen.precision}
             facts |= {"seconds": time.perf_counter() - began}
             facts |= {"device": self.device.type, "data": self.store.fingerprint, "peak_memory_mb": artefacts.peak_memory_mb()}
+            facts |= {"shaped_by": self.detector_shaped_by(*of)}
             artefacts.seal(folder, digest, facts)
         return detector, scores, detector.history
 
@@ -238,21 +149,17 @@ class Run:
         """Metrics and controls with intervals, written to metrics.csv and controls.csv."""
         stream = {fusion.ALL_SEEDS: self.seed}  # of the bootstrap
         tables = [metrics.table(part, self.cfg.metrics, stream.get(seed, seed)) for seed, part in scores.groupby("seed")]
-        table = pd.concat(tables, ignore_index=True)
-        controls = metrics.controls(self.clips, scores, self.cfg.metrics, self.seed)
+        table, controls = pd.concat(tables, ignore_index=True), metrics.controls(self.clips, scores, self.cfg.metrics, self.seed)
         artefacts.write_table(self.folder / "metrics.csv", table)
         artefacts.write_table(self.folder / "controls.csv", controls)
         return table, controls
 
     def keep(self, name: str, table: pd.DataFrame) -> None:
-        """A table of this run's stage for later ones, beside its notebook. Only `asd run` writes it, into the folder that it began for these
-        settings; a notebook opened by hand leaves what is there as it is.
-        """
-        machine = self.machine if self.stage.per_machine else ""
-        folder = self.stage_folder(self.stage, self.seed, machine)
-        marker = folder / "BEGUN"
-        if marker.is_file() and marker.read_text(encoding="utf-8") == self.digest(self.stage, self.seed, machine):
-            artefacts.write_table(folder / name, table)
+        """A table of this run's stage, beside its notebook. Only `asd run` writes it; a notebook opened by hand leaves what is there."""
+        job = (self.stage, self.seed, self.machine if self.stage.per_machine else "")
+        marker = self.stage_folder(*job) / "BEGUN"
+        if marker.is_file() and marker.read_text(encoding="utf-8") == self.digest(*job):
+            artefacts.write_table(marker.parent / name, table)
 
     def kept(self, notebook: str, name: str) -> pd.DataFrame:
         """What a stage without machines kept, of all seeds, with the column seed; empty where the stage is not finished for these settings."""
@@ -263,6 +170,14 @@ class Run:
                 found.append(pd.read_csv(path).assign(seed=seed))
         return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
+    def scorer(self, machine: str = "", system: str = "") -> scorer.Scorer:
+        """The trained detectors of one machine, for any recordings, see `scorer.of`; the run must be finished (`open`)."""
+        return scorer.of(self, jobs(self), machine, system)
+
+    def score(self, paths: Sequence[str | Path], machine: str = "", system: str = "") -> pd.DataFrame:
+        """Scores of recordings and folders of recordings: a row per file, see `scorer.Scorer`. For many calls keep one `scorer`."""
+        return self.scorer(machine, system)(scorer.recordings(paths))
+
     def timings(self) -> pd.DataFrame:
         """Seconds of every finished job of this study: stage, machine, seed, seconds; and the peak memory of those that train."""
         rows = []
@@ -272,8 +187,7 @@ class Run:
                 continue
             facts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             inner = [json.loads(path.read_text(encoding="utf-8"))["peak_memory_mb"] for path in folder.glob("*/manifest.json")]
-            peak = str(max(inner)) if inner else ""
-            rows.append((stage.notebook, machine, seed if stage.per_seed else "", facts["seconds"], peak))
+            rows.append((stage.notebook, machine, seed if stage.per_seed else "", facts["seconds"], str(max(inner)) if inner else ""))
         return pd.DataFrame(rows, columns=["stage", "machine", "seed", "seconds", "peak_memory_mb"])
 
 
@@ -296,7 +210,22 @@ def jobs(run: Run, only: Sequence[str] = ()) -> list[tuple[Stage, int, str]]:
 
 
 def open_run(study: str, overrides: Sequence[str] = (), home: str | Path = "", seed: int | None = None) -> Run:
-    """Open a study by name (see notebooks/studies) or TOML path; `home` holds runs/ and reports/ (default: the clone)."""
+    """Open a study by name (see notebooks/studies) or TOML path; `home` holds runs/ and reports/ (default: the clone).
+
+    overrides : `name=value`; after `variant=NAME` follow the settings of one variant of a sweep
+    raises : checks.Refusal for an unknown study, setting or system, and for seeds or systems that stand there twice
+    """
+    for number, text in enumerate(overrides):
+        if text.startswith(VARIANT):  # what follows it varies the study that stands before it
+            base = open_run(study, overrides[:number], home, seed)
+            cfg = load(study, [*overrides[:number], *overrides[number + 1 :]])
+            return Run(cfg, base.home, base.seed, variant=text.removeprefix(VARIANT), base=base)
+    cfg = load(study, overrides)
+    return Run(cfg, Path(home or artefacts.CLONE).resolve(), cfg.seeds[0] if seed is None else seed)
+
+
+def load(study: str, overrides: Sequence[str] = ()) -> config.Study:
+    """Settings of a study (config.load) whose systems are known and whose seeds and systems stand there once; others are refused."""
     cfg = config.load(study, overrides)
     for system in cfg.systems:
         if system in fusion.COMPOSED and system not in SYSTEMS:
@@ -306,7 +235,24 @@ def open_run(study: str, overrides: Sequence[str] = (), home: str | Path = "", s
     for name, values in (("seeds", cfg.seeds), ("systems", cfg.systems)):
         if not values or len(set(values)) < len(values):
             raise checks.Refusal(f"setting {name}: got {list(values)}, expected at least one value and none twice")
-    return Run(cfg, Path(home or artefacts.CLONE).resolve(), cfg.seeds[0] if seed is None else seed)
+    return cfg
+
+
+def open(study: str, home: str | Path = "", seed: int | None = None) -> Run:
+    """A study that was run to its end, with the settings it was run with: `open("demo").score(["clip.wav"], machine="fan")`.
+
+    study : name or TOML path.  home : holds runs/ and reports/ (default: the clone).  seed : one of the study's, none: the first
+    raises : checks.Refusal where it was never run to its end; what is out of date is told when it is asked for (`Run.scorer`)
+    """
+    home, name = Path(home or artefacts.CLONE).resolve(), config.load(study).name
+    try:
+        came = json.loads((home / "runs" / name / "09_report" / "params.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise checks.Refusal(f"study {name} was not run to its end in {home}; run `asd run {name}` first, or name its folder by --home") from error
+    run = open_run(came["study"], came["overrides"], home, seed)
+    if run.seed not in run.cfg.seeds:
+        raise checks.Refusal(f"seed {run.seed} came, the study has {', '.join(map(str, run.cfg.seeds))}; take one of them")
+    return run
 
 
 def arrive(notebook: str, *, study: str, overrides: list, home: str, seed: int = 0, machine: str = "") -> Run:
@@ -322,6 +268,8 @@ def arrive(notebook: str, *, study: str, overrides: list, home: str, seed: int =
     run = open_run(study, overrides, home, seed)
     run.stage = stage_of(notebook)
     run.machine = checks.known_name("machine", machine, run.machines) if machine else run.machines[0]
+    if artefacts.HOLDS in os.environ:  # not by hand
+        artefacts.alone(run.stage_folder(run.stage, run.seed, run.machine if run.stage.per_machine else ""))
     torch.set_num_threads(1)  # two spinning threads on two busy cores are ten times slower than one
     threadpoolctl.threadpool_limits(1)  # numpy's too: a notebook opened by hand computes what a study computes
     return run

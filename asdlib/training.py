@@ -10,6 +10,7 @@ Sources: SYSTEM 4, 5, 6; DESIGN 3. Notebooks: 03_baseline, 04_classifier, 05_oev
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import math
 import os
@@ -19,11 +20,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
+import threadpoolctl
 import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from asdlib import checks
+from asdlib import artefacts, checks
 
 Batches = Callable[[torch.Generator], Iterator]
 
@@ -57,8 +59,30 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+@functools.cache
+def _pools() -> threadpoolctl.ThreadpoolController:
+    return threadpoolctl.ThreadpoolController()  # finding the libraries takes milliseconds, so once
+
+
+@contextlib.contextmanager
+def one_thread():
+    """Arithmetic of this block runs on one thread: sums are then added in one order, and results are equal bit for bit, however many
+    threads the machine, a notebook or an environment variable would give to torch, numpy or scikit-learn.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with _pools().limit(limits=1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def shuffled_batches(count: int, batch: int, generator: torch.Generator, device: torch.device) -> Iterator[torch.Tensor]:
-    """Index batches that visit 0 … count − 1 once in random order; a last batch of one item joins the batch before it."""
+    """Index batches that visit 0 … count − 1 once in random order; a last batch of one item joins the batch before it.
+
+    yields : int64 (batch,) on the device
+    """
     order = torch.randperm(count, generator=generator, device=generator.device).to(device)
     starts = list(range(0, count, batch))
     if len(starts) > 1 and count - starts[-1] < 2:
@@ -148,14 +172,10 @@ def fit(
 
 def _save_torch(state: dict, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        content = io.BytesIO()  # torch words a full disk as an internal error; a plain write does not
-        torch.save(state, content)
-        beside.write_bytes(content.getbuffer())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    content = io.BytesIO()  # torch words a full disk as an internal error; a plain write does not
+    torch.save(state, content)
+    with artefacts.beside(path) as part:
+        part.write_bytes(content.getbuffer())
 
 
 def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path) -> list[dict]:
@@ -175,12 +195,8 @@ def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path) -> l
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Weights as safetensors, written beside and renamed."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(save({name: value.contiguous() for name, value in model.state_dict().items()}))
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with artefacts.beside(path) as part:
+        part.write_bytes(save({name: value.contiguous() for name, value in model.state_dict().items()}))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

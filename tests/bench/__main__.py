@@ -18,14 +18,16 @@ import threadpoolctl
 import torch
 
 from asdlib import artefacts, checks, precision, tables
-from tests.bench import autoencoder, data, jobs, measure, oevae, search, severity_zero, steps
+from tests.bench import autoencoder, cluster, data, jobs, measure, oevae, search, severity_zero, steps
 
 STAGES = {
     "decode": data.decode, "features": data.feature, "oevae_step": steps.oevae_step, "classifier_step": steps.classifier_step,
     "autoencoder_step": steps.autoencoder_step, "embedding": steps.embedding, "knn": search.knn, "kmeans": search.kmeans,
     "metrics_grid": search.metrics_grid, "report": jobs.page, "kernel": jobs.kernel, "layouts": steps.layouts,
 }  # fmt: skip
-CHECKS = {"autoencoder": autoencoder.main, "oevae": oevae.main, "oevae_null": oevae.null, "severity_zero": severity_zero.main}
+CHECKS = {
+    "autoencoder": autoencoder.main, "oevae": oevae.main, "oevae_null": oevae.null, "severity_zero": severity_zero.main, "cluster": cluster.main,
+}  # fmt: skip
 PAGE = artefacts.CLONE / "reports" / "benchmarks.md"
 
 if importlib.util.find_spec("asdlib.explore"):  # the tuner's arithmetic

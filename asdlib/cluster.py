@@ -1,0 +1,116 @@
+"""Jobs side by side: on workers of this machine, or on a Dask cluster that somebody started (SLURM, SSH, Kubernetes).
+
+Every worker has one thread and does one job at a time; papermill runs inside it, and its kernel ends with it. The workers see the same
+folders as the runner (a shared file system) and map the same store. Keys are the jobs' names and digests, so the same job is never sent
+twice. A worker that dies costs its own job, which is done again, from its checkpoint, on another; three deaths of one job end the study in
+words. On a GPU a job asks for one unit of the Dask resource GPU: `dask worker ADDRESS --nthreads 1 --resources GPU=1`.
+
+Needs the extra `cluster` (distributed).
+Sources: DESIGN 4; UX (Dask). Notebooks: none; all are run by it with `asd run STUDY --workers N` or `--scheduler ADDRESS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+from asdlib import checks
+from asdlib.perform import KernelLost, Order, Outcome, perform
+
+RETRIES = 2  # of a job whose kernel or worker was lost
+PATIENCE_S = 120.0  # for the first worker of a cluster
+LOOPBACK = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}  # a local cluster is seen by nobody else
+
+if importlib.util.find_spec("distributed"):
+    from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster, as_completed
+else:
+    Client = None
+
+
+def needed() -> None:
+    """Refuse where the extra is not installed."""
+    if Client is None:
+        raise checks.Refusal("--workers and --scheduler need the package distributed; install it: pip install 'asdlib[cluster]' -c constraints.txt")
+
+
+@contextlib.contextmanager
+def local(workers: int, gpus: int = 0) -> Iterator[Client]:
+    """Worker processes on this machine, reached over loopback only; fewer than 1 are refused. gpus : how many there are; one worker for each."""
+    needed()
+    if workers < 1:
+        raise checks.Refusal(f"--workers {workers}: expected 1 or more")
+    spec = {}
+    for number in range(min(workers, gpus) if gpus else workers):
+        env = {"OMP_NUM_THREADS": "1"} | ({"CUDA_VISIBLE_DEVICES": str(number)} if gpus else {})
+        options = {"nthreads": 1, "env": env, "resources": {"GPU": 1} if gpus else {}, "memory_limit": 0}  # kernels hold the memory, not workers
+        spec[number] = {"cls": Nanny, "options": options | {"silence_logs": logging.CRITICAL, **LOOPBACK}}
+    scheduler = {"cls": Scheduler, "options": {"port": 0, **LOOPBACK}}
+    with SpecCluster(spec, scheduler, silence_logs=logging.CRITICAL) as pool, Client(pool) as client:
+        client.wait_for_workers(len(spec), timeout=PATIENCE_S)
+        yield client
+
+
+@contextlib.contextmanager
+def existing(address: str) -> Iterator[Client]:
+    """A cluster that runs already, by its scheduler's address (tcp://host:8786); one that does not answer is refused."""
+    needed()
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise checks.Refusal(f"--scheduler {address}: nobody answers there ({type(error).__name__}); start one with `dask scheduler`") from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=PATIENCE_S)
+        except TimeoutError as error:
+            raise checks.Refusal(f"--scheduler {address}: has no worker; start some with `dask worker {address} --nthreads 1`") from error
+        yield client
+
+
+def offers_gpus(client: Client) -> bool:
+    """Whether workers of a cluster offer the resource GPU."""
+    return any("GPU" in worker.get("resources", {}) for worker in client.scheduler_info(n_workers=-1)["workers"].values())
+
+
+def spread(client: Client, orders: Sequence[Order], gpu: bool, done: Callable[[Order, Outcome], None]) -> None:
+    """Do jobs side by side, each after those it needs; `done` is told of each as it ends.
+
+    gpu : whether a job asks for the resource GPU
+    raises : checks.Refusal of the first job that cannot be finished; jobs that run already are brought to their end, others are not begun
+    """
+    waiting, running, over = {order.key: order for order in orders}, {}, as_completed()
+    open_keys, refusal = set(waiting), ""
+    while True:
+        for order in [order for order in waiting.values() if not open_keys & set(order.needs)]:
+            key = f"{order.folder}-{order.digest}"
+            future = client.submit(perform, waiting.pop(order.key), key=key, retries=RETRIES, pure=False, resources={"GPU": 1} if gpu else None)
+            running[future] = order
+            over.add(future)
+        if not running:
+            break
+        future = next(over)
+        order = running.pop(future, None)
+        if order is None:  # cancelled
+            continue
+        outcome = _outcome(order, future)
+        done(order, outcome)
+        open_keys.discard(order.key)
+        if outcome.refusal and not refusal:
+            refusal, waiting = outcome.refusal, {}
+            at_work = {key for keys in client.processing().values() for key in keys}
+            idle = [future for future in running if future.key not in at_work]
+            client.cancel(idle)
+            running = {future: order for future, order in running.items() if future not in idle}
+    if refusal:
+        raise checks.Refusal(refusal)
+
+
+def _outcome(order: Order, future) -> Outcome:
+    """How a job ended, in words also where its kernel or its workers were lost more often than it is tried."""
+    try:
+        return future.result()
+    except KilledWorker:
+        return Outcome(0.0, f"{order.label}: the workers that ran it died, most likely for want of memory; use fewer --workers")
+    except KernelLost as lost:
+        return Outcome(0.0, str(lost))

@@ -1,0 +1,125 @@
+"""Jobs on two worker processes over loopback: order, refusals in words, lost kernels and workers, and what is left afterwards."""
+
+import os
+import signal
+import time
+from threading import Thread
+
+import nbformat
+import psutil
+import pytest
+
+from asdlib import artefacts, checks, cluster, perform
+
+pytest.importorskip("distributed", reason="the extra cluster is not installed")
+OPEN = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [pytest.mark.slow, OPEN]
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with cluster.local(2) as client:
+        yield client
+
+
+def order(folder, name, *lines, needs=()):
+    """A job whose notebook is these lines; it takes no parameters but `home`."""
+    book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}})
+    first = nbformat.v4.new_code_cell('home: str = ""  # a folder of the test', metadata={"tags": ["parameters"]})
+    book.cells = [nbformat.v4.new_markdown_cell("# A job"), first, nbformat.v4.new_code_cell("\n".join(["import os, time", *lines]))]
+    notebook = folder / f"{name}.ipynb"
+    nbformat.write(book, notebook)
+    job, page = folder / "runs" / name, folder / "reports" / f"{name}.html"
+    return perform.Order(key=name, label=name, needs=needs, study=str(folder), notebook=str(notebook), folder=str(job), page=str(page), outputs=(),
+                         digest="d1", parameters={"home": str(folder)}, facts={"device": "cpu"}, footer={})  # fmt: skip
+
+
+def told(client, orders, gpu=False):
+    found = []
+    cluster.spread(client, orders, gpu, lambda order, outcome: found.append((order.key, outcome.refusal)))
+    return found
+
+
+def finished(order):
+    return artefacts.finished(artefacts.Path(order.folder), "d1")
+
+
+def test_jobs_run_side_by_side_and_after_those_they_need(pool, tmp_path):
+    meet = "open(f'{home}/%s', 'w'); t = time.time()\nwhile not os.path.exists(f'{home}/%s'): time.sleep(0.05); assert time.time() < t + 60"
+    a, b = order(tmp_path, "a", meet % ("a_is", "b_is")), order(tmp_path, "b", meet % ("b_is", "a_is"))
+    line = "assert os.path.exists(f'{home}/runs/a/DONE') and os.path.exists(f'{home}/runs/b/DONE')"
+    last = order(tmp_path, "last", line, needs=("a", "b", "fresh"))
+    found = told(pool, [a, b, last])
+    assert sorted(found[:2]) == [("a", ""), ("b", "")] and found[2] == ("last", "") and all(map(finished, (a, b, last)))
+    assert (tmp_path / "reports" / "last.html").is_file()
+
+
+def test_a_finished_job_is_not_done_again(pool, tmp_path):
+    one = order(tmp_path, "one", "open(f'{home}/count', 'a').write('x')")
+    told(pool, [one])
+    told(pool, [one])
+    assert (tmp_path / "count").read_text() == "x"
+
+
+def test_a_refusal_is_a_sentence_and_ends_what_waits(pool, tmp_path):
+    bad = order(tmp_path, "bad", "from asdlib import checks", "raise checks.Refusal('three came, expected two; leave one out')")
+    after = order(tmp_path, "after", "pass", needs=("bad",))
+    with pytest.raises(checks.Refusal, match=r"^bad: three came, expected two; leave one out$"):
+        told(pool, [bad, after])
+    assert not finished(after) and not os.path.exists(after.folder)
+
+
+def test_a_lost_kernel_is_tried_again(pool, tmp_path):
+    flaky = order(tmp_path, "flaky", "first = not os.path.exists(f'{home}/seen'); open(f'{home}/seen', 'w')", "if first: os.kill(os.getpid(), 9)")
+    assert told(pool, [flaky]) == [("flaky", "")] and finished(flaky)
+
+
+def test_a_kernel_that_is_lost_every_time_is_a_sentence(pool, tmp_path):
+    with pytest.raises(checks.Refusal, match="hopeless: its kernel ended from outside"):
+        told(pool, [order(tmp_path, "hopeless", "open(f'{home}/count', 'a').write('x')", "os.kill(os.getpid(), 9)")])
+    assert (tmp_path / "count").read_text() == "x" * (1 + cluster.RETRIES)
+
+
+def test_a_killed_worker_costs_its_own_job_only(tmp_path):
+    """Its kernel ends with it, the job is done again elsewhere, the other job notices nothing."""
+    with cluster.local(2) as client:
+        line = "open(f'{home}/%s', 'a').write(f'{os.getpid()} {os.getppid()}\\n'); time.sleep(4)"
+        orders = [order(tmp_path, name, line % f"{name}_pid") for name in ("a", "b")]
+
+        def victim(path=tmp_path / "a_pid"):
+            while not path.exists() or not path.read_text().endswith("\n"):
+                time.sleep(0.05)
+            return [int(word) for word in path.read_text().split()]
+
+        killed = []
+        thread = Thread(target=lambda: (killed.extend(victim()), os.kill(killed[1], signal.SIGKILL)))
+        thread.start()
+        found = told(client, orders)
+        thread.join()
+        assert sorted(found) == [("a", ""), ("b", "")] and all(map(finished, orders))
+        assert len((tmp_path / "a_pid").read_text().split()) == 4 and len((tmp_path / "b_pid").read_text().split()) == 2
+        time.sleep(2)
+        assert not psutil.pid_exists(killed[0]) or psutil.Process(killed[0]).status() == psutil.STATUS_ZOMBIE
+
+
+def test_an_existing_cluster_is_used_and_nobody_there_is_said(pool, tmp_path):
+    with cluster.existing(pool.scheduler.address) as client:
+        assert not cluster.offers_gpus(client)
+        one = order(tmp_path, "one", "pass")
+        assert told(client, [one]) == [("one", "")] and finished(one)
+    with pytest.raises(checks.Refusal, match=r"--scheduler tcp://127\.0\.0\.1:9: nobody answers there"), cluster.existing("tcp://127.0.0.1:9"):
+        pass
+
+
+def test_gpu_jobs_go_to_workers_that_offer_one(tmp_path):
+    """Two workers, one unit of the resource GPU: two jobs never meet."""
+    with cluster.local(2, gpus=1) as client:
+        assert cluster.offers_gpus(client) and len(client.scheduler_info(n_workers=-1)["workers"]) == 1
+        line = "assert os.environ['CUDA_VISIBLE_DEVICES'] == '0' and not os.path.exists(f'{home}/busy'); open(f'{home}/busy', 'w'); time.sleep(1)"
+        orders = [order(tmp_path, name, line, "os.unlink(f'{home}/busy')") for name in ("a", "b")]
+        assert sorted(told(client, orders, gpu=True)) == [("a", ""), ("b", "")]
+
+
+def test_workers_below_one_are_refused():
+    with pytest.raises(checks.Refusal, match="--workers -1: expected 1 or more"), cluster.local(-1):
+        pass
