@@ -30,9 +30,11 @@ OUTPUTS = {"08_tuning": ("tuned.toml",), "09_report": ("scores.parquet", "metric
 class Places:
     """A study's settings, recordings and folders. Nothing is computed until it is asked for."""
 
-    def __init__(self, cfg: config.Study, home: Path, seed: int, variant: str = "", base: Places | None = None):
+    def __init__(
+        self, cfg: config.Study, home: Path, seed: int, stage: Stage | None = None, machine: str = "", variant: str = "", base: Places | None = None
+    ):
         """variant, base : of a sweep: its name, and the study that it varies, whose recordings and finished jobs it shares"""
-        self.cfg, self.home, self.seed, self.variant, self.base = cfg, home, seed, variant, base
+        self.cfg, self.home, self.seed, self.stage, self.machine, self.variant, self.base = cfg, home, seed, stage, machine, variant, base
         self.study_folder = home / "runs" / cfg.name  # one lock for all of it
         self.folder = self.study_folder / "sweep" / variant if variant else self.study_folder
         self.reports = home / "reports" / cfg.name
@@ -40,7 +42,6 @@ class Places:
         same = base is None or made == config.digest(base.cfg.data, base.cfg.synthetic)
         self.data_folder = self.study_folder if same else self.study_folder / "sweep" / "recordings" / made[:8]
         self.device = training.pick_device(cfg.device)
-        self.stage, self.machine = None, ""
         self.synthetic = not cfg.data.roots
 
     @property

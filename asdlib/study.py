@@ -14,6 +14,7 @@ Sources: DESIGN 3, 4. Notebooks: all (second cell, `arrive`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import time
@@ -43,9 +44,10 @@ class Run(Places):
     Notebooks get one from `arrive`; scripts from `open_run`. Nothing is computed until it is asked for.
     """
 
-    def __init__(self, cfg: config.Study, home: Path, seed: int, variant: str = "", base: Run | None = None):
-        super().__init__(cfg, home, seed, variant, base)
-        self._loaded: dict[Path, object] = {}  # finished detectors
+    @functools.cached_property
+    def _loaded(self) -> dict[Path, object]:
+        """Finished detectors, by their folder."""
+        return {}
 
     def detect(self, name: str, variant: str = "", settings=None) -> tuple[object, pd.DataFrame, pd.DataFrame]:
         """A detector of this run's machine: fitted now, or loaded if it is finished.
@@ -210,7 +212,8 @@ def open_run(study: str, overrides: Sequence[str] = (), home: str | Path = "", s
     for number, text in enumerate(overrides):
         if text.startswith(VARIANT):  # what follows it varies the study that stands before it
             base = open_run(study, overrides[:number], home, seed)
-            return Run(load(study, [*overrides[:number], *overrides[number + 1 :]]), base.home, base.seed, text.removeprefix(VARIANT), base)
+            cfg = load(study, [*overrides[:number], *overrides[number + 1 :]])
+            return Run(cfg, base.home, base.seed, variant=text.removeprefix(VARIANT), base=base)
     cfg = load(study, overrides)
     return Run(cfg, Path(home or artefacts.CLONE).resolve(), cfg.seeds[0] if seed is None else seed)
 

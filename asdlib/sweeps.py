@@ -93,7 +93,7 @@ def runs(study: str, overrides: Sequence[str], home: str) -> dict[str, tuple[Run
     base = opened[""][0]
     for name, given in variants(study, overrides).items():
         run = open_run(study, given, home)
-        opened[name] = (Run(run.cfg, base.home, base.seed, name, base), given)  # one base, one store for all
+        opened[name] = (Run(run.cfg, base.home, base.seed, variant=name, base=base), given)  # one base, one store for all
     return opened
 
 
