@@ -187,7 +187,7 @@ def seal(folder: Path, digest: str, manifest: dict, also: Sequence[Path] = ()) -
 
 @contextlib.contextmanager
 def guarded(folder: Path) -> Iterator[None]:
-    """Disk full and missing permissions inside this block become one sentence."""
+    """Disk full and missing permissions inside this block become one sentence.  raises : checks.Refusal in place of an OSError"""
     try:
         yield
     except OSError as error:
@@ -197,7 +197,10 @@ def guarded(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(folder: Path, what: str = "run of this study") -> Iterator[None]:
-    """Hold a study for one process and the kernels that it starts; another process is told so instead of writing there too."""
+    """Hold a study for one process and the kernels that it starts; another process is told so instead of writing there too.
+
+    raises : checks.Refusal where another process holds it
+    """
     if os.environ.get(HOLDS) == str(folder):
         yield
         return

@@ -205,6 +205,7 @@ def picture(one: explain.Map, *, title: str, unit: str, colours: str, limits: tu
 
     limits : values of the ends of the scale.  weight : 0..1, like the values; what weighs nothing fades into white
     Notebook: 06_embeddings
+    one.values : (bands, frames)
     """
     bands, frames = one.values.shape
     share = np.clip((one.values - limits[0]) / max(limits[1] - limits[0], 1e-12), 0, 1)

@@ -53,10 +53,14 @@ class Store:
         return len(self.clips)
 
     def to(self, device: torch.device | str) -> Store:
-        """The same store for a device: samples move there if they fit in 80 % of its free memory, else batches do."""
+        """The same store for a device: samples move there if they fit in 80 % of its free memory, else batches do, and a line says so."""
         device = torch.device(device)
-        fits = device.type != "cuda" or self.samples.nbytes <= ROOM * torch.cuda.mem_get_info(device)[0]
+        size, free = self.samples.nbytes, _free_bytes(device)
+        fits = self.samples.device == device or size <= ROOM * free
         home = device if fits else self.samples.device
+        if not fits:
+            print(f"the recordings ({size / 1e9:.1f} GB) do not fit in {100 * ROOM:.0f} % of the {free / 1e9:.1f} GB free on {device}; "
+                  f"they stay on the {home} and batches are moved")  # fmt: skip
         moved = {name: getattr(self, name).to(home) for name in ("samples", "offset", "count")}
         return dataclasses.replace(self, device=device, **moved)
 
@@ -105,6 +109,11 @@ class Store:
         for row, expected in enumerate(self.clips["digest"]):
             if sample_digest(self.int16(row)) != expected:
                 raise checks.Refusal(f"{self.folder}: samples of {self.clips['clip'][row]} are damaged; delete the folder to decode again")
+
+
+def _free_bytes(device: torch.device) -> float:
+    """Memory that a GPU has left; without limit elsewhere."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
 
 
 def find_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, data: Data) -> Store | None:
@@ -193,6 +202,17 @@ def _open(folder: Path, source: str) -> Store | None:
     return Store(table, problems, done["fingerprint"], folder, mapped, torch.cumsum(count, 0) - count, count, mapped.device)
 
 
+def in_memory(table: pd.DataFrame, samples: Sequence[np.ndarray]) -> Store:
+    """A store of clips that were decoded already and lie in no folder: what `asd score` hands to the detectors.
+
+    table : clip table.  samples : int16 (n,) of each clip
+    """
+    count = torch.tensor([len(part) for part in samples], dtype=torch.int64)
+    joined = torch.from_numpy(np.concatenate(samples))
+    table, offset = table.assign(samples=count.numpy()), torch.cumsum(count, 0) - count
+    return Store(table, clips.problem_table([]), "", Path(), joined, offset, count, joined.device)
+
+
 def segment_starts(n_samples: int, n_segments: int = 8, length: int = 32000) -> np.ndarray:
     """First samples of equally spaced segments: the first at 0, the last flush right; all 0 for clips that must be tiled.
 
@@ -210,6 +230,7 @@ def standardise(waves: torch.Tensor, mean: float | torch.Tensor | None = None, s
 
     waves : float32 (n, samples); mean, std : a number, or (n,) one per row, both or neither
     returns : float32 (n, samples); a silent row becomes zeros, never NaN. Notebook: 02_preprocessing
+    raises : checks.Refusal for waveforms of another shape, or one of mean and std without the other
     """
     checks.waves(waves)
     if (mean is None) != (std is None):
@@ -224,6 +245,7 @@ def machine_statistics(store: Store, rows: Sequence[int]) -> tuple[float, float]
     """Mean and std of all samples of the given clips (one machine's training clips), in units of the waveforms.
 
     Exact: sums of integers, clip by clip. Source: SYSTEM 2, wave_norm = machine. Notebook: 02_preprocessing
+    raises : checks.Refusal without a clip
     """
     total = squares = number = 0
     for row in rows:

@@ -83,6 +83,7 @@ def draw_mixup(
     beta : 1 is the uniform distribution (facts A5); 0.2 keeps most mixtures near one parent (facts D)
     partners : "permutation" (random; an item may draw itself) or "reversed" (item i with n − 1 − i, as the cited code does)
     groups : int (n,), partners come from the same group: target segments among themselves, pseudo-anomalies among themselves
+    raises : checks.Refusal for values out of range
     """
     if not 0 <= prob <= 1 or not beta > 0:
         raise checks.Refusal(f"mixup: got probability {prob} and beta {beta}, expected 0 to 1 and more than 0")
@@ -109,6 +110,7 @@ def mixup(x: Tensor, y: Tensor, *, prob: float, generator: torch.Generator, beta
 
     x : float (n, ...), waveforms or features; y : float (n, classes)
     returns : both, same shapes.  Source: facts A5.  For conditions v use `draw_mixup` and `Blend.condition`.
+    raises : checks.Refusal for x and y of different lengths, or values out of range
     """
     if len(x) != len(y):
         raise checks.Refusal(f"mixup: {len(x)} items came with {len(y)} labels, expected one label each")
@@ -126,6 +128,7 @@ def featex(branches: Sequence[Tensor], y: Tensor, *, prob: float, generator: tor
         exchanged [0, y_i/B, y_perm2(i)/B, ..., y_permB(i)/B], permB drawn anew for each branch
 
     Source: facts A6 (general form).  Notebook: 04_classifier
+    raises : checks.Refusal for fewer than two branches, or y of another length
     """
     if len(branches) < 2:
         raise checks.Refusal(f"FeatEx needs at least 2 branches, {len(branches)} came; add one or set classifier.featex_prob = 0")

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans
 
-from asdlib import augment, checks, config, scoring
+from asdlib import augment, checks, config, scoring, training
 
 FOLDS = 10  # of the source clips, for the k-means that score training clips
 SMALLEST_DENSITY = 1e-6  # distance between unit vectors below which references are copies of each other
@@ -41,7 +41,9 @@ class Backend(Protocol):
 
     def __init__(self, train: np.ndarray, target: np.ndarray, settings: config.Classifier, seed: int): ...
     def __call__(self, test: np.ndarray) -> np.ndarray: ...
-    def training(self) -> np.ndarray: ...
+    def training(self) -> np.ndarray:
+        """Scores of the training clips, leave-clip-out."""
+        ...
     def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
         """The unit reference that decides each row's score, (n, dim).
 
@@ -81,9 +83,11 @@ def centres(x: np.ndarray, clusters: int, seed: int) -> np.ndarray:
 
     The cited code leaves them as means, shorter than 1, so that 1 − ⟨e, c⟩ is larger for a wide cluster than for a narrow one at the
     same angle, and larger than for a single target clip: no cosine distance (FACTS A9, 9). Here it is one.
+    x : (n, dim).  returns : (clusters or fewer, dim)
     """
     clusters = min(clusters, len(np.unique(x, axis=0)))
-    return unit(KMeans(clusters, n_init=1, random_state=seed).fit(x).cluster_centers_)
+    with training.one_thread():  # threads would add up a cluster in the order in which they come to their end
+        return unit(KMeans(clusters, n_init=1, random_state=seed).fit(x).cluster_centers_)
 
 
 class KMeansCosine:

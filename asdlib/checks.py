@@ -45,7 +45,7 @@ def known_name(what: str, word: str, known: Sequence[str]) -> str:
 
 
 def clip_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The clip table as every stage may assume it: columns, known values, unique clips. Returned unchanged."""
+    """The clip table as every stage may assume it: columns, known values, unique clips; others are refused. Returned unchanged."""
     missing = [name for name in CLIP_COLUMNS if name not in table]
     if missing:
         raise Refusal(f"clip table lacks the columns {', '.join(missing)}; make it with asdlib.clips.index")
@@ -61,7 +61,7 @@ def clip_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def texts(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
-    """Columns of a table that hold text and nothing else."""
+    """Columns of a table that hold text and nothing else; others are refused."""
     for column in columns:
         wrong = next((value for value in table[column] if not isinstance(value, str)), None)
         if wrong is not None or table[column].isna().any():
@@ -69,7 +69,7 @@ def texts(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
 
 
 def score_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The score table as it crosses the border to metrics: columns, finite scores, one row per clip and component."""
+    """The score table as it crosses the border to metrics: columns, finite scores, one row per clip and component; others are refused."""
     missing = [name for name in SCORE_COLUMNS if name not in table]
     if missing:
         raise Refusal(f"score table lacks the columns {', '.join(missing)}")
@@ -86,7 +86,7 @@ def score_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def waves(batch, samples: int | None = None):
-    """A batch of waveforms: float, (n, samples), finite length > 0. Returned unchanged."""
+    """A batch of waveforms: float, (n, samples), finite length > 0; others are refused. Returned unchanged."""
     if batch.ndim != 2 or batch.shape[1] == 0:
         raise Refusal(f"waveforms came as {tuple(batch.shape)}, expected (n, samples) with samples > 0")
     if samples is not None and batch.shape[1] != samples:
@@ -95,7 +95,10 @@ def waves(batch, samples: int | None = None):
 
 
 def embeddings(test: np.ndarray, train: np.ndarray) -> None:
-    """Two sets of embeddings that can be compared: two-dimensional, same width, finite, train not empty."""
+    """Two sets of embeddings that can be compared: two-dimensional, same width, finite, train not empty.
+
+    test : (n, dim).  train : (m, dim).  raises : Refusal
+    """
     if test.ndim != 2 or train.ndim != 2 or test.shape[1] != train.shape[1]:
         raise Refusal(f"embeddings of shapes {test.shape} and {train.shape} came, expected (n, dim) with the same dim")
     if len(train) == 0:

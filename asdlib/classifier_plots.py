@@ -47,6 +47,7 @@ def training_curves(history: pd.DataFrame, machines: int) -> plots.Plot:
 
     history : epoch, plain, max_cosine, scale, and where there are such: featex, machine_accuracy, class_accuracy
     machines : how many; guessing names the right machine with about 1 / machines.  Notebook: 04_classifier
+    raises : checks.Refusal for a history without epochs
     """
     if history.empty:
         raise checks.Refusal(NEVER_EMPTY.format("training history"))
@@ -77,6 +78,7 @@ def accuracy_dots(accuracy: pd.DataFrame, confidence: float = 0.95) -> plots.Plo
     """Accuracy of machine and class per machine on held-out training clips, with Wilson intervals.
 
     accuracy : machine, clips, machine_accuracy, class_accuracy (`ClassifierDetector.accuracy`).  Notebook: 04_classifier
+    raises : checks.Refusal for an empty table
     """
     if accuracy.empty:
         raise checks.Refusal(NEVER_EMPTY.format("accuracy"))
@@ -97,6 +99,7 @@ def seen_and_unseen(table: pd.DataFrame, groups: Sequence[str]) -> plots.Plot:
     """Scores of normal clips the network saw, of held-out ones, and of test ones: every clip, and the median as a bar.
 
     table : machine, group, score;  groups : those shown, in order.  Notebook: 04_classifier
+    raises : checks.Refusal for an empty table
     """
     if table.empty:
         raise checks.Refusal(NEVER_EMPTY.format("scores"))

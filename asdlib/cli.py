@@ -6,12 +6,12 @@
     asd synth OUT --machines fan gearbox                recordings of modelled machines
     asd compare STUDY STUDY [--html FILE]               two finished studies: settings, results, is one better
     asd settings [NAME]                                 every setting with its default and meaning
+    asd import, score, submit, evaluate                 your own machine, and challenge files: `asdlib.commands`
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import logging
 import shlex
@@ -21,22 +21,13 @@ import warnings
 from pathlib import Path
 
 from asdlib import artefacts, checks, config, settled
+from asdlib.commands import add
+from asdlib.later import OnFirstUse
 
-
-class _OnFirstUse:
-    """A module that is loaded when something of it is used: help and finished studies are answered without torch."""
-
-    def __init__(self, name: str):
-        self._name = name
-
-    def __getattr__(self, attribute: str):
-        return getattr(importlib.import_module(self._name), attribute)
-
-
-pd = _OnFirstUse("pandas")
-audio, clips, execute, graph = map(_OnFirstUse, ("asdlib.audio", "asdlib.clips", "asdlib.execute", "asdlib.graph"))
-report, studies, sweeps, synthetic = map(_OnFirstUse, ("asdlib.report", "asdlib.study", "asdlib.sweeps", "asdlib.synthetic"))
-compare, download, reading = map(_OnFirstUse, ("asdlib.compare", "asdlib.download", "asdlib.reading"))
+pd = OnFirstUse("pandas")
+audio, clips, execute, graph = (OnFirstUse(f"asdlib.{name}") for name in ("audio", "clips", "execute", "graph"))
+report, studies, sweeps, synthetic = (OnFirstUse(f"asdlib.{name}") for name in ("report", "study", "sweeps", "synthetic"))
+compare, download, reading = (OnFirstUse(f"asdlib.{name}") for name in ("compare", "download", "reading"))
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -165,14 +156,14 @@ def parser(command: str = "") -> argparse.ArgumentParser:
         return top
 
     index = commands.add_parser("index", help="say what recordings there are and what is wrong with them",
-        description="Read DCASE-style trees and print counts, attributes, classes, durations and problems; writes nothing.",
+        description="Reads DCASE-style trees and prints counts, attributes, classes, durations and problems; writes nothing.",
         epilog="example: asd index data/dev_data data/eval_data --json")  # fmt: skip
     index.add_argument("roots", nargs="+", metavar="ROOT", help="folder that holds <machine>/train and <machine>/test")
     index.add_argument("--json", action="store_true", help="machine-readable")
     index.set_defaults(action=_index)
 
     fetch = commands.add_parser("download", help="fetch the challenge's recordings",
-        description="Fetch recordings from their public records (DCASE 2024: 19,200 clips) into DIR, verify and unpack them. What is in place is "
+        description="Reads public records (DCASE 2024: 19,200 clips), writes their recordings into DIR, verified and unpacked. What is in place is "
         "not fetched again; an interrupted download goes on.",
         epilog="example: asd download dcase2024 --root data/dcase2024 --parts dev --machines fan,valve")  # fmt: skip
     fetch.add_argument("dataset", help=f"of {', '.join(download.DATASETS)}")
@@ -184,7 +175,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     fetch.set_defaults(action=_download)
 
     synth = commands.add_parser("synth", help="write recordings of modelled machines",
-        description="Write a DCASE 2024-style tree of physically modelled machines with faults to a new folder.",
+        description="Reads nothing; writes a DCASE 2024-style tree of physically modelled machines with faults to a new folder.",
         epilog="example: asd synth data/toy --machines fan gearbox --severity 0.5 1 2")  # fmt: skip
     synth.add_argument("out", help="folder to make")
     synth.add_argument("--machines", nargs="+", help=f"of {', '.join(synthetic.MACHINES)}; NAME:KIND gives a machine another name")
@@ -195,8 +186,8 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     synth.set_defaults(action=_synth)
 
     pair = commands.add_parser("compare", help="say how two finished studies differ, in settings and in results",
-        description="Compare two studies that `asd run` has finished: settings, metrics with intervals, and a paired test where both scored the "
-        "same clips. Prints text; writes nothing but the page that --html asks for.",
+        description="Reads two studies that `asd run` has finished and compares them: settings, metrics with intervals, and a paired test where both "
+        "scored the same clips. Prints text; writes nothing but the page that --html asks for.",
         epilog="example: asd compare paper best --html difference.html")  # fmt: skip
     pair.add_argument("study", nargs=2, metavar="STUDY", help="name of a study below runs/, or path of its run folder")
     pair.add_argument("--html", default="", metavar="FILE", help="write the comparison as a page too")
@@ -204,9 +195,10 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     pair.set_defaults(action=_compare)
 
     settings = commands.add_parser("settings", help="list every setting with its default and meaning",
-        description="List settings; writes nothing.", epilog="example: asd settings autoencoder")  # fmt: skip
+        description="Reads the settings' own explanations and prints them; writes nothing.", epilog="example: asd settings autoencoder")  # fmt: skip
     settings.add_argument("name", nargs="?", default="", help="only settings whose name starts so")
     settings.set_defaults(action=_settings)
+    add(commands)
     return top
 
 
@@ -219,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite stop is an interrupt: kernels are ended, state stays
     try:
-        args.action(args)
+        return args.action(args) or 0
     except checks.Refusal as refusal:
         print(f"asd: {refusal}", file=sys.stderr)
         return 2
@@ -228,4 +220,3 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
-    return 0

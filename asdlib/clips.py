@@ -176,8 +176,8 @@ def _machine_clips(folder: Path, form: str, problems: list) -> Iterator[dict[str
                 continue
             row = rows.get(path.stem.rstrip("_"))
             try:
-                clip, ending = _read_name(path.stem, split)
-                attributes = {} if form == "hidden" and split == "test" else _read_ending(ending, form) if row is None else row
+                clip, ending = read_name(path.stem, split)
+                attributes = {} if form == "hidden" and split == "test" else read_ending(ending, form) if row is None else row
             except ValueError as error:
                 problems.append((str(path), str(error), True))
                 continue
@@ -191,8 +191,12 @@ def _machine_clips(folder: Path, form: str, problems: list) -> Iterator[dict[str
         problems.append((str(folder / split / f"{stem}.wav"), reason, False))
 
 
-def _read_name(stem: str, split: str) -> tuple[dict[str, str], str]:
-    """(section, domain and label; ending) of a file name without its extension; ValueError in words."""
+def read_name(stem: str, split: str) -> tuple[dict[str, str], str]:
+    """(section, domain and label; ending) of a challenge file name without its extension.
+
+    stem : "section_00_source_train_normal_0001_vel_4", "normal_id_02_00000001".  split : of the folder that the file lies in.
+    raises : ValueError, in words, for a name of another form or one that contradicts the folder.  Source: FACTS F2
+    """
     by_id = ID_NAME.fullmatch(stem)
     if by_id:
         section, domain, label, ending = by_id["section"], "source", by_id["label"], ""
@@ -209,8 +213,11 @@ def _read_name(stem: str, split: str) -> tuple[dict[str, str], str]:
     return clip, ending or ""
 
 
-def _read_ending(ending: str, form: str) -> dict[str, str]:
-    """Attributes from the end of a file name; ValueError for an ending that can be read in more than one way."""
+def read_ending(ending: str, form: str) -> dict[str, str]:
+    """Attributes (key -> value) from the end of a file name; form "pairs" (key_value_key_value) or "words" (2021: all of it is one value).
+
+    raises : ValueError, in words, for an ending that can be read in more than one way.  Source: FACTS F2
+    """
     ending = ending.rstrip("_")
     if ending in ("", NO_ATTRIBUTE):
         return {}

@@ -37,7 +37,7 @@ def needed() -> None:
 
 @contextlib.contextmanager
 def local(workers: int, gpus: int = 0) -> Iterator[Client]:
-    """Worker processes on this machine, reached over loopback only. gpus : how many there are; with any, one worker for each and no more."""
+    """Worker processes on this machine, reached over loopback only; fewer than 1 are refused. gpus : how many there are; one worker for each."""
     needed()
     if workers < 1:
         raise checks.Refusal(f"--workers {workers}: expected 1 or more")
@@ -54,7 +54,7 @@ def local(workers: int, gpus: int = 0) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def existing(address: str) -> Iterator[Client]:
-    """A cluster that runs already, by its scheduler's address (tcp://host:8786)."""
+    """A cluster that runs already, by its scheduler's address (tcp://host:8786); one that does not answer is refused."""
     needed()
     try:
         client = Client(address, timeout=10)

@@ -233,6 +233,7 @@ class Report:
     """What the report shows."""
 
     players: int = setting(24, "clips with a player; 30 keep the file small", 0, 30)
+    licence: str = setting("", "licence of the recordings, for the model card; empty: what a LICENCE file beside them says, else not stated")
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ class Study:
     seeds: tuple[int, ...] = setting((0,), "one run per seed", 0, 2**31 - 1)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where tensors live; auto takes a GPU where there is one")
     precision: Literal["auto", "float32", "bf16"] = setting(
-        "auto", "of training steps of the large networks; auto: bf16 where the device computes in it; scores are always float32"
+        "auto", "of training steps of the large networks; auto: bf16 if a trial at the start finds it faster; scores are always float32"
     )
     systems: tuple[str, ...] = setting(("baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier"), "systems to run")
     data: Data = field(default_factory=Data)
@@ -285,7 +286,7 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> Study:
 
 
 def read(name: str, overrides: typing.Sequence[str] = ()) -> dict:
-    """What a study's file and the overrides say, as nested dicts; a table `sweep` belongs to asdlib.sweeps. Arguments as of `load`."""
+    """What a study's file and the overrides say, as nested dicts; a table `sweep` belongs to asdlib.sweeps. Arguments and refusals as of `load`."""
     path = Path(name) if name.endswith(".toml") else STUDIES / f"{name}.toml"
     if not _there(path):
         raise checks.Refusal(f"unknown study {shown(name)}" + checks.did_you_mean(name, study_names()))

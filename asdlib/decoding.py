@@ -54,17 +54,18 @@ class Decoded:
     digest: str = ""
 
 
-def decode(path: str | Path, data: Data) -> Decoded:
-    """One WAV or FLAC recording (16, 24, 32 bits or float, any channels) as mono int16 at data.sample_rate.
+def decode(path: str | Path, data: Data, span: tuple[int, int] | None = None) -> Decoded:
+    """One recording (WAV, FLAC or what else libsndfile reads; any bits and channels) as mono int16 at data.sample_rate.
 
+    span : first sample and number of samples of a part, at the recording's own rate; none: all of it
     returns : Decoded; no exception for bad files, their problem is worded in `refused`. Notebook: 01_data
     """
     try:
-        samples = _read(Path(path), data)
+        samples = _read(Path(path), data, span)
     except ValueError as error:
         return Decoded(None, refused=str(error))
     except (OSError, RuntimeError, MemoryError) as error:  # soundfile.LibsndfileError is a RuntimeError
-        return Decoded(None, refused=f"unreadable ({reason(error)}), expected WAV or FLAC audio; copy or download it again")
+        return Decoded(None, refused=f"unreadable ({reason(error)}), expected audio; copy or download it again")
     power = float(np.mean(np.square(samples, dtype=np.float64))) / FULL_SCALE**2
     level = max(FLOOR_DB, 10 * math.log10(power)) if power > 0 else FLOOR_DB
     remarks = [f"silent ({level:.0f} dB re full scale)"] if level <= SILENT_DB else []
@@ -75,7 +76,7 @@ def decode(path: str | Path, data: Data) -> Decoded:
 
 
 def sample_digest(samples: np.ndarray) -> str:
-    """Digest of int16 samples: equal audio, equal digest."""
+    """Digest of int16 samples: equal audio, equal digest.  samples : int16 (n,).  returns : hexadecimal, 32 digits"""
     return hashlib.blake2b(np.ascontiguousarray(samples).data, digest_size=16).hexdigest()
 
 
@@ -84,14 +85,15 @@ def reason(error: Exception) -> str:
     return str(getattr(error, "error_string", "") or getattr(error, "strerror", "") or error).strip().rstrip(".")
 
 
-def _read(path: Path, data: Data) -> np.ndarray:
+def _read(path: Path, data: Data, span: tuple[int, int] | None) -> np.ndarray:
     size = path.stat().st_size
     if size == 0:
         raise ValueError("empty file, expected audio; record or download it again")
     if path.suffix.lower() == ".wav":
         _check_length(path, size)
     with soundfile.SoundFile(str(path)) as file:
-        rate, channels, frames = file.samplerate, file.channels, file.frames
+        first, frames = span or (0, file.frames)
+        rate, channels = file.samplerate, file.channels
         exact = file.subtype == "PCM_16"
         if frames <= 0:
             raise ValueError("empty, no sample in it; record or download it again")
@@ -105,7 +107,8 @@ def _read(path: Path, data: Data) -> np.ndarray:
             raise ValueError(f"{rate} Hz cannot be resampled to {data.sample_rate} Hz, the rates have too little in common; convert the file")
         if data.channel >= channels:
             raise ValueError(f"channels 0 to {channels - 1} only, expected channel {data.channel}; set data.channel below {channels}")
-        wave = file.read(dtype="int16" if exact else "float32", always_2d=True)[:, data.channel]
+        file.seek(first)
+        wave = file.read(frames, dtype="int16" if exact else "float32", always_2d=True)[:, data.channel]
     if len(wave) < frames:
         raise ValueError(f"truncated, {len(wave)} of {frames} samples are there; copy or download it again")
     if exact and rate == data.sample_rate:
@@ -149,7 +152,7 @@ def _clipped(samples: np.ndarray) -> int:
 
 def _decode_all(table: pd.DataFrame, data: Data, threads: int | None) -> Iterator[Decoded]:
     """Decoded clips in the order of the table, a few ahead at any time, so that memory stays small."""
-    threads = threads or os.cpu_count() or 1
+    threads = threads or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(threads) as pool:
         waiting: collections.deque = collections.deque()
         for path in table["path"]:
@@ -172,6 +175,7 @@ def inspect(
     keep : called with the samples of every usable clip, in order
     returns : (usable clips with samples, seconds, level_db and digest; problems, the new ones after the old)
     Notebook: 01_data
+    keep takes int16 (n,); threads: as many as cores
     """
     table = checks.clip_table(table).drop(columns=list(COLUMNS), errors="ignore")
     found, usable, facts = [], [], []

@@ -131,7 +131,7 @@ def curves(scores: pd.DataFrame, settings: config.Metrics, seed: int) -> tuple[p
 
     scores : score table with a column severity (`severities` of its clips, NaN for normal ones);  seed : of the resamples
     returns : CURVE_COLUMNS, and REACH_COLUMNS: severity and interval (inf: not reached) and the largest severity tested. Empty tables where
-        no labelled anomaly has a severity.  Notebook: 09_report
+        no labelled anomaly has a severity.  raises : checks.Refusal without the column severity.  Notebook: 09_report
     """
     checks.score_table(scores)
     if "severity" not in scores:

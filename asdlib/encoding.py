@@ -21,7 +21,7 @@ BLOCK = 65536  # samples per write: the Vorbis encoder keeps a block on its stac
 
 
 def common_gain(waves: Sequence[np.ndarray]) -> float:
-    """The one factor that brings the loudest of these clips (full scale 1) to a peak of 0.9, at most 40 dB."""
+    """The one factor that brings the loudest of these clips (full scale 1) to a peak of 0.9, at most 40 dB.  waves : float (samples,) each"""
     loudest = max((float(np.abs(wave).max()) for wave in waves if len(wave)), default=0.0)
     return min(PEAK / loudest, MOST_GAIN) if loudest > 0 else 1.0
 

@@ -64,9 +64,11 @@ class Progress:
         return tables.frame(pd.DataFrame(list(self.rows.values()), columns=["job", "state", "seconds", "why"]))
 
     def begins(self, order: Order) -> None:
+        """A job was taken up."""
         self._tell(order, "at work", "", f"[{self.ended + 1}/{self.total}] {order.label}")
 
     def ends(self, order: Order, outcome: Outcome) -> None:
+        """A job came to its end, good or bad."""
         self.ended += 1
         line = f"[{self.ended}/{self.total}] {order.label}: {outcome.seconds:.0f} s, {time.perf_counter() - self.began:.0f} s in all"
         self._tell(order, "refused" if outcome.refusal else "fresh", f"{outcome.seconds:.0f}", line)

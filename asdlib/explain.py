@@ -123,7 +123,7 @@ def slope(detector: OEVAEDetector, rows, of: Literal["alpha", "beta"] = "beta") 
         parts.append((x.detach()[:, 0].cpu().numpy(), gradient[:, 0].cpu().numpy()))
     shape = (len(rows), front.settings.segments)
     log_mel, per_db = (np.concatenate(values).reshape(*shape, *values[0].shape[1:]) for values in zip(*parts))
-    return Slope(log_mel, per_db, _usual(detector))
+    return Slope(log_mel, per_db, _usual(getattr(detector, "home", detector)))
 
 
 def _beta(detector: OEVAEDetector, h: torch.Tensor, own: np.ndarray) -> torch.Tensor:

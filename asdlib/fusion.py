@@ -47,6 +47,7 @@ class Identity:
 
     @classmethod
     def fit(cls, train: np.ndarray) -> Identity:
+        """The scale of training scores (n,)."""
         return cls()
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
@@ -62,6 +63,7 @@ class ZScore:
 
     @classmethod
     def fit(cls, train: np.ndarray) -> ZScore:
+        """The scale of training scores (n,)."""
         mean, std = float(np.mean(train)), float(np.std(train))
         return cls(mean, std if std > 1e-12 * abs(mean) else 1.0)  # rounding alone gives equal scores a std of 1e-16
 
@@ -80,6 +82,7 @@ class Rank:
 
     @classmethod
     def fit(cls, train: np.ndarray) -> Rank:
+        """The scale of training scores (n,)."""
         return cls(np.sort(train))
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
@@ -171,6 +174,7 @@ def combine(parts: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np
 
     parts : name -> scores, shapes that broadcast
     weights : name -> weight, one for each part; an array (51, 1) of omegas gives a whole grid (51, n) at once
+    raises : checks.Refusal for parts without weights, and the other way round
     """
     if set(parts) != set(weights) or not parts:
         raise checks.Refusal(f"fusion of {list(parts)} with weights for {list(weights)}, expected one weight for each part")

@@ -37,6 +37,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
+        """Where its artefacts lie."""
         return self.run.stage_folder(self.stage, self.seed, self.machine)
 
     @property
@@ -103,7 +104,7 @@ def standing(run: Run, stage: Stage, seed: int, machine: str) -> tuple[str, list
     for *of, label in parts:
         why += [f"{label}{reason}" for reason in _reasons(*of) if reason not in why]
     if not why and not run.finished(stage, seed, machine):
-        why = ["summary.md or report.json of the report is missing"]
+        why = ["summary.md, report.json or model_card.md of the report is missing"]
     return ("stale" if why else "fresh"), list(dict.fromkeys(why))
 
 

@@ -133,10 +133,7 @@ class Latents:
 
 
 def load(folder: Path, table: pd.DataFrame, machine: str, domain: int) -> Latents:
-    """What an OEVAE detector left in its folder.  Arguments: `arranged`
-
-    raises : checks.Refusal where nothing was written yet
-    """
+    """What an OEVAE detector left in its folder.  Arguments: `arranged`  raises : checks.Refusal where nothing was written yet"""
     path = Path(folder) / f"{NAME}.safetensors"
     if not path.is_file():
         raise checks.Refusal(f"{path}: not there; run stage 05_oevae of {machine} first")
@@ -149,6 +146,7 @@ def arranged(tensors: dict[str, np.ndarray], table: pd.DataFrame, machine: str, 
     """A detector's `tensors` beside the clips they belong to.
 
     table : the store's clip table.  domain : channels of z_d
+    tensors : arrays by name, as `OEVAEDetector.tensors` describes their shapes (segments, dim), (clips,)
     """
     facts = {"v": tensors["v"], "prior": tensors["prior"], "trained": tensors["trained"].astype(bool)}
     clips = table.iloc[tensors["rows"]].reset_index(drop=True).assign(**facts)
@@ -263,10 +261,7 @@ def refit_table(latents: Latents) -> pd.DataFrame:
 
 
 def verdict(table: pd.DataFrame, alive: pd.DataFrame) -> str:
-    """What the VAE of one machine is worth, in one line of words.
-
-    table : of `measures`, one machine.  alive : of `channels`
-    """
+    """What the VAE of one machine is worth, in one line of words.  table : of `measures`, one machine.  alive : of `channels`"""
     count = alive.groupby("part")["alive"].sum().reindex(["z_d", "z_c"], fill_value=0)
     tie = value_of(table, "z_d", "v", "R²")[0]
     of_c, chance = value_of(table, "z_c", "domain", "balanced accuracy")
@@ -299,7 +294,10 @@ def saturation(history: pd.DataFrame) -> str:
 
 
 def load_vae(folder: Path, settings: config.OEVAE) -> VAE:
-    """The VAE of a finished detector, without its extractor; for traversals."""
+    """The VAE of a finished detector, without its extractor; for traversals.
+
+    raises : checks.Refusal for weights that are missing, torn or of another shape
+    """
     path = Path(folder) / "weights.safetensors"
     try:
         found = load_tensors(path)

@@ -26,7 +26,10 @@ ACTIVE_NATS = 0.01  # a latent channel whose mean KL is below this carries nothi
 
 
 def initial_scale(classes: int, subclusters: int) -> float:
-    """√2 · ln(C·S − 1): 10.988 for 148 classes of 16 sub-clusters.  Source: facts A7"""
+    """√2 · ln(C·S − 1): 10.988 for 148 classes of 16 sub-clusters.  Source: facts A7
+
+    raises : checks.Refusal for a single class of a single sub-cluster
+    """
     if classes * subclusters < 3:
         raise checks.Refusal(f"{classes} classes of {subclusters} sub-clusters came, expected 3 centres or more; train on more machines")
     return math.sqrt(2) * math.log(classes * subclusters - 1)
@@ -98,7 +101,10 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """x itself; the gradient that flows back through it is multiplied by `factor` (λ of Eq. 1 at the border of f_FE)."""
+    """x itself; the gradient that flows back through it is multiplied by `factor` (λ of Eq. 1 at the border of f_FE).
+
+    x : any shape (...,).  returns : the same
+    """
     return _ScaleGradient.apply(x, factor)
 
 

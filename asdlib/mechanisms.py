@@ -97,25 +97,26 @@ def turn(take: Take, speed: float, wander: float) -> np.ndarray:
 
 
 def cycle(turns: np.ndarray, orders: np.ndarray, amplitudes: np.ndarray, phases: np.ndarray) -> np.ndarray:
-    """A sum of cosines of whole orders of an angle, read from a table of one revolution."""
+    """Sum of cosines of whole orders of an angle `turns` (n,), read from a table of one revolution; the others (lines,), phases in rad."""
     spectrum = np.zeros(TABLE // 2 + 1, complex)
     np.add.at(spectrum, np.asarray(orders, int), amplitudes * np.exp(2j * np.pi * phases) * TABLE / 2)
     return fft.irfft(spectrum, TABLE)[(turns * TABLE).astype(np.int64) & (TABLE - 1)]
 
 
 def resonances(f: np.ndarray, centres: np.ndarray, q: float, floor: float = 0.0) -> np.ndarray:
-    """Transfer function of a few resonances (peak 1 each, causal) over a flat `floor`."""
+    """Transfer function of a few resonances (peak 1 each, causal) over a flat `floor`, complex (bins,), at f (bins,) Hz."""
     ratio = f[None] / np.asarray(centres, float)[:, None]
     damped = 1j * ratio / q
     return floor + (damped / (1 - ratio**2 + damped)).sum(0)
 
 
 def hump(f: np.ndarray, centre: float, octaves: float) -> np.ndarray:
-    """Magnitude of a smooth band around `centre`, `octaves` wide (one standard deviation to each side)."""
+    """Magnitude, (bins,) at f (bins,) Hz, of a smooth band around `centre`, `octaves` wide (one standard deviation to each side)."""
     return np.exp(-0.5 * (np.log2(f / centre) / octaves) ** 2)
 
 
 def through(x: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """x (n,) through the filter `response` (n // 2 + 1,)."""
     return fft.irfft(fft.rfft(x) * response, len(x))
 
 
@@ -127,11 +128,12 @@ def coloured(rng: np.random.Generator, response: np.ndarray, n: int) -> np.ndarr
 
 
 def rms(x: np.ndarray) -> float:
+    """Root mean square of x (n,), never 0."""
     return float(np.sqrt(np.mean(np.square(x)))) + 1e-12
 
 
 def passes(turns: np.ndarray) -> np.ndarray:
-    """Samples at which an angle completes a revolution."""
+    """Samples at which an angle `turns` (n,) completes a revolution."""
     return np.flatnonzero(np.diff(np.floor(turns))) + 1
 
 
@@ -143,7 +145,7 @@ def impulses(n: int, at: np.ndarray, force: np.ndarray | float) -> np.ndarray:
 
 
 def bearing_strikes(take: Take, turns: np.ndarray, order: float, response: np.ndarray) -> np.ndarray:
-    """A pitted bearing: a strike each time a ball passes the pit, slipping a little, heavier on the loaded side. RMS 1."""
+    """A pitted bearing: a strike each time a ball passes the pit, slipping a little, heavier on the loaded side. RMS 1, (n,)."""
     at = passes(turns * order)
     at = at + take.flaw.normal(0, 0.03 * take.n / max(len(at), 1), len(at)).astype(int)
     force = take.flaw.uniform(0.6, 1.4, len(at)) * (1 + 0.6 * np.cos(2 * np.pi * turns[np.clip(at, 0, take.n - 1)]))

@@ -216,6 +216,7 @@ def gamma_threshold(train_scores: np.ndarray, quantile: float = 0.9) -> Threshol
     train_scores : (n,) finite, of any sign;  quantile : in (0, 1)
     A gamma with three parameters is fitted (facts F5); for fewer than 10 or equal scores, or a fit that misses its own data
     (`fusion.fit_gamma`), the empirical quantile is taken instead and the method says so.
+    raises : checks.Refusal without scores, or with one that is not finite
     """
     train = np.asarray(train_scores, float)
     if len(train) == 0 or not np.isfinite(train).all():
@@ -229,12 +230,17 @@ def decisions(scores: pd.DataFrame, settings: config.Metrics) -> pd.DataFrame:
 
     returns : DECISION_COLUMNS, domain in source | target | all (all labelled clips); train_above is the share of training clips above
         the threshold. Precision is 0 where nothing was flagged (as in the official evaluator); all three are NaN where a domain lacks
-        normals or anomalies, or the machine has no training scores (method none). F1 of a domain uses only its clips (facts F3).
+        normals or anomalies, or the machine has no training scores (method none). A machine without test clips has its threshold, no more.
+        F1 of a domain uses only its clips (facts F3).
     """
     scores = scores[scores["component"] == "score"]
     found = _blocks(checks.score_table(scores))
     train = {key: part.to_numpy(float) for key, part in scores[scores["split"] == "train"].groupby(["system", "seed", "machine"])["score"]}
-    rows = []
+    rows, nothing = [], (np.empty(0, object), np.empty(0, "U7"), np.empty(0, "U10"), np.empty(0))
+    for system, seed, machine in sorted(train):  # a machine without test clips has a threshold all the same
+        blocks = found.setdefault((system, "score", int(seed)), [])
+        if machine not in {block.machine for block in blocks}:
+            blocks.append(_Block(machine, *nothing))
     for (system, _, seed), blocks in found.items():
         for block in blocks:
             mine = train.get((system, seed, block.machine), np.empty(0))
@@ -266,6 +272,7 @@ def controls(clips: pd.DataFrame, scores: pd.DataFrame, settings: config.Metrics
         side, the recordings tell the labels without any machine being understood.
         control_shuffled, component <system>: mean and central range (settings.confidence) of each metric when the labels are shuffled
         within each domain. A result inside the range is chance.
+    raises : checks.Refusal for a clip table without level_db
     """
     if "level_db" not in checks.clip_table(clips):
         raise checks.Refusal("clip table without level_db came to the controls, expected the table of the decoded clips (store.clips)")

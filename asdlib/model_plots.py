@@ -196,6 +196,7 @@ def interpolation(points: np.ndarray, domain: np.ndarray, new: np.ndarray, title
     """Items in two dimensions by domain, and the synthetic ones among them.
 
     points : float (n, 2); domain : (n,); new : float (m, 2), synthetic items in the same two dimensions.  Notebook: 02_preprocessing
+    raises : checks.Refusal for other shapes
     """
     if points.ndim != 2 or points.shape[1] != 2 or new.shape[1:] != (2,):
         raise checks.Refusal(f"points of shapes {points.shape} and {new.shape} came, expected (n, 2) and (m, 2)")

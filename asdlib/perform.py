@@ -18,7 +18,7 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from asdlib import artefacts, checks, report
+from asdlib import artefacts, checks, kernels, report
 
 KERNEL_CONFIG = Config(
     {
@@ -96,8 +96,9 @@ def _execute(order: Order) -> None:
     failed = folder / "failed.ipynb"
     try:
         papermill.execute_notebook(
-            order.notebook, str(failed), parameters=order.parameters, kernel_name="python3", progress_bar=False, cwd=str(folder), config=KERNEL_CONFIG
-        )
+            order.notebook, str(failed), parameters=order.parameters, kernel_name="python3", progress_bar=False, cwd=str(folder),
+            config=KERNEL_CONFIG, kernel_manager_class=kernels.WarmKernelManager,
+        )  # fmt: skip
     except PapermillExecutionError as error:
         if error.ename == "Refusal":
             raise checks.Refusal(f"{order.label}: {error.evalue}") from error

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from asdlib import artefacts, audio, checks, clips, config, detectability, synthetic, training
+from asdlib import artefacts, audio, checks, clips, config, detectability, precision, synthetic, training
 from asdlib.stages import STAGES, Stage
 
 NOTEBOOKS = artefacts.CLONE / "notebooks"
@@ -141,13 +141,17 @@ class Places:
     def detector_shaped_by(self, name: str, seed: int, machine: str, settings=None) -> dict:
         """Everything that shapes a detector: its settings, recordings, code, device, seed, machine ("": all of them)."""
         cfg = dataclasses.asdict(self.cfg)
-        chosen = {name: cfg[name] if settings is None else dataclasses.asdict(settings), "precision": cfg["precision"]}
+        chosen = {name: cfg[name] if settings is None else dataclasses.asdict(settings), "precision": self.precision_of(name)}
         made_by = {"recordings": self.store.fingerprint, "code": artefacts.code_digest(), "device": self.device.type}
         return {"settings": chosen, **made_by, "seed": seed, "machines": [machine] if machine else self.machines}
 
     def detector_digest(self, name: str, seed: int, machine: str, settings=None) -> str:
         """Digest of everything that shapes a detector."""
         return config.digest(name, self.detector_shaped_by(name, seed, machine, settings))
+
+    def precision_of(self, name: str) -> str:
+        """Precision in which a detector's network is trained, the same wherever this study is continued (`asdlib.precision`)."""
+        return precision.settled(name, self.cfg, self.device, self.study_folder)
 
     def outputs(self, stage: Stage) -> list[Path]:
         """Files that a stage leaves outside its folder and that belong to it."""
@@ -156,7 +160,7 @@ class Places:
     def finished(self, stage: Stage, seed: int, machine: str = "") -> bool:
         """True if a stage, its detectors and what it leaves elsewhere are there, whole, and made of what holds now."""
         folder = self.stage_folder(stage, seed, machine)
-        shown = [self.reports / name for name in ("summary.md", "report.json")] if stage.notebook == "09_report" else []
+        shown = [self.reports / name for name in ("summary.md", "report.json", "model_card.md")] if stage.notebook == "09_report" else []
         return (
             artefacts.finished(folder, self.digest(stage, seed, machine))
             and all(artefacts.finished(folder / name, self.detector_digest(name, seed, machine)) for name in stage.detectors)

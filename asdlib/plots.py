@@ -250,7 +250,7 @@ def spectrogram(
     """A time-frequency picture with axes in s and Hz and a colour bar with a unit.
 
     values : float (bins, frames).  frequencies_hz : float (bins,), rising; any spacing (mel bands are labelled where they are).
-    hop_s : s between frames.  colours : magma for levels, twilight for angles, PuOr for signed values. Notebook: 02_preprocessing
+    hop_s : s between frames.  colours : magma for levels, twilight for angles, PuOr for signed values. Others are refused.
     """
     if values.ndim != 2 or len(frequencies_hz) != len(values):
         raise checks.Refusal(f"{values.shape} values with {len(frequencies_hz)} frequencies came, expected (bins, frames) and one per bin")

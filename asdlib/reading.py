@@ -27,7 +27,7 @@ AGAIN = "delete the folder it lies in and give the same command again"
 
 @contextlib.contextmanager
 def refused(path: Path, what: str) -> Iterator[None]:
-    """Whatever goes wrong inside this block becomes the sentence that `path` does not hold `what`."""
+    """Whatever goes wrong inside this block becomes the refusal that `path` does not hold `what`."""
     try:
         yield
     except checks.Refusal:

@@ -26,7 +26,10 @@ BLOCK = 80  # score vectors handled at once: temporaries of 80 x 200 x 8 bytes s
 
 
 def harmonic(values: np.ndarray, axis: int | None = -1) -> np.ndarray:
-    """Harmonic mean with every value floored at the float epsilon, as the official evaluator does. NaN in, NaN out."""
+    """Harmonic mean with every value floored at the float epsilon, as the official evaluator does. NaN in, NaN out.
+
+    values : (..., n) along axis.  returns : (...,)
+    """
     floored = np.maximum(np.asarray(values, float), np.finfo(float).eps)
     return 1.0 / np.mean(1.0 / floored, axis=axis)
 
@@ -61,7 +64,7 @@ def clip_codes(domain: np.ndarray, label: np.ndarray) -> np.ndarray:
     """What each clip adds to the counts of `areas`: int64 (n_clips,), 0 for clips without a label.
 
     A count is one integer of four 15-bit fields, 16 bits apart: anomalies, source normals, target normals, all normals. One gather,
-    one running sum and one subtraction then serve all four, and no field can spill into the next.
+    one running sum and one subtraction then serve all four, and no field can spill into the next; for that, more clips are refused.
     """
     anomaly, normal = label == "anomaly", label == "normal"
     if anomaly.sum() + normal.sum() > FIELD:
@@ -132,7 +135,10 @@ def auc(normal: np.ndarray, anomaly: np.ndarray) -> np.ndarray:
 
 
 def pauc(normal: np.ndarray, anomaly: np.ndarray, max_fpr: float = 0.1) -> np.ndarray:
-    """Area under the ROC curve up to max_fpr in (0, 1], standardised after McClish; equal to scikit-learn's roc_auc_score(max_fpr=...)."""
+    """Area under the ROC curve up to max_fpr in (0, 1], standardised after McClish; equal to scikit-learn's roc_auc_score(max_fpr=...).
+
+    normal, anomaly : (..., n) and (..., m) scores.  raises : checks.Refusal for NaN and for an empty class
+    """
     return _two_samples(normal, anomaly, max_fpr)[..., 2]
 
 

@@ -11,10 +11,12 @@ Sources: report.txt 3.2 Eq. 5; SYSTEM 4, 5, 6; FACTS A8, F5. Notebooks: 03_basel
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from asdlib import checks
 
-BLOCK_BYTES = 256 * 2**20  # of the distance matrix held at once
+BLOCK_BYTES = 64 * 2**20  # of the distance matrix held at once
+SPARE = 12  # references beyond the k nearest whose distances are computed exactly
 
 
 def knn_distances(
@@ -27,25 +29,74 @@ def knn_distances(
         interpolated reference has several parents, train_clip (n_train, parents), and is left out for each of them
     returns : float64 (n_test, k_max), >= 0; column j − 1 is the j-th nearest.  Source: report.txt 3.2.  Notebooks: 03_baseline, 05_oevae
     raises : checks.Refusal when fewer than k_max references remain
+
+    Exact, although the search is a float32 matrix product: the distances of the k_max + SPARE best are computed again from the
+    differences in float64, and where the bound of the product's rounding does not rule out that a better one was missed (many
+    references equally far), the row is searched by a float64 product.
     """
     checks.embeddings(test, train)
+    if k_max > len(train):
+        raise checks.Refusal(f"{len(train)} training items came, expected at least k = {k_max}; use a smaller k")
+    own = None if test_clip is None or train_clip is None else _Own(np.asarray(test_clip), np.reshape(train_clip, (len(train), -1)))
+    exact = train.astype(np.float64)
+    centre = exact.mean(0)  # cancels in every difference, and takes with it most of what float32 would round
+    exact -= centre
+    norms = np.einsum("ij,ij->i", exact, exact)
+    rounded, norms32 = exact.astype(np.float32), norms.astype(np.float32)
+    near, widest, dim = min(k_max + SPARE, len(train)), float(np.sqrt(norms.max())), train.shape[1]
     out = np.empty((len(test), k_max))
-    train = train.astype(np.float64)
-    norms = np.einsum("ij,ij->i", train, train)
-    rows = max(1, BLOCK_BYTES // (8 * len(train)))
+    rows = max(1, min(BLOCK_BYTES // (8 * len(train)), BLOCK_BYTES // (8 * near * dim)))
     for start in range(0, len(test), rows):
-        block = test[start : start + rows].astype(np.float64)
-        square = np.einsum("ij,ij->i", block, block)[:, None] + norms - 2.0 * block @ train.T
-        if test_clip is not None and train_clip is not None:
-            for parent in np.reshape(train_clip, (len(train), -1)).T:
-                square[test_clip[start : start + rows, None] == parent] = np.inf
-        if k_max > square.shape[1]:
-            raise checks.Refusal(f"{square.shape[1]} training items came, expected at least k = {k_max}; use a smaller k")
-        near = np.partition(square, k_max - 1, axis=1)[:, :k_max]
-        if np.isinf(near).any():
+        items = test[start : start + rows].astype(np.float64) - centre
+        every = np.arange(start, start + len(items))
+        reached, found = _nearest(items.astype(np.float32), rounded, norms32, near, own and own(every))
+        if (np.isfinite(reached).sum(1) < k_max).any():
             raise checks.Refusal(f"fewer than k = {k_max} training items of other clips came; use a smaller k or more training clips")
-        out[start : start + rows] = np.sqrt(np.maximum(np.sort(near, axis=1), 0.0))
+        square = _squares(items, exact, reached, found)[:, :k_max]
+        length = np.einsum("ij,ij->i", items, items)
+        rounding = 2.0**-24 * ((2 * dim + 8) * np.sqrt(length) * widest + 4 * widest**2)
+        doubtful = np.flatnonzero(square[:, -1] - length > reached[:, -1] - rounding) if near < len(train) else ()
+        if len(doubtful):
+            again = _nearest(items[doubtful], exact, norms, near, own and own(every[doubtful]))
+            square[doubtful] = _squares(items[doubtful], exact, *again)[:, :k_max]
+        out[every] = np.sqrt(square)
     return out
+
+
+def _nearest(
+    items: np.ndarray, references: np.ndarray, norms: np.ndarray, near: int, left_out: tuple[np.ndarray, np.ndarray] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """|r|² − 2⟨x, r⟩, the squared distance less |x|², of the `near` best references r of each item x, ascending, and their numbers."""
+    partial = (items.dtype.type(-2) * items) @ references.T
+    partial += norms
+    if left_out is not None:
+        partial[left_out] = np.inf
+    reached, found = torch.topk(torch.from_numpy(partial), near, largest=False)  # five times faster than numpy's argpartition
+    return reached.numpy(), found.numpy()
+
+
+def _squares(items: np.ndarray, references: np.ndarray, reached: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Squared distances of items to the references found, from their differences, ascending; infinite where `reached` is."""
+    gaps = references[found]
+    gaps -= items[:, None]
+    return np.sort(np.where(np.isinf(reached), np.inf, np.einsum("ijk,ijk->ij", gaps, gaps)), axis=1)
+
+
+class _Own:
+    """Which references an item may not see.  test_clip : int (n_test,);  parents : int (n_train, parents)"""
+
+    def __init__(self, test_clip: np.ndarray, parents: np.ndarray):
+        self.clip, kin = test_clip, parents.ravel()
+        self.order = np.argsort(kin, kind="stable")
+        self.sorted, self.reference = kin[self.order], self.order // parents.shape[1]
+
+    def __call__(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(place in `items`, reference) of every pair that is left out."""
+        clip = self.clip[items]
+        first, last = (np.searchsorted(self.sorted, clip, side) for side in ("left", "right"))
+        count = last - first
+        place = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        return np.repeat(np.arange(len(clip)), count), self.reference[np.repeat(first, count) + place]
 
 
 def knn_score(distances: np.ndarray, k: int) -> np.ndarray:

@@ -49,7 +49,7 @@ STAGES = (
 
 
 def stage_of(notebook: str) -> Stage:
-    """The stage of a notebook's name or number."""
+    """The stage of a notebook's name or number.  raises : checks.Refusal for an unknown one"""
     for stage in STAGES:
         if notebook in (stage.notebook, stage.notebook[:2]):
             return stage

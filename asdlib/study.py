@@ -23,9 +23,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import threadpoolctl
 import torch
 
-from asdlib import artefacts, checks, config, explain, fusion, metrics, reading
+from asdlib import artefacts, checks, config, explain, fusion, metrics, reading, scorer
 from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_rows
 from asdlib.detectors.context import Context
 from asdlib.explore import maps
@@ -57,7 +58,7 @@ class Run(Places):
         """
         folder = self.stage_folder(self.stage, self.seed, self.machine) / (variant or name)
         machines = [self.machine] if self.stage.per_machine else self.machines
-        chosen = self.cfg if settings is None else dataclasses.replace(self.cfg, **{name: settings})
+        chosen = dataclasses.replace(self.cfg, precision=self.precision_of(name), **({} if settings is None else {name: settings}))
         cfg = dataclasses.asdict(chosen)
         of = (name, self.seed, self.machine if self.stage.per_machine else "", settings)
         digest = self.detector_digest(*of)
@@ -77,7 +78,8 @@ class Run(Places):
             if len(detector.history):
                 artefacts.write_table(folder / "history.parquet", detector.history)
             detector.save(folder)
-            facts = {"detector": name, "machines": machines, "seed": self.seed, "settings": cfg[name], "seconds": time.perf_counter() - began}
+            facts = {"detector": name, "machines": machines, "seed": self.seed, "settings": cfg[name], "precision": chosen.precision}
+            facts |= {"seconds": time.perf_counter() - began}
             facts |= {"device": self.device.type, "data": self.store.fingerprint, "peak_memory_mb": artefacts.peak_memory_mb()}
             facts |= {"shaped_by": self.detector_shaped_by(*of)}
             artefacts.seal(folder, digest, facts)
@@ -147,21 +149,17 @@ class Run(Places):
         """Metrics and controls with intervals, written to metrics.csv and controls.csv."""
         stream = {fusion.ALL_SEEDS: self.seed}  # of the bootstrap
         tables = [metrics.table(part, self.cfg.metrics, stream.get(seed, seed)) for seed, part in scores.groupby("seed")]
-        table = pd.concat(tables, ignore_index=True)
-        controls = metrics.controls(self.clips, scores, self.cfg.metrics, self.seed)
+        table, controls = pd.concat(tables, ignore_index=True), metrics.controls(self.clips, scores, self.cfg.metrics, self.seed)
         artefacts.write_table(self.folder / "metrics.csv", table)
         artefacts.write_table(self.folder / "controls.csv", controls)
         return table, controls
 
     def keep(self, name: str, table: pd.DataFrame) -> None:
-        """A table of this run's stage for later ones, beside its notebook. Only `asd run` writes it, into the folder that it began for these
-        settings; a notebook opened by hand leaves what is there as it is.
-        """
-        machine = self.machine if self.stage.per_machine else ""
-        folder = self.stage_folder(self.stage, self.seed, machine)
-        marker = folder / "BEGUN"
-        if marker.is_file() and marker.read_text(encoding="utf-8") == self.digest(self.stage, self.seed, machine):
-            artefacts.write_table(folder / name, table)
+        """A table of this run's stage, beside its notebook. Only `asd run` writes it; a notebook opened by hand leaves what is there."""
+        job = (self.stage, self.seed, self.machine if self.stage.per_machine else "")
+        marker = self.stage_folder(*job) / "BEGUN"
+        if marker.is_file() and marker.read_text(encoding="utf-8") == self.digest(*job):
+            artefacts.write_table(marker.parent / name, table)
 
     def kept(self, notebook: str, name: str) -> pd.DataFrame:
         """What a stage without machines kept, of all seeds, with the column seed; empty where the stage is not finished for these settings."""
@@ -172,6 +170,14 @@ class Run(Places):
                 found.append(pd.read_csv(path).assign(seed=seed))
         return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
+    def scorer(self, machine: str = "", system: str = "") -> scorer.Scorer:
+        """The trained detectors of one machine, for any recordings, see `scorer.of`; the run must be finished (`open`)."""
+        return scorer.of(self, jobs(self), machine, system)
+
+    def score(self, paths: Sequence[str | Path], machine: str = "", system: str = "") -> pd.DataFrame:
+        """Scores of recordings and folders of recordings: a row per file, see `scorer.Scorer`. For many calls keep one `scorer`."""
+        return self.scorer(machine, system)(scorer.recordings(paths))
+
     def timings(self) -> pd.DataFrame:
         """Seconds of every finished job of this study: stage, machine, seed, seconds; and the peak memory of those that train."""
         rows = []
@@ -181,8 +187,7 @@ class Run(Places):
                 continue
             facts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             inner = [json.loads(path.read_text(encoding="utf-8"))["peak_memory_mb"] for path in folder.glob("*/manifest.json")]
-            peak = str(max(inner)) if inner else ""
-            rows.append((stage.notebook, machine, seed if stage.per_seed else "", facts["seconds"], peak))
+            rows.append((stage.notebook, machine, seed if stage.per_seed else "", facts["seconds"], str(max(inner)) if inner else ""))
         return pd.DataFrame(rows, columns=["stage", "machine", "seed", "seconds", "peak_memory_mb"])
 
 
@@ -208,6 +213,7 @@ def open_run(study: str, overrides: Sequence[str] = (), home: str | Path = "", s
     """Open a study by name (see notebooks/studies) or TOML path; `home` holds runs/ and reports/ (default: the clone).
 
     overrides : `name=value`; after `variant=NAME` follow the settings of one variant of a sweep
+    raises : checks.Refusal for an unknown study, setting or system, and for seeds or systems that stand there twice
     """
     for number, text in enumerate(overrides):
         if text.startswith(VARIANT):  # what follows it varies the study that stands before it
@@ -219,7 +225,7 @@ def open_run(study: str, overrides: Sequence[str] = (), home: str | Path = "", s
 
 
 def load(study: str, overrides: Sequence[str] = ()) -> config.Study:
-    """Settings of a study (config.load) whose systems are known and whose seeds and systems stand there once."""
+    """Settings of a study (config.load) whose systems are known and whose seeds and systems stand there once; others are refused."""
     cfg = config.load(study, overrides)
     for system in cfg.systems:
         if system in fusion.COMPOSED and system not in SYSTEMS:
@@ -230,6 +236,23 @@ def load(study: str, overrides: Sequence[str] = ()) -> config.Study:
         if not values or len(set(values)) < len(values):
             raise checks.Refusal(f"setting {name}: got {list(values)}, expected at least one value and none twice")
     return cfg
+
+
+def open(study: str, home: str | Path = "", seed: int | None = None) -> Run:
+    """A study that was run to its end, with the settings it was run with: `open("demo").score(["clip.wav"], machine="fan")`.
+
+    study : name or TOML path.  home : holds runs/ and reports/ (default: the clone).  seed : one of the study's, none: the first
+    raises : checks.Refusal where it was never run to its end; what is out of date is told when it is asked for (`Run.scorer`)
+    """
+    home, name = Path(home or artefacts.CLONE).resolve(), config.load(study).name
+    try:
+        came = json.loads((home / "runs" / name / "09_report" / "params.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise checks.Refusal(f"study {name} was not run to its end in {home}; run `asd run {name}` first, or name its folder by --home") from error
+    run = open_run(came["study"], came["overrides"], home, seed)
+    if run.seed not in run.cfg.seeds:
+        raise checks.Refusal(f"seed {run.seed} came, the study has {', '.join(map(str, run.cfg.seeds))}; take one of them")
+    return run
 
 
 def arrive(notebook: str, *, study: str, overrides: list, home: str, seed: int = 0, machine: str = "") -> Run:
@@ -248,4 +271,5 @@ def arrive(notebook: str, *, study: str, overrides: list, home: str, seed: int =
     if artefacts.HOLDS in os.environ:  # not by hand
         artefacts.alone(run.stage_folder(run.stage, run.seed, run.machine if run.stage.per_machine else ""))
     torch.set_num_threads(1)  # two spinning threads on two busy cores are ten times slower than one
+    threadpoolctl.threadpool_limits(1)  # numpy's too: a notebook opened by hand computes what a study computes
     return run

@@ -56,6 +56,7 @@ def own_scores(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def number(value: float | None, low: float | None = None, high: float | None = None, digits: int = 3) -> str:
+    """A value with its interval as text: "0.812 [0.704, 0.903]", or "— not available" for None and NaN."""
     if value is None or math.isnan(value):
         return "— not available"
     bounds = "" if low is None or math.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"

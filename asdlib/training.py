@@ -10,6 +10,7 @@ Sources: SYSTEM 4, 5, 6; DESIGN 3. Notebooks: 03_baseline, 04_classifier, 05_oev
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import math
 import os
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
+import threadpoolctl
 import torch
 from safetensors.torch import load_file, save
 from torch import nn
@@ -33,14 +35,6 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise checks.Refusal("device cuda was asked for, but torch sees no GPU; use --device auto or cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type of training steps for a setting `auto`, `float32` or `bf16`; auto takes bfloat16 where the device has units for it."""
-    if name == "auto":
-        on_cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        name = "bf16" if (torch.cuda.is_bf16_supported() if device.type == "cuda" else on_cpu) else "float32"
-    return torch.bfloat16 if name == "bf16" else torch.float32
 
 
 def generator_for(seed: int, *path: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -65,8 +59,30 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+@functools.cache
+def _pools() -> threadpoolctl.ThreadpoolController:
+    return threadpoolctl.ThreadpoolController()  # finding the libraries takes milliseconds, so once
+
+
+@contextlib.contextmanager
+def one_thread():
+    """Arithmetic of this block runs on one thread: sums are then added in one order, and results are equal bit for bit, however many
+    threads the machine, a notebook or an environment variable would give to torch, numpy or scikit-learn.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with _pools().limit(limits=1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def shuffled_batches(count: int, batch: int, generator: torch.Generator, device: torch.device) -> Iterator[torch.Tensor]:
-    """Index batches that visit 0 … count − 1 once in random order; a last batch of one item joins the batch before it."""
+    """Index batches that visit 0 … count − 1 once in random order; a last batch of one item joins the batch before it.
+
+    yields : int64 (batch,) on the device
+    """
     order = torch.randperm(count, generator=generator, device=generator.device).to(device)
     starts = list(range(0, count, batch))
     if len(starts) > 1 and count - starts[-1] < 2:
@@ -95,6 +111,18 @@ class Progress:
             print("\r" + line, end="\n" if done == self.total else "", file=sys.stderr, flush=True)
 
 
+def step(
+    model: nn.Module, batch, optimiser: torch.optim.Optimizer, generator: torch.Generator, precision: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """One update of the weights; the terms that `loss` names, on the device. With bfloat16 the loss is computed under autocast."""
+    optimiser.zero_grad(set_to_none=True)
+    with torch.autocast(generator.device.type, precision, enabled=precision != torch.float32):
+        terms = model.loss(batch, generator)
+    terms["loss"].backward()
+    optimiser.step()
+    return terms
+
+
 def fit(
     model: nn.Module, batches: Batches, optimiser: torch.optim.Optimizer, *, epochs: int, seed: int, what: str,
     checkpoint: Path | None = None, evaluate: Callable[[], dict[str, float]] | None = None, precision: torch.dtype = torch.float32,
@@ -121,11 +149,7 @@ def fit(
         sums: dict[str, torch.Tensor] = {}
         steps = 0
         for batch in batches(generator):
-            optimiser.zero_grad(set_to_none=True)
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                terms = model.loss(batch, generator)
-            terms["loss"].backward()
-            optimiser.step()
+            terms = step(model, batch, optimiser, generator, precision)
             steps += 1
             for name, value in terms.items():
                 value = value.detach()

@@ -41,7 +41,10 @@ def shown(value: object) -> str:
 
 
 def put(tree: dict, text: str) -> None:
-    """Set one value in nested dicts from `a.b=value`; the right side is TOML, or else taken as a string."""
+    """Set one value in nested dicts from `a.b=value`; the right side is TOML, or else taken as a string.
+
+    raises : checks.Refusal where the text has no = or a value stands in the place of a section
+    """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise checks.Refusal(f"--set {shown(text)}: expected name=value, for example autoencoder.epochs=5")

@@ -107,6 +107,18 @@ def test_reopened_without_decoding_and_rebuilt_when_anything_changed(tree, tmp_p
     assert len(calls) == 4
 
 
+def test_a_store_that_does_not_fit_stays_where_it_is_and_says_so(tree, tmp_path, monkeypatch, capsys):
+    store = opened(tree, tmp_path)
+    monkeypatch.setattr(audio, "_free_bytes", lambda device: store.samples.nbytes / 0.7)
+    moved = store.to("meta")  # a device that keeps shapes only: what reaches it can be seen
+    assert moved.samples.device.type == moved.offset.device.type == "meta" and not capsys.readouterr().out
+    monkeypatch.setattr(audio, "_free_bytes", lambda device: store.samples.nbytes / 0.9)
+    kept = store.to("meta")
+    assert "(0.0 GB) do not fit in 80 % of the 0.0 GB free on meta; they stay on the cpu and batches are moved" in capsys.readouterr().out
+    assert kept.samples.device.type == kept.count.device.type == "cpu" and kept.device.type == "meta"
+    assert kept.segments([0, 1], [0, 5], 100).device.type == kept.audio([0, 1]).device.type == "meta"
+
+
 HARM = ("shorter", "longer", "no samples", "no table", "torn table", "torn mark", "empty mark", "other table", "no mark")
 
 

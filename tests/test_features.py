@@ -127,3 +127,15 @@ def test_refusals():
         features.spectrogram(torch.zeros(1, 100))
     with pytest.raises(checks.Refusal, match="unknown phase representation 'cosin'; did you mean cossin"):
         features.phase(torch.zeros(1, 2048), representation="cosin")
+
+
+VARIANTS = [(features.log_mel, {}), (features.baseline_mel, {}), (features.spectrogram, {}), (features.spectrogram, {"kind": "mel"})]
+VARIANTS += [(features.phase, {"representation": name}) for name in features.PHASE]
+
+
+@pytest.mark.parametrize("function, more", VARIANTS)
+def test_pieces_are_the_batch(function, more, monkeypatch):
+    wave = torch.randn(7, 6000, generator=torch.Generator().manual_seed(0))
+    whole = function(wave, **more)
+    monkeypatch.setattr(features, "CHUNK", 13000)  # two waveforms, and one that is left over
+    torch.testing.assert_close(function(wave, **more), whole)

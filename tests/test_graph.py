@@ -17,7 +17,7 @@ def home(tmp_path_factory):
         run, folder, of = job.run, job.folder, (job.stage, job.seed, job.machine)
         for path in run.outputs(job.stage):
             path.write_text("x")
-        for path in [run.reports / "summary.md", run.reports / "report.json"]:
+        for path in [run.reports / name for name in ("summary.md", "report.json", "model_card.md")]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("x")
         for name in job.stage.detectors:

@@ -9,11 +9,11 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "asdlib"
 OPEN_TO_ALL = ("config", "trees", "checks", "artefacts")
 LINE = (
-    "checks", "trees", "config", "artefacts", "reading", "clips", "condition", "mechanisms", "synthetic", "archives", "records", "download",
-    "decoding", "encoding", "audio", "features", "augment", "losses", "models", "training", "scoring", "backends", "latents", "fusion", "detectors",
-    "explain", "roc", "metrics", "ablation", "tables", "detectability", "claims", "plots", "model_plots", "classifier_plots", "atlas_plots",
-    "report_plots", "explore", "widgets", "report", "compare", "stages", "places", "study", "sweeps", "graph", "perform", "cluster", "execute",
-    "settled", "cli",
+    "checks", "later", "trees", "config", "artefacts", "reading", "clips", "condition", "mechanisms", "synthetic", "archives", "records",
+    "download", "decoding", "recordings", "encoding", "audio", "features", "augment", "losses", "models", "training", "precision", "scoring",
+    "backends", "latents", "fusion", "detectors", "explain", "roc", "metrics", "submission", "ablation", "tables", "detectability", "claims",
+    "plots", "model_plots", "classifier_plots", "atlas_plots", "report_plots", "explore", "widgets", "report", "compare", "model_card", "scorer",
+    "reasons", "stages", "places", "study", "sweeps", "graph", "zygote", "kernels", "perform", "cluster", "execute", "settled", "commands", "cli",
 )  # fmt: skip
 MAX_LINES = 350
 

@@ -1,5 +1,6 @@
 """The whole line, by the command line, on the smoke study: what it leaves behind, what a second run does, and what breaks it."""
 
+import io
 import json
 import os
 import re
@@ -242,3 +243,31 @@ def test_two_study_files_of_one_name_do_not_share_a_folder(finished, tree, tmp_p
     home, _ = finished
     (tmp_path / "smoke.toml").write_text("about = 'another study'")
     assert "set another name in the study file" in said(asd("run", tmp_path / "smoke.toml", "--data-root", tree, "--home", home))
+
+
+def test_files_have_the_scores_that_the_study_gave_them(finished, tree):
+    """From another process, in another order, beside a file that is none: bit for bit, by the system that stands for the study and by another."""
+    home, _ = finished
+    scores = pd.read_parquet(home / "runs" / "smoke" / "scores.parquet")
+    paths = sorted((tree / "gearbox" / "test").glob("*.wav"))[::-1]
+    for words, system in (([], "ensemble"), (["--system", "baseline_mahala"], "baseline_mahala")):
+        result = asd("score", "smoke", "--home", home, "--machine", "gearbox", *words, *paths[:3], tree / "nothing.wav", *paths[3:])
+        assert result.returncode == 1 and "nothing.wav: unreadable" in result.stderr and "1 of 17 files could not be scored" in result.stderr
+        table = pd.read_csv(io.StringIO(result.stdout), float_precision="round_trip")
+        own = scores[(scores["system"] == system) & (scores["component"] == "score")].set_index("clip")["score"]
+        assert table["file"].tolist() == list(map(str, paths))
+        np.testing.assert_array_equal(table["score"], own[[f"gearbox/test/{path.name}" for path in paths]])
+        assert table["decision"].isin(["normal", "anomaly"]).all() and table["alpha"].notna().all() == (system == "ensemble")
+    assert "study smoke has the machines fan, gearbox; say which one with --machine" in said(asd("score", "smoke", "--home", home, paths[0]))
+    assert "seed 7 came, the study has 0" in said(asd("score", "smoke", "--home", home, "--seed", "7", "--machine", "fan", paths[0]))
+
+
+def test_a_finished_study_leaves_a_model_card_and_can_be_submitted(finished, tmp_path):
+    home, _ = finished
+    card = (home / "reports" / "smoke" / "model_card.md").read_text(encoding="utf-8")
+    for heading in ("Data", "Intended use and limits", "Results, with intervals", "Controls", "Thresholds and what they mean", "Hardware and time"):
+        assert f"## {heading}" in card
+    assert "Licence of the recordings: not stated" in card and "| gearbox |" in card and "Few training clips of" in card
+    result = asd("submit", "smoke", tmp_path / "sub", "--home", home)
+    assert result.returncode == 0 and "system ensemble" in result.stdout, result.stderr
+    assert len(list((tmp_path / "sub").glob("*_section_00_test.csv"))) == 4

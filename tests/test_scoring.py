@@ -13,12 +13,37 @@ def sets():
 
 def test_knn_equals_scikit_learn(sets, monkeypatch):
     test, train = sets
-    monkeypatch.setattr(scoring, "BLOCK_BYTES", 8 * 53 * 5)  # several blocks
+    monkeypatch.setattr(scoring, "BLOCK_BYTES", 8 * 16 * 8 * 5)  # several blocks
     made = scoring.knn_distances(test, train, k_max=4)
     expected, _ = NearestNeighbors(n_neighbors=4, algorithm="brute").fit(train.astype(float)).kneighbors(test.astype(float))
     np.testing.assert_allclose(made, expected, rtol=1e-9, atol=1e-9)
     for k in (1, 2, 4):
         np.testing.assert_allclose(scoring.knn_score(made, k), expected[:, :k].mean(1))
+
+
+@pytest.mark.parametrize("spare", [0, 12])
+def test_copies_ties_and_a_far_origin_are_exact(spare, monkeypatch):
+    """Where a float32 product cancels: references that are copies, lie on a grid of equal distances, or 1e4 from the origin."""
+    monkeypatch.setattr(scoring, "SPARE", spare)
+    rng = np.random.default_rng(2)
+    grid = np.stack(np.meshgrid(*[np.arange(5.0)] * 3), -1).reshape(-1, 3)
+    near = rng.normal(size=(60, 3))
+    for train in (np.repeat(near, 5, 0), grid, near * 1e-3 + 1e4, np.concatenate([near, near + 1e-6]), np.ones((40, 3))):
+        train = train.astype(np.float32)
+        test = np.concatenate([train[:7], train[:7] + np.float32(0.5)])
+        made = scoring.knn_distances(test, train, k_max=6)
+        expected = np.sort(np.linalg.norm(test[:, None].astype(float) - train[None].astype(float), axis=2), 1)[:, :6]
+        np.testing.assert_allclose(made, expected, rtol=1e-9, atol=1e-11 * np.abs(train).max())
+
+
+def test_the_search_is_a_float32_product_and_still_finds_the_nearest():
+    rng = np.random.default_rng(3)
+    train, test = (rng.normal(size=(n, 64)).astype(np.float32) for n in (700, 40))
+    clip, parents = rng.integers(0, 50, 40), rng.integers(0, 50, (700, 2))
+    made = scoring.knn_distances(test, train, k_max=4, test_clip=clip, train_clip=parents)
+    for i in range(len(test)):
+        allowed = train[(parents != clip[i]).all(1)].astype(float)
+        np.testing.assert_allclose(made[i], np.sort(np.linalg.norm(allowed - test[i].astype(float), axis=1))[:4], rtol=1e-12)
 
 
 def test_no_test_clip_moves_another(sets):

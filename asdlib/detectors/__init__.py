@@ -7,7 +7,8 @@ Every detector answers to one interface and stands in the dict at the foot of th
     detector.embed(rows)                        # float32 (items, dim) and the position in `rows` of each item
     detector.scores(rows)                       # {(system, component): float64 (len(rows),)}; without "score" where fusion makes it
     detector.training_scores()                  # the same for the training clips, leave-clip-out
-    detector.save(folder), detector.load(folder)
+    detector.save(folder), detector.load(folder, train_rows)
+    detector.on(store)                          # the same, for the clips of another store
 
 `detect` runs one on one machine and returns the score table. Notebooks: 03_baseline, 04_classifier, 05_oevae.
 """
@@ -22,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from asdlib import checks
+from asdlib.audio import Store
 from asdlib.detectors.baseline import AutoencoderBaseline, NearestNeighbour
 from asdlib.detectors.classifier import ClassifierDetector
 from asdlib.detectors.context import Context, Scores
@@ -34,16 +36,34 @@ class Detector(Protocol):
     history: pd.DataFrame
 
     def __init__(self, context: Context): ...
-    def fit(self, train_rows: np.ndarray) -> None: ...
-    def embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
-    def scores(self, rows: np.ndarray) -> Scores: ...
-    def training_scores(self) -> Scores: ...
-    def save(self, folder: Path) -> None: ...
-    def load(self, folder: Path, train_rows: np.ndarray) -> None: ...
+    def fit(self, train_rows: np.ndarray) -> None:
+        """Train on normal training clips, int (clips,) rows of the store."""
+        ...
+    def embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """float32 (items, dim), and int (items,): position in `rows`."""
+        ...
+    def scores(self, rows: np.ndarray) -> Scores:
+        """float64 (clips,) per (system, component), of clips that are not training clips; one clip moves no other."""
+        ...
+    def training_scores(self) -> Scores:
+        """The same of the training clips, leave-clip-out."""
+        ...
+    def save(self, folder: Path) -> None:
+        """Write all that `load` needs into a folder."""
+        ...
+    def load(self, folder: Path, train_rows: np.ndarray) -> None:
+        """Read what `save` wrote; checks.Refusal for a torn or foreign file."""
+        ...
+    def on(self, store: Store) -> Detector:
+        """The same detector for the clips of another store."""
+        ...
 
 
 def machine_rows(clips: pd.DataFrame, machine: str, split: str) -> np.ndarray:
-    """Store rows of a machine's training or test clips; training rows are normal ones only."""
+    """Store rows of a machine's training or test clips; training rows are normal ones only.
+
+    returns : int (clips,), rising
+    """
     keep = (clips["machine"] == machine) & (clips["split"] == split)
     if split == "train":
         keep &= clips["label"] == "normal"
@@ -51,7 +71,10 @@ def machine_rows(clips: pd.DataFrame, machine: str, split: str) -> np.ndarray:
 
 
 def training_rows(clips: pd.DataFrame, machine: str) -> np.ndarray:
-    """Store rows of a machine's normal training clips; a machine without one is refused."""
+    """Store rows of a machine's normal training clips; a machine without one is refused.
+
+    returns : int (clips,), rising.  raises : checks.Refusal
+    """
     rows = machine_rows(clips, machine, "train")
     if len(rows) == 0:
         raise checks.Refusal(f"machine {machine} has no usable training clip; add recordings or leave it out with --machines")
@@ -59,7 +82,10 @@ def training_rows(clips: pd.DataFrame, machine: str) -> np.ndarray:
 
 
 def score_table(clips: pd.DataFrame, rows: np.ndarray, scores: Scores, seed: int) -> pd.DataFrame:
-    """Scores of the clips at `rows` as a score table (checks.SCORE_COLUMNS)."""
+    """Scores of the clips at `rows` as a score table (checks.SCORE_COLUMNS).
+
+    rows : int (clips,).  scores : (system, component) -> float (clips,).  raises : checks.Refusal for scores that are not finite
+    """
     facts = clips.iloc[rows][["machine", "section", "split", "domain", "label", "clip"]]
     parts = [facts.assign(system=system, component=component, score=values, seed=seed) for (system, component), values in scores.items()]
     return checks.score_table(pd.concat(parts, ignore_index=True)[list(checks.SCORE_COLUMNS)])

@@ -15,7 +15,8 @@ import torch
 from safetensors.numpy import save
 
 from asdlib import checks, features, reading, scoring, training
-from asdlib.detectors.context import Context, Scores, frames_of
+from asdlib.audio import Store
+from asdlib.detectors.context import Context, Scores, clip_by_clip, frames_of, moved
 from asdlib.models.autoencoder import Autoencoder, Vectors
 
 SMALLEST_DB = 1e-3  # a feature that varies less is as good as constant
@@ -45,6 +46,7 @@ class NearestNeighbour:
         made = torch.stack([torch.cat([part.mean(0), part.std(0, correction=0)]) for part in parts])
         return made.cpu().numpy(), np.arange(len(rows))
 
+    @clip_by_clip
     def scores(self, rows: np.ndarray) -> Scores:
         """Score of clips that are not training clips."""
         deviation = np.maximum(self.train.std(0), SMALLEST_DB)
@@ -72,6 +74,10 @@ class NearestNeighbour:
     def load(self, folder: Path, train_rows: np.ndarray) -> None:
         """What `save` wrote."""
         self.train = reading.tensors(folder / "references.safetensors", {"train": 2})["train"]
+
+    def on(self, store: Store) -> NearestNeighbour:
+        """The same detector for the clips of another store."""
+        return moved(self, store)
 
 
 class AutoencoderBaseline:
@@ -208,6 +214,7 @@ class AutoencoderBaseline:
         """Mean residual of each clip per band, dB: float32 (clips, n_mels), and one item per clip."""
         return self._residuals(self.net, {}, rows)["residual"].astype(np.float32), np.arange(len(rows))
 
+    @clip_by_clip
     def scores(self, rows: np.ndarray) -> Scores:
         """Both scores of clips that are not training clips, and the two distances behind the selective one."""
         return self._score(self.net, self.precisions, rows)
@@ -239,9 +246,16 @@ class AutoencoderBaseline:
         if set(self.precisions) != {"source", "target"} or any(matrix.shape != square for matrix in self.precisions.values()):
             raise checks.Refusal(f"{folder}: its covariances are not of {square[0]} bands in source and target; {reading.AGAIN}")
 
+    def on(self, store: Store) -> AutoencoderBaseline:
+        """The same detector for the clips of another store."""
+        return moved(self, store)
+
 
 def fold_of(domain: np.ndarray, folds: int) -> np.ndarray:
-    """Fold number of each clip: the clips of a domain are dealt out in turn, so that each fold holds its share."""
+    """Fold number of each clip: the clips of a domain are dealt out in turn, so that each fold holds its share.
+
+    domain : str (clips,).  folds : how many, at most as many as clips.  returns : int (clips,), from 0
+    """
     folds = min(folds, len(domain))
     out = np.empty(len(domain), int)
     dealt = 0

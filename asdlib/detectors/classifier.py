@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.numpy import load_file, save_file
 
-from asdlib import audio, augment, backends, checks, clips, config, training
-from asdlib.detectors.context import BATCH_SAMPLES, Context, Scores
+from asdlib import audio, augment, backends, checks, clips, config, precision, training
+from asdlib.detectors.context import BATCH_SAMPLES, Context, Scores, clip_by_clip, moved
 from asdlib.models.classifier import Batch, Classifier, branch_inputs
 
 WEIGHTS, SPLIT = 4, 5  # streams of the seed: initial weights, held-out clips
@@ -60,6 +60,8 @@ class ClassifierDetector:
     def _prepare(self, train_rows: np.ndarray) -> None:
         """Classes, the held-out clips, and a network with fresh weights."""
         self.train_rows = np.asarray(train_rows)
+        self.trained_machine = self.machines[self.train_rows]
+        self.trained_target = self.context.store.clips["domain"].to_numpy()[self.train_rows] == "target"
         names = clips.training_classes(self.context.store.clips)[self.train_rows]
         self.classes, self.codes = np.unique(names.to_numpy(dtype=object).astype(str), return_inverse=True)
         if len(self.classes) < 2:
@@ -109,7 +111,7 @@ class ClassifierDetector:
             what=f"classifier, {len(self.classes)} classes",
             checkpoint=context.folder and context.folder / "checkpoint.pt",
             evaluate=self._held_out_accuracy if self.kept_out.any() else None,
-            precision=training.pick_precision(context.cfg.precision, context.device),
+            precision=precision.DTYPES[precision.settled("classifier", context.cfg, context.device)],
         )
         self._keep(self.train_rows, self.embed(self.train_rows)[0])
 
@@ -144,37 +146,42 @@ class ClassifierDetector:
     def _keep(self, rows: np.ndarray, embedding: np.ndarray) -> None:
         self.embeddings.update(zip(np.asarray(rows).tolist(), embedding))
         if rows is self.train_rows:
-            self._backends = self._made(slice(None), list(backends.BACKENDS))
+            self.train_vectors, self._backends = self._vectors(rows), {}
 
     def _vectors(self, rows: np.ndarray) -> np.ndarray:
         return np.stack([self.embeddings[row] for row in np.asarray(rows).tolist()])
 
-    def _made(self, columns: slice | np.ndarray, names: Sequence[str]) -> dict[str, dict[str, backends.Backend]]:
-        """Back-ends of every machine, on some columns of the training embeddings."""
-        domain, out = self.context.store.clips["domain"].to_numpy(), {}
-        for machine in np.unique(self.machines[self.train_rows]):
-            rows = self.train_rows[self.machines[self.train_rows] == machine]
-            train, target = self._vectors(rows)[:, columns], domain[rows] == "target"
-            out[machine] = {name: backends.BACKENDS[name](train, target, self.settings, self.context.seed) for name in names}
-        return out
+    def _made(self, machine: str, columns: slice | np.ndarray, names: Sequence[str]) -> dict[str, backends.Backend]:
+        """Back-ends of a machine, on some columns of its training embeddings."""
+        own = self.trained_machine == machine
+        with training.one_thread():
+            parts = self.train_vectors[own][:, columns], self.trained_target[own], self.settings, self.context.seed
+            return {name: backends.BACKENDS[name](*parts) for name in names}
 
     def _by_machine(self, rows: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """(machine, positions in rows); a machine that was not trained on is refused."""
         of = self.machines[rows]
         for machine in np.unique(of):
-            checks.known_name("machine of a trained classifier", machine, list(self._backends))
+            checks.known_name("machine of a trained classifier", machine, sorted(set(self.trained_machine)))
             yield machine, np.flatnonzero(of == machine)
+
+    def _backends_of(self, machine: str) -> dict[str, backends.Backend]:
+        """All back-ends of one machine, made when they are first asked for."""
+        if machine not in self._backends:
+            self._backends[machine] = self._made(machine, slice(None), list(backends.BACKENDS))
+        return self._backends[machine]
 
     def _scores(self, values: dict[str, np.ndarray]) -> Scores:
         return {("classifier", "score"): values[self.settings.backend]} | {("classifier", name): x for name, x in values.items()}
 
+    @clip_by_clip
     def scores(self, rows: np.ndarray) -> Scores:
         """Score of clips that are not training clips, by every back-end of their machine."""
         embedding = self.embed(rows)[0]
         self._keep(rows, embedding)
         values = {name: np.empty(len(rows)) for name in backends.BACKENDS}
         for machine, where in self._by_machine(rows):
-            for name, backend in self._backends[machine].items():
+            for name, backend in self._backends_of(machine).items():
                 values[name][where] = backend(embedding[where])
         return self._scores(values)
 
@@ -182,7 +189,7 @@ class ClassifierDetector:
         """Score of each training clip, leave-clip-out in the back-ends; the network saw all but the held-out ones."""
         values = {name: np.empty(len(self.train_rows)) for name in backends.BACKENDS}
         for machine, where in self._by_machine(self.train_rows):
-            for name, backend in self._backends[machine].items():
+            for name, backend in self._backends_of(machine).items():
                 values[name][where] = backend.training()
         return self._scores(values)
 
@@ -200,9 +207,10 @@ class ClassifierDetector:
             chosen |= {f"without {name}": column != i for i, name in enumerate(s.branches)}
         out, embedding = {}, self._vectors(rows)
         for part, columns in chosen.items():
-            made, out["classifier", part] = self._made(columns, [s.backend]), np.empty(len(rows))
+            out["classifier", part] = np.empty(len(rows))
             for machine, where in self._by_machine(rows):
-                out["classifier", part][where] = made[machine][s.backend](embedding[where][:, columns])
+                backend = self._made(machine, columns, [s.backend])[s.backend]
+                out["classifier", part][where] = backend(embedding[where][:, columns])
         return out
 
     def branch_parts(self, rows: np.ndarray) -> np.ndarray:
@@ -220,7 +228,7 @@ class ClassifierDetector:
             train = self.train_rows[self.machines[self.train_rows] == machine]
             place = {row: i for i, row in enumerate(train.tolist())}
             own = np.array([place.get(row, -1) for row in rows[where].tolist()])
-            gap = backends.unit(embedding[where]) - self._backends[machine][self.settings.backend].nearest(embedding[where], own)
+            gap = backends.unit(embedding[where]) - self._backends_of(machine)[self.settings.backend].nearest(embedding[where], own)
             out[where] = (gap**2).reshape(len(where), -1, width).sum(2)
         return out
 
@@ -263,9 +271,19 @@ class ClassifierDetector:
             raise checks.Refusal(f"{folder / EMBEDDINGS}: lacks the embeddings of some training clips; run the study again")
         self._keep(self.train_rows, self._vectors(self.train_rows))
 
+    def on(self, store: audio.Store) -> ClassifierDetector:
+        """The same detector for the clips of another store."""
+        other = moved(self, store)
+        other.store, other.machines, other.embeddings = store.to(self.context.device), store.clips["machine"].to_numpy(), {}
+        other.train_rows = np.empty(0, np.int64)  # none of the other store's clips was trained on
+        return other
+
 
 def load_embeddings(folder: Path) -> tuple[list[int], np.ndarray]:
-    """Store rows and their embeddings float32 (n, dim · branches) of a finished classifier, without its network."""
+    """Store rows and their embeddings float32 (n, dim · branches) of a finished classifier, without its network.
+
+    raises : checks.Refusal for a file that is missing, torn or foreign
+    """
     path = folder / EMBEDDINGS
     try:
         found = load_file(path)

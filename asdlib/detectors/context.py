@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from asdlib import config
+from asdlib import config, training
 from asdlib.audio import Store
 
 Scores = dict[tuple[str, str], np.ndarray]  # (system, component): one value per clip, higher = more anomalous
@@ -29,12 +32,42 @@ class Context:
     folder: Path | None = None
 
 
+def clip_by_clip(scores: Callable[[object, np.ndarray], Scores]) -> Callable[[object, np.ndarray], Scores]:
+    """A detector's `scores(rows)` that takes one clip after the other, on one thread.
+
+    Matrix products and convolutions of another shape may differ in the last bit. One clip at a time, a clip has the same score
+    to the bit whatever stands beside it: in its study, in a later `asd score`, alone or among others.
+    """
+
+    @functools.wraps(scores)
+    def each(self, rows: np.ndarray) -> Scores:
+        with training.one_thread():
+            parts = [scores(self, rows[i : i + 1]) for i in range(len(rows))]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    return each
+
+
+def moved(detector, store: Store):
+    """A copy of a trained detector that reads the clips of another store; what it has learnt is shared, not copied.
+
+    Its `home` is the detector on the store it was trained on, whose training clips the other store lacks.
+    """
+    other = copy.copy(detector)
+    other.home = detector
+    other.context = dataclasses.replace(detector.context, store=store)
+    return other
+
+
 def frames_of(context: Context, rows: np.ndarray, feature: Callable[[torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
     """A frames-first feature of many clips of any lengths, end to end.
 
     feature : waveforms (n, samples) → (n, frames, bands)
     returns : float32 (frames of all clips, bands) on the device, and the frames of each clip
     """
+    if len(rows) == 1:
+        made = feature(context.store.audio(rows, device=context.device))[0]
+        return made, [len(made)]
     samples = context.store.clips["samples"].to_numpy()[rows]
     sizes, which = np.unique(samples, return_inverse=True)
     shapes = [feature(torch.zeros(1, int(size), device=context.device)).shape[1:] for size in sizes]

@@ -16,6 +16,7 @@ Sources: report 4.2; SYSTEM 2, 4, 9; facts D, E3, E8, E9, E21.  Notebook: 05_oev
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,6 +71,12 @@ class Front:
         self.store = context.store.to(context.device)
         self.length = round(self.settings.segment_s * self.rate)
         self.fixed = audio.machine_statistics(context.store, train_rows) if self.settings.wave_norm == "machine" else None
+
+    def on(self, store: audio.Store) -> Front:
+        """The same front for the clips of another store, standardised as before."""
+        other = copy.copy(self)
+        other.store = store.to(self.store.device)
+        return other
 
     def items(self, rows: np.ndarray) -> Items:
         """All segments of some clips, clip by clip."""
@@ -272,7 +279,11 @@ def held_out(groups: np.ndarray, share: float, rng: np.random.Generator) -> np.n
 
 
 def checked_machine(table: pd.DataFrame, rows: np.ndarray) -> tuple[str, np.ndarray]:
-    """The one machine of some training clips, and the rows of all other machines' normal training clips."""
+    """The one machine of some training clips, and the rows of all other machines' normal training clips.
+
+    rows : int (clips,) of the store.  returns : the machine, int (m,)
+    raises : checks.Refusal for clips of several machines, and where there is no other machine
+    """
     machine = table["machine"].iloc[rows].unique()
     if len(machine) != 1:
         raise checks.Refusal(f"oevae: training clips of {', '.join(machine)} came, expected those of one machine; train one model per machine")

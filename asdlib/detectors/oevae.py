@@ -27,10 +27,11 @@ import pandas as pd
 import torch
 from safetensors.numpy import save_file
 
-from asdlib import augment, checks, latents, losses, reading, scoring, training
+from asdlib import augment, checks, latents, losses, precision, reading, scoring, training
+from asdlib.audio import Store
 from asdlib.condition import condition
 from asdlib.detectors import exposure
-from asdlib.detectors.context import Context, Scores
+from asdlib.detectors.context import Context, Scores, clip_by_clip, moved
 from asdlib.models.oevae import OEVAE, VAE
 
 KEPT_K = (1, 2, 4)  # neighbours whose β is kept beside the chosen one (report 4.2)
@@ -93,7 +94,7 @@ class OEVAEDetector:
             what=f"oevae {self.machine}",
             checkpoint=self.context.folder and self.context.folder / "checkpoint0.pt",
             evaluate=self._evaluation(train_rows[kept], *parts[1]) if kept.any() and parts[1] else None,
-            precision=training.pick_precision(self.context.cfg.precision, device),
+            precision=precision.DTYPES[precision.settled("oevae", self.context.cfg, device)],
         )
         self.references = self._made_references(target)
         self.heads = {scale: self._refit(scale) for scale in s.k_scales}
@@ -108,7 +109,7 @@ class OEVAEDetector:
         self.centre = float(v[np.isfinite(v)].mean()) if np.isfinite(v).any() else 0.0
         self.front = exposure.Front(self.context, train_rows)
         self.labels = exposure.attribute_labels(clips.iloc[train_rows], v) if s.attribute_weight > 0 else np.zeros((len(train_rows), 0), np.float32)
-        self._passes: dict[bytes, Pass] = {}
+        self._passes: dict[int, Pass] = {}
 
     def _v(self, rows: np.ndarray) -> np.ndarray:
         return self.condition.v.reindex(self.context.store.clips.index[rows]).to_numpy(float)
@@ -171,19 +172,19 @@ class OEVAEDetector:
 
         return measure
 
+    @training.one_thread()
     @torch.inference_mode()
     def _pass(self, rows: np.ndarray) -> Pass:
-        """Clips through the network in float32; the same rows are computed once."""
-        if (key := rows.tobytes()) not in self._passes:
-            items, parts = self.front.items(rows), []
-            for part in torch.arange(len(items), device=items.row.device).split(EVAL_ITEMS):
-                out = self.net(self.front.log_mel(self.front.waves(items[part.to(items.row.device)])))
-                alpha = losses.alpha_scores(out.vae, domain=self.net.vae.domain)
-                parts.append((out.h, out.vae.mu, out.vae.logvar, *alpha.values()))
-            h, mu, logvar, *scored = (torch.cat(values).cpu().numpy() for values in zip(*parts))
-            clip = np.repeat(np.arange(len(rows)), self.settings.features.segments)
-            self._passes[key] = Pass(h, mu, logvar, dict(zip(alpha, scored)), clip)
-        return self._passes[key]
+        """Clips through the network in float32, one after the other (see `clip_by_clip`); a clip is computed once."""
+        for row in rows[~np.isin(rows, list(self._passes))]:
+            out = self.net(self.front.log_mel(self.front.waves(self.front.items(np.array([row])))))
+            alpha = {mode: values.cpu().numpy() for mode, values in losses.alpha_scores(out.vae, domain=self.net.vae.domain).items()}
+            h, mu, logvar = (values.cpu().numpy() for values in (out.h, out.vae.mu, out.vae.logvar))
+            self._passes[int(row)] = Pass(h, mu, logvar, alpha, np.zeros(len(h), int))
+        found = [self._passes[int(row)] for row in rows]
+        h, mu, logvar = (np.concatenate([getattr(part, name) for part in found]) for name in ("h", "mu", "logvar"))
+        alpha = {mode: np.concatenate([part.alpha[mode] for part in found]) for mode in found[0].alpha}
+        return Pass(h, mu, logvar, alpha, np.repeat(np.arange(len(rows)), self.settings.features.segments))
 
     def _made_references(self, target: exposure.Target) -> References:
         """Embeddings of the training segments, of SMOTE items between them and of mixtures of their waveforms."""
@@ -239,6 +240,7 @@ class OEVAEDetector:
         found = self._pass(rows)
         return found.h, found.clip
 
+    @clip_by_clip
     def scores(self, rows: np.ndarray) -> Scores:
         """Components of clips that are not training clips."""
         return self._components(rows, own_clips=False)
@@ -336,3 +338,10 @@ class OEVAEDetector:
                 self.heads[scale].load_state_dict({name.partition("/")[2]: value for name, value in named.items()})
             except RuntimeError as error:
                 raise checks.Refusal(f"{folder}: holds no VAE for k_scale {scale:g}; run stage 05_oevae again") from error
+
+    def on(self, store: Store) -> OEVAEDetector:
+        """The same detector for the clips of another store."""
+        other = moved(self, store)
+        other.front, other._passes, other.train_rows = self.front.on(store), {}, np.empty(0, np.int64)
+        other.references = self.references._replace(parents=self.references.parents + len(store))  # none of the other store's clips is a parent
+        return other

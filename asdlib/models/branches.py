@@ -129,11 +129,11 @@ class _FromTheFirstStep:
 
 
 class BatchNorm1d(_FromTheFirstStep, nn.BatchNorm1d):
-    pass
+    """Over (n, channels)."""
 
 
 class BatchNorm2d(_FromTheFirstStep, nn.BatchNorm2d):
-    pass
+    """Over (n, channels, height, width)."""
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
@@ -267,5 +267,5 @@ def regularised(module: nn.Module) -> list[nn.Parameter]:
 
 
 def l2_penalty(kernels: list[nn.Parameter]) -> Tensor:
-    """Σ‖W‖² over kernels, a scalar."""
+    """Σ‖W‖² over kernels, a scalar (0-dimensional)."""
     return torch.stack([kernel.square().sum() for kernel in kernels]).sum()

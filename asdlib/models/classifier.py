@@ -30,7 +30,10 @@ class Batch(NamedTuple):
 
 
 def branch_inputs(wave: Tensor, settings: config.Classifier, rate: int = features.SAMPLE_RATE) -> dict[str, Tensor]:
-    """Every branch's input from waveforms (n, samples), on their device, in the order of `settings.branches`."""
+    """Every branch's input from waveforms (n, samples), on their device, in the order of `settings.branches`.
+
+    raises : checks.Refusal for a branch of another name, or waveforms too short for it
+    """
     known = ("fft", "mel", "phase", "stft256", "stft1024", "stft4096")
     inputs = {}
     for name in settings.branches:

@@ -98,6 +98,7 @@ def load_pretrained(net: nn.Module, file: str = "") -> None:
     """ImageNet weights from disk into `resnet18(64)`; the first layer's three colour kernels are summed.
 
     file : path of the weights; empty: torch.hub's folder. Nothing is ever downloaded here.
+    raises : checks.Refusal for a file that is missing or holds something else
     """
     path = Path(file) if file else Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_URL.rsplit("/", 1)[1]
     if not path.is_file():

@@ -34,6 +34,7 @@ def svg(width: float, height: float, body: str, label: str = "") -> str:
 
 
 def text(x: float, y: float, words: str, anchor: str = "start", more: str = "") -> str:
+    """Words at (x, y), px, as SVG.  anchor : start, middle or end.  more : further attributes, not escaped"""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="#1b1f24" {more}>{html.escape(words)}</text>'
 
 

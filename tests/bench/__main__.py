@@ -1,19 +1,84 @@
-"""Benchmarks: ratios against plain references timed in the same run, interleaved. Nothing here asserts a time.
+"""Benchmarks, from the project's root:
 
-    python -m tests.bench [NAME ...]        from the project's root; no name: all
+    python -m tests.bench [NAME ...] [--device cpu|cuda] [--write]
+
+Without a name all stages are measured, each beside a plain reference in the same run and beside the limit of the hardware (how:
+`tests.bench.measure`). `--write` puts the table into reports/benchmarks.md. Some minutes on two cores; a machine with nothing else
+to do gives the better figures. The names in CHECKS are long experiments on synthetic machines, and run only when asked for.
 """
 
+import argparse
+import datetime
+import importlib
+import importlib.util
 import sys
+from pathlib import Path
 
-from tests.bench import autoencoder, classifier_step, cluster, oevae, severity_zero
+import threadpoolctl
+import torch
 
-BENCHES = {
-    "autoencoder": autoencoder.main, "oevae": oevae.main, "oevae_null": oevae.null,
-    "classifier_step": classifier_step.main, "severity_zero": severity_zero.main, "cluster": cluster.main,
+from asdlib import artefacts, checks, precision, tables
+from tests.bench import autoencoder, cluster, data, jobs, measure, oevae, search, severity_zero, steps
+
+STAGES = {
+    "decode": data.decode, "features": data.feature, "oevae_step": steps.oevae_step, "classifier_step": steps.classifier_step,
+    "autoencoder_step": steps.autoencoder_step, "embedding": steps.embedding, "knn": search.knn, "kmeans": search.kmeans,
+    "metrics_grid": search.metrics_grid, "report": jobs.page, "kernel": jobs.kernel, "layouts": steps.layouts,
 }  # fmt: skip
+CHECKS = {
+    "autoencoder": autoencoder.main, "oevae": oevae.main, "oevae_null": oevae.null, "severity_zero": severity_zero.main, "cluster": cluster.main,
+}  # fmt: skip
+PAGE = artefacts.CLONE / "reports" / "benchmarks.md"
+
+if importlib.util.find_spec("asdlib.explore"):  # the tuner's arithmetic
+    STAGES["tick"] = lambda device: search.tick(device, importlib.import_module("asdlib.explore.parts").from_scores)
+
+
+def text(found: list[measure.Measure], device: torch.device) -> str:
+    """The page."""
+    known = ("python", "torch", "numpy", "scikit-learn", "commit")
+    versions = ", ".join(f"{name} {version}" for name, version in artefacts.versions().items() if name in known)
+    where = f"{precision.device_name(device)}, {measure.machine(device)}"
+    how = (
+        "Rates of one run of `python -m tests.bench`, on one thread of a CPU. The plain way was timed in turns with ours; its column is the "
+        "median of the rounds' ratios with the smallest and the largest. `limit` is what this machine could do by its measured matrix-product "
+        "and copy rates, `of limit` how much of it is reached. `peak MB` is memory beyond what was there before."
+    )
+    head = f"# Benchmarks\n\n{datetime.date.today().isoformat()}, {where}\n\n{versions}\n\n{how}"
+    return f"{head}\n\n{tables.markdown_table(measure.table(found))}\n"
+
+
+def main() -> int:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(STAGES)}; or one of {', '.join(CHECKS)}")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(artefacts.CLONE)}")
+    given = parser.parse_args()
+    try:
+        for name in given.names:
+            checks.known_name("benchmark", name, [*STAGES, *CHECKS])
+    except checks.Refusal as refusal:
+        print(refusal, file=sys.stderr)
+        return 2
+    torch.set_num_threads(1)
+    device, found = torch.device(given.device), []
+    with threadpoolctl.threadpool_limits(1):
+        for name in given.names or STAGES:
+            if name in CHECKS:
+                CHECKS[name]()
+            else:
+                found += STAGES[name](device)
+        if device.type == "cuda" and "oevae_step" in (given.names or STAGES):
+            print(f"GPU idle within an epoch of OEVAE: {100 * steps.waits(device):.1f} %")
+        if found:
+            page = text(found, device)
+            print(page)
+            if given.write:
+                Path(PAGE).parent.mkdir(exist_ok=True)
+                artefacts.write_text(PAGE, page)
+    return 0
+
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or BENCHES:
-        if name not in BENCHES:
-            sys.exit(f"unknown benchmark {name!r}; known: {', '.join(BENCHES)}")
-        BENCHES[name]()
+    sys.exit(main())

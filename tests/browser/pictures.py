@@ -2,7 +2,7 @@
 
     python -m tests.browser.pictures --home DIR [--study demo] [--out reports/demo]        from the project's root
 
-DIR holds the finished study. Writes tuner.png and atlas.png, reduced to 64 colours so that they stay small.
+DIR holds the finished study. Writes tuner.png and atlas.png, reduced to 160 colours so that they stay small.
 """
 
 import argparse
@@ -15,12 +15,14 @@ from PIL import Image
 
 from tests.browser import lab as labs
 
-COLOURS, MARGIN = 64, 8  # px around what is shown
+COLOURS, MARGIN = 160, 8  # px around what is shown
 
 
 def shot(page, selector: str, path: Path, most: int = 900) -> None:
     """The part of the window that an element takes, at most so many px high."""
     labs.find(page, selector)
+    page.locator(selector).first.evaluate("element => element.scrollIntoView({block: 'start'})")
+    page.wait_for_timeout(500)
     box = page.locator(selector).first.bounding_box()
     clip = {"x": max(box["x"] - MARGIN, 0), "y": max(box["y"] - MARGIN, 0), "width": box["width"] + 2 * MARGIN}
     picture = page.screenshot(clip=clip | {"height": min(box["height"] + 2 * MARGIN, most)})
@@ -36,7 +38,7 @@ def take(study: str, home: Path, out: Path) -> None:
         server = labs.Lab(Path(scratch) / "notebooks", Path(scratch))
         try:
             with labs.chromium() as browser:
-                page = browser.new_context(viewport={"width": 1400, "height": 1500}).new_page()
+                page = browser.new_context(viewport={"width": 1480, "height": 1500}).new_page()
                 opened(server, page, "08_tuning")
                 labs.find(page, ".asd-omega input[type=range]").focus()
                 for _ in range(15):

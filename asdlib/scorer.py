@@ -1,0 +1,166 @@
+"""Scores of recordings that no study has seen: from files to score, threshold and decision.
+
+Task
+----
+A finished study has trained detectors of every machine and leave-clip-out scores of its training clips. `Scorer` takes those of
+one machine and scores any recordings: decoded as the study decodes (other rates are resampled, one channel is taken), by the same
+detectors, on the same scales of training scores, with the same threshold.
+
+Conventions
+-----------
+Higher is more anomalous. A recording's score depends on nothing but the recording: detectors take one clip after the other
+(`detectors.context.clip_by_clip`) and scales come from training scores, so that a clip of the study gets the very score the study gave
+it, bit for bit on the same device and precision. A file that cannot be scored has NaN and a `problem` in words; the others are scored.
+
+Source: SYSTEM 7, 8; FACTS F5.  Used by: asdlib.study.open(...).score, `asd score`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from asdlib import artefacts, audio, checks, config, decoding, fusion, metrics, reading
+from asdlib.detectors import SYSTEMS, Detector, score_table
+from asdlib.recordings import SOUNDS
+
+COLUMNS = ("file", "score", "threshold", "decision", "alpha", "beta", "classifier")
+PARTS = {"alpha": ("oevae", "alpha"), "beta": ("oevae", "beta"), "classifier": ("classifier", "score")}
+
+
+def recordings(paths: Iterable[str | Path]) -> list[Path]:
+    """Files as they are named, and for every folder the recordings below it, in the order of their names.
+
+    raises : checks.Refusal for a folder without a recording.  A file that is not there stays in the list: it is told when it is scored
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(Path(place) / name for place, _, names in os.walk(path) for name in names if name.lower().endswith(SOUNDS))
+        if not inside:
+            raise checks.Refusal(f"{path}: no recording in this folder, expected audio files ({', '.join(SOUNDS[:6])}, ...); check the path")
+        found += inside
+    return found
+
+
+def detectors_of(*systems: str) -> list[str]:
+    """Names of the detectors that systems need: their own, or those of their parts."""
+    return list(dict.fromkeys(SYSTEMS[part] for system in systems for part, _ in parts_of(system)))
+
+
+def parts_of(system: str) -> list[tuple[str, str]]:
+    """(system, component) of detectors behind a system's score; a part that is itself composed is followed to its own parts."""
+    one, other, _ = fusion.COMPOSED.get(system, (None, None, None))
+    if one is None:
+        return [(system, "score")]
+    return [end for part in (one, other) for end in (parts_of(part[0]) if part[1] == "score" else [part])]
+
+
+def systems_behind(system: str) -> list[str]:
+    """A system and every system that its score is composed of."""
+    one, other, _ = fusion.COMPOSED.get(system, ((system, ""), (system, ""), ""))
+    return list(dict.fromkeys([system, *(name for part in (one, other) if part[0] != system for name in systems_behind(part[0]))]))
+
+
+def final_system(systems: Sequence[str]) -> str:
+    """The system that stands for a study where none is named: the one that combines most, else the last of the study's list.
+
+    systems : those of the settings; what is composed of them counts too
+    """
+    return max(reversed(fusion.with_composed(systems)), key=lambda name: len(parts_of(name)))
+
+
+class Scorer:
+    """The trained detectors of one machine, ready for recordings.
+
+    detectors : name -> trained detector, those of `detectors_of(system)`
+    scores : score table of the study with the training rows of this machine and seed
+    """
+
+    def __init__(self, cfg: config.Study, detectors: Mapping[str, Detector], scores: pd.DataFrame, machine: str, system: str, seed: int):
+        self.cfg, self.detectors, self.machine, self.system, self.seed = cfg, detectors, machine, system, seed
+        own = scores[(scores["machine"] == machine) & (scores["seed"] == seed) & (scores["split"] == "train")]
+        self.train = own[own["system"].isin(systems_behind(system))]
+        final = self.train[(self.train["system"] == system) & (self.train["component"] == "score")]["score"]
+        self.threshold = metrics.gamma_threshold(final.to_numpy(float), cfg.metrics.decision_quantile)
+        self.data = dataclasses.replace(cfg.data, resample=True)  # the study may have left such clips out, here the user named them
+
+    def decoded(self, paths: Sequence[str | Path]) -> tuple[audio.Store | None, list[str]]:
+        """Recordings as a store that detectors can read, and what is wrong with each file ("": nothing).
+
+        Clips of the store are named by their position in `paths`; None where no file is usable.
+        """
+        found = [decoding.decode(path, self.data) for path in paths]
+        usable = [i for i, one in enumerate(found) if one.samples is not None]
+        facts = {"machine": self.machine, "section": "00", "split": "test", "domain": "unknown", "label": "unlabelled"}
+        table = pd.DataFrame([{"clip": f"{i:09d}", "path": str(paths[i]), "level_db": found[i].level_db} | facts for i in usable])
+        store = audio.in_memory(table, [found[i].samples for i in usable]) if usable else None
+        return store, [one.refused for one in found]
+
+    def __call__(self, paths: Sequence[str | Path]) -> pd.DataFrame:
+        """Scores of files.
+
+        paths : recordings (folders: see `recordings`)
+        returns : a row per file in the order given: COLUMNS, and `problem`, "" where the file was scored. decision is normal or
+            anomaly; alpha, beta and classifier are the raw scores of these parts, NaN where the system has no such part
+        """
+        store, problems = self.decoded(paths)
+        table = pd.DataFrame({"file": [str(path) for path in paths]}).reindex(columns=list(COLUMNS))
+        table = table.astype(dict.fromkeys(("score", "alpha", "beta", "classifier"), float) | {"decision": object})
+        table["threshold"] = self.threshold.value
+        table["problem"] = problems
+        if store is not None:
+            scores = self.scores(store)
+            rows = [int(clip) for clip in store.clips["clip"]]
+            for column, part in {"score": (self.system, "score"), **PARTS}.items():
+                if part in scores:
+                    table.loc[rows, column] = scores[part]
+            table.loc[rows, "decision"] = np.where(table.loc[rows, "score"] > self.threshold.value, "anomaly", "normal")
+        return table
+
+    def scores(self, store: audio.Store) -> dict[tuple[str, str], np.ndarray]:
+        """Scores of all clips of a store: (system, component) -> float64 (clips,), fused on the scales of the training scores."""
+        rows, tables = np.arange(len(store)), [self.train]
+        for detector in self.detectors.values():
+            tables.append(score_table(store.clips, rows, detector.on(store).scores(rows), self.seed))
+        every = fusion.systems(pd.concat(tables, ignore_index=True), self.cfg.fusion)
+        new = every[(every["split"] == "test") & every["clip"].isin(store.clips["clip"])]
+        return {part: values.sort_values("clip")["score"].to_numpy() for part, values in new.groupby(["system", "component"])}
+
+
+def of(run, jobs: Sequence[tuple], machine: str = "", system: str = "") -> Scorer:
+    """The scorer of one machine of a finished study.
+
+    run : study.Run.  jobs : study.jobs(run).  machine : "" is the study's only one.  system : "" is `final_system`
+    raises : checks.Refusal for an unknown machine or system, and where something is not finished or out of date
+    """
+    if not machine and len(run.machines) > 1:
+        raise checks.Refusal(f"study {run.cfg.name} has the machines {', '.join(run.machines)}; say which one with --machine")
+    machine = checks.known_name("machine", machine or run.machines[0], run.machines)
+    system = checks.known_name("system", system or final_system(run.cfg.systems), list(fusion.with_composed(run.cfg.systems)))
+    needed = detectors_of(system)
+    refuse_stale(run, jobs, needed, machine)
+    scores = reading.scores(run.folder / "scores.parquet")
+    return Scorer(run.cfg, {name: run.detector(name, machine) for name in needed}, scores, machine, system, run.seed)
+
+
+def refuse_stale(run, jobs: Sequence[tuple], detectors: Sequence[str], machine: str = "") -> None:
+    """Refuse (checks.Refusal) if the report or one of these detectors (of one machine; "": of all) is not finished, or not of what holds now."""
+    odd = []
+    for stage, seed, of_machine in jobs:
+        folder, where = run.stage_folder(stage, seed, of_machine), f"{stage.notebook} of {of_machine or 'all machines'}"
+        if seed == run.seed and (not machine or of_machine in ("", machine)):
+            digests = {folder / name: run.detector_digest(name, seed, of_machine) for name in stage.detectors if name in detectors}
+            odd += [] if all(artefacts.finished(*pair) for pair in digests.items()) else [where]
+    folder, digest = run.stage_folder(stage, seed, of_machine), run.digest(stage, seed, of_machine)  # the last one gathers
+    odd += [] if artefacts.finished(folder, digest) and (run.folder / "scores.parquet").is_file() else [where]
+    if odd:
+        what = f"{', '.join(odd)} is missing or was made of other settings, recordings or code"
+        raise checks.Refusal(f"study {run.cfg.name} is not finished: {what}; run `asd run {run.cfg.name}` as before, then ask again")

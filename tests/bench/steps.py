@@ -1,0 +1,236 @@
+"""Benchmarks of training and of embedding: the networks of the `paper` study at full size, on noise."""
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+from torch import nn
+
+from asdlib import config, features, training
+from asdlib.detectors import ClassifierDetector, OEVAEDetector, exposure
+from asdlib.detectors.context import Context
+from asdlib.models import branches, oevae
+from asdlib.models.autoencoder import Autoencoder, Vectors
+from asdlib.models.classifier import Batch, branch_inputs
+from asdlib.precision import DTYPES, faster, trial
+from tests.bench import autoencoder
+from tests.bench.data import RATE, opened, recordings
+from tests.bench.measure import Measure, clock, compare, flops
+
+CLIPS = {"cpu": 16, "cuda": 64}  # of a classifier's step: a quarter of the study's on a CPU, where it takes long enough
+SEGMENTS = 128  # of an OEVAE step, as in the study
+
+
+def study(device: torch.device, **more) -> Context:
+    """The paper's settings on a small store of noise."""
+    cfg = config.Study(**more)
+    return Context(cfg, opened(recordings(2, 100, 0, 10.0)).to(device), device)
+
+
+def stepper(net: nn.Module, batch: Callable, optimiser: torch.optim.Optimizer, dtype: torch.dtype) -> Callable:
+    """One training step on what `batch` gives."""
+    device = next(net.parameters()).device
+    draws = training.generator_for(0, device=device)
+    net.train()
+    return lambda: training.step(net, batch(), optimiser, draws, dtype)
+
+
+def chosen(name: str, device: torch.device) -> tuple[str, torch.dtype]:
+    """The precision that `auto` takes here."""
+    kind = faster(trial(name, config.Study(), device))
+    return kind, DTYPES[kind]
+
+
+def exposed(context: Context) -> tuple[OEVAEDetector, exposure.Exposure]:
+    """An OEVAE detector and its batches, as `fit` makes them."""
+    table = context.store.clips
+    rows = np.flatnonzero(table["machine"] == "machine0")
+    detector = OEVAEDetector(context)
+    detector._open(rows)
+    _, others = exposure.checked_machine(table, rows)
+    items, settings = detector.front.items(others), context.cfg.oevae
+    weights = exposure.draw_weights(np.repeat(table["machine"].to_numpy()[others], settings.features.segments), [], 0.0)
+    return detector, exposure.Exposure(detector.front, settings, detector._target(rows), items, weights)
+
+
+def oevae_step(device: torch.device) -> list[Measure]:
+    """A step of OEVAE with its data, beside a plain step, beside one fed by files, and the share of the data."""
+    count = SEGMENTS
+    context = study(device, oevae=config.OEVAE(batch=count))
+    kind, dtype = chosen("oevae", device)
+    detector, made = exposed(context)
+    net = detector._network()
+    draws = training.generator_for(0, device=device)
+    index, blend = made.plan(draws)
+    first = dataclasses.replace(blend, first=blend.first[:count], second=blend.second[:count], weight=blend.weight[:count])
+
+    def gather() -> oevae.Batch:
+        return made.batch(index[:count], first)
+
+    ready = gather()
+    ours = stepper(net, gather, torch.optim.Adam(net.parameters(), lr=1e-3, fused=True), dtype)
+    only = stepper(net, lambda: ready, torch.optim.Adam(net.parameters(), lr=1e-3, fused=True), dtype)
+    bare = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
+    plain = stepper(bare, lambda: ready, torch.optim.Adam(bare.parameters(), lr=1e-3), torch.float32)
+    work, rounds = flops(only), 3 if device.type == "cpu" else 10
+    kinds = {"device": device, "dtype": dtype, "operations": work, "rounds": rounds}
+    rows = [compare("OEVAE step", "segments", ours, count, plain, says="float32, contiguous, Adam unfused, features ready", **kinds,
+                    note=f"{kind}, channels_last, gather and log-mel included")]  # fmt: skip
+    seconds = compare("data of an OEVAE step", "segments", gather, count, _from_files(context, count), device=device, rounds=rounds,
+                      says="read files, standardise, mel of torchaudio, item by item")  # fmt: skip
+    alone = compare("OEVAE network alone", "segments", only, count, **kinds)
+    share = alone.rate / seconds.rate
+    return [rows[0], dataclasses.replace(seconds, note=f"{100 * share:.1f} % of the network's step"), dataclasses.replace(alone, note=kind)]
+
+
+def _from_files(context: Context, count: int) -> Callable:
+    """What a file-reading DataLoader does for a batch."""
+    mel = torchaudio.transforms.MelSpectrogram(RATE, 1024, 1024, 256, 50.0, 7800.0, n_mels=224)
+    decibel, paths, rng = torchaudio.transforms.AmplitudeToDB(), context.store.clips["path"].tolist(), np.random.default_rng(0)
+
+    class Files(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(paths)
+
+        def __getitem__(self, i):
+            wave, _ = soundfile.read(paths[i], dtype="float32")
+            wave = (wave - wave.mean()) / wave.std()
+            start = rng.integers(0, len(wave) - 2 * RATE)
+            return decibel(mel(torch.from_numpy(wave[start : start + 2 * RATE])))[None]
+
+    loader = torch.utils.data.DataLoader(Files(), count, shuffle=True)
+    return lambda: next(iter(loader)).to(context.device)
+
+
+def classifier_step(device: torch.device) -> list[Measure]:
+    """A step of the three-branch classifier with its features."""
+    count = CLIPS[device.type]
+    context = study(device, classifier=config.Classifier(batch=count, holdout=0.0))
+    kind, dtype = chosen("classifier", device)
+    detector = ClassifierDetector(context)
+    detector._prepare(np.arange(len(context.store)))
+    draws = training.generator_for(0, device=device)
+
+    def gather() -> Batch:
+        return next(detector._batches(draws))
+
+    ready = gather()
+    ours = stepper(detector.net, gather, torch.optim.Adamax(detector.net.parameters(), lr=1e-3), dtype)
+    bare = as_torch(copy.deepcopy(detector.net)).to(memory_format=torch.contiguous_format)
+    plain = stepper(bare, lambda: ready, torch.optim.Adamax(bare.parameters(), lr=1e-3), torch.float32)
+    work = flops(stepper(detector.net, lambda: ready, torch.optim.Adamax(detector.net.parameters(), lr=1e-3), dtype))
+    kinds = {"device": device, "dtype": dtype, "operations": work, "rounds": 3}
+    return [compare("classifier step", "clips", ours, count, plain, says="float32, contiguous, torch's own layers, features ready", **kinds,
+                    note=f"12 s, fft + mel + phase, {kind}, features included")]  # fmt: skip
+
+
+def as_torch(net: nn.Module) -> nn.Module:
+    """The same network with torch's PReLU and an unfolded first convolution."""
+    for module in net.modules():
+        if isinstance(module, branches.PReLU):
+            module.__class__ = nn.PReLU
+        elif isinstance(module, branches.StemConv2d):
+            module.__class__ = branches.SameConv2d
+    return net
+
+
+def autoencoder_step(device: torch.device) -> list[Measure]:
+    """60 steps of the official autoencoder on one core."""
+    mel = features.baseline_mel(torch.randn(40, 10 * RATE, device=device))
+    vectors = Vectors(mel.reshape(-1, 128), [mel.shape[1]] * 40, 5)
+    spread, order = vectors[torch.arange(len(vectors), device=device)], torch.randperm(len(vectors), device=device)
+    net, bare = Autoencoder(config.Autoencoder()).to(device), autoencoder.plain_network().to(device)
+    optimiser, plain_optimiser = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True), torch.optim.Adam(bare.parameters(), lr=1e-3)
+    draws, parts = training.generator_for(0, device=device), order[: 60 * 256].split(256)
+
+    def ours() -> None:
+        for part in parts:
+            training.step(net, vectors[part], optimiser, draws, torch.float32)
+
+    def plain() -> None:
+        with torch.autograd.set_detect_anomaly(True, check_nan=True):
+            for part in parts:
+                x = spread[part]
+                plain_optimiser.zero_grad()
+                (bare(x) - x).square().mean().backward()
+                plain_optimiser.step()
+
+    work = 60 * flops(lambda: (bare(spread[:256]) - spread[:256]).square().mean().backward())
+    rows = [compare("autoencoder step", "vectors", ours, 60 * 256, plain, device=device, operations=work,
+                    says="the official loop: vectors written out, anomaly detection on", note="batches of 256, one core each")]  # fmt: skip
+    if device.type == "cpu":
+        cores = training.cores()
+        rows.append(compare("autoencoder, all cores", "vectors", lambda: autoencoder.our_steps(vectors, 60, cores), 60 * 256 * cores,
+                            lambda: autoencoder.plain_steps(spread, 60, cores), 65 * 256, timer=time.perf_counter,
+                            says="the official loop with a thread per core", note=f"wall time, {cores} trainings at once"))  # fmt: skip
+        torch.set_num_threads(1)
+    return rows
+
+
+@torch.inference_mode()
+def embedding(device: torch.device) -> list[Measure]:
+    """Log-mel and embedding of whole clips in float32."""
+    context = study(device)
+    detector, _ = exposed(context)
+    detector.net, clips = detector._network().eval(), 4 if device.type == "cpu" else 64
+    rows = np.arange(clips)
+
+    def ours() -> None:
+        detector._passes.clear()
+        detector._pass(rows)
+
+    bare = copy.deepcopy(detector.net).to(memory_format=torch.contiguous_format)
+
+    def plain() -> None:
+        items = detector.front.items(rows)
+        for i in range(len(items)):
+            part = torch.tensor([i], device=items.row.device)
+            bare.score(detector.front.log_mel(detector.front.waves(items[part])))[0].cpu()
+
+    work = flops(lambda: bare(torch.zeros(8 * clips, 1, 224, 126, device=device)))
+    return [compare("embedding", "segments", ours, 8 * clips, plain, device=device, operations=work, rounds=3,
+                    says="one segment at a time, contiguous")]  # fmt: skip
+
+
+def layouts(device: torch.device) -> list[Measure]:
+    """Both networks in both precisions: channels_last beside contiguous."""
+    rows, cfg = [], config.Study()
+    for name in ("oevae", "classifier"):
+        for kind, dtype in DTYPES.items():
+            steps = []
+            for memory in (torch.channels_last, torch.contiguous_format):
+                torch.manual_seed(0)
+                if name == "oevae":
+                    net, n = oevae.OEVAE(cfg.oevae), 32
+                    batch = oevae.Batch(torch.randn(n, 1, 224, 126, device=device), torch.ones(n, device=device), torch.zeros(n, device=device),
+                                        torch.zeros(n, device=device).bool())  # fmt: skip
+                else:
+                    context = study(device, classifier=config.Classifier(holdout=0.0))
+                    detector, n = ClassifierDetector(context), CLIPS[device.type]
+                    detector._prepare(np.arange(len(context.store)))
+                    net, wave = detector.net, torch.randn(n, 12 * RATE, device=device)
+                    batch = Batch(branch_inputs(wave, cfg.classifier), torch.eye(len(detector.classes), device=device)[:n])
+                net = net.to(device, memory_format=memory)
+                steps.append(stepper(net, lambda batch=batch: batch, torch.optim.Adam(net.parameters(), fused=True), dtype))
+            rows.append(compare(f"{name}, {kind}", "items", steps[0], n, steps[1], says="contiguous", device=device, rounds=3, note="channels_last"))
+    return rows
+
+
+def waits(device: torch.device) -> float:
+    """Share of an epoch of OEVAE in which a GPU has nothing to do: wall time against the time of its kernels."""
+    context = study(device, oevae=config.OEVAE(batch=128))
+    detector, made = exposed(context)
+    net = detector._network()
+    optimiser, draws = torch.optim.Adam(net.parameters(), fused=True), training.generator_for(0, device=device)
+    for _ in range(2):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+            began = clock(device)
+            for batch in made.batches(draws):
+                training.step(net, batch, optimiser, draws, torch.bfloat16)
+            wall = clock(device) - began
+    return 1 - sum(event.self_device_time_total for event in seen.key_averages()) / 1e6 / wall

@@ -1,0 +1,88 @@
+"""Documentation that can be checked: every module, function and class says what it is for; arrays have shapes; refusals are announced;
+every command says what it reads and writes, with an example; every notebook stands in the list of notebooks."""
+
+import argparse
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from asdlib import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+ARRAY = re.compile(r"np\.ndarray|Tensor|ArrayLike")
+SHAPE = re.compile(r"\((?:\.\.\.|[\w·]+(?: [+\-−·*/]+ [\w·]+)*)(?:, ?[^()]*)?\)|[Rr]ows?\b|scalar")  # (n, dim), (n,), (frames of all clips, bands)
+INTERFACE = ("forward", "backward")  # torch's own; the class says what goes in and out
+
+
+def public(tree):
+    """(name, node) of public functions, classes and their public methods."""
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            yield node.name, node
+            for inner in node.body if isinstance(node, ast.ClassDef) else []:
+                if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_") and inner.name not in INTERFACE:
+                    yield f"{node.name}.{inner.name}", inner
+
+
+def silent(path, root=ROOT):
+    """What a module leaves unsaid, in words."""
+    tree, out, where = ast.parse(path.read_text(encoding="utf-8")), [], path.relative_to(root)
+    if not ast.get_docstring(tree):
+        out.append(f"{where}: the module does not say what it is for")
+    for name, node in public(tree):
+        text = ast.get_docstring(node) or ""
+        if not text:
+            out.append(f"{where}: {name} has no docstring")
+        elif isinstance(node, ast.FunctionDef) and node in tree.body:
+            arrays = [each.arg for each in (*node.args.args, *node.args.kwonlyargs) if each.annotation and ARRAY.search(ast.unparse(each.annotation))]
+            if arrays and not SHAPE.search(text):
+                out.append(f"{where}: {name} says no shape of {', '.join(arrays)}")
+            if re.search(r"raise (checks\.)?Refusal\(", ast.unparse(node)) and not re.search(r"raises|refus", text, re.IGNORECASE):
+                out.append(f"{where}: {name} refuses input without saying so (raises : checks.Refusal ...)")
+    return out
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "asdlib").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_everything_public_is_documented(path):
+    assert silent(path) == []
+
+
+def test_what_is_unsaid_is_found(tmp_path):
+    text = "def f(x: np.ndarray):\n    '''Something.'''\n    raise checks.Refusal('no')\nclass A:\n    '''A.'''\n    def g(self): ...\n"
+    (tmp_path / "m.py").write_text(text)
+    assert silent(tmp_path / "m.py", tmp_path) == [
+        "m.py: the module does not say what it is for", "m.py: f says no shape of x",
+        "m.py: f refuses input without saying so (raises : checks.Refusal ...)", "m.py: A.g has no docstring"]  # fmt: skip
+
+
+def commands():
+    """name -> parser of every sub-command."""
+    found = next(action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(found.choices)
+
+
+@pytest.mark.parametrize("name", list(commands()))
+def test_every_command_says_what_it_reads_and_writes_with_an_example(name):
+    one = commands()[name]
+    assert re.search(r"\b[Rr]eads?\b", one.description) and re.search(r"\b[Ww]rites?\b", one.description), one.description
+    assert re.search(rf"example: asd {name}\b", one.epilog)
+    assert all(action.help for action in one._actions)
+
+
+def test_every_example_is_a_command_that_is_understood():
+    for name, one in commands().items():
+        words = re.split(r"\s+(?:&&|>|;|\|)\s*", one.epilog.removeprefix("example: asd "))[0].split()
+        args = cli.parser().parse_args(words)
+        assert args.command == name
+
+
+def test_every_notebook_stands_in_the_list_of_notebooks():
+    text = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        assert f"`{path.stem}`" in text, f"notebooks/README.md does not say which question {path.stem} answers"
+    for path in sorted((ROOT / "notebooks" / "studies").glob("*.toml")):
+        assert f"`{path.stem}`" in text, f"notebooks/README.md does not say what study {path.stem} is for"
+    for stem in re.findall(r"^\| `(\d\d_\w+)`", text, re.MULTILINE):
+        assert (ROOT / "notebooks" / f"{stem}.ipynb").is_file()

@@ -1,0 +1,113 @@
+"""Warm kernels: forks that behave like kernels of their own, leave nothing behind, and give way where a fork cannot be had."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+
+from asdlib import execute, kernels
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of papermill and its client, as in the command line
+
+FACTS = """import os, sys
+print(os.getpid(), os.getppid(), os.getcwd(), os.environ.get("HELLO"), "asdlib.study" in sys.modules, len(os.listdir("/proc/self/task")) < 40)"""
+FIGURE = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
+MATHS = "import numpy as np, torch\nprint(*((x @ x).sum().item() for x in (torch.ones(300, 300), np.ones((300, 300)))))"
+
+
+def executed(folder: Path, *cells: str) -> list:
+    """Outputs of the cells, run as a study runs a notebook."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, folder / "in.ipynb")
+    papermill.execute_notebook(str(folder / "in.ipynb"), str(folder / "out.ipynb"), kernel_name="python3", progress_bar=False, cwd=str(folder),
+                               config=execute.KERNEL_CONFIG, kernel_manager_class=kernels.WarmKernelManager)  # fmt: skip
+    return [cell.outputs for cell in nbformat.read(folder / "out.ipynb", 4).cells]
+
+
+def running(pid: int) -> bool:
+    """Whether a process computes: neither gone nor a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def gone(pids: list[int], seconds: float = 20.0) -> bool:
+    until = time.monotonic() + seconds
+    while any(map(running, pids)) and time.monotonic() < until:
+        time.sleep(0.1)
+    return not any(map(running, pids))
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    """The shared zygote stays for all tests, but what one of them breaks is not left to the next."""
+    if kernels._shared.impossible:
+        monkeypatch.setattr(kernels, "_shared", kernels._Shared())
+
+
+def test_a_notebook_runs_in_a_fork_with_its_own_folder_and_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("HELLO", "first")
+    facts, figure, maths = executed(tmp_path, FACTS, FIGURE, MATHS)
+    pid, parent, *rest = facts[0].text.split()
+    assert rest == [str(tmp_path), "first", "True", "True"]
+    assert int(parent) == kernels._shared.zygote.process.pid and gone([int(pid)])
+    assert [sorted(output.data) for output in figure if "data" in output] == [["image/png", "text/plain"]]
+    assert maths[0].text.split() == ["27000000.0", "27000000.0"]
+    monkeypatch.setenv("HELLO", "second")
+    again = executed(tmp_path, FACTS)[0][0].text.split()
+    assert again[0] != pid and again[1] == parent and again[3] == "second"
+
+
+def test_a_kernel_that_is_killed_is_told_and_the_next_one_runs(tmp_path):
+    with pytest.raises((RuntimeError, PapermillExecutionError)):
+        executed(tmp_path, "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    assert executed(tmp_path, "print(1)")[0][0].text == "1\n"
+
+
+def test_a_zygote_that_died_is_replaced(tmp_path):
+    executed(tmp_path, "1")
+    first = kernels._shared.zygote.process
+    first.kill()
+    first.wait()
+    assert executed(tmp_path, FACTS)[0][0].text.split()[1] == str(kernels._shared.zygote.process.pid) != str(first.pid)
+
+
+def test_without_a_zygote_an_ordinary_kernel_is_started(tmp_path, monkeypatch):
+    def none(self):
+        raise OSError("no such thing here")
+
+    monkeypatch.setattr(kernels, "_shared", kernels._Shared())
+    monkeypatch.setattr(kernels.Zygote, "__init__", none)
+    words = executed(tmp_path, FACTS)[0][0].text.split()
+    assert int(words[1]) == os.getpid() and words[4] == "False" and kernels._shared.impossible
+
+
+RUNNER = """import sys
+import nbformat, papermill
+from asdlib import kernels
+notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(
+    "import os, time\\nopen('pids', 'w').write(f'{os.getpid()} {os.getppid()}')\\ntime.sleep(300)")])
+nbformat.write(notebook, "in.ipynb")
+papermill.execute_notebook("in.ipynb", "out.ipynb", kernel_name="python3", cwd=".", kernel_manager_class=kernels.WarmKernelManager)"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_the_death_of_the_runner_leaves_no_orphan(tmp_path, end):
+    runner = subprocess.Popen([sys.executable, "-c", RUNNER], cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
+    pids, until = tmp_path / "pids", time.monotonic() + 120
+    while not (pids.is_file() and len(pids.read_text().split()) == 2) and time.monotonic() < until:
+        time.sleep(0.1)
+    found = [int(word) for word in pids.read_text().split()]
+    assert all(map(running, found))
+    os.killpg(runner.pid, end)  # as a terminal does
+    runner.wait(60)
+    assert gone(found), "the kernel or the zygote outlived the runner"

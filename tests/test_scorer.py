@@ -1,0 +1,123 @@
+"""A recording has the score that its study gave it, to the bit, whatever it is scored with; bad files are told, others scored."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+
+from asdlib import checks, detectors, fusion, scorer, study, training
+from asdlib.detectors.context import Context
+
+
+@pytest.fixture(scope="module")
+def trained(context, tmp_path_factory):
+    """Folders of every detector trained on both machines (or one), and the study's score table."""
+    folders, tables = {}, []
+    for name in detectors.DETECTORS:
+        folders[name] = tmp_path_factory.mktemp(name)
+        machines = ["pump", "saw"] if name == "classifier" else ["pump"]
+        detector = detectors.DETECTORS[name](context)
+        tables.append(detectors.detect(detector, context, machines))
+        detector.save(folders[name])
+    return folders, fusion.systems(pd.concat(tables, ignore_index=True).query("machine == 'pump'"), context.cfg.fusion)
+
+
+def ready(context, trained, system):
+    """A scorer of pump from what lies in the folders."""
+    found = {}
+    for name in scorer.detectors_of(system):
+        machines = ["pump", "saw"] if name == "classifier" else ["pump"]
+        found[name] = detectors.DETECTORS[name](Context(context.cfg, context.store, context.device))
+        found[name].load(trained[0][name], np.concatenate([detectors.training_rows(context.store.clips, machine) for machine in machines]))
+    return scorer.Scorer(context.cfg, found, trained[1], "pump", system, 0)
+
+
+@pytest.mark.parametrize("system", fusion.with_composed(detectors.SYSTEMS))
+@pytest.mark.parametrize("mode", ["zscore", "gamma"])
+def test_scores_equal_those_of_the_study_to_the_bit(context, trained, system, mode):
+    context = dataclasses.replace(context, cfg=dataclasses.replace(context.cfg, fusion=dataclasses.replace(context.cfg.fusion, normalise=mode)))
+    folders, scores = trained
+    scores = fusion.systems(scores, context.cfg.fusion)
+    one = ready(context, (folders, scores), system)
+    test = context.store.clips[(context.store.clips["machine"] == "pump") & (context.store.clips["split"] == "test")]
+    own = scores[(scores["system"] == system) & (scores["component"] == "score")].set_index("clip")["score"][test["clip"]].to_numpy()
+    paths = test["path"].tolist()
+    together = one(paths)
+    np.testing.assert_array_equal(together["score"], own)
+    assert (together["problem"] == "").all() and together["file"].tolist() == paths
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for order in ([5], [3, 3, 1], list(range(len(paths)))[::-1]):  # alone, twice, among others, with more threads
+            np.testing.assert_array_equal(one([paths[i] for i in order])["score"], own[order])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    above = own > one.threshold.value
+    assert together["decision"].tolist() == ["anomaly" if high else "normal" for high in above]
+    assert (together["threshold"] == one.threshold.value).all()
+    for column, part in scorer.PARTS.items():
+        values = scores[(scores["system"] == part[0]) & (scores["component"] == part[1])].set_index("clip")["score"].reindex(test["clip"]).to_numpy()
+        if part in scorer.parts_of(system):
+            np.testing.assert_array_equal(together[column], values)
+        else:
+            assert together[column].isna().all()
+
+
+def test_a_scorer_leaves_its_detectors_as_they_were(context, trained):
+    one = ready(context, trained, "oevae")
+    rows = detectors.machine_rows(context.store.clips, "pump", "test")[:3]
+    before = one.detectors["oevae"].scores(rows)
+    one([context.store.clips["path"][rows[0]]])
+    for key, values in one.detectors["oevae"].scores(rows).items():
+        np.testing.assert_array_equal(values, before[key])
+
+
+def test_any_rate_and_channels_are_scored_and_bad_files_are_told(context, trained, tmp_path):
+    row = detectors.machine_rows(context.store.clips, "pump", "test")[0]
+    path = context.store.clips["path"][row]
+    wave, _ = soundfile.read(path)
+    there = np.interp(np.arange(round(len(wave) * 44100 / 16000)) * 16000 / 44100, np.arange(len(wave)), wave)
+    soundfile.write(tmp_path / "stereo.flac", np.stack([there, np.zeros_like(there)], axis=1), 44100)
+    soundfile.write(tmp_path / "eight.wav", np.tile(wave[:, None], 8), 16000)
+    (tmp_path / "text.wav").write_text("no sound")
+    paths = [tmp_path / "stereo.flac", tmp_path / "missing.wav", tmp_path / "eight.wav", tmp_path / "text.wav", path]
+    table = ready(context, trained, "baseline_mse")(paths)
+    assert table["problem"].astype(bool).tolist() == [False, True, False, True, False]
+    assert table["score"].isna().tolist() == [False, True, False, True, False] and table["decision"].isna().tolist() == table["score"].isna().tolist()
+    assert table["score"][2] == table["score"][4]  # the first of eight channels is the clip itself
+    assert table["score"][0] == pytest.approx(table["score"][4], rel=0.25)  # there and back through another rate
+    assert "No such file" in table["problem"][1] and "unreadable" in table["problem"][3]
+    assert list(table.columns) == [*scorer.COLUMNS, "problem"]
+
+
+def test_folders_are_searched_and_empty_ones_refused(tmp_path):
+    for name in ("b.wav", "deep/a.FLAC", "notes.txt"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    assert scorer.recordings([tmp_path / "in", "x.wav"]) == [tmp_path / "in" / "b.wav", tmp_path / "in" / "deep" / "a.FLAC", Path("x.wav")]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(checks.Refusal, match="empty: no recording in this folder, expected audio files"):
+        scorer.recordings([tmp_path / "empty"])
+
+
+def test_the_system_that_stands_for_a_study():
+    assert scorer.final_system(["baseline_mse", "baseline_mahala", "baseline_knn"]) == "baseline_knn"
+    assert scorer.final_system(["oevae", "baseline_mse"]) == "oevae"
+    assert scorer.final_system(["oevae", "classifier", "baseline_mse"]) == "ensemble"
+
+
+def test_one_thread_is_one_thread():
+    with training.one_thread():
+        assert torch.get_num_threads() == 1 and all(pool["num_threads"] == 1 for pool in training._pools().info())
+
+
+def test_a_study_that_was_not_run_is_refused(tmp_path):
+    with pytest.raises(checks.Refusal, match=r"study smoke was not run to its end in .*; run `asd run smoke` first"):
+        study.open("smoke", tmp_path)
+    with pytest.raises(checks.Refusal, match="unknown study 'smok'; did you mean smoke"):
+        study.open("smok", tmp_path)
