@@ -13,7 +13,8 @@ import sys
 
 _fault = json.loads(os.environ.get("FAULT", "null"))
 _words = " ".join(sys.orig_argv)
-_who = "kernel" if "ipykernel_launcher" in _words else "worker" if "spawn_main" in _words else "runner" if "asdlib.cli" in _words else ""
+_kernel = "ipykernel_launcher" in _words or "asdlib.zygote" in _words  # which forks kernels and renames nothing itself
+_who = "kernel" if _kernel else "worker" if "spawn_main" in _words else "runner" if "asdlib.cli" in _words else ""
 
 
 def _guarded(plain):
