@@ -9,6 +9,8 @@ from sizes import BASELINE, SMALL, TINY
 from asdlib import audio, clips, config
 from asdlib.detectors.context import Context
 
+torch.set_num_threads(1)  # as notebooks compute: the same figures on any number of cores
+
 
 @pytest.fixture(scope="session")
 def context(tmp_path_factory):

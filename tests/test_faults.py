@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 HERE = Path(__file__).resolve().parent
+pytestmark = pytest.mark.faults  # many minutes: pytest -m faults
 STUDY = """
 systems = ["baseline_knn", "baseline_mse", "baseline_mahala"]
 precision = "float32"
