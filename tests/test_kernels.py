@@ -12,7 +12,7 @@ import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
-from asdlib import execute, kernels
+from asdlib import kernels, perform
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of papermill and its client, as in the command line
 
@@ -28,7 +28,7 @@ def executed(folder: Path, *cells: str) -> list:
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, folder / "in.ipynb")
     papermill.execute_notebook(str(folder / "in.ipynb"), str(folder / "out.ipynb"), kernel_name="python3", progress_bar=False, cwd=str(folder),
-                               config=execute.KERNEL_CONFIG, kernel_manager_class=kernels.WarmKernelManager)  # fmt: skip
+                               config=perform.KERNEL_CONFIG, kernel_manager_class=kernels.WarmKernelManager)  # fmt: skip
     return [cell.outputs for cell in nbformat.read(folder / "out.ipynb", 4).cells]
 
 

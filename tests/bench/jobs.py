@@ -12,7 +12,7 @@ import papermill
 import torch
 from nbconvert import HTMLExporter
 
-from asdlib import execute, kernels, plots, report
+from asdlib import kernels, perform, plots, report
 from tests.bench.measure import Measure, compare
 
 IMPORTS = "from asdlib import latents, metrics, plots, tables\nfrom asdlib import study as studies\nprint(1)"
@@ -30,7 +30,7 @@ def kernel(device: torch.device) -> list[Measure]:
 
         def run(**more) -> None:
             papermill.execute_notebook(f"{folder}/in.ipynb", f"{folder}/out.ipynb", kernel_name="python3", progress_bar=False, cwd=folder,
-                                       config=execute.KERNEL_CONFIG, **more)  # fmt: skip
+                                       config=perform.KERNEL_CONFIG, **more)  # fmt: skip
 
         made = compare("kernel and imports", "notebooks", lambda: run(kernel_manager_class=kernels.WarmKernelManager), 1, run, rounds=3,
                        says="a kernel of its own", timer=time.perf_counter)  # fmt: skip
