@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import BASELINE, SMALL, TINY
+from sizes import BASELINE, SMALL, TINY
 
 from asdlib import audio, backends, checks, clips, config, explain, features
 from asdlib.detectors import AutoencoderBaseline, ClassifierDetector, OEVAEDetector, machine_rows

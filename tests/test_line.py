@@ -253,10 +253,10 @@ def test_files_have_the_scores_that_the_study_gave_them(finished, tree):
     for words, system in (([], "ensemble"), (["--system", "baseline_mahala"], "baseline_mahala")):
         result = asd("score", "smoke", "--home", home, "--machine", "gearbox", *words, *paths[:3], tree / "nothing.wav", *paths[3:])
         assert result.returncode == 1 and "nothing.wav: unreadable" in result.stderr and "1 of 17 files could not be scored" in result.stderr
-        table = pd.read_csv(io.StringIO(result.stdout), float_precision="round_trip")
+        table = pd.read_csv(io.StringIO(result.stdout), dtype=str)
         own = scores[(scores["system"] == system) & (scores["component"] == "score")].set_index("clip")["score"]
         assert table["file"].tolist() == list(map(str, paths))
-        np.testing.assert_array_equal(table["score"], own[[f"gearbox/test/{path.name}" for path in paths]])
+        np.testing.assert_array_equal(table["score"].map(float), own[[f"gearbox/test/{path.name}" for path in paths]])
         assert table["decision"].isin(["normal", "anomaly"]).all() and table["alpha"].notna().all() == (system == "ensemble")
     assert "study smoke has the machines fan, gearbox; say which one with --machine" in said(asd("score", "smoke", "--home", home, paths[0]))
     assert "seed 7 came, the study has 0" in said(asd("score", "smoke", "--home", home, "--seed", "7", "--machine", "fan", paths[0]))

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY
+from sizes import TINY
 
 from asdlib import ablation, audio, checks, clips, config, fusion, latents, synthetic
 from asdlib.condition import condition

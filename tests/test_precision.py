@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import SMALL, TINY
+from sizes import SMALL, TINY
 
 from asdlib import audio, clips, config, fusion, precision, roc
 from asdlib.detectors import DETECTORS, detect
