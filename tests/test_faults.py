@@ -5,6 +5,7 @@ A study much smaller than smoke. Processes are killed by tests/faults/sitecustom
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -54,8 +56,6 @@ POINTS = [
     Point("runner", "torn", r"store/samples-", "nothing"),
     Point("runner", "before", r"store/clips\.parquet$", "nothing"),
     Point("runner", "torn", r"store/DONE\.json$", "nothing"),
-    Point("runner", "torn", r"study\.txt$"),
-    Point("runner", "before", JOB + "BEGUN$"),
     Point("runner", "after", JOB + "BEGUN$"),
     Point("kernel", "torn", JOB + r"baseline_knn/scores\.parquet$"),
     Point("kernel", "after", JOB + "baseline_knn/DONE$"),
@@ -63,12 +63,9 @@ POINTS = [
     Point("kernel", "after", AE + r"checkpoint.*\.pt$", nth=2),
     Point("kernel", "torn", AE + r"weights\.safetensors$"),
     Point("kernel", "torn", AE + r"scores\.parquet$"),
-    Point("kernel", "before", AE + r"history\.parquet$"),
     Point("kernel", "torn", AE + r"manifest\.json$"),
     Point("kernel", "torn", AE + "DONE$"),
     Point("runner", "before", JOB + r"notebook\.ipynb$"),
-    Point("runner", "after", JOB + r"notebook\.ipynb$"),
-    Point("runner", "torn", JOB + r"manifest\.json$"),
     Point("runner", "torn", JOB + "DONE$"),
     Point("runner", "after", JOB + "DONE$"),  # between stages
     Point("runner", "torn", r"03_baseline_fan_seed0\.html$"),
@@ -166,27 +163,28 @@ def ends_as_unbroken(home, homes, whole=True, words=()):
     return again
 
 
+CASES: dict[str, Callable[[dict, Path], None]] = {}  # name: what is done, with the homes and a folder of its own
+
+
+def case(*choices):
+    """A function of (homes, tmp_path), or of (choice, homes, tmp_path) for each choice, stands among the cases."""
+
+    def register(function):
+        for choice in choices or [None]:
+            name = function.__name__ if choice is None else f"{function.__name__}[{choice}]"
+            CASES[name] = function if choice is None else functools.partial(function, choice)
+        return function
+
+    return register
+
+
 def words_for(point):
     """Stages that a point needs; the rest is there already, or not looked at."""
     return ["--stages", "03"] if point.start != "trained" else []
 
 
-@pytest.fixture(scope="module")
-def struck(homes, request, tmp_path_factory):
-    """Every chosen point in a future: two at a time, as they are slow by waiting for processes to start."""
-    chosen = [item.callspec.params["point"] for item in request.session.items if "struck" in getattr(item, "fixturenames", ())]
-    pool = ThreadPoolExecutor(2)
-    yield {point: pool.submit(strike, point, homes, tmp_path_factory.mktemp("point")) for point in chosen}
-    pool.shutdown(cancel_futures=True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("point", POINTS, ids=str)
-def test_killed_and_given_the_same_command(point, struck):
-    struck[point].result()
-
-
-def strike(point, homes, tmp_path):
+@case(*POINTS)
+def killed_at(point, homes, tmp_path):
     """Kill at a point, look at what was said, give the same command again, compare."""
     home = start_from(homes, point.start, tmp_path)
     fault = {"who": point.who, "how": point.how, "at": point.at, "nth": point.nth, "once": str(tmp_path / "struck")}
@@ -211,16 +209,16 @@ def strike(point, homes, tmp_path):
         assert not stray and not [name for name in homes["trained"].files() - home.files() if "03_baseline" in name]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how, code", [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 130)])
-def test_a_runner_that_ends_takes_its_workers_and_kernels_along(how, code, homes, tmp_path):
+@case("killed", "interrupted", "stopped")
+def a_runner_that_ends_takes_its_workers_and_kernels_along(how, homes, tmp_path):
     """Killed alone; or interrupted as by Ctrl-C, which reaches workers too; or stopped politely."""
+    number, code = {"killed": (signal.SIGKILL, -9), "interrupted": (signal.SIGINT, 130), "stopped": (signal.SIGTERM, 130)}[how]
     home = start_from(homes, "store", tmp_path)
     command, begun = home.command("--stages", "02,03", "--workers", "2"), home.runs / "seed0" / AE / "BEGUN"
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=home.env(), cwd="/", start_new_session=True)
     while process.poll() is None and not begun.is_file():
         time.sleep(0.05)
-    os.killpg(process.pid, how) if how == signal.SIGINT else process.send_signal(how)
+    os.killpg(process.pid, number) if how == "interrupted" else process.send_signal(number)
     _, err = process.communicate(timeout=600)
     assert process.returncode == code and "Traceback" not in err, err
     no_orphans(home)
@@ -241,8 +239,8 @@ def flip(path: Path, keep_time: bool):
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-@pytest.mark.slow
-def test_a_torn_checkpoint_is_not_used(homes, tmp_path):
+@case()
+def a_torn_checkpoint_is_not_used(homes, tmp_path):
     home = start_from(homes, "store", tmp_path)
     fault = {"who": "kernel", "how": "after", "at": AE + r"checkpoint.*\.pt$", "nth": 2, "once": str(tmp_path / "struck")}
     assert home.asd("--stages", "03", fault=fault).returncode == 2
@@ -254,9 +252,8 @@ def test_a_torn_checkpoint_is_not_used(homes, tmp_path):
     no_orphans(home)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["weights.safetensors", "scores.parquet", "manifest.json"])
-def test_a_flipped_bit_in_an_artefact_is_found_and_named(name, homes, tmp_path):
+@case("weights.safetensors", "scores.parquet")
+def a_flipped_bit_in_an_artefact_is_found_and_named(name, homes, tmp_path):
     home = start_from(homes, "whole", tmp_path)
     path = next((home.runs / "seed0" / AE).glob(name))
     flip(path, keep_time=True)
@@ -267,8 +264,8 @@ def test_a_flipped_bit_in_an_artefact_is_found_and_named(name, homes, tmp_path):
     assert "03_baseline fan" in again.stdout and "09_report" in again.stdout and "01_data" not in again.stdout
 
 
-@pytest.mark.slow
-def test_a_flipped_bit_in_the_store_is_found_before_anything_is_computed(homes, tmp_path):
+@case()
+def a_flipped_bit_in_the_store_is_found_before_anything_is_computed(homes, tmp_path):
     home = start_from(homes, "trained", tmp_path)
     assert home.asd("--dry-run").returncode == 0  # the store is that of the recordings in this place
     flip(next((home.runs / "store").glob("samples-*.i16")), keep_time=True)
@@ -276,8 +273,8 @@ def test_a_flipped_bit_in_the_store_is_found_before_anything_is_computed(homes, 
     assert "are damaged; decoding again" in again.stdout and "03_baseline" not in again.stdout
 
 
-@pytest.mark.slow
-def test_a_clock_that_goes_backwards_changes_nothing(homes, tmp_path):
+@case()
+def a_clock_that_goes_backwards_changes_nothing(homes, tmp_path):
     """Everything that is there comes from the future."""
     home = start_from(homes, "trained", tmp_path)
     for path in home.folder.rglob("*"):
@@ -287,8 +284,8 @@ def test_a_clock_that_goes_backwards_changes_nothing(homes, tmp_path):
     assert all(path.read_bytes() == content for path, content in before.items() if "store" not in path.parts)
 
 
-@pytest.mark.slow
-def test_two_runners_at_once(homes, tmp_path):
+@case()
+def two_runners_at_once(homes, tmp_path):
     home = start_from(homes, "store", tmp_path)
     both = [subprocess.Popen(home.command("--stages", "03"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=home.env(), cwd="/")
             for _ in range(2)]  # fmt: skip
@@ -308,6 +305,8 @@ def test_two_runners_at_once(homes, tmp_path):
 def mounted(folder: Path, options: str, again: str):
     """A small file system of its own, as it is first, and after `change` as it is then; skips where mounting is not allowed."""
     folder.mkdir()
+    if os.geteuid() != 0 or not shutil.which("mount"):
+        pytest.skip("needs to mount, as root")
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
@@ -317,10 +316,8 @@ def mounted(folder: Path, options: str, again: str):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("mount") or os.geteuid() != 0, reason="needs to mount, as root")
-@pytest.mark.parametrize("room", ["400k", "760k", "1100k"])
-def test_a_full_disk_is_one_sentence_and_no_loss(room, homes, tmp_path):
+@case("400k", "760k")
+def a_full_disk_is_one_sentence_and_no_loss(room, homes, tmp_path):
     with mounted(tmp_path / "home", f"size={room}", "size=100m") as make_room:
         home = Home(tmp_path / "home")
         shutil.copytree(homes["nothing"].folder, home.folder, dirs_exist_ok=True)
@@ -332,8 +329,8 @@ def test_a_full_disk_is_one_sentence_and_no_loss(room, homes, tmp_path):
         ends_as_unbroken(home, homes)
 
 
-@pytest.mark.slow
-def test_a_disk_that_fills_while_training(homes, tmp_path):
+@case()
+def a_disk_that_fills_while_training(homes, tmp_path):
     """A limit on the size of files stands in for the disk where mounting is not allowed."""
     home = start_from(homes, "store", tmp_path)
     code = "import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000)); signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
@@ -345,9 +342,8 @@ def test_a_disk_that_fills_while_training(homes, tmp_path):
         pd.testing.assert_frame_equal(home.scores()[name], table, check_exact=True)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("mount") or os.geteuid() != 0, reason="needs to mount, as root")
-def test_a_read_only_folder_is_one_sentence_and_no_loss(homes, tmp_path):
+@case()
+def a_read_only_folder_is_one_sentence_and_no_loss(homes, tmp_path):
     with mounted(tmp_path / "home", "size=50m", "ro") as lock:
         home = Home(tmp_path / "home")
         shutil.copytree(homes["trained"].folder, home.folder, dirs_exist_ok=True)
@@ -357,3 +353,21 @@ def test_a_read_only_folder_is_one_sentence_and_no_loss(homes, tmp_path):
         assert "Read-only file system" in refused.stderr and "--home" in refused.stderr
         subprocess.run(["mount", "-o", "remount,rw", str(home.folder)], check=True)
         ends_as_unbroken(home, homes)
+
+
+# ---------------------------------------------------------------- all of them
+
+
+@pytest.fixture(scope="module")
+def struck(homes, request, tmp_path_factory):
+    """Every chosen case in a future: two at a time, as most of their time goes into starting processes."""
+    chosen = [item.callspec.params["name"] for item in request.session.items if "struck" in getattr(item, "fixturenames", ())]
+    pool = ThreadPoolExecutor(2)
+    yield {name: pool.submit(CASES[name], homes, tmp_path_factory.mktemp("case")) for name in chosen}
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_a_fault_costs_nothing_but_time(name, struck):
+    struck[name].result()
