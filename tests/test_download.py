@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from packed import zipped
 
 from asdlib import archives, checks, cli, clips, download, records
 
@@ -26,14 +27,6 @@ RECORDS = {"dev": 10902294, "additional": 11259435, "eval": 11363076}
 def wav(seed: int) -> bytes:
     out = io.BytesIO()
     soundfile.write(out, np.random.default_rng(seed).integers(-9000, 9000, 4000).astype(np.int16), 16000, format="WAV", subtype="PCM_16")
-    return out.getvalue()
-
-
-def zipped(files: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
     return out.getvalue()
 
 

@@ -31,6 +31,7 @@ import soundfile
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from packed import zipped
 from torch import nn
 
 from asdlib import (
@@ -581,14 +582,18 @@ def test_mutated_checkpoints(tmp_path_factory, changes, span):
 
 
 class Bomb:
+    """Leaves a file where it is unpickled."""
+
+    ran: Path
+
     def __reduce__(self):
-        return (Path.touch, (Path("/tmp/asdlib-pickle-ran"),))
+        return (Path.touch, (self.ran,))
 
 
 @pytest.fixture
 def bomb(monkeypatch, tmp_path):
     ran = tmp_path / "ran"
-    monkeypatch.setattr(Bomb, "__reduce__", lambda self: (Path.touch, (ran,)))
+    monkeypatch.setattr(Bomb, "ran", ran, raising=False)
     pickle.loads(pickle.dumps(Bomb()))
     assert ran.exists(), "the bomb is a dud, and would prove nothing"
     ran.unlink()
@@ -600,8 +605,8 @@ def bomb(monkeypatch, tmp_path):
 def test_pickles_in_the_place_of_artefacts_do_not_run(bomb, finished, tmp_path):
     for name, file in kept(finished, ".safetensors") + kept(finished, ".parquet"):
         spoil(finished, name, file, bomb, "pickle")
-    zipped = io.BytesIO()
-    with zipfile.ZipFile(zipped, "w") as archive:
+    as_torch = io.BytesIO()
+    with zipfile.ZipFile(as_torch, "w") as archive:
         archive.writestr("archive/data.pkl", bomb)
         archive.writestr("archive/version", "3")
         archive.writestr("archive/byteorder", "little")
@@ -609,7 +614,7 @@ def test_pickles_in_the_place_of_artefacts_do_not_run(bomb, finished, tmp_path):
     np.save(array, np.array([Bomb()], dtype=object), allow_pickle=True)
     whole = io.BytesIO()
     torch.save({"model": Bomb(), "optimiser": {}, "history": []}, whole)
-    for body in (bomb, zipped.getvalue(), array.getvalue(), whole.getvalue()):
+    for body in (bomb, as_torch.getvalue(), array.getvalue(), whole.getvalue()):
         path = tmp_path / "checkpoint.pt"
         path.write_bytes(body)
         with bounded("pickle"):
@@ -883,15 +888,7 @@ def test_mutated_notebooks(tmp_path_factory, changes):
 # ---------------------------------------------------------------- downloads
 
 
-def archive_of(files: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return out.getvalue()
-
-
-ZIP = archive_of({f"fan/train/section_00_source_train_normal_{i:04}.wav": bytes(range(200)) for i in range(3)})
+ZIP = zipped({f"fan/train/section_00_source_train_normal_{i:04}.wav": bytes(range(200)) for i in range(3)})
 
 
 @hostile(250)
