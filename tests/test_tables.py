@@ -47,6 +47,15 @@ def test_claims_are_made_against_the_controls(gap, leak, words):
     assert words in claim_of(clips, score_table(clips, gap))
 
 
+def test_an_interval_that_reaches_chance_carries_no_claim():
+    """Above what shuffled labels reach, but other clips of the same machine could have given chance."""
+    own, shuffled = pd.Series({"value": 0.54, "low": 0.48, "high": 0.58}), pd.Series({"value": 0.49, "low": 0.45, "high": 0.53})
+    assert tables._claim("Ω", own, shuffled, None) == "Ω is not distinguishable from chance"
+    assert tables._claim("Ω", own + 0.02, shuffled, None) == "Ω is above chance"
+    assert "below chance" in tables._claim("Ω", pd.Series({"value": 0.43, "low": 0.38, "high": 0.47}), shuffled, None)
+    assert "not distinguishable" in tables._claim("Ω", pd.Series({"value": 0.43, "low": 0.38, "high": 0.5}), shuffled, None)
+
+
 def test_without_target_the_claim_is_about_what_is_available():
     clips = clip_table(("source",))
     scores = score_table(clips, 3.0)
