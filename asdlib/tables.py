@@ -179,7 +179,7 @@ def claims(table: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
     both = pd.concat([own_scores(table), own_scores(controls)])
     both = both[both["machine"] == "all"].set_index(["system", "metric"])
     chance = controls[(controls["machine"] == "all") & (controls["component"] != "score")]
-    chance = chance.groupby(["component", "metric"])[["low", "high"]].mean()
+    chance = chance.groupby(["component", "metric"])[["value", "low", "high"]].mean()
     rows = []
     for system in in_order(both.index.get_level_values(0)):
         found = {metric: both.loc[(system, metric), ["value", "low", "high"]] for metric in OVER_ALL}
