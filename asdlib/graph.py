@@ -82,8 +82,8 @@ def _needs(stage: Stage, seed: int, other: Job, run: Run) -> bool:
     """Whether a stage of a run waits for another job."""
     if _level(other.stage) >= _level(stage) or (other.run.variant and not run.variant):
         return False
-    reads = not stage.reads or bool(set(stage.reads) & set(other.stage.detectors))
-    return _level(stage) == 2 or (bool(other.stage.detectors) and reads and (not stage.per_seed or other.seed == seed))
+    reads = bool({*stage.reads, *stage.shows} & set(other.stage.detectors))
+    return _level(stage) == 2 or (reads and (not stage.per_seed or other.seed == seed))
 
 
 # ---------------------------------------------------------------- states

@@ -23,7 +23,8 @@ class Stage:
     per_seed: bool
     sections: tuple[str, ...]  # of the settings
     detectors: tuple[str, ...] = ()  # that it trains
-    reads: tuple[str, ...] = ()  # detectors of earlier stages that it cannot do without
+    reads: tuple[str, ...] = ()  # detectors of earlier stages that it is of no use without
+    shows: tuple[str, ...] = ()  # others that it reads where the study has them
 
     def serves(self, systems: Sequence[str]) -> bool:
         """Whether a study of these systems has a use for the stage."""
@@ -40,9 +41,10 @@ STAGES = (
     Stage("04_classifier", False, True, ("classifier", "metrics"), ("classifier",)),
     Stage("05_oevae", True, True, ("oevae", "fusion", "metrics"), ("oevae",)),
     Stage("06_embeddings", False, True,
-          ("systems", "baseline_knn", "autoencoder", "oevae", "classifier", "fusion", "metrics", "maps", "report"), reads=("oevae", "classifier")),
+          ("systems", "baseline_knn", "autoencoder", "oevae", "classifier", "fusion", "metrics", "maps", "report"),
+          reads=("oevae", "classifier"), shows=("baseline_knn", "autoencoder")),
     Stage("07_latents", False, True, ("oevae",), reads=("oevae",)),
-    Stage("08_tuning", False, False, ("systems", "seeds", "oevae", "classifier", "fusion", "metrics"), reads=("oevae",)),
+    Stage("08_tuning", False, False, ("systems", "seeds", "oevae", "classifier", "fusion", "metrics"), reads=("oevae",), shows=("classifier",)),
     Stage("09_report", False, False,
           ("name", "about", "include", "systems", "seeds", "baseline_knn", "autoencoder", "oevae", "classifier", "fusion", "metrics", "report")),
 )

@@ -126,14 +126,14 @@ class Run(Places):
         artefacts.write_table(self.folder / "scores.parquet", scores)
         return scores
 
-    def gather(self, systems: Sequence[str]) -> pd.DataFrame:
-        """Scores of these systems of the study, all seeds and machines, and of what `fusion.COMPOSED` makes of them.
+    def gather(self, systems: Sequence[str], seeds: Sequence[int] = ()) -> pd.DataFrame:
+        """Scores of these systems of the study, all machines, these seeds (none: all), and of what `fusion.COMPOSED` makes of them.
 
-        raises : checks.Refusal that names every stage whose scores are missing.  Notebooks: 08_tuning; 09_report (through `collect`)
+        raises : checks.Refusal that names every stage whose scores are missing.  Notebooks: 06, 08; 09 (through `collect`)
         """
         wanted, tables, missing = {SYSTEMS[system] for system in systems}, [], []
         for stage, seed, machine in jobs(self):
-            for name in stage.detectors:
+            for name in stage.detectors if not seeds or seed in seeds else ():
                 path = self.stage_folder(stage, seed, machine) / name / "scores.parquet"
                 if name in wanted and artefacts.finished(path.parent, self.detector_digest(name, seed, machine)):
                     tables.append(reading.scores(path))
