@@ -190,8 +190,10 @@ class Pairs:
     def _side(self, system: str) -> tuple[np.ndarray, np.ndarray]:
         """Values and resamples of a system's metrics, means over its training seeds."""
         if system not in self._sides:
-            runs = [[with_means(part, _counted(blocks)) for part in _evaluate(blocks, self._settings, self._resamples)] for blocks in self._runs[system]]
-            self._sides[system] = tuple(np.mean([run[part] for run in runs], axis=0) for part in (0, 1))
+            found = []
+            for blocks in self._runs[system]:
+                found.append([with_means(part, _counted(blocks)) for part in _evaluate(blocks, self._settings, self._resamples)])
+            self._sides[system] = tuple(np.mean([run[part] for run in found], axis=0) for part in (0, 1))
         return self._sides[system]
 
     def __call__(self, system_a: str, system_b: str) -> pd.DataFrame:
