@@ -6,10 +6,23 @@ import soundfile
 import torch
 from sizes import BASELINE, SMALL, TINY
 
-from asdlib import audio, clips, config
+from asdlib import audio, clips, config, training
 from asdlib.detectors.context import Context
 
 torch.set_num_threads(1)  # as notebooks compute: the same figures on any number of cores
+
+# Minutes each, so begun first: what is left for the end is then short.
+LONG = ("test_line.py", "test_hostile.py", "test_cluster.py", "test_classifier.py", "test_sweeps.py", "test_kernels.py")
+
+
+def pytest_xdist_auto_num_workers(config):
+    """The plain suite runs two files at a time; chosen files, tests or marks run in this process, where they begin and can be debugged at once."""
+    plain = config.args_source != pytest.Config.ArgsSource.ARGS and not config.option.keyword and "not faults" in config.option.markexpr
+    return min(2, training.cores()) if plain else 0
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from asdlib import checks, config, encoding, explain
 from asdlib.atlas_plots import map_grid, picture, why
@@ -96,8 +97,9 @@ def test_umap_is_seeded_and_keeps_groups_apart(tmp_path):
     rng = np.random.default_rng(0)
     group = np.repeat([0, 1], 30)
     space = maps.Space("classifier", "classifier", np.arange(60), (rng.normal(size=(60, 8)) + 12 * group[:, None]).astype(np.float32), np.arange(60))
-    settings = config.Maps(umap="clips", epochs=60)
+    settings, threads = config.Maps(umap="clips", epochs=60), torch.get_num_threads()
     found = maps.coordinates([space], settings, 0, tmp_path)["classifier", "UMAP", "clips"]
+    assert torch.get_num_threads() == threads == 1  # numba's start gives torch a thread per core
     np.testing.assert_array_equal(found, maps.umap(space.embedding, settings, 0))  # made afresh, equal to the kept one
     away = np.linalg.norm(found[:, None] - found[None], axis=2) + np.diag(np.full(60, np.inf))
     assert (group[away.argmin(1)] == group).all()

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
 
-from asdlib import artefacts, backends, checks, config, latents, reading, scoring
+from asdlib import artefacts, backends, checks, config, latents, reading, scoring, training
 from asdlib.detectors import classifier
 
 PROJECTIONS = ("UMAP", "PCA")
@@ -104,7 +104,8 @@ def umap(x: np.ndarray, settings: config.Maps, seed: int) -> np.ndarray:
         n_neighbors=neighbours, min_dist=settings.min_dist, n_epochs=settings.epochs, random_state=seed, n_jobs=1,
         init="pca",  # the spectral start of few or disconnected items warns and falls back to chance
     )  # fmt: skip
-    return model.fit_transform(x).astype(np.float32)
+    with training.one_thread():  # numba's start gives torch, too, a thread per core, and that would stay
+        return model.fit_transform(x).astype(np.float32)
 
 
 def wanted(space: Space, settings: config.Maps) -> list[tuple[str, str]]:
