@@ -1,5 +1,6 @@
 """The whole line, by the command line, on the smoke study: what it leaves behind, what a second run does, and what breaks it."""
 
+import contextlib
 import io
 import json
 import os
@@ -24,6 +25,14 @@ def asd(*words, timeout=400):
     """The command as a user types it, in a process of its own, from another folder."""
     return subprocess.run([sys.executable, "-c", "import sys; from asdlib.cli import main; sys.exit(main())", *map(str, words)],
                           capture_output=True, text=True, timeout=timeout, cwd="/", env=ENV)  # fmt: skip
+
+
+def asd_here(*words):
+    """The same in this process, which has made the imports: where it is the words that matter."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main(list(map(str, words)))
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def said(result):
@@ -116,7 +125,7 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(finished, tree, tmp_path)
 
 
 def test_a_report_without_scores_says_what_is_missing(tree, tmp_path):
-    result = asd("run", "smoke", "--data-root", tree, "--home", tmp_path, "--stages", "09", "--machines", "gearbox")
+    result = asd_here("run", "smoke", "--data-root", tree, "--home", tmp_path, "--stages", "09", "--machines", "gearbox")
     told, missing = said(result), "03_baseline of gearbox (seed 0), 04_classifier of all machines (seed 0), 05_oevae of gearbox (seed 0)"
     assert f"scores are missing of {missing}; run `asd run smoke` with these settings first" in told
 
@@ -150,12 +159,12 @@ def test_a_machine_without_training_clips_is_refused_before_anything_runs(tree, 
     bare = tmp_path / "raw"
     shutil.copytree(tree, bare)
     shutil.rmtree(bare / "gearbox" / "train")
-    result = asd("run", "smoke", "--data-root", bare, "--home", tmp_path / "h")
+    result = asd_here("run", "smoke", "--data-root", bare, "--home", tmp_path / "h")
     assert "machine gearbox has no usable training clip" in said(result) and "[1/" not in result.stdout
 
 
 def test_one_machine_alone_is_refused_before_anything_runs(tree, tmp_path):
-    result = asd("run", "smoke", "--data-root", tree, "--machines", "fan", "--home", tmp_path)
+    result = asd_here("run", "smoke", "--data-root", tree, "--machines", "fan", "--home", tmp_path)
     assert "fan is the only machine with training clips, expected others as pseudo-anomalies" in said(result) and "[1/" not in result.stdout
 
 
@@ -172,7 +181,7 @@ def test_a_full_disk_is_one_sentence(tree, tmp_path):
 
 def test_a_folder_without_write_permission_is_one_sentence(tree, tmp_path):
     (tmp_path / "file").write_text("in the way of a folder")
-    result = asd("run", "smoke", "--data-root", tree, "--home", tmp_path / "file")
+    result = asd_here("run", "smoke", "--data-root", tree, "--home", tmp_path / "file")
     assert "file" in said(result)
 
 
@@ -183,7 +192,7 @@ def test_two_runs_of_one_study_do_not_meet(tree, tmp_path):
     folder.mkdir(parents=True)
     with open(folder / ".lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        assert "another run of this study is at work" in said(asd("run", "smoke", "--data-root", tree, "--home", tmp_path))
+        assert "another run of this study is at work" in said(asd_here("run", "smoke", "--data-root", tree, "--home", tmp_path))
 
 
 def test_index_prints_the_agreed_json(tree, capsys):
@@ -215,12 +224,6 @@ def test_recordings_without_labels_or_without_test_clips_end_in_a_report(tree, t
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_scores_of_other_settings_are_not_taken(finished, tree):
-    home, _ = finished
-    result = asd("run", "smoke", "--data-root", tree, "--home", home, "--stages", "09", "--set", "autoencoder.epochs=3")
-    assert "scores are missing of 03_baseline of fan (seed 0)" in said(result)
-
-
 def test_lost_outputs_are_restored_without_training_again(finished, tree):
     home, _ = finished
     weights = home / "runs" / "smoke" / "seed0" / "03_baseline" / "fan" / "autoencoder" / "weights.safetensors"
@@ -242,7 +245,7 @@ def test_studies_of_recordings_do_not_make_up_any(name, tmp_path, capsys):
 def test_two_study_files_of_one_name_do_not_share_a_folder(finished, tree, tmp_path):
     home, _ = finished
     (tmp_path / "smoke.toml").write_text("about = 'another study'")
-    assert "set another name in the study file" in said(asd("run", tmp_path / "smoke.toml", "--data-root", tree, "--home", home))
+    assert "set another name in the study file" in said(asd_here("run", tmp_path / "smoke.toml", "--data-root", tree, "--home", home))
 
 
 def test_files_have_the_scores_that_the_study_gave_them(finished, tree):
@@ -250,16 +253,16 @@ def test_files_have_the_scores_that_the_study_gave_them(finished, tree):
     home, _ = finished
     scores = pd.read_parquet(home / "runs" / "smoke" / "scores.parquet")
     paths = sorted((tree / "gearbox" / "test").glob("*.wav"))[::-1]
-    for words, system in (([], "ensemble"), (["--system", "baseline_mahala"], "baseline_mahala")):
-        result = asd("score", "smoke", "--home", home, "--machine", "gearbox", *words, *paths[:3], tree / "nothing.wav", *paths[3:])
+    for ask, words, system in ((asd, [], "ensemble"), (asd_here, ["--system", "baseline_mahala"], "baseline_mahala")):
+        result = ask("score", "smoke", "--home", home, "--machine", "gearbox", *words, *paths[:3], tree / "nothing.wav", *paths[3:])
         assert result.returncode == 1 and "nothing.wav: unreadable" in result.stderr and "1 of 17 files could not be scored" in result.stderr
         table = pd.read_csv(io.StringIO(result.stdout), dtype=str)
         own = scores[(scores["system"] == system) & (scores["component"] == "score")].set_index("clip")["score"]
         assert table["file"].tolist() == list(map(str, paths))
         np.testing.assert_array_equal(table["score"].map(float), own[[f"gearbox/test/{path.name}" for path in paths]])
         assert table["decision"].isin(["normal", "anomaly"]).all() and table["alpha"].notna().all() == (system == "ensemble")
-    assert "study smoke has the machines fan, gearbox; say which one with --machine" in said(asd("score", "smoke", "--home", home, paths[0]))
-    assert "seed 7 came, the study has 0" in said(asd("score", "smoke", "--home", home, "--seed", "7", "--machine", "fan", paths[0]))
+    assert "study smoke has the machines fan, gearbox; say which one with --machine" in said(asd_here("score", "smoke", "--home", home, paths[0]))
+    assert "seed 7 came, the study has 0" in said(asd_here("score", "smoke", "--home", home, "--seed", "7", "--machine", "fan", paths[0]))
 
 
 def test_a_finished_study_leaves_a_model_card_and_can_be_submitted(finished, tmp_path):
@@ -271,3 +274,9 @@ def test_a_finished_study_leaves_a_model_card_and_can_be_submitted(finished, tmp
     result = asd("submit", "smoke", tmp_path / "sub", "--home", home)
     assert result.returncode == 0 and "system ensemble" in result.stdout, result.stderr
     assert len(list((tmp_path / "sub").glob("*_section_00_test.csv"))) == 4
+
+
+def test_scores_of_other_settings_are_not_taken(finished, tree):
+    home, _ = finished
+    result = asd_here("run", "smoke", "--data-root", tree, "--home", home, "--stages", "09", "--set", "autoencoder.epochs=3")
+    assert "scores are missing of 03_baseline of fan (seed 0)" in said(result)
