@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 HERE = Path(__file__).resolve().parent
-pytestmark = pytest.mark.faults  # many minutes: pytest -m faults
+pytestmark = pytest.mark.faults  # many minutes: pytest -m faults, as in CI
 STUDY = """
 systems = ["baseline_knn", "baseline_mse", "baseline_mahala"]
 precision = "float32"
