@@ -69,8 +69,9 @@ def test_a_notebook_runs_in_a_fork_with_its_own_folder_and_environment(tmp_path,
     assert [sorted(output.data) for output in figure if "data" in output] == [["image/png", "text/plain"]]
     assert printed(maths).split() == ["27000000.0", "27000000.0"]
     monkeypatch.setenv("HELLO", "second")
-    again = printed(executed(tmp_path, FACTS)[0]).split()
-    assert again[0] != pid and again[1] == parent and again[3] == "second"
+    (tmp_path / "other").mkdir()
+    again = printed(executed(tmp_path / "other", FACTS)[0]).split()  # not where the zygote was started
+    assert again[0] != pid and again[1] == parent and again[2:4] == [str(tmp_path / "other"), "second"]
 
 
 def test_a_kernel_that_is_killed_is_told_and_the_next_one_runs(tmp_path):
