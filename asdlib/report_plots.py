@@ -103,7 +103,7 @@ def detectability_curves(curves: pd.DataFrame, level: float = detectability.LEVE
             axis.plot([0, *x[:1]], [0.5, *part["value"][:1]], color=colour, lw=0.6, ls=":")
             axis.plot(x, part["value"], color=colour, ls=line, lw=1.4, marker=marker, ms=4)
             axis.vlines(x, part["low"], part["high"], color=colour, lw=0.9)
-        axis.set(title=machine if machine != "all" else "all machines", ylabel="AUC (chance 0.5)", xlabel="severity of the fault")
+        axis.set(title=machine if machine != "all" else "all machines", ylabel="AUC (chance 0.5)", xlabel="severity of the fault (0: none)")
         axis.set(xticks=[0, *severities[severities > 0]], ylim=(max(min(curves["low"].min(), 0.45) - 0.03, -0.03), 1.03))
         axis.label_outer()
     for axis in axes.flat[len(machines) :]:
@@ -111,7 +111,7 @@ def detectability_curves(curves: pd.DataFrame, level: float = detectability.LEVE
     if len(machines) > COLUMNS:  # a panel with nothing below it keeps its axis
         for axis in axes.flat[len(machines) - COLUMNS : len(machines)]:
             axis.xaxis.set_tick_params(labelbottom=True)
-            axis.set_xlabel("severity of the fault")
+            axis.set_xlabel("severity of the fault (0: none)")
     handles = [Line2D([], [], color=c, marker=m, ls=line, label=s) for s, (c, m, line) in looks.items()]
     handles.append(Line2D([], [], color=plots.GREY, lw=1, ls="--", label=f"AUC {level:g}"))
     figure.legend(handles=handles, **plots.BELOW)
