@@ -156,12 +156,13 @@ class Map:
         return "".join(out)
 
     def _box(self, prior: str, k: int, omega: float, half: float, others: list[tuple[float, float, float]]) -> tuple[float, float, float]:
-        """Middle and half width of the box of a letter: over its cell, within the map, right of those that stand in its row already."""
+        """Middle and half width of the box of a letter: over its cell, within the map, beside those that stand in its row already."""
         (x, y), right = self._place(prior, k, omega), MAP_LEFT + len(self.omegas) * CELL_WIDE
         x = min(max(x, MAP_LEFT + half), right - half)
-        for other, row, wide in others:
-            if row == y and abs(x - other) < half + wide:
-                x = other + wide + half + 2
+        there = [(other, wide) for other, row, wide in others if row == y]
+        if any(abs(x - other) < half + wide for other, wide in there):
+            x = max(other + wide for other, wide in there) + half + 2
+            x = x if x <= right - half else min(other - wide for other, wide in there) - half - 2
         return x, y, half
 
     def live(self, prior: str, k: int, omega: float) -> str:

@@ -205,5 +205,6 @@ def _style(table: str) -> str:
     """A table as JupyterLab shows it, where the report's style sheet is not there."""
     look = "border-collapse:collapse;font:12px system-ui,sans-serif;font-variant-numeric:tabular-nums;line-height:1.35"
     cell = "padding:2px 10px 2px 0;border-bottom:1px solid #d0d7de;text-align:left;vertical-align:top"
-    rules = f".asd-table table{{{look}}}.asd-table caption{{text-align:left}}.asd-table td,.asd-table th{{{cell}}}.asd-table .i{{opacity:.8}}.asd-table .n{{white-space:nowrap}}"
+    rules = f".asd-table table{{{look}}}.asd-table caption{{text-align:left}}"
+    rules += f".asd-table td,.asd-table th{{{cell}}}.asd-table .i{{opacity:.8}}.asd-table .n{{white-space:nowrap}}"
     return f'<style>{rules}</style><div class="asd-table">{table}</div>'

@@ -158,6 +158,8 @@ def test_lists_colours_and_reasons_of_the_map(opened, shots):
     until(page, lambda: page.evaluate("document.querySelector('.asd-atlas-player').ariaLabel") in label, "the listed clip is chosen")
     labs.find(page, "button.asd-atlas-why, .asd-atlas-why button").click()
     until(page, lambda: page.locator(".asd-atlas-reason").first.locator("img, svg").count() > 0, "a reason is drawn", 60_000)
+    inside = "image => image.getBoundingClientRect().right <= image.closest('.jp-OutputArea-output').getBoundingClientRect().right + 1"
+    assert page.locator(".asd-atlas-reason img").first.evaluate(inside), "the figure is cut off, and the units of its scales with it"
     page.screenshot(path=shots / "atlas_reason.png")
 
 
