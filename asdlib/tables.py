@@ -25,6 +25,7 @@ from asdlib import config, fusion, metrics
 SYSTEMS = ("baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier", "ensemble")  # in the order they are shown
 ORDER = [name + ending for name in SYSTEMS for ending in ("", fusion.SEEDS)]
 INTERVAL = re.compile(r"([-−]?[\d.]+|not reached) \[.*\]")
+BOUNDS = re.compile(r"\[[-−\d., ]+\]")
 OVER_ALL = ("omega", *metrics.THREE)  # of machine "all", in the order in which a claim is made on the first available
 METRIC_NAMES = {"auc_source": "AUC source", "auc_target": "AUC target", "pauc": "pAUC", "hmean": "harmonic mean", "omega": "Ω"}
 
@@ -113,6 +114,8 @@ def _cell(value: object) -> tuple[str, Html]:
     text = str(value)
     if INTERVAL.fullmatch(text):
         return "", _point(text)
+    if BOUNDS.fullmatch(text):
+        return "n", Html(f'<span class="i">{escape(text)}</span>')
     return ("w", escape(text)) if len(text) > 40 and " " in text else ("p", breakable(text)) if len(text) > 24 else ("", escape(text))
 
 

@@ -134,6 +134,7 @@ def test_numbers_are_written_for_people():
     shown = tables.frame(pd.DataFrame({"a": [-0.25], "b": ["not reached [1.80, >2]"], "c": ["0.500 [0.400, 0.600]"], "d": ["fan-2"]}))
     assert "−0.250" in shown and "-0.250" not in shown and "fan-2" in shown
     assert 'not reached <span class="i">[1.80, &gt;2]</span>' in shown and '0.500 <span class="i">[' in shown
+    assert '<td class="n"><span class="i">[0.445, 0.529]</span></td>' in tables.frame(pd.DataFrame({"a": [1], "b": ["[0.445, 0.529]"]}))
     assert tables.signed("from -1.5 to 2-3, a-1") == "from −1.5 to 2-3, a-1"
     assert tables.settings(config.Study()).set_index("setting").loc["synthetic.severity", "value"] == "1.0"
 

@@ -38,7 +38,8 @@ class Canvas(anywidget.AnyWidget):
 
     _esm = Path(__file__).with_name("atlas.js")
     _css = ".asd-atlas th, .asd-atlas td { text-align: left; padding: .1em .9em .1em 0; } .asd-atlas caption { text-align: left; color: #57606a; }"
-    _css += ".asd-atlas .plot img { max-width: 100%; height: auto; } .asd-atlas-list > label { text-align: left; }"
+    _css += ".asd-atlas .plot img { max-width: 100%; height: auto; } .asd-atlas .asd-atlas-list > label { text-align: left; }"
+    _css += ".asd-atlas .asd-atlas-list > select { flex: 0 0 auto; width: 100%; height: auto; }"
     xy, codes = traitlets.Bytes().tag(sync=True), traitlets.Bytes().tag(sync=True)
     colours, shapes = traitlets.List().tag(sync=True), traitlets.List().tag(sync=True)
     chosen, near = traitlets.Int(-1).tag(sync=True), traitlets.List().tag(sync=True)
@@ -54,7 +55,7 @@ class AtlasView(ipywidgets.VBox):
         self.atlas, self.sounds, self.explained, self.most = atlas, sounds, explained, listed
         self.canvas, self.legend, self.detail, self.reason = Canvas(), ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
         self.choices = {name: ipywidgets.Dropdown(description=name) for name in ("view", "projection", "items", "colour")}
-        wide = {"layout": {"width": "calc(100% - 1rem)", "height": "auto", "flex_flow": "column"}, "style": {"description_width": "100%"}}
+        wide = {"layout": {"width": "calc(100% - 1rem)", "height": "auto", "flex_flow": "column"}, "style": {"description_width": "auto"}}
         self.list = ipywidgets.Select(description="worth hearing", rows=min(3 * listed + 1, 12), **wide)
         self.button = ipywidgets.Button(description="Why this score", tooltip="Residual, slopes, segments and branches of the chosen clip")
         for name, one in self.choices.items():
