@@ -146,7 +146,7 @@ def metrics_text(table: pd.DataFrame) -> str:
 def summary_markdown(cfg: config.Study, table: pd.DataFrame, controls: pd.DataFrame, problems: pd.DataFrame, versions: dict) -> str:
     """The study in short: claims with controls, metrics per machine, what was left out, settings and versions. Notebook: 09_report."""
     gone = problems[problems["left_out"].astype(bool)]
-    parts = [f"# {cfg.name}", tables.escape(cfg.about), "## Claims, with controls", tables.markdown_table(tables.claims(table, controls))]
+    parts = [f"# {cfg.name}", tables.markdown(cfg.about), "## Claims, with controls", tables.markdown_table(tables.claims(table, controls))]
     parts += [
         "## Metrics per machine (interval in brackets)",
         tables.markdown_table(tables.wide(table)),

@@ -283,7 +283,12 @@ def _rank(systems: pd.Series) -> pd.Series:
     return systems.map({name: i for i, name in enumerate(in_order(systems))})
 
 
+def markdown(text: object) -> str:
+    """Text for a Markdown file, where quotes are harmless and stay as they are; what looks like a tag becomes text."""
+    return html.escape(str(text), quote=False)
+
+
 def markdown_table(table: pd.DataFrame) -> str:
     """A table in Markdown; data cannot break out of its cell."""
     lines = [list(table.columns), ["---"] * table.shape[1], *table.itertuples(index=False, name=None)]
-    return "\n".join("| " + " | ".join(html.escape(str(cell), quote=False).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(markdown(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

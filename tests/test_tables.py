@@ -141,3 +141,7 @@ def test_numbers_are_written_for_people():
 
 def test_every_setting_is_listed():
     assert tables.settings(config.Study())["setting"].tolist() == [name for name, _, _ in config.describe()]
+
+
+def test_markdown_keeps_quotes_and_disarms_tags():
+    assert tables.markdown("the project's \"own\" <b>") == "the project's \"own\" &lt;b&gt;"
