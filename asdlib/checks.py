@@ -63,7 +63,8 @@ def clip_table(table: pd.DataFrame) -> pd.DataFrame:
 def texts(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
     """Columns of a table that hold text and nothing else; others are refused."""
     for column in columns:
-        wrong = next((value for value in table[column] if not isinstance(value, str)), None)
+        every = table[column].dtype == "str"  # pandas' own column of texts needs no look at each
+        wrong = None if every else next((value for value in table[column] if not isinstance(value, str)), None)
         if wrong is not None or table[column].isna().any():
             raise Refusal(f"{what}: {column} has {wrong!r}, expected text only")
 

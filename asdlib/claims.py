@@ -2,7 +2,7 @@
 
 Conventions
 -----------
-Differences are a − b of two systems on the same resampled test clips, seeds averaged first (`metrics.paired`). A study compares many pairs, so
+Differences are a − b of two systems on the same resampled test clips, seeds averaged first (`metrics.Pairs`). A study compares many pairs, so
 their p-values are corrected together (Holm 1979: the probability of a single false "better" in the whole table stays below 1 − confidence); a
 pair that is told apart only without the correction is said to be so. The number of resamples rises with the number of pairs, else the
 correction could reach no verdict at all.
@@ -52,14 +52,14 @@ def differences(scores: pd.DataFrame, settings: config.Metrics, seed: int) -> pd
     """
     tested = scores[scores["split"] == "test"]
     pairs = list(itertools.combinations(tables.in_order(tested["system"]), 2))  # without test clips there is nothing to compare
-    settings, rows = enough(3 * len(pairs), settings), []  # 3: the metrics, where there is no Ω
-    for a, b in pairs:
-        rows.append(over_all(metrics.paired(scores, a, b, settings, seed)))
+    settings = enough(3 * len(pairs), settings)  # 3: the metrics, where there is no Ω
+    compared = metrics.Pairs(scores, settings, seed)
+    rows = [over_all(compared(a, b)) for a, b in pairs]
     return judged(pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(metrics.PAIRED_COLUMNS)), settings)
 
 
 def over_all(pair: pd.DataFrame) -> pd.DataFrame:
-    """Of a table of `metrics.paired` the rows that a claim is made on: Ω over all machines, or what there is of its parts."""
+    """Of a table of `metrics.Pairs` the rows that a claim is made on: Ω over all machines, or what there is of its parts."""
     pair = pair[(pair["machine"] == "all") & pair["value"].notna()]
     return pair[pair["metric"] == "omega"] if "omega" in set(pair["metric"]) else pair
 

@@ -12,8 +12,11 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import json
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -27,7 +30,7 @@ from asdlib.later import OnFirstUse
 pd = OnFirstUse("pandas")
 audio, clips, execute, graph = (OnFirstUse(f"asdlib.{name}") for name in ("audio", "clips", "execute", "graph"))
 report, studies, sweeps, synthetic = (OnFirstUse(f"asdlib.{name}") for name in ("report", "study", "sweeps", "synthetic"))
-compare, download, reading = (OnFirstUse(f"asdlib.{name}") for name in ("compare", "download", "reading"))
+compare, download, kernels, reading = (OnFirstUse(f"asdlib.{name}") for name in ("compare", "download", "kernels", "reading"))
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -47,6 +50,8 @@ def _run(args: argparse.Namespace) -> None:
     if known is not None:
         print(known)
         return
+    if not args.dry_run and not args.scheduler:
+        kernels.warm(shared=args.workers > 0)  # its imports go on beside ours
     for name in only:
         studies.stage_of(name)
     run = studies.open_run(study, overrides, args.home)
@@ -200,6 +205,16 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     settings.set_defaults(action=_settings)
     add(commands)
     return top
+
+
+def command() -> None:
+    """`asd` as a process: `main`, and then an end at once: taking the libraries apart would cost two more seconds."""
+    code = main()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):
+            stream.flush()
+    os._exit(code)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,7 +16,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
-from asdlib import checks
+from asdlib import checks, kernels
 from asdlib.perform import KernelLost, Order, Outcome, perform
 
 RETRIES = 2  # of a job whose kernel or worker was lost
@@ -43,7 +43,7 @@ def local(workers: int, gpus: int = 0) -> Iterator[Client]:
         raise checks.Refusal(f"--workers {workers}: expected 1 or more")
     spec = {}
     for number in range(min(workers, gpus) if gpus else workers):
-        env = {"OMP_NUM_THREADS": "1"} | ({"CUDA_VISIBLE_DEVICES": str(number)} if gpus else {})
+        env = {"OMP_NUM_THREADS": "1"} | kernels.address() | ({"CUDA_VISIBLE_DEVICES": str(number)} if gpus else {})
         options = {"nthreads": 1, "env": env, "resources": {"GPU": 1} if gpus else {}, "memory_limit": 0}  # kernels hold the memory, not workers
         spec[number] = {"cls": Nanny, "options": options | {"silence_logs": logging.CRITICAL, **LOOPBACK}}
     scheduler = {"cls": Scheduler, "options": {"port": 0, **LOOPBACK}}

@@ -3,8 +3,9 @@
     papermill.execute_notebook(..., kernel_manager_class=kernels.WarmKernelManager)
 
 A kernel is still a process of its own that ends with its notebook, and is started, interrupted, killed and watched as any other;
-only its start is a fork (`asdlib.zygote` says why that is safe). One zygote serves this process as long as it lives. Wherever a
-fork cannot be had (no zygote, not this Python, an old system) an ordinary kernel is started in its place.
+only its start is a fork (`asdlib.zygote` says why that is safe). One zygote serves this process as long as it lives; workers on the
+runner's machine get theirs as a fork of the runner's, so that the imports are made once. Wherever a fork cannot be had (no zygote, not
+this Python, an old system) an ordinary kernel is started in its place.
 
 Source: DESIGN 4; UX (papermill). Notebooks: all (through `execute`).
 """
@@ -12,13 +13,16 @@ Source: DESIGN 4; UX (papermill). Notebooks: all (through `execute`).
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 
 from jupyter_client.manager import AsyncKernelManager
@@ -29,31 +33,59 @@ LAUNCHER = ["-m", "ipykernel_launcher"]
 # One thread each: a fork copies no others, and spinning threads cost more than they bring. Arrow's own allocator starts one.
 # The backend is what ipykernel sets before matplotlib is imported; here that comes first.
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
+DOOR = "zygote"  # name of the socket
 BACKEND = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
 
-class Zygote:
-    """The process that forks, seen from the runner. Ends when this object is closed or this process is gone."""
+ADDRESS = "ASDLIB_ZYGOTE"  # in a local worker's environment: the runner's zygote, from which it gets one of its own
 
-    def __init__(self):
+
+class Zygote:
+    """A process that forks kernels, seen from the one that asks for them. Ends when this object is closed or this process is gone.
+
+    process : of the zygote, where this process started it.  door : folder of the socket that workers may come in by
+    """
+
+    def __init__(self, link: socket.socket, process: subprocess.Popen | None = None, door: str = ""):
+        link.settimeout(START_S)
+        self.link, self.lines, self.process, self.door, self.waited = link, link.makefile("r", encoding="utf-8"), process, door, False
+
+    @classmethod
+    def start(cls, shared: bool = False) -> Zygote:
+        """A new one, which makes its imports while this process goes on.  shared : with a door for workers, by its `address`"""
         here, there = socket.socketpair()
-        with there:
-            command = [sys.executable, "-P", "-m", "asdlib.zygote", str(there.fileno())]
-            environment = BACKEND | os.environ | ENVIRONMENT
-            self.process = subprocess.Popen(
-                command, env=environment, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
-            )
-        here.settimeout(START_S)
-        self.link, self.lines = here, here.makefile("r", encoding="utf-8")
-        try:
-            if not self._answer()["ready"]:
-                raise OSError("the zygote has threads")
-        except (OSError, ValueError):
-            self.close()
-            raise
+        door, listening = tempfile.mkdtemp(prefix="asdlib-") if shared else "", []  # nobody else may enter that folder
+        if shared:
+            listening.append(socket.socket(socket.AF_UNIX))
+            listening[0].bind(os.path.join(door, DOOR))
+            listening[0].listen()
+        given = [end.fileno() for end in (there, *listening)]
+        command = [sys.executable, "-P", "-m", "asdlib.zygote", *map(str, given)]
+        process = subprocess.Popen(command, env=BACKEND | os.environ | ENVIRONMENT, pass_fds=given, stdin=subprocess.DEVNULL, start_new_session=True)
+        for end in (there, *listening):
+            end.close()
+        return cls(here, process, door)
+
+    @classmethod
+    def join(cls, address: str) -> Zygote:
+        """One of this process's own, from the zygote of the runner.  raises : OSError where that is gone"""
+        link = socket.socket(socket.AF_UNIX)
+        link.connect(address)
+        return cls(link)
+
+    def alive(self) -> bool:
+        """Whether the process is there, as far as this one can know."""
+        return self.process is None or self.process.poll() is None
+
+    def ready(self) -> None:
+        """Wait for the imports.  raises : OSError or ValueError where it cannot fork"""
+        if not self.waited and not self._answer()["ready"]:
+            raise OSError("the zygote has threads")
+        self.waited = True
 
     def fork(self, argv: list[str], cwd: str | None, env: dict[str, str]) -> int:
         """Number of a new process that runs `argv` as a kernel.  raises : OSError or ValueError when none came to be"""
+        self.ready()
         self.link.sendall(json.dumps({"argv": argv, "cwd": cwd, "env": env}).encode() + b"\n")
         pid = self._answer()["pid"]
         if not pid:
@@ -67,8 +99,11 @@ class Zygote:
         """End the zygote; kernels that still run see their parent go."""
         self.lines.close()
         self.link.close()
-        self.process.kill()
-        self.process.wait()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        if self.door:
+            shutil.rmtree(self.door, ignore_errors=True)
 
 
 class _Shared:
@@ -77,15 +112,25 @@ class _Shared:
     def __init__(self):
         self.lock, self.zygote, self.owner, self.impossible = threading.Lock(), None, 0, False
 
+    def there(self) -> bool:
+        """Whether this process has one, and it lives."""
+        return self.zygote is not None and self.owner == os.getpid() and self.zygote.alive()
+
+    def made(self, shared: bool = False) -> Zygote:
+        """One that may still be at its imports.  raises : OSError"""
+        if not self.there():
+            self.zygote, self.owner = _new(shared), os.getpid()
+        return self.zygote
+
     def fork(self, argv: list[str], cwd: str | None, env: dict[str, str]) -> int:
+        """See `Zygote.fork`; one that died is replaced."""
         with self.lock:  # workers may be threads
             if self.impossible:
                 raise OSError("no zygote")
-            if self.zygote is None or self.owner != os.getpid() or self.zygote.process.poll() is not None:
-                self.impossible = True
-                self.zygote, self.owner = Zygote(), os.getpid()
-                self.impossible = False
             try:
+                self.impossible = not (self.there() and self.zygote.waited)  # until a new one has shown that it can
+                self.made().ready()
+                self.impossible = False
                 return self.zygote.fork(argv, cwd, env)
             except (OSError, ValueError):
                 self.close()
@@ -98,8 +143,29 @@ class _Shared:
         self.zygote = None
 
 
+def _new(shared: bool) -> Zygote:
+    """From the runner's where this process is one of its workers, else started."""
+    with contextlib.suppress(KeyError, OSError, ValueError):
+        zygote = Zygote.join(os.environ[ADDRESS])
+        zygote.ready()
+        return zygote
+    return Zygote.start(shared)
+
+
 _shared = _Shared()
 atexit.register(lambda: _shared.close())
+
+
+def warm(shared: bool = False) -> None:
+    """Start the imports of this process's zygote now, to be over when the first kernel is wanted.  shared : workers may use it too"""
+    with contextlib.suppress(OSError), _shared.lock:
+        _shared.made(shared)
+
+
+def address() -> dict[str, str]:
+    """What to add to the environment of workers on this machine, so that they need no imports for their kernels."""
+    door = _shared.zygote.door if _shared.there() else ""
+    return {ADDRESS: os.path.join(door, DOOR)} if door else {}
 
 
 class Forked:

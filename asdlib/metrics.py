@@ -172,32 +172,54 @@ def paper_table1() -> pd.DataFrame:
     return _stack(tables, checks.METRIC_COLUMNS)
 
 
+class Pairs:
+    """Is one system better than another by more than chance? Differences of any two systems on the same resamples.
+
+    A system is evaluated once, however many it is compared with.
+    scores : score table;  seed : of the resamples;  component : of every system.  Notebook: 09_report (through `claims`)
+    """
+
+    def __init__(self, scores: pd.DataFrame, settings: config.Metrics, seed: int, component: str = "score"):
+        self._settings, self._resamples, self._sides = settings, _Resamples(settings.bootstrap, seed), {}
+        found = _blocks(checks.score_table(scores))
+        self._runs: dict[str, list[list[_Block]]] = {}
+        for (system, name, _), blocks in found.items():
+            if name == component:
+                self._runs.setdefault(system, []).append(blocks)
+
+    def _side(self, system: str) -> tuple[np.ndarray, np.ndarray]:
+        """Values and resamples of a system's metrics, means over its training seeds."""
+        if system not in self._sides:
+            found = []
+            for blocks in self._runs[system]:
+                found.append([with_means(part, _counted(blocks)) for part in _evaluate(blocks, self._settings, self._resamples)])
+            self._sides[system] = tuple(np.mean([run[part] for run in found], axis=0) for part in (0, 1))
+        return self._sides[system]
+
+    def __call__(self, system_a: str, system_b: str) -> pd.DataFrame:
+        """Differences a - b; every metric is averaged over the training seeds of its system first.
+
+        returns : PAIRED_COLUMNS; value, interval, and p: twice the smaller share of resamples on either side of zero (a two-sided
+            bootstrap p-value, not below 2 / (resamples + 1))
+        raises : checks.Refusal where a system is unknown or the two did not score the same clips
+        """
+        runs = [run for name in (system_a, system_b) for run in self._runs[checks.known_name("system", name, sorted(self._runs))]]
+        clips = [[(b.machine, b.clip.tolist()) for b in run] for run in runs]
+        if any(one != clips[0] for one in clips):
+            raise checks.Refusal(f"{system_a} and {system_b} did not score the same test clips; run both on the same data")
+        value, boots = (a - b for a, b in zip(self._side(system_a), self._side(system_b), strict=True))
+        low, high = _interval(boots, self._settings.confidence)
+        fewer = np.minimum((boots <= 0).sum(0), (boots >= 0).sum(0))
+        p = np.where(np.isnan(value), np.nan, np.minimum(1.0, 2 * (fewer + 1) / (len(boots) + 1)))
+        rows = pd.DataFrame(_names([b.machine for b in runs[0]]), columns=["machine", "metric"])
+        return rows.assign(system_a=system_a, system_b=system_b, value=value, low=low, high=high, p=p)[list(PAIRED_COLUMNS)]
+
+
 def paired(
     scores: pd.DataFrame, system_a: str, system_b: str, settings: config.Metrics, seed: int, component: str = "score"
 ) -> pd.DataFrame:
-    """Is system a better than system b by more than chance? Differences a - b on the same resamples.
-
-    Every metric is averaged over the training seeds of its system first.
-    returns : PAIRED_COLUMNS; value, interval, and p: twice the smaller share of resamples on either side of zero (a two-sided bootstrap
-        p-value, not below 2 / (resamples + 1))
-    raises : checks.Refusal where a system is unknown or the two did not score the same clips.  Notebook: 09_report
-    """
-    found = _blocks(checks.score_table(scores))
-    resamples, sides, clips = _Resamples(settings.bootstrap, seed), [], []
-    for system in (system_a, system_b):
-        checks.known_name("system", system, sorted({key[0] for key in found if key[1] == component}))
-        runs = [blocks for key, blocks in found.items() if key[:2] == (system, component)]
-        clips += [{(b.machine, *b.clip) for b in blocks} for blocks in runs]
-        evaluated = [[with_means(part, _counted(blocks)) for part in _evaluate(blocks, settings, resamples)] for blocks in runs]
-        if any(one != clips[0] for one in clips):
-            raise checks.Refusal(f"{system_a} and {system_b} did not score the same test clips; run both on the same data")
-        sides.append([np.mean([run[part] for run in evaluated], axis=0) for part in (0, 1)])
-    value, boots = (a - b for a, b in zip(*sides, strict=True))
-    low, high = _interval(boots, settings.confidence)
-    fewer = np.minimum((boots <= 0).sum(0), (boots >= 0).sum(0))
-    p = np.where(np.isnan(value), np.nan, np.minimum(1.0, 2 * (fewer + 1) / (len(boots) + 1)))
-    rows = pd.DataFrame(_names([b.machine for b in runs[0]]), columns=["machine", "metric"])
-    return rows.assign(system_a=system_a, system_b=system_b, value=value, low=low, high=high, p=p)[list(PAIRED_COLUMNS)]
+    """Differences of two systems, see `Pairs`.  Notebook: 09_report"""
+    return Pairs(scores, settings, seed, component)(system_a, system_b)
 
 
 # ---------------------------------------------------------------- decisions

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
+import psutil
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
@@ -82,13 +83,46 @@ def test_a_zygote_that_died_is_replaced(tmp_path):
 
 
 def test_without_a_zygote_an_ordinary_kernel_is_started(tmp_path, monkeypatch):
-    def none(self):
+    def none(shared=False):
         raise OSError("no such thing here")
 
     monkeypatch.setattr(kernels, "_shared", kernels._Shared())
-    monkeypatch.setattr(kernels.Zygote, "__init__", none)
+    monkeypatch.setattr(kernels.Zygote, "start", none)
     words = executed(tmp_path, FACTS)[0][0].text.split()
     assert int(words[1]) == os.getpid() and words[4] == "False" and kernels._shared.impossible
+
+
+WORKER = """import sys, time
+from asdlib import kernels
+child = kernels._Shared()
+print(child.fork(sys.argv[1:], None, {}), flush=True)  # ends at once: no connection file
+print(child.zygote.process, flush=True)
+time.sleep(300)"""
+
+
+def test_a_worker_gets_a_zygote_from_the_runner_s_and_both_end_with_their_callers(tmp_path):
+    """No imports of its own; its door is closed to others and gone with the runner."""
+    runner = kernels._Shared()
+    door = Path(runner.made(shared=True).door)
+    assert door.stat().st_mode & 0o777 == 0o700
+    environment = os.environ | {kernels.ADDRESS: str(door / kernels.DOOR)}
+    worker = subprocess.Popen([sys.executable, "-c", WORKER, "kernel", "-f", str(tmp_path / "none.json")], stdout=subprocess.PIPE, text=True,
+                              env=environment)  # fmt: skip
+    try:
+        pid, own = int(worker.stdout.readline()), worker.stdout.readline()
+        assert own == "None\n" and pid != worker.pid, "it started one of its own"
+        served = [process.pid for process in psutil.Process(runner.zygote.process.pid).children() if process.pid != pid]
+        assert len(served) == 1 and running(served[0])
+        worker.kill()
+        assert gone(served), "the worker's zygote outlived it"
+        assert running(runner.zygote.process.pid)
+        runner.zygote.link.close()
+        runner.zygote.lines.close()  # as the runner's death does
+        assert gone([runner.zygote.process.pid]) and not door.exists()
+    finally:
+        worker.kill()
+        worker.communicate()
+        runner.zygote.close()
 
 
 RUNNER = """import sys

@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
 from asdlib import checks, config, losses
+from asdlib.later import OnFirstUse
 
-WEIGHTS_URL = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
-
-
+resnet = OnFirstUse("torchvision.models.resnet")
 LOGVAR_LIMIT = 20.0  # beyond any useful posterior; keeps exp finite for pseudo-anomalies, which the VAE never learns from
 
 
@@ -66,7 +63,7 @@ def resnet18(width: int = 64) -> nn.Module:
     width : channels of the first stage. 64 is the network as published; otherwise its stages are replaced by narrower
         or wider ones of the same blocks.
     """
-    net = torchvision.models.resnet18()
+    net = resnet.resnet18()
     net.conv1 = _initialised(nn.Conv2d(1, width, 7, 2, 3, bias=False))
     net.fc = nn.Identity()
     if width != 64:
@@ -83,7 +80,7 @@ def _stage(n_in: int, n_out: int, stride: int) -> nn.Sequential:
     shortcut = None
     if stride != 1 or n_in != n_out:
         shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
-    return nn.Sequential(BasicBlock(n_in, n_out, stride, shortcut), BasicBlock(n_out, n_out))
+    return nn.Sequential(resnet.BasicBlock(n_in, n_out, stride, shortcut), resnet.BasicBlock(n_out, n_out))
 
 
 def _initialised(module: nn.Module) -> nn.Module:
@@ -100,10 +97,11 @@ def load_pretrained(net: nn.Module, file: str = "") -> None:
     file : path of the weights; empty: torch.hub's folder. Nothing is ever downloaded here.
     raises : checks.Refusal for a file that is missing or holds something else
     """
-    path = Path(file) if file else Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_URL.rsplit("/", 1)[1]
+    url = resnet.ResNet18_Weights.IMAGENET1K_V1.url
+    path = Path(file) if file else Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not path.is_file():
         raise checks.Refusal(
-            f"oevae.pretrained: no {path}; fetch {WEIGHTS_URL} to it, name the file in oevae.pretrained_file, or set pretrained = false"
+            f"oevae.pretrained: no {path}; fetch {url} to it, name the file in oevae.pretrained_file, or set pretrained = false"
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -112,7 +110,7 @@ def load_pretrained(net: nn.Module, file: str = "") -> None:
         net.load_state_dict(kept)
     except Exception as error:  # torch raises many kinds for a file that is none of its own
         kind = type(error).__name__
-        raise checks.Refusal(f"oevae.pretrained: {path} does not hold torchvision's resnet18 ({kind}); fetch {WEIGHTS_URL}") from error
+        raise checks.Refusal(f"oevae.pretrained: {path} does not hold torchvision's resnet18 ({kind}); fetch {url}") from error
 
 
 class VAE(nn.Module):

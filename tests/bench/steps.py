@@ -215,7 +215,8 @@ def layouts(device: torch.device) -> list[Measure]:
                     detector, n = ClassifierDetector(context), CLIPS[device.type]
                     detector._prepare(np.arange(len(context.store)))
                     net, wave = detector.net, torch.randn(n, 12 * RATE, device=device)
-                    batch = Batch(branch_inputs(wave, cfg.classifier), torch.eye(len(detector.classes), device=device)[torch.arange(n) % len(detector.classes)])
+                    classes = len(detector.classes)
+                    batch = Batch(branch_inputs(wave, cfg.classifier), torch.eye(classes, device=device)[torch.arange(n) % classes])
                 net = net.to(device, memory_format=memory)
                 steps.append(stepper(net, lambda batch=batch: batch, torch.optim.Adam(net.parameters(), fused=True), dtype))
             rows.append(compare(f"{name}, {kind}", "items", steps[0], n, steps[1], says="contiguous", device=device, rounds=3, note="channels_last"))
