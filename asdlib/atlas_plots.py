@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from asdlib import explain, plots, tables
@@ -124,7 +125,7 @@ def _key(figure: Plot, axis, points: Points) -> None:
 def why(found: explain.Why, usual: Mapping[str, tuple[float, float]], title: str = "") -> Plot:
     """What explains one clip, on one time axis: level, residual, what raised α or β, α and β segment by segment; below, the branches.
 
-    usual : alpha and beta -> mean and sd over training clips (leave-clip-out).  title : the clip in words.  Notebook: 06_embeddings
+    usual : alpha and beta -> mean and sd over training clips.  title : the clip in words.  Notebook: 06_embeddings
     """
     maps = [("log-mel (dB)", found.level, "magma", None)]
     if found.residual is not None:
@@ -176,24 +177,29 @@ def _nice_hz(hz: np.ndarray) -> np.ndarray:
 
 def _segments(axis, found: explain.Why, name: str, usual: tuple[float, float] | None) -> None:
     """One component of each segment as a bar over its time, mean of the clip, and where training clips lie."""
-    values, symbol = found.segments[name], {"alpha": "α", "beta": "β"}.get(name, name)
+    values, symbol = found.segments[name], {"alpha": "α", "beta": "β (distance)"}.get(name, name)
     if usual is not None:
         axis.axhspan(usual[0] - usual[1], usual[0] + usual[1], color="#DDDDDD", label="training clips, mean ± sd")
     axis.hlines(values, found.starts_s, found.starts_s + found.segment_s, color=BLUE, lw=2.5)
     axis.plot(found.starts_s + found.segment_s / 2, values, "o", color=BLUE, ms=5, label="segment")
     axis.axhline(values.mean(), color=BLACK, lw=1, ls="--", label="the clip: mean of its segments")
-    axis.set(xlim=(0, found.seconds), ylabel=symbol)
+    ends = [values.min(), values.max(), *([usual[0] - usual[1], usual[0] + usual[1]] if usual is not None and np.isfinite(usual).all() else [])]
+    room = 0.12 * (max(ends) - min(ends)) or 1e-3 * (abs(values[0]) or 1.0)  # none of the lines lies on the frame
+    axis.set(xlim=(0, found.seconds), ylim=(min(ends) - room, max(ends) + room), ylabel=symbol)
+    axis.yaxis.set_major_locator(MaxNLocator(3))
 
 
 def _shares(axis, branches: Mapping[str, float]) -> None:
     left = 0.0
     for (name, share), (colour, hatch) in zip(branches.items(), BRANCHES):
         axis.barh(0, share, left=left, height=0.8, fc=colour + "40", ec=colour, hatch=hatch)
-        if share > 0.04:
+        if share > 0.06:  # the words fit in; below the bar stand all
             box = {"fc": "white", "ec": "none", "pad": 1.5}
-            axis.text(left + share / 2, 0, f"{name} {100 * share:.0f} %", ha="center", va="center", fontsize=8, bbox=box)
+            axis.text(left + share / 2, 0, name, ha="center", va="center", fontsize=8, bbox=box)
         left += share
-    axis.set(xlim=(0, 1), yticks=[], xlabel="classifier: share of each branch in the squared distance to the reference that decided")
+    shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in branches.items())
+    told = "classifier: share of each branch in the squared distance to the reference that decided"
+    axis.set(xlim=(0, 1), yticks=[], xlabel=f"{told}\n{shares}")
     axis.grid(False)
 
 

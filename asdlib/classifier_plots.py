@@ -19,6 +19,7 @@ from scipy import stats
 from asdlib import checks, plots
 
 PER_ROW = 4  # machines side by side
+NAMES = {"plain": "plain head", "featex": "FeatEx head"}
 NEVER_EMPTY = "{}: an empty table came, expected at least one row; was the stage before it run?"
 
 
@@ -53,7 +54,7 @@ def training_curves(history: pd.DataFrame, machines: int) -> plots.Plot:
         raise checks.Refusal(NEVER_EMPTY.format("training history"))
     figure, axes = _figure(2, 2, 4.6, f"loss, accuracy, cosine and scale over {len(history)} epochs")
     panels = (
-        ("loss of the heads", ("plain", "featex")), ("accuracy on held-out clips", ("machine_accuracy", "class_accuracy")),
+        ("loss of the heads (nats)", ("plain", "featex")), ("accuracy on held-out clips", ("machine_accuracy", "class_accuracy")),
         ("mean largest cosine to a centre", ("max_cosine",)), ("scale s of the plain head", ("scale",)),
     )  # fmt: skip
     looks = ((plots.BLUE, "o", "-"), (plots.VERMILION, "s", "--"))
@@ -62,7 +63,7 @@ def training_curves(history: pd.DataFrame, machines: int) -> plots.Plot:
         axis.xaxis.get_major_locator().set_params(integer=True)
         there = [name for name in columns if name in history]
         for name, (colour, marker, line) in zip(there, looks):
-            axis.plot(history["epoch"], history[name], marker, color=colour, ls=line, ms=4, label=name.replace("_", " "))
+            axis.plot(history["epoch"], history[name], marker, color=colour, ls=line, ms=4, label=NAMES.get(name, name.replace("_", " ")))
         if not there:
             axis.text(0.5, 0.5, "no clip was held out", transform=axis.transAxes, ha="center", style="italic")
         elif len(columns) > 1:

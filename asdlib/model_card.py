@@ -105,12 +105,12 @@ def text(run, table: pd.DataFrame, controls: pd.DataFrame, decisions: pd.DataFra
     roots = "synthetic recordings" if run.synthetic else ", ".join(map(str, run.roots))
     gone = int(run.problems["left_out"].sum())
     parts = [
-        f"# Model card: {cfg.name}", tables.escape(cfg.about),
+        f"# Model card: {cfg.name}", tables.markdown(cfg.about),
         "## Data",
-        f"{tables.escape(roots)}; {len(run.clips)} clips at {cfg.data.sample_rate} Hz, channel {cfg.data.channel}, fingerprint "
+        f"{tables.markdown(roots)}; {len(run.clips)} clips at {cfg.data.sample_rate} Hz, channel {cfg.data.channel}, fingerprint "
         f"{run.store.fingerprint}. Left out: {gone}; the report lists them with their reasons.",
         tables.markdown_table(data_table(run.clips)),
-        f"Licence of the recordings: {tables.escape(licence(run.roots, run.machines, cfg.report.licence, run.synthetic))}.",
+        f"Licence of the recordings: {tables.markdown(licence(run.roots, run.machines, cfg.report.licence, run.synthetic))}.",
         "## Systems and settings",
         f"Systems: {', '.join(fusion.with_composed(cfg.systems))}. Seeds: {', '.join(map(str, cfg.seeds))}. "
         f"Settings that differ from the defaults (digest {config.digest(cfg)}):",
@@ -118,12 +118,12 @@ def text(run, table: pd.DataFrame, controls: pd.DataFrame, decisions: pd.DataFra
         "## Intended use and limits",
         f"To rank recordings of {', '.join(run.machines)} by how unlike normal sound they are, so that a person listens to the right ones first; "
         "and to compare detectors. Not for decisions on safety, and not for other machines.",
-        "\n".join(f"- {tables.escape(line)}" for line in limits(run, decisions)),
+        "\n".join(f"- {tables.markdown(line)}" for line in limits(run, decisions)),
         "## Results, with intervals",
         tables.markdown_table(tables.wide(table)),
         f"In brackets: {cfg.metrics.confidence:.0%} bootstrap intervals over test clips; they say nothing of other machines or other trainings. "
         "Chance: 0.5.",
-        *(f"- {tables.escape(line)}" for line in tables.reasons(table)),
+        *(f"- {tables.markdown(line)}" for line in tables.reasons(table)),
         "## Controls",
         tables.markdown_table(tables.claims(table, controls)),
         "control_level: the level of each clip as if it were a score. labels shuffled: what each system reaches by luck.",

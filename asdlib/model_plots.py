@@ -27,13 +27,15 @@ def _integer_epochs(axes) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _grid(machines: list[str], height: float, alt: str, vector: bool = True):
-    """A figure and one axis per machine, at most four side by side."""
+def _grid(machines: list[str], height: float, label: str, alt: str, vector: bool = True):
+    """A figure and one axis per machine, at most four side by side; `label` of the y axes stands once in each row."""
     columns = min(len(machines), 4)
     rows = -(-len(machines) // columns)
     figure, axes = plots.panels(rows, columns, 0.5 + (height - 0.5) * rows, alt, vector=vector)
     for spare in axes.ravel()[len(machines) :]:
         spare.set_visible(False)
+    for first in axes[:, 0]:
+        first.set_ylabel(label)
     return figure, axes.ravel()[: len(machines)]
 
 
@@ -102,7 +104,7 @@ def tie(latents: pd.DataFrame) -> Plot:
     latents : machine, v, prior, z_d (mean over channels), domain, trained.  Notebook: 07_latents
     """
     machines = list(plots.some(latents, "latents")["machine"].unique())
-    figure, axes = _grid(machines, 3.2, f"z_d over the condition v of {', '.join(machines)}; R² is in the table")
+    figure, axes = _grid(machines, 3.2, "z_d, mean over its channels", f"z_d over the condition v of {', '.join(machines)}; R² is in the table")
     for axis, machine in zip(axes, machines, strict=True):
         part = latents[(latents["machine"] == machine) & latents["v"].notna()]
         line = part[["v", "prior"]].drop_duplicates().sort_values("v")
@@ -111,7 +113,7 @@ def tie(latents: pd.DataFrame) -> Plot:
             look = {"marker": {"source": "o", "target": "s"}.get(domain, "D"), "s": 16, "alpha": 0.6, "lw": 0.8}
             fill = "none" if trained else DOMAIN_COLOURS[domain]
             axis.scatter(rows["v"], rows["z_d"], facecolors=fill, edgecolors=DOMAIN_COLOURS[domain], **look)
-        axis.set(title=machine, xlabel="condition v", ylabel="z_d, mean over its channels")
+        axis.set(title=machine, xlabel="condition v")
         if part.empty:
             plots.note(axis, 0.5, 0.5, "no v", axis.transAxes, ha="center")
     looks = [(f"{domain}, {kind}", marker, DOMAIN_COLOURS[domain], fill) for domain, marker in (("source", "o"), ("target", "s"))
@@ -154,14 +156,14 @@ def traversal(table: pd.DataFrame) -> Plot:
     table : machine, set, found, low, high (all in units of v).  Notebook: 07_latents
     """
     machines = list(plots.some(table, "traversal")["machine"].unique())
-    figure, axes = _grid(machines, 3.1, f"condition found over condition set of {', '.join(machines)}")
+    figure, axes = _grid(machines, 3.1, "v of the nearest training segment", f"condition found over condition set of {', '.join(machines)}")
     for axis, machine in zip(axes, machines, strict=True):
         rows = table[table["machine"] == machine].sort_values("set")
         ends = [rows["set"].min(), rows["set"].max()]
         axis.plot(ends, ends, **CHANCE)
         axis.fill_between(rows["set"], rows["low"], rows["high"], color=BLUE, alpha=0.2, lw=0)
         axis.plot(rows["set"], rows["found"], "o-", color=BLUE, ms=4)
-        axis.set(title=machine, xlabel="v set in z_d", ylabel="v of the nearest training segment")
+        axis.set(title=machine, xlabel="v set in z_d")
     handles = [Line2D([], [], color=BLUE, marker="o", ms=4, label="found, with quartiles"), Line2D([], [], label="as set", **CHANCE)]
     figure.legend(handles=handles, **BELOW)
     return figure
@@ -171,10 +173,10 @@ def traversal(table: pd.DataFrame) -> Plot:
 def by_condition(scores: pd.DataFrame, label: str = "α") -> Plot:
     """A score of each test clip over its condition, by label: a detector that is free of the condition has level normals.
 
-    scores : machine, v, score, label, domain.  Notebook: 07_latents
+    scores : machine, v, score, label, domain.  label : of the score, with its unit.  Notebook: 07_latents
     """
     machines = list(plots.some(scores, "scores")["machine"].unique())
-    figure, axes = _grid(machines, 3.2, f"{label} over the condition of {', '.join(machines)}", vector=False)
+    figure, axes = _grid(machines, 3.2, label, f"{label} over the condition of {', '.join(machines)}", vector=False)
     rng = np.random.default_rng(0)  # only moves points apart
     for axis, machine in zip(axes, machines, strict=True):
         part = scores[(scores["machine"] == machine) & scores["v"].notna()]
@@ -185,7 +187,7 @@ def by_condition(scores: pd.DataFrame, label: str = "α") -> Plot:
             axis.scatter(rows["v"] + rng.uniform(-apart, apart, len(rows)), rows["score"], s=15, c=colour, marker=marker, alpha=0.5, lw=0, label=kind)
         middle = part[part["label"] == "normal"].groupby("v")["score"].median()
         axis.plot(middle.index, middle, "_", color=BLACK, ms=14, mew=2)
-        axis.set(title=machine, xlabel="condition v", ylabel=label)
+        axis.set(title=machine, xlabel="condition v")
     handles = [Line2D([], [], ls="", marker=KINDS[k][2], color=KINDS[k][0], label=k) for k in dict.fromkeys(scores["label"])]
     figure.legend(handles=[*handles, Line2D([], [], ls="", marker="_", ms=12, mew=2, color=BLACK, label="median of normals")], **BELOW)
     return figure

@@ -13,17 +13,17 @@ from __future__ import annotations
 import base64
 import html
 import io
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from asdlib import checks, fusion, later, tables
 
@@ -83,6 +83,11 @@ def some(table: pd.DataFrame, what: str) -> pd.DataFrame:
 def looks_of(names: Iterable[str]) -> dict[str, tuple]:
     """Colour, marker and line style of each system, in the order in which systems are shown."""
     return {name: LOOKS.get(name, list(LOOKS.values())[i % len(LOOKS)]) for i, name in enumerate(tables.in_order(names))}
+
+
+def pale(colour: str) -> tuple[float, ...]:
+    """A colour mixed with white. Where a hatch lies on it, transparency would do on the screen only: browsers print such a pattern opaque."""
+    return tuple(1 - 0.45 * (1 - part) for part in to_rgb(colour))
 
 
 def note(axis, x: float, y: float, words: str, transform, **place) -> None:
@@ -184,48 +189,6 @@ def roc(scores: pd.DataFrame, max_fpr: float = 0.1) -> Plot:
 
 
 @matplotlib.rc_context(STYLE)
-def score_histograms(scores: pd.DataFrame, thresholds: pd.DataFrame) -> Plot:
-    """Scores of each machine and system: source upwards, target downwards, by label, with the decision threshold.
-
-    scores : SCORE_COLUMNS, one seed of each system; train rows (leave-clip-out) are an outline.  thresholds : system, machine, threshold.
-    Notebooks: 03_baseline, 09_report
-    """
-    table = some(scores[scores["component"] == "score"], "scores")
-    machines, systems = list(table["machine"].unique()), tables.in_order(table["system"])
-    limits = thresholds.drop_duplicates(["system", "machine"]).set_index(["system", "machine"])["threshold"]
-    looks = {("test", k): {"fill": True, "fc": c + "73", "ec": c, "hatch": h, "lw": 0.9} for k, (c, h, _) in KINDS.items()}
-    looks[("train", "normal")] = {"color": BLACK, "lw": 1.2}
-    alt = f"histograms of the scores of {', '.join(systems)} on {', '.join(machines)}"
-    figure, axes = panels(len(machines), len(systems), 0.9 + 1.75 * len(machines), alt, max(WIDTH, 1.7 * len(systems)))
-    for row, machine in zip(axes, machines, strict=True):
-        for axis, system in zip(row, systems, strict=True):
-            part = table[(table["machine"] == machine) & (table["system"] == system)]
-            axis.set(yticks=[], title=system if machine == machines[0] else "", xlabel="score" if machine == machines[-1] else "")
-            axis.xaxis.set_major_locator(MaxNLocator(3, min_n_ticks=2))
-            if len(part) == 0:
-                note(axis, 0.5, 0.5, "not available", axis.transAxes, ha="center")
-                continue
-            low, high = part["score"].quantile([0, 0.99])  # the last bin takes the largest 1 %
-            bins = np.linspace(low, high if high > low else low + 1, 19)
-            for (domain, sign), (split, label) in itertools.product((("source", 1), ("target", -1)), looks):
-                values = part.loc[(part["domain"] == domain) & (part["split"] == split) & (part["label"] == label), "score"]
-                if len(values):
-                    axis.stairs(sign * np.histogram(values.clip(low, bins[-1]), bins)[0] / len(values), bins, **looks[split, label])
-            if (system, machine) in limits.index and np.isfinite(limits[(system, machine)]):
-                axis.axvline(limits[(system, machine)], color=BLACK, lw=1.2, ls="--")
-            axis.axhline(0, color=BLACK, lw=0.8)
-            axis.set_ylim(*np.array([-1.05, 1.05]) * np.abs(axis.get_ylim()).max())
-            for y, domain in ((0.92, "source"), (0.06, "target")):
-                words = domain + ("" if ((part["split"] == "test") & (part["domain"] == domain)).any() else ": no test clips")
-                axis.text(0.99, y, words, transform=axis.transAxes, ha="right", fontsize=8, color="#333333")
-        row[0].set_ylabel(f"{machine}\nshare of clips")
-    handles = [Patch(**looks["test", kind], label=f"test, {kind}") for kind in table[table["split"] == "test"]["label"].unique()]
-    handles += [Line2D([], [], color=BLACK, ls=ls, label=name) for name, ls in (("training, leave-clip-out", "-"), ("threshold", "--"))]
-    figure.legend(handles=handles, **BELOW)
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
 def losses(history: pd.DataFrame, label: str = "mean squared error") -> Plot:
     """Training curves. history : columns name (what was trained), epoch (from 1), loss.  label : of the loss. Notebook: 03_baseline."""
     looks = looks_of(some(history, "training history")["name"])
@@ -316,7 +279,7 @@ def counts(clips: pd.DataFrame) -> Plot:
     machines = list(some(clips, "clip table")["machine"].unique())
     figure, axes = panels(1, 2, 1.2 + 0.36 * len(machines), f"number of clips of {', '.join(machines)}", share="y")
     groups = dict.fromkeys(zip(clips["domain"], clips["label"], strict=True))
-    looks = {(d, k): {"fc": DOMAIN_COLOURS[d] + "73", "ec": DOMAIN_COLOURS[d], "hatch": KINDS[k][1]} for d, k in groups}
+    looks = {(d, k): {"fc": pale(DOMAIN_COLOURS[d]), "ec": DOMAIN_COLOURS[d], "hatch": KINDS[k][1]} for d, k in groups}
     for axis, split in zip(axes[0], checks.SPLITS, strict=True):
         part = clips[clips["split"] == split]
         left = np.zeros(len(machines))
@@ -344,6 +307,6 @@ def spectrum(magnitude: np.ndarray, bin_hz: float, title: str = "") -> Plot:
 
 
 PLOTS = {
-    "metric_dots": metric_dots, "omega_dots": omega_dots, "roc": roc, "score_histograms": score_histograms, "losses": losses,
+    "metric_dots": metric_dots, "omega_dots": omega_dots, "roc": roc, "losses": losses,
     "spectrogram": spectrogram, "waveform": waveform, "spectrum": spectrum, "spread": spread, "counts": counts,
 }  # fmt: skip

@@ -88,14 +88,16 @@ def write_index(reports: Path) -> Path:
     for path in reports.glob("*/report.json"):
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
-            omega = ", ".join(f"{s} {tables.number(v, low, high)}" for s, (v, low, high) in facts["omega"].items())
+            omega = {tables.escape(name): tables.number(v, low, high) for name, (v, low, high) in facts["omega"].items()}
+            lines = tables.Html("<br>".join(f"{name} {tables.escape(omega[name])}" for name in tables.in_order(omega)))
             texts = [str(facts[name]) for name in ("finished", "study", "about")]
-            rows.append((*texts, ", ".join(facts["machines"]), omega, str(facts["left_out"])))
+            rows.append((*texts, ", ".join(facts["machines"]), lines, str(facts["left_out"])))
         except (ValueError, KeyError, OSError, TypeError, AttributeError, RecursionError) as error:
             rows.append(("", path.parent.name, f"report.json is not readable ({error})", "", "", ""))
-    table = pd.DataFrame(sorted(rows, reverse=True), columns=["finished", "study", "about", "machines", "Ω", "clips left out"])
+    table = pd.DataFrame(sorted(rows, reverse=True), dtype=object, columns=["finished", "study", "about", "machines", "Ω", "clips left out"])
     links = [tables.Html(_links(reports, name)) for name in table["study"]]
     table["study"] = pd.Series(links, dtype=object)  # a column of str would forget that they are HTML
+    table["finished"] = pd.Series([tables.Html(tables.escape(text[:16])) for text in table["finished"]], dtype=object)  # to the minute, on one line
     shown = tables.frame(table[["study", "about", "machines", "Ω", "clips left out", "finished"]])
     artefacts.write_text(reports / "index.html", plain_page("Reports", shown))
     return reports / "index.html"
@@ -112,7 +114,7 @@ def player(samples: np.ndarray, sample_rate: int, caption: str, gain: float) -> 
     """A clip to hear, inside the page. samples : int16, or float of full scale 1, (n,).  gain : the page's `encoding.common_gain`."""
     source = encoding.vorbis(samples, sample_rate, gain)
     audio = f'<audio controls preload="metadata" aria-label="{tables.escape(caption)}" src="{source}"></audio>'
-    return tables.Html(f'<figure class="clip">{audio}<figcaption>{tables.escape(caption)}</figcaption></figure>')
+    return tables.Html(f'<figure class="clip">{audio}<figcaption>{tables.breakable(caption)}</figcaption></figure>')
 
 
 def players(store, clips: Sequence[str], captions: Sequence[str], sample_rate: int) -> tables.Html:
@@ -124,8 +126,13 @@ def players(store, clips: Sequence[str], captions: Sequence[str], sample_rate: i
         return tables.Html('<p class="note">No clips to listen to.</p>')
     waves = [store.int16(row_of[name]) / 32768.0 for name in clips]
     gain = encoding.common_gain(waves)
-    found = "".join(player(wave, sample_rate, caption, gain) for wave, caption in zip(waves, captions, strict=True))
-    return tables.Html(f'<p class="note">All with one gain of {20 * math.log10(gain):+.1f} dB.</p><div class="clips">{found}</div>')
+    return side_by_side([player(wave, sample_rate, caption, gain) for wave, caption in zip(waves, captions, strict=True)], gain)
+
+
+def side_by_side(shown: Sequence[tables.Html], gain: float) -> tables.Html:
+    """Several of `player`, with a word about their common gain.  Notebook: 02_preprocessing"""
+    words = f"{'All with one gain' if len(shown) > 1 else 'Gain'} of {tables.signed(f'{20 * math.log10(gain):+.1f}')} dB."
+    return tables.Html(f'<p class="note">{words}</p><div class="clips">{"".join(shown)}</div>')
 
 
 # ---------------------------------------------------------------- summary
@@ -139,7 +146,7 @@ def metrics_text(table: pd.DataFrame) -> str:
 def summary_markdown(cfg: config.Study, table: pd.DataFrame, controls: pd.DataFrame, problems: pd.DataFrame, versions: dict) -> str:
     """The study in short: claims with controls, metrics per machine, what was left out, settings and versions. Notebook: 09_report."""
     gone = problems[problems["left_out"].astype(bool)]
-    parts = [f"# {cfg.name}", tables.escape(cfg.about), "## Claims, with controls", tables.markdown_table(tables.claims(table, controls))]
+    parts = [f"# {cfg.name}", tables.markdown(cfg.about), "## Claims, with controls", tables.markdown_table(tables.claims(table, controls))]
     parts += [
         "## Metrics per machine (interval in brackets)",
         tables.markdown_table(tables.wide(table)),

@@ -24,7 +24,8 @@ from asdlib import config, fusion, metrics
 
 SYSTEMS = ("baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier", "ensemble")  # in the order they are shown
 ORDER = [name + ending for name in SYSTEMS for ending in ("", fusion.SEEDS)]
-INTERVAL = re.compile(r"[-−]?[\d.]+ \[.*\]")
+INTERVAL = re.compile(r"([-−]?[\d.]+|not reached) \[.*\]")
+BOUNDS = re.compile(r"\[[-−\d., ]+\]")
 OVER_ALL = ("omega", *metrics.THREE)  # of machine "all", in the order in which a claim is made on the first available
 METRIC_NAMES = {"auc_source": "AUC source", "auc_target": "AUC target", "pauc": "pAUC", "hmean": "harmonic mean", "omega": "Ω"}
 
@@ -63,9 +64,14 @@ def number(value: float | None, low: float | None = None, high: float | None = N
     return f"{value:.{digits}f}{bounds}"
 
 
+def signed(text: str) -> str:
+    """Numbers in words with a minus sign as wide as the plus, for people; files keep the hyphen."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", text)
+
+
 def frame(table: pd.DataFrame, caption: str = "") -> Html:
     """A table as HTML: everything escaped, fractions with 3 digits, what is NaN as words."""
-    head = "".join(f'<th scope="col">{_breakable(name)}</th>' for name in table.columns)
+    head = "".join(f'<th scope="col">{breakable(name)}</th>' for name in table.columns)
     rows = []
     for values in table.itertuples(index=False, name=None):
         cells = [_cell(value) for value in values]
@@ -86,8 +92,13 @@ def settings(cfg: config.Study) -> pd.DataFrame:
     """Every setting of a study: name, value, default, meaning. Notebook: 09_report."""
     rows = [(name, operator.attrgetter(name)(cfg), default, doc) for name, default, doc in config.describe()]
     return pd.DataFrame(
-        [[name, *map(str, (value, default, doc))] for name, value, default, doc in rows], columns=["setting", "value", "default", "meaning"]
+        [[name, _told(value), _told(default), doc] for name, value, default, doc in rows], columns=["setting", "value", "default", "meaning"]
     )
+
+
+def _told(value: object) -> str:
+    """A setting's value as a person would write it."""
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _cell(value: object) -> tuple[str, Html]:
@@ -99,11 +110,13 @@ def _cell(value: object) -> tuple[str, Html]:
     if isinstance(value, numbers.Integral):
         return "n", escape(value)
     if isinstance(value, numbers.Real):
-        return "n", escape(number(float(value)))
+        return "n", escape(signed(number(float(value))))
     text = str(value)
     if INTERVAL.fullmatch(text):
         return "", _point(text)
-    return ("w", escape(text)) if len(text) > 40 and " " in text else ("p", _breakable(text)) if len(text) > 24 else ("", escape(text))
+    if BOUNDS.fullmatch(text):
+        return "n", Html(f'<span class="i">{escape(text)}</span>')
+    return ("w", escape(text)) if len(text) > 40 and " " in text else ("p", breakable(text)) if len(text) > 24 else ("", escape(text))
 
 
 def _point(text: str, best: bool = False) -> Html:
@@ -112,8 +125,8 @@ def _point(text: str, best: bool = False) -> Html:
     return Html((f"<strong>{value}</strong>" if best else value) + (f' <span class="i">[{bounds}</span>' if bounds else ""))
 
 
-def _breakable(text: str) -> Html:
-    """Escaped text that may be broken after _ and /."""
+def breakable(text: str) -> Html:
+    """Escaped text that may be broken after _ and /, for names of files."""
     return Html(escape(text).replace("_", "_<wbr>").replace("/", "/<wbr>"))
 
 
@@ -259,7 +272,8 @@ def behind(scores: pd.DataFrame, decisions: pd.DataFrame, most: int) -> pd.DataF
         a if why == "most anomalous" else t for a, t, why in zip(rows["above_normal"], rows["above_threshold"], rows["why"], strict=True)
     ]
     since = ["normal mean" if why == "most anomalous" else "threshold" for why in rows["why"]]
-    rows["told"] = [f"{s}: {w} ({d:+.1f} sd from the {m})" for s, w, d, m in zip(rows["system"], rows["why"], distance, since, strict=True)]
+    facts = zip(rows["system"], rows["why"], distance, since, strict=True)
+    rows["told"] = [f"{system}: {why} ({signed(f'{sd:+.1f}')} sd from the {end})" for system, why, sd, end in facts]
     told = rows.groupby(["clip", "domain", "label"], sort=False)["told"].agg("; ".join).reset_index().head(most)
     told["caption"] = told["clip"] + " (" + told["domain"] + ", " + told["label"] + "). " + told["told"]
     return told[["clip", "caption"]]
@@ -269,7 +283,12 @@ def _rank(systems: pd.Series) -> pd.Series:
     return systems.map({name: i for i, name in enumerate(in_order(systems))})
 
 
+def markdown(text: object) -> str:
+    """Text for a Markdown file, where quotes are harmless and stay as they are; what looks like a tag becomes text."""
+    return html.escape(str(text), quote=False)
+
+
 def markdown_table(table: pd.DataFrame) -> str:
     """A table in Markdown; data cannot break out of its cell."""
     lines = [list(table.columns), ["---"] * table.shape[1], *table.itertuples(index=False, name=None)]
-    return "\n".join("| " + " | ".join(html.escape(str(cell), quote=False).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(markdown(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -238,6 +238,7 @@ def test_the_view_follows_clicks_keys_and_choices(atlas):
     label, place = view.list.options[1]
     view.list.value = place
     assert atlas.row == place[0] and label.startswith("most anomalous")
+    assert view.children[-1] is view.reason and "max-width: 100%" in view.canvas._css  # its figure is as wide as the view, and never wider
     view._message({"kind": "pick", "number": 10_000})
     assert atlas.row == place[0]
 
@@ -297,6 +298,9 @@ def test_figures_are_drawn_without_a_warning(atlas):
         segments = {"alpha": np.ones(2), "beta": np.arange(2.0)}
         found = explain.Why(0, 1.0, level, level, level, "beta", np.array([0.0, 0.5]), 0.5, segments, {"fft": 0.2, "mel": 0.8})
         assert "residual" in why_figure(atlas, found).alt
+        drawn = why(found, {"alpha": (1.2, 0.1), "beta": (0.5, 0.2)}, "a clip")
+        low, high = next(axis.get_ylim() for axis in drawn.axes if axis.get_ylabel() == "α")
+        assert low < 1.0 and high > 1.3 and "fft 20.0 %, mel 80.0 %" in drawn.axes[-2].get_xlabel()  # neither clip nor training clips on the frame
         bare = explain.Why(0, 1.0, level, None, None, "beta", None, 0.5, None, None)
         assert why(bare, {}, "a clip")._repr_html_().startswith('<div class="plot">')
         assert map_grid({"a": [atlas.points(), None]}, "PCA").alt

@@ -48,6 +48,7 @@ from asdlib import (
     reading,
     records,
     report,
+    report_plots,
     study,
     tables,
     training,
@@ -810,7 +811,7 @@ def test_names_show_as_text_in_tables_players_figures_and_pages(marked, tmp_path
         tables.frame(store.clips, mark), tables.frame(store.problems, mark), tables.folded(mark, tables.frame(scores)),
         tables.frame(tables.most_anomalous(scores, decisions, 3)), report.players(store, some, some, 16000),
         report.players(store, behind["clip"], behind["caption"], 16000), plots.counts(store.clips)._repr_html_(),
-        plots.spread(store.clips, "level_db")._repr_html_(), plots.score_histograms(scores, decisions)._repr_html_(),
+        plots.spread(store.clips, "level_db")._repr_html_(), report_plots.score_histograms(scores, decisions)._repr_html_(),
         plots.waveform(np.zeros(100), 16000, [], mark)._repr_html_(),
     ]  # fmt: skip
     cells = [nbformat.v4.new_markdown_cell("# Title"), nbformat.v4.new_markdown_cell("## Part")]

@@ -55,6 +55,7 @@ def test_sixteen_machines_stand_in_rows_of_four():
     many = pd.concat([CLIPS.assign(machine=f"machine{i}") for i in range(6)])
     figure = model_plots.by_condition(many)
     assert len([axis for axis in figure.axes if axis.get_visible()]) == 6 and figure.get_figheight() > 5
+    assert [axis.get_ylabel() for axis in figure.axes if axis.get_visible()] == ["α", "", "", "", "α", ""]  # once in a row: it is the same for all
 
 
 def test_refusals():

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from asdlib import checks, config, metrics, plots, tables
+from asdlib import checks, config, metrics, plots, report_plots, tables
 
 rng = np.random.default_rng(0)
 
@@ -39,6 +39,7 @@ CONTROLS = metrics.controls(CLIPS, SCORES, SETTINGS, 0)
 DECISIONS = metrics.decisions(SCORES, SETTINGS)
 MEL_HZ = 700 * (10 ** (np.linspace(100, 2800, 64) / 2595) - 1)
 HISTORY = pd.DataFrame({"name": ["fold 1"] * 9 + ["fold 2"] * 9, "epoch": [*range(1, 10)] * 2, "loss": 9.0 / np.arange(1, 19)})
+FIGURES = plots.PLOTS | {"score_histograms": report_plots.score_histograms}
 INPUTS = {
     "metric_dots": (METRICS,),
     "omega_dots": (METRICS, CONTROLS),
@@ -58,10 +59,10 @@ def words(figure):
     return " | ".join(text.get_text() for text in texts if text.get_text())
 
 
-@pytest.mark.parametrize("name", plots.PLOTS)
+@pytest.mark.parametrize("name", FIGURES)
 def test_contract(name):
     before = dict(matplotlib.rcParams)
-    figure = plots.PLOTS[name](*INPUTS[name])
+    figure = FIGURES[name](*INPUTS[name])
     assert figure.alt
     for kind, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
         assert plots.image(figure, kind).startswith(start)
@@ -72,9 +73,9 @@ def test_contract(name):
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
 
-@pytest.mark.parametrize("name", plots.PLOTS)
+@pytest.mark.parametrize("name", FIGURES)
 def test_equal_input_gives_equal_bytes(name):
-    first, second = (plots.image(plots.PLOTS[name](*INPUTS[name]), "svg") for _ in range(2))
+    first, second = (plots.image(FIGURES[name](*INPUTS[name]), "svg") for _ in range(2))
     assert first == second
 
 
@@ -90,7 +91,7 @@ def test_equal_input_gives_equal_bytes(name):
     ],
 )
 def test_units_are_written(name, unit):
-    assert unit in words(plots.PLOTS[name](*INPUTS[name]))
+    assert unit in words(FIGURES[name](*INPUTS[name]))
 
 
 def test_missing_target_is_said_in_words():
@@ -100,7 +101,34 @@ def test_missing_target_is_said_in_words():
     assert "not available" in words(plots.metric_dots(table))
     assert "AUC source over all machines" in words(plots.omega_dots(table, metrics.controls(clips, scores, SETTINGS, 0)))
     assert "no target normals" in words(plots.roc(scores))
-    assert "target: no test clips" in words(plots.score_histograms(scores, metrics.decisions(scores, SETTINGS)))
+    assert "target: no test clips" in words(report_plots.score_histograms(scores, metrics.decisions(scores, SETTINGS)))
+
+
+def outlines(axis):
+    """Line styles of the outlines of training clips: unfilled stairs."""
+    return {str(patch.get_linestyle()) for patch in axis.patches if not patch.get_fill()}
+
+
+def test_the_outline_says_whether_training_clips_were_seen():
+    scores = score_table(CLIPS, ("baseline_knn", "oevae"))
+    figure = report_plots.score_histograms(scores, metrics.decisions(scores, SETTINGS))
+    assert "training, never seen" in words(figure) and "training, seen by the networks" in words(figure)
+    left_out, seen = (outlines(axis) for axis in figure.axes[:2])
+    assert len(left_out) == len(seen) == 1 and left_out != seen
+    for systems, said, silent in (
+        (("baseline_mse",), "never seen", "by the networks"),
+        (("oevae", "classifier", "ensemble", "ensemble_seeds"), "by the networks", "never seen"),
+    ):
+        alone = score_table(CLIPS, systems)
+        told = words(report_plots.score_histograms(alone, metrics.decisions(alone, SETTINGS)))
+        assert said in told and silent not in told
+
+
+def test_no_hatch_is_translucent():
+    """Browsers print a translucent hatched area opaque: it would hide what lies below."""
+    for figure in (FIGURES[name](*INPUTS[name]) for name in ("score_histograms", "counts")):
+        hatched = [patch for axis in figure.axes for patch in axis.patches if patch.get_hatch()]
+        assert hatched and all(patch.get_facecolor()[3] in (0, 1) for patch in hatched)
 
 
 def test_a_tone_is_drawn_at_its_frequency():

@@ -98,6 +98,8 @@ def test_players_share_one_gain_so_that_levels_stay_comparable():
     quiet, loud = (decoded(part)[0] for part in shown.split("<figure")[1:])
     assert np.std(loud) / np.std(quiet) == pytest.approx(10, rel=0.1)
     assert np.abs(loud).max() == pytest.approx(encoding.PEAK, abs=0.05) and "+9.5 dB" in shown
+    assert "All with one gain" in shown and "<p class=\"note\">Gain of " in report.players(store, ["b"], ["fan/train_normal"], 16000)
+    assert "<figcaption>fan/<wbr>train_<wbr>normal<" in report.players(store, ["b"], ["fan/train_normal"], 16000)
     with pytest.raises(checks.Refusal, match="unknown clip 'c'"):
         report.players(store, ["c"], ["?"], 16000)
 
@@ -134,6 +136,22 @@ def test_summary_for_people_and_machines(tmp_path, value):
     index = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert ("not available" in index) == np.isnan(value) and 'href="t/index.html"' in index and "<script" not in index
     assert not list(tmp_path.rglob(".*"))  # nothing half-written is left
+
+
+def test_the_index_lists_a_system_on_each_line(tmp_path):
+    (tmp_path / "t").mkdir()
+    facts = {"study": "t", "about": "", "finished": "2026-01-02 03:04:05", "machines": ["fan"], "left_out": 0}
+    omega = {"oevae": [0.5, 0.4, 0.6], EVIL: [0.5, None, None], "baseline_knn": [0.7, 0.6, 0.8]}
+    (tmp_path / "t" / "report.json").write_text(json.dumps(facts | {"omega": omega}))
+    shown = report.write_index(tmp_path).read_text(encoding="utf-8")
+    assert "baseline_knn 0.700 [0.600, 0.800]<br>oevae 0.500" in shown and "<script" not in shown and ">2026-01-02 03:04</td>" in shown
+
+
+def test_the_parameters_of_a_run_stand_beside_their_defaults(tmp_path):
+    cells = [nbformat.v4.new_code_cell(text, metadata={"tags": [tag]}) for text, tag in (("a = 1", "parameters"), ("a = 2", "injected-parameters"))]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "n.ipynb")
+    shown = report.html(tmp_path / "n.ipynb", tmp_path / "n.html", {}, "t").read_text(encoding="utf-8")
+    assert "<summary>Code: parameters and their defaults</summary>" in shown and "<summary>Code: parameters of this run</summary>" in shown
 
 
 def test_index_survives_a_broken_report(tmp_path):

@@ -130,5 +130,18 @@ def test_missed_anomalies_and_false_alarms():
     assert heard["clip"].is_unique and len(heard) <= 3 and "false alarm" in heard.set_index("clip")["caption"][highest]
 
 
+def test_numbers_are_written_for_people():
+    shown = tables.frame(pd.DataFrame({"a": [-0.25], "b": ["not reached [1.80, >2]"], "c": ["0.500 [0.400, 0.600]"], "d": ["fan-2"]}))
+    assert "−0.250" in shown and "-0.250" not in shown and "fan-2" in shown
+    assert 'not reached <span class="i">[1.80, &gt;2]</span>' in shown and '0.500 <span class="i">[' in shown
+    assert '<td class="n"><span class="i">[0.445, 0.529]</span></td>' in tables.frame(pd.DataFrame({"a": [1], "b": ["[0.445, 0.529]"]}))
+    assert tables.signed("from -1.5 to 2-3, a-1") == "from −1.5 to 2-3, a-1"
+    assert tables.settings(config.Study()).set_index("setting").loc["synthetic.severity", "value"] == "1.0"
+
+
 def test_every_setting_is_listed():
     assert tables.settings(config.Study())["setting"].tolist() == [name for name, _, _ in config.describe()]
+
+
+def test_markdown_keeps_quotes_and_disarms_tags():
+    assert tables.markdown("the project's \"own\" <b>") == "the project's \"own\" &lt;b&gt;"

@@ -143,6 +143,24 @@ def test_what_is_missing_is_written_and_nothing_breaks(tmp_path):
     assert "not available" in unlabelled.words.value and isinstance(unlabelled.tuner.parts.settings, config.Metrics)
 
 
+def boxes(drawn):
+    """(left, right, top) of the white boxes of a map's letters."""
+    rects = [rect for rect in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}rect") if rect.get("rx") == "3"]
+    return sorted((float(r.get("x")), float(r.get("x")) + float(r.get("width")), float(r.get("y"))) for r in rects)
+
+
+def test_letters_stay_on_the_map_and_beside_each_other():
+    points = curves.Map(["5 (trained)"], [1, 2], np.linspace(0, 1, 51))
+    letters = {"D": ("5 (trained)", 1, 0.5, ""), "T": ("5 (trained)", 1, 0.52, " (η 0.9)"), "O": ("5 (trained)", 2, 0.0, " (η 0.3)")}
+    at_the_end = {name: (prior, k, 1.0 if name == "T" else 0.98 if name == "D" else 1.0, after) for name, (prior, k, _, after) in letters.items()}
+    left, right = curves.MAP_LEFT, curves.MAP_LEFT + 51 * curves.CELL_WIDE
+    for case in (letters, at_the_end):
+        found = boxes(curves.svg(*points.size, points.static(np.zeros((1, 2, 51)), "Ω", case)))
+        assert len(found) == 3 and all(a >= left - 0.1 and b <= right + 0.1 for a, b, _ in found)
+        first, second = (box for box in found if box[2] == min(box[2] for box in found))
+        assert first[1] <= second[0]
+
+
 def test_the_map_says_where_a_rule_chose_another_eta(view):
     best = view.tuner.rules["oracle"].choice
     view.tuner.choose(best._replace(eta=0.3 if best.eta != 0.3 else 0.7))

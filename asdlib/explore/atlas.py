@@ -4,7 +4,7 @@ Conventions
 -----------
 A view is a space (`maps.Space`), or one machine's part of it. A point is an item of the view: a clip, or a segment. The chosen clip is
 kept by its store row, so that it stays chosen when view, items or projection change, wherever it has a point.
-Scores stand in standard deviations (sd) above the mean of the machine's normal training scores, which are leave-clip-out.
+Scores stand in standard deviations (sd) above the mean of the machine's normal training scores.
 Labels of test clips are shown to the reader; nothing here feeds back into a score.
 
 Every colour has a shape beside it. Colour and shape carry the same thing; where colour is a number, the shape is the label. Filled marks are
@@ -266,8 +266,8 @@ class Atlas(HasTraits):
         part = f", segment {self.segment + 1}" if self.segment >= 0 else ""
         system = self.space.system
         sd = self.standing[system].get(self.row, np.nan) if system in self.standing else np.nan
-        scored = f" {system} {sd:+.1f} sd." if np.isfinite(sd) else ""
-        next_to = f" Nearest training clip at {near['distance'].iloc[0]:.3g}: {short(near['clip'].iloc[0])}." if len(near) else ""
+        scored = f" {system} {tables.signed(f'{sd:+.1f}')} sd." if np.isfinite(sd) else ""
+        next_to = f" Nearest training clip at distance {near['distance'].iloc[0]:.3g}: {short(near['clip'].iloc[0])}." if len(near) else ""
         words = ", ".join([*facts[["machine", "split", "domain", "label"]], self.attributes(self.row)])
         return f"{short(facts['clip'])}{part}: {words}.{scored}{next_to}"
 

@@ -38,6 +38,8 @@ class Canvas(anywidget.AnyWidget):
 
     _esm = Path(__file__).with_name("atlas.js")
     _css = ".asd-atlas th, .asd-atlas td { text-align: left; padding: .1em .9em .1em 0; } .asd-atlas caption { text-align: left; color: #57606a; }"
+    _css += ".asd-atlas .plot img { max-width: 100%; height: auto; } .asd-atlas .asd-atlas-list > label { text-align: left; }"
+    _css += ".asd-atlas .asd-atlas-list > select { flex: 0 0 auto; width: 100%; height: auto; }"
     xy, codes = traitlets.Bytes().tag(sync=True), traitlets.Bytes().tag(sync=True)
     colours, shapes = traitlets.List().tag(sync=True), traitlets.List().tag(sync=True)
     chosen, near = traitlets.Int(-1).tag(sync=True), traitlets.List().tag(sync=True)
@@ -53,7 +55,7 @@ class AtlasView(ipywidgets.VBox):
         self.atlas, self.sounds, self.explained, self.most = atlas, sounds, explained, listed
         self.canvas, self.legend, self.detail, self.reason = Canvas(), ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
         self.choices = {name: ipywidgets.Dropdown(description=name) for name in ("view", "projection", "items", "colour")}
-        wide = {"layout": {"width": "calc(100% - 1rem)"}, "style": {"description_width": "6.5rem"}}
+        wide = {"layout": {"width": "calc(100% - 1rem)", "height": "auto", "flex_flow": "column"}, "style": {"description_width": "auto"}}
         self.list = ipywidgets.Select(description="worth hearing", rows=min(3 * listed + 1, 12), **wide)
         self.button = ipywidgets.Button(description="Why this score", tooltip="Residual, slopes, segments and branches of the chosen clip")
         for name, one in self.choices.items():
@@ -66,12 +68,10 @@ class AtlasView(ipywidgets.VBox):
         self.button.on_click(lambda _: self._explain())
         self.canvas.on_msg(lambda _, message, buffers: self._message(message))
         left = ipywidgets.VBox([self.canvas, self.legend, self.list], layout={"flex": "1 1 26rem", "min_width": "20rem", "max_width": "40rem"})
-        right = ipywidgets.VBox(
-            [self.detail, *([self.button] if explained else []), self.reason], layout={"flex": "1 1 30rem", "min_width": "20rem"}
-        )
+        right = ipywidgets.VBox([self.detail, *([self.button] if explained else [])], layout={"flex": "1 1 30rem", "min_width": "20rem"})
         body = ipywidgets.HBox([left, right], layout={"flex_flow": "row wrap", "align_items": "flex-start"})
         controls = ipywidgets.HBox(list(self.choices.values()), layout={"flex_flow": "row wrap"})
-        super().__init__([controls, body])
+        super().__init__([controls, body, self.reason])
         self.add_class("asd-atlas")
         self._busy, self._drawn, self._shown = False, (), ()
         atlas.observe(lambda _: self._redraw(), ["view", "projection", "items", "colour"])
@@ -131,7 +131,7 @@ class AtlasView(ipywidgets.VBox):
         listed = atlas.listed(atlas.space.system, self.most, atlas.views[atlas.view][1] or self._only_machine())
         options = [("—", None)]
         for row, why, clip, sd in listed[["row", "why", "clip", "sd"]].itertuples(index=False):
-            options.append((f"{why}: {short(clip)} ({sd:+.1f} sd)", (row, -1)))
+            options.append((f"{why}, {tables.signed(f'{sd:+.1f}')} sd: {short(clip)}", (row, -1)))
         self.list.options, self.list.value = options, None
         self._busy = False
         colour, names = self._coloured(points)
@@ -177,7 +177,7 @@ class AtlasView(ipywidgets.VBox):
         if row < 0:
             self.detail.value = f'<p style="{PLAIN}">The chosen clip is shown here: its log-mel and phase, its neighbours and its scores.</p>'
             return
-        parts = [f"<strong>{html.escape(atlas.said())}</strong>", self.sounds.pictures(row)]
+        parts = [f"<strong>{html.escape(self._heading())}</strong>", self.sounds.pictures(row)]
         columns = near.assign(clip=[short(clip) for clip in near["clip"]]).drop(columns="row")
         parts.append(tables.frame(columns, f"Nearest training clips in the embedding ({atlas.view.split(',')[0]}, by {atlas.items})"))
         caption = "Its scores. sd: distance from the mean of training clips; training below: share of training clips with a lower score"
@@ -185,6 +185,11 @@ class AtlasView(ipywidgets.VBox):
         main = scores["component"].isin(("score", "alpha", "beta"))
         parts += [tables.frame(scores[main], caption), tables.folded("All components", tables.frame(scores[~main]))]
         self.detail.value = f'<div style="{PLAIN}">{"".join(parts)}</div>'
+
+    def _heading(self) -> str:
+        """Whose pictures these are; the rest is said below the map."""
+        clip = short(self.atlas.table["clip"].iloc[self.atlas.row])
+        return f"{clip}, segment {self.atlas.segment + 1}: the whole clip" if self.atlas.segment >= 0 else clip
 
     def _repr_mimebundle_(self, **wanted) -> dict:
         """Two faces: the live view for Lab, the static maps for a report."""
@@ -208,7 +213,8 @@ def _legend(atlas: Atlas, points: atlas_plots.Points) -> str:
     if points.value is not None:
         look = f"display:inline-block;width:9em;height:.8em;vertical-align:middle;background:linear-gradient(90deg,{','.join(_scale(9))})"
         bar = f'<span style="{look}"></span>'
-        scale = f"<br>{html.escape(atlas.colour)}: {points.limits[0]:+.1f} {bar} {points.limits[1]:+.1f} sd from the training mean"
+        low, high = (tables.signed(f"{end:+.1f}") for end in points.limits)
+        scale = f"<br>{html.escape(atlas.colour)}: {low} {bar} {high} sd from the training mean"
     return f'<div style="{PLAIN}">{marks}{scale}<br>{axes_words(atlas)} Filled: test, hollow: training, dashed rings: nearest training clips.</div>'
 
 

@@ -116,7 +116,7 @@ def listing(atlas: Atlas, sounds: Sounds, players: int) -> tables.Html:
                 near = _nearest(atlas, system, place.row)
                 facts = f"{place.machine}, {place.domain}, {place.label}, {place.attributes}; {place.sd:+.1f} sd from the training mean, "
                 facts += f"{place.above_threshold:+.1f} sd from the threshold" if math.isfinite(place.above_threshold) else "no threshold"
-                words = f"<strong>{html.escape(short(place.clip))}</strong> ({html.escape(facts)}). {html.escape(near)}"
+                words = f"<strong>{tables.breakable(short(place.clip))}</strong> ({tables.escape(tables.signed(facts))}). {tables.breakable(near)}"
                 items.append(f'<figure class="clip">{audio_part}<figcaption>{words}</figcaption></figure>')
             parts.append(f"<h3>{html.escape(system)}: {why} ({WHY[why]})</h3><div class='clips'>{''.join(items)}</div>")
     return tables.Html(f'<div class="asd-atlas-clips">{"".join(parts)}</div>')
@@ -125,4 +125,4 @@ def listing(atlas: Atlas, sounds: Sounds, players: int) -> tables.Html:
 def _nearest(atlas: Atlas, system: str, row: int) -> str:
     """The training clip next to a clip, in words."""
     found = atlas.neighbours_of(system, row, 1)
-    return "".join(f"Nearest training clip at {one.distance:.3g}: {short(one.clip)}, {one.attributes}." for one in found.itertuples())
+    return "".join(f"Nearest training clip at distance {one.distance:.3g}: {short(one.clip)}, {one.attributes}." for one in found.itertuples())

@@ -143,12 +143,27 @@ class Map:
         places: dict[tuple, str] = {}
         for letter, point in letters.items():
             places[point] = f"{places.get(point, '')}{letter}"
-        for (*point, after), letter in places.items():
-            (x, y), words = self._place(*point), letter + after
-            box = f'x="{x - 4 * len(words) - 2:.1f}" y="{y - 7:.1f}" width="{8 * len(words) + 4}" height="14" rx="3"'
-            out.append(f'<rect {box} fill="#FFFFFF" stroke="#000000"/>')
+        boxes: list[tuple[float, float, float]] = []
+        for (*point, after), letter in sorted(places.items(), key=lambda place: place[0][2]):
+            words = letter + after
+            x, y, half = self._box(*point, 4 * len(words) + 2, boxes)
+            boxes.append((x, y, half))
+            cell = self._place(*point)[0]
+            if abs(cell - x) > half:  # made room for another
+                out.append(f'<path d="M{cell:.1f} {y:.1f}H{x:.1f}" stroke="#000000"/>')
+            out.append(f'<rect x="{x - half:.1f}" y="{y - 7:.1f}" width="{2 * half:.0f}" height="14" rx="3" fill="#FFFFFF" stroke="#000000"/>')
             out.append(text(x, y + 4, words, "middle", 'font-weight="700"'))
         return "".join(out)
+
+    def _box(self, prior: str, k: int, omega: float, half: float, others: list[tuple[float, float, float]]) -> tuple[float, float, float]:
+        """Middle and half width of the box of a letter: over its cell, within the map, beside those that stand in its row already."""
+        (x, y), right = self._place(prior, k, omega), MAP_LEFT + len(self.omegas) * CELL_WIDE
+        x = min(max(x, MAP_LEFT + half), right - half)
+        there = [(other, wide) for other, row, wide in others if row == y]
+        if any(abs(x - other) < half + wide for other, wide in there):
+            x = max(other + wide for other, wide in there) + half + 2
+            x = x if x <= right - half else min(other - wide for other, wide in there) - half - 2
+        return x, y, half
 
     def live(self, prior: str, k: int, omega: float) -> str:
         """A frame around the point."""

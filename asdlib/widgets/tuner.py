@@ -197,12 +197,14 @@ def _layers(static: ipywidgets.HTML, live: ipywidgets.HTML) -> ipywidgets.GridBo
 
 def _cell(value: float, low: float = np.nan, high: float = np.nan) -> str:
     number, _, bounds = tables.number(value, low, high).partition(" [")
-    return f'<td class="n">{tables.escape(number)}' + (f' <span class="i">[{bounds}</span>' if bounds else "") + "</td>"
+    after = f' <span class="i">[{tables.signed(bounds)}</span>' if bounds else ""
+    return f'<td class="n">{tables.escape(tables.signed(number))}{after}</td>'
 
 
 def _style(table: str) -> str:
     """A table as JupyterLab shows it, where the report's style sheet is not there."""
     look = "border-collapse:collapse;font:12px system-ui,sans-serif;font-variant-numeric:tabular-nums;line-height:1.35"
     cell = "padding:2px 10px 2px 0;border-bottom:1px solid #d0d7de;text-align:left;vertical-align:top"
-    rules = f".asd-table table{{{look}}}.asd-table td,.asd-table th{{{cell}}}.asd-table .i{{opacity:.8}}"
+    rules = f".asd-table table{{{look}}}.asd-table caption{{text-align:left}}"
+    rules += f".asd-table td,.asd-table th{{{cell}}}.asd-table .i{{opacity:.8}}.asd-table .n{{white-space:nowrap}}"
     return f'<style>{rules}</style><div class="asd-table">{table}</div>'

@@ -153,11 +153,14 @@ def test_lists_colours_and_reasons_of_the_map(opened, shots):
     colour.select_option(label=other)
     until(page, lambda: canvas.screenshot() != before, "another colouring draws another map")
     menu = page.locator(".asd-atlas-list select").first
+    assert menu.evaluate("list => list.scrollWidth <= list.clientWidth + 1"), "names in the list are cut off"
     label = next(text for text in menu.locator("option").all_inner_texts() if ".wav" in text or "anomal" in text)
     menu.select_option(label=label)
     until(page, lambda: page.evaluate("document.querySelector('.asd-atlas-player').ariaLabel") in label, "the listed clip is chosen")
     labs.find(page, "button.asd-atlas-why, .asd-atlas-why button").click()
     until(page, lambda: page.locator(".asd-atlas-reason").first.locator("img, svg").count() > 0, "a reason is drawn", 60_000)
+    inside = "image => image.getBoundingClientRect().right <= image.closest('.jp-OutputArea-output').getBoundingClientRect().right + 1"
+    assert page.locator(".asd-atlas-reason img").first.evaluate(inside), "the figure is cut off, and the units of its scales with it"
     page.screenshot(path=shots / "atlas_reason.png")
 
 
