@@ -213,7 +213,7 @@ class WarmProvisioner(LocalProvisioner):
         """Fork, or start the command as usual."""
         if cmd[1:3] == LAUNCHER and os.path.realpath(cmd[0]) == os.path.realpath(sys.executable):
             try:
-                self.process = Forked(_shared.fork(cmd[2:], kwargs.get("cwd"), kwargs.get("env") or dict(os.environ)))
+                self.process = Forked(_shared.fork(cmd[2:], kwargs.get("cwd") or os.getcwd(), kwargs.get("env") or dict(os.environ)))
                 self.pid = self.pgid = self.process.pid  # it leads a session of its own
                 return self.connection_info
             except (OSError, ValueError):
