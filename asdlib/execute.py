@@ -23,7 +23,7 @@ from IPython import get_ipython
 from IPython.display import display
 
 from asdlib import artefacts, checks, cluster, config, sweeps, tables
-from asdlib.detectors import training_rows
+from asdlib.detectors import SYSTEMS, training_rows
 from asdlib.detectors.exposure import checked_machine
 from asdlib.graph import Job, plan, standing
 from asdlib.perform import KernelLost, Order, Outcome, export, perform
@@ -111,8 +111,8 @@ def run_study(
                 for one, _ in opened.values():
                     one.device = torch.device("cuda")
         planned = plan(opened, only)
-        _can_be_finished(planned)
         todo = [job for job in planned if job.why]
+        _can_be_finished(planned, todo)
         if todo:
             _whole_store({job.run.data_folder: job.run for job in todo}.values(), say)
             progress, orders = Progress(planned, say), [_order(job, study) for job in todo]
@@ -157,13 +157,20 @@ def _came_true(done: Sequence[Job]) -> None:
             raise checks.Refusal(f"{job.label}: came to its end, but not as it was meant ({'; '.join(why)}); give the same command again")
 
 
-def _can_be_finished(planned: Sequence[Job]) -> None:
-    """What cannot be finished is said before anything runs."""
+def _can_be_finished(planned: Sequence[Job], todo: Sequence[Job]) -> None:
+    """What cannot be finished is said before anything runs, and before anything that is there is cleared."""
     for run in {id(job.run): job.run for job in planned}.values():
         rows = [training_rows(run.clips, machine) for machine in run.machines]
         if any("oevae" in job.stage.detectors for job in planned):
             for of_machine in rows:
                 checked_machine(run.clips, of_machine)
+    coming = {(job.stage, job.seed, job.machine) for job in todo}
+    for job in todo:
+        used = {*job.stage.reads, *job.stage.shows} & {SYSTEMS[system] for system in job.run.cfg.systems}
+        missing = job.run.missing(used, [job.seed] if job.stage.per_seed else job.run.cfg.seeds, coming)
+        if missing:
+            again = f"run `asd run {job.run.cfg.name}` with these settings first"
+            raise checks.Refusal(f"{job.label}: scores are missing of {', '.join(missing)}; {again}")
 
 
 def _whole_store(opened: Sequence[Run], say: Callable[[str], None]) -> None:

@@ -46,7 +46,8 @@ STAGES = (
     Stage("07_latents", False, True, ("oevae",), reads=("oevae",)),
     Stage("08_tuning", False, False, ("systems", "seeds", "oevae", "classifier", "fusion", "metrics"), reads=("oevae",), shows=("classifier",)),
     Stage("09_report", False, False,
-          ("name", "about", "include", "systems", "seeds", "baseline_knn", "autoencoder", "oevae", "classifier", "fusion", "metrics", "report")),
+          ("name", "about", "include", "systems", "seeds", "baseline_knn", "autoencoder", "oevae", "classifier", "fusion", "metrics", "report"),
+          shows=("baseline_knn", "autoencoder", "oevae", "classifier")),
 )
 
 

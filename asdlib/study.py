@@ -18,7 +18,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -131,19 +131,24 @@ class Run(Places):
 
         raises : checks.Refusal that names every stage whose scores are missing.  Notebooks: 06, 08; 09 (through `collect`)
         """
-        wanted, tables, missing = {SYSTEMS[system] for system in systems}, [], []
-        for stage, seed, machine in jobs(self):
-            for name in stage.detectors if not seeds or seed in seeds else ():
-                path = self.stage_folder(stage, seed, machine) / name / "scores.parquet"
-                if name in wanted and artefacts.finished(path.parent, self.detector_digest(name, seed, machine)):
-                    tables.append(reading.scores(path))
-                elif name in wanted:
-                    missing.append(f"{stage.notebook} of {machine or 'all machines'} (seed {seed})")
-        if missing or not tables:
-            what = ", ".join(dict.fromkeys(missing)) or "every stage"
-            raise checks.Refusal(f"scores are missing of {what}; run `asd run {self.cfg.name}` with these settings first")
+        wanted, chosen = {SYSTEMS[system] for system in systems}, seeds or self.cfg.seeds
+        missing = self.missing(wanted, chosen) if wanted else ["every stage"]
+        if missing:
+            raise checks.Refusal(f"scores are missing of {', '.join(missing)}; run `asd run {self.cfg.name}` with these settings first")
+        folders = [self.stage_folder(*job) / name for job in jobs(self) if job[1] in chosen for name in job[0].detectors if name in wanted]
+        tables = [reading.scores(folder / "scores.parquet") for folder in folders]
         scores = fusion.systems(pd.concat(tables, ignore_index=True), self.cfg.fusion)
         return checks.score_table(scores[scores["system"].isin(fusion.with_composed(systems))].reset_index(drop=True))
+
+    def missing(self, detectors: Iterable[str], seeds: Sequence[int], coming: Iterable[tuple[Stage, int, str]] = ()) -> list[str]:
+        """The stages that have not finished some of these detectors, in words. coming : jobs that are about to"""
+        found = []
+        for stage, seed, machine in jobs(self):
+            for name in stage.detectors if seed in seeds and (stage, seed, machine) not in coming else ():
+                folder = self.stage_folder(stage, seed, machine) / name
+                if name in detectors and not artefacts.finished(folder, self.detector_digest(name, seed, machine)):
+                    found.append(f"{stage.notebook} of {machine or 'all machines'} (seed {seed})")
+        return list(dict.fromkeys(found))
 
     def measure(self, scores: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Metrics and controls with intervals, written to metrics.csv and controls.csv."""

@@ -277,6 +277,9 @@ def test_a_finished_study_leaves_a_model_card_and_can_be_submitted(finished, tmp
 
 
 def test_scores_of_other_settings_are_not_taken(finished, tree):
+    """And what is there stays as it is."""
     home, _ = finished
+    kept = {path: path.read_bytes() for path in (home / "runs" / "smoke" / "09_report").iterdir() if path.is_file()}
     result = asd_here("run", "smoke", "--data-root", tree, "--home", home, "--stages", "09", "--set", "autoencoder.epochs=3")
     assert "scores are missing of 03_baseline of fan (seed 0)" in said(result)
+    assert "DONE" in {path.name for path in kept} and all(path.read_bytes() == content for path, content in kept.items())
