@@ -14,16 +14,18 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from asdlib import checks, kernels
 from asdlib.perform import KernelLost, Order, Outcome, perform
 
 RETRIES = 2  # of a job whose kernel or worker was lost
 PATIENCE_S = 120.0  # for the first worker of a cluster
+UNWATCHED = {"distributed.worker.profile.enabled": False}  # sampling every 10 ms what nobody looks at
 LOOPBACK = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}  # a local cluster is seen by nobody else
 
 if importlib.util.find_spec("distributed"):
+    import dask
     from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster, as_completed
 else:
     Client = None
@@ -47,7 +49,7 @@ def local(workers: int, gpus: int = 0) -> Iterator[Client]:
         options = {"nthreads": 1, "env": env, "resources": {"GPU": 1} if gpus else {}, "memory_limit": 0}  # kernels hold the memory, not workers
         spec[number] = {"cls": Nanny, "options": options | {"silence_logs": logging.CRITICAL, **LOOPBACK}}
     scheduler = {"cls": Scheduler, "options": {"port": 0, **LOOPBACK}}
-    with SpecCluster(spec, scheduler, silence_logs=logging.CRITICAL) as pool, Client(pool) as client:
+    with dask.config.set(UNWATCHED), SpecCluster(spec, scheduler, silence_logs=logging.CRITICAL) as pool, Client(pool) as client:
         client.wait_for_workers(len(spec), timeout=PATIENCE_S)
         yield client
 
@@ -73,10 +75,13 @@ def offers_gpus(client: Client) -> bool:
     return any("GPU" in worker.get("resources", {}) for worker in client.scheduler_info(n_workers=-1)["workers"].values())
 
 
-def spread(client: Client, orders: Sequence[Order], gpu: bool, done: Callable[[Order, Outcome], None]) -> None:
+def spread(
+    client: Client, orders: Sequence[Order], gpu: bool, done: Callable[[Order, Outcome], None],
+    meanwhile: Callable[[], None] | None = None, after: Iterable[str] = (),
+) -> None:  # fmt: skip
     """Do jobs side by side, each after those it needs; `done` is told of each as it ends.
 
-    gpu : whether a job asks for the resource GPU
+    gpu : whether a job asks for the resource GPU;  meanwhile : what this process does beside the last of them, or after it, and after the jobs of these keys
     raises : checks.Refusal of the first job that cannot be finished; jobs that run already are brought to their end, others are not begun
     """
     waiting, running, over = {order.key: order for order in orders}, {}, as_completed()
@@ -89,6 +94,9 @@ def spread(client: Client, orders: Sequence[Order], gpu: bool, done: Callable[[O
             over.add(future)
         if not running:
             break
+        if meanwhile is not None and not waiting and not refusal and not open_keys.intersection(after):
+            meanwhile, now = None, meanwhile
+            now()
         future = next(over)
         order = running.pop(future, None)
         if order is None:  # cancelled
@@ -104,6 +112,8 @@ def spread(client: Client, orders: Sequence[Order], gpu: bool, done: Callable[[O
             running = {future: order for future, order in running.items() if future not in idle}
     if refusal:
         raise checks.Refusal(refusal)
+    if meanwhile is not None:
+        meanwhile()
 
 
 def _outcome(order: Order, future) -> Outcome:

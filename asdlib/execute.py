@@ -22,7 +22,7 @@ import torch
 from IPython import get_ipython
 from IPython.display import display
 
-from asdlib import artefacts, checks, cluster, config, sweeps, tables
+from asdlib import artefacts, checks, cluster, config, report, sweeps, tables
 from asdlib.detectors import SYSTEMS, training_rows
 from asdlib.detectors.exposure import checked_machine
 from asdlib.graph import Job, plan, standing
@@ -110,7 +110,8 @@ def run_study(
             if cluster.offers_gpus(client) and run.cfg.device == "auto":
                 for one, _ in opened.values():
                     one.device = torch.device("cuda")
-        planned = plan(opened, only)
+        planned, swept = plan(opened, only), sweeps.axes(study, overrides)
+        over_all = functools.partial(sweeps.write_page, opened, swept) if not only and (swept or len(run.cfg.seeds) > 1) else None
         todo = [job for job in planned if job.why]
         _can_be_finished(planned, todo)
         if todo:
@@ -123,17 +124,20 @@ def run_study(
                 client = stack.enter_context(cluster.local(min(where.workers, len(orders)), gpus))
             if client is None:
                 _one_by_one(orders, progress)
+                if over_all:
+                    over_all()
             else:
                 say(f"{len(orders)} jobs on {len(client.scheduler_info(n_workers=-1)['workers'])} workers")
-                cluster.spread(client, orders, run.device.type == "cuda", progress.ends)
+                trained = [job.key for job in todo if job.stage.detectors]
+                cluster.spread(client, orders, run.device.type == "cuda", progress.ends, over_all, trained)
             _came_true(todo)
         for job in planned:
             if not page_of(job.run, job.stage, job.seed, job.machine).is_file():
                 export(_order(job, study))
-        swept = sweeps.axes(study, overrides)
-        whole = not only and (swept or len(run.cfg.seeds) > 1)
-        if whole and (todo or not (run.reports / "sweep.html").is_file()):
-            sweeps.write_page(opened, swept)
+        if over_all:
+            if not (run.reports / "sweep.html").is_file():
+                over_all()
+            report.write_index(run.reports.parent)
     return len(todo)
 
 

@@ -211,5 +211,4 @@ def write_page(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list])
     where = {"study": base.cfg.name, "settings": config.digest(base.cfg), "device": base.device.type, **artefacts.versions()}
     parts.append(tables.folded("Made by", tables.frame(pd.DataFrame(where.items(), columns=["what", "value"]))))
     artefacts.write_text(base.reports / "sweep.html", report.plain_page(f"{base.cfg.name}: seeds and settings", tables.Html("".join(parts))))
-    report.write_index(base.reports.parent)
 
