@@ -81,7 +81,7 @@ def spread(
 ) -> None:  # fmt: skip
     """Do jobs side by side, each after those it needs; `done` is told of each as it ends.
 
-    gpu : whether a job asks for the resource GPU;  meanwhile : what this process does beside the last of them, or after it, and after the jobs of these keys
+    gpu : whether a job asks for the resource GPU;  meanwhile : what this process does beside or after the last of them, after these keys
     raises : checks.Refusal of the first job that cannot be finished; jobs that run already are brought to their end, others are not begun
     """
     waiting, running, over = {order.key: order for order in orders}, {}, as_completed()
