@@ -1,5 +1,7 @@
 """Recordings that several test files share: made once per session."""
 
+import signal
+
 import numpy as np
 import pytest
 import soundfile
@@ -9,6 +11,7 @@ from sizes import BASELINE, SMALL, TINY
 from asdlib import audio, clips, config, training
 from asdlib.detectors.context import Context
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell ignores it, and so would all it starts
 torch.set_num_threads(1)  # as notebooks compute: the same figures on any number of cores
 
 # Minutes each, so begun first: what is left for the end is then short.
