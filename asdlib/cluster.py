@@ -14,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from asdlib import checks, kernels
@@ -49,9 +51,25 @@ def local(workers: int, gpus: int = 0) -> Iterator[Client]:
         options = {"nthreads": 1, "env": env, "resources": {"GPU": 1} if gpus else {}, "memory_limit": 0}  # kernels hold the memory, not workers
         spec[number] = {"cls": Nanny, "options": options | {"silence_logs": logging.CRITICAL, **LOOPBACK}}
     scheduler = {"cls": Scheduler, "options": {"port": 0, **LOOPBACK}}
-    with dask.config.set(UNWATCHED), SpecCluster(spec, scheduler, silence_logs=logging.CRITICAL) as pool, Client(pool) as client:
-        client.wait_for_workers(len(spec), timeout=PATIENCE_S)
+    with contextlib.ExitStack() as stack:
+        with _deaf(), dask.config.set(UNWATCHED):
+            pool = stack.enter_context(SpecCluster(spec, scheduler, silence_logs=logging.CRITICAL))
+            client = stack.enter_context(Client(pool))
+            client.wait_for_workers(len(spec), timeout=PATIENCE_S)
         yield client
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """What is started meanwhile does not hear Ctrl-C: it is the runner's, which ends its workers in order; they would only print tracebacks."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
