@@ -34,10 +34,8 @@ LAUNCHER = ["-m", "ipykernel_launcher"]
 # The backend is what ipykernel sets before matplotlib is imported; here that comes first.
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 DOOR = "zygote"  # name of the socket
-BACKEND = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-
-
 ADDRESS = "ASDLIB_ZYGOTE"  # in a local worker's environment: the runner's zygote, from which it gets one of its own
+BACKEND = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
 
 class Zygote:
