@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import uuid
 
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
@@ -220,8 +221,13 @@ class WarmProvisioner(LocalProvisioner):
 
 
 class WarmKernelManager(AsyncKernelManager):
-    """The manager that papermill is given; all but the launch is jupyter_client's."""
+    """The manager that papermill is given; all but the launch and the sockets' names is jupyter_client's.
+
+    Free ports of TCP are found, let go and bound again by the kernel, and another process may take one in between. Names in Linux's
+    abstract space of sockets are drawn so that nobody has them, and leave no file.
+    """
 
     def __init__(self, *args, **settings):
         super().__init__(*args, **settings)
+        self.transport, self.ip = "ipc", f"@asdlib-{uuid.uuid4().hex}"
         self.provisioner = WarmProvisioner(kernel_id="", kernel_spec=self.kernel_spec, parent=self)

@@ -33,7 +33,6 @@ import warnings
 
 import torch
 from ipykernel.kernelapp import IPKernelApp
-from zmq import ZMQError
 
 import asdlib
 
@@ -112,10 +111,7 @@ def main() -> None:
         os.chdir(request["cwd"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.argv = request["argv"]
-    try:
-        IPKernelApp.launch_instance(argv=sys.argv[1:], parent_handle=request["parent"])  # ends when it does not see this parent any more
-    except ZMQError:  # another process took the port that was meant for it; who asked for this kernel sees that it ended
-        os._exit(1)
+    IPKernelApp.launch_instance(argv=sys.argv[1:], parent_handle=request["parent"])  # ends when it does not see this parent any more
 
 
 if __name__ == "__main__":

@@ -83,23 +83,27 @@ def test_a_kernel_that_is_lost_every_time_is_a_sentence(pool, tmp_path):
 def test_a_killed_worker_costs_its_own_job_only(tmp_path):
     """Its kernel ends with it, the job is done again elsewhere, the other job notices nothing."""
     with cluster.local(2) as client:
-        line = "open(f'{home}/%s', 'a').write(f'{os.getpid()} {os.getppid()}\\n'); time.sleep(4)"
+        pids = client.run(os.getpid)  # by the workers' addresses
+        line = "open(f'{home}/%s', 'a').write(f'{os.getpid()}\\n'); time.sleep(4)"
         orders = [order(tmp_path, name, line % f"{name}_pid") for name in ("a", "b")]
+        killed = []
 
-        def victim(path=tmp_path / "a_pid"):
+        def kill(path=tmp_path / "a_pid"):
             while not path.exists() or not path.read_text().endswith("\n"):
                 time.sleep(0.05)
-            return [int(word) for word in path.read_text().split()]
+            killed.append(next(pids[address] for address, keys in client.processing().items() if any("/a-d1" in key for key in keys)))
+            os.kill(killed[0], signal.SIGKILL)
 
-        killed = []
-        thread = Thread(target=lambda: (killed.extend(victim()), os.kill(killed[1], signal.SIGKILL)))
+        thread = Thread(target=kill)
         thread.start()
         found = told(client, orders)
         thread.join()
         assert sorted(found) == [("a", ""), ("b", "")] and all(map(finished, orders))
-        assert len((tmp_path / "a_pid").read_text().split()) == 4 and len((tmp_path / "b_pid").read_text().split()) == 2
+        kernels = [int(word) for word in (tmp_path / "a_pid").read_text().split()]
+        assert len(kernels) == 2 and len((tmp_path / "b_pid").read_text().split()) == 1
         time.sleep(2)
-        assert not psutil.pid_exists(killed[0]) or psutil.Process(killed[0]).status() == psutil.STATUS_ZOMBIE
+        for pid in (*killed, kernels[0]):
+            assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_an_existing_cluster_is_used_and_nobody_there_is_said(pool, tmp_path):

@@ -74,6 +74,17 @@ def test_a_notebook_runs_in_a_fork_with_its_own_folder_and_environment(tmp_path,
     assert again[0] != pid and again[1] == parent and again[2:4] == [str(tmp_path / "other"), "second"]
 
 
+def test_a_kernel_takes_no_port_that_another_process_could_take_first(tmp_path):
+    """Two studies side by side ended with a lost kernel now and then, whose port had been found free and was taken before it was bound."""
+    code = """from ipykernel.kernelapp import IPKernelApp
+app = IPKernelApp.instance()
+named = [line.split()[-1] for line in open("/proc/net/unix") if app.ip in line]
+print(app.transport, app.ip, len(set(named)))"""
+    first, second = (printed(executed(tmp_path, code)[0]).split() for _ in range(2))
+    assert first[0] == second[0] == "ipc" and first[2] == second[2] == "5" and first[1] != second[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.ipynb", "out.ipynb"]
+
+
 def test_a_kernel_that_is_killed_is_told_and_the_next_one_runs(tmp_path):
     with pytest.raises((RuntimeError, PapermillExecutionError)):
         executed(tmp_path, "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
