@@ -11,6 +11,7 @@ Sources: DESIGN 4; UX (Dask). Notebooks: none; all are run by it with `asd run S
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import importlib.util
 import logging
@@ -95,17 +96,23 @@ def offers_gpus(client: Client) -> bool:
 
 def spread(
     client: Client, orders: Sequence[Order], gpu: bool, done: Callable[[Order, Outcome], None],
-    meanwhile: Callable[[], None] | None = None, after: Iterable[str] = (),
+    meanwhile: Callable[[], None] | None = None, after: Iterable[str] = (), at_once: int = 0,
 ) -> None:  # fmt: skip
     """Do jobs side by side, each after those it needs; `done` is told of each as it ends.
 
+    Those that most others wait for come first; of equals the later ones, as the first of the line keep for any gap.
     gpu : whether a job asks for the resource GPU;  meanwhile : what this process does beside or after the last of them, after these keys
+    at_once : how many are given out at a time; 0: all that can run, as a cluster that grows with what it is given needs it
     raises : checks.Refusal of the first job that cannot be finished; jobs that run already are brought to their end, others are not begun
     """
     waiting, running, over = {order.key: order for order in orders}, {}, as_completed()
     open_keys, refusal = set(waiting), ""
+    needed = collections.Counter(key for order in orders for key in order.needs)
+    place = {order.key: (needed[order.key], number) for number, order in enumerate(orders)}
     while True:
-        for order in [order for order in waiting.values() if not open_keys & set(order.needs)]:
+        ready = [order for order in waiting.values() if not open_keys & set(order.needs)]
+        ready.sort(key=lambda order: place[order.key], reverse=True)
+        for order in ready[: at_once - len(running) if at_once else None]:
             key = f"{order.folder}-{order.digest}"
             future = client.submit(perform, waiting.pop(order.key), key=key, retries=RETRIES, pure=False, resources={"GPU": 1} if gpu else None)
             running[future] = order

@@ -129,7 +129,8 @@ def run_study(
             else:
                 say(f"{len(orders)} jobs on {len(client.scheduler_info(n_workers=-1)['workers'])} workers")
                 trained = [job.key for job in todo if job.stage.detectors]
-                cluster.spread(client, orders, run.device.type == "cuda", progress.ends, over_all, trained)
+                at_once = 0 if where.scheduler else len(client.scheduler_info(n_workers=-1)["workers"])
+                cluster.spread(client, orders, run.device.type == "cuda", progress.ends, over_all, trained, at_once)
             _came_true(todo)
         for job in planned:
             if not page_of(job.run, job.stage, job.seed, job.machine).is_file():
