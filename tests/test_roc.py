@@ -42,13 +42,26 @@ def test_auc_and_pauc_are_pair_counting_and_the_trapezoid(seed):
 def test_a_grid_equals_its_vectors_one_by_one():
     rng = np.random.default_rng(5)
     _, domain, label = draw(rng, 60)
-    scores = np.round(rng.normal(size=(3, 35, 60)), 1)  # 105 vectors: more than one block, tied rows
-    scores[1] = rng.normal(size=(35, 60))  # and rows without ties
+    scores = np.round(rng.normal(size=(3, roc.BLOCK, 60)), 1)  # more than one block, tied rows
+    scores[1] = rng.normal(size=(roc.BLOCK, 60))  # and a block of rows without ties
     whole = roc.grid(scores, domain, label)
-    assert whole.shape == (3, 35, 3)
+    assert whole.shape == (3, roc.BLOCK, 3)
     for i in range(3):
-        for j in range(35):
+        for j in range(0, roc.BLOCK, 5):
             np.testing.assert_array_equal(whole[i, j], roc.grid(scores[i, j], domain, label))
+
+
+@pytest.mark.parametrize("scale", [1.0, -1.0, 1e-310, 1e300])
+def test_scores_that_differ_in_their_last_bits_are_told_apart(scale):
+    """Neighbouring floats, both zeros, the smallest and the largest numbers."""
+    rng = np.random.default_rng(3)
+    for _ in range(40):
+        _, domain, label = draw(rng, 50)
+        steps = rng.integers(0, 40, 50)  # units in the last place; some are equal
+        near = (np.array([scale]).view(np.int64) + steps).view(float)
+        scores = np.where(rng.random(50) < 0.2, rng.choice([0.0, -0.0], 50), near)
+        for found in (roc.grid(scores, domain, label), roc.grid(scores[None].repeat(2, 0), domain, label)[1]):
+            np.testing.assert_allclose(found, oracle.official_metrics(scores, domain, label), rtol=0, atol=1e-12)
 
 
 def test_equal_scores_are_chance_and_separated_scores_are_perfect():
