@@ -34,9 +34,9 @@ def order(folder, name, *lines, needs=()):
                          digest="d1", parameters={"home": str(folder)}, facts={"device": "cpu"}, footer={})  # fmt: skip
 
 
-def told(client, orders, gpu=False):
+def told(client, orders, gpu=False, **settings):
     found = []
-    cluster.spread(client, orders, gpu, lambda order, outcome: found.append((order.key, outcome.refusal)))
+    cluster.spread(client, orders, gpu, lambda order, outcome: found.append((order.key, outcome.refusal)), **settings)
     return found
 
 
@@ -52,6 +52,17 @@ def test_jobs_run_side_by_side_and_after_those_they_need(pool, tmp_path):
     found = told(pool, [a, b, last])
     assert sorted(found[:2]) == [("a", ""), ("b", "")] and found[2] == ("last", "") and all(map(finished, (a, b, last)))
     assert (tmp_path / "reports" / "last.html").is_file()
+
+
+def test_jobs_that_others_wait_for_come_first_and_no_more_are_given_out_than_there_is_room_for(pool, tmp_path):
+    """Of two workers one stays idle; the first of the line fills the gap that is left."""
+    line = "assert not os.path.exists(f'{home}/busy'); open(f'{home}/busy', 'w'); time.sleep(0.5); os.unlink(f'{home}/busy')"
+    names = {"data": (), "train a": (), "train b": (), "look": ("train a", "train b"), "report": ("data", "look")}
+    orders = [order(tmp_path, name, line, needs=needs) for name, needs in names.items()]
+    said = []
+    found = told(pool, orders, at_once=1, meanwhile=lambda: said.append(list(tmp_path.glob("runs/*/DONE"))), after=["train a", "train b"])
+    assert [name for name, _ in found] == ["train b", "train a", "look", "data", "report"] and not any(refusal for _, refusal in found)
+    assert len(said) == 1 and len(said[0]) >= 4
 
 
 def test_a_finished_job_is_not_done_again(pool, tmp_path):
