@@ -68,7 +68,7 @@ def _run(args: argparse.Namespace) -> None:
         with reading.refused(run.folder / "metrics.csv", "metrics"):
             ending.append(report.metrics_text(pd.read_csv(run.folder / "metrics.csv")))
         ending.append(f"report {run.reports / 'index.html'}")
-    if (run.reports / "sweep.html").is_file():
+    if not only and (run.reports / "sweep.html").is_file():
         ending.append(f"seeds and settings {run.reports / 'sweep.html'}")
     idle = "nothing to do: everything is up to date"
     print("\n".join([*([] if executed else [idle]), *ending]))
@@ -212,7 +212,7 @@ def command() -> None:
     code = main()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError, AttributeError):  # one that nobody reads any more, or that was closed from the start
             stream.flush()
     os._exit(code)
 

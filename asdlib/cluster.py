@@ -16,7 +16,7 @@ import contextlib
 import importlib.util
 import logging
 import signal
-import threading
+from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from asdlib import checks, kernels
@@ -55,22 +55,25 @@ def local(workers: int, gpus: int = 0) -> Iterator[Client]:
     with contextlib.ExitStack() as stack:
         with _deaf(), dask.config.set(UNWATCHED):
             pool = stack.enter_context(SpecCluster(spec, scheduler, silence_logs=logging.CRITICAL))
-            client = stack.enter_context(Client(pool))
+        client = stack.enter_context(Client(pool))
+        try:
             client.wait_for_workers(len(spec), timeout=PATIENCE_S)
+        except TimeoutError as error:
+            raise checks.Refusal(f"--workers {workers}: no more than {len(pool.workers)} came up within {PATIENCE_S:.0f} s; use fewer") from error
         yield client
 
 
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
-    """What is started meanwhile does not hear Ctrl-C: it is the runner's, which ends its workers in order; they would only print tracebacks."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """What is started meanwhile, and what that starts again, does not hear Ctrl-C: it is the runner's, which ends its workers in order.
+
+    They would only print tracebacks.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # one that comes meanwhile waits; threads and processes inherit the mask
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -106,7 +109,7 @@ def spread(
     raises : checks.Refusal of the first job that cannot be finished; jobs that run already are brought to their end, others are not begun
     """
     waiting, running, over = {order.key: order for order in orders}, {}, as_completed()
-    open_keys, refusal = set(waiting), ""
+    open_keys, refusal, failed = set(waiting), "", None
     needed = collections.Counter(key for order in orders for key in order.needs)
     place = {order.key: (needed[order.key], number) for number, order in enumerate(orders)}
     while True:
@@ -121,7 +124,10 @@ def spread(
             break
         if meanwhile is not None and not waiting and not refusal and not open_keys.intersection(after):
             meanwhile, now = None, meanwhile
-            now()
+            try:
+                now()
+            except (checks.Refusal, OSError) as error:  # told when the jobs that run have come to their end
+                failed = error
         future = next(over)
         order = running.pop(future, None)
         if order is None:  # cancelled
@@ -131,14 +137,30 @@ def spread(
         open_keys.discard(order.key)
         if outcome.refusal and not refusal:
             refusal, waiting = outcome.refusal, {}
-            at_work = {key for keys in client.processing().values() for key in keys}
-            idle = [future for future in running if future.key not in at_work]
-            client.cancel(idle)
+            idle = _called_back(client, running)
             running = {future: order for future, order in running.items() if future not in idle}
     if refusal:
         raise checks.Refusal(refusal)
+    if failed is not None:
+        raise failed
     if meanwhile is not None:
         meanwhile()
+
+
+def _called_back(client: Client, futures: Iterable) -> set:
+    """Jobs that only wait for a worker do not begin any more; all of them where the cluster is gone."""
+    try:
+        at_work = {key for keys in client.run(_executing, on_error="ignore").values() for key in keys}
+        idle = {future for future in futures if future.key not in at_work and not future.done()}
+        client.cancel(list(idle))
+    except Exception:  # of many kinds; what the job said is told
+        return set(futures)
+    return idle
+
+
+def _executing(dask_worker) -> list[str]:
+    """Keys of what a worker has taken up, not of what waits there."""
+    return [task.key for task in dask_worker.state.executing]
 
 
 def _outcome(order: Order, future) -> Outcome:
@@ -149,3 +171,6 @@ def _outcome(order: Order, future) -> Outcome:
         return Outcome(0.0, f"{order.label}: the workers that ran it died, most likely for want of memory; use fewer --workers")
     except KernelLost as lost:
         return Outcome(0.0, str(lost))
+    except (Exception, CancelledError) as error:  # of the cluster, whatever it is
+        what = f"{order.label}: the cluster gave it up ({type(error).__name__}: {str(error)[:200]})"
+        return Outcome(0.0, f"{what}; see the log of its workers, then give the same command again")

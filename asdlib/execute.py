@@ -111,7 +111,8 @@ def run_study(
                 for one, _ in opened.values():
                     one.device = torch.device("cuda")
         planned, swept = plan(opened, only), sweeps.axes(study, overrides)
-        over_all = functools.partial(sweeps.write_page, opened, swept) if not only and (swept or len(run.cfg.seeds) > 1) else None
+        paged = not only and not sweeps.page_is_fresh(opened, swept)
+        over_all = functools.partial(sweeps.write_page, opened, swept) if paged else None
         todo = [job for job in planned if job.why]
         _can_be_finished(planned, todo)
         if todo:
@@ -124,20 +125,19 @@ def run_study(
                 client = stack.enter_context(cluster.local(min(where.workers, len(orders)), gpus))
             if client is None:
                 _one_by_one(orders, progress)
-                if over_all:
-                    over_all()
             else:
                 say(f"{len(orders)} jobs on {len(client.scheduler_info(n_workers=-1)['workers'])} workers")
                 trained = [job.key for job in todo if job.stage.detectors]
                 at_once = 0 if where.scheduler else len(client.scheduler_info(n_workers=-1)["workers"])
                 cluster.spread(client, orders, run.device.type == "cuda", progress.ends, over_all, trained, at_once)
+                over_all = None
             _came_true(todo)
         for job in planned:
             if not page_of(job.run, job.stage, job.seed, job.machine).is_file():
                 export(_order(job, study))
-        if over_all:
-            if not (run.reports / "sweep.html").is_file():
-                over_all()
+        if over_all is not None:
+            over_all()
+        if paged:
             report.write_index(run.reports.parent)
     return len(todo)
 

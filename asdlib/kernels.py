@@ -52,17 +52,24 @@ class Zygote:
     @classmethod
     def start(cls, shared: bool = False) -> Zygote:
         """A new one, which makes its imports while this process goes on.  shared : with a door for workers, by its `address`"""
-        here, there = socket.socketpair()
-        door, listening = tempfile.mkdtemp(prefix="asdlib-") if shared else "", []  # nobody else may enter that folder
-        if shared:
-            listening.append(socket.socket(socket.AF_UNIX))
-            listening[0].bind(os.path.join(door, DOOR))
-            listening[0].listen()
-        given = [end.fileno() for end in (there, *listening)]
-        command = [sys.executable, "-P", "-m", "asdlib.zygote", *map(str, given)]
-        process = subprocess.Popen(command, env=BACKEND | os.environ | ENVIRONMENT, pass_fds=given, stdin=subprocess.DEVNULL, start_new_session=True)
-        for end in (there, *listening):
-            end.close()
+        with contextlib.ExitStack() as others:  # what is not ours once the zygote has it, or when it cannot be started
+            here, there = socket.socketpair()
+            others.enter_context(there)
+            door, given = "", [there]
+            try:
+                if shared:
+                    door = tempfile.mkdtemp(prefix="asdlib-")  # nobody else may enter that folder
+                    given.append(others.enter_context(socket.socket(socket.AF_UNIX)))
+                    given[1].bind(os.path.join(door, DOOR))
+                    given[1].listen()
+                numbers = [end.fileno() for end in given]
+                command = [sys.executable, "-P", "-m", "asdlib.zygote", *map(str, numbers)]
+                env = BACKEND | os.environ | ENVIRONMENT
+                process = subprocess.Popen(command, env=env, pass_fds=numbers, stdin=subprocess.DEVNULL, start_new_session=True)
+            except OSError:
+                here.close()
+                shutil.rmtree(door, ignore_errors=True)
+                raise
         return cls(here, process, door)
 
     @classmethod

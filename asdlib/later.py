@@ -1,6 +1,7 @@
 """Modules that are loaded when something of them is used: a command pays for what it needs, not for all that others need.
 
-Loading torch, matplotlib and the notebook tools takes longer than most commands take to answer.  Used by: `asdlib.commands`.
+Loading torch, matplotlib and the notebook tools takes longer than most commands take to answer.
+Used by: `asdlib.cli`, `asdlib.commands`, and wherever a library is heavy and seldom needed.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class Run(Places):
         raises : checks.Refusal that names every stage whose scores are missing.  Notebooks: 06, 08; 09 (through `collect`)
         """
         wanted, chosen = {SYSTEMS[system] for system in systems}, seeds or self.cfg.seeds
-        missing = self.missing(wanted, chosen) if wanted else ["every stage"]
+        missing = self.missing(wanted, chosen) if wanted and set(chosen) <= set(self.cfg.seeds) else ["every stage"]
         if missing:
             raise checks.Refusal(f"scores are missing of {', '.join(missing)}; run `asd run {self.cfg.name}` with these settings first")
         folders = [self.stage_folder(*job) / name for job in jobs(self) if job[1] in chosen for name in job[0].detectors if name in wanted]
@@ -254,7 +254,11 @@ def open(study: str, home: str | Path = "", seed: int | None = None) -> Run:
         came = json.loads((home / "runs" / name / "09_report" / "params.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise checks.Refusal(f"study {name} was not run to its end in {home}; run `asd run {name}` first, or name its folder by --home") from error
-    run = open_run(came["study"], came["overrides"], home, seed)
+    return _of_its_seeds(open_run(came["study"], came["overrides"], home, seed))
+
+
+def _of_its_seeds(run: Run) -> Run:
+    """The run, or a refusal if the study does not have its seed."""
     if run.seed not in run.cfg.seeds:
         raise checks.Refusal(f"seed {run.seed} came, the study has {', '.join(map(str, run.cfg.seeds))}; take one of them")
     return run
@@ -264,7 +268,7 @@ def arrive(notebook: str, *, study: str, overrides: list, home: str, seed: int =
     """The second cell of every notebook: check the parameters' names and types, then open the study.
 
     machine : "" takes the first machine of the study
-    raises : checks.Refusal for a wrong type, an unknown machine or seed
+    raises : checks.Refusal for a wrong type, an unknown machine, or a seed of which there is nothing to read
     """
     came = {"study": (study, str), "overrides": (overrides, list), "home": (home, str), "seed": (seed, int), "machine": (machine, str)}
     for name, (value, kind) in came.items():
@@ -272,6 +276,8 @@ def arrive(notebook: str, *, study: str, overrides: list, home: str, seed: int =
             raise checks.Refusal(f"parameter {name}: got {value!r} ({type(value).__name__}), expected {kind.__name__}")
     run = open_run(study, overrides, home, seed)
     run.stage = stage_of(notebook)
+    if run.stage.per_seed and run.stage.reads:
+        _of_its_seeds(run)
     run.machine = checks.known_name("machine", machine, run.machines) if machine else run.machines[0]
     if artefacts.HOLDS in os.environ:  # not by hand
         artefacts.alone(run.stage_folder(run.stage, run.seed, run.machine if run.stage.per_machine else ""))

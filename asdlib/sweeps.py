@@ -10,7 +10,7 @@ values, is the reference. A variant runs the stages that train; each job lies wh
     runs/<study>/sweep/jobs/<digest>/seed<k>/<stage>   trainings at other settings; variants that agree on them share them
     runs/<study>/sweep/recordings/<digest>             recordings and store of a variant that changes those
     runs/<study>/sweep/<variant>/scores.parquet        what a variant says
-    runs/<study>/sweep.csv, reports/<study>/sweep.html all of them, and all seeds, in one table
+    runs/<study>/sweep.csv, reports/<study>/sweep.html all of them, and all seeds, in one table; sweep.json: what it was made of
 
 An interval of a difference comes from the same resampled test clips on both sides, averaged over seeds first (metrics.paired); it speaks of
 other test clips. The standard deviation over seeds speaks of other trainings. Neither contains the other.
@@ -30,9 +30,10 @@ import numpy as np
 import pandas as pd
 
 from asdlib import artefacts, checks, config, metrics, plots, report, tables
-from asdlib.study import VARIANT, Run, open_run
+from asdlib.study import VARIANT, Run, jobs, open_run
 
 REFERENCE = "as the study"
+PAGE, MADE = "sweep.html", "sweep.json"  # the page in the report, and in the run folder what it was made of
 MOST = 200  # variants: beyond that a sweep is a slip of the pen
 COLUMNS = ("variant", "system", "metric", "seeds", "mean", "low", "high", "sd", "difference", "difference_low", "difference_high", "p", "same")
 
@@ -185,12 +186,39 @@ def dots(table: pd.DataFrame) -> plots.Plot:
     return figure
 
 
+def _shaped_by(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list]) -> str:
+    """Digest of everything that the page shows: settings, sweep, and what every variant's scores are made of."""
+    parts = []
+    for name, (run, _) in opened.items():
+        trained = [run.detector_digest(detector, seed, machine) for stage, seed, machine in jobs(run) for detector in stage.detectors]
+        parts.append((name, config.digest(run.cfg), trained))
+    return config.digest(swept, parts)
+
+
+def page_is_fresh(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list]) -> bool:
+    """Whether there is nothing to write: the page shows this study as it is now, or it has no use for one and has none.
+
+    opened : of `runs`;  swept : of `axes`.  A page that a study has no use for any more is removed.
+    """
+    base = opened[""][0]
+    if not swept and len(base.cfg.seeds) < 2:
+        for left in (base.reports / PAGE, base.folder / "sweep.csv", base.folder / MADE):
+            left.unlink(missing_ok=True)
+        return True
+    try:
+        made = json.loads((base.folder / MADE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return made == _shaped_by(opened, swept) and (base.reports / PAGE).is_file() and (base.folder / "sweep.csv").is_file()
+
+
 def write_page(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list]) -> None:
-    """Gather the variants' scores; runs/<study>/sweep.csv and reports/<study>/sweep.html.
+    """Gather the variants' scores; runs/<study>/sweep.csv, reports/<study>/sweep.html and, last, what they were made of.
 
     opened : of `runs`;  swept : of `axes`, empty for a study of several seeds alone
     """
     base = opened[""][0]
+    (base.folder / MADE).unlink(missing_ok=True)
     scores = {name: run.gather(run.cfg.systems) for name, (run, _) in opened.items()}
     for name, (run, _) in opened.items():
         if name:
@@ -210,5 +238,6 @@ def write_page(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list])
     parts += [dots(table)._repr_html_(), tables.frame(shown(table))]
     where = {"study": base.cfg.name, "settings": config.digest(base.cfg), "device": base.device.type, **artefacts.versions()}
     parts.append(tables.folded("Made by", tables.frame(pd.DataFrame(where.items(), columns=["what", "value"]))))
-    artefacts.write_text(base.reports / "sweep.html", report.plain_page(f"{base.cfg.name}: seeds and settings", tables.Html("".join(parts))))
+    artefacts.write_text(base.reports / PAGE, report.plain_page(f"{base.cfg.name}: seeds and settings", tables.Html("".join(parts))))
+    artefacts.write_text(base.folder / MADE, json.dumps(_shaped_by(opened, swept)))
 

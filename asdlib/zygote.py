@@ -73,6 +73,7 @@ def serve(link: socket.socket, door: socket.socket | None = None) -> dict:
             pid = os.fork() if forkable() else 0
             if os.getpid() != me:
                 os.setsid()  # before anything may be sent to the group
+                lines.close()
                 link.close()
                 if door is not None:
                     door.close()

@@ -1,5 +1,6 @@
 """Jobs on two worker processes over loopback: order, refusals in words, lost kernels and workers, and what is left afterwards."""
 
+import functools
 import os
 import signal
 import time
@@ -62,7 +63,7 @@ def test_jobs_that_others_wait_for_come_first_and_no_more_are_given_out_than_the
     said = []
     found = told(pool, orders, at_once=1, meanwhile=lambda: said.append(list(tmp_path.glob("runs/*/DONE"))), after=["train a", "train b"])
     assert [name for name, _ in found] == ["train b", "train a", "look", "data", "report"] and not any(refusal for _, refusal in found)
-    assert len(said) == 1 and len(said[0]) >= 4
+    assert len(said) == 1 and len(said[0]) == 4
 
 
 def test_a_finished_job_is_not_done_again(pool, tmp_path):
@@ -78,6 +79,51 @@ def test_a_refusal_is_a_sentence_and_ends_what_waits(pool, tmp_path):
     with pytest.raises(checks.Refusal, match=r"^bad: three came, expected two; leave one out$"):
         told(pool, [bad, after])
     assert not finished(after) and not os.path.exists(after.folder)
+
+
+@pytest.mark.parametrize("at_once", [0, 2])
+def test_after_a_refusal_what_runs_ends_and_nothing_else_begins(pool, tmp_path, at_once):
+    """Also what a worker has been given and has not taken up; and what would be done beside the last job is not done."""
+    bad = order(tmp_path, "z", "from asdlib import checks", "raise checks.Refusal('three came, expected two; leave one out')")
+    others = [order(tmp_path, name, f"open(f'{{home}}/{name}', 'w'); time.sleep(4)") for name in "abcdefgh"]
+    ended, said = [], []
+    with pytest.raises(checks.Refusal, match=r"^z: three came"):
+        cluster.spread(pool, [*others, bad], False, lambda order, _: ended.append(order.key), lambda: said.append(1), ["z"], at_once)
+    begun = sorted(name for name in "abcdefgh" if (tmp_path / name).exists())
+    assert sorted(ended) == [*begun, "z"] and len(begun) <= 3 and not said
+    assert all(finished(other) == (other.key in begun) for other in others)
+
+
+def test_what_fails_beside_the_last_job_does_not_cost_that_job(pool, tmp_path):
+    last = order(tmp_path, "last", "time.sleep(1)")
+
+    def full():
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        told(pool, [last], meanwhile=full)
+    assert finished(last)
+
+
+def test_a_job_that_the_cluster_gives_up_is_a_sentence(pool, tmp_path, monkeypatch):
+    """An error that is neither a refusal nor a lost kernel; and workers that are restarted by somebody else."""
+    monkeypatch.setattr(cluster, "perform", functools.partial(int, base="ten"))
+    with pytest.raises(checks.Refusal, match=r"^odd: the cluster gave it up \(TypeError: .*; see the log of its workers, then give the same"):
+        told(pool, [order(tmp_path, "odd", "pass")])
+    monkeypatch.undo()
+    line = "open(f'{home}/begun', 'w'); time.sleep(60)"
+
+    def restart():
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.05)
+        pool.restart(wait_for_workers=False)
+
+    thread = Thread(target=restart)
+    thread.start()
+    with pytest.raises(checks.Refusal, match=r"^long: the cluster gave it up"):
+        told(pool, [order(tmp_path, "long", line)])
+    thread.join()
+    pool.wait_for_workers(2, timeout=60)
 
 
 def test_a_lost_kernel_is_tried_again(pool, tmp_path):

@@ -112,7 +112,7 @@ def test_without_a_zygote_an_ordinary_kernel_is_started(tmp_path, monkeypatch):
 WORKER = """import sys, time
 from asdlib import kernels
 child = kernels._Shared()
-print(child.fork(sys.argv[1:], None, {}), flush=True)  # ends at once: no connection file
+print(child.fork(sys.argv[1:], None, {}), flush=True)  # makes its own connection file and waits
 print(child.zygote.process, flush=True)
 time.sleep(300)"""
 
@@ -132,6 +132,7 @@ def test_a_worker_gets_a_zygote_from_the_runner_s_and_both_end_with_their_caller
         assert len(served) == 1 and running(served[0])
         worker.kill()
         assert gone(served), "the worker's zygote outlived it"
+        assert gone([pid]), "the worker's kernel outlived it"
         assert running(runner.zygote.process.pid)
         runner.zygote.link.close()
         runner.zygote.lines.close()  # as the runner's death does
@@ -140,6 +141,16 @@ def test_a_worker_gets_a_zygote_from_the_runner_s_and_both_end_with_their_caller
         worker.kill()
         worker.communicate()
         runner.zygote.close()
+
+
+def test_where_a_zygote_cannot_be_had_nothing_is_left_behind(tmp_path, monkeypatch):
+    """A folder for temporary files whose name is too long for a socket: workers make their own imports."""
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(kernels.tempfile, "tempdir", str(deep))
+    with pytest.raises(OSError, match="too long"):
+        kernels.Zygote.start(shared=True)
+    assert not list(deep.iterdir())
 
 
 RUNNER = """import sys
