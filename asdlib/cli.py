@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import contextlib
 import json
 import logging
 import os
@@ -212,8 +211,11 @@ def command() -> None:
     code = main()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, AttributeError):  # one that nobody reads any more, or that was closed from the start
-            stream.flush()
+        try:
+            if stream is not None:  # closed from the start
+                stream.flush()
+        except OSError:  # nobody reads any more, or a disk is full
+            code = code or 1
     os._exit(code)
 
 
@@ -235,3 +237,6 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
+    except OSError as error:  # of no artefact, see artefacts.guarded
+        print(f"asd: {error.filename or 'what is said here'}: {error.strerror or error}; free space, or send it somewhere else", file=sys.stderr)
+        return 2

@@ -111,8 +111,7 @@ def run_study(
                 for one, _ in opened.values():
                     one.device = torch.device("cuda")
         planned, swept = plan(opened, only), sweeps.axes(study, overrides)
-        paged = not only and not sweeps.page_is_fresh(opened, swept)
-        over_all = functools.partial(sweeps.write_page, opened, swept) if paged else None
+        over_all = None if only or sweeps.page_is_fresh(opened, swept) else functools.partial(sweeps.write_page, opened, swept)
         todo = [job for job in planned if job.why]
         _can_be_finished(planned, todo)
         if todo:
@@ -137,8 +136,8 @@ def run_study(
                 export(_order(job, study))
         if over_all is not None:
             over_all()
-        if paged:
-            report.write_index(run.reports.parent)
+        if not only:
+            report.write_index(run.reports.parent)  # with the page or without it
     return len(todo)
 
 

@@ -3,7 +3,10 @@ every command says what it reads and writes, with an example; every notebook sta
 
 import argparse
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +89,12 @@ def test_every_notebook_stands_in_the_list_of_notebooks():
         assert f"`{path.stem}`" in text, f"notebooks/README.md does not say what study {path.stem} is for"
     for stem in re.findall(r"^\| `(\d\d_\w+)`", text, re.MULTILINE):
         assert (ROOT / "notebooks" / f"{stem}.ipynb").is_file()
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("where, codes, said", [(">&-", [0], ""), ("2>&-", [0], ""), (">/dev/full", [1, 2], "asd: "), ("| head -c 1", [0, 1], "")])
+def test_a_command_ends_without_a_traceback_wherever_its_words_go(where, codes, said, buffered):
+    """Closed from the start, as by a daemon; a full disk; a reader that has seen enough."""
+    command = f"set -o pipefail; {sys.executable} -c 'from asdlib.cli import command; command()' settings autoencoder {where}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=os.environ | {"PYTHONUNBUFFERED": buffered})
+    assert done.returncode in codes and (not done.stderr or (done.stderr.count("\n") == 1 and said and done.stderr.startswith(said))), done

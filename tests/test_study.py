@@ -52,6 +52,17 @@ def test_embeddings_that_are_not_there_are_named(small):
         small.explain(len(small.clips) - 1)
 
 
+def test_a_seed_that_the_study_does_not_have_is_refused_where_there_is_nothing_to_read(small):
+    """Notebooks that read seed 0 unless told otherwise, opened by hand on a study of other seeds; one that trains may train any."""
+    given = {"study": "smoke", "overrides": [f"data.roots={[str(root) for root in small.roots]}", "seeds=[3, 4]"], "home": str(small.home)}
+    for notebook in ("06_embeddings", "07_latents"):
+        with pytest.raises(checks.Refusal, match="seed 0 came, the study has 3, 4; take one of them"):
+            study.arrive(notebook, **given, seed=0)
+    assert study.arrive("06_embeddings", **given, seed=4).seed == 4 and study.arrive("05_oevae", **given, seed=0, machine="fan").seed == 0
+    with pytest.raises(checks.Refusal, match="scores are missing of every stage"):
+        small.gather(["baseline_knn"], [7])
+
+
 def test_a_study_without_embeddings_has_no_space(small):
     assert study.Run(config.load("smoke", ["systems=['baseline_knn']"]), small.home, 0).spaces() == []
 

@@ -178,3 +178,12 @@ def test_two_seeds_and_a_sweep_on_two_workers_end_in_a_page(tmp_path):
     assert "the same scores: this setting does not reach the system" in page.read_text() and "swept/sweep.html" in index.read_text()
     again = subprocess.run(words, capture_output=True, text=True)
     assert "nothing to do: everything is up to date" in again.stdout and "sweep.html" in again.stdout
+    toml = tmp_path / "swept.toml"
+    toml.write_text(toml.read_text().replace("[2, 4]", "[2]"))  # the same trainings, another page
+    fewer = subprocess.run(words, capture_output=True, text=True)
+    assert fewer.returncode == 0 and "nothing to do" in fewer.stdout and "epochs=4" not in page.read_text(), fewer.stderr
+    assert set(pd.read_csv(runs / "sweep.csv")["variant"]) == {sweeps.REFERENCE}
+    toml.write_text(toml.read_text().replace("[sweep]", "").replace('"autoencoder.epochs" = [2]', "").replace("[0, 1]", "[0]"))
+    one = subprocess.run(words[:-2], capture_output=True, text=True)
+    assert one.returncode == 0 and "sweep.html" not in one.stdout, one.stdout + one.stderr
+    assert not page.exists() and not (runs / "sweep.csv").exists() and "sweep.html" not in index.read_text()
