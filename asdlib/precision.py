@@ -158,7 +158,7 @@ def _write_first(path: Path, text: str) -> bool:
 def device_name(device: torch.device) -> str:
     """The GPU's name, or the CPU's."""
     if device.type == "cuda":
-        return torch.cuda.getdevice_name(device)
+        return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

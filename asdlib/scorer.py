@@ -162,5 +162,5 @@ def refuse_stale(run, jobs: Sequence[tuple], detectors: Sequence[str], machine: 
     folder, digest = run.stage_folder(stage, seed, of_machine), run.digest(stage, seed, of_machine)  # the last one gathers
     odd += [] if artefacts.finished(folder, digest) and (run.folder / "scores.parquet").is_file() else [where]
     if odd:
-        what = f"{', '.join(odd)} is missing or was made of other settings, recordings or code"
+        what = f"{', '.join(odd)} is missing or was made of other settings, recordings, code or device"
         raise checks.Refusal(f"study {run.cfg.name} is not finished: {what}; run `asd run {run.cfg.name}` as before, then ask again")

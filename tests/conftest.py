@@ -15,7 +15,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the backg
 torch.set_num_threads(1)  # as notebooks compute: the same figures on any number of cores
 
 # Minutes each, so begun first: what is left for the end is then short.
-LONG = ("test_line.py", "test_hostile.py", "test_cluster.py", "test_classifier.py", "test_sweeps.py", "test_kernels.py")
+LONG = ("test_line.py", "test_gpu.py", "test_hostile.py", "test_cluster.py", "test_classifier.py", "test_sweeps.py", "test_kernels.py")
 
 
 def pytest_xdist_auto_num_workers(config):
