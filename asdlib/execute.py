@@ -111,7 +111,11 @@ def run_study(
                 for one, _ in opened.values():
                     one.device = torch.device("cuda")
         planned, swept = plan(opened, only), sweeps.axes(study, overrides)
-        over_all = None if only or sweeps.page_is_fresh(opened, swept) else functools.partial(sweeps.write_page, opened, swept)
+        over_all = None
+        if not only and not sweeps.has_page(opened, swept):
+            sweeps.remove_page(run)
+        elif not only and not sweeps.page_is_fresh(opened, swept):
+            over_all = functools.partial(sweeps.write_page, opened, swept)
         todo = [job for job in planned if job.why]
         _can_be_finished(planned, todo)
         if todo:

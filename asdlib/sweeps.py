@@ -195,16 +195,20 @@ def _shaped_by(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list])
     return config.digest(swept, parts)
 
 
-def page_is_fresh(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list]) -> bool:
-    """Whether there is nothing to write: the page shows this study as it is now, or it has no use for one and has none.
+def has_page(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list]) -> bool:
+    """Whether a study has several seeds or settings to show on a page.  opened : of `runs`;  swept : of `axes`"""
+    return bool(swept) or len(opened[""][0].cfg.seeds) > 1
 
-    opened : of `runs`;  swept : of `axes`.  A page that a study has no use for any more is removed.
-    """
+
+def remove_page(run: Run) -> None:
+    """Take away what `write_page` made of a study that has no use for it any more."""
+    for left in (run.reports / PAGE, run.folder / "sweep.csv", run.folder / MADE):
+        left.unlink(missing_ok=True)
+
+
+def page_is_fresh(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list]) -> bool:
+    """Whether the page shows this study as it is now.  opened : of `runs`;  swept : of `axes`"""
     base = opened[""][0]
-    if not swept and len(base.cfg.seeds) < 2:
-        for left in (base.reports / PAGE, base.folder / "sweep.csv", base.folder / MADE):
-            left.unlink(missing_ok=True)
-        return True
     try:
         made = json.loads((base.folder / MADE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
