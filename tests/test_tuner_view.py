@@ -6,6 +6,8 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 import test_explore
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 
 from asdlib import config, metrics, report
 from asdlib.explore import parts, sweep
@@ -167,3 +169,18 @@ def test_the_map_says_where_a_rule_chose_another_eta(view):
     assert f">O (η {best.eta:g})</text>" in view.drawn["asd-tuner-map"].value
     view.tuner.choose(best)
     assert ">O</text>" in view.drawn["asd-tuner-map"].value and (view.tuner.map()[0].max() == view.tuner._quality[1:].max())
+
+
+@pytest.mark.parametrize("longest", ["fan", "HoveringDrone", "BrushlessMotor", "WWWWWWWWWW"])
+def test_names_of_machines_leave_room_for_the_numbers_of_the_axis(longest):
+    multiples, omegas = curves.Multiples(("valve", longest), False), np.linspace(0, 1, 3)
+    drawn = multiples.static(omegas, np.full((3, 3, 4), 0.6), omegas, np.full((3, 2, 3, 4), 0.6))
+    shown = ElementTree.fromstring(curves.svg(*multiples.size, drawn, "x")).iter("{http://www.w3.org/2000/svg}text")
+    begins, ends, bold = {}, [], FontProperties(family="DejaVu Sans", weight="bold")
+    for words in shown:
+        width = TextPath((0, 0), words.text, size=11, prop=bold).get_extents().width
+        if words.text == longest:
+            begins[longest] = float(words.get("x")) + width
+        elif words.get("text-anchor") == "end":
+            ends.append(float(words.get("x")) - width)
+    assert begins[longest] < min(ends) and multiples.size[0] == multiples.left + 4 * (curves.WIDE + curves.GAP)

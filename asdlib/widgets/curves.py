@@ -12,6 +12,8 @@ import html
 
 import matplotlib
 import numpy as np
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 
 from asdlib import metrics, plots, tables
 from asdlib.explore.parts import COLUMNS
@@ -23,6 +25,8 @@ MARKS = {  # of 9 px around the origin
 }  # fmt: skip
 LEFT, TOP, WIDE, HIGH, GAP, FOOT = 96, 22, 138, 62, 10, 34
 CELL_WIDE, CELL_HIGH, MAP_LEFT, MAP_TOP = 9, 17, 170, 24
+NUMBERS = 34  # px beside the longest name of a machine, for the numbers of the axis
+BOLD = FontProperties(family="DejaVu Sans", weight="bold")  # wider than what browsers show
 FONT = 'font-family="system-ui,Helvetica,Arial,sans-serif" font-size="11"'
 
 
@@ -52,12 +56,13 @@ class Multiples:
 
     def __init__(self, machines: tuple[str, ...], paper: bool):
         self.rows = (*machines, "all")
-        self.size = LEFT + len(COLUMNS) * (WIDE + GAP), TOP + len(self.rows) * (HIGH + GAP) + FOOT
+        self.left = max(LEFT, max(TextPath((0, 0), machine, size=11, prop=BOLD).get_extents().width for machine in machines) + NUMBERS)
+        self.size = self.left + len(COLUMNS) * (WIDE + GAP), TOP + len(self.rows) * (HIGH + GAP) + FOOT
         self.paper = {m: _paper_row(m) for m in machines if paper and m in metrics.PAPER_TABLE1}
         self.low = 0.3
 
     def _place(self, row: int, column: int, omega, value) -> tuple:
-        x = LEFT + column * (WIDE + GAP) + np.asarray(omega) * WIDE
+        x = self.left + column * (WIDE + GAP) + np.asarray(omega) * WIDE
         y = TOP + row * (HIGH + GAP) + HIGH * (1 - (np.asarray(value) - self.low) / (1 - self.low))
         return x, y
 
