@@ -33,7 +33,8 @@ from asdlib.config import Data, digest
 from asdlib.decoding import FULL_SCALE, inspect, reason, sample_digest
 
 TABLES = {"clips": (*checks.CLIP_COLUMNS, "samples", "level_db", "digest"), "problems": clips.PROBLEM_COLUMNS}
-ROOM = 0.8  # of the free memory of a device that the store may take
+TRAINING_BYTES = 12e9  # of a GPU that are left to training; full size in float32, 64 clips of 12 s in five branches take 10.5 GB of activations
+SMALL = 0.1  # of the free memory: a store of no more is moved whatever is left
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,21 +49,26 @@ class Store:
     offset: torch.Tensor  # int64 (clips,): first sample of every clip
     count: torch.Tensor  # int64 (clips,): samples of every clip
     device: torch.device
+    _elsewhere: dict[str, Store] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def to(self, device: torch.device | str) -> Store:
-        """The same store for a device: samples move there if they fit in 80 % of its free memory, else batches do, and a line says so."""
+        """The same store for a device, one for all who ask: samples move there if that leaves room to train, else batches do, and a line says so."""
         device = torch.device(device)
-        size, free = self.samples.nbytes, _free_bytes(device)
-        fits = self.samples.device == device or size <= ROOM * free
-        home = device if fits else self.samples.device
-        if not fits:
-            print(f"the recordings ({size / 1e9:.1f} GB) do not fit in {100 * ROOM:.0f} % of the {free / 1e9:.1f} GB free on {device}; "
-                  f"they stay on the {home} and batches are moved")  # fmt: skip
-        moved = {name: getattr(self, name).to(home) for name in ("samples", "offset", "count")}
-        return dataclasses.replace(self, device=device, **moved)
+        if device.type == self.device.type:  # a process computes on one GPU, with its number or without
+            return self
+        if device.type not in self._elsewhere:
+            size, free = self.samples.nbytes, _free_bytes(device)
+            fits = size <= max(free - TRAINING_BYTES, SMALL * free)
+            if not fits:
+                print(f"the recordings ({size / 1e9:.1f} GB) and {TRAINING_BYTES / 1e9:.0f} GB to train in do not fit in the "
+                      f"{free / 1e9:.1f} GB free on {device}; they stay on the {self.samples.device} and batches are moved")  # fmt: skip
+            home = device if fits else self.samples.device
+            moved = {name: getattr(self, name).to(home) for name in ("samples", "offset", "count")}
+            self._elsewhere[device.type] = dataclasses.replace(self, device=device, **moved)
+        return self._elsewhere[device.type]
 
     def segments(self, rows, starts, length: int, *, whole: bool | None = None) -> torch.Tensor:
         """Segments by index, gathered at once on the device; a segment that runs past its clip's end goes on at its start.
@@ -112,8 +118,10 @@ class Store:
 
 
 def _free_bytes(device: torch.device) -> float:
-    """Memory that a GPU has left; without limit elsewhere."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+    """Memory that a GPU has left, with what torch holds and does not use; without limit elsewhere."""
+    if device.type != "cuda":
+        return math.inf
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def find_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, data: Data) -> Store | None:

@@ -15,11 +15,12 @@ import collections
 import contextlib
 import importlib.util
 import logging
+import os
 import signal
 from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from asdlib import checks, kernels
+from asdlib import checks, kernels, training
 from asdlib.perform import KernelLost, Order, Outcome, perform
 
 RETRIES = 2  # of a job whose kernel or worker was lost
@@ -42,13 +43,13 @@ def needed() -> None:
 
 @contextlib.contextmanager
 def local(workers: int, gpus: int = 0) -> Iterator[Client]:
-    """Worker processes on this machine, reached over loopback only; fewer than 1 are refused. gpus : how many there are; one worker for each."""
+    """Worker processes on this machine, reached over loopback only; fewer than 1 are refused. gpus : how many this process sees, one for a worker."""
     needed()
     if workers < 1:
         raise checks.Refusal(f"--workers {workers}: expected 1 or more")
-    spec = {}
+    spec, mine = {}, _visible_gpus(gpus)
     for number in range(min(workers, gpus) if gpus else workers):
-        env = {"OMP_NUM_THREADS": "1"} | kernels.address() | ({"CUDA_VISIBLE_DEVICES": str(number)} if gpus else {})
+        env = {"OMP_NUM_THREADS": "1"} | kernels.address() | ({"CUDA_VISIBLE_DEVICES": mine[number]} if gpus else {})
         options = {"nthreads": 1, "env": env, "resources": {"GPU": 1} if gpus else {}, "memory_limit": 0}  # kernels hold the memory, not workers
         spec[number] = {"cls": Nanny, "options": options | {"silence_logs": logging.CRITICAL, **LOOPBACK}}
     scheduler = {"cls": Scheduler, "options": {"port": 0, **LOOPBACK}}
@@ -61,6 +62,12 @@ def local(workers: int, gpus: int = 0) -> Iterator[Client]:
         except TimeoutError as error:
             raise checks.Refusal(f"--workers {workers}: no more than {len(pool.workers)} came up within {PATIENCE_S:.0f} s; use fewer") from error
         yield client
+
+
+def _visible_gpus(count: int) -> list[str]:
+    """Names of the GPUs that this process sees, as the next one is to be told: those it was told itself, in their order."""
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return told.split(",")[:count] if told else [str(number) for number in range(count)]
 
 
 @contextlib.contextmanager
@@ -92,9 +99,26 @@ def existing(address: str) -> Iterator[Client]:
         yield client
 
 
-def offers_gpus(client: Client) -> bool:
-    """Whether workers of a cluster offer the resource GPU."""
-    return any("GPU" in worker.get("resources", {}) for worker in client.scheduler_info(n_workers=-1)["workers"].values())
+def device_of(client: Client) -> tuple[str, bool]:
+    """Where workers of a cluster compute with device "auto": "cpu" or "cuda", and whether a job has to ask for the resource GPU.
+
+    raises : checks.Refusal where some see a GPU and others none, and nobody offers one: a study is computed on one kind of device
+    """
+    if any("GPU" in worker.get("resources", {}) for worker in client.scheduler_info(n_workers=-1)["workers"].values()):
+        return "cuda", True
+    try:
+        seen = set(client.run(_picked).values())
+    except Exception as error:  # of many kinds
+        said = f"{type(error).__name__}: {str(error)[:200]}"
+        raise checks.Refusal(f"the workers of the cluster cannot say where they compute ({said}); install this asdlib where they run") from error
+    if len(seen) > 1:
+        advice = "start those that do with `--resources GPU=1`, or add --device cpu"
+        raise checks.Refusal(f"some workers of the cluster see a GPU and others none; {advice}")
+    return seen.pop(), False
+
+
+def _picked() -> str:
+    return training.pick_device("auto").type
 
 
 def spread(

@@ -104,12 +104,10 @@ def run_study(
         run.reports.mkdir(parents=True, exist_ok=True)
         for folder in (run.study_folder, run.reports):
             artefacts.tidy(folder)
-        opened, client = sweeps.runs(study, overrides, str(run.home)), None
+        opened, client, gpu = sweeps.runs(study, overrides, str(run.home)), None, run.device.type == "cuda"
         if where.scheduler:
             client = stack.enter_context(cluster.existing(where.scheduler))
-            if cluster.offers_gpus(client) and run.cfg.device == "auto":
-                for one, _ in opened.values():
-                    one.device = torch.device("cuda")
+            gpu = _on_workers(client, [one for one, _ in opened.values()])
         planned, swept = plan(opened, only), sweeps.axes(study, overrides)
         over_all = None
         if not only and not sweeps.has_page(opened, swept):
@@ -124,7 +122,7 @@ def run_study(
             for job in todo:
                 (job.folder / "DONE").unlink(missing_ok=True)
             if where.workers and client is None:
-                gpus = torch.cuda.device_count() if run.device.type == "cuda" else 0
+                gpus = torch.cuda.device_count() if gpu else 0
                 client = stack.enter_context(cluster.local(min(where.workers, len(orders)), gpus))
             if client is None:
                 _one_by_one(orders, progress)
@@ -132,7 +130,7 @@ def run_study(
                 say(f"{len(orders)} jobs on {len(client.scheduler_info(n_workers=-1)['workers'])} workers")
                 trained = [job.key for job in todo if job.stage.detectors]
                 at_once = 0 if where.scheduler else len(client.scheduler_info(n_workers=-1)["workers"])
-                cluster.spread(client, orders, run.device.type == "cuda", progress.ends, over_all, trained, at_once)
+                cluster.spread(client, orders, gpu, progress.ends, over_all, trained, at_once)
                 over_all = None
             _came_true(todo)
         for job in planned:
@@ -143,6 +141,17 @@ def run_study(
         if not only:
             report.write_index(run.reports.parent)  # with the page or without it
     return len(todo)
+
+
+def _on_workers(client, opened: Sequence[Run]) -> bool:
+    """What the jobs of a study are meant for is the workers' device, whatever the runner has.  returns : whether they ask for the resource GPU"""
+    chosen = opened[0].cfg.device
+    device, offered = ("cpu", False) if chosen == "cpu" else cluster.device_of(client)
+    if chosen == "cuda" and device == "cpu":
+        raise checks.Refusal("device cuda was asked for, but no worker of the cluster sees a GPU; use --device auto or cpu")
+    for one in opened:
+        one.device = torch.device(device)
+    return offered
 
 
 def _one_by_one(orders: Sequence[Order], progress: Progress) -> None:

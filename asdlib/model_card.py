@@ -52,6 +52,8 @@ def hardware(device: torch.device) -> str:
     except OSError:
         name = "processor not named"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "a GPU of another machine"
     gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     return f"{name}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB{gpu}; computed on {device.type}"
 

@@ -19,6 +19,7 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from asdlib import artefacts, audio, checks, clips, config, detectability, precision, synthetic, training
 from asdlib.stages import STAGES, Stage
@@ -41,8 +42,13 @@ class Places:
         made = config.digest(cfg.data, cfg.synthetic)
         same = base is None or made == config.digest(base.cfg.data, base.cfg.synthetic)
         self.data_folder = self.study_folder if same else self.study_folder / "sweep" / "recordings" / made[:8]
-        self.device = training.pick_device(cfg.device)
+        self.device = training.pick_device(cfg.device)  # of the artefacts that are meant; whoever else reads them computes `here`
         self.synthetic = not cfg.data.roots
+
+    @property
+    def here(self) -> torch.device:
+        """Where this process computes: on the study's device if it has that, else on the CPU."""
+        return self.device if self.device.type == "cpu" or torch.cuda.is_available() else torch.device("cpu")
 
     @property
     def roots(self) -> list[Path]:
@@ -150,8 +156,8 @@ class Places:
         return config.digest(name, self.detector_shaped_by(name, seed, machine, settings))
 
     def precision_of(self, name: str) -> str:
-        """Precision in which a detector's network is trained, the same wherever this study is continued (`asdlib.precision`)."""
-        return precision.settled(name, self.cfg, self.device, self.study_folder)
+        """Precision in which a detector's network is trained, the same wherever this study is continued (`asdlib.precision.known`)."""
+        return precision.known(name, self.cfg, self.device, self.study_folder)
 
     def outputs(self, stage: Stage) -> list[Path]:
         """Files that a stage leaves outside its folder and that belong to it."""

@@ -7,10 +7,11 @@ the faster layout for both on every device measured (`python -m tests.bench layo
 trained in float32.
 
 `auto` times a few steps of the study's own network on random input, interleaved, after a first round that is not counted, and takes
-bf16 if it saves a tenth. On a CPU the time is that of the thread, which other processes do not stretch; on a GPU it is waited for.
-A study settles this once per network and kind of device and keeps the answer beside its artefacts (`settled`), so that all machines,
-every resumed run and every worker compute alike; the answer is part of the digest of what was trained with it. Delete the file to
-have it measured again, or set `precision`.
+bf16 if it saves a tenth. On a CPU the time is that of the thread, which other processes do not stretch, of a step of a few items; on a
+GPU it is waited for, in a step of the study's own batch. A GPU without bf16 units is not asked.
+Who trains first settles this for a study, per network and kind of device, and the answer is kept beside its artefacts (`settled`), so
+that all machines, every resumed run and every worker compute alike; it is part of the digest of what was trained with it, and who only
+plans does not measure (`known`). Delete the file to have it measured again, or set `precision`.
 
 Source: DESIGN 3. Notebooks: 04_classifier, 05_oevae.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import statistics
 import time
@@ -32,24 +34,26 @@ from asdlib import artefacts, config, training
 from asdlib.models import classifier, oevae
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
-SEGMENTS, CLIPS, CLASSES = 16, 8, 32  # of a trial step
+CLASSES = 32  # of a trial of the classifier
+ITEMS = {"oevae": 16, "classifier": 8}  # of a trial step on a CPU
+UNSETTLED = "unsettled"
 ROUNDS = 3
 WORTH = 0.9  # bf16 must take at most this part of float32's time
 
 
-def _oevae(cfg: config.Study) -> tuple[nn.Module, oevae.Batch]:
+def _oevae(cfg: config.Study, size: int) -> tuple[nn.Module, oevae.Batch]:
     """The study's network and a batch of random segments."""
     f, rate = cfg.oevae.features, cfg.data.sample_rate
-    x = torch.randn(SEGMENTS, 1, f.n_mels, 1 + round(f.segment_s * rate) // f.hop_length)
-    t = (torch.arange(SEGMENTS) % 2).float()
-    return oevae.OEVAE(cfg.oevae), oevae.Batch(x, t, torch.zeros(SEGMENTS), torch.zeros(SEGMENTS, dtype=torch.bool))
+    x = torch.randn(size, 1, f.n_mels, 1 + round(f.segment_s * rate) // f.hop_length)
+    t = (torch.arange(size) % 2).float()
+    return oevae.OEVAE(cfg.oevae), oevae.Batch(x, t, torch.zeros(size), torch.zeros(size, dtype=torch.bool))
 
 
-def _classifier(cfg: config.Study) -> tuple[nn.Module, classifier.Batch]:
+def _classifier(cfg: config.Study, size: int) -> tuple[nn.Module, classifier.Batch]:
     """The study's network and a batch of features of noise."""
     s, rate = cfg.classifier, cfg.data.sample_rate
-    inputs = classifier.branch_inputs(torch.randn(CLIPS, round(s.clip_seconds * rate)), s, rate)
-    return classifier.Classifier(s, CLASSES, rate), classifier.Batch(inputs, torch.eye(CLASSES)[:CLIPS])
+    inputs = classifier.branch_inputs(torch.randn(size, round(s.clip_seconds * rate)), s, rate)
+    return classifier.Classifier(s, CLASSES, rate), classifier.Batch(inputs, torch.eye(CLASSES)[torch.arange(size) % CLASSES])
 
 
 PROBES: dict[str, Callable] = {"oevae": _oevae, "classifier": _classifier}
@@ -65,11 +69,14 @@ def _to(batch, device: torch.device):
 
 
 def trial(name: str, cfg: config.Study, device: torch.device) -> dict[str, float]:
-    """Median seconds of a training step of network `name` in each precision, on one thread of a CPU."""
-    steps = {}
+    """Median seconds of a training step of network `name` in each precision, on one thread of a CPU; infinite where a GPU has no memory for it.
+
+    raises : torch.OutOfMemoryError where it has for none
+    """
+    steps, size = {}, ITEMS[name] if device.type == "cpu" else getattr(cfg, name).batch
     for kind, dtype in DTYPES.items():
         with training.seeded_init(0):
-            net, batch = PROBES[name](cfg)
+            net, batch = PROBES[name](cfg, size)
         net = net.to(device, memory_format=torch.channels_last).train()
         optimiser, batch = torch.optim.Adam(net.parameters(), fused=True), _to(batch, device)
         draws = training.generator_for(0, device=device)
@@ -77,11 +84,16 @@ def trial(name: str, cfg: config.Study, device: torch.device) -> dict[str, float
     took: dict[str, list[float]] = {kind: [] for kind in steps}
     with _one_thread():
         for _ in range(ROUNDS + 1):
-            for kind, step in steps.items():
+            for kind, step in list(steps.items()):
                 began = _clock(device)
-                step()
-                took[kind].append(_clock(device) - began)
-    return {kind: statistics.median(values[1:]) for kind, values in took.items()}
+                try:
+                    step()
+                except torch.OutOfMemoryError:
+                    del steps[kind]
+                    if not steps:
+                        raise
+                took[kind].append(_clock(device) - began if kind in steps else math.inf)
+    return {kind: statistics.median(values[1:] or values) for kind, values in took.items()}
 
 
 def _clock(device: torch.device) -> float:
@@ -107,26 +119,42 @@ def faster(seconds: dict[str, float]) -> str:
     return "bf16" if seconds["bf16"] <= WORTH * seconds["float32"] else "float32"
 
 
+def known(name: str, cfg: config.Study, device: torch.device, folder: Path | None = None) -> str:
+    """`float32` or `bf16` as it is set, or as it was settled for a study; UNSETTLED before its first training. Measures nothing.
+
+    folder : of the study
+    """
+    if name not in PROBES:
+        return "float32"
+    return cfg.precision if cfg.precision != "auto" else _read(_kept(folder, name, device)) or UNSETTLED
+
+
 def settled(name: str, cfg: config.Study, device: torch.device, folder: Path | None = None) -> str:
     """`float32` or `bf16` for the training of detector `name`.
 
     folder : of the study, where the outcome of a trial is kept and found; None measures without keeping
     Of several processes that ask at once all get the answer of the first to write.  Notebooks: 04_classifier, 05_oevae
     """
-    if name not in PROBES:
-        return "float32"
-    if cfg.precision != "auto":
-        return cfg.precision
-    kept = folder / f"precision_{name}_{device.type}.json" if folder else None
-    if (found := _read(kept)) is None:
+    if (found := known(name, cfg, device, folder)) != UNSETTLED:
+        return found
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        seconds, found, words = {}, "float32", f"{device_name(device)} has no bf16 units"
+    else:
         seconds = trial(name, cfg, device)
         found = faster(seconds)
-        words = ", ".join(f"{kind} {value:.3g} s" for kind, value in seconds.items())
-        facts = {"precision": found, "seconds_per_step": seconds, "device": device_name(device), "torch": torch.__version__}
-        if kept and not _write_first(kept, json.dumps(facts, indent=1)):
-            return _read(kept) or found
-        print(f"{name}: a trial step takes {words} on {facts['device']}; trained in {found}" + (f" ({kept.name})" if kept else ""))
+        took = [f"{kind} {f'{value:.3g} s' if value < math.inf else 'more memory than there is'}" for kind, value in seconds.items()]
+        words = f"a trial step takes {', '.join(took)} on {device_name(device)}"
+    facts = {"precision": found, "seconds_per_step": {kind: value if value < math.inf else None for kind, value in seconds.items()}}
+    facts |= {"device": device_name(device), "torch": torch.__version__}
+    kept = _kept(folder, name, device)
+    if kept and not _write_first(kept, json.dumps(facts, indent=1)):
+        return _read(kept) or found
+    print(f"{name}: {words}; trained in {found}" + (f" ({kept.name})" if kept else ""))
     return found
+
+
+def _kept(folder: Path | None, name: str, device: torch.device) -> Path | None:
+    return folder / f"precision_{name}_{device.type}.json" if folder else None
 
 
 def _read(path: Path | None) -> str | None:

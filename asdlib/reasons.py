@@ -92,7 +92,7 @@ def write(run, ready: scorer.Scorer, paths: Sequence[str | Path], scores: pd.Dat
     for row in range(len(store) if store is not None else 0):
         place = int(store.clips["clip"].iloc[row])
         told, name = scores.iloc[place], f"{first + place:04d}_{Path(paths[place]).stem}"
-        found = explain.why(Context(run.cfg, store, run.device, ready.seed), row, **maps)
+        found = explain.why(Context(run.cfg, store, run.here, ready.seed), row, **maps)
         near = pd.concat([nearest(name, known[name], store, row, ready.machine) for name in DISTANCES if name in known] or [pd.DataFrame()])
         clips = near.drop_duplicates("row") if len(near) else near
         waves = {str(paths[place]): store.int16(row), **{each.clip: run.store.int16(each.row) for each in clips.itertuples()}}

@@ -26,7 +26,7 @@ import pandas as pd
 import threadpoolctl
 import torch
 
-from asdlib import artefacts, checks, config, explain, fusion, metrics, reading, scorer
+from asdlib import artefacts, checks, config, explain, fusion, metrics, precision, reading, scorer, training
 from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_rows
 from asdlib.detectors.context import Context
 from asdlib.explore import maps
@@ -58,11 +58,13 @@ class Run(Places):
         """
         folder = self.stage_folder(self.stage, self.seed, self.machine) / (variant or name)
         machines = [self.machine] if self.stage.per_machine else self.machines
-        chosen = dataclasses.replace(self.cfg, precision=self.precision_of(name), **({} if settings is None else {name: settings}))
-        cfg = dataclasses.asdict(chosen)
         of = (name, self.seed, self.machine if self.stage.per_machine else "", settings)
-        digest = self.detector_digest(*of)
-        detector = DETECTORS[name](Context(chosen, self.store, self.device, self.seed, folder))
+        if not artefacts.finished(folder, self.detector_digest(*of)):
+            self.device = training.pick_device(self.cfg.device)  # also where the study was read as another device's
+        kind = precision.settled(name, self.cfg, self.device, self.study_folder)
+        chosen = dataclasses.replace(self.cfg, precision=kind, **({} if settings is None else {name: settings}))
+        cfg, digest = dataclasses.asdict(chosen), self.detector_digest(*of)
+        detector = DETECTORS[name](Context(chosen, self.store, self.here, self.seed, folder))
         if self.base is not None:  # trained already for the study or for another variant
             artefacts.adopt(folder, digest, self.study_folder.glob(f"**/{folder.relative_to(folder.parents[1 + self.stage.per_machine])}"))
         if artefacts.finished(folder, digest):
@@ -73,7 +75,8 @@ class Run(Places):
         with artefacts.locked(self.study_folder), artefacts.guarded(folder):
             artefacts.begin(folder, digest)
             began = time.perf_counter()
-            scores = detect(detector, detector.context, machines)
+            with training.memory_in_words(f"{name} of {', '.join(machines[:3])}{' …' if len(machines) > 3 else ''}"):
+                scores = detect(detector, detector.context, machines)
             artefacts.write_table(folder / "scores.parquet", scores)
             if len(detector.history):
                 artefacts.write_table(folder / "history.parquet", detector.history)
@@ -110,7 +113,7 @@ class Run(Places):
         folder, own = self.trained(name, machine)
         if folder not in self._loaded:
             rows = np.concatenate([training_rows(self.clips, each) for each in ([own] if own else self.machines)])
-            self._loaded[folder] = DETECTORS[name](Context(self.cfg, self.store, self.device, self.seed, folder))
+            self._loaded[folder] = DETECTORS[name](Context(self.cfg, self.store, self.here, self.seed, folder))
             self._loaded[folder].load(folder, rows)
         return self._loaded[folder]
 
@@ -118,7 +121,7 @@ class Run(Places):
         """Why a clip was scored so, by the detectors of the study's systems.  of : alpha or beta, see `explain.why`.  Notebook: 06_embeddings"""
         machine, names = self.clips["machine"].iloc[row], {SYSTEMS[system] for system in self.cfg.systems}
         found = {name: self.detector(name, machine) for name in ("autoencoder", "oevae", "classifier") if name in names}
-        return explain.why(Context(self.cfg, self.store, self.device, self.seed), int(row), **found, of=of)
+        return explain.why(Context(self.cfg, self.store, self.here, self.seed), int(row), **found, of=of)
 
     def collect(self) -> pd.DataFrame:
         """Scores of all systems, seeds and machines, and of what is composed of them, written to scores.parquet."""
@@ -254,7 +257,19 @@ def open(study: str, home: str | Path = "", seed: int | None = None) -> Run:
         came = json.loads((home / "runs" / name / "09_report" / "params.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise checks.Refusal(f"study {name} was not run to its end in {home}; run `asd run {name}` first, or name its folder by --home") from error
-    return _of_its_seeds(open_run(came["study"], came["overrides"], home, seed))
+    return _of_its_seeds(_as_computed(open_run(came["study"], [*came["overrides"], 'device="auto"'], home, seed)))
+
+
+def _as_computed(run: Run) -> Run:
+    """The run, meant for the device that the study was computed on, whatever this machine has: it is read, and computes `here` what is new."""
+    for job in reversed(jobs(run)):
+        try:
+            facts = json.loads((run.stage_folder(*job) / "manifest.json").read_text(encoding="utf-8"))
+            run.device = torch.device({"cpu": "cpu", "cuda": "cuda"}[facts["device"]])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        break
+    return run
 
 
 def _of_its_seeds(run: Run) -> Run:
@@ -279,7 +294,9 @@ def arrive(notebook: str, *, study: str, overrides: list, home: str, seed: int =
     if run.stage.per_seed and run.stage.reads:
         _of_its_seeds(run)
     run.machine = checks.known_name("machine", machine, run.machines) if machine else run.machines[0]
-    if artefacts.HOLDS in os.environ:  # not by hand
+    if artefacts.HOLDS not in os.environ and run.cfg.device == "auto":  # by hand
+        _as_computed(run)
+    if artefacts.HOLDS in os.environ:
         artefacts.alone(run.stage_folder(run.stage, run.seed, run.machine if run.stage.per_machine else ""))
     torch.set_num_threads(1)  # two spinning threads on two busy cores are ten times slower than one
     threadpoolctl.threadpool_limits(1)  # numpy's too: a notebook opened by hand computes what a study computes

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from asdlib import artefacts, checks
+from asdlib import artefacts, checks, replay
 
 Batches = Callable[[torch.Generator], Iterator]
 
@@ -34,7 +34,33 @@ def pick_device(name: str) -> torch.device:
     """The device of a setting `auto`, `cpu` or `cuda`; a GPU that is asked for and missing is refused."""
     if name == "cuda" and not torch.cuda.is_available():
         raise checks.Refusal("device cuda was asked for, but torch sees no GPU; use --device auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        _repeatable_gpu()
+    return device
+
+
+def _repeatable_gpu() -> None:
+    """The same seed gives the same numbers on a GPU, and float32 means float32.
+
+    Operations that have no such form on a GPU warn; none of a detector's has (tests/test_gpu.py).
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # sums of matrix products in one order; read when the first one begins
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what was not written
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@contextlib.contextmanager
+def memory_in_words(what: str):
+    """A GPU that is too small for `what` is a refusal (checks.Refusal) that says what to change."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        said = ". ".join(str(error).split(". ")[:3])
+        raise checks.Refusal(
+            f"{what}: the GPU has too little memory ({said}); use a smaller oevae.batch, classifier.batch or autoencoder.batch, or --device cpu"
+        ) from error
 
 
 def generator_for(seed: int, *path: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -123,6 +149,16 @@ def step(
     return terms
 
 
+def stepper(
+    model: nn.Module, batch, optimiser: torch.optim.Optimizer, generator: torch.Generator, precision: torch.dtype
+) -> Callable[[object, torch.Generator], dict[str, torch.Tensor]]:
+    """`step` of a batch and a generator: on a GPU recorded with this first batch, for a network that is `replayable` (`asdlib.replay`)."""
+    if generator.device.type == "cuda" and getattr(model, "replayable", False):
+        step_of = replay.recorded(lambda batch: step(model, batch, optimiser, generator, precision), model, optimiser, batch)
+        return lambda batch, _: step_of(batch)
+    return lambda batch, generator: step(model, batch, optimiser, generator, precision)
+
+
 def fit(
     model: nn.Module, batches: Batches, optimiser: torch.optim.Optimizer, *, epochs: int, seed: int, what: str,
     checkpoint: Path | None = None, evaluate: Callable[[], dict[str, float]] | None = None, precision: torch.dtype = torch.float32,
@@ -141,7 +177,7 @@ def fit(
     if checkpoint is not None and checkpoint.is_file():
         history = _resume(model, optimiser, checkpoint)
     device = next(model.parameters()).device
-    progress = Progress(what, epochs)
+    progress, learn = Progress(what, epochs), None
     for epoch in range(len(history), epochs):
         began = time.perf_counter()
         generator = generator_for(seed, epoch, device=device)
@@ -149,7 +185,8 @@ def fit(
         sums: dict[str, torch.Tensor] = {}
         steps = 0
         for batch in batches(generator):
-            terms = step(model, batch, optimiser, generator, precision)
+            learn = learn or stepper(model, batch, optimiser, generator, precision)
+            terms = learn(batch, generator)
             steps += 1
             for name, value in terms.items():
                 value = value.detach()
@@ -182,7 +219,7 @@ def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path) -> l
     """State of the last finished epoch. A file torn by a crash of the machine means training from the start, and is said."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
     try:
-        state = torch.load(path, weights_only=True, map_location=next(model.parameters()).device)
+        state = torch.load(path, weights_only=True, map_location="cpu")  # an optimiser that counts its steps on the host goes on doing so
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         return state["history"]

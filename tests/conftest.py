@@ -1,5 +1,6 @@
 """Recordings that several test files share: made once per session."""
 
+import os
 import signal
 
 import numpy as np
@@ -22,6 +23,16 @@ def pytest_xdist_auto_num_workers(config):
     """The plain suite runs two files at a time; chosen files, tests or marks run in this process, where they begin and can be debugged at once."""
     plain = config.args_source != pytest.Config.ArgsSource.ARGS and not config.option.keyword and "not faults" in config.option.markexpr
     return min(2, training.cores()) if plain else 0
+
+
+def pytest_configure(config):
+    if "gpu" not in config.option.markexpr.replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests, and what they start, see none: the same figures on any machine
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
 
 
 def pytest_collection_modifyitems(items):

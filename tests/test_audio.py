@@ -107,16 +107,37 @@ def test_reopened_without_decoding_and_rebuilt_when_anything_changed(tree, tmp_p
     assert len(calls) == 4
 
 
-def test_a_store_that_does_not_fit_stays_where_it_is_and_says_so(tree, tmp_path, monkeypatch, capsys):
+def free(monkeypatch, size):
+    monkeypatch.setattr(audio, "_free_bytes", lambda device: size)
+
+
+@pytest.mark.parametrize("beyond, left, fits", [(1, 0, True), (-1, 0, False), (None, 10, True), (None, 9, False)])
+def test_a_store_that_leaves_no_room_to_train_stays_where_it_is_and_says_so(tree, tmp_path, monkeypatch, capsys, beyond, left, fits):
     store = opened(tree, tmp_path)
-    monkeypatch.setattr(audio, "_free_bytes", lambda device: store.samples.nbytes / 0.7)
+    size = store.samples.nbytes
+    free(monkeypatch, left * size if beyond is None else size + audio.TRAINING_BYTES + beyond)
+    monkeypatch.setattr(audio, "SMALL", 0.1 if beyond is None else 0.0)
     moved = store.to("meta")  # a device that keeps shapes only: what reaches it can be seen
-    assert moved.samples.device.type == moved.offset.device.type == "meta" and not capsys.readouterr().out
-    monkeypatch.setattr(audio, "_free_bytes", lambda device: store.samples.nbytes / 0.9)
-    kept = store.to("meta")
-    assert "(0.0 GB) do not fit in 80 % of the 0.0 GB free on meta; they stay on the cpu and batches are moved" in capsys.readouterr().out
-    assert kept.samples.device.type == kept.count.device.type == "cpu" and kept.device.type == "meta"
-    assert kept.segments([0, 1], [0, 5], 100).device.type == kept.audio([0, 1]).device.type == "meta"
+    said = capsys.readouterr().out
+    assert moved.samples.device.type == moved.offset.device.type == ("meta" if fits else "cpu") and moved.device.type == "meta"
+    expected = "free on meta; they stay on the cpu and batches are moved"
+    assert not said if fits else said.startswith("the recordings (0.0 GB) and 12 GB to train in do not fit in the ") and expected in said
+    assert fits or moved.segments([0, 1], [0, 5], 100).device.type == moved.audio([0, 1]).device.type == "meta"
+
+
+def test_who_asks_for_a_store_on_a_device_gets_the_one_that_is_there(tree, tmp_path, monkeypatch, capsys):
+    store = opened(tree, tmp_path)
+    assert store.to("cpu") is store
+    free(monkeypatch, 0.0)
+    moved = store.to("meta")
+    assert store.to(torch.device("meta", 0)) is moved and moved.to("meta") is moved
+    assert capsys.readouterr().out.count("stay on the cpu") == 1
+
+
+def test_what_torch_holds_and_does_not_use_is_free(monkeypatch):
+    for name, size in {"mem_get_info": (3, 16), "memory_reserved": 10, "memory_allocated": 6}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, size=size: size)
+    assert audio._free_bytes(torch.device("cuda")) == 7 and audio._free_bytes(torch.device("cpu")) == float("inf")
 
 
 HARM = ("shorter", "longer", "no samples", "no table", "torn table", "torn mark", "empty mark", "other table", "no mark")
@@ -221,11 +242,11 @@ def test_machine_statistics_are_exact(tree, tmp_path):
         audio.machine_statistics(store, [])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-@pytest.mark.parametrize("room", [0.8, 0.0])
+@pytest.mark.gpu
+@pytest.mark.parametrize("room", [1e12, 0.0])
 def test_on_a_gpu(tree, tmp_path, monkeypatch, room):
     store = opened(tree, tmp_path)
-    monkeypatch.setattr(audio, "ROOM", room)  # 0: the samples do not fit, batches move instead
+    free(monkeypatch, room)  # 0: the samples do not fit, batches move instead
     moved = store.to("cuda")
     assert moved.samples.is_cuda == (room > 0)
     for starts, length in (([0, 100, 7], 5000), ([5, 5, 600], 30000)):

@@ -4,13 +4,15 @@ import functools
 import os
 import signal
 import time
+import types
 from threading import Thread
 
 import nbformat
 import psutil
 import pytest
+import torch
 
-from asdlib import artefacts, checks, cluster, perform
+from asdlib import artefacts, checks, cluster, execute, perform
 
 pytest.importorskip("distributed", reason="the extra cluster is not installed")
 OPEN = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -165,20 +167,65 @@ def test_a_killed_worker_costs_its_own_job_only(tmp_path):
 
 def test_an_existing_cluster_is_used_and_nobody_there_is_said(pool, tmp_path):
     with cluster.existing(pool.scheduler.address) as client:
-        assert not cluster.offers_gpus(client)
+        assert cluster.device_of(client) == ("cpu", False)
         one = order(tmp_path, "one", "pass")
         assert told(client, [one]) == [("one", "")] and finished(one)
     with pytest.raises(checks.Refusal, match=r"--scheduler tcp://127\.0\.0\.1:9: nobody answers there"), cluster.existing("tcp://127.0.0.1:9"):
         pass
 
 
-def test_gpu_jobs_go_to_workers_that_offer_one(tmp_path):
-    """Two workers, one unit of the resource GPU: two jobs never meet."""
+class Workers:
+    """What `cluster.device_of` asks of a cluster."""
+
+    def __init__(self, *seen, resources=()):
+        self.seen, self.resources = seen, resources
+
+    def scheduler_info(self, n_workers):
+        return {"workers": {number: {"resources": dict.fromkeys(self.resources, 1)} for number in range(len(self.seen))}}
+
+    def run(self, function):
+        if "nothing" in self.seen:
+            raise ModuleNotFoundError("No module named 'asdlib'")
+        return dict(enumerate(self.seen))
+
+
+@pytest.mark.parametrize(
+    "workers, setting, expected",
+    [
+        (Workers("cuda", "cuda", resources=["GPU"]), "auto", ("cuda", True)),
+        (Workers("cuda", "cuda"), "auto", ("cuda", False)),
+        (Workers("cpu", "cpu"), "auto", ("cpu", False)),
+        (Workers("cuda", "cpu"), "auto", "some workers of the cluster see a GPU and others none; start those that do with `--resources GPU=1`"),
+        (Workers("cuda", "cpu"), "cpu", ("cpu", False)),
+        (Workers("cpu", "cpu"), "cuda", "device cuda was asked for, but no worker of the cluster sees a GPU"),
+        (Workers("cuda", resources=["GPU"]), "cuda", ("cuda", True)),
+        (Workers("nothing"), "auto", r"cannot say where they compute \(ModuleNotFoundError: No module named 'asdlib'\); install this asdlib"),
+    ],
+)
+@pytest.mark.parametrize("runner", ["cpu", "cuda"])
+def test_jobs_are_meant_for_the_device_of_the_workers_whatever_the_runner_has(workers, setting, expected, runner):
+    run = types.SimpleNamespace(cfg=types.SimpleNamespace(device=setting), device=torch.device(runner))
+    if isinstance(expected, str):
+        with pytest.raises(checks.Refusal, match=expected):
+            execute._on_workers(workers, [run])
+    else:
+        assert (execute._on_workers(workers, [run]), run.device) == (expected[1], torch.device(expected[0]))
+
+
+def test_gpu_jobs_go_to_workers_that_offer_one(tmp_path, monkeypatch):
+    """Two workers, one unit of the resource GPU: two jobs never meet; the GPU is the first of those that the runner was told to use."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
     with cluster.local(2, gpus=1) as client:
-        assert cluster.offers_gpus(client) and len(client.scheduler_info(n_workers=-1)["workers"]) == 1
-        line = "assert os.environ['CUDA_VISIBLE_DEVICES'] == '0' and not os.path.exists(f'{home}/busy'); open(f'{home}/busy', 'w'); time.sleep(1)"
+        assert cluster.device_of(client) == ("cuda", True) and len(client.scheduler_info(n_workers=-1)["workers"]) == 1
+        line = "assert os.environ['CUDA_VISIBLE_DEVICES'] == '3' and not os.path.exists(f'{home}/busy'); open(f'{home}/busy', 'w'); time.sleep(1)"
         orders = [order(tmp_path, name, line, "os.unlink(f'{home}/busy')") for name in ("a", "b")]
         assert sorted(told(client, orders, gpu=True)) == [("a", ""), ("b", "")]
+
+
+@pytest.mark.parametrize("told, expected", [("3,1", ["3", "1"]), ("GPU-aa,GPU-bb,GPU-cc", ["GPU-aa", "GPU-bb"]), (None, ["0", "1"])])
+def test_workers_share_the_gpus_that_the_runner_was_told_to_use(monkeypatch, told, expected):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES") if told is None else monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
+    assert cluster._visible_gpus(2) == expected
 
 
 def test_workers_below_one_are_refused():

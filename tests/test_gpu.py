@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import os
 import types
 from concurrent.futures import Future
 from pathlib import Path
@@ -31,8 +32,9 @@ from pretended import GPU, Draws
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
-from asdlib import audio, checks, cli, execute, features, perform, precision, study, training
+from asdlib import audio, checks, cli, config, execute, features, graph, model_card, perform, precision, study, training
 from asdlib.detectors import DETECTORS, ClassifierDetector, baseline, detect, exposure, machine_rows
 from asdlib.models import oevae
 from asdlib.models.autoencoder import Autoencoder, Vectors
@@ -41,7 +43,7 @@ PACKAGE = Path(precision.__file__).parent
 
 
 class Copies(TorchDispatchMode):
-    """Counts copies between the host and the GPU that make a new tensor."""
+    """Counts what crosses between the host and the GPU: copies, and operations on tensors (not numbers) of both."""
 
     def __init__(self):
         super().__init__()
@@ -49,8 +51,11 @@ class Copies(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        given, made = ([x for x in tree_flatten(values)[0] if isinstance(x, torch.Tensor)] for values in ((args, kwargs), out))
         if func is torch.ops.aten._to_copy.default and args[0].device != out.device:
             self.seen.append(f"{tuple(out.shape)} from {args[0].device} to {out.device}")
+        elif len({x.device for x in given + made if x.ndim}) > 1:
+            self.seen.append(f"{func} of both")
         return out
 
 
@@ -67,7 +72,7 @@ def gpu(monkeypatch):
 
     monkeypatch.setattr(features, "_mel_bank", bank)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     yield mode
     features._window.cache_clear()
 
@@ -176,17 +181,18 @@ def test_the_oracle_itself_refuses(gpu):
             x + torch.rand(3)
         with Copies() as counted:
             x.cpu().to(GPU)
-        assert counted.seen == ["(3,) from cuda:0 to cpu", "(3,) from cpu to cuda:0"]
-
-
-# ---------------------------------------------------------------- a GPU that is not there (`pretended`)
+            x.copy_(torch.rand(3))
+            x[torch.arange(2)]
+            x * torch.tensor(2.0)
+        both = [f"aten.{name} of both" for name in ("copy_.default", "index.Tensor")]
+        assert counted.seen == ["(3,) from cuda:0 to cpu", "(3,) from cpu to cuda:0", *both]
 
 
 class Inline:
-    """In place of a pool of one thread: what is pretended belongs to this one."""
+    """In place of a pool of threads: modes belong to the one that sets them."""
 
     def __init__(self, workers):
-        assert workers == 1
+        pass
 
     def __enter__(self):
         return self
@@ -198,6 +204,57 @@ class Inline:
         job = Future()
         job.set_result(work(*args))
         return job
+
+
+# ---------------------------------------------------------------- operations whose sums a GPU adds in any order
+
+# By torch's own list (`torch.use_deterministic_algorithms`) those that have no other form on a GPU; cumsum of integers and bincount without
+# weights have.
+UNREPEATABLE = {
+    "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward", "_ctc_loss_backward", "_embedding_bag", "adaptive_max_pool2d_backward",
+    "avg_pool3d_backward", "bincount", "cumsum", "fractional_max_pool2d_backward", "fractional_max_pool3d_backward", "grid_sampler_2d_backward",
+    "grid_sampler_3d_backward", "histc", "max_pool3d_with_indices_backward", "max_unpool2d", "max_unpool3d", "median", "nll_loss2d_forward",
+    "nll_loss2d_backward", "nll_loss_forward", "nll_loss_backward", "put_", "reflection_pad1d_backward", "reflection_pad2d_backward",
+    "reflection_pad3d_backward", "scatter_reduce", "upsample_linear1d_backward", "upsample_bilinear2d_backward", "upsample_bicubic2d_backward",
+    "upsample_trilinear3d_backward",
+}  # fmt: skip
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations, those of the way back among them; of cumsum on floats and bincount with weights only."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        weights = args[1] if len(args) > 1 else (kwargs or {}).get("weights")
+        exact = (name == "cumsum" and not args[0].is_floating_point()) or (name == "bincount" and weights is None)
+        self.seen |= set() if exact else {name}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", list(DETECTORS))
+def test_a_detector_asks_for_nothing_that_a_gpu_cannot_repeat(context, monkeypatch, name):
+    monkeypatch.setattr(baseline, "ThreadPoolExecutor", Inline)  # the mode belongs to this thread
+    trains = {"oevae": "convolution_backward", "classifier": "convolution_backward", "autoencoder": "native_batch_norm_backward"}
+    cfg = dataclasses.replace(context.cfg, oevae=dataclasses.replace(context.cfg.oevae, attribute_weight=1.0))
+    with Operations() as operations:
+        context = dataclasses.replace(context, cfg=cfg)
+        detect(DETECTORS[name](context), context, ["pump", "saw"] if name == "classifier" else ["pump"])
+    assert {"_fft_r2c", trains.get(name, "_fft_r2c")} <= operations.seen and not operations.seen & UNREPEATABLE
+
+
+def test_that_oracle_sees_the_way_back():
+    with Operations() as operations:
+        x = torch.rand(1, 1, 8, 8, requires_grad=True)
+        torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear").sum().backward()
+        torch.ones(3, dtype=torch.int64).cumsum(0).bincount()
+    assert operations.seen & UNREPEATABLE == {"upsample_bilinear2d_backward"}
+
+
+# ---------------------------------------------------------------- a GPU that is not there (`pretended`)
 
 
 def test_the_pretended_gpu_refuses_what_a_gpu_refuses():
@@ -221,17 +278,25 @@ def test_the_pretended_gpu_refuses_what_a_gpu_refuses():
 def there(monkeypatch):
     """Brings the pretended GPU into being, with so many bytes free."""
 
-    def begin(free=1e9):
+    def begin(free=1e12, bf16=True):
         monkeypatch.setattr(baseline, "ThreadPoolExecutor", Inline)
-        return pretended.gpu(free)
+        return pretended.gpu(free, bf16)
 
+    def clear():  # of banks and windows that were kept for a device of this name
+        for cached in (features._mel_bank, features._window):
+            cached.cache_clear()
+
+    clear()
     yield begin
-    for cached in (features._mel_bank, features._window):
-        cached.cache_clear()
+    clear()
 
 
-@pytest.mark.parametrize("free", [1e9, 0.0], ids=["on the GPU", "on the host"])
-@pytest.mark.parametrize("name", list(DETECTORS))
+# the baselines keep their recordings on the host wherever there is room
+PLACES = {f"{name}-{where}": (name, free) for name in DETECTORS for where, free in {"on the GPU": 1e12, "on the host": 0.0}.items()
+          if free or name in precision.PROBES}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, free", PLACES.values(), ids=list(PLACES))
 def test_a_detector_trains_and_scores_on_a_gpu(context, there, monkeypatch, name, free):
     machines = ["pump", "saw"] if name == "classifier" else ["pump"]
     monkeypatch.setattr(features, "CHUNK", 2**40)  # as on a GPU, spectra are made at once: sums in one order
@@ -243,13 +308,181 @@ def test_a_detector_trains_and_scores_on_a_gpu(context, there, monkeypatch, name
     pd.testing.assert_frame_equal(found, expected, rtol=0.1 if name == "oevae" else 1e-4)
 
 
-@pytest.mark.parametrize("name", list(precision.PROBES))
-def test_precision_is_tried_on_a_gpu(context, there, tmp_path, name):
-    cfg = dataclasses.replace(context.cfg, precision="auto")
+def test_detectors_share_one_copy_of_the_recordings(context, there):
     with there():
+        moved = dataclasses.replace(context, device=training.pick_device("auto"))
+        fronts = [exposure.Front(moved, machine_rows(context.store.clips, machine, "train")) for machine in ("pump", "saw")]
+        stores = [front.store for front in fronts] + [ClassifierDetector(moved).store, fronts[0].on(context.store).store]
+        assert {store.samples.device for store in stores} == {GPU} and all(store is stores[0] for store in stores)
+
+
+def test_a_gpu_that_is_picked_computes_what_it_computed_before(there):
+    with there():
+        assert training.pick_device("cpu").type == "cpu" and not torch.are_deterministic_algorithms_enabled()
+        assert training.pick_device("auto") == torch.device("cuda")
+        assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.allow_tf32
+
+
+class Drawing(nn.Module):
+    """A small network that draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(3, 1)
+
+    def loss(self, batch, generator):
+        noise = 0.01 * torch.randn(len(batch), 1, generator=generator, device=generator.device)
+        return {"loss": (self.line(batch) + noise - batch.sum(1, keepdim=True)).square().mean()}
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adamax, functools.partial(torch.optim.Adam, fused=True)], ids=["Adamax", "fused Adam"])
+def test_a_training_on_a_gpu_goes_on_from_its_checkpoint(there, tmp_path, capsys, kind):
+    def trained(epochs, path):
+        with training.seeded_init(0):
+            net = Drawing().to(GPU)
+        optimiser = kind(net.parameters(), lr=0.05)
+        x = torch.rand(20, 3, device=GPU, generator=training.generator_for(0, device=GPU))
+        training.fit(net, lambda draws: iter(x.split(5)), optimiser, epochs=epochs, seed=0, what="line", checkpoint=tmp_path / path)
+        return net.line.weight.cpu(), {state["step"].device.type for state in optimiser.state.values()}
+
+    with there():
+        whole, counts = trained(4, "whole.pt")
+        trained(2, "broken.pt")
+        resumed, counted = trained(4, "broken.pt")
+        assert torch.equal(whole, resumed) and counts == counted == {"cpu" if kind is torch.optim.Adamax else "cuda"}
+    assert not capsys.readouterr().err  # where a checkpoint cannot be read it says so, and begins again
+
+
+def autoencoder(batches, record):
+    """Weights, statistics and losses after some steps of the autoencoder on the pretended GPU."""
+    net, losses = Autoencoder(config.Autoencoder(n_mels=8, hidden=8, bottleneck=4)).to(GPU).train(), []
+    net.replayable = record
+    optimiser, draws = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True), training.generator_for(0, device=GPU)
+    learn = training.stepper(net, batches[0].to(GPU), optimiser, draws, torch.float32)
+    for batch in batches:
+        losses.append(learn(batch.to(GPU), draws)["loss"])
+    state = [*net.state_dict().values(), *optimiser.state[net.flat].values()]
+    return [value.cpu() for value in [*state, *losses]]
+
+
+@pytest.fixture
+def batches():
+    draws = torch.Generator().manual_seed(0)
+    return [torch.randn(n, 40, generator=draws) for n in (16, 16, 16, 5, 16)]  # the odd one is no batch of the graph's shape
+
+
+def test_a_recorded_step_does_what_a_plain_one_does(there, batches, capsys):
+    with there():
+        made = [0, 0]
+        for number, record in enumerate((False, True)):
+            torch.manual_seed(0)
+            made[number] = autoencoder(batches, record)
+        assert all(torch.equal(*pair) for pair in zip(*made)) and len(made[0]) == len(made[1])
+    assert not capsys.readouterr().out
+
+
+def test_a_step_that_cannot_be_recorded_is_done_as_it_is(there, batches, capsys, monkeypatch):
+    def asking(net, batch, generator):
+        assert float(batch.sum()) < 1e9
+        return loss(net, batch, generator)
+
+    loss, made = Autoencoder.loss, []
+    monkeypatch.setattr(Autoencoder, "loss", asking)
+    with there():
+        for record in (False, True):
+            torch.manual_seed(0)
+            made.append(autoencoder(batches, record))
+        assert all(torch.equal(*pair) for pair in zip(*made))
+    assert capsys.readouterr().out == (
+        "steps are not recorded on cuda:0 (CUDA error: operation not permitted when stream is capturing); they are done one operation at a time\n"
+    )
+
+
+@pytest.mark.parametrize("fault", ["nothing", "twice", "other loss"])
+def test_a_recorded_step_that_does_something_else_is_not_used(there, batches, capsys, monkeypatch, fault):
+    replay_of = pretended.Graph.replay
+
+    def wrong(graph):
+        for _ in range({"nothing": 0, "twice": 2, "other loss": 1}[fault]):
+            replay_of(graph)
+        for x in graph.made if fault == "other loss" else ():
+            if x.ndim == 0:
+                x.add_(1)
+
+    monkeypatch.setattr(pretended.Graph, "replay", wrong)
+    with there():
+        torch.manual_seed(0)
+        plain = autoencoder(batches, False)
+        torch.manual_seed(0)
+        assert all(torch.equal(*pair) for pair in zip(plain, autoencoder(batches, True)))
+    assert "(a recorded step does not do what a plain one does)" in capsys.readouterr().out
+
+
+class Full(nn.Module):
+    """Its training does not fit."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def loss(self, batch, generator):
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.56 GiB of which 1.10 GiB is free. Process 3 has more."
+        )
+
+
+def test_a_gpu_that_is_too_small_is_said_with_what_to_change(there, tmp_path, monkeypatch):
+    monkeypatch.setattr(exposure.oevae.OEVAE, "loss", Full.loss)
+    with there():
+        run = study.open_run("smoke", ["precision=\"float32\""], str(tmp_path))
+        run.stage, run.machine = study.stage_of("05_oevae"), "fan"
+        words = (
+            r"^oevae of fan: the GPU has too little memory \(CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.56 GiB "
+            r"of which 1.10 GiB is free\); use a smaller oevae.batch, classifier.batch or autoencoder.batch, or --device cpu$"
+        )
+        with pytest.raises(checks.Refusal, match=words):
+            run.detect("oevae")
+
+
+@pytest.mark.parametrize("name", list(precision.PROBES))
+def test_precision_is_tried_on_a_gpu_with_the_batch_of_the_study(context, there, tmp_path, monkeypatch, name):
+    cfg, sizes, probe = dataclasses.replace(context.cfg, precision="auto"), [], precision.PROBES[name]
+    monkeypatch.setitem(precision.PROBES, name, lambda cfg, size: sizes.append(size) or probe(cfg, size))
+    with there():
+        assert precision.known(name, cfg, GPU, tmp_path) == precision.UNSETTLED and not sizes
         kind = precision.settled(name, cfg, GPU, tmp_path)
+        assert sizes == 2 * [getattr(cfg, name).batch] and precision.known(name, cfg, GPU, tmp_path) == kind
     facts = json.loads((tmp_path / f"precision_{name}_cuda.json").read_text(encoding="utf-8"))
     assert facts["precision"] == kind and facts["device"] == "pretended"
+
+
+def test_a_gpu_without_units_for_bf16_is_not_asked(there, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(precision, "trial", None)
+    with there(bf16=False):
+        assert precision.settled("oevae", config.Study(precision="auto"), GPU, tmp_path) == "float32"
+        assert precision.settled("oevae", config.Study(precision="bf16"), GPU, tmp_path) == "bf16"
+    assert capsys.readouterr().out == "oevae: pretended has no bf16 units; trained in float32 (precision_oevae_cuda.json)\n"
+
+
+def test_a_precision_that_does_not_fit_is_not_taken(context, there, tmp_path, monkeypatch, capsys):
+    cfg, step = dataclasses.replace(context.cfg, precision="auto"), training.step
+
+    def small(model, batch, optimiser, generator, dtype):
+        if dtype == torch.float32:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return step(model, batch, optimiser, generator, dtype)
+
+    monkeypatch.setattr(training, "step", small)
+    with there():
+        assert precision.settled("oevae", cfg, GPU, tmp_path) == "bf16"
+        assert "float32 more memory than there is, bf16 " in capsys.readouterr().out
+        assert json.loads((tmp_path / "precision_oevae_cuda.json").read_text())["seconds_per_step"]["float32"] is None
+        monkeypatch.setattr(training, "step", lambda *_: Full().loss(None, None))
+        with pytest.raises(torch.OutOfMemoryError):
+            precision.trial("oevae", cfg, GPU)
 
 
 def in_this_process(order):
@@ -277,8 +510,25 @@ def test_a_study_on_a_gpu(there, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 2 and said.err.startswith("ensemble of fan") and list((tmp_path / "why").glob("*.html"))
     assert "computed on cuda" in (tmp_path / "reports" / "smoke" / "model_card.md").read_text(encoding="utf-8")
-    with pytest.raises(checks.Refusal, match=r"04_classifier of all machines, 05_oevae of fan.* recordings, code or device"):
-        study.open("smoke", str(tmp_path)).scorer("fan")
+    read_on_a_machine_without_one(tmp_path, said.out, capsys)
+
+
+def read_on_a_machine_without_one(home, said, capsys):
+    """What the GPU computed is read, scored and explained; what is asked of it that is not there yet is computed here, as this machine's."""
+    file, *numbers = said.splitlines()[1].split(",")
+    table = study.open("smoke", str(home)).score([file], machine="fan")
+    np.testing.assert_allclose(table[["score", "threshold"]].to_numpy(float)[0], [float(value) for value in numbers[:2]], rtol=1e-3)
+    run = study.arrive("05_oevae", study="smoke", overrides=[], home=str(home), seed=0, machine="fan")
+    assert (run.device.type, run.here.type) == ("cuda", "cpu") and len(run.spaces()) == 3
+    run.detect("oevae")
+    assert run.device.type == "cuda"  # read, not trained
+    assert {"fresh"} == {job.state for job in graph.plan({"": (run, [])})}
+    strict = study.open_run("smoke", [], str(home))
+    assert all("device was cuda, is cpu" in job.why for job in graph.plan({"": (strict, [])}) if job.stage is not study.STAGES[-1])
+    run.detect("oevae", "other", dataclasses.replace(run.cfg.oevae, epochs=1))
+    facts = json.loads((run.stage_folder(run.stage, 0, "fan") / "other" / "manifest.json").read_text(encoding="utf-8"))
+    assert run.device.type == facts["device"] == "cpu"
+    assert model_card.hardware(torch.device("cuda")) == "a GPU of another machine"
 
 
 # ---------------------------------------------------------------- names

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -392,14 +393,16 @@ def test_a_study_without_oevae_needs_no_other_machine():
     assert "oevae" not in config.load("real").systems and "oevae" in config.load("paper").systems
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.gpu
 def test_an_epoch_on_a_gpu_waits_for_nothing(context):
     on_gpu = dataclasses.replace(context, device=torch.device("cuda"))
     made = batches_of(on_gpu)
     draws = torch.Generator("cuda").manual_seed(0)
     list(made.batches(draws))  # filter banks and windows are made once
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that the mode is new
+            torch.cuda.set_sync_debug_mode("error")
         for batch in made.batches(draws):
             assert batch.x.device.type == "cuda"
     finally:

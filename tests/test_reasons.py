@@ -14,7 +14,7 @@ class Study:
     """What `reasons.write` asks of a run, without the notebooks."""
 
     def __init__(self, context, found):
-        self.cfg, self.store, self.device, self.found = context.cfg, context.store, context.device, found
+        self.cfg, self.store, self.here, self.found = context.cfg, context.store, context.device, found
 
     def detector(self, name, machine):
         return self.found[name]

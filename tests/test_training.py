@@ -112,7 +112,6 @@ def test_generators_of_different_purposes_differ():
     assert len(draws) == 6
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_refused():
     assert training.pick_device("auto").type == "cpu"
     with pytest.raises(checks.Refusal, match="device cuda was asked for, but torch sees no GPU"):
