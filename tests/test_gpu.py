@@ -16,6 +16,8 @@ import functools
 import importlib
 import json
 import os
+import subprocess
+import sys
 import types
 from concurrent.futures import Future
 from pathlib import Path
@@ -529,6 +531,38 @@ def read_on_a_machine_without_one(home, said, capsys):
     facts = json.loads((run.stage_folder(run.stage, 0, "fan") / "other" / "manifest.json").read_text(encoding="utf-8"))
     assert run.device.type == facts["device"] == "cpu"
     assert model_card.hardware(torch.device("cuda")) == "a GPU of another machine"
+
+
+# ---------------------------------------------------------------- a GPU that is there (pytest -m gpu)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", list(DETECTORS))
+def test_the_same_seed_gives_the_same_scores_on_a_real_gpu(context, name):
+    moved = dataclasses.replace(context, device=training.pick_device("cuda"))
+    machines = ["pump", "saw"] if name == "classifier" else ["pump"]
+    first, again = (detect(DETECTORS[name](moved), moved, machines) for _ in range(2))
+    pd.testing.assert_frame_equal(first, again, check_exact=True)
+
+
+@pytest.mark.gpu
+def test_a_step_is_recorded_on_a_real_gpu(batches, capsys):
+    made = []
+    for record in (False, True):
+        torch.manual_seed(0)
+        made.append(autoencoder(batches, record))
+    assert not capsys.readouterr().out
+    for one, other in zip(*made):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_study_on_a_real_gpu(tmp_path):
+    words = [sys.executable, "-c", "from asdlib.cli import command; command()", "run", "smoke", "--device", "cuda", "--home", str(tmp_path)]
+    for said in ("report ", "nothing to do: everything is up to date"):
+        result = subprocess.run(words, capture_output=True, text=True)
+        assert result.returncode == 0 and said in result.stdout, result.stdout + result.stderr
+    assert "computed on cuda" in (tmp_path / "reports" / "smoke" / "model_card.md").read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------- names
