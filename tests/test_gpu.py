@@ -38,6 +38,7 @@ from torch.utils._pytree import tree_flatten
 
 from asdlib import audio, checks, cli, config, execute, features, graph, model_card, perform, precision, study, training
 from asdlib.detectors import DETECTORS, ClassifierDetector, baseline, detect, exposure, machine_rows
+from asdlib.detectors import oevae as oevae_detector
 from asdlib.models import oevae
 from asdlib.models.autoencoder import Autoencoder, Vectors
 
@@ -316,6 +317,30 @@ def test_detectors_share_one_copy_of_the_recordings(context, there):
         fronts = [exposure.Front(moved, machine_rows(context.store.clips, machine, "train")) for machine in ("pump", "saw")]
         stores = [front.store for front in fronts] + [ClassifierDetector(moved).store, fronts[0].on(context.store).store]
         assert {store.samples.device for store in stores} == {GPU} and all(store is stores[0] for store in stores)
+
+
+def test_training_clips_go_through_the_network_in_blocks_and_others_alone(context, there, monkeypatch):
+    monkeypatch.setattr(oevae_detector, "EVAL_ITEMS", 4 * context.cfg.oevae.features.segments)
+    train, test = (machine_rows(context.store.clips, "pump", split) for split in ("train", "test"))
+    sizes, waves = [], exposure.Front.waves
+
+    def passes(place):
+        detector = DETECTORS["oevae"](place)
+        detector._open(train)
+        detector.net = detector._network().eval()
+        with monkeypatch.context() as patch:
+            patch.setattr(exposure.Front, "waves", lambda front, items: sizes.append(len(items)) or waves(front, items))
+            return detector._pass(np.concatenate([test[:2], train]))
+
+    expected = passes(context)
+    assert sizes == (len(train) + 2) * [context.cfg.oevae.features.segments]
+    sizes.clear()
+    with there():
+        found = passes(dataclasses.replace(context, device=training.pick_device("auto")))
+    assert len(train) == 13 and sizes == [context.cfg.oevae.features.segments * clips for clips in (4, 4, 4, 1, 1, 1)]
+    for one, other in zip(*([made.h, made.mu, made.logvar, *made.alpha.values()] for made in (found, expected))):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(found.clip, expected.clip)
 
 
 def test_a_gpu_that_is_picked_computes_what_it_computed_before(there):

@@ -175,12 +175,16 @@ class OEVAEDetector:
     @training.one_thread()
     @torch.inference_mode()
     def _pass(self, rows: np.ndarray) -> Pass:
-        """Clips through the network in float32, one after the other (see `clip_by_clip`); a clip is computed once."""
-        for row in rows[~np.isin(rows, list(self._passes))]:
-            out = self.net(self.front.log_mel(self.front.waves(self.front.items(np.array([row])))))
-            alpha = {mode: values.cpu().numpy() for mode, values in losses.alpha_scores(out.vae, domain=self.net.vae.domain).items()}
-            h, mu, logvar = (values.cpu().numpy() for values in (out.h, out.vae.mu, out.vae.logvar))
-            self._passes[int(row)] = Pass(h, mu, logvar, alpha, np.zeros(len(h), int))
+        """Clips through the network in float32, each computed once: one after the other (see `clip_by_clip`), on a GPU training clips in blocks."""
+        count, new = self.settings.features.segments, rows[~np.isin(rows, list(self._passes))]
+        own, size = np.isin(new, self.train_rows), max(1, EVAL_ITEMS // count) if self.context.device.type == "cuda" else 1
+        blocks = np.split(new[own], range(size, own.sum(), size)) if own.any() else []
+        for block in [*blocks, *new[~own, None]]:
+            out = self.net(self.front.log_mel(self.front.waves(self.front.items(block))))
+            alpha = losses.alpha_scores(out.vae, domain=self.net.vae.domain)
+            parts = [np.split(values.cpu().numpy(), len(block)) for values in (out.h, out.vae.mu, out.vae.logvar, *alpha.values())]
+            for row, *of_clip in zip(block, *parts):
+                self._passes[int(row)] = Pass(*of_clip[:3], dict(zip(alpha, of_clip[3:])), np.zeros(count, int))
         found = [self._passes[int(row)] for row in rows]
         h, mu, logvar = (np.concatenate([getattr(part, name) for part in found]) for name in ("h", "mu", "logvar"))
         alpha = {mode: np.concatenate([part.alpha[mode] for part in found]) for mode in found[0].alpha}
@@ -329,9 +333,8 @@ class OEVAEDetector:
         trained = dict(zip(found["rows"].tolist(), found["trained"].tolist()))
         self.trained = np.array([bool(trained[row]) for row in train_rows])
         self.references = References(**reading.tensors(folder / "references.safetensors", {}))
-        state, self.heads = reading.tensors(folder / "refits.safetensors", {}), {}
-        for scale in self.settings.k_scales:
-            s = self.settings
+        state, self.heads, s = reading.tensors(folder / "refits.safetensors", {}), {}, self.settings
+        for scale in s.k_scales:
             self.heads[scale] = VAE(self.net.dim, s.hidden, s.latent, s.domain_latent).to(self.context.device).eval()
             named = {name: torch.from_numpy(value) for name, value in state.items() if name.startswith(f"{scale:g}/")}
             try:
