@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # a finished study is answered without loading pandas
     import pandas as pd
 
 CLONE = Path(__file__).resolve().parent.parent
+DEVICE = "ASDLIB_DEVICE"  # environment: the device that a job was ordered for
 HOLDS = "ASDLIB_HOLDS"  # environment: the study folder that this process, or the one that started it, has locked
 LIBRARIES = ("torch", "torchvision", "torchaudio", "numpy", "scipy", "scikit-learn", "pandas", "soundfile", "papermill", "nbconvert")
 

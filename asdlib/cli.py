@@ -29,7 +29,9 @@ from asdlib.later import OnFirstUse
 pd = OnFirstUse("pandas")
 audio, clips, execute, graph = (OnFirstUse(f"asdlib.{name}") for name in ("audio", "clips", "execute", "graph"))
 report, studies, sweeps, synthetic = (OnFirstUse(f"asdlib.{name}") for name in ("report", "study", "sweeps", "synthetic"))
-compare, download, kernels, reading = (OnFirstUse(f"asdlib.{name}") for name in ("compare", "download", "kernels", "reading"))
+compare, download, kernels, reading, training = (
+    OnFirstUse(f"asdlib.{name}") for name in ("compare", "download", "kernels", "reading", "training")
+)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -71,7 +73,7 @@ def _run(args: argparse.Namespace) -> None:
         ending.append(f"seeds and settings {run.reports / 'sweep.html'}")
     idle = "nothing to do: everything is up to date"
     print("\n".join([*([] if executed else [idle]), *ending]))
-    if not only:
+    if not only and run.device == training.pick_device(run.cfg.device):  # what a cluster's GPUs computed is stale on a CPU
         with artefacts.locked(run.study_folder):
             settled.note(study, overrides, run.study_folder, run.reports, "\n".join([*lines, idle, *ending]))
 
@@ -237,6 +239,12 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for this
+            raise
+        said = ". ".join(str(error).split(". ")[:3])
+        print(f"asd: the GPU has too little memory ({said}); free some, or hide it: CUDA_VISIBLE_DEVICES=", file=sys.stderr)
+        return 2
     except OSError as error:  # of no artefact, see artefacts.guarded
         print(f"asd: {error.filename or 'what is said here'}: {error.strerror or error}; free space, or send it somewhere else", file=sys.stderr)
         return 2

@@ -67,7 +67,7 @@ def local(workers: int, gpus: int = 0) -> Iterator[Client]:
 def _visible_gpus(count: int) -> list[str]:
     """Names of the GPUs that this process sees, as the next one is to be told: those it was told itself, in their order."""
     told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return told.split(",")[:count] if told else [str(number) for number in range(count)]
+    return [name.strip() for name in told.split(",")][:count] if told else [str(number) for number in range(count)]
 
 
 @contextlib.contextmanager
@@ -111,6 +111,8 @@ def device_of(client: Client) -> tuple[str, bool]:
     except Exception as error:  # of many kinds
         said = f"{type(error).__name__}: {str(error)[:200]}"
         raise checks.Refusal(f"the workers of the cluster cannot say where they compute ({said}); install this asdlib where they run") from error
+    if not seen:
+        raise checks.Refusal("the cluster's last worker has gone; start some with `dask worker ADDRESS --nthreads 1`")
     if len(seen) > 1:
         advice = "start those that do with `--resources GPU=1`, or add --device cpu"
         raise checks.Refusal(f"some workers of the cluster see a GPU and others none; {advice}")

@@ -107,7 +107,7 @@ def run_study(
         opened, client, gpu = sweeps.runs(study, overrides, str(run.home)), None, run.device.type == "cuda"
         if where.scheduler:
             client = stack.enter_context(cluster.existing(where.scheduler))
-            gpu = _on_workers(client, [one for one, _ in opened.values()])
+            gpu = _on_workers(client, [run, *(one for one, _ in opened.values())])
         planned, swept = plan(opened, only), sweeps.axes(study, overrides)
         over_all = None
         if not only and not sweeps.has_page(opened, swept):

@@ -68,8 +68,9 @@ def perform(order: Order) -> Outcome:
 
     raises : KernelLost
     """
-    before = os.environ.get(artefacts.HOLDS)
-    os.environ[artefacts.HOLDS] = order.study  # its kernel belongs to the runner that holds the study
+    tell = {artefacts.HOLDS: order.study, artefacts.DEVICE: order.facts["device"]}  # its kernel belongs to the runner that holds the study
+    before = {name: os.environ.get(name) for name in tell}
+    os.environ.update(tell)
     began, folder = time.perf_counter(), Path(order.folder)
     try:
         with artefacts.guarded(folder):
@@ -86,7 +87,8 @@ def perform(order: Order) -> Outcome:
     except checks.Refusal as refusal:
         return Outcome(time.perf_counter() - began, str(refusal))
     finally:
-        os.environ.pop(artefacts.HOLDS) if before is None else os.environ.update({artefacts.HOLDS: before})
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
     return Outcome(time.perf_counter() - began)
 
 

@@ -159,6 +159,11 @@ class Places:
         """Precision in which a detector's network is trained, the same wherever this study is continued (`asdlib.precision.known`)."""
         return precision.known(name, self.cfg, self.device, self.study_folder)
 
+    def settled_precision(self, name: str) -> str:
+        """The same, measured if nobody has: by the study's own settings, whichever of its variants is the first to train."""
+        base = self.base if self.base is not None and self.base.cfg.precision == self.cfg.precision else self
+        return precision.settled(name, base.cfg, self.device, self.study_folder)
+
     def outputs(self, stage: Stage) -> list[Path]:
         """Files that a stage leaves outside its folder and that belong to it."""
         return [self.folder / name for name in OUTPUTS.get(stage.notebook, ())]

@@ -8,7 +8,7 @@ is copied into the one that was recorded, and weights, statistics and the optimi
 
 A step may be recorded where it does the same operations on the same shapes each time, asks for no value and draws nothing; a network
 says so by `replayable = True`. Before a recorded step is used, it and the plain step are taken from the same state and compared; where
-they differ, or nothing can be recorded, the plain step is used and a line says so.
+they differ, or nothing can be recorded, the plain step is used and a line says so. While one is recorded no other thread may use the GPU.
 
 Source: torch's documentation of CUDA graphs; DESIGN 3.  Notebook: 03_baseline (through `training.fit`)
 """
@@ -22,6 +22,7 @@ from torch import Tensor
 
 Terms = dict[str, Tensor]
 WARM = 3  # steps before one is recorded: libraries choose and allocate in the first ones
+_failed: list[str] = []  # what ended the first attempt: torch does not leave a failed capture in order, so there is no second
 SAME = 0.01  # a recorded step alters a tensor as the plain one does if it is this part of the change away at most
 
 
@@ -32,12 +33,15 @@ def recorded(work: Callable[[Tensor], Terms], model: torch.nn.Module, optimiser:
     batch : Tensor (items, ...) on the GPU, any of those to come
     returns : the same, from the state that holds now: what was tried here is undone
     """
+    if _failed:
+        return work
     state = _State(model, optimiser)
     try:
         step = _Recorded(work, state, batch)
         why = "" if step.agrees(batch) else "a recorded step does not do what a plain one does"
     except RuntimeError as error:  # of the capture
         why = str(error).splitlines()[0]
+        _failed.append(why)
     finally:
         state.restore()
     if why:
@@ -92,8 +96,8 @@ class _Recorded:
         try:
             for group in state.optimiser.param_groups:
                 group["capturable"] = True  # a fused optimiser counts on the device in any case; asked for while recording
-            with torch.cuda.graph(self.graph):
-                self.terms = work(self.batch)
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                self.terms = {name: value.detach() for name, value in work(self.batch).items()}  # the way back is not kept: it is of that stream
         finally:
             torch.cuda.set_stream(here)  # a capture that fails stays on its own
             for group in state.optimiser.param_groups:
@@ -111,4 +115,4 @@ class _Recorded:
             return self.work(batch)
         self.batch.copy_(batch)
         self.graph.replay()
-        return {name: value.detach().clone() for name, value in self.terms.items()}
+        return {name: value.clone() for name, value in self.terms.items()}

@@ -13,6 +13,7 @@ Sources: DESIGN 3, 4. Notebooks: all (second cell, `arrive`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -26,7 +27,7 @@ import pandas as pd
 import threadpoolctl
 import torch
 
-from asdlib import artefacts, checks, config, explain, fusion, metrics, precision, reading, scorer, training
+from asdlib import artefacts, checks, config, explain, fusion, metrics, reading, scorer, training
 from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_rows
 from asdlib.detectors.context import Context
 from asdlib.explore import maps
@@ -55,13 +56,16 @@ class Run(Places):
 
         variant, settings : a folder of its own, and the detector's section of the settings in place of the study's
         returns : the detector, its score table, its training history
+        What is not finished is trained on this machine's device, also where the study was read as computed on another.
         """
         folder = self.stage_folder(self.stage, self.seed, self.machine) / (variant or name)
         machines = [self.machine] if self.stage.per_machine else self.machines
         of = (name, self.seed, self.machine if self.stage.per_machine else "", settings)
-        if not artefacts.finished(folder, self.detector_digest(*of)):
-            self.device = training.pick_device(self.cfg.device)  # also where the study was read as another device's
-        kind = precision.settled(name, self.cfg, self.device, self.study_folder)
+        if not artefacts.finished(folder, self.detector_digest(*of)) and self.device != (mine := training.pick_device(self.cfg.device)):
+            with self._meant_for(mine):
+                return self.detect(name, variant, settings)
+        with training.memory_in_words(name):
+            kind = self.settled_precision(name)
         chosen = dataclasses.replace(self.cfg, precision=kind, **({} if settings is None else {name: settings}))
         cfg, digest = dataclasses.asdict(chosen), self.detector_digest(*of)
         detector = DETECTORS[name](Context(chosen, self.store, self.here, self.seed, folder))
@@ -87,6 +91,15 @@ class Run(Places):
             facts |= {"shaped_by": self.detector_shaped_by(*of)}
             artefacts.seal(folder, digest, facts)
         return detector, scores, detector.history
+
+    @contextlib.contextmanager
+    def _meant_for(self, device: torch.device):
+        """Inside, artefacts are those of another device."""
+        before, self.device = self.device, device
+        try:
+            yield
+        finally:
+            self.device = before
 
     def trained(self, name: str, machine: str) -> tuple[Path, str]:
         """Folder of a finished detector and the machine it belongs to ("": all); one that is not there, or of other settings, is refused."""
@@ -297,6 +310,9 @@ def arrive(notebook: str, *, study: str, overrides: list, home: str, seed: int =
     if artefacts.HOLDS not in os.environ and run.cfg.device == "auto":  # by hand
         _as_computed(run)
     if artefacts.HOLDS in os.environ:
+        if run.device.type != (ordered := os.environ.get(artefacts.DEVICE, run.device.type)):
+            here = f"the job is meant for {ordered} and came to a worker that computes on {run.device.type}"
+            raise checks.Refusal(f"{here}; start workers of one kind, or add --device cpu")
         artefacts.alone(run.stage_folder(run.stage, run.seed, run.machine if run.stage.per_machine else ""))
     torch.set_num_threads(1)  # two spinning threads on two busy cores are ten times slower than one
     threadpoolctl.threadpool_limits(1)  # numpy's too: a notebook opened by hand computes what a study computes

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from pretended import as_before
 from sizes import BASELINE, SMALL, TINY
 
 from asdlib import audio, clips, config, training
@@ -37,6 +38,17 @@ def pytest_runtest_setup(item):
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+@pytest.fixture(autouse=True)
+def as_a_study_computes(request):
+    """A test on a real GPU computes as a study there does, and leaves the process as it was."""
+    if not request.node.get_closest_marker("gpu"):
+        yield
+        return
+    with as_before():
+        training.pick_device("cuda")
+        yield
 
 
 @pytest.fixture(scope="session")

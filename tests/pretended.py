@@ -70,7 +70,7 @@ def _shares(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def _recording(graph: Graph):
+def _recording(graph: Graph, capture_error_mode: str = "global"):
     Graph.recording = graph
     try:
         with graph:
@@ -173,6 +173,21 @@ class _Factories(TorchFunctionMode):
 
 
 @contextlib.contextmanager
+def as_before():
+    """What is set for the whole process where a GPU is picked is put back."""
+    flags = [getattr(*flag) for flag in FLAGS]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+        patch.delenv("CUBLAS_WORKSPACE_CONFIG")
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(False)
+            for flag, value in zip(FLAGS, flags):
+                setattr(*flag, value)
+
+
+@contextlib.contextmanager
 def gpu(free: float = 1e12, bf16: bool = True):
     """Inside, torch has a GPU with `free` bytes left. bf16 : whether it has units for it"""
     answers = {
@@ -183,19 +198,14 @@ def gpu(free: float = 1e12, bf16: bool = True):
         "current_stream": Stream, "set_stream": lambda _: None,
         "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0,
     }  # fmt: skip
-    before, flags = torch.__future__.get_overwrite_module_params_on_conversion(), [getattr(*flag) for flag in FLAGS]
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # parameters take the class of what they are moved to
     try:
-        with pytest.MonkeyPatch.context() as patch, _Factories():
+        with pytest.MonkeyPatch.context() as patch, as_before(), _Factories():
             for name, answer in answers.items():
                 patch.setattr(torch.cuda, name, answer)
             patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
             patch.setattr(torch, "Generator", Generator)
-            patch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
-            patch.delenv("CUBLAS_WORKSPACE_CONFIG")
             yield
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)
-        torch.use_deterministic_algorithms(False)  # it and the flags are set for the whole process where a GPU is picked
-        for flag, value in zip(FLAGS, flags):
-            setattr(*flag, value)

@@ -199,6 +199,7 @@ class Workers:
         (Workers("cuda", "cpu"), "cpu", ("cpu", False)),
         (Workers("cpu", "cpu"), "cuda", "device cuda was asked for, but no worker of the cluster sees a GPU"),
         (Workers("cuda", resources=["GPU"]), "cuda", ("cuda", True)),
+        (Workers(), "auto", "the cluster's last worker has gone; start some with"),
         (Workers("nothing"), "auto", r"cannot say where they compute \(ModuleNotFoundError: No module named 'asdlib'\); install this asdlib"),
     ],
 )

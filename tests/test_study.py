@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from asdlib import checks, config, study, synthetic
+from asdlib import artefacts, checks, config, study, synthetic
 
 
 def run(name, *overrides):
@@ -61,6 +61,16 @@ def test_a_seed_that_the_study_does_not_have_is_refused_where_there_is_nothing_t
     assert study.arrive("06_embeddings", **given, seed=4).seed == 4 and study.arrive("05_oevae", **given, seed=0, machine="fan").seed == 0
     with pytest.raises(checks.Refusal, match="scores are missing of every stage"):
         small.gather(["baseline_knn"], [7])
+
+
+def test_a_job_that_came_to_a_worker_of_another_device_is_refused_before_it_computes(small, monkeypatch):
+    given = {"study": "smoke", "overrides": [f"data.roots={[str(root) for root in small.roots]}"], "home": str(small.home)}
+    monkeypatch.setenv(artefacts.HOLDS, str(small.study_folder))
+    monkeypatch.setenv(artefacts.DEVICE, "cuda")
+    with pytest.raises(checks.Refusal, match="the job is meant for cuda and came to a worker that computes on cpu; start workers of one kind"):
+        study.arrive("05_oevae", **given, machine="fan")
+    monkeypatch.setenv(artefacts.DEVICE, "cpu")
+    assert study.arrive("05_oevae", **given, machine="fan").machine == "fan"
 
 
 def test_a_study_without_embeddings_has_no_space(small):

@@ -106,13 +106,14 @@ class AutoencoderBaseline:
         self.fold = fold_of(domain, s.folds)
         vectors = Vectors(*self._mel(train_rows), s.frames)
         work = []
+        for number in range(self.fold.max() + 2):  # 0: all clips
+            if (seen := self.fold != number - 1).any():
+                with training.seeded_init(context.seed, number):  # weights are drawn from torch's global generator, so not in a thread
+                    net = Autoencoder(s).to(context.device)
+                work.append((net, vectors, np.where(seen, domain, ""), number))
+        # all networks are there before the first is trained: while a step is recorded nothing else may use the GPU
         with ThreadPoolExecutor(1 if context.device.type == "cuda" else training.cores()) as pool:
-            for number in range(self.fold.max() + 2):  # 0: all clips
-                seen = self.fold != number - 1
-                if seen.any():
-                    with training.seeded_init(context.seed, number):  # here: weights are drawn from torch's global generator
-                        net = Autoencoder(s).to(context.device)
-                    work.append(pool.submit(self._train, net, vectors, np.where(seen, domain, ""), number))
+            work = [pool.submit(self._train, *each) for each in work]
             (self.net, self.precisions, self.history), *self.by_fold = [job.result() for job in work]
 
     def _train(
