@@ -19,6 +19,7 @@ import os
 import signal
 from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import resource_tracker
 
 from asdlib import checks, kernels, training
 from asdlib.perform import KernelLost, Order, Outcome, perform
@@ -76,7 +77,9 @@ def _deaf() -> Iterator[None]:
 
     They would only print tracebacks.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # one that comes meanwhile waits; threads and processes inherit the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set())
+    resource_tracker.ensure_running()  # now: who starts it hears Ctrl-C again afterwards, and so would all that is started from there
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # one that comes meanwhile waits; threads and processes inherit the mask
     try:
         yield
     finally:

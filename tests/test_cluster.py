@@ -3,6 +3,8 @@
 import functools
 import os
 import signal
+import subprocess
+import sys
 import time
 import types
 from threading import Thread
@@ -131,6 +133,25 @@ def test_a_job_that_the_cluster_gives_up_is_a_sentence(pool, tmp_path, monkeypat
 def test_a_lost_kernel_is_tried_again(pool, tmp_path):
     flaky = order(tmp_path, "flaky", "first = not os.path.exists(f'{home}/seen'); open(f'{home}/seen', 'w')", "if first: os.kill(os.getpid(), 9)")
     assert told(pool, [flaky]) == [("flaky", "")] and finished(flaky)
+
+
+DEAF = """
+import signal
+from asdlib import cluster
+
+def deaf():
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+
+if __name__ == "__main__":
+    with cluster.local(2) as client:
+        print(sorted(client.run(deaf).values()), deaf())
+"""
+
+
+def test_workers_do_not_hear_ctrl_c_and_the_runner_does(tmp_path):
+    (tmp_path / "deaf.py").write_text(DEAF, encoding="utf-8")
+    result = subprocess.run([sys.executable, str(tmp_path / "deaf.py")], capture_output=True, text=True)
+    assert result.stdout == "[True, True] False\n", result.stdout + result.stderr
 
 
 def test_a_kernel_that_is_lost_every_time_is_a_sentence(pool, tmp_path):
