@@ -239,12 +239,6 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for this
-            raise
-        said = ". ".join(str(error).split(". ")[:3])
-        print(f"asd: the GPU has too little memory ({said}); free some, or hide it: CUDA_VISIBLE_DEVICES=", file=sys.stderr)
-        return 2
     except OSError as error:  # of no artefact, see artefacts.guarded
         print(f"asd: {error.filename or 'what is said here'}: {error.strerror or error}; free space, or send it somewhere else", file=sys.stderr)
         return 2

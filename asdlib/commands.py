@@ -20,8 +20,8 @@ from asdlib import checks, config
 from asdlib.later import OnFirstUse
 
 BLOCK = 16  # files whose lines are printed together
-fusion, reading, reasons, recordings, scorer, study, submission = (
-    OnFirstUse(f"asdlib.{name}") for name in ("fusion", "reading", "reasons", "recordings", "scorer", "study", "submission")
+fusion, reading, reasons, recordings, scorer, study, submission, training = (
+    OnFirstUse(f"asdlib.{name}") for name in ("fusion", "reading", "reasons", "recordings", "scorer", "study", "submission", "training")
 )
 
 
@@ -44,7 +44,11 @@ def score(args: argparse.Namespace) -> int:
     run = study.open(_name(args.study), args.home, args.seed)
     if args.explain and Path(args.explain).exists():
         raise checks.Refusal(f"{args.explain} exists and is never overwritten; name another folder for --explain")
-    files, ready = scorer.recordings(paths), run.scorer(args.machine, args.system)
+    with training.memory_in_words("scoring", "free some, or hide the GPU: CUDA_VISIBLE_DEVICES= asd score ..."):
+        return _scored(args, run, scorer.recordings(paths), run.scorer(args.machine, args.system))
+
+
+def _scored(args: argparse.Namespace, run, files: list[Path], ready) -> int:
     print(f"{ready.system} of {ready.machine}, threshold by {ready.threshold.method}, seed {ready.seed}", file=sys.stderr)
     bad = 0
     for start in range(0, len(files), BLOCK):

@@ -61,7 +61,7 @@ class Run(Places):
         folder = self.stage_folder(self.stage, self.seed, self.machine) / (variant or name)
         machines = [self.machine] if self.stage.per_machine else self.machines
         of = (name, self.seed, self.machine if self.stage.per_machine else "", settings)
-        if not artefacts.finished(folder, self.detector_digest(*of)) and self.device != (mine := training.pick_device(self.cfg.device)):
+        if self.device != (mine := training.pick_device(self.cfg.device)) and not artefacts.finished(folder, self.detector_digest(*of)):
             with self._meant_for(mine):
                 return self.detect(name, variant, settings)
         with training.memory_in_words(name):
@@ -307,13 +307,13 @@ def arrive(notebook: str, *, study: str, overrides: list, home: str, seed: int =
     if run.stage.per_seed and run.stage.reads:
         _of_its_seeds(run)
     run.machine = checks.known_name("machine", machine, run.machines) if machine else run.machines[0]
-    if artefacts.HOLDS not in os.environ and run.cfg.device == "auto":  # by hand
-        _as_computed(run)
     if artefacts.HOLDS in os.environ:
         if run.device.type != (ordered := os.environ.get(artefacts.DEVICE, run.device.type)):
             here = f"the job is meant for {ordered} and came to a worker that computes on {run.device.type}"
             raise checks.Refusal(f"{here}; start workers of one kind, or add --device cpu")
         artefacts.alone(run.stage_folder(run.stage, run.seed, run.machine if run.stage.per_machine else ""))
+    elif run.cfg.device == "auto":  # by hand
+        _as_computed(run)
     torch.set_num_threads(1)  # two spinning threads on two busy cores are ten times slower than one
     threadpoolctl.threadpool_limits(1)  # numpy's too: a notebook opened by hand computes what a study computes
     return run

@@ -52,15 +52,13 @@ def _repeatable_gpu() -> None:
 
 
 @contextlib.contextmanager
-def memory_in_words(what: str):
+def memory_in_words(what: str, advice: str = "use a smaller oevae.batch, classifier.batch or autoencoder.batch, or --device cpu"):
     """A GPU that is too small for `what` is a refusal (checks.Refusal) that says what to change."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         said = ". ".join(str(error).split(". ")[:3])
-        raise checks.Refusal(
-            f"{what}: the GPU has too little memory ({said}); use a smaller oevae.batch, classifier.batch or autoencoder.batch, or --device cpu"
-        ) from error
+        raise checks.Refusal(f"{what}: the GPU has too little memory ({said}); {advice}") from error
 
 
 def generator_for(seed: int, *path: int, device: torch.device | str = "cpu") -> torch.Generator:

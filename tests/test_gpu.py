@@ -497,11 +497,12 @@ def test_a_gpu_that_is_too_small_is_said_with_what_to_change(there, tmp_path, mo
             run.detect("oevae")
 
 
-def test_a_gpu_that_is_full_ends_a_command_in_words(monkeypatch, capsys):
-    args = types.SimpleNamespace(action=lambda _: Full().loss(None, None))
-    monkeypatch.setattr(cli, "parser", lambda _: types.SimpleNamespace(parse_args=lambda _: args))
-    assert cli.main(["score"]) == 2
-    assert capsys.readouterr().err == f"asd: the GPU has too little memory ({FULL}); free some, or hide it: CUDA_VISIBLE_DEVICES=\n"
+def test_a_gpu_that_is_full_is_said_by_asd_score(monkeypatch, tmp_path, capsys):
+    full = types.SimpleNamespace(scorer=lambda machine, system: Full().loss(None, None))
+    monkeypatch.setattr(study, "open", lambda *words: full)
+    assert cli.main(["score", "smoke", str(tmp_path / "x.wav")]) == 2
+    advice = "free some, or hide the GPU: CUDA_VISIBLE_DEVICES= asd score ..."
+    assert capsys.readouterr().err == f"asd: scoring: the GPU has too little memory ({FULL}); {advice}\n"
 
 
 @pytest.mark.parametrize("name", list(precision.PROBES))
