@@ -46,7 +46,7 @@ def table(context: Context, machine: str, epochs: int) -> pd.DataFrame:
         settings = variant(cfg.oevae, epochs, **changed)
         detector = OEVAEDetector(dataclasses.replace(context, cfg=dataclasses.replace(cfg, oevae=settings), folder=None))
         found = metrics.table(detect(detector, detector.context, [machine]), quick, context.seed)
-        reached = found[(found["machine"] == machine) & (found["metric"] == "hmean")].set_index("component")["value"]
+        reached = found[(found["machine"] == "all") & (found["metric"] == "omega")].set_index("component")["value"]
         latent = latents.arranged(detector.tensors(), clips, machine, settings.domain_latent)
         tie = latents.tie(latent, latent.spaces["z_d"])
         last = detector.history.iloc[-1].reindex(["held_out_loss", "held_out_accuracy", "alive_c"])

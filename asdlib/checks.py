@@ -21,6 +21,9 @@ SCORE_COLUMNS = ("system", "component", "machine", "section", "split", "domain",
 METRIC_COLUMNS = ("system", "component", "machine", "metric", "value", "low", "high", "seed")
 
 
+FEWEST_OF_SECTION = 3  # training clips: one to be scored, its reference, and that one's neighbor
+
+
 class Refusal(ValueError):
     """Bad input, in one sentence a user can act on."""
 
@@ -106,3 +109,27 @@ def embeddings(test: np.ndarray, train: np.ndarray) -> None:
         raise Refusal("no training embedding came, expected at least one; is there a training clip for this machine?")
     if not (np.isfinite(test).all() and np.isfinite(train).all()):
         raise Refusal("embeddings with NaN or infinite values came, expected finite ones; did training diverge?")
+
+
+def by_section(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with each section of a machine that has several as a machine of its own, named <machine>_<section>.
+
+    Metrics, thresholds, scales and references are per machine and section, as in the official evaluation of DCASE 2020 to 2022.
+    A machine stays whole where one of its sections has fewer than `FEWEST_OF_SECTION` training clips, since such a section has
+    nothing to be judged by; a table without any training clip is taken apart as it is.
+
+    table : clip or score table.  returns : a new table, or the same one where nothing changes
+    raises : Refusal where such a name is the name of another machine
+    """
+    if table.groupby("machine")["section"].nunique().lt(2).all():
+        return table
+    facts = table[["machine", "section", "split", "clip"]].drop_duplicates()
+    train = facts["split"].eq("train").groupby([facts["machine"], facts["section"]]).sum()
+    found = train.groupby("machine").agg(["size", "min", "max"])
+    several = (found["size"] > 1) & ((found["min"] >= FEWEST_OF_SECTION) | (found["max"] == 0))
+    apart = table["machine"].map(several).to_numpy(bool)
+    named = table["machine"].where(~apart, table["machine"] + "_" + table["section"])
+    taken = sorted(set(named[apart]) & set(table["machine"]))
+    if taken:
+        raise Refusal(f"machine {taken[0]} is named like a section of another machine; rename its folder")
+    return table.assign(machine=named)

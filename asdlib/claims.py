@@ -46,22 +46,21 @@ def enough(pairs: int, settings: config.Metrics) -> config.Metrics:
 
 
 def differences(scores: pd.DataFrame, settings: config.Metrics, seed: int) -> pd.DataFrame:
-    """Every two systems compared over all machines; Ω, or the metrics that are available without it.
+    """Every two systems compared over all machines, by Ω.
 
     scores : SCORE_COLUMNS.  seed : of the resamples.  returns : DIFFERENCES, text and p.  Notebook: 09_report
     """
     tested = scores[scores["split"] == "test"]
     pairs = list(itertools.combinations(tables.in_order(tested["system"]), 2))  # without test clips there is nothing to compare
-    settings = enough(3 * len(pairs), settings)  # 3: the metrics, where there is no Ω
+    settings = enough(len(pairs), settings)
     compared = metrics.Pairs(scores, settings, seed)
     rows = [over_all(compared(a, b)) for a, b in pairs]
     return judged(pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(metrics.PAIRED_COLUMNS)), settings)
 
 
 def over_all(pair: pd.DataFrame) -> pd.DataFrame:
-    """Of a table of `metrics.Pairs` the rows that a claim is made on: Ω over all machines, or what there is of its parts."""
-    pair = pair[(pair["machine"] == "all") & pair["value"].notna()]
-    return pair[pair["metric"] == "omega"] if "omega" in set(pair["metric"]) else pair
+    """Of a table of `metrics.Pairs` the row that a claim is made on: Ω over all machines; no row where it is not available."""
+    return pair[(pair["machine"] == "all") & (pair["metric"] == "omega") & pair["value"].notna()]
 
 
 def judged(found: pd.DataFrame, settings: config.Metrics) -> pd.DataFrame:

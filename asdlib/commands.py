@@ -20,8 +20,8 @@ from asdlib import checks, config
 from asdlib.later import OnFirstUse
 
 BLOCK = 16  # files whose lines are printed together
-fusion, reading, reasons, recordings, scorer, study, submission, training = (
-    OnFirstUse(f"asdlib.{name}") for name in ("fusion", "reading", "reasons", "recordings", "scorer", "study", "submission", "training")
+fusion, reading, reasons, recordings, scorer, study, submission, tables, training = (
+    OnFirstUse(f"asdlib.{name}") for name in ("fusion", "reading", "reasons", "recordings", "scorer", "study", "submission", "tables", "training")
 )
 
 
@@ -81,7 +81,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """`asd evaluate`: see `submission.evaluate`."""
     table, quality = submission.evaluate(args.out, args.truth, config.Metrics(bootstrap=args.bootstrap))
     if not args.json:
-        print(submission.result_text(table, quality))
+        print("\n".join([submission.result_text(table, quality), *tables.reasons(table)]))
         return
     rows = {"metrics": table.drop(columns=["component", "seed"]), "decisions": quality}
     print(json.dumps({name: [{key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}

@@ -138,7 +138,7 @@ def curves(scores: pd.DataFrame, settings: config.Metrics, seed: int) -> tuple[p
         raise checks.Refusal("a score table without severity came, expected that column; add detectability.severities of its clips")
     if not (scores["severity"].notna() & (scores["label"] == "anomaly") & (scores["split"] == "test")).any():
         return pd.DataFrame(columns=list(CURVE_COLUMNS)), pd.DataFrame(columns=list(REACH_COLUMNS))
-    machines, levels, counts, found = _evaluate(scores, settings, seed)
+    machines, levels, counts, found = _evaluate(checks.by_section(scores), settings, seed)
     tail = (1 - settings.confidence) / 2
     rows, reached = [], []
     for system, curve in found.items():

@@ -118,7 +118,9 @@ def slope(detector: OEVAEDetector, rows, of: Literal["alpha", "beta"] = "beta") 
             vae = net.vae(net.embed(x))  # not net(x), which scales this gradient by λ for training
             score = losses.alpha_scores(vae, domain=net.vae.domain)[detector.settings.alpha_mode]
         else:
-            score = _beta(detector, net.embed(x), items.row[part.to(items.row.device)].cpu().numpy())
+            row = items.row[part.to(items.row.device)].cpu().numpy()  # of one clip
+            [group] = detector.group_of(detector.context.store.clips.iloc[row[:1]])
+            score = _beta(detector, net.embed(x), row, group)
         (gradient,) = torch.autograd.grad(score.sum(), x)  # a segment's score depends on its own cells alone
         parts.append((x.detach()[:, 0].cpu().numpy(), gradient[:, 0].cpu().numpy()))
     shape = (len(rows), front.settings.segments)
@@ -126,12 +128,12 @@ def slope(detector: OEVAEDetector, rows, of: Literal["alpha", "beta"] = "beta") 
     return Slope(log_mel, per_db, _usual(getattr(detector, "home", detector)))
 
 
-def _beta(detector: OEVAEDetector, h: torch.Tensor, own: np.ndarray) -> torch.Tensor:
-    """β of each segment, differentiable. h : (n, dim).  own : (n,) store row of each segment's clip"""
+def _beta(detector: OEVAEDetector, h: torch.Tensor, own: np.ndarray, group: str) -> torch.Tensor:
+    """β of each segment, differentiable. h : (n, dim).  own : (n,) store row of each segment's clip.  group : its machine or section"""
     k, found = detector.settings.neighbours, []
-    for group in detector.groups(k):
-        references = torch.as_tensor(detector.references.h[group], device=h.device)
-        barred = (detector.references.parents[group][None] == own[:, None, None]).any(2)
+    for chosen in detector.groups(k, group):
+        references = torch.as_tensor(detector.references.h[chosen], device=h.device)
+        barred = (detector.references.parents[chosen][None] == own[:, None, None]).any(2)
         square = (h[:, None, :] - references[None]).square().sum(2)
         square = square.masked_fill(torch.as_tensor(barred, device=h.device), torch.inf)
         found.append(square.topk(k, largest=False).values.clamp_min(1e-12).sqrt().mean(1))

@@ -7,9 +7,12 @@ Only rows of split `test` with a label count. Values are fractions in [0, 1]. au
     hmean        harmonic mean of the three, each floored at the float epsilon
     omega        machine "all": harmonic mean over machines x 3, the official score
 
-NaN means not available, never a guess: a metric whose normals or anomalies are absent, an hmean that lacks one of its three, an omega
-(and any other value of "all") that lacks one of its parts. Machines without a single labelled test clip, such as the evaluation
-set before its ground truth, have rows of NaN and are not counted in "all".
+Where a machine has several sections, each section counts as a machine, <machine>_<section> (`checks.by_section`): its metrics, its
+threshold and its resamples are its own, as in the official evaluation of 2020 to 2022.
+
+NaN means not available, never a guess: a metric whose normals or anomalies are absent. An hmean, an omega and any other value of "all" is
+the mean over what is available, as in the published toolkits; `tables.reasons` says what is missing. Machines without a single labelled
+test clip, such as the evaluation set before its ground truth, have rows of NaN.
 
 Intervals are percentile intervals of a bootstrap stratified by domain and label. The resamples depend on the machine, its clips and the
 bootstrap seed only, never on the scores: all systems see the same ones, which is what `paired` needs. They speak of other test clips
@@ -64,7 +67,7 @@ class _Block(NamedTuple):
 
 
 def _blocks(scores: pd.DataFrame) -> dict[_Key, list[_Block]]:
-    """(system, component, seed) -> its machines, from the test rows of a score table."""
+    """(system, component, seed) -> its machines, from the test rows of a score table of `checks.by_section`."""
     test = scores[scores["split"] == "test"]
     codes = {name: pd.factorize(test[name], sort=True) for name in ("system", "component", "seed", "machine", "clip")}
     order = np.lexsort([codes[name][0] for name in ("clip", "machine", "seed", "component", "system")])
@@ -105,18 +108,11 @@ def _names(machines: list[str]) -> list[tuple[str, str]]:
     return [(m, name) for m in machines for name in (*THREE, "hmean")] + [("all", name) for name in (*THREE, "omega")]
 
 
-def with_means(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """(..., machines, 3) -> (..., (machines + 1) * 4): hmean beside each machine's three, then the three and Ω of "all".
-
-    counted : bool (machines,), which have a labelled test clip.  Notebook: 08_tuning
-    """
+def with_means(values: np.ndarray) -> np.ndarray:
+    """(..., machines, 3) -> (..., (machines + 1) * 4): hmean beside each machine's three, then the three and Ω of "all".  Notebook: 08_tuning"""
     per_machine = np.concatenate([values, harmonic(values)[..., None]], axis=-1)
-    kept = values[..., counted, :]
     lead = values.shape[:-2]
-    if not counted.any():
-        over_all = np.full((*lead, 4), np.nan)
-    else:
-        over_all = np.concatenate([harmonic(kept, axis=-2), harmonic(kept.reshape(*lead, -1))[..., None]], axis=-1)
+    over_all = np.concatenate([harmonic(values, axis=-2), harmonic(values.reshape(*lead, -1))[..., None]], axis=-1)
     return np.concatenate([per_machine.reshape(*lead, -1), over_all], axis=-1)
 
 
@@ -124,10 +120,6 @@ def _interval(replicates: np.ndarray, confidence: float) -> np.ndarray:
     """(2, columns): the central share `confidence` of (B, columns); NaN for columns that have NaN."""
     tail = (1 - confidence) / 2
     return np.quantile(replicates, [tail, 1 - tail], axis=0)
-
-
-def _counted(blocks: list[_Block]) -> np.ndarray:
-    return np.array([bool(np.isin(b.label, ("normal", "anomaly")).any()) for b in blocks])
 
 
 def _rows(key: _Key, machines: list[str], columns: np.ndarray) -> pd.DataFrame:
@@ -147,16 +139,15 @@ def table(scores: pd.DataFrame, settings: config.Metrics, seed: int) -> pd.DataF
     scores : score table;  seed : of the bootstrap
     returns : metric table (checks.METRIC_COLUMNS); what is NaN and when is said at the top of this module.  Notebook: 09_report
     """
-    resamples, tables, blocks_of = _Resamples(settings.bootstrap, seed), [], _blocks(checks.score_table(scores))
+    scores = checks.by_section(checks.score_table(scores))
+    resamples, tables, blocks_of = _Resamples(settings.bootstrap, seed), [], _blocks(scores)
     for key, part in scores.groupby(["system", "component", "seed"]):
         machines, blocks = sorted(part["machine"].unique()), blocks_of.get((*key[:2], int(key[2])), [])
         values, boots = np.full((len(machines), 3), np.nan), np.full((settings.bootstrap, len(machines), 3), np.nan)
-        counted = np.zeros(len(machines), bool)  # a machine without test clips keeps its rows, not available
-        if blocks:
+        if blocks:  # a machine without test clips keeps its rows, not available
             where = [machines.index(block.machine) for block in blocks]
             values[where], boots[:, where] = _evaluate(blocks, settings, resamples)
-            counted[where] = _counted(blocks)
-        columns = np.vstack([with_means(values, counted), _interval(with_means(boots, counted), settings.confidence)])
+        columns = np.vstack([with_means(values), _interval(with_means(boots), settings.confidence)])
         tables.append(_rows((key[0], key[1], int(key[2])), machines, columns))
     return _stack(tables, checks.METRIC_COLUMNS)
 
@@ -166,7 +157,7 @@ def paper_table1() -> pd.DataFrame:
     tables = []
     for column, name in enumerate(PAPER_SYSTEMS):
         values = np.array([PAPER_TABLE1[machine][column] for machine in PAPER_TABLE1]) / 100
-        every = with_means(values, np.ones(len(values), bool))
+        every = with_means(values)
         absent = np.full_like(every, np.nan)
         tables.append(_rows((f"paper_{name}", "score", 0), list(PAPER_TABLE1), np.stack([every, absent, absent])))
     return _stack(tables, checks.METRIC_COLUMNS)
@@ -181,7 +172,7 @@ class Pairs:
 
     def __init__(self, scores: pd.DataFrame, settings: config.Metrics, seed: int, component: str = "score"):
         self._settings, self._resamples, self._sides = settings, _Resamples(settings.bootstrap, seed), {}
-        found = _blocks(checks.score_table(scores))
+        found = _blocks(checks.by_section(checks.score_table(scores)))
         self._runs: dict[str, list[list[_Block]]] = {}
         for (system, name, _), blocks in found.items():
             if name == component:
@@ -192,7 +183,7 @@ class Pairs:
         if system not in self._sides:
             found = []
             for blocks in self._runs[system]:
-                found.append([with_means(part, _counted(blocks)) for part in _evaluate(blocks, self._settings, self._resamples)])
+                found.append([with_means(part) for part in _evaluate(blocks, self._settings, self._resamples)])
             self._sides[system] = tuple(np.mean([run[part] for run in found], axis=0) for part in (0, 1))
         return self._sides[system]
 
@@ -255,8 +246,8 @@ def decisions(scores: pd.DataFrame, settings: config.Metrics) -> pd.DataFrame:
         normals or anomalies, or the machine has no training scores (method none). A machine without test clips has its threshold, no more.
         F1 of a domain uses only its clips (facts F3).
     """
-    scores = scores[scores["component"] == "score"]
-    found = _blocks(checks.score_table(scores))
+    scores = checks.by_section(checks.score_table(scores[scores["component"] == "score"]))
+    found = _blocks(scores)
     train = {key: part.to_numpy(float) for key, part in scores[scores["split"] == "train"].groupby(["system", "seed", "machine"])["score"]}
     rows, nothing = [], (np.empty(0, object), np.empty(0, "U7"), np.empty(0, "U10"), np.empty(0))
     for system, seed, machine in sorted(train):  # a machine without test clips has a threshold all the same
@@ -302,12 +293,13 @@ def controls(clips: pd.DataFrame, scores: pd.DataFrame, settings: config.Metrics
     first = int(trained.min()) if len(trained) else 0
     level = clips.assign(system="control_level", component="score", seed=first, score=np.maximum(clips["level_db"], SILENCE_DB))
     tables = [table(level[list(checks.SCORE_COLUMNS)], settings, seed)]
-    for (system, _, run), blocks in _blocks(checks.score_table(scores[scores["component"] == "score"])).items():
+    own = checks.by_section(checks.score_table(scores[scores["component"] == "score"]))
+    for (system, _, run), blocks in _blocks(own).items():
         parts = []
         for b in blocks:
             stream = [seed, zlib.crc32(b.machine.encode()), 1]  # 1: not the stream of the bootstrap
             parts.append(shuffled(b.scores, b.domain, b.label, settings.shuffles, stream, settings.max_fpr))
-        every = with_means(np.stack(parts, axis=1), _counted(blocks))
+        every = with_means(np.stack(parts, axis=1))
         columns = np.vstack([every.mean(0), _interval(every, settings.confidence)])
         tables.append(_rows(("control_shuffled", system, run), [b.machine for b in blocks], columns))
     return _stack(tables, checks.METRIC_COLUMNS)

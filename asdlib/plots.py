@@ -131,12 +131,11 @@ def metric_dots(metrics: pd.DataFrame, names: Sequence[str] = ("auc_source", "au
 
 @matplotlib.rc_context(STYLE)
 def omega_dots(metrics: pd.DataFrame, controls: pd.DataFrame) -> Plot:
-    """Ω (or AUC source, ... where there is none) of each system; hollow: level control; grey: shuffled labels. Notebook: 09_report."""
+    """Ω of each system; hollow: level control; grey: shuffled labels. Notebook: 09_report."""
     table = some(pd.concat([tables.own_scores(metrics), tables.own_scores(controls)]).query("machine == 'all'"), "metrics")
-    name = next((name for name in tables.OVER_ALL if table.loc[table["metric"] == name, "value"].notna().any()), "omega")
-    table = table[table["metric"] == name].set_index("system", drop=False)
-    looks, label = looks_of(table["system"]) | {"control_level": (GREY, "o", "-")}, tables.METRIC_NAMES[name]
-    chance = controls[(controls["machine"] == "all") & (controls["metric"] == name)].groupby("component")[["low", "high"]].mean()
+    table = table[table["metric"] == "omega"].set_index("system", drop=False)
+    looks, label = looks_of(table["system"]) | {"control_level": (GREY, "o", "-")}, tables.METRIC_NAMES["omega"]
+    chance = controls[(controls["machine"] == "all") & (controls["metric"] == "omega")].groupby("component")[["low", "high"]].mean()
     figure, axes = panels(1, 1, 1.0 + 0.36 * len(table), f"{label} with interval of {', '.join(looks)}; the numbers are in the table", 6.4)
     axis, names = axes[0, 0], [name for name in looks if name in table.index]
     axis.axvline(0.5, **CHANCE)

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from asdlib import detectability, fusion, plots, tables
+from asdlib import checks, detectability, fusion, plots, tables
 
 COLUMNS = 3  # panels in a row
 UNSEEN = tuple(name for name in tables.SYSTEMS if name.startswith("baseline_"))  # a training clip is scored by models that never saw it
@@ -39,6 +39,7 @@ def score_histograms(scores: pd.DataFrame, thresholds: pd.DataFrame) -> plots.Pl
     thresholds : system, machine, threshold.  Notebooks: 03_baseline, 05_oevae, 09_report
     """
     table = plots.some(scores[scores["component"] == "score"], "scores")
+    table = checks.by_section(table)
     machines, systems = list(table["machine"].unique()), tables.in_order(table["system"])
     limits = thresholds.drop_duplicates(["system", "machine"]).set_index(["system", "machine"])["threshold"]
     alt = f"histograms of the scores of {', '.join(systems)} on {', '.join(machines)}"

@@ -27,12 +27,14 @@ BLOCK = 160  # score vectors handled at once: temporaries of 160 x 200 x 8 bytes
 
 
 def harmonic(values: np.ndarray, axis: int | None = -1) -> np.ndarray:
-    """Harmonic mean with every value floored at the float epsilon, as the official evaluator does. NaN in, NaN out.
+    """Harmonic mean with every value floored at the float epsilon, as the official evaluator does.
 
-    values : (..., n) along axis.  returns : (...,)
+    values : (..., n) along axis; NaN is not available and does not count.  returns : (...,), NaN where no value is available
     """
-    floored = np.maximum(np.asarray(values, float), np.finfo(float).eps)
-    return 1.0 / np.mean(1.0 / floored, axis=axis)
+    inverse = 1.0 / np.maximum(np.asarray(values, float), np.finfo(float).eps)
+    there = ~np.isnan(inverse)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 1.0 / (np.where(there, inverse, 0.0).sum(axis) / there.sum(axis))
 
 
 # ---------------------------------------------------------------- point values of many score vectors at once

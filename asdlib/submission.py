@@ -70,9 +70,9 @@ def write(
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
             beside = Path(scratch) / "out"
             beside.mkdir()
+            thresholds = metrics.decisions(own, settings).groupby("machine")["threshold"].first()
             for key, rows in test.assign(name=[os.path.basename(clip) for clip in test["clip"]]).groupby(["machine", "section"]):
-                train = own[(own["machine"] == key[0]) & (own["split"] == "train")]["score"].to_numpy(float)
-                threshold = metrics.gamma_threshold(train, settings.decision_quantile).value
+                threshold = thresholds.get(f"{key[0]}_{key[1]}", thresholds.get(key[0]))
                 found = own.set_index("clip")["score"].reindex(rows["clip"]).to_numpy(float)
                 for kind, values in zip(KINDS, (found, (found > threshold).astype(int)), strict=True):
                     lines = sorted(f"{name},{value!r}\n" for name, value in zip(rows["name"], values.tolist(), strict=True))
@@ -217,7 +217,8 @@ def evaluate(folder: str | Path, truth: str | Path, settings: config.Metrics, se
 
     folder : of `write`, or of any other system.  truth : the evaluator's ground truth folders.  seed : of the bootstrap
     returns : (metric table of system = the folder's name, machine "all" and metric omega is the official score; RESULT_COLUMNS, where
-        domain is source or target and machine "all" holds the harmonic means over machines). Machines of several sections stand as machine_NN
+        domain is source or target and machine "all" holds the harmonic means over machines). Machines of several sections stand as
+        <machine>_<section>
     raises : checks.Refusal with the list of faults
     """
     folder, clips = Path(folder), ground_truth(truth)
@@ -227,13 +228,13 @@ def evaluate(folder: str | Path, truth: str | Path, settings: config.Metrics, se
         given = {line[0] for kind in KINDS[:1] if _path(folder, kind, key).is_file() for line in _safe_lines(_path(folder, kind, key)) if line}
         expected[key] = set(rows["full"]) if given & (set(rows["full"]) - set(rows["name"])) else set(rows["name"])
     _refuse(f"{folder} cannot be evaluated", faults(folder, expected))
-    sections = clips.groupby("machine")["section"].nunique().max()
+    judged = checks.by_section(clips.assign(split="test", clip=clips["name"]))["machine"]
     tables, quality = [], []
     for key, rows in clips.groupby(["machine", "section"]):
-        named = key[0] if sections == 1 else f"{key[0]}_{key[1]}"
+        named = judged[rows.index[0]]
         scores, decisions = (rows["name"].map(_values(_path(folder, kind, key), full[key])) for kind in KINDS)
-        facts = rows[["section", "domain", "label"]].assign(system=folder.name, component="score", split="test", seed=0, machine=named, score=scores)
-        tables.append(facts.assign(clip=named + "/test/" + rows["name"])[list(checks.SCORE_COLUMNS)])
+        facts = rows[["section", "domain", "label"]].assign(system=folder.name, component="score", split="test", seed=0, machine=key[0], score=scores)
+        tables.append(facts.assign(clip=key[0] + "/test/" + rows["name"])[list(checks.SCORE_COLUMNS)])
         for domain in ("source", "target"):
             here = (rows["domain"] == domain).to_numpy()
             quality.append((named, key[1], domain, *_quality(decisions[here].to_numpy() == 1, (rows["label"] == "anomaly")[here].to_numpy())))

@@ -101,19 +101,13 @@ def runs(study: str, overrides: Sequence[str], home: str) -> dict[str, tuple[Run
 # ---------------------------------------------------------------- what they say
 
 
-def _told(table: pd.DataFrame) -> str:
-    """The metric that a comparison is made on: Ω, or the first that is available without it."""
-    own = table[(table["machine"] == "all") & (table["component"] == "score")]
-    return next((name for name in tables.OVER_ALL if own.loc[own["metric"] == name, "value"].notna().any()), "omega")
-
-
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Ω (or what is available without it) of every system over the seeds.  Usable in 09_report.
+    """Ω of every system over the seeds.  Usable in 09_report.
 
     table : METRIC_COLUMNS.  returns : system, metric, seeds, mean, low, high (interval over test clips, averaged over seeds), sd (over seeds;
         NaN for one seed), and `values`, a list of each seed's
     """
-    own = table[(table["machine"] == "all") & (table["component"] == "score") & (table["metric"] == _told(table))]
+    own = table[(table["machine"] == "all") & (table["component"] == "score") & (table["metric"] == "omega")]
     rows = []
     for system in tables.in_order(own["system"]):
         part = own[own["system"] == system].sort_values("seed")

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from asdlib import config, fusion, metrics
+from asdlib import checks, config, fusion, metrics
 
 SYSTEMS = ("baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier", "ensemble")  # in the order they are shown
 ORDER = [name + ending for name in SYSTEMS for ending in ("", fusion.SEEDS)]
@@ -176,11 +176,13 @@ def reasons(table: pd.DataFrame) -> list[str]:
     lines = []
     for machine, row in values.drop(index="all", errors="ignore").iterrows():
         if math.isnan(row["pauc"]):
-            lines.append(f"{machine}: not available, no test clips or none with labels of both kinds; it is not counted in all and Ω")
+            labels = "no test clips, or none with labels of both kinds"
+            lines.append(f"{machine}: not available, {labels}; it is not counted in all and Ω")
         else:
             lines += [f"{machine}: {METRIC_NAMES[m]} not available, {cause}" for m, cause in causes.items() if math.isnan(row[m])]
-    lacking = "all" in values.index and math.isnan(values.loc["all", "omega"])
-    return [*lines, "Ω: needs AUC source, AUC target and pAUC of every machine that has labelled test clips"] if lacking else lines
+    parts = values.drop(index="all", errors="ignore")[list(metrics.THREE)]
+    there, total = int(parts.notna().sum(axis=None)), parts.size
+    return [*lines, f"Ω: the harmonic mean of the {there} of {total} numbers that are available"] if 0 < there < total else lines
 
 
 def claims(table: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
@@ -233,7 +235,7 @@ def standing(scores: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:
     scores : SCORE_COLUMNS.  decisions : system, machine, seed, threshold
     returns : system, machine, domain, label, clip, above_normal (from the training mean), above_threshold; NaN without training scores
     """
-    own = scores[scores["component"] == "score"]
+    own = checks.by_section(scores[scores["component"] == "score"])
     key = ["system", "machine", "seed"]
     train = own[own["split"] == "train"].groupby(key)["score"].agg(["mean", "std"])
     limits = decisions.drop_duplicates(key).set_index(key)["threshold"]

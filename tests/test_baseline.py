@@ -111,7 +111,7 @@ def test_autoencoder_scores_equal_the_official_formulas_by_loops(context):
         d = residual.reshape(-1, 16)
         forms = {name: (d @ matrix @ d.T).mean() for name, matrix in detector.precisions.items()}
         assert made["baseline_mahala", "score"][i] == pytest.approx(min(forms.values()), rel=1e-3)
-        assert made["baseline_mahala", "target"][i] == pytest.approx(forms["target"], rel=1e-3)
+        assert made["baseline_mahala", "target"][i] == pytest.approx(forms["pump/target"], rel=1e-3)
 
 
 def test_the_per_frame_form_is_the_mean_of_per_frame_distances(context):
@@ -124,7 +124,7 @@ def test_the_per_frame_form_is_the_mean_of_per_frame_distances(context):
     x = torch.stack([mel[j : j + 5].reshape(-1) for j in range(len(mel) - 4)])
     with torch.no_grad():
         d = (x - detector.net(x)).double().numpy().reshape(-1, 16)
-    expected = np.mean([row @ detector.precisions["source"] @ row for row in d])
+    expected = np.mean([row @ detector.precisions["pump/source"] @ row for row in d])
     assert detector.scores(rows)["baseline_mahala", "source"][0] == pytest.approx(expected, rel=1e-4)
 
 
@@ -162,7 +162,7 @@ def test_a_domain_with_too_few_clips_for_an_inverse_takes_the_covariance_of_the_
     one_target = np.concatenate([train[clips["domain"].iloc[train] == "source"], train[clips["domain"].iloc[train] == "target"][:1]])
     detector = AutoencoderBaseline(wide)
     detector.fit(one_target)
-    np.testing.assert_array_equal(detector.precisions["source"], detector.precisions["target"])
+    np.testing.assert_array_equal(detector.precisions["pump/source"], detector.precisions["pump/target"])
 
 
 def test_folds_hold_their_share_of_each_domain():

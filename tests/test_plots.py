@@ -99,7 +99,7 @@ def test_missing_target_is_said_in_words():
     scores = score_table(clips)
     table = metrics.table(scores, SETTINGS, 0)
     assert "not available" in words(plots.metric_dots(table))
-    assert "AUC source over all machines" in words(plots.omega_dots(table, metrics.controls(clips, scores, SETTINGS, 0)))
+    assert "Ω over all machines" in words(plots.omega_dots(table, metrics.controls(clips, scores, SETTINGS, 0)))
     assert "no target normals" in words(plots.roc(scores))
     assert "target: no test clips" in words(report_plots.score_histograms(scores, metrics.decisions(scores, SETTINGS)))
 

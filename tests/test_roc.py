@@ -107,7 +107,7 @@ def test_harmonic_is_the_plain_one_with_a_floor():
     values = np.random.default_rng(0).uniform(0, 1, 21)
     assert roc.harmonic(values) == pytest.approx(oracle.harmonic_mean(values), abs=1e-14)
     assert roc.harmonic([0.0, 0.5]) == pytest.approx(2 / (1 / np.finfo(float).eps + 2), rel=1e-12)
-    assert np.isnan(roc.harmonic([0.5, np.nan]))
+    assert roc.harmonic([0.5, np.nan]) == 0.5 and np.isnan(roc.harmonic([np.nan, np.nan]))  # what is missing does not count
 
 
 # ---------------------------------------------------------------- bootstrap

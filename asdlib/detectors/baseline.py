@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from asdlib import checks, features, reading, scoring, training
 from asdlib.audio import Store
-from asdlib.detectors.context import Context, Scores, clip_by_clip, frames_of, moved
+from asdlib.detectors.context import Context, Scores, clip_by_clip, frames_of, judged_as, moved
 from asdlib.models.autoencoder import Autoencoder, Vectors
 
 SMALLEST_DB = 1e-3  # a feature that varies less is as good as constant
@@ -37,6 +37,10 @@ class NearestNeighbour:
     def fit(self, train_rows: np.ndarray) -> None:
         """Remember the training clips' features."""
         self.train, _ = self.embed(train_rows)
+        self._judge(train_rows)
+
+    def _judge(self, train_rows: np.ndarray) -> None:
+        self.group, self.group_of = judged_as(self.context.store.clips, train_rows)
 
     def embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation over time per band, dB: float32 (clips, 2 · n_mels), and one item per clip."""
@@ -49,13 +53,21 @@ class NearestNeighbour:
     @clip_by_clip
     def scores(self, rows: np.ndarray) -> Scores:
         """Score of clips that are not training clips."""
-        deviation = np.maximum(self.train.std(0), SMALLEST_DB)
-        distances = scoring.knn_distances(self.embed(rows)[0] / deviation, self.train / deviation, k_max=self.settings.k)
+        [group] = self.group_of(self.context.store.clips.iloc[rows])  # one clip at a time
+        train = self.train[self.group == group]
+        deviation = np.maximum(train.std(0), SMALLEST_DB)
+        distances = scoring.knn_distances(self.embed(rows)[0] / deviation, train / deviation, k_max=self.settings.k)
         return {("baseline_knn", "score"): scoring.knn_score(distances, self.settings.k)}
 
     def training_scores(self) -> Scores:
         """Score of each training clip against the others, scaled by the others."""
-        x = self.train.astype(np.float64) - self.train.mean(0, dtype=np.float64)
+        scores = np.empty(len(self.train))
+        for group in np.unique(self.group):
+            scores[self.group == group] = self._leave_one_out(self.train[self.group == group])
+        return {("baseline_knn", "score"): scores}
+
+    def _leave_one_out(self, train: np.ndarray) -> np.ndarray:
+        x = train.astype(np.float64) - train.mean(0, dtype=np.float64)
         n = len(x)
         if n <= self.settings.k:
             raise checks.Refusal(f"{n} training clips came, expected more than baseline_knn.k = {self.settings.k}; add recordings or use a smaller k")
@@ -65,7 +77,7 @@ class NearestNeighbour:
         square = (weight * x * x).sum(1)[:, None] - 2.0 * (weight * x) @ x.T + weight @ (x * x).T
         np.fill_diagonal(square, np.inf)
         distances = np.sqrt(np.maximum(np.sort(square, axis=1)[:, : self.settings.k], 0.0))
-        return {("baseline_knn", "score"): scoring.knn_score(distances, self.settings.k)}
+        return scoring.knn_score(distances, self.settings.k)
 
     def save(self, folder: Path) -> None:
         """The references, as safetensors."""
@@ -74,6 +86,7 @@ class NearestNeighbour:
     def load(self, folder: Path, train_rows: np.ndarray) -> None:
         """What `save` wrote."""
         self.train = reading.tensors(folder / "references.safetensors", {"train": 2})["train"]
+        self._judge(train_rows)
 
     def on(self, store: Store) -> NearestNeighbour:
         """The same detector for the clips of another store."""
@@ -101,7 +114,7 @@ class AutoencoderBaseline:
     def fit(self, train_rows: np.ndarray) -> None:
         """Train on all training clips and on each of the folds; on the CPU one training per core, each with one thread."""
         s, context = self.settings, self.context
-        self.train_rows = train_rows
+        self._judge(train_rows)
         domain = np.where(context.store.clips["domain"].to_numpy()[train_rows] == "target", "target", "source")
         self.fold = fold_of(domain, s.folds)
         vectors = Vectors(*self._mel(train_rows), s.frames)
@@ -115,6 +128,10 @@ class AutoencoderBaseline:
         with ThreadPoolExecutor(1 if context.device.type == "cuda" else training.cores()) as pool:
             work = [pool.submit(self._train, *each) for each in work]
             (self.net, self.precisions, self.history), *self.by_fold = [job.result() for job in work]
+
+    def _judge(self, train_rows: np.ndarray) -> None:
+        self.train_rows = train_rows
+        self.group, self.group_of = judged_as(self.context.store.clips, train_rows)
 
     def _train(
         self, net: Autoencoder, vectors: Vectors, domain: np.ndarray, number: int
@@ -147,13 +164,13 @@ class AutoencoderBaseline:
 
     @torch.inference_mode()
     def _precisions(self, net: Autoencoder, vectors: Vectors, used: torch.Tensor, domain: np.ndarray) -> dict[str, np.ndarray]:
-        """Inverse residual covariance per domain, from the vectors trained on: batch means removed batch by batch, as the
-        official code does. A domain without training clips takes the other's (the official rule), and so does one with
-        too few for an inverse.
+        """Inverse residual covariance per group and domain, "<group>/<domain>", from the vectors trained on: batch means removed
+        batch by batch, as the official code does. A domain without training clips takes the other's (the official rule), and so does
+        one with too few for an inverse; a group without any takes another's.
         """
-        s = self.settings
-        names = [name for name in ("source", "target") if (domain == name).any()]
-        code = torch.as_tensor(np.array([names.index(name) if name else -1 for name in domain]), device=used.device)[vectors.clip]
+        s, kind = self.settings, np.where(domain != "", self.group.astype(object) + "/" + domain.astype(object), "")
+        names = [f"{group}/{name}" for group in np.unique(self.group) for name in ("source", "target") if (kind == f"{group}/{name}").any()]
+        code = torch.as_tensor(np.array([names.index(name) if name else -1 for name in kind]), device=used.device)[vectors.clip]
         moments = torch.zeros(len(names), s.n_mels, s.n_mels, dtype=torch.float64, device=used.device)
         generator = training.generator_for(self.context.seed, s.epochs, device=used.device)
         for part in training.shuffled_batches(len(used), s.batch, generator, used.device):
@@ -173,7 +190,11 @@ class AutoencoderBaseline:
                 refused = refusal
         if not found:
             raise refused
-        return {name: found.get(name, next(iter(found.values()))) for name in ("source", "target")}
+        out = {}
+        for group in np.unique(self.group):
+            own = [found[f"{group}/{name}"] for name in ("source", "target") if f"{group}/{name}" in found] or list(found.values())
+            out |= {f"{group}/{name}": found.get(f"{group}/{name}", own[0]) for name in ("source", "target")}
+        return out
 
     @torch.inference_mode()
     def _residuals(self, net: Autoencoder, precisions: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -201,9 +222,11 @@ class AutoencoderBaseline:
 
     def _score(self, net: Autoencoder, precisions: dict[str, np.ndarray], rows: np.ndarray) -> Scores:
         means = self._residuals(net, precisions, rows)
-        form = {name: scoring.mahalanobis(means["residual"], matrix) for name, matrix in precisions.items()}
+        of_group = {name: scoring.mahalanobis(means["residual"], matrix) for name, matrix in precisions.items()}
         if self.settings.mahala == "per_frame":
-            form = {name: means[name] for name in precisions}
+            of_group = {name: means[name] for name in precisions}
+        group = self.group_of(self.context.store.clips.iloc[rows])
+        form = {name: np.array([of_group[f"{own}/{name}"][i] for i, own in enumerate(group)]) for name in ("source", "target")}
         return {
             ("baseline_mse", "score"): means["error"],
             ("baseline_mahala", "score"): np.minimum(form["source"], form["target"]),
@@ -239,12 +262,13 @@ class AutoencoderBaseline:
 
     def load(self, folder: Path, train_rows: np.ndarray) -> None:
         """What `save` wrote."""
-        self.train_rows = train_rows
+        self._judge(train_rows)
         self.net = Autoencoder(self.settings).to(self.context.device)
         training.load_weights(self.net, folder / "weights.safetensors")
-        self.precisions = reading.tensors(folder / "precisions.safetensors", dict.fromkeys(("source", "target"), 2))
+        names = [f"{group}/{name}" for group in np.unique(self.group) for name in ("source", "target")]
+        self.precisions = reading.tensors(folder / "precisions.safetensors", dict.fromkeys(names, 2))
         square = (self.settings.n_mels, self.settings.n_mels)
-        if set(self.precisions) != {"source", "target"} or any(matrix.shape != square for matrix in self.precisions.values()):
+        if set(self.precisions) != set(names) or any(matrix.shape != square for matrix in self.precisions.values()):
             raise checks.Refusal(f"{folder}: its covariances are not of {square[0]} bands in source and target; {reading.AGAIN}")
 
     def on(self, store: Store) -> AutoencoderBaseline:

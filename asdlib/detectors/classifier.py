@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from safetensors.numpy import load_file, save_file
 
 from asdlib import audio, augment, backends, checks, clips, config, precision, training
-from asdlib.detectors.context import BATCH_SAMPLES, Context, Scores, clip_by_clip, moved
+from asdlib.detectors.context import BATCH_SAMPLES, Context, Scores, clip_by_clip, judged_as, moved
 from asdlib.models.classifier import Batch, Classifier, branch_inputs
 
 WEIGHTS, SPLIT = 4, 5  # streams of the seed: initial weights, held-out clips
@@ -44,7 +44,7 @@ def held_out(classes: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 class ClassifierDetector:
-    """System `classifier`. Rows may be of several machines: the network is shared, the back-ends belong to one machine each."""
+    """System `classifier`. Rows may be of several machines: the network is shared, the back-ends belong to one machine (or section) each."""
 
     def __init__(self, context: Context):
         self.context, self.settings = context, context.cfg.classifier
@@ -60,7 +60,7 @@ class ClassifierDetector:
     def _prepare(self, train_rows: np.ndarray) -> None:
         """Classes, the held-out clips, and a network with fresh weights."""
         self.train_rows = np.asarray(train_rows)
-        self.trained_machine = self.machines[self.train_rows]
+        self.trained_group, self.group_of = judged_as(self.context.store.clips, self.train_rows)
         self.trained_target = self.context.store.clips["domain"].to_numpy()[self.train_rows] == "target"
         names = clips.training_classes(self.context.store.clips)[self.train_rows]
         self.classes, self.codes = np.unique(names.to_numpy(dtype=object).astype(str), return_inverse=True)
@@ -153,16 +153,16 @@ class ClassifierDetector:
 
     def _made(self, machine: str, columns: slice | np.ndarray, names: Sequence[str]) -> dict[str, backends.Backend]:
         """Back-ends of a machine, on some columns of its training embeddings."""
-        own = self.trained_machine == machine
+        own = self.trained_group == machine
         with training.one_thread():
             parts = self.train_vectors[own][:, columns], self.trained_target[own], self.settings, self.context.seed
             return {name: backends.BACKENDS[name](*parts) for name in names}
 
     def _by_machine(self, rows: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """(machine, positions in rows); a machine that was not trained on is refused."""
-        of = self.machines[rows]
+        """(machine or section, positions in rows); one that was not trained on is refused."""
+        of = self.group_of(self.context.store.clips.iloc[rows])
         for machine in np.unique(of):
-            checks.known_name("machine of a trained classifier", machine, sorted(set(self.trained_machine)))
+            checks.known_name("machine of a trained classifier", machine, sorted(set(self.trained_group)))
             yield machine, np.flatnonzero(of == machine)
 
     def _backends_of(self, machine: str) -> dict[str, backends.Backend]:
@@ -225,7 +225,7 @@ class ClassifierDetector:
             self._keep(fresh, self.embed(fresh)[0])
         embedding, out = self._vectors(rows), np.empty((len(rows), len(self.settings.branches)))
         for machine, where in self._by_machine(rows):
-            train = self.train_rows[self.machines[self.train_rows] == machine]
+            train = self.train_rows[self.trained_group == machine]
             place = {row: i for i, row in enumerate(train.tolist())}
             own = np.array([place.get(row, -1) for row in rows[where].tolist()])
             gap = backends.unit(embedding[where]) - self._backends_of(machine)[self.settings.backend].nearest(embedding[where], own)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
-from asdlib import config, training
+from asdlib import checks, config, training
 from asdlib.audio import Store
 
 Scores = dict[tuple[str, str], np.ndarray]  # (system, component): one value per clip, higher = more anomalous
@@ -30,6 +31,22 @@ class Context:
     device: torch.device
     seed: int = 0
     folder: Path | None = None
+
+
+def judged_as(clips: pd.DataFrame, train_rows: np.ndarray) -> tuple[np.ndarray, Callable[[pd.DataFrame], np.ndarray]]:
+    """Which references a clip has: those of its machine, or of its section where sections are judged apart (`checks.by_section`).
+
+    clips : clip table of the training clips' store.  train_rows : int (n,)
+    returns : the group of each training clip, str (n,), and a function that names the groups of the clips of any clip table
+    """
+    train = checks.by_section(clips)["machine"].to_numpy()[train_rows]
+    groups = set(train)
+
+    def of(table: pd.DataFrame) -> np.ndarray:
+        sections = (table["machine"] + "_" + table["section"]).to_numpy()
+        return np.where(np.isin(sections, list(groups)), sections, table["machine"].to_numpy())
+
+    return train, of
 
 
 def clip_by_clip(scores: Callable[[object, np.ndarray], Scores]) -> Callable[[object, np.ndarray], Scores]:

@@ -31,7 +31,7 @@ from asdlib import augment, checks, latents, losses, precision, reading, scoring
 from asdlib.audio import Store
 from asdlib.condition import condition
 from asdlib.detectors import exposure
-from asdlib.detectors.context import Context, Scores, clip_by_clip, moved
+from asdlib.detectors.context import Context, Scores, clip_by_clip, judged_as, moved
 from asdlib.models.oevae import OEVAE, VAE
 
 KEPT_K = (1, 2, 4)  # neighbours whose β is kept beside the chosen one (report 4.2)
@@ -97,12 +97,14 @@ class OEVAEDetector:
             precision=precision.DTYPES[precision.settled("oevae", self.context.cfg, device)],
         )
         self.references = self._made_references(target)
+        self.reference_group = self._reference_groups()
         self.heads = {scale: self._refit(scale) for scale in s.k_scales}
 
     def _open(self, train_rows: np.ndarray) -> None:
         """What follows from the training clips alone: condition, features, classes of the attribute head."""
         s, clips = self.settings, self.context.store.clips
         self.machine, self.train_rows = str(clips["machine"].iloc[train_rows[0]]), train_rows
+        self.group, self.group_of = judged_as(clips, train_rows)
         choice = {"choice": s.condition.attribute, "missing": s.condition.missing, "bins": s.condition.bins}
         self.condition = condition(clips, **choice, seed=self.context.seed, machine=self.machine)
         v = self._v(train_rows)
@@ -135,8 +137,9 @@ class OEVAEDetector:
         return target
 
     def _smote(self, x: np.ndarray | torch.Tensor, items: exposure.Items) -> augment.Blend:
-        """SMOTE between the items of each domain. A domain of one clip gets no items, one of few clips chooses among as many as it has."""
+        """SMOTE between the items of each domain (and section). One clip gets no items, few clips choose among as many as there are."""
         smote, (domain, rows) = self.settings.smote, self._groups(items)
+        domain = domain.astype(object) + self.group[np.searchsorted(self.train_rows, rows)]
         clips = {name: len(np.unique(rows[domain == name])) for name in np.unique(domain)}
         several = np.flatnonzero([clips[name] > 1 for name in domain])
         most = (min((count for count in clips.values() if count > 1), default=2) - 1) * self.settings.features.segments
@@ -210,6 +213,11 @@ class OEVAEDetector:
             parts.append((h, self.synthetic_parents, clips[self.synthetic_parents[:, 0]] == "target"))
         return References(*(np.concatenate(values) for values in zip(*parts)))
 
+    def _reference_groups(self) -> np.ndarray:
+        """Group of each reference, str (references,); "" for a mixture of clips of two groups, which is a reference of none."""
+        first, second = self.group[np.searchsorted(self.train_rows, self.references.parents)].T
+        return np.where(first == second, first, "")
+
     @staticmethod
     def _kin(blend: augment.Blend, rows: np.ndarray, domain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Both parents' rows, and whether the heavier parent is of the target domain."""
@@ -271,25 +279,36 @@ class OEVAEDetector:
         for scale in self.heads:
             values = losses.alpha_scores(self._refitted(scale, found.h), domain=s.domain_latent)[s.alpha_mode]
             items[f"alpha_k{scale:g}"] = values.cpu().numpy()
-        beta = self._neighbours(found.h, rows[found.clip] if own_clips else None)
+        group = self.group_of(self.context.store.clips.iloc[rows])[found.clip]
+        beta = self._neighbours(found.h, group, rows[found.clip] if own_clips else None)
         return items | {f"beta_k{k}": beta[k] for k in KEPT_K} | {"beta": beta[s.neighbours]}
 
-    def _neighbours(self, h: np.ndarray, own: np.ndarray | None) -> dict[int, np.ndarray]:
-        """β of each item for every k, from one sorted search per group of references.
+    def _neighbours(self, h: np.ndarray, group: np.ndarray, own: np.ndarray | None) -> dict[int, np.ndarray]:
+        """β of each item for every k, from one sorted search per set of references.
 
-        own : store row of each item's clip, left out of its references; None for new clips
+        group : machine or section of each item.  own : store row of each item's clip, left out of its references; None for new clips
         """
         every = sorted({*KEPT_K, self.settings.neighbours})
-        sets = [(self.references.h[group], None if own is None else self.references.parents[group]) for group in self.groups(every[-1])]
-        found = [scoring.knn_distances(h, x, k_max=every[-1], test_clip=own, train_clip=parents) for x, parents in sets]
-        return {k: np.min([scoring.knn_score(distances, k) for distances in found], axis=0) for k in every}
+        out = {k: np.empty(len(h)) for k in every}
+        for name in np.unique(group):
+            here, found = np.flatnonzero(group == name), []
+            for chosen in self.groups(every[-1], name):
+                parents = None if own is None else self.references.parents[chosen]
+                clip = None if own is None else own[here]
+                found.append(scoring.knn_distances(h[here], self.references.h[chosen], k_max=every[-1], test_clip=clip, train_clip=parents))
+            for k in every:
+                out[k][here] = np.min([scoring.knn_score(distances, k) for distances in found], axis=0)
+        return out
 
-    def groups(self, k: int) -> list[np.ndarray]:
-        """Which references β is asked of, bool (references,): all, or those of each domain, if k of each remain for every clip."""
+    def groups(self, k: int, group: str) -> list[np.ndarray]:
+        """Which references β is asked of, bool (references,): all of a machine or section, or those of each domain, if k of each remain for
+        every clip.
+        """
+        own = self.reference_group == group
         if self.settings.neighbour_domains == "min":
-            sides = (self.references.target, ~self.references.target)
-            return [side for side in sides if self._fewest(side) >= k] or [np.ones(len(self.references.h), bool)]
-        return [np.ones(len(self.references.h), bool)]
+            sides = (own & self.references.target, own & ~self.references.target)
+            return [side for side in sides if self._fewest(side) >= k] or [own]
+        return [own]
 
     def _fewest(self, group: np.ndarray) -> int:
         """References of a group that remain when the clip with most of them is left out."""
@@ -333,6 +352,7 @@ class OEVAEDetector:
         trained = dict(zip(found["rows"].tolist(), found["trained"].tolist()))
         self.trained = np.array([bool(trained[row]) for row in train_rows])
         self.references = References(**reading.tensors(folder / "references.safetensors", {}))
+        self.reference_group = self._reference_groups()
         state, self.heads, s = reading.tensors(folder / "refits.safetensors", {}), {}, self.settings
         for scale in s.k_scales:
             self.heads[scale] = VAE(self.net.dim, s.hidden, s.latent, s.domain_latent).to(self.context.device).eval()

@@ -52,7 +52,8 @@ class Atlas(HasTraits):
         if not spaces:
             raise checks.Refusal("no embedding came, expected those of oevae or classifier; add one of them to the study's systems and run it")
         self.spaces, self.xy, self.table = {space.name: space for space in spaces}, xy, table
-        self.scores, self.decisions = scores, decisions
+        self.scores, self.decisions = checks.by_section(scores), decisions
+        self.judged = checks.by_section(table)["machine"]  # whose training clips and threshold a clip is held against
         self.views = {}
         for space in spaces:
             machines = list(table["machine"].iloc[space.rows].unique())
@@ -238,7 +239,7 @@ class Atlas(HasTraits):
 
     def components(self, row: int) -> pd.DataFrame:
         """Every component that scored a clip: system, component, score, sd from the mean of training clips, share of training clips below."""
-        machine, name, out = self.table["machine"].iloc[row], self.table["clip"].iloc[row], []
+        machine, name, out = self.judged.iloc[row], self.table["clip"].iloc[row], []
         for (system, component), (values, train) in self._parts(machine).items():
             if name in values:
                 spread = train.std(ddof=1) if len(train) > 1 else np.nan
@@ -277,7 +278,7 @@ class Atlas(HasTraits):
         machine : "" takes all.  Sorted from the most telling; a reason without labels has no rows.  Notebook: 06_embeddings
         """
         table = tables.standing(self.scores[self.scores["system"] == system], self.decisions)
-        table = table[table["machine"] == machine] if machine else table
+        table = table[table["clip"].isin(self.table.loc[self.table["machine"] == machine, "clip"])] if machine else table
         high = table.sort_values("above_normal", ascending=False, kind="stable")
         parts = (high, high[high["label"] == "anomaly"].iloc[::-1], high[high["label"] == "normal"])
         found = pd.concat([part.head(n).assign(why=why) for why, part in zip(WHY, parts, strict=True)], ignore_index=True)

@@ -64,11 +64,6 @@ class Parts:
         """Which of SYSTEMS can be shown."""
         return SYSTEMS if self.classifier else SYSTEMS[:1]
 
-    @property
-    def counted(self) -> np.ndarray:
-        """bool (machines,): has labelled test clips."""
-        return self.code.any(1)
-
     def scaled(self, scores: Split) -> Split:
         """Each machine and seed on the scale of its training scores."""
         test, train = np.empty_like(scores.test), np.empty_like(scores.train)
@@ -110,7 +105,7 @@ class Parts:
 
     def table(self, areas: np.ndarray) -> np.ndarray:
         """(..., machines, 3) -> (..., machines + 1, 4): COLUMNS of each machine, then of all."""
-        both = metrics.with_means(areas, self.counted)
+        both = metrics.with_means(areas)
         return both.reshape(*areas.shape[:-2], len(self.machines) + 1, 4)
 
     def point(self, system: str, choice: Choice) -> np.ndarray:
@@ -134,7 +129,7 @@ def from_scores(scores: pd.DataFrame, cfg: config.Study) -> Parts:
     betas = {k: f"beta_k{k}" for k in KEPT_K if f"beta_k{k}" in found} | {cfg.oevae.neighbours: "beta"}
     names = [("oevae", name) for name, _ in alphas.values()] + [("oevae", betas[k]) for k in sorted(betas)]
     classifier = ("classifier", "score") in set(zip(scores["system"], scores["component"]))
-    table = fusion.aligned(scores, names + [("classifier", "score")] * classifier, cfg.fusion.normalise)
+    table = checks.by_section(fusion.aligned(scores, names + [("classifier", "score")] * classifier, cfg.fusion.normalise))
     machines = sorted(table["machine"].unique())
     facts = {machine: [_facts(table, machine, split) for split in checks.SPLITS] for machine in machines}
 

@@ -165,9 +165,8 @@ def worth(parts: Parts, sweep: Sweep) -> float:
 
 
 def quality(parts: Parts, sweep: Sweep) -> np.ndarray:
-    """What the oracle looks at, and the map shows: Ω of every point (slots, P, K, W), or pAUC over all machines where a domain is missing."""
-    of_all = parts.table(sweep.areas)[..., -1, :]
-    return of_all[..., 3] if np.isfinite(of_all[..., 3]).any() else of_all[..., 2]
+    """What the oracle looks at, and the map shows: Ω of every point (slots, P, K, W)."""
+    return parts.table(sweep.areas)[..., -1, 3]
 
 
 def _point(parts: Parts, sweep: Sweep, slot: int, p: int, j: int, w: int) -> Choice:

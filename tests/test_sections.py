@@ -1,0 +1,133 @@
+"""Sections are judged apart, in a study and by the official evaluation alike; a machine whose sections cannot be stays whole."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+from sizes import BASELINE, SMALL, TINY
+
+from asdlib import audio, checks, clips, config, detectors, fusion, metrics, submission
+from asdlib.detectors.context import Context
+
+FEW = config.Metrics(bootstrap=50, shuffles=10)
+
+
+def made(sections, train=6, seed=0):
+    """Clip table and scores of two machines whose sections have scores of quite different sizes."""
+    rng, rows = np.random.default_rng(seed), []
+    for machine in ("pump", "saw"):
+        for number in range(sections):
+            plan = [("train", domain, "normal", train) for domain in ("source", "target")]
+            plan += [("test", domain, label, 7) for domain in ("source", "target") for label in ("normal", "anomaly")]
+            for split, domain, label, count in plan:
+                for i in range(count):
+                    name = f"section_{number:02}_{domain}_{split}_{label}_{i:04}_noAttribute.wav"
+                    score = 10.0**number * (rng.normal() + (label == "anomaly")) + 100 * number
+                    rows.append((f"{machine}/{split}/{name}", f"{machine}/{split}/{name}", machine, f"{number:02}", split, domain, label, score))
+    return pd.DataFrame(rows, columns=[*checks.CLIP_COLUMNS, "score"])
+
+
+def as_scores(table):
+    return table.assign(system="a", component="score", seed=0)[list(checks.SCORE_COLUMNS)]
+
+
+@pytest.mark.parametrize("sections", [1, 2, 6])
+def test_a_study_and_the_official_evaluation_agree(sections, tmp_path):
+    table = made(sections)
+    for (machine, section), rows in table[table["split"] == "test"].groupby(["machine", "section"]):
+        for what, values in {"data": rows["label"] == "anomaly", "domain": rows["domain"] == "target"}.items():
+            path = tmp_path / "truth" / f"ground_truth_{what}" / f"ground_truth_{machine}_section_{section}_test.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = [f"{clip.rsplit('/', 1)[1]},{int(value)}\n" for clip, value in zip(rows["clip"], values)]
+            path.write_text("".join(lines))
+    scores = as_scores(table)
+    submission.write(tmp_path / "sub", table[list(checks.CLIP_COLUMNS)], clips.problem_table([]), scores, FEW, "a", 0)
+    theirs, quality = submission.evaluate(tmp_path / "sub", tmp_path / "truth", FEW)
+    ours = metrics.table(scores, FEW, 0)
+    keys, columns = ["machine", "metric"], ["value", "low", "high"]
+    pd.testing.assert_frame_equal(ours.set_index(keys)[columns], theirs.set_index(keys)[columns], rtol=0, atol=1e-12)
+    decided = metrics.decisions(scores, FEW)
+    mine = decided[decided["domain"] != "all"].set_index(["machine", "domain"])[["precision", "recall", "f1"]]
+    judged = quality[quality["machine"] != "all"].set_index(["machine", "domain"])[["precision", "recall", "f1"]]
+    pd.testing.assert_frame_equal(mine.sort_index(), judged.sort_index(), rtol=0, atol=1e-12, check_dtype=False)
+
+
+def test_scales_and_thresholds_are_of_the_section():
+    """Other scores in other sections move neither the scale nor the threshold of this one."""
+    scores = as_scores(made(3))
+    other = scores.copy()
+    other.loc[(scores["machine"] != "pump") | (scores["section"] != "01"), "score"] *= 7
+    for of in (lambda t: fusion.aligned(t, [("a", "score")], "zscore").query("machine == 'pump' and section == '01'"),
+               lambda t: metrics.decisions(t, FEW).query("machine == 'pump_01'")):  # fmt: skip
+        pd.testing.assert_frame_equal(of(scores), of(other))
+        assert len(of(scores))
+
+
+def test_a_machine_with_a_section_without_training_clips_stays_whole():
+    table = made(3)
+    bare = table[(table["machine"] != "pump") | (table["section"] != "02") | (table["split"] == "test")]
+    assert set(checks.by_section(bare)["machine"]) == {"pump", "saw_00", "saw_01", "saw_02"}
+    assert set(checks.by_section(table[table["split"] == "test"])["machine"]) == {f"{m}_0{i}" for m in ("pump", "saw") for i in range(3)}
+    assert checks.by_section(made(1)) is not None and set(checks.by_section(made(1))["machine"]) == {"pump", "saw"}
+    with pytest.raises(checks.Refusal, match="machine pump_01 is named like a section of another machine; rename its folder"):
+        checks.by_section(pd.concat([table, made(1).replace({"machine": {"saw": "pump_01"}})]))
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """The same recordings twice; in the second, those of section 01 of the pump are others."""
+    out = []
+    for other in (False, True):
+        root, rng = tmp_path_factory.mktemp("tones"), np.random.default_rng(0)
+        for machine, base in (("pump", 400.0), ("saw", 900.0)):
+            for section in ("00", "01"):
+                plan = [("train", "source", "normal", 5), ("train", "target", "normal", 3), ("test", "source", "anomaly", 2)]
+                for split, domain, label, count in plan:
+                    for i in range(count):
+                        hz = base * (1 + 0.3 * int(section)) * (1.5 if label == "anomaly" else 1.0)
+                        noise = 0.02 * rng.normal(size=16000)
+                        wave = 0.1 * np.sin(2 * np.pi * hz * np.arange(16000) / 16000 + i) + noise
+                        if other and machine == "pump" and section == "01" and split == "train":
+                            wave = 0.3 * noise[::-1] + 0.1 * np.sin(2 * np.pi * 3000 * np.arange(16000) / 16000)
+                        path = root / machine / split / f"section_{section}_{domain}_{split}_{label}_{i:04}_noAttribute.wav"
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        soundfile.write(path, wave, 16000)
+        cfg = config.Study(autoencoder=BASELINE, oevae=TINY, classifier=SMALL, precision="float32")
+        out.append((cfg, audio.open_store(*clips.index([root]), tmp_path_factory.mktemp("store"), cfg.data)))
+    return out
+
+
+@pytest.mark.parametrize("name", list(detectors.DETECTORS))
+def test_references_are_of_the_section(name, stores, tmp_path):
+    """Training clips of another section are no references: with one network, other references elsewhere change no score here."""
+    (cfg, store), (_, changed) = stores
+    machines = ["pump", "saw"] if name == "classifier" else ["pump"]
+    found = []
+    for each in (store, changed):
+        detector = detectors.DETECTORS[name](Context(cfg, each, torch.device("cpu")))
+        train = np.concatenate([detectors.training_rows(each.clips, machine) for machine in machines])
+        detector.fit(train)
+        detector.save(tmp_path)
+        again = detectors.DETECTORS[name](Context(cfg, each, torch.device("cpu")))
+        again.load(tmp_path, train)
+        test = np.flatnonzero((each.clips["split"] == "test") & each.clips["machine"].isin(machines))
+        scores = detector.scores(test)
+        for key, values in again.scores(test).items():
+            np.testing.assert_array_equal(values, scores[key])
+        found.append((each.clips["section"].to_numpy()[test], scores, detector, each.clips["section"].to_numpy()[train], detector.training_scores()))
+    if name == "baseline_knn":  # nothing is trained: the other section's clips change nothing at all
+        key = ("baseline_knn", "score")
+        for at, of in ((0, 1), (3, 4)):
+            here = found[0][at] == "00"
+            np.testing.assert_array_equal(found[0][of][key][here], found[1][of][key][here])
+            assert not np.array_equal(found[0][of][key][~here], found[1][of][key][~here])
+    if name == "autoencoder":
+        assert sorted(found[0][2].precisions) == ["pump_00/source", "pump_00/target", "pump_01/source", "pump_01/target"]
+    if name == "oevae":
+        detector = found[0][2]
+        own = detector.groups(1, "pump_00")[0]
+        sections = store.clips["section"].to_numpy()[detector.references.parents[own]]
+        assert (sections == "00").all() and own.sum() < len(own)
+    if name == "classifier":
+        assert sorted(set(found[0][2].trained_group)) == ["pump_00", "pump_01", "saw_00", "saw_01"]
