@@ -6,8 +6,9 @@ A clip is mono int16 at the study's sample rate. `level_db` is the mean power of
 full-scale square wave has 0 dB, floor -120 dB), before any standardisation.
 
 What leaves a clip out: unreadable or truncated files, no sample, NaN or infinite samples, more than 33 million samples, another
-rate (unless data.resample), a missing channel. What is reported and kept: clipping (runs of 3 or more samples at full scale),
-silence (-90 dB or less, the last bit of 16), audio that repeats another clip's (silent ones excepted).
+rate (unless data.resample), a missing channel. What is reported and kept: a header that disagrees with the file (`containers`),
+clipping (runs of 3 or more samples at full scale), silence (-90 dB or less, the last bit of 16) and an offset without sound, in the chosen
+channel or in all, audio that repeats another clip's (silent ones excepted).
 
 Source: SYSTEM 2; FACTS E4. Notebook: 01_data
 """
@@ -25,17 +26,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import soundfile
 import torch
 import torchaudio
 
-from asdlib import checks, clips
+from asdlib import checks, clips, containers
 from asdlib.config import Data
 
 SHORTEST_S = 0.15  # s; below, five frames of the autoencoder do not fit
 MOST_SAMPLES = 2**25  # of all channels, before and after resampling: 35 minutes at 16 kHz, decoded in less than 1 GB
 MOST_TAPS = 2**24  # of a resampler's filters: rates without a common divisor take gigabytes (44101 to 16000 Hz: 12 GB)
-MOST_CHUNKS = 1000  # before the audio of a RIFF file
 FULL_SCALE = 32768
 FLOOR_DB = -120.0
 SILENT_DB = -90.0
@@ -52,6 +51,7 @@ class Decoded:
     remarks: tuple[str, ...] = ()
     level_db: float = math.nan
     digest: str = ""
+    rate: int = 0  # Hz, of the file
 
 
 def decode(path: str | Path, data: Data, span: tuple[int, int] | None = None) -> Decoded:
@@ -61,18 +61,15 @@ def decode(path: str | Path, data: Data, span: tuple[int, int] | None = None) ->
     returns : Decoded; no exception for bad files, their problem is worded in `refused`. Notebook: 01_data
     """
     try:
-        samples = _read(Path(path), data, span)
+        samples, rate, remarks = _read(Path(path), data, span)
     except ValueError as error:
         return Decoded(None, refused=str(error))
     except (OSError, RuntimeError, MemoryError) as error:  # soundfile.LibsndfileError is a RuntimeError
         return Decoded(None, refused=f"unreadable ({reason(error)}), expected audio; copy or download it again")
-    power = float(np.mean(np.square(samples, dtype=np.float64))) / FULL_SCALE**2
-    level = max(FLOOR_DB, 10 * math.log10(power)) if power > 0 else FLOOR_DB
-    remarks = [f"silent ({level:.0f} dB re full scale)"] if level <= SILENT_DB else []
     cut = _clipped(samples)
     if cut:
         remarks.append(f"clipped ({cut} samples at full scale, in runs of {CLIPPED_RUN} or more)")
-    return Decoded(samples, "", tuple(remarks), level, sample_digest(samples))
+    return Decoded(samples, "", tuple(remarks), _levels(samples)[0], sample_digest(samples), rate)
 
 
 def sample_digest(samples: np.ndarray) -> str:
@@ -85,58 +82,81 @@ def reason(error: Exception) -> str:
     return str(getattr(error, "error_string", "") or getattr(error, "strerror", "") or error).strip().rstrip(".")
 
 
-def _read(path: Path, data: Data, span: tuple[int, int] | None) -> np.ndarray:
-    size = path.stat().st_size
-    if size == 0:
-        raise ValueError("empty file, expected audio; record or download it again")
-    if path.suffix.lower() == ".wav":
-        _check_length(path, size)
-    with soundfile.SoundFile(str(path)) as file:
+def shape(path: str | Path, shortest_s: float = SHORTEST_S) -> tuple[int, int, int]:
+    """Samples, rate in Hz and channels of a recording, without decoding it.
+
+    shortest_s : s
+    raises : ValueError in words for a file that cannot be read, is truncated or shorter
+    """
+    try:
+        with containers.opened(Path(path)) as (file, remark):
+            _check_length(file.frames, file.samplerate, shortest_s, remark)
+            return file.frames, file.samplerate, file.channels
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"unreadable ({reason(error)}), expected audio; copy or download it again") from error
+
+
+def _check_length(frames: int, rate: int, shortest_s: float, remark: str) -> None:
+    why = f" ({remark})" if remark else ""
+    if frames <= 0:
+        raise ValueError(f"empty, no sample in it{why}; record or download it again")
+    if frames < shortest_s * rate:
+        raise ValueError(f"too short: {frames / rate:.3g} s, expected at least {shortest_s:g} s{why}; leave it out or record longer clips")
+
+
+def _read(path: Path, data: Data, span: tuple[int, int] | None) -> tuple[np.ndarray, int, list[str]]:
+    """Mono int16 at the study's rate, the recording's own rate, and remarks on its header and channels; ValueError in words."""
+    with containers.opened(path) as (file, remark):
         first, frames = span or (0, file.frames)
         rate, channels = file.samplerate, file.channels
         exact = file.subtype == "PCM_16"
-        if frames <= 0:
-            raise ValueError("empty, no sample in it; record or download it again")
-        if frames < SHORTEST_S * rate:
-            raise ValueError(f"too short ({frames / rate:.3g} s), expected at least {SHORTEST_S} s; leave it out or record longer clips")
+        _check_length(frames, rate, SHORTEST_S, remark)
         if rate != data.sample_rate and not data.resample:
             raise ValueError(f"{rate} Hz, expected {data.sample_rate} Hz; set data.resample = true to resample on load")
         if max(frames * channels, frames * data.sample_rate / rate) > MOST_SAMPLES:
-            raise ValueError(f"too long ({frames / rate:.0f} s of {channels} channels), expected at most {MOST_SAMPLES} samples; cut it into clips")
+            raise ValueError(f"too long ({frames / rate:.0f} s of {channels} channels), expected at most {MOST_SAMPLES} samples; "
+                             "cut it into clips, for example by asd import --clip-seconds 10")  # fmt: skip
         if rate // math.gcd(rate, data.sample_rate) * (data.sample_rate // math.gcd(rate, data.sample_rate)) > MOST_TAPS:
             raise ValueError(f"{rate} Hz cannot be resampled to {data.sample_rate} Hz, the rates have too little in common; convert the file")
         if data.channel >= channels:
             raise ValueError(f"channels 0 to {channels - 1} only, expected channel {data.channel}; set data.channel below {channels}")
-        file.seek(first)
-        wave = file.read(frames, dtype="int16" if exact else "float32", always_2d=True)[:, data.channel]
-    if len(wave) < frames:
-        raise ValueError(f"truncated, {len(wave)} of {frames} samples are there; copy or download it again")
-    if exact and rate == data.sample_rate:
-        return np.ascontiguousarray(wave)
-    wave = wave.astype(np.float32) / FULL_SCALE if exact else wave
-    if not np.isfinite(wave).all():
+        if first:
+            file.seek(first)
+        every = file.read(frames, dtype="int16" if exact else "float32", always_2d=True)
+    if len(every) < frames:
+        raise ValueError(f"truncated, {len(every)} of {frames} samples are there; copy or download it again")
+    wave = every[:, data.channel]
+    if not exact and not np.isfinite(wave).all():
         raise ValueError(f"{int((~np.isfinite(wave)).sum())} samples are NaN or infinite, expected finite ones; record or export it again")
+    remarks = [text for text in (remark if first == 0 else "", _dead(every, data.channel)) if text]  # a header is told once, with the first part
+    if exact and rate == data.sample_rate:
+        return np.ascontiguousarray(wave), rate, remarks
+    wave = wave.astype(np.float32) / FULL_SCALE if exact else wave
     if rate != data.sample_rate:
         wave = torchaudio.functional.resample(torch.from_numpy(np.ascontiguousarray(wave)), rate, data.sample_rate).numpy()
-    return np.clip(np.rint(wave * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+    return np.clip(np.rint(wave * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16), rate, remarks
 
 
-def _check_length(path: Path, size: int) -> None:
-    """A RIFF file must hold the data its header announces; libsndfile would silently shorten it."""
-    with path.open("rb") as file:
-        if file.read(4) != b"RIFF":
-            return
-        file.seek(12)
-        for _ in range(MOST_CHUNKS):
-            if len(head := file.read(8)) < 8:
-                return
-            length, start = int.from_bytes(head[4:], "little"), file.tell()
-            if head[:4] == b"data":
-                if start + length > size and length < 0xFFFFFF00:  # writers that stream put the largest number there
-                    raise ValueError(f"truncated, {size - start} of {length} bytes of audio are there; copy or download it again")
-                return
-            file.seek(start + length + length % 2)
-    raise ValueError(f"no audio in its first {MOST_CHUNKS} parts, expected one called data; copy or download it again")
+def _levels(wave: np.ndarray) -> tuple[float, float]:
+    """Level of a channel, and of what is left of it without its mean: dB re full scale; the floor where they are no numbers."""
+    full = FULL_SCALE if wave.dtype == np.int16 else 1.0
+    with np.errstate(all="ignore"):
+        power, mean = float(np.mean(np.square(wave, dtype=np.float64))) / full**2, float(np.mean(wave, dtype=np.float64)) / full
+    return tuple(max(FLOOR_DB, 10 * math.log10(value)) if 0 < value < math.inf else FLOOR_DB for value in (power, power - mean**2))
+
+
+def _dead(every: np.ndarray, channel: int) -> str:
+    """What to say of a chosen channel without sound, and which one has the most; "" for one with sound.  every : (n, channels)"""
+    level, sound = _levels(every[:, channel])
+    if sound > SILENT_DB:
+        return ""
+    what = f"silent ({level:.0f} dB re full scale)" if level <= SILENT_DB else f"constant ({level:.0f} dB re full scale, no sound)"
+    others = [_levels(wave)[1] for wave in every.T]
+    best = int(np.argmax(others))
+    if others[best] <= SILENT_DB:
+        return what
+    return (f"channel {channel} is {what}, channel {best} is not ({others[best]:.0f} dB): "
+            f"choose it by data.channel = {best} (asd import: --channel {best})")  # fmt: skip
 
 
 def _clipped(samples: np.ndarray) -> int:

@@ -272,19 +272,13 @@ def _written(table: pd.DataFrame, problems: list, folder: Path, data: config.Dat
 
 def _spans(path: Path, clip_seconds: float) -> tuple[list[tuple[int, int, int, int]], bool]:
     """(first sample, samples, rate, channels) of every clip of a recording, and whether there is one, the whole; ValueError in words."""
-    try:
-        info = soundfile.info(str(path))
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"unreadable ({decoding.reason(error)}), expected audio; copy or download it again") from error
-    rate, frames = info.samplerate, info.frames
-    if frames < SHORTEST_S * rate:
-        raise ValueError(f"{frames / rate:.3g} s, expected at least {SHORTEST_S:g} s; record longer")
+    frames, rate, channels = decoding.shape(path, SHORTEST_S)
     length = round(clip_seconds * rate)
     if not length or frames <= length:
-        return [(0, frames, rate, info.channels)], True
+        return [(0, frames, rate, channels)], True
     starts = range(0, frames, length)
     spans = [(start, min(length, frames - start)) for start in starts]
-    return [(first, count, rate, info.channels) for first, count in spans if count >= max(length / 2, SHORTEST_S * rate)], False
+    return [(first, count, rate, channels) for first, count in spans if count >= max(length / 2, SHORTEST_S * rate)], False
 
 
 def _name(split: str, label: str, domain: str, number: int, attributes: dict[str, str]) -> str:

@@ -69,7 +69,7 @@ def broken(folder: Path) -> dict[str, Path]:
     """One file of each kind that must be left out, named by words its problem must say."""
     files = {"empty file": folder / "zero.wav", "empty, no sample": write(folder / "none.wav", np.zeros(0))}
     files["empty file"].write_bytes(b"")
-    files["too short (0.1 s), expected at least 0.15 s"] = write(folder / "short.wav", np.ones(1600))
+    files["too short: 0.1 s, expected at least 0.15 s"] = write(folder / "short.wav", np.ones(1600))
     whole = write(folder / "whole.wav", noise()).read_bytes()
     for words, raw, name in (
         ("truncated", whole[:-500], "cut.wav"),
@@ -103,14 +103,6 @@ def test_broken_files_are_worded_and_never_raise(tmp_path):
         assert ";" in found.refused and "\n" not in found.refused and str(tmp_path) not in found.refused
 
 
-def test_streamed_header_is_not_truncated(tmp_path):
-    path = write(tmp_path / "a.wav", noise())
-    raw = bytearray(path.read_bytes())
-    raw[40:44] = b"\xff\xff\xff\xff"  # written before the length was known
-    path.write_bytes(raw)
-    assert len(decoding.decode(path, Data()).samples) == RATE // 2
-
-
 def test_remarks(tmp_path):
     one_peak = noise()
     one_peak[100] = 1.0
@@ -124,6 +116,22 @@ def test_remarks(tmp_path):
     assert zero.remarks == ("silent (-120 dB re full scale)",) and zero.level_db == -120
     last_bit = np.where(np.arange(RATE) % 2, 1 / 32768, 0)
     assert decoding.decode(write(tmp_path / "e.wav", last_bit), Data()).remarks[0].startswith("silent (-93")
+
+
+def test_a_channel_without_sound_is_told_and_another_named(tmp_path):
+    live, quiet = noise(), noise(rms=0.001)
+    for dead, words in ((np.zeros(8000), "silent (-120 dB re full scale)"), (np.full(8000, 0.25), "constant (-12 dB re full scale, no sound)")):
+        path = write(tmp_path / "a.wav", np.stack([dead, quiet, live], axis=1))
+        told = f"channel 0 is {words}, channel 2 is not (-20 dB): choose it by data.channel = 2 (asd import: --channel 2)"
+        assert decoding.decode(path, Data()).remarks == (told,)
+        assert decoding.decode(path, Data(channel=1)).remarks == () == decoding.decode(path, Data(channel=2)).remarks
+        for every in (dead, np.stack([dead, dead], axis=1)):  # no channel is better
+            assert decoding.decode(write(tmp_path / "b.wav", every, subtype="FLOAT"), Data()).remarks == (words,)
+            assert decoding.decode(write(tmp_path / "c.wav", every, 44100), Data(resample=True)).remarks == (words,)
+    broken_other = np.stack([np.zeros(8000), np.full(8000, np.nan), live], axis=1)
+    assert "channel 2 is not" in decoding.decode(write(tmp_path / "d.wav", broken_other, subtype="FLOAT"), Data()).remarks[0]
+    offset = decoding.decode(write(tmp_path / "e.wav", 0.3 + live / 2), Data())
+    assert offset.remarks == () and offset.rate == RATE  # an offset under sound is no fault
 
 
 def tree(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -170,6 +170,16 @@ def test_mutated_flacs(tmp_path_factory, changes, span, resample):
     heard(tmp_path_factory.getbasetemp() / "x.flac", mutated(FLAC, changes, 0, span), config.Data(resample=resample), "flac")
 
 
+OTHERS = [recording(format=name, subtype="PCM_16") for name in ("AIFF", "AU", "CAF", "W64", "SVX", "NIST")]
+OTHERS += [recording(format="OGG", subtype="VORBIS"), recording(format="AIFF", subtype="PCM_24", endian="LITTLE")]
+
+
+@hostile(300)
+@given(st.sampled_from(OTHERS), CHANGES, st.sampled_from([60, 300, None]))
+def test_mutated_containers(tmp_path_factory, body, changes, span):
+    heard(tmp_path_factory.getbasetemp() / "x.snd", mutated(body, changes, 0, span), config.Data(resample=True), "container")
+
+
 def claims(frames: int) -> bytes:
     """A FLAC file whose header claims so many frames."""
     body = bytearray(FLAC)

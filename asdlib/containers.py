@@ -1,0 +1,253 @@
+"""Open a recording with exactly the audio that its file holds, and say where header and file disagree.
+
+libsndfile reads a torn file to its end, and one whose header names too little only that far, without a word; headers of streams, of
+recorders that lost power and of files beyond 4 GiB it reads as they are. So the length that a header names is read here first (RIFF,
+RIFX, RF64, BW64, W64, AIFF, 8SVX, CAF, AU, NIST; the last page of Ogg) and held against the file:
+
+    what the header names                              what is done
+    -------------------------------------------------  ---------------------------------------------------------
+    the audio that is there, with or without chunks    read
+    0, -1, or what writers to a pipe put there         read to the end of the file, with a remark
+    more than is there                                 refused as truncated, with both numbers
+    less by a multiple of 4 GiB                        read to the true length, with a remark
+    less, and what follows is no chunk                 read as far as named, with a remark
+
+FLAC and MP3 are checked by libsndfile; a FLAC stream without its length is counted. Other formats are read as libsndfile reads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import math
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import soundfile
+
+MOST_CHUNKS = 1000  # before the audio, and behind it
+OPEN_LENGTHS = ((2**31 - 2**24 - 2**6, 2**31 + 2**12), (2**32 - 2**16, 2**32), (2**62, 2**64))  # from, below: sox, arecord, ffmpeg and others
+WRAP, SLACK = 2**32, 2**20  # bytes; chunks behind audio beyond 4 GiB
+MOST_NAMED = 2**31 - 1  # bytes: some of libsndfile's readers take four bytes for a signed number
+OGG_TAIL = 2**17  # bytes, two pages of the largest size
+RAW_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1}
+
+
+class Chunks(NamedTuple):
+    """How chunks are laid out: struct format of a size, bytes of a name, place of the first, alignment, does a size count the head."""
+
+    size: str
+    name: int
+    first: int
+    align: int
+    counted: bool = False
+
+
+RIFF = Chunks("<I", 4, 12, 2)
+CHUNKED = {
+    b"RIFF": RIFF, b"RF64": RIFF, b"BW64": RIFF, b"RIFX": Chunks(">I", 4, 12, 2), b"FORM": Chunks(">I", 4, 12, 2),
+    b"caff": Chunks(">q", 4, 8, 1), b"riff": Chunks("<Q", 16, 40, 8, counted=True),
+}  # fmt: skip
+OPEN = "its header leaves the length open, it was read to the end of the file"
+AUDIO = (b"data", b"SSND", b"BODY")  # names of the chunk with the audio; in W64 the first four bytes
+
+
+class Found(NamedTuple):
+    """Audio in a file: first byte, bytes named, whether only chunks follow; where and how the size stands, and what it counts beside the audio."""
+
+    start: int
+    named: int
+    clean: bool
+    field: tuple[int, str, int] | None
+
+
+class Part:
+    """`length` bytes of a file from `start` on, some of them replaced (`changed`: place -> bytes), as a file for soundfile."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int, changed: dict[int, bytes]):
+        self.file, self.start, self.length, self.changed, self.at = file, start, length, changed, 0
+
+    def tell(self) -> int:
+        return self.at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.at = min(max(offset + (0, self.at, self.length)[whence], 0), self.length)
+        return self.at
+
+    def read(self, count: int = -1) -> bytes:
+        left = self.length - self.at
+        self.file.seek(self.start + self.at)
+        out = bytearray(self.file.read(left if count < 0 else min(count, left)))
+        for place, new in self.changed.items():
+            for i, value in enumerate(new, place - self.at):
+                if 0 <= i < len(out):
+                    out[i] = value
+        self.at += len(out)
+        return bytes(out)
+
+
+class Forward(soundfile.SoundFile):
+    """A file that is read from its first sample to its last: a FLAC stream of unknown length refuses any seek at its end."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tuple[soundfile.SoundFile, str]]:
+    """A recording, open, with all of its audio and no byte of anything else; and where its header disagrees with the file ("": nowhere).
+
+    raises : ValueError in words for an empty or truncated file; OSError and soundfile.LibsndfileError for what cannot be read
+    """
+    stat = path.stat()
+    if stat.st_size == 0:
+        raise ValueError("empty file, expected audio; record or download it again")
+    with path.open("rb") as file, contextlib.ExitStack() as stack:
+        magic = file.read(4)
+        changed = {0: b"RF64"} if magic == b"BW64" else {}  # libsndfile knows the one name only
+        start, length, remark, found = 0, stat.st_size, "", _found(file, magic, stat.st_size)
+        if found is not None:
+            start = found.start
+            length, remark = _length(found, max(stat.st_size - start, 0))
+        elif magic == b"OggS":
+            length, remark = _ogg(file, stat.st_size)
+        elif magic == b"fLaC":
+            other, samples = _flac_total(file)
+            if samples == 0:
+                changed[21], remark = (other + _counted(str(path), stat.st_size, stat.st_mtime_ns)).to_bytes(5, "big"), OPEN
+        if start + length >= stat.st_size and not remark and not changed:
+            yield stack.enter_context(soundfile.SoundFile(str(path))), ""
+            return
+        named = length
+        if found and found.field:  # libsndfile is shown the file up to the end of its audio, under a header that names that end
+            at, kind, more = found.field
+            named = min(length, MOST_NAMED - more) if struct.calcsize(kind) == 4 else length
+            changed[at] = struct.pack(kind, named + more)
+        sound = stack.enter_context(soundfile.SoundFile(Part(file, 0, start + named, changed)))
+        yield sound if named == length else stack.enter_context(_raw(sound, file, start, length)), remark
+
+
+def _raw(head: soundfile.SoundFile, file: BinaryIO, start: int, length: int) -> soundfile.SoundFile:
+    """Audio that no size of its header can name, read by what the header says of its samples."""
+    if head.subtype not in RAW_BYTES:
+        raise ValueError(f"{length} bytes of {head.subtype} audio, more than its header can name; convert it to WAV or RF64")
+    endian = head.endian if head.endian != "FILE" else "BIG" if head.format in ("AIFF", "AU", "SVX") else "LITTLE"
+    frame = RAW_BYTES[head.subtype] * head.channels
+    how = {"samplerate": head.samplerate, "channels": head.channels, "format": "RAW", "subtype": head.subtype, "endian": endian}
+    return soundfile.SoundFile(Part(file, start, length // frame * frame, {}), **how)
+
+
+def _length(found: Found, there: int) -> tuple[int, str]:
+    """Bytes of audio to read, and what to say of it. there : bytes from the first of the audio to the end of the file"""
+    named = found.named
+    if 0 <= named <= there and found.clean:
+        return named, ""
+    if named <= 0 or any(first <= named < end for first, end in OPEN_LENGTHS):
+        return there, OPEN
+    if named > there:
+        raise ValueError(f"truncated, {there} of {named} bytes of audio are there; copy or download it again")
+    wrapped, rest = divmod(there - named, WRAP)
+    if wrapped and rest <= SLACK:
+        return there - rest, f"its header counts only to 4 GiB and names {named} bytes of audio, all {there - rest} were read"
+    return named, f"its header names {named} bytes of audio, {there - named} more behind them are not used; repair the header if they are sound"
+
+
+def _found(file: BinaryIO, magic: bytes, size: int) -> Found | None:
+    """Where the audio of a file is and what its header names; None where that is libsndfile's to say."""
+    if magic in CHUNKED:
+        return _chunked(file, CHUNKED[magic], size)
+    if magic in (b".snd", b"dns."):
+        kind = ">I" if magic == b".snd" else "<I"
+        start, named = _number(file, 4, kind), _number(file, 8, kind)
+        return Found(start, named, start + named == size, (8, kind, 0))
+    if magic == b"NIST":
+        file.seek(0)
+        text = file.read(1024)
+        words = (b"NIST_1A", b"sample_count -i", b"channel_count -i", b"sample_n_bytes -i")
+        told = [re.search(rb"%s\s+(\d{1,15})\b" % word, text) for word in words]
+        if all(told) and b"embedded" not in text:  # compressed
+            start, named = int(told[0][1]), math.prod(int(one[1]) for one in told[1:])
+            return Found(start, named, start + named == size, None)
+    return None
+
+
+def _chunked(file: BinaryIO, layout: Chunks, size: int) -> Found | None:
+    wide = None  # place of the 64-bit size of RF64
+    for number, (name, start, length) in enumerate(_walk(file, layout, layout.first)):
+        if number == MOST_CHUNKS:
+            raise ValueError(f"no audio in its first {MOST_CHUNKS} parts, expected one called data; copy or download it again")
+        if name == b"ds64":
+            wide = start + 8
+        elif name[:4] in AUDIO:
+            field, end = (start - struct.calcsize(layout.size), layout.size), start + length
+            if wide and length == WRAP - 1:
+                length = _number(file, wide, "<Q")
+                field, end = (wide, "<Q"), start + length
+            skipped = 8 + _number(file, start, ">I") if name == b"SSND" else 4 if layout.size == ">q" else 0
+            clean = end <= size and _only_chunks(file, layout, end + -length % layout.align, size)
+            more = skipped + (struct.calcsize(layout.size) + layout.name) * layout.counted
+            return Found(start + skipped, length - skipped, clean, (*field, more))
+    return None
+
+
+def _walk(file: BinaryIO, layout: Chunks, at: int) -> Iterator[tuple[bytes, int, int]]:
+    """Name, first byte and bytes of the content of each chunk from a place on; less than 0 bytes where the size says nothing."""
+    head = layout.name + struct.calcsize(layout.size)
+    while True:
+        file.seek(at)
+        if len(raw := file.read(head)) < head:
+            return
+        length = struct.unpack(layout.size, raw[layout.name :])[0] - head * layout.counted
+        yield raw[: layout.name], at + head, length
+        at += head + length + -length % layout.align
+        if length < 0 or at >= 2**62:
+            return
+
+
+def _only_chunks(file: BinaryIO, layout: Chunks, at: int, size: int) -> bool:
+    """Whether nothing but whole chunks lies between a place and the end of the file."""
+    for name, start, length in itertools.islice(_walk(file, layout, at), MOST_CHUNKS):
+        if not all(32 <= letter < 127 for letter in name[:4]) or not 0 <= length <= size - start:
+            return False
+        at = start + length + -length % layout.align
+    return at >= size
+
+
+def _number(file: BinaryIO, at: int, kind: str) -> int:
+    file.seek(at)
+    raw = file.read(struct.calcsize(kind))
+    return struct.unpack(kind, raw)[0] if len(raw) == struct.calcsize(kind) else 0
+
+
+def _ogg(file: BinaryIO, size: int) -> tuple[int, str]:
+    """End of the last page of an Ogg file and what to say of it."""
+    first = max(size - OGG_TAIL, 0)
+    file.seek(first)
+    tail = file.read()
+    at = tail.rfind(b"OggS")
+    table = tail[at + 27 : at + 27 + tail[at + 26]] if 0 <= at < len(tail) - 26 else b""
+    end = at + 27 + len(table) + sum(table)
+    closed = bool(table) and bool(tail[at + 5] & 4)
+    if not table or len(table) < tail[at + 26] or end > len(tail) or (end < len(tail) and not closed):
+        raise ValueError("truncated, its last page is not whole; copy or download it again")
+    if not closed:
+        return size, "the mark of its end is missing, as in a stream that was cut; it was read to the end of the file"
+    return first + end, f"{len(tail) - end} bytes behind its last page are not used" if end < len(tail) else ""
+
+
+def _flac_total(file: BinaryIO) -> tuple[int, int]:
+    """The five bytes of a FLAC header with the number of samples: what else they hold, and that number; 0: unknown."""
+    file.seek(21)
+    both = int.from_bytes(file.read(5), "big")
+    return both >> 36 << 36, both % 2**36
+
+
+@functools.lru_cache(maxsize=64)
+def _counted(path: str, size: int, changed_ns: int) -> int:
+    """Samples of a FLAC file that does not name them."""
+    with Forward(path) as file:
+        return sum(iter(lambda: len(file.read(2**16, dtype="int16", always_2d=True)), 0))
