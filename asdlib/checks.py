@@ -114,20 +114,31 @@ def embeddings(test: np.ndarray, train: np.ndarray) -> None:
 def by_section(table: pd.DataFrame) -> pd.DataFrame:
     """The table with each section of a machine that has several as a machine of its own, named <machine>_<section>.
 
-    Metrics, thresholds, scales and references are per machine and section, as in the official evaluation of DCASE 2020 to 2022.
-    A machine stays whole where one of its sections has fewer than `FEWEST_OF_SECTION` training clips, since such a section has
-    nothing to be judged by; a table without any training clip is taken apart as it is.
-
-    table : clip or score table.  returns : a new table, or the same one where nothing changes
+    Metrics, thresholds and intervals are per machine and section, as in the official evaluation of DCASE 2020 to 2022.
+    table : with the columns machine and section.  returns : a new table, or the same one where nothing changes
     raises : Refusal where such a name is the name of another machine
     """
-    if table.groupby("machine")["section"].nunique().lt(2).all():
+    return _apart(table, table.groupby("machine")["section"].nunique().gt(1))
+
+
+def by_references(table: pd.DataFrame) -> pd.DataFrame:
+    """As `by_section`, but a machine stays whole where one of its sections has fewer than `FEWEST_OF_SECTION` training clips.
+
+    A clip is compared with the training clips, and brought to the scale of the training scores, that have its name here: such a
+    section has nothing to be judged by, and its machine's clips are judged together.  table : clip or score table
+    """
+    sections = table.groupby("machine")["section"].nunique()
+    if sections.lt(2).all():
         return table
     facts = table[["machine", "section", "split", "clip"]].drop_duplicates()
     train = facts["split"].eq("train").groupby([facts["machine"], facts["section"]]).sum()
-    found = train.groupby("machine").agg(["size", "min", "max"])
-    several = (found["size"] > 1) & ((found["min"] >= FEWEST_OF_SECTION) | (found["max"] == 0))
+    return _apart(table, sections.gt(1) & train.groupby("machine").min().ge(FEWEST_OF_SECTION))
+
+
+def _apart(table: pd.DataFrame, several: pd.Series) -> pd.DataFrame:
     apart = table["machine"].map(several).to_numpy(bool)
+    if not apart.any():
+        return table
     named = table["machine"].where(~apart, table["machine"] + "_" + table["section"])
     taken = sorted(set(named[apart]) & set(table["machine"]))
     if taken:

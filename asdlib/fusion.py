@@ -9,7 +9,7 @@ Scores of different kinds (a log-likelihood, a distance, a cosine) become compar
 
 Conventions
 -----------
-A scale is fitted to the normal *training* scores of the same machine (and section, `checks.by_section`) and training seed, leave-clip-out
+A scale is fitted to the normal *training* scores of the same machine (and section, `checks.by_references`) and training seed, leave-clip-out
 scores, and to nothing else. It is a fixed increasing function afterwards, so a test clip's score never depends on another
 test clip, and the AUC of a single part is the same before and after. Higher is more anomalous.
 
@@ -206,7 +206,7 @@ def aligned(scores: pd.DataFrame, parts: Iterable[tuple[str, str]], mode: str) -
             example = odd[0][KEYS.index("clip")] if len(odd) else columns[first].index[0][KEYS.index("clip")]
             raise checks.Refusal(f"{first} and {name} did not score the same clips (first: {example}), expected equal clips and seeds")
     table = columns[first].index.to_frame(index=False)
-    train, judged = (table["split"] == "train").to_numpy(), checks.by_section(table)
+    train, judged = (table["split"] == "train").to_numpy(), checks.by_references(table)
     for name, column in columns.items():
         values = column.to_numpy(float).copy()
         for rows in judged.groupby(["machine", "seed"]).indices.values():

@@ -8,7 +8,7 @@ Only rows of split `test` with a label count. Values are fractions in [0, 1]. au
     omega        machine "all": harmonic mean over machines x 3, the official score
 
 Where a machine has several sections, each section counts as a machine, <machine>_<section> (`checks.by_section`): its metrics, its
-threshold and its resamples are its own, as in the official evaluation of 2020 to 2022.
+threshold (from the training clips of `checks.by_references`) and its resamples are its own, as in the official evaluation of 2020 to 2022.
 
 NaN means not available, never a guess: a metric whose normals or anomalies are absent. An hmean, an omega and any other value of "all" is
 the mean over what is available, as in the published toolkits; `tables.reasons` says what is missing. Machines without a single labelled
@@ -246,17 +246,18 @@ def decisions(scores: pd.DataFrame, settings: config.Metrics) -> pd.DataFrame:
         normals or anomalies, or the machine has no training scores (method none). A machine without test clips has its threshold, no more.
         F1 of a domain uses only its clips (facts F3).
     """
-    scores = checks.by_section(checks.score_table(scores[scores["component"] == "score"]))
-    found = _blocks(scores)
-    train = {key: part.to_numpy(float) for key, part in scores[scores["split"] == "train"].groupby(["system", "seed", "machine"])["score"]}
+    own = checks.score_table(scores[scores["component"] == "score"])
+    scores, references = checks.by_section(own), checks.by_references(own)
+    found, whole = _blocks(scores), dict(zip(scores["machine"], references["machine"]))
+    train = {key: part.to_numpy(float) for key, part in references[own["split"] == "train"].groupby(["system", "seed", "machine"])["score"]}
     rows, nothing = [], (np.empty(0, object), np.empty(0, "U7"), np.empty(0, "U10"), np.empty(0))
-    for system, seed, machine in sorted(train):  # a machine without test clips has a threshold all the same
+    for system, seed, machine in sorted(scores.groupby(["system", "seed", "machine"]).groups):  # without test clips there is a threshold too
         blocks = found.setdefault((system, "score", int(seed)), [])
         if machine not in {block.machine for block in blocks}:
             blocks.append(_Block(machine, *nothing))
     for (system, _, seed), blocks in found.items():
         for block in blocks:
-            mine = train.get((system, seed, block.machine), np.empty(0))
+            mine = train.get((system, seed, whole[block.machine]), np.empty(0))
             threshold = gamma_threshold(mine, settings.decision_quantile) if len(mine) else Threshold(np.nan, "none")
             above = float(np.mean(mine > threshold.value)) if len(mine) else np.nan
             for domain in ("source", "target", "all"):

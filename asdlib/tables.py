@@ -235,11 +235,12 @@ def standing(scores: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:
     scores : SCORE_COLUMNS.  decisions : system, machine, seed, threshold
     returns : system, machine, domain, label, clip, above_normal (from the training mean), above_threshold; NaN without training scores
     """
-    own = checks.by_section(scores[scores["component"] == "score"])
-    key = ["system", "machine", "seed"]
-    train = own[own["split"] == "train"].groupby(key)["score"].agg(["mean", "std"])
+    own = scores[scores["component"] == "score"]
+    own = checks.by_section(own).assign(references=checks.by_references(own)["machine"])
+    key, of_train = ["system", "machine", "seed"], ["system", "references", "seed"]
+    train = own[own["split"] == "train"].groupby(of_train)["score"].agg(["mean", "std"])
     limits = decisions.drop_duplicates(key).set_index(key)["threshold"]
-    test = own[own["split"] == "test"].join(train, on=key).join(limits, on=key)
+    test = own[own["split"] == "test"].join(train, on=of_train).join(limits, on=key)
     test["above_normal"] = (test["score"] - test["mean"]) / test["std"]
     test["above_threshold"] = (test["score"] - test["threshold"]) / test["std"]
     columns = ["above_normal", "above_threshold"]

@@ -9,6 +9,7 @@ from sizes import BASELINE, SMALL, TINY
 
 from asdlib import audio, checks, clips, config, detectors, fusion, metrics, submission
 from asdlib.detectors.context import Context
+from asdlib.explore import parts as tuning
 
 FEW = config.Metrics(bootstrap=50, shuffles=10)
 
@@ -64,14 +65,33 @@ def test_scales_and_thresholds_are_of_the_section():
         assert len(of(scores))
 
 
-def test_a_machine_with_a_section_without_training_clips_stays_whole():
+def test_a_section_without_training_clips_is_held_against_those_of_its_machine():
     table = made(3)
     bare = table[(table["machine"] != "pump") | (table["section"] != "02") | (table["split"] == "test")]
-    assert set(checks.by_section(bare)["machine"]) == {"pump", "saw_00", "saw_01", "saw_02"}
-    assert set(checks.by_section(table[table["split"] == "test"])["machine"]) == {f"{m}_0{i}" for m in ("pump", "saw") for i in range(3)}
-    assert checks.by_section(made(1)) is not None and set(checks.by_section(made(1))["machine"]) == {"pump", "saw"}
+    every = {f"{machine}_0{i}" for machine in ("pump", "saw") for i in range(3)}
+    assert set(checks.by_section(bare)["machine"]) == every
+    assert set(checks.by_references(bare)["machine"]) == {"pump"} | {name for name in every if name.startswith("saw")}
+    assert set(checks.by_references(made(1))["machine"]) == set(checks.by_section(made(1))["machine"]) == {"pump", "saw"}
+    decided = metrics.decisions(as_scores(bare), FEW).drop_duplicates("machine").set_index("machine")
+    assert decided.loc["pump_00", "threshold"] == decided.loc["pump_02", "threshold"] and decided.loc["pump_02", "train_clips"] == 24
     with pytest.raises(checks.Refusal, match="machine pump_01 is named like a section of another machine; rename its folder"):
         checks.by_section(pd.concat([table, made(1).replace({"machine": {"saw": "pump_01"}})]))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_tuner_judges_sections_as_the_report_does(whole):
+    table = made(2)
+    if whole:
+        table = table[(table["machine"] != "pump") | (table["section"] != "01") | (table["split"] == "test")]
+    rng = np.random.default_rng(1)
+    parts = [as_scores(table).assign(system="oevae", component=name, score=table["score"] + rng.normal(size=len(table)))
+             for name in ("alpha", "beta", "beta_k1", "beta_k2", "beta_k4")]  # fmt: skip
+    scores, cfg = pd.concat(parts, ignore_index=True), config.Study()
+    tuned = tuning.from_scores(scores, cfg)
+    official = metrics.table(fusion.systems(scores, cfg.fusion), FEW, 0).query("component == 'score'")
+    assert tuned.machines == ("pump_00", "pump_01", "saw_00", "saw_01")
+    point = tuned.point("oevae", tuned.default)
+    np.testing.assert_allclose(point.ravel(), official["value"], atol=1e-12)
 
 
 @pytest.fixture(scope="module")

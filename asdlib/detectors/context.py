@@ -34,12 +34,12 @@ class Context:
 
 
 def judged_as(clips: pd.DataFrame, train_rows: np.ndarray) -> tuple[np.ndarray, Callable[[pd.DataFrame], np.ndarray]]:
-    """Which references a clip has: those of its machine, or of its section where sections are judged apart (`checks.by_section`).
+    """Which references a clip has: those of its machine, or of its section where sections are judged apart (`checks.by_references`).
 
     clips : clip table of the training clips' store.  train_rows : int (n,)
     returns : the group of each training clip, str (n,), and a function that names the groups of the clips of any clip table
     """
-    train = checks.by_section(clips)["machine"].to_numpy()[train_rows]
+    train = checks.by_references(clips)["machine"].to_numpy()[train_rows]
     groups = set(train)
 
     def of(table: pd.DataFrame) -> np.ndarray:

@@ -52,8 +52,8 @@ class Atlas(HasTraits):
         if not spaces:
             raise checks.Refusal("no embedding came, expected those of oevae or classifier; add one of them to the study's systems and run it")
         self.spaces, self.xy, self.table = {space.name: space for space in spaces}, xy, table
-        self.scores, self.decisions = checks.by_section(scores), decisions
-        self.judged = checks.by_section(table)["machine"]  # whose training clips and threshold a clip is held against
+        self.scores, self.decisions = scores, decisions
+        self.judged, self._referred = checks.by_references(table)["machine"], checks.by_references(scores)
         self.views = {}
         for space in spaces:
             machines = list(table["machine"].iloc[space.rows].unique())
@@ -72,7 +72,7 @@ class Atlas(HasTraits):
 
     def _standing(self) -> pd.DataFrame:
         """Score of every clip in sd above the normal training mean; index: store row, a column for each system."""
-        own = self.scores[self.scores["component"] == "score"]
+        own = self._referred[self._referred["component"] == "score"]
         train = own[own["split"] == "train"].groupby(["system", "machine"])["score"].agg(["mean", "std"])
         own = own.join(train, on=["system", "machine"])
         own = own.assign(row=own["clip"].map(self._row_of), sd=(own["score"] - own["mean"]) / own["std"].where(own["std"] > 0))
@@ -250,7 +250,7 @@ class Atlas(HasTraits):
     def _parts(self, machine: str) -> dict[tuple[str, str], tuple[dict[str, float], np.ndarray]]:
         """Of each system and component its score of every clip of a machine, and the scores of the training clips."""
         if machine not in self._known:
-            mine, found = self.scores[self.scores["machine"] == machine], {}
+            mine, found = self._referred[self._referred["machine"] == machine], {}
             groups = dict(iter(mine.groupby(["system", "component"], sort=False)))
             for system in tables.in_order(mine["system"]):
                 for key, part in groups.items():

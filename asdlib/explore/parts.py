@@ -129,12 +129,16 @@ def from_scores(scores: pd.DataFrame, cfg: config.Study) -> Parts:
     betas = {k: f"beta_k{k}" for k in KEPT_K if f"beta_k{k}" in found} | {cfg.oevae.neighbours: "beta"}
     names = [("oevae", name) for name, _ in alphas.values()] + [("oevae", betas[k]) for k in sorted(betas)]
     classifier = ("classifier", "score") in set(zip(scores["system"], scores["component"]))
-    table = checks.by_section(fusion.aligned(scores, names + [("classifier", "score")] * classifier, cfg.fusion.normalise))
-    machines = sorted(table["machine"].unique())
-    facts = {machine: [_facts(table, machine, split) for split in checks.SPLITS] for machine in machines}
+    table = fusion.aligned(scores, names + [("classifier", "score")] * classifier, cfg.fusion.normalise)
+    judged = checks.by_section(table).assign(references=checks.by_references(table)["machine"])
+    whole = dict(zip(judged["machine"], judged["references"]))
+    machines, seeds = sorted(whole), sorted(table["seed"].unique())
+    train, test = (judged[judged["split"] == split] for split in checks.SPLITS)
+    rows = {name: (train[train["references"] == whole[name]], test[test["machine"] == name]) for name in machines}
+    facts = {name: [_facts(part) for part in parts] for name, parts in rows.items()}
 
     def both(name: str) -> Split:
-        return Split(*(_filled([_seeds(table, machine, split, name) for machine in machines]) for split in ("test", "train")))
+        return Split(*(_filled([_seeds(rows[machine][i], machine, name, seeds) for machine in machines]) for i in (1, 0)))
 
     domain, label = ([facts[m][1][column].to_numpy() for m in machines] for column in ("domain", "label"))
     return Parts(
@@ -153,18 +157,16 @@ def from_scores(scores: pd.DataFrame, cfg: config.Study) -> Parts:
     )
 
 
-def _facts(table: pd.DataFrame, machine: str, split: str) -> pd.DataFrame:
-    rows = table[(table["machine"] == machine) & (table["split"] == split)]
+def _facts(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.drop_duplicates("clip").sort_values("clip")[["clip", "domain", "label"]]
 
 
-def _seeds(table: pd.DataFrame, machine: str, split: str, name: str) -> np.ndarray:
+def _seeds(rows: pd.DataFrame, machine: str, name: str, seeds: list[int]) -> np.ndarray:
     """(seeds, clips) of one part, clips in the order of `_facts`."""
-    rows = table[(table["machine"] == machine) & (table["split"] == split)]
     wide = rows.pivot(index="clip", columns="seed", values=name).sort_index()
     if wide.isna().any(axis=None):
         raise checks.Refusal(f"{name} of {machine}: the seeds did not score the same clips, expected each clip once per seed; finish the study")
-    return wide.reindex(columns=sorted(table["seed"].unique())).to_numpy(float).T
+    return wide.reindex(columns=seeds).to_numpy(float).T
 
 
 def _filled(rows: list[np.ndarray]) -> np.ndarray:
