@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def score(args: argparse.Namespace) -> int:
 
     raises : checks.Refusal without a file, or where the folder of --explain exists
     """
-    paths = [line for name in args.files for line in (sys.stdin.read().splitlines() if name == "-" else [name]) if line.strip()]
+    listed = [os.fsdecode(line) for line in sys.stdin.buffer.read().splitlines()] if "-" in args.files else []  # names in any encoding
+    paths = [line for name in args.files for line in (listed if name == "-" else [name]) if line.strip()]
     if not paths:
         raise checks.Refusal("no file came, expected recordings, folders of them, or - and a list of paths on stdin")
     run = study.open(_name(args.study), args.home, args.seed)
@@ -50,17 +52,20 @@ def score(args: argparse.Namespace) -> int:
 
 def _scored(args: argparse.Namespace, run, files: list[Path], ready) -> int:
     print(f"{ready.system} of {ready.machine}, threshold by {ready.threshold.method}, seed {ready.seed}", file=sys.stderr)
-    bad = 0
+    bad, odd = 0, []
     for start in range(0, len(files), BLOCK):
         table = ready(files[start : start + BLOCK])
         wrong = table["problem"] != ""
         for row in table[wrong].itertuples():
             print(f"asd: {row.file}: {row.problem}", file=sys.stderr)
         bad += int(wrong.sum())
+        odd += [f"{row.file}: {row.remark}" for row in table[table["remark"] != ""].itertuples()]
         if args.explain:
             reasons.write(run, ready, files[start : start + BLOCK], table, args.explain, start)
         table.loc[~wrong, list(scorer.COLUMNS)].to_csv(sys.stdout, index=False, header=start == 0)
         sys.stdout.flush()
+    if odd:
+        print(f"asd: {len(odd)} of {len(files)} files have a remark, see the last column; the first: {odd[0]}", file=sys.stderr)
     if bad:
         print(f"asd: {bad} of {len(files)} files could not be scored", file=sys.stderr)
     return 1 if bad else 0
@@ -111,8 +116,9 @@ def add(commands) -> None:
 
     ask = commands.add_parser("score", help="score recordings with a finished study",
         description="Reads the trained weights in runs/STUDY and recordings; writes CSV to stdout: "
-        "file,score,threshold,decision,alpha,beta,classifier (the last three: raw scores of these parts, empty where the system has none), and "
-        "with --explain a page per recording. Higher scores are more anomalous; above the threshold (from training clips) the decision is "
+        "file,score,threshold,decision,alpha,beta,classifier,remark (alpha to classifier: raw scores of these parts, empty where the system has "
+        "none; remark: what is odd about the recording, such as silence), and with --explain a page per recording. Higher scores are more "
+        "anomalous; above the threshold (from training clips) the decision is "
         "anomaly. A bad file is told on stderr, the others are scored, and the exit code is 1.",
         epilog="example: asd score demo --machine fan new/*.wav > scores.csv; find new -name '*.flac' | asd score demo --machine fan -")  # fmt: skip
     _common(ask)

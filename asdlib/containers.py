@@ -21,6 +21,7 @@ import contextlib
 import functools
 import itertools
 import math
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -118,9 +119,9 @@ def opened(path: Path) -> Iterator[tuple[soundfile.SoundFile, str]]:
         elif magic == b"fLaC":
             other, samples = _flac_total(file)
             if samples == 0:
-                changed[21], remark = (other + _counted(str(path), stat.st_size, stat.st_mtime_ns)).to_bytes(5, "big"), OPEN
+                changed[21], remark = (other + _counted(os.fsencode(path), stat.st_size, stat.st_mtime_ns)).to_bytes(5, "big"), OPEN
         if start + length >= stat.st_size and not remark and not changed:
-            yield stack.enter_context(soundfile.SoundFile(str(path))), ""
+            yield stack.enter_context(soundfile.SoundFile(os.fsencode(path))), ""
             return
         named = length
         if found and found.field:  # libsndfile is shown the file up to the end of its audio, under a header that names that end
@@ -247,7 +248,7 @@ def _flac_total(file: BinaryIO) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _counted(path: str, size: int, changed_ns: int) -> int:
+def _counted(path: bytes, size: int, changed_ns: int) -> int:
     """Samples of a FLAC file that does not name them."""
     with Forward(path) as file:
         return sum(iter(lambda: len(file.read(2**16, dtype="int16", always_2d=True)), 0))

@@ -91,25 +91,27 @@ def write(run, ready: scorer.Scorer, paths: Sequence[str | Path], scores: pd.Dat
     pages, css = [], (Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
     for row in range(len(store) if store is not None else 0):
         place = int(store.clips["clip"].iloc[row])
-        told, name = scores.iloc[place], f"{first + place:04d}_{Path(paths[place]).stem}"
+        told, shown = scores.iloc[place], scores["file"].iloc[place]
+        name, title = f"{first + place:04d}_{Path(shown).stem}", Path(shown).name
         found = explain.why(Context(run.cfg, store, run.here, ready.seed), row, **maps)
         near = pd.concat([nearest(name, known[name], store, row, ready.machine) for name in DISTANCES if name in known] or [pd.DataFrame()])
         clips = near.drop_duplicates("row") if len(near) else near
-        waves = {str(paths[place]): store.int16(row), **{each.clip: run.store.int16(each.row) for each in clips.itertuples()}}
+        waves = {shown: store.int16(row), **{each.clip: run.store.int16(each.row) for each in clips.itertuples()}}
         gain = encoding.common_gain([wave / 32768.0 for wave in waves.values()])
         players = "".join(_player(wave / 32768.0, run.cfg.data.sample_rate, caption, gain) for caption, wave in waves.items())
         above = "above" if told["decision"] == "anomaly" else "not above"
         said = f"{ready.system} of {ready.machine}: score {told['score']:.4g}, {above} the threshold {told['threshold']:.4g}: {told['decision']}."
-        picture = base64.b64encode(plots.image(atlas_plots.why(found, usual, Path(paths[place]).name), "png")).decode()
+        said += f" Remark: {told['remark']}." if told["remark"] else ""
+        picture = base64.b64encode(plots.image(atlas_plots.why(found, usual, title), "png")).decode()
         none = tables.Html("<p>None of the systems embeds clips.</p>")
-        shown = tables.frame(near[["detector", "rank", "clip", "distance"]]) if len(near) else none
-        page = {"title": tables.escape(Path(paths[place]).name), "css": css, "said": tables.escape(said), "nearest": shown, "players": players}
-        alt = tables.escape(f"log-mel of {Path(paths[place]).name} with what made its score")
+        listed = tables.frame(near[["detector", "rank", "clip", "distance"]]) if len(near) else none
+        page = {"title": tables.escape(title), "css": css, "said": tables.escape(said), "nearest": listed, "players": players}
+        alt = tables.escape(f"log-mel of {title} with what made its score")
         page["picture"] = f'<div class="plot"><img alt="{alt}" src="data:image/png;base64,{picture}"></div>'
         artefacts.write_text(folder / f"{name}.html", PAGE.format(**page))
         pages.append(folder / f"{name}.html")
-        listed = near.assign(file=str(paths[place])).reindex(columns=list(COLUMNS))
-        listed.to_csv(folder / "nearest.csv", mode="a", index=False, header=not os.path.exists(folder / "nearest.csv"))
+        lines = near.assign(file=shown).reindex(columns=list(COLUMNS))
+        lines.to_csv(folder / "nearest.csv", mode="a", index=False, header=not os.path.exists(folder / "nearest.csv"))
     return pages
 
 

@@ -10,7 +10,8 @@ Conventions
 -----------
 Higher is more anomalous. A recording's score depends on nothing but the recording: detectors take one clip after the other
 (`detectors.context.clip_by_clip`) and scales come from training scores, so that a clip of the study gets the very score the study gave
-it, bit for bit on the same device and precision. A file that cannot be scored has NaN and a `problem` in words; the others are scored.
+it, bit for bit on the same device and precision. A file that cannot be scored has NaN and a `problem` in words; the others are scored. What
+indexing would say of a file that is scored all the same (silent, clipped, ...) is its `remark`.
 
 Source: SYSTEM 7, 8; FACTS F5.  Used by: asdlib.study.open(...).score, `asd score`.
 """
@@ -29,7 +30,7 @@ from asdlib import artefacts, audio, checks, config, decoding, fusion, metrics, 
 from asdlib.detectors import SYSTEMS, Detector, score_table
 from asdlib.recordings import SOUNDS
 
-COLUMNS = ("file", "score", "threshold", "decision", "alpha", "beta", "classifier")
+COLUMNS = ("file", "score", "threshold", "decision", "alpha", "beta", "classifier", "remark")
 PARTS = {"alpha": ("oevae", "alpha"), "beta": ("oevae", "beta"), "classifier": ("classifier", "score")}
 
 
@@ -48,6 +49,11 @@ def recordings(paths: Iterable[str | Path]) -> list[Path]:
             raise checks.Refusal(f"{path}: no recording in this folder, expected audio files ({', '.join(SOUNDS[:6])}, ...); check the path")
         found += inside
     return found
+
+
+def shown(path: str | Path) -> str:
+    """A path as text that any file can hold: what is not UTF-8 in its name is escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def detectors_of(*systems: str) -> list[str]:
@@ -92,30 +98,32 @@ class Scorer:
         self.threshold = metrics.gamma_threshold(final.to_numpy(float), cfg.metrics.decision_quantile)
         self.data = dataclasses.replace(cfg.data, resample=True)  # the study may have left such clips out, here the user named them
 
-    def decoded(self, paths: Sequence[str | Path]) -> tuple[audio.Store | None, list[str]]:
-        """Recordings as a store that detectors can read, and what is wrong with each file ("": nothing).
+    def decoded(self, paths: Sequence[str | Path]) -> tuple[audio.Store | None, list[decoding.Decoded]]:
+        """Recordings as a store that detectors can read, and every one as it was decoded.
 
         Clips of the store are named by their position in `paths`; None where no file is usable.
         """
         found = [decoding.decode(path, self.data) for path in paths]
         usable = [i for i, one in enumerate(found) if one.samples is not None]
         facts = {"machine": self.machine, "section": "00", "split": "test", "domain": "unknown", "label": "unlabelled"}
-        table = pd.DataFrame([{"clip": f"{i:09d}", "path": str(paths[i]), "level_db": found[i].level_db} | facts for i in usable])
+        table = pd.DataFrame([{"clip": f"{i:09d}", "path": shown(paths[i]), "level_db": found[i].level_db} | facts for i in usable])
         store = audio.in_memory(table, [found[i].samples for i in usable]) if usable else None
-        return store, [one.refused for one in found]
+        return store, found
 
     def __call__(self, paths: Sequence[str | Path]) -> pd.DataFrame:
         """Scores of files.
 
         paths : recordings (folders: see `recordings`)
         returns : a row per file in the order given: COLUMNS, and `problem`, "" where the file was scored. decision is normal or
-            anomaly; alpha, beta and classifier are the raw scores of these parts, NaN where the system has no such part
+            anomaly; alpha, beta and classifier are the raw scores of these parts, NaN where the system has no such part; remark is what
+            is odd about a file that was scored, "" for nothing
         """
-        store, problems = self.decoded(paths)
-        table = pd.DataFrame({"file": [str(path) for path in paths]}).reindex(columns=list(COLUMNS))
+        store, found = self.decoded(paths)
+        table = pd.DataFrame({"file": [shown(path) for path in paths]}).reindex(columns=list(COLUMNS))
         table = table.astype(dict.fromkeys(("score", "alpha", "beta", "classifier"), float) | {"decision": object})
         table["threshold"] = self.threshold.value
-        table["problem"] = problems
+        table["remark"] = [self._remark(one) for one in found]
+        table["problem"] = [one.refused for one in found]
         if store is not None:
             scores = self.scores(store)
             rows = [int(clip) for clip in store.clips["clip"]]
@@ -124,6 +132,13 @@ class Scorer:
                     table.loc[rows, column] = scores[part]
             table.loc[rows, "decision"] = np.where(table.loc[rows, "score"] > self.threshold.value, "anomaly", "normal")
         return table
+
+    def _remark(self, one: decoding.Decoded) -> str:
+        rate, remarks = self.data.sample_rate, list(one.remarks)
+        if one.samples is not None and one.rate != rate:
+            above = f": no sound above {one.rate / 2:g} Hz" if one.rate < rate else ""
+            remarks.append(f"{one.rate} Hz, resampled to {rate} Hz{above}")
+        return "; ".join(remarks)
 
     def scores(self, store: audio.Store) -> dict[tuple[str, str], np.ndarray]:
         """Scores of all clips of a store: (system, component) -> float64 (clips,), fused on the scales of the training scores."""

@@ -1,10 +1,12 @@
 """Why a recording was scored so: the page says what the score was made of, and names the training clips that lie nearest."""
 
+import os
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 
 from asdlib import checks, detectors, explain, fusion, reasons, scorer
 from asdlib.detectors.context import Context
@@ -70,6 +72,16 @@ def test_a_page_is_whole_by_itself(context, trained, tmp_path):
     assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!data:)", page) and page.count("<audio") >= 6
     near = pd.read_csv(tmp_path / "why" / "nearest.csv")
     assert set(near["detector"]) == set(reasons.DISTANCES) and (near["file"] == str(paths[1])).all()
+
+
+def test_a_page_says_the_remark_and_escapes_a_name_that_is_not_utf_8(trained, tmp_path):
+    run, ready = trained
+    odd = tmp_path / os.fsdecode(b"\xfc.wav")
+    soundfile.write(os.fsencode(odd), np.zeros(16000), 16000)
+    (page,) = reasons.write(run, ready, [odd], ready([odd]), tmp_path / "why")
+    text = page.read_text(encoding="utf-8")
+    assert "<title>\\xfc.wav</title>" in text and "Remark: silent (-120 dB re full scale)." in text
+    assert pd.read_csv(tmp_path / "why" / "nearest.csv")["file"].unique().tolist() == [f"{tmp_path}/\\xfc.wav"]
 
 
 def test_a_detector_without_embeddings_of_clips_is_refused(context, trained):

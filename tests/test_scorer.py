@@ -1,7 +1,11 @@
 """A recording has the score that its study gave it, to the bit, whatever it is scored with; bad files are told, others scored."""
 
 import dataclasses
+import io
+import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from asdlib import checks, detectors, fusion, scorer, study, training
+from asdlib import checks, cli, commands, detectors, fusion, scorer, study, training
 from asdlib.detectors.context import Context
 
 
@@ -93,6 +97,55 @@ def test_any_rate_and_channels_are_scored_and_bad_files_are_told(context, traine
     assert table["score"][0] == pytest.approx(table["score"][4], rel=0.25)  # there and back through another rate
     assert "No such file" in table["problem"][1] and "unreadable" in table["problem"][3]
     assert list(table.columns) == [*scorer.COLUMNS, "problem"]
+
+
+def test_scoring_says_of_a_recording_what_indexing_says(context, trained, tmp_path):
+    row = detectors.machine_rows(context.store.clips, "pump", "test")[0]
+    wave, _ = soundfile.read(context.store.clips["path"][row])
+    waves = {"whole": wave, "mute": np.zeros(16000), "loud": np.clip(50 * wave, -1, 1), "dead": np.stack([0 * wave, wave], axis=1)}
+    for name, sound in waves.items():
+        soundfile.write(tmp_path / f"{name}.wav", sound, 16000)
+    soundfile.write(tmp_path / "fast.wav", wave, 44100)
+    soundfile.write(tmp_path / "slow.wav", wave, 8000)
+    raw = bytearray((tmp_path / "whole.wav").read_bytes())
+    raw[40:44] = bytes(4)  # the size of its audio
+    (tmp_path / "open.wav").write_bytes(raw)
+    names = [*waves, "fast", "slow", "open", "missing"]
+    table = ready(context, trained, "baseline_knn")([tmp_path / f"{name}.wav" for name in names])
+    told = dict(zip(names, table["remark"], strict=True))
+    assert told["whole"] == told["missing"] == "" and told["mute"] == "silent (-120 dB re full scale)"
+    assert told["loud"].startswith("clipped (") and told["dead"].startswith("channel 0 is silent (-120 dB re full scale), channel 1 is not")
+    assert told["fast"] == "44100 Hz, resampled to 16000 Hz"
+    assert told["slow"] == "8000 Hz, resampled to 16000 Hz: no sound above 4000 Hz"
+    assert told["open"].startswith("its header leaves the length open") and table["score"][0] == table["score"][6]
+
+
+def test_names_that_are_not_utf_8_are_escaped_and_scored(context, trained, tmp_path):
+    row = detectors.machine_rows(context.store.clips, "pump", "test")[0]
+    odd = tmp_path / os.fsdecode(b"Pr\xfcfstand.wav")
+    shutil.copyfile(context.store.clips["path"][row], odd)
+    paths = [odd, context.store.clips["path"][row], tmp_path / os.fsdecode(b"gone \xff.wav")]
+    table = ready(context, trained, "baseline_knn")(paths)
+    assert table["file"].tolist() == [f"{tmp_path}/Pr\\xfcfstand.wav", paths[1], f"{tmp_path}/gone \\xff.wav"]
+    assert table["score"][0] == table["score"][1] and table["problem"].astype(bool).tolist() == [False, False, True]
+    table.to_csv().encode()
+
+
+def test_what_is_printed(context, trained, tmp_path, monkeypatch, capsys):
+    """Rows of what was scored, with remarks, on stdout; what was not, and that there are remarks, on stderr. Paths come as bytes on stdin."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
+    soundfile.write(os.fsencode(tmp_path) + b"/\xfc.wav", 0.1 * np.sin(np.arange(16000)), 16000)
+    one = ready(context, trained, "baseline_knn")
+    monkeypatch.setattr(commands.study, "open", lambda *_: SimpleNamespace(scorer=lambda *_: one))
+    listed = b"%s/a.wav\n%s/\xfc.wav\n%s/gone.wav\n" % (3 * (os.fsencode(tmp_path),))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listed), encoding="utf-8"))
+    assert cli.main(["score", "smoke", "-"]) == 1
+    out, err = capsys.readouterr()
+    table = pd.read_csv(io.StringIO(out))
+    assert list(table.columns) == list(scorer.COLUMNS) and table["file"].tolist() == [f"{tmp_path}/a.wav", f"{tmp_path}/\\xfc.wav"]
+    assert table["remark"][0] == "silent (-120 dB re full scale)" and table["remark"].isna().tolist() == [False, True]
+    assert f"asd: {tmp_path}/gone.wav: unreadable (No such file" in err and "asd: 1 of 3 files could not be scored" in err
+    assert f"asd: 1 of 3 files have a remark, see the last column; the first: {tmp_path}/a.wav: silent (-120 dB re full scale)" in err
 
 
 def test_folders_are_searched_and_empty_ones_refused(tmp_path):
