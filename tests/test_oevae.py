@@ -148,6 +148,13 @@ def test_clips_shorter_than_a_segment_are_tiled(context):
     torch.testing.assert_close(front.waves(items)[0], wave[0].repeat(3)[:48000], rtol=1e-3, atol=1e-3)
 
 
+def test_segments_that_are_all_the_same_are_told(context, capsys):
+    for seconds, segments, told in ((1.25, 3, True), (1.25, 1, False), (1.0, 3, False)):  # the longest clip has 1.25 s
+        fitted(context, features={"segment_s": seconds, "segments": segments}, epochs=1, k_scales=(1.0,))
+        words = "no clip is longer than a segment (1.25 s): the 3 segments of each are one and the same, and an epoch visits each 3 times; "
+        assert (words + "set oevae.features.segments = 1, or record longer clips" in capsys.readouterr().out) == told
+
+
 def test_classes_of_the_attribute_head():
     table = pd.DataFrame({"section": "00", "attr_vel": ["4", "8", "4"], "attr_loc": ["A", "", "B"], "attr_car": ""})
     labels = exposure.attribute_labels(table, np.zeros(3))

@@ -180,6 +180,15 @@ class Target:
         return Target(self.items.joined(parents), *new, mels)
 
 
+def same_segments(front: Front) -> str:
+    """What to say where all segments of every clip of the store start at its first sample; "" elsewhere."""
+    s = front.settings
+    if s.segments == 1 or front.store.clips["samples"].max() > front.length:
+        return ""
+    return (f"no clip is longer than a segment ({s.segment_s:g} s): the {s.segments} segments of each are one and the same, and an epoch "
+            f"visits each {s.segments} times; set oevae.features.segments = 1, or record longer clips")  # fmt: skip
+
+
 class Exposure:
     """The batches of one target machine's training.
 

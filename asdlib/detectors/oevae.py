@@ -72,6 +72,8 @@ class OEVAEDetector:
         s, clips, device = self.settings, self.context.store.clips, self.context.device
         self._open(train_rows)
         _, others = exposure.checked_machine(clips, train_rows)
+        if told := exposure.same_segments(self.front):
+            print(told)
         rng = np.random.default_rng([self.context.seed, SPLIT])
         kept = exposure.held_out(clips["domain"].to_numpy()[train_rows], s.holdout, rng)
         kept_others = exposure.held_out(clips["machine"].to_numpy()[others], s.holdout, rng)
