@@ -88,11 +88,15 @@ class Scorer:
 
     detectors : name -> trained detector, those of `detectors_of(system)`
     scores : score table of the study with the training rows of this machine and seed
+    section : of the recordings, where the machine's sections are judged apart (`checks.by_references`); "" elsewhere
     """
 
-    def __init__(self, cfg: config.Study, detectors: Mapping[str, Detector], scores: pd.DataFrame, machine: str, system: str, seed: int):
-        self.cfg, self.detectors, self.machine, self.system, self.seed = cfg, detectors, machine, system, seed
+    def __init__(
+        self, cfg: config.Study, detectors: Mapping[str, Detector], scores: pd.DataFrame, machine: str, system: str, seed: int, section: str = ""
+    ):
+        self.cfg, self.detectors, self.machine, self.system, self.seed, self.section = cfg, detectors, machine, system, seed, section
         own = scores[(scores["machine"] == machine) & (scores["seed"] == seed) & (scores["split"] == "train")]
+        own = own[own["section"] == section] if section else own
         self.train = own[own["system"].isin(systems_behind(system))]
         final = self.train[(self.train["system"] == system) & (self.train["component"] == "score")]["score"]
         self.threshold = metrics.gamma_threshold(final.to_numpy(float), cfg.metrics.decision_quantile)
@@ -105,7 +109,7 @@ class Scorer:
         """
         found = [decoding.decode(path, self.data) for path in paths]
         usable = [i for i, one in enumerate(found) if one.samples is not None]
-        facts = {"machine": self.machine, "section": "00", "split": "test", "domain": "unknown", "label": "unlabelled"}
+        facts = {"machine": self.machine, "section": self.section or "00", "split": "test", "domain": "unknown", "label": "unlabelled"}
         table = pd.DataFrame([{"clip": f"{i:09d}", "path": shown(paths[i]), "level_db": found[i].level_db} | facts for i in usable])
         store = audio.in_memory(table, [found[i].samples for i in usable]) if usable else None
         return store, found
@@ -153,17 +157,22 @@ class Scorer:
 def of(run, jobs: Sequence[tuple], machine: str = "", system: str = "") -> Scorer:
     """The scorer of one machine of a finished study.
 
-    run : study.Run.  jobs : study.jobs(run).  machine : "" is the study's only one.  system : "" is `final_system`
+    run : study.Run.  jobs : study.jobs(run).  machine : "" is the study's only one; <machine>_<section> where sections are judged apart
+    system : "" is `final_system`
     raises : checks.Refusal for an unknown machine or system, and where something is not finished or out of date
     """
-    if not machine and len(run.machines) > 1:
-        raise checks.Refusal(f"study {run.cfg.name} has the machines {', '.join(run.machines)}; say which one with --machine")
-    machine = checks.known_name("machine", machine or run.machines[0], run.machines)
+    train = run.clips[run.clips["split"] == "train"]
+    judged = checks.by_references(train).drop_duplicates("machine")["machine"]
+    parts = {name: tuple(train.loc[row, ["machine", "section"]]) for row, name in judged.sort_values().items()}
+    if (not machine and len(parts) > 1) or (machine in run.machines and machine not in parts):
+        raise checks.Refusal(f"study {run.cfg.name} has the machines {', '.join(parts)}; say which one with --machine")
+    name = checks.known_name("machine", machine or next(iter(parts)), list(parts))
+    machine, section = parts[name] if name not in run.machines else (name, "")
     system = checks.known_name("system", system or final_system(run.cfg.systems), list(fusion.with_composed(run.cfg.systems)))
     needed = detectors_of(system)
     refuse_stale(run, jobs, needed, machine)
     scores = reading.scores(run.folder / "scores.parquet")
-    return Scorer(run.cfg, {name: run.detector(name, machine) for name in needed}, scores, machine, system, run.seed)
+    return Scorer(run.cfg, {name: run.detector(name, machine) for name in needed}, scores, machine, system, run.seed, section)
 
 
 def refuse_stale(run, jobs: Sequence[tuple], detectors: Sequence[str], machine: str = "") -> None:

@@ -7,7 +7,7 @@ import soundfile
 import torch
 from sizes import BASELINE, SMALL, TINY
 
-from asdlib import audio, checks, clips, config, detectors, fusion, metrics, submission
+from asdlib import audio, checks, clips, config, detectors, fusion, metrics, scorer, submission
 from asdlib.detectors.context import Context
 from asdlib.explore import parts as tuning
 
@@ -151,3 +151,15 @@ def test_references_are_of_the_section(name, stores, tmp_path):
         assert (sections == "00").all() and own.sum() < len(own)
     if name == "classifier":
         assert sorted(set(found[0][2].trained_group)) == ["pump_00", "pump_01", "saw_00", "saw_01"]
+
+
+def test_a_recording_is_held_against_the_section_it_is_said_to_be_of(stores, tmp_path):
+    cfg, store = stores[0]
+    detector = detectors.DETECTORS["baseline_knn"](Context(cfg, store, torch.device("cpu")))
+    scores = detectors.detect(detector, detector.context, ["pump"])
+    wave = tmp_path / "new.wav"
+    soundfile.write(wave, store.int16(int(np.flatnonzero(store.clips["section"] == "01")[0])), 16000)
+    found = [scorer.Scorer(cfg, {"baseline_knn": detector}, scores, "pump", "baseline_knn", 0, section)([wave]).iloc[0] for section in ("00", "01")]
+    decided = metrics.decisions(scores, cfg.metrics).drop_duplicates("machine").set_index("machine")["threshold"]
+    assert [row["threshold"] for row in found] == [decided["pump_00"], decided["pump_01"]]
+    assert found[0]["score"] > 2 * found[1]["score"]  # a training clip of section 01 is strange to section 00
