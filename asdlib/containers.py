@@ -66,7 +66,7 @@ class Found(NamedTuple):
     field: tuple[int, str, int] | None
 
 
-class Part:
+class _Part:
     """`length` bytes of a file from `start` on, some of them replaced (`changed`: place -> bytes), as a file for soundfile."""
 
     def __init__(self, file: BinaryIO, start: int, length: int, changed: dict[int, bytes]):
@@ -91,7 +91,7 @@ class Part:
         return bytes(out)
 
 
-class Forward(soundfile.SoundFile):
+class _Forward(soundfile.SoundFile):
     """A file that is read from its first sample to its last: a FLAC stream of unknown length refuses any seek at its end."""
 
     def seekable(self) -> bool:
@@ -128,7 +128,7 @@ def opened(path: Path) -> Iterator[tuple[soundfile.SoundFile, str]]:
             at, kind, more = found.field
             named = min(length, MOST_NAMED - more) if struct.calcsize(kind) == 4 else length
             changed[at] = struct.pack(kind, named + more)
-        sound = stack.enter_context(soundfile.SoundFile(Part(file, 0, start + named, changed)))
+        sound = stack.enter_context(soundfile.SoundFile(_Part(file, 0, start + named, changed)))
         yield sound if named == length else stack.enter_context(_raw(sound, file, start, length)), remark
 
 
@@ -139,7 +139,7 @@ def _raw(head: soundfile.SoundFile, file: BinaryIO, start: int, length: int) -> 
     endian = head.endian if head.endian != "FILE" else "BIG" if head.format in ("AIFF", "AU", "SVX") else "LITTLE"
     frame = RAW_BYTES[head.subtype] * head.channels
     how = {"samplerate": head.samplerate, "channels": head.channels, "format": "RAW", "subtype": head.subtype, "endian": endian}
-    return soundfile.SoundFile(Part(file, start, length // frame * frame, {}), **how)
+    return soundfile.SoundFile(_Part(file, start, length // frame * frame, {}), **how)
 
 
 def _length(found: Found, there: int) -> tuple[int, str]:
@@ -250,5 +250,5 @@ def _flac_total(file: BinaryIO) -> tuple[int, int]:
 @functools.lru_cache(maxsize=64)
 def _counted(path: bytes, size: int, changed_ns: int) -> int:
     """Samples of a FLAC file that does not name them."""
-    with Forward(path) as file:
+    with _Forward(path) as file:
         return sum(iter(lambda: len(file.read(2**16, dtype="int16", always_2d=True)), 0))

@@ -147,11 +147,14 @@ def _levels(wave: np.ndarray) -> tuple[float, float]:
 
 def _dead(every: np.ndarray, channel: int) -> str:
     """What to say of a chosen channel without sound, and which one has the most; "" for one with sound.  every : (n, channels)"""
-    level, sound = _levels(every[:, channel])
+    wave = every[:, channel]
+    if _levels(wave[::16])[1] > SILENT_DB + 20:  # nearly always, and told at once
+        return ""
+    level, sound = _levels(wave)
     if sound > SILENT_DB:
         return ""
     what = f"silent ({level:.0f} dB re full scale)" if level <= SILENT_DB else f"constant ({level:.0f} dB re full scale, no sound)"
-    others = [_levels(wave)[1] for wave in every.T]
+    others = [_levels(other)[1] for other in every.T]
     best = int(np.argmax(others))
     if others[best] <= SILENT_DB:
         return what

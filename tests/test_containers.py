@@ -163,6 +163,17 @@ def test_audio_beyond_4_gib_is_all_there(beyond, behind):
     assert refused.startswith("too long (16797 s of 8 channels), expected at most 33554432 samples; cut it into clips")
 
 
+def test_an_open_length_beyond_4_gib_is_read_to_the_end(beyond):
+    path, last = beyond
+    for size in PIPES:
+        with path.open("r+b") as file:
+            file.seek(40)
+            file.write(struct.pack("<I", size))
+        frames, _, _ = decoding.shape(path)
+        assert frames == 2**28 + 20 * RATE
+        np.testing.assert_array_equal(decoding.decode(path, Data(channel=7), (frames - 4000, 4000)).samples, last[-4000:, 7])
+
+
 def test_an_import_cuts_all_of_what_its_header_hides(beyond):
     spans, whole_file = recordings._spans(beyond[0], 10.0)
     assert len(spans) == 1680 and not whole_file and sum(count for _, count, _, _ in spans) == 2**28 + 20 * RATE
