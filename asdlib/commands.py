@@ -51,7 +51,7 @@ def score(args: argparse.Namespace) -> int:
 
 
 def _scored(args: argparse.Namespace, run, files: list[Path], ready) -> int:
-    print(f"{ready.system} of {ready.machine}, threshold by {ready.threshold.method}, seed {ready.seed}", file=sys.stderr)
+    print(f"{ready.system} of {ready.name}, threshold by {ready.threshold.method}, seed {ready.seed}", file=sys.stderr)
     bad, odd = 0, []
     for start in range(0, len(files), BLOCK):
         table = ready(files[start : start + BLOCK])

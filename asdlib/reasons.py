@@ -100,7 +100,7 @@ def write(run, ready: scorer.Scorer, paths: Sequence[str | Path], scores: pd.Dat
         gain = encoding.common_gain([wave / 32768.0 for wave in waves.values()])
         players = "".join(_player(wave / 32768.0, run.cfg.data.sample_rate, caption, gain) for caption, wave in waves.items())
         above = "above" if told["decision"] == "anomaly" else "not above"
-        said = f"{ready.system} of {ready.machine}: score {told['score']:.4g}, {above} the threshold {told['threshold']:.4g}: {told['decision']}."
+        said = f"{ready.system} of {ready.name}: score {told['score']:.4g}, {above} the threshold {told['threshold']:.4g}: {told['decision']}."
         said += f" Remark: {told['remark']}." if told["remark"] else ""
         picture = base64.b64encode(plots.image(atlas_plots.why(found, usual, title), "png")).decode()
         none = tables.Html("<p>None of the systems embeds clips.</p>")

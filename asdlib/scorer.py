@@ -97,6 +97,7 @@ class Scorer:
         self.cfg, self.detectors, self.machine, self.system, self.seed, self.section = cfg, detectors, machine, system, seed, section
         own = scores[(scores["machine"] == machine) & (scores["seed"] == seed) & (scores["split"] == "train")]
         own = own[own["section"] == section] if section else own
+        self.name = f"{machine}_{section}" if section else machine
         self.train = own[own["system"].isin(systems_behind(system))]
         final = self.train[(self.train["system"] == system) & (self.train["component"] == "score")]["score"]
         self.threshold = metrics.gamma_threshold(final.to_numpy(float), cfg.metrics.decision_quantile)
