@@ -148,11 +148,17 @@ def test_clips_shorter_than_a_segment_are_tiled(context):
     torch.testing.assert_close(front.waves(items)[0], wave[0].repeat(3)[:48000], rtol=1e-3, atol=1e-3)
 
 
-def test_segments_that_are_all_the_same_are_told(context, capsys):
+def test_of_segments_that_are_all_the_same_one_is_used(context, capsys):
     for seconds, segments, told in ((1.25, 3, True), (1.25, 1, False), (1.0, 3, False)):  # the longest clip has 1.25 s
-        fitted(context, features={"segment_s": seconds, "segments": segments}, epochs=1, k_scales=(1.0,))
-        words = "no clip is longer than a segment (1.25 s): the 3 segments of each are one and the same, and an epoch visits each 3 times; "
-        assert (words + "set oevae.features.segments = 1, or record longer clips" in capsys.readouterr().out) == told
+        words = "no clip is longer than a segment (1.25 s): its 3 segments are one and the same, and one of them is used"
+        detector = fitted(context, features={"segment_s": seconds, "segments": segments}, epochs=1, k_scales=(1.0,))
+        assert (words in capsys.readouterr().out) == told
+        samples = context.store.clips["samples"].to_numpy()[detector.train_rows]
+        wanted = np.where(samples <= seconds * 16000, 1, segments)
+        real = detector.references.parents[: wanted.sum(), 0]  # before the synthetic ones and the mixtures
+        assert [int((real == row).sum()) for row in detector.train_rows] == wanted.tolist()
+        for scores in (detector.training_scores(), detector.scores(detector.train_rows[:2])):
+            assert all(np.isfinite(values).all() for values in scores.values())
 
 
 def test_classes_of_the_attribute_head():

@@ -225,7 +225,7 @@ class ClassifierDetector:
             self._keep(fresh, self.embed(fresh)[0])
         embedding, out = self._vectors(rows), np.empty((len(rows), len(self.settings.branches)))
         for machine, where in self._by_machine(rows):
-            train = self.train_rows[self.trained_group == machine]
+            train = self.train_rows[self.trained_group == machine] if len(self.train_rows) else self.train_rows  # none of another store
             place = {row: i for i, row in enumerate(train.tolist())}
             own = np.array([place.get(row, -1) for row in rows[where].tolist()])
             gap = backends.unit(embedding[where]) - self._backends_of(machine)[self.settings.backend].nearest(embedding[where], own)

@@ -53,6 +53,11 @@ class Items:
     def __getitem__(self, index: Tensor) -> Items:
         return Items(self.row[index], self.start[index], self.mean[index], self.std[index], self.whole)
 
+    def distinct(self) -> Tensor:
+        """Positions of all segments but those that repeat the one before: a clip no longer than a segment has only one."""
+        new = (self.row.diff() != 0) | (self.start.diff() != 0)
+        return torch.cat([new.new_ones(1), new]).nonzero()[:, 0]
+
     def joined(self, other: Items) -> Items:
         """These, then the others."""
         pairs = [torch.cat([getattr(self, name), getattr(other, name)]) for name in ("row", "start", "mean", "std")]
@@ -185,8 +190,7 @@ def same_segments(front: Front) -> str:
     s = front.settings
     if s.segments == 1 or front.store.clips["samples"].max() > front.length:
         return ""
-    return (f"no clip is longer than a segment ({s.segment_s:g} s): the {s.segments} segments of each are one and the same, and an epoch "
-            f"visits each {s.segments} times; set oevae.features.segments = 1, or record longer clips")  # fmt: skip
+    return f"no clip is longer than a segment ({s.segment_s:g} s): its {s.segments} segments are one and the same, and one of them is used"
 
 
 class Exposure:
@@ -266,7 +270,8 @@ def target_items(front: Front, rows: np.ndarray, prior: np.ndarray, conditioned:
     """
     items, count = front.items(rows), front.settings.segments
     spread = (torch.as_tensor(values, device=items.row.device).repeat_interleave(count, 0) for values in (prior, conditioned, labels))
-    return Target(items, *spread)
+    used = items.distinct()
+    return Target(items[used], *(values[used] for values in spread))
 
 
 def prior_means(v: np.ndarray, k: float, centre: float) -> tuple[np.ndarray, np.ndarray]:

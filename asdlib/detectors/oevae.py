@@ -81,8 +81,10 @@ class OEVAEDetector:
         near = exposure.nearest_machines(self.context, self.machine, sorted(set(clips["machine"].iloc[others]))) if s.near > 0 else []
         parts = []  # of the other machines: for training, and held out
         for rows in (others[~kept_others], others[kept_others]):
-            weights = exposure.draw_weights(np.repeat(clips["machine"].to_numpy()[rows], s.features.segments), near, s.near) if len(rows) else None
-            parts.append((self.front.items(rows), weights) if len(rows) else None)
+            items = self.front.items(rows) if len(rows) else None
+            items = items and items[items.distinct()]
+            machine = clips["machine"].to_numpy()[items.row.cpu().numpy()] if items else None
+            parts.append((items, exposure.draw_weights(machine, near, s.near)) if items else None)
         target = self._target(train_rows[~kept])
         outliers = exposure.Exposure(self.front, s, target, *parts[0])
         self.net = self._network()
@@ -144,7 +146,8 @@ class OEVAEDetector:
         domain = domain.astype(object) + self.group[np.searchsorted(self.train_rows, rows)]
         clips = {name: len(np.unique(rows[domain == name])) for name in np.unique(domain)}
         several = np.flatnonzero([clips[name] > 1 for name in domain])
-        most = (min((count for count in clips.values() if count > 1), default=2) - 1) * self.settings.features.segments
+        per_clip = int(np.unique(rows, return_counts=True)[1].min())
+        most = (min((count for count in clips.values() if count > 1), default=2) - 1) * per_clip
         blend = augment.smote(x[several], domain[several], rows[several], ratio=smote.ratio, k=min(smote.k, most), seed=self.context.seed)
         place = torch.from_numpy(several)
         return augment.Blend(place[blend.first], place[blend.second], blend.weight)
@@ -198,16 +201,18 @@ class OEVAEDetector:
     def _made_references(self, target: exposure.Target) -> References:
         """Embeddings of the training segments, of SMOTE items between them and of mixtures of their waveforms."""
         s, device = self.settings, self.context.device
-        found, items = self._pass(self.train_rows), self.front.items(self.train_rows)
+        items = self.front.items(self.train_rows)
+        used = items.distinct()
+        items, embedded = items[used], self._pass(self.train_rows).h[used.cpu().numpy()]
         domain, rows = self._groups(items)
         draws = training.generator_for(self.context.seed, MIX, device="cpu")
         mixed = augment.draw_mixup(len(items), prob=s.mixup.prob, beta=s.mixup.beta, generator=draws)
         some = mixed.weight < 1
         mixed = augment.Blend(mixed.first[some], mixed.second[some], mixed.weight[some])
-        parts = [(found.h, np.stack([rows, rows], 1), domain == "target"), (self._of_mixtures(items, mixed), *self._kin(mixed, rows, domain))]
+        parts = [(embedded, np.stack([rows, rows], 1), domain == "target"), (self._of_mixtures(items, mixed), *self._kin(mixed, rows, domain))]
         if s.smote.space == "embed" and s.smote.ratio > 0:
-            blend = self._smote(found.h, items)
-            parts.append((blend.of(found.h), *self._kin(blend, rows, domain)))
+            blend = self._smote(embedded, items)
+            parts.append((blend.of(embedded), *self._kin(blend, rows, domain)))
         elif target.mels is not None:
             with torch.inference_mode():
                 h = torch.cat([self.net.embed(part.to(device)) for part in target.mels.split(EVAL_ITEMS)]).cpu().numpy()
@@ -297,7 +302,8 @@ class OEVAEDetector:
             for chosen in self.groups(every[-1], name):
                 parents = None if own is None else self.references.parents[chosen]
                 clip = None if own is None else own[here]
-                found.append(scoring.knn_distances(h[here], self.references.h[chosen], k_max=every[-1], test_clip=clip, train_clip=parents))
+                most = max(self.settings.neighbours, min(every[-1], self._fewest(chosen)))  # few clips: the k kept beside are as large as can be
+                found.append(scoring.knn_distances(h[here], self.references.h[chosen], k_max=most, test_clip=clip, train_clip=parents))
             for k in every:
                 out[k][here] = np.min([scoring.knn_score(distances, k) for distances in found], axis=0)
         return out
