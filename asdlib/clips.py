@@ -19,29 +19,30 @@ The rows of `attributes_*.csv` decide; a clip without a row is read from the end
 `vel_4_loc_A` (key and value in turn), `weight15_BckgF` (every token a key with its value), `noAttribute` or nothing. An ending of
 any other form (`mic_pos_A`, `wt_200_damage1`) is ambiguous: such a clip is reported and kept out, never guessed. One exception: the
 2021 layout (`source_test`, `target_test`) has free words there, taken whole as the value of one attribute `condition`.
-Values stay text exactly as written. A machine whose training clips all say `noAttribute` has no attributes in its test clips either:
-what their names may tell was hidden from the participants. Lists of ground-truth attributes are never read.
+Values stay text exactly as written. Rows that contradict each other or have a cell too few are said and not used. A machine whose training
+clips all say `noAttribute` has no attributes in its test clips either: what their names may tell was hidden from the participants. Lists of
+ground-truth attributes are never read.
 
 Source: FACTS A4, E5-E7, F1, F2; SYSTEM 1, 3. Notebook: 01_data
 """
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from asdlib import checks
+from asdlib import checks, folders, lists
 
 AUDIO = (".wav", ".flac")
 UNREADABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control characters, what was no UTF-8, ends of lines
 LONGEST_NAME = 100  # bytes of a machine's name, which becomes part of the names of files
-MOST_KEYS, MOST_BYTES = 100, 2**26  # attributes of one machine; of a list
+MOST_KEYS = 100  # attributes of one machine
 SPLIT_OF = {"train": "train", "test": "test", "source_test": "test", "target_test": "test", "test_rename": "test"}
 PROBLEM_COLUMNS = ("path", "reason", "left_out")
 DOMAINS = ("source", "target")
@@ -53,6 +54,8 @@ SECTION_NAME = re.compile(
 )
 ID_NAME = re.compile(r"(?:(?P<label>normal|anomaly)_)?id_(?P<section>\d+)_(?P<number>\d+)")
 JOINED = re.compile(r"([A-Za-z]*[a-z])(\d+(?:\.\d+)?[A-Za-z]?|[A-Z]\d*)")
+ATTRIBUTES = re.compile(r"attributes_\d+\.csv", re.IGNORECASE)
+HIDDEN_ATTRIBUTES = re.compile(r"attributes_\d+_\w+\.csv")  # attributes_00_test_correspondence.csv and the like: the truth about test clips
 KEY = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 
 
@@ -66,14 +69,14 @@ def index(roots: Sequence[str | Path], machines: Sequence[str] = ()) -> tuple[pd
     raises : checks.Refusal for a missing or unreadable root, no machine, an unknown machine, no usable clip
     Notebook: 01_data
     """
-    problems: list[tuple[str, str, bool]] = []
-    folders = _machine_folders(roots, problems)
+    problems: folders.Problems = []
+    found = _machine_folders(roots, problems)
     for name in machines:
-        checks.known_name("machine", name, sorted({folder.name for folder in folders}))
-    folders = [folder for folder in folders if not machines or folder.name in machines]
-    forms = _ending_forms(folders)
+        checks.known_name("machine", name, sorted({folder.name for folder in found}))
+    found = [folder for folder in found if not machines or folder.name in machines]
+    forms = _ending_forms(found)
     clips: dict[str, dict[str, str]] = {}
-    for folder in folders:
+    for folder in found:
         for row in _machine_clips(folder, forms[folder.name], problems):
             if row["clip"] in clips:
                 reason = f"same machine and name as {clips[row['clip']]['path']}; only that one is used, give each clip once"
@@ -85,16 +88,36 @@ def index(roots: Sequence[str | Path], machines: Sequence[str] = ()) -> tuple[pd
     table = pd.DataFrame([clips[name] for name in sorted(clips)]).fillna("")
     keys = [name for name in table if name.startswith("attr_") and (table[name] != "").any()]
     table = checks.clip_table(table[[*checks.CLIP_COLUMNS, *sorted(keys)]])
-    trained = set(table.loc[table["split"] == "train", "machine"])
-    for folder in {folder.name: folder for folder in folders}.values():
+    trained, sided = set(table.loc[table["split"] == "train", "machine"]), one_sided(table)
+    for folder in {folder.name: folder for folder in found}.values():
         if folder.name not in trained:
             problems.append((str(folder), f"no training clip of {folder.name}; it cannot be scored, add its train folder", False))
+        problems += [(str(folder), words, False) for words in sided.get(folder.name, ())]
     return table, problem_table(problems)
+
+
+def one_sided(table: pd.DataFrame) -> dict[str, list[str]]:
+    """Machines of which the test clips, all of them labeled, are all normal or all anomalous (or those of a section): machine -> words.
+
+    table : columns machine, section, split and label
+    """
+    said: dict[str, list[str]] = {}
+    test = table[table["split"] == "test"]
+    test = test[~test["machine"].isin(set(test.loc[test["label"] == "unlabelled", "machine"]))]
+    several = test.groupby("machine")["section"].nunique()
+    for (machine, section), labels in test.groupby(["machine", "section"])["label"]:
+        if labels.nunique() == 1:
+            one, other = ("normal", "anomalous") if labels.iloc[0] == "normal" else ("anomalous", "normal")
+            where = f"{machine} section {section}" if several[machine] > 1 else machine
+            what = f"every test clip of {where} is {one} ({len(labels)}): there will be no AUC of it, add {other} ones to its test"
+            said.setdefault(machine, []).append(what)
+    return said
 
 
 def problem_table(rows: Sequence[tuple[str, str, bool]]) -> pd.DataFrame:
     """Problems (path, reason, left_out) as a table, also when there are none."""
-    return pd.DataFrame(list(rows), columns=list(PROBLEM_COLUMNS)).astype({"path": "str", "reason": "str", "left_out": bool})
+    rows = [(folders.shown(path), reason, left_out) for path, reason, left_out in rows]
+    return pd.DataFrame(rows, columns=list(PROBLEM_COLUMNS)).astype({"path": "str", "reason": "str", "left_out": bool})
 
 
 def _listed(roots: Sequence[str | Path]) -> str:
@@ -111,48 +134,53 @@ def _machine_folders(roots: Sequence[str | Path], problems: list) -> list[Path]:
             what = "no such folder" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
             raise checks.Refusal(f"{root}: {what}, expected a folder of machines; check the path and its permissions") from error
 
-        def unreadable(error: OSError) -> None:
-            problems.append((str(error.filename), f"folder cannot be read ({error.strerror}); check its permissions", True))
-
-        visited: set[str] = set()
-        for place, names, _ in os.walk(root.absolute(), followlinks=True, onerror=unreadable):
-            real = os.path.realpath(place)
-            if real in visited:  # a link back to where we were
-                names.clear()
-                continue
-            visited.add(real)
-            folder = Path(place)
+        for folder, names, _ in folders.walk(root.absolute(), problems):
             if any(_recordings(folder / name) for name in names if name in SPLIT_OF):
                 if folder.name == "all" or len(os.fsencode(folder.name)) > LONGEST_NAME:
                     rule = f"expected a machine's name of at most {LONGEST_NAME} bytes other than all, which stands for all machines in tables"
                     raise checks.Refusal(f"{folder}: {rule}; rename the folder")
-                found.setdefault(real, folder)
+                found.setdefault(os.path.realpath(folder), folder)
                 names.clear()
-            names[:] = sorted(name for name in names if not name.startswith("."))  # what is hidden is not meant: downloads on their way, trash
     if not found:
         loose = [path for root in roots for path in _recordings(Path(root))]
         what = f"{len(loose)} recordings but no machine folder" if loose else "no recording (wav or flac) in any machine folder"
-        raise checks.Refusal(f"{_listed(roots)}: {what}, expected <machine>/train and <machine>/test; arrange the files like that")
+        first = f"; the first problem is {problems[0][0]}: {problems[0][1]}" if problems else ""
+        raise checks.Refusal(f"{_listed(roots)}: {what}, expected <machine>/train and <machine>/test; arrange the files like that{first}")
     return list(found.values())
 
 
-def _recordings(folder: Path, problems: list | None = None) -> list[Path]:
+def _names(folder: Path, problems: list | None = None) -> list[str]:
+    """Names in a folder that are not hidden, in order; none where there is no such folder."""
     try:
-        names = sorted(os.listdir(folder))
+        return sorted(name for name in os.listdir(folder) if not folders.hidden(name))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:  # while machines are being looked for, the walk meets the same folder and tells
         if problems is not None:
             problems.append((str(folder), f"folder cannot be read ({error.strerror}); check its permissions", True))
         return []
-    return [folder / name for name in names if name.lower().endswith(AUDIO) and not name.startswith(".")]
 
 
-def _ending_forms(folders: Sequence[Path]) -> dict[str, str]:
+def _recordings(folder: Path, problems: list | None = None) -> list[Path]:
+    return [folder / name for name in _names(folder, problems) if name.lower().endswith(AUDIO)]
+
+
+def _say_others(folder: Path, problems: folders.Problems) -> None:
+    """Say what else a folder of clips holds: audio in other formats, and folders of recordings."""
+    others = [folder / name for name in _names(folder) if not name.lower().endswith(AUDIO)]
+    endings = Counter(path.suffix.lower() for path in others if path.suffix.lower() in folders.FOREIGN)
+    if endings:
+        problems.append((str(folder), folders.passed_over(endings), False))
+    for path in others:
+        if _recordings(path):
+            problems.append((str(path), f"folder inside {folder.name}, whose recordings are not read; move them up into {folder.name}", True))
+
+
+def _ending_forms(machines: Sequence[Path]) -> dict[str, str]:
     """How the endings of a machine's names are to be read: 'words' (2021), 'hidden' (test clips of noAttribute machines) or 'pairs'."""
     forms = {}
-    for name in {folder.name for folder in folders}:
-        same = [folder for folder in folders if folder.name == name]
+    for name in {folder.name for folder in machines}:
+        same = [folder for folder in machines if folder.name == name]
         train = [path.stem.rstrip("_") for folder in same for path in _recordings(folder / "train")]
         if any((folder / place).is_dir() for folder in same for place in ("source_test", "target_test")):
             forms[name] = "words"
@@ -167,12 +195,14 @@ def _machine_clips(folder: Path, form: str, problems: list) -> Iterator[dict[str
     met: set[str] = set()
     for place, split in SPLIT_OF.items():
         recordings = _recordings(folder / place, problems)
+        _say_others(folder / place, problems)
         met.update(path.stem.rstrip("_") for path in recordings)
         if place == "test" and _recordings(folder / "test_rename"):
             continue
         for path in recordings:
-            if any(unicodedata.category(letter) in UNREADABLE for letter in str(path)):
-                problems.append((ascii(str(path)), "name is not valid UTF-8 or has control characters, expected readable letters; rename it", True))
+            wrong = unreadable(path) or folders.dangling(path)
+            if wrong:
+                problems.append((ascii(str(path)) if unreadable(path) else str(path), wrong, True))
                 continue
             row = rows.get(path.stem.rstrip("_"))
             try:
@@ -189,6 +219,12 @@ def _machine_clips(folder: Path, form: str, problems: list) -> Iterator[dict[str
         split = "train" if "_train_" in stem else "test"
         reason = f"an attributes csv of {folder.name} has a row for this clip, but there is no such file; is the download complete?"
         problems.append((str(folder / split / f"{stem}.wav"), reason, False))
+
+
+def unreadable(path: str | Path) -> str:
+    """What to say of a path that no table can hold; "" for others."""
+    odd = any(unicodedata.category(letter) in UNREADABLE for letter in str(path))
+    return "name is not valid UTF-8 or has control characters, expected readable letters; rename it" if odd else ""
 
 
 def read_name(stem: str, split: str) -> tuple[dict[str, str], str]:
@@ -238,45 +274,49 @@ def read_ending(ending: str, form: str) -> dict[str, str]:
 
 def _attribute_lists(folder: Path, problems: list) -> tuple[dict[str, dict[str, str]], set[tuple[str, str]]]:
     """Attributes by file stem from the machine's attributes_*.csv, and the (section, split) that they list."""
-    rows: dict[str, dict[str, str]] = {}
+    rows: dict[str, tuple[str, dict[str, str]]] = {}  # the place of a row and what it says
     listed: set[tuple[str, str]] = set()
-    for path in sorted(folder.glob("attributes_[0-9]*.csv")):
-        if not re.fullmatch(r"attributes_\d+\.csv", path.name):
-            continue  # attributes_00_test_correspondence.csv and the like: hidden from the participants
-        try:
-            lines = _csv_lines(path)
-            if len({cell for _, *cells in lines for cell in cells[::2]}) > MOST_KEYS:
-                raise ValueError(f"more than {MOST_KEYS} attributes, expected file_name,d1p,d1v,... with a few")
-        except (OSError, ValueError, csv.Error) as error:
-            problems.append((str(path), f"{error}; attributes are read from the file names", False))
+    disagree: set[str] = set()
+    for path in [folder / name for name in _names(folder) if name.lower().startswith("attributes")]:
+        if not ATTRIBUTES.fullmatch(path.name):
+            if not HIDDEN_ATTRIBUTES.fullmatch(path.name):
+                problems.append((str(path), "attributes are read from lists named like attributes_00.csv; rename or remove it", False))
             continue
-        for name, *cells in lines:
-            stem = PurePosixPath(name.strip().replace("\\", "/")).name
-            stem = (stem[: -len(Path(stem).suffix)] if stem.lower().endswith(AUDIO) else stem).rstrip("_")
-            pairs = zip(cells[::2], cells[1::2], strict=False)
-            rows[stem] = {key.strip(): value.strip() for key, value in pairs if key.strip() not in ("", NO_ATTRIBUTE)}
+        for where, stem, attributes in _attribute_rows(path, problems):
+            first, others = rows.setdefault(stem, (where, attributes))
+            if others != attributes:
+                what = f"{first} and {where} say different attributes of {stem}; neither is used, correct the list"
+                problems.append((str(path), what, False))
+                disagree.add(stem)
             parsed = SECTION_NAME.fullmatch(stem)
             if parsed and parsed["split"]:
                 listed.add((parsed["section"], parsed["split"]))
-    return rows, listed
+    return {stem: attributes for stem, (_, attributes) in rows.items() if stem not in disagree}, listed
 
 
-def _csv_lines(path: Path) -> list[list[str]]:
-    """Lines below the header, in UTF-8 (with or without mark) or UTF-16 with its mark; ValueError in words."""
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"{path.stat().st_size} bytes, expected a list of at most {MOST_BYTES}; replace or remove it")
-    raw = path.read_bytes()
+def _attribute_rows(path: Path, problems: list) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Place ('attributes_00.csv:3'), file stem and attributes of every row of a list that can be read."""
     try:
-        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        raise ValueError("not in UTF-8, expected a text file in UTF-8; save it again in that encoding")
-    first = text.partition("\n")[0]
-    lines = [line for line in csv.reader(text.splitlines(), delimiter=";" if ";" in first else ",") if line and line[0].strip()]
-    if not lines or lines[0][0].strip() != "file_name":
-        raise ValueError("no header, expected file_name,d1p,d1v,... in the first line; add it")
-    return lines[1:]
+        header, lines = lists.read(path)
+        if not header or header[0].lower() != "file_name":
+            raise ValueError("no header, expected file_name,d1p,d1v,... in the first line; add it")
+        if len({cell for _, (_, *cells) in lines for cell in cells[::2]}) > MOST_KEYS:
+            raise ValueError(f"more than {MOST_KEYS} attributes, expected file_name,d1p,d1v,... with a few")
+    except (OSError, ValueError) as error:
+        problems.append((str(path), f"{error}; attributes are read from the file names", False))
+        return
+    for number, (name, *cells) in lines:
+        where = f"{path.name}:{number}"
+        if not name:
+            continue
+        if len(cells) % 2 and cells[-1]:
+            what = f"{where} has {len(cells) + 1} cells, expected file_name and pairs of an attribute and its value; it is not used, correct it"
+            problems.append((str(path), what, False))
+            continue
+        stem = PurePosixPath(name.replace("\\", "/")).name
+        stem = (stem[: -len(Path(stem).suffix)] if stem.lower().endswith(AUDIO) else stem).rstrip("_")
+        pairs = zip(cells[::2], cells[1::2], strict=False)
+        yield where, stem, {key: value for key, value in pairs if key not in ("", NO_ATTRIBUTE)}
 
 
 def attribute_keys(table: pd.DataFrame) -> list[str]:
@@ -299,8 +339,8 @@ def training_classes(table: pd.DataFrame) -> pd.Series:
 
 def natural(text: str) -> list[tuple[float, str]]:
     """Sort key under which '8' comes before '12' and 'B2' before 'B10'."""
-    parts = re.findall(r"\d+(?:\.\d+)?|\D+", text)
-    return [(float(part), "") if part[0].isdigit() else (float("inf"), part) for part in parts]
+    parts = re.findall(r"\d+(?:[.,]\d+)?|\D+", text)
+    return [(float(part.replace(",", ".")), "") if part[0].isdigit() else (float("inf"), part) for part in parts]
 
 
 def summary(table: pd.DataFrame, problems: pd.DataFrame) -> dict:

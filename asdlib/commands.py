@@ -28,7 +28,8 @@ fusion, reading, reasons, recordings, scorer, study, submission, tables, trainin
 
 def import_(args: argparse.Namespace) -> None:
     """`asd import`: see `recordings.import_machine`."""
-    choices = {"rate": args.rate, "channel": args.channel, "clip_seconds": args.clip_seconds, "copy": args.copy, "licence": args.licence}
+    choices = {"rate": args.rate, "channel": args.channel, "clip_seconds": args.clip_seconds, "copy": args.copy, "licence": args.licence,
+               "accept": args.accept_folders}  # fmt: skip
     done = recordings.import_machine(args.folders, args.root, args.machine, **choices)
     print(done.text())
     print(f"next: asd run own --data-root {args.root}")
@@ -46,8 +47,13 @@ def score(args: argparse.Namespace) -> int:
     run = study.open(_name(args.study), args.home, args.seed)
     if args.explain and Path(args.explain).exists():
         raise checks.Refusal(f"{args.explain} exists and is never overwritten; name another folder for --explain")
+    problems: list[tuple[str, str, bool]] = []
+    files = scorer.recordings(paths, problems)
+    for path, words, _ in problems:
+        print(f"asd: {scorer.shown(path)}: {words}", file=sys.stderr)
     with training.memory_in_words("scoring", "free some, or hide the GPU: CUDA_VISIBLE_DEVICES= asd score ..."):
-        return _scored(args, run, scorer.recordings(paths), run.scorer(args.machine, args.system))
+        code = _scored(args, run, files, run.scorer(args.machine, args.system))
+    return code or int(any(left_out for *_, left_out in problems))
 
 
 def _scored(args: argparse.Namespace, run, files: list[Path], ready) -> int:
@@ -101,12 +107,14 @@ def add(commands) -> None:
     """Add these commands to the command line. commands : what `ArgumentParser.add_subparsers` returns."""
     bring = commands.add_parser("import", help="make a machine of recordings as you have them",
         description="Reads recordings (any format, rate, channels and length from 1 s) from folders (normal/, test/normal, test/anomaly, loose "
-        "files, the challenge's layout) or a csv (path, label, and where known split, domain, attributes); writes DIR/NAME in the layout that "
-        "studies read, by links or copies, and says what it found and left out. Nothing is overwritten.",
+        "files, the challenge's layout) or a csv (path, label, and where known split, domain, section, attributes), which governs what it names; "
+        "writes DIR/NAME in the layout that studies read, by links or copies, and says what it found and left out. Nothing is overwritten.",
         epilog="example: asd import rec/pump7 --root machines --machine pump7 && asd run own --data-root machines")  # fmt: skip
     bring.add_argument("folders", nargs="+", metavar="FOLDER", help="folders, single recordings, or csv files")
     bring.add_argument("--root", required=True, metavar="DIR", help="folder that holds machines; made where it is missing")
     bring.add_argument("--machine", required=True, metavar="NAME", help="name of the new machine")
+    bring.add_argument("--accept-folders", nargs="+", action="extend", default=[], metavar="NAME",
+        help="these folder names say nothing: their recordings are read as if they lay one folder higher")  # fmt: skip
     bring.add_argument("--clip-seconds", type=float, default=0.0, metavar="S", help="cut longer recordings into clips of this length")
     bring.add_argument("--rate", type=int, default=16000, metavar="HZ", help="bring other rates to this one (default: 16000)")
     bring.add_argument("--channel", type=int, default=0, metavar="N", help="channel of recordings with several (default: 0)")

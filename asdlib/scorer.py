@@ -20,40 +20,43 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from asdlib import artefacts, audio, checks, config, decoding, fusion, metrics, reading
+from asdlib import artefacts, audio, checks, config, decoding, folders, fusion, metrics, reading
 from asdlib.detectors import SYSTEMS, Detector, score_table
-from asdlib.recordings import SOUNDS
+from asdlib.folders import shown
+from asdlib.sources import SOUNDS
 
 COLUMNS = ("file", "score", "threshold", "decision", "alpha", "beta", "classifier", "remark")
 PARTS = {"alpha": ("oevae", "alpha"), "beta": ("oevae", "beta"), "classifier": ("classifier", "score")}
 
 
-def recordings(paths: Iterable[str | Path]) -> list[Path]:
-    """Files as they are named, and for every folder the recordings below it, in the order of their names.
+def recordings(paths: Iterable[str | Path], problems: folders.Problems | None = None) -> list[Path]:
+    """Files as they are named, and for every folder the recordings below it, each once, in the order of their names.
 
+    problems : gets what is wrong with these folders, and what they hold that is no recording (path, words, whether something is left out)
     raises : checks.Refusal for a folder without a recording.  A file that is not there stays in the list: it is told when it is scored
     """
     found: list[Path] = []
+    problems = [] if problems is None else problems
     for path in map(Path, paths):
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(Path(place) / name for place, _, names in os.walk(path) for name in names if name.lower().endswith(SOUNDS))
+        passed, before = Counter(), len(problems)
+        inside = {os.path.realpath(file): file for file in reversed(list(folders.below(path, SOUNDS, problems, passed)))}
+        others = folders.passed_over(passed)
         if not inside:
-            raise checks.Refusal(f"{path}: no recording in this folder, expected audio files ({', '.join(SOUNDS[:6])}, ...); check the path")
-        found += inside
+            why = "".join(f"; {what}" for what in (others, *(f"{where}: {words}" for where, words, _ in problems[before:])) if what)
+            raise checks.Refusal(f"{path}: no recording in this folder, expected audio files ({', '.join(SOUNDS[:6])}, ...); check the path{why}")
+        problems += [(str(path), others, False)] if others else []
+        found += sorted(inside.values())
     return found
-
-
-def shown(path: str | Path) -> str:
-    """A path as text that any file can hold: what is not UTF-8 in its name is escaped."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def detectors_of(*systems: str) -> list[str]:

@@ -15,7 +15,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from asdlib import artefacts, checks, config
+from asdlib import artefacts, checks, config, folders
 
 NAME = "settled.json"
 GPU = ("/dev/nvidiactl", "/dev/kfd")  # where the systems show one; asking torch takes seconds
@@ -33,20 +33,17 @@ def key(study: str, overrides: Sequence[str]) -> str:
 
 
 def _stats(folder: Path) -> dict[str, list[int]]:
-    """Size and modification time of every file below a folder, by its way from there."""
-    found, stack = {}, [folder]
-    while stack:
-        try:
-            with os.scandir(stack.pop()) as entries:
-                for entry in entries:
-                    if entry.is_dir():
-                        stack.append(Path(entry.path))
-                    else:
-                        stat = entry.stat()
-                        found[os.path.relpath(entry.path, folder)] = [stat.st_size, stat.st_mtime_ns]
-        except OSError:  # what cannot be looked at is worded on the long way
-            found[str(folder)] = []
-    return found
+    """Size and modification time of every file below a folder that is not hidden, by its way from there."""
+    problems: folders.Problems = []  # worded on the long way
+    found: dict[str, list[int]] = {}
+    for place, _, names in folders.walk(folder, problems):
+        for path in (place / name for name in names):
+            try:
+                stat = path.stat()
+                found[os.path.relpath(path, folder)] = [stat.st_size, stat.st_mtime_ns]
+            except OSError:
+                found[os.path.relpath(path, folder)] = []
+    return found | {path: [] for path, *_ in problems}
 
 
 def _left(run: Path, reports: Path) -> dict[str, dict]:

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from asdlib import checks, cli, commands, detectors, fusion, scorer, study, training
+from asdlib import checks, cli, commands, detectors, folders, fusion, scorer, study, training
 from asdlib.detectors.context import Context
 
 
@@ -156,6 +156,27 @@ def test_folders_are_searched_and_empty_ones_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(checks.Refusal, match="empty: no recording in this folder, expected audio files"):
         scorer.recordings([tmp_path / "empty"])
+    (tmp_path / "empty" / "a.m4a").touch()
+    with pytest.raises(checks.Refusal, match=r"no recording in this folder.*; 1 .m4a passed over; .m4a cannot be read here"):
+        scorer.recordings([tmp_path / "empty"])
+
+
+def test_folders_are_searched_as_import_and_index_do(tmp_path):
+    for name in ("n/a.wav", "n/._a.wav", ".Trash-0/b.wav", "@eaDir/c.wav", "n/memo.m4a", "n/note.txt", "old/machine/train/d.wav"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "in" / "old" / "machine" / "imported.csv").write_text(folders.IMPORTED_HEADER + "\n")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "e.wav").touch()
+    for name, target in (("a", "."), ("b", "."), ("more", "../store"), ("same", "../store"), ("n/gone.wav", "lost.wav")):
+        (tmp_path / "in" / name).symlink_to(target)
+    problems = []
+    found = scorer.recordings([tmp_path / "in"], problems)
+    assert found == [tmp_path / "in" / "more" / "e.wav", tmp_path / "in" / "n" / "a.wav"]
+    told = {os.path.relpath(path, tmp_path / "in"): (words, left_out) for path, words, left_out in problems}
+    assert told.keys() == {"n/gone.wav", "old/machine", "."}
+    assert told["n/gone.wav"] == ("dangling link: there is no lost.wav; put it back or remove the link", True)
+    assert told["."][0].startswith("3 hidden or of the system, 1 .m4a, 1 .txt passed over; .m4a cannot be read here") and not told["."][1]
 
 
 def test_the_system_that_stands_for_a_study():
