@@ -87,7 +87,8 @@ def _about(run) -> list[str]:
     lines.append(f"data {', '.join(map(str, run.roots))}: {len(run.machines)} machines, {sizes}")
     left_out = run.problems[run.problems["left_out"]]
     lines += [f"left out: {row.path}: {row.reason}" for row in left_out.head(5).itertuples()]
-    return lines + ([f"left out: {len(left_out) - 5} more; all are in the report"] if len(left_out) > 5 else [])
+    lines += [f"left out: {len(left_out) - 5} more; all are in the report"] if len(left_out) > 5 else []
+    return lines + [f"note: {words}" for said in clips.one_sided(run.clips).values() for words in said]
 
 
 def _index(args: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ import pandas as pd
 
 from asdlib import checks, clips
 
-NUMBER = re.compile(r"([A-Za-z]*)([-+]?\d+(?:\.\d+)?)([A-Za-z]*)")
+NUMBER = re.compile(r"([A-Za-z]*)([-+]?\d+(?:[.,]\d+)?)([A-Za-z]*)")  # 1.5 or 1,5
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,12 @@ def _affixes(values: list[str]) -> tuple[str, str] | None:
 def _numbers(column: pd.Series, training_values: list[str]) -> list[float]:
     affixes = _affixes(training_values)
     order = {value: float(place) for place, value in enumerate(training_values)}
+    if not affixes:
+        return [order.get(value, np.nan) for value in column]
     numbers = []
     for value in column:
-        match = NUMBER.fullmatch(value) if affixes else None
-        numbers.append(float(match[2]) if match and (match[1], match[3]) == affixes else np.nan if affixes else order.get(value, np.nan))
+        match = NUMBER.fullmatch(value)
+        numbers.append(float(match[2].replace(",", ".")) if match and (match[1], match[3]) == affixes else np.nan)
     return numbers
 
 

@@ -123,10 +123,10 @@ def test_2024_tree_with_evaluation_clips_and_several_roots(tmp_path):
 
 def test_renamed_evaluation_clips_stand_in_for_the_anonymous_ones(tmp_path):
     names = ["train/section_00_source_train_normal_0000_noAttribute.wav", "test/section_00_0000.wav"]
-    named = ["test_rename/section_00_source_normal_0035_weight15_BckgF.wav"]  # published without the token "test"
+    named = [f"test_rename/section_00_source_{label}_0035_weight15_BckgF.wav" for label in ("normal", "anomaly")]  # published without "test"
     table, problems = clips.index([make(tmp_path, [f"RoboticArm/{name}" for name in names + named])])
     assert problems.empty
-    assert table["label"].tolist() == ["normal", "normal"] and table["domain"].tolist() == ["source", "source"]
+    assert table["label"].tolist() == ["anomaly", "normal", "normal"] and set(table["domain"]) == {"source"}
     assert clips.attribute_keys(table) == []  # hidden: training clips say noAttribute
 
 
@@ -210,6 +210,65 @@ def test_csv_without_header_with_semicolons_and_hidden_lists(tmp_path):
     assert problems.empty and clips.attribute_keys(table) == ["vel"] and table["attr_vel"].tolist() == ["9"]
 
 
+@pytest.mark.parametrize(
+    "name, raw",
+    [("Attributes_00.csv", "file_name,d1p,d1v\n{},vel,9\n"), ("attributes_00.csv", "File_Name,D1P,D1V\n{},vel,9\n"),
+     ("attributes_00.csv", "file_name\td1p\td1v\n{}\tvel\t9\n"), ("attributes_00.csv", "sep=;\nfile_name;d1p;d1v\n{};vel;9\n"),
+     ("attributes_00.csv", "file_name,d1p,d1v\r{},vel,9\r")],
+)  # fmt: skip
+def test_lists_of_attributes_are_read_in_usual_forms(tmp_path, name, raw):
+    clip = f"fan/train/{NORMAL.format(0, '_vel_1')}"
+    table, problems = clips.index([make(tmp_path, [clip], raw.format(clip), name)])
+    assert problems.empty and table["attr_vel"].tolist() == ["9"]
+
+
+@pytest.mark.parametrize("name", ["attributes (1).csv", "attributes.csv", "attributes_00 (1).csv", "attributes_00.tsv"])
+def test_lists_of_attributes_of_other_names_are_told(tmp_path, name):
+    clip = f"fan/train/{NORMAL.format(0, '_vel_1')}"
+    table, problems = clips.index([make(tmp_path, [clip], f"file_name,d1p,d1v\n{clip},vel,9\n", name)])
+    assert problems["path"].tolist() == [str(tmp_path / "fan" / name)] and "named like attributes_00.csv; rename" in problems["reason"][0]
+    assert table["attr_vel"].tolist() == ["1"]
+
+
+def test_an_empty_list_of_attributes_is_a_sentence(tmp_path):
+    clip = f"fan/train/{NORMAL.format(0, '_vel_1')}"
+    _, problems = clips.index([make(tmp_path, [clip], "")])
+    assert problems["reason"].tolist() == ["empty, expected a header and a line for every recording; attributes are read from the file names"]
+
+
+@pytest.mark.parametrize("second", ["attributes_00.csv", "attributes_01.csv"])
+def test_rows_that_disagree_are_told_with_their_lines_and_not_used(tmp_path, second):
+    names = [f"fan/train/{NORMAL.format(i, '_vel_1')}" for i in (0, 1)]
+    make(tmp_path, names, f"file_name,d1p,d1v\n{names[0]},vel,4\n{names[1]},vel,5\n{names[1]},vel,5\n")
+    with open(tmp_path / "fan" / second, "a") as file:
+        file.write(f"{'file_name,d1p,d1v' if second[-5] == '1' else ''}\n{names[0]},vel,8\n")
+    table, problems = clips.index([tmp_path])
+    line = f"attributes_00.csv:2 and {second}:{2 if second[-5] == '1' else 6} say different attributes of {Path(names[0]).stem}"
+    assert problems["reason"].str.startswith(line).sum() == 1 and table["attr_vel"].tolist() == ["1", "5"]
+
+
+def test_a_row_with_a_cell_too_few_invents_nothing(tmp_path):
+    names = [f"fan/train/{NORMAL.format(i, '')}" for i in (0, 1)]
+    table, problems = clips.index([make(tmp_path, names, f"file_name,d1p,d1v,d2p,d2v\n{names[0]},vel,4,load,1\n{names[1]},vel,load,2\n")])
+    assert table["attr_vel"].tolist() == ["4", ""] and table["attr_load"].tolist() == ["1", ""]
+    assert problems["reason"].str.startswith("attributes_00.csv:3 has 4 cells, expected file_name and pairs").sum() == 1
+
+
+def test_a_test_of_one_label_is_a_problem_at_planning(tmp_path):
+    names = [f"{machine}/train/{NORMAL.format(0, '')}" for machine in ("fan", "pump", "saw")]
+    names += [f"fan/test/section_00_source_test_anomaly_000{i}.wav" for i in (0, 1)] + ["pump/test/section_00_source_test_normal_0000.wav"]
+    names += ["saw/test/section_00_source_test_normal_0000.wav", "saw/test/section_00_0001.wav"]
+    names += [f"saw/test/section_01_source_test_{label}_0000.wav" for label in ("normal", "anomaly")]
+    _, problems = clips.index([make(tmp_path, names)])
+    assert problems["reason"].tolist() == [
+        "every test clip of fan is anomalous (2): there will be no AUC of it, add normal ones to its test",
+        "every test clip of pump is normal (1): there will be no AUC of it, add anomalous ones to its test",
+    ]
+    assert not problems["left_out"].any()
+    (tmp_path / "saw/test/section_00_0001.wav").unlink()
+    assert "every test clip of saw section 00 is normal (1)" in clips.index([tmp_path])[1]["reason"].iloc[-1]
+
+
 def test_machine_without_training_clip_is_a_problem(tmp_path):
     _, problems = clips.index([make(tmp_path, ["fan/test/section_00_0000.wav"])])
     assert "no training clip of fan" in problems["reason"][0] and not problems["left_out"][0]
@@ -262,7 +321,7 @@ def test_links_in_circles_end(tmp_path):
 def test_training_classes_and_summary(tmp_path):
     names = [f"fan/train/section_00_source_train_normal_{i:04d}_spd_{volt}V_n_A.wav" for i, volt in enumerate((8, 12, 8))]
     names += ["fan/train/section_00_target_train_normal_0000_spd_8V_n_A.wav"]
-    names += ["fan/test/section_00_target_test_anomaly_0000_spd_100V_n_A.wav"]
+    names += [f"fan/test/section_00_target_test_{label}_0000_spd_100V_n_A.wav" for label in ("anomaly", "normal")]
     names += ["pump/train/section_00_source_train_normal_0000_noAttribute.wav", "pump/test/section_00_0000.wav"]
     table, problems = clips.index([make(tmp_path, names)])
     classes = clips.training_classes(table)
@@ -270,12 +329,12 @@ def test_training_classes_and_summary(tmp_path):
         "fan/00/n=A,spd=12V/source", "fan/00/n=A,spd=8V/source", "fan/00/n=A,spd=8V/target", "pump/00//source",
     }  # fmt: skip
     assert classes.index.equals(table.index[table["split"] == "train"])
-    content = clips.summary(table.assign(seconds=[10.0, 12.0] + [10.0] * 5), problems)
+    content = clips.summary(table.assign(seconds=[10.0, 12.0] + [10.0] * 6), problems)
     assert json.loads(json.dumps(content)) == {
         "machines": {
             "fan": {
                 "train": {"source": 3, "target": 1},
-                "test": {"source_normal": 0, "source_anomaly": 0, "target_normal": 0, "target_anomaly": 1, "unlabelled": 0},
+                "test": {"source_normal": 0, "source_anomaly": 0, "target_normal": 1, "target_anomaly": 1, "unlabelled": 0},
                 "attributes": {"n": {"source": ["A"], "target": ["A"]}, "spd": {"source": ["8V", "12V"], "target": ["8V", "100V"]}},
                 "classes": 3,
                 "seconds": [10.0, 12.0],

@@ -29,6 +29,7 @@ def table(train: dict[str, list[str]], test: dict[str, list[str]] | None = None,
         (["0.03", "0.30"], [0.03, 0.30], 5 / 0.27),
         (["00", "10", "15", "20"], [0, 10, 15, 20], 1.0),
         (["weight25", "weight30"], [25, 30], 1.0),
+        (["1,5", "2,5", "4,5"], [1.5, 2.5, 4.5], 5.0),  # decimal commas
         (["A", "B", "D"], [0, 1, 2], 5.0),
         (["B1", "B2", "C1"], [0, 1, 2], 5.0),  # the numeric part would make B1 and C1 one
         (["none", "A", "B"], [2, 0, 1], 5.0),
