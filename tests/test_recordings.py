@@ -151,7 +151,7 @@ def test_nothing_is_overwritten_and_a_failed_import_leaves_nothing(pump, tmp_pat
     "text, words",
     [
         ("file,label\na.wav,normal\n", "list.csv: columns file, label came, expected path and label"),
-        ("path,label\na.wav,broken\n", "says label 'broken', expected normal, anomaly or nothing"),
+        ("path,label\na.wav,perhaps\n", "says label 'perhaps', expected normal, anomaly or nothing"),
         ("path,label\nb.wav,normal\n", "list.csv lists it, but there is no such file"),
         ("path,label,split\na.wav,anomaly,train\n", "an anomalous recording among the training ones"),
         ("path,label,motor speed\na.wav,normal,3\n", "attribute 'motor speed': expected a name of letters, digits and -"),
