@@ -12,8 +12,7 @@ import dataclasses
 import pandas as pd
 
 from asdlib import config, latents, metrics
-from asdlib.detectors import OEVAEDetector, detect
-from asdlib.detectors.context import Context
+from asdlib.detectors import OEVAE, detect
 
 OFF = {"outliers": False, "beta": 1.0, "attribute_weight": 0.0, "kl_warmup": 0.0, "near": 0.0}
 ROWS = {
@@ -34,22 +33,22 @@ def variant(settings: config.OEVAE, epochs: int, **changed) -> config.OEVAE:
     return dataclasses.replace(settings, mixup=mixup, kl_warmup=values["kl_warmup"] * epochs, epochs=epochs, k_scales=(), **rest)
 
 
-def table(context: Context, machine: str, epochs: int) -> pd.DataFrame:
-    """One training per row.
+def table(detector: OEVAE, metric: config.Metrics, epochs: int) -> pd.DataFrame:
+    """One training per row, on the clips and with the settings of a fitted detector.
 
     returns : settings, binary loss and separation accuracy on held-out clips, alive z_c (channels), R² of v from z_d, and the harmonic
         mean of AUC source, AUC target and pAUC of α and of β alone (NaN without labels)
     """
-    cfg, clips, rows = context.cfg, context.store.clips, []
-    quick = dataclasses.replace(cfg.metrics, bootstrap=20)
+    store, machine, seed, rows = detector.store, detector.machine, detector.seed, []
+    quick = dataclasses.replace(metric, bootstrap=20)
     for name, changed in (ROWS | {"all of them": EVERYTHING}).items():
-        settings = variant(cfg.oevae, epochs, **changed)
-        detector = OEVAEDetector(dataclasses.replace(context, cfg=dataclasses.replace(cfg, oevae=settings), folder=None))
-        found = metrics.table(detect(detector, detector.context, [machine]), quick, context.seed)
+        settings = variant(detector.settings, epochs, **changed)
+        made = OEVAE(settings, seed=seed, device=detector.device, precision=detector.precision)
+        found = metrics.table(detect(made, store, [machine]), quick, seed)
         reached = found[(found["machine"] == "all") & (found["metric"] == "omega")].set_index("component")["value"]
-        latent = latents.arranged(detector.tensors(), clips, machine, settings.domain_latent)
+        latent = latents.arranged(made.tensors(), store.clips, machine, settings.domain_latent)
         tie = latents.tie(latent, latent.spaces["z_d"])
-        last = detector.history.iloc[-1].reindex(["held_out_loss", "held_out_accuracy", "alive_c"])
+        last = made.history.iloc[-1].reindex(["held_out_loss", "held_out_accuracy", "alive_c"])
         rows.append((name, *last, tie, reached.get("alpha"), reached.get("beta")))
     columns = ["settings", "binary loss, held out", "accuracy, held out", "alive z_c", "R² of v from z_d", "α alone", "β alone"]
     return pd.DataFrame(rows, columns=columns).astype({name: float for name in columns[1:]})

@@ -30,7 +30,7 @@ import torch
 
 from asdlib import artefacts, checks, clips, reading
 from asdlib.config import Data, digest
-from asdlib.decoding import FULL_SCALE, inspect, reason, sample_digest
+from asdlib.decoding import FULL_SCALE, SHORTEST_S, inspect, levels, reason, sample_digest
 
 TABLES = {"clips": (*checks.CLIP_COLUMNS, "samples", "level_db", "digest"), "problems": clips.PROBLEM_COLUMNS}
 TRAINING_BYTES = 12e9  # of a GPU that are left to training; full size in float32, 64 clips of 12 s in five branches take 10.5 GB of activations
@@ -49,6 +49,7 @@ class Store:
     offset: torch.Tensor  # int64 (clips,): first sample of every clip
     count: torch.Tensor  # int64 (clips,): samples of every clip
     device: torch.device
+    rate: int = 16000  # Hz
     _elsewhere: dict[str, Store] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
@@ -126,7 +127,7 @@ def _free_bytes(device: torch.device) -> float:
 
 def find_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, data: Data) -> Store | None:
     """The store of a clip table in `folder` if it is there, whole and of these very recordings; nothing is written. Notebook: 01_data"""
-    return _open(Path(folder), _source(table, problems, data))
+    return _open(Path(folder), _source(table, problems, data), data.sample_rate)
 
 
 def open_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, data: Data, threads: int | None = None) -> Store:
@@ -146,18 +147,22 @@ def open_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, 
             _build(table, problems, folder, Path(scratch), source, data, threads)
     except OSError as error:
         raise checks.Refusal(f"{folder}: decoded clips cannot be written ({reason(error)}); free space or choose another folder") from error
-    store = _open(folder, source)
+    store = _open(folder, source, data.sample_rate)
     if store is None:
         raise checks.Refusal(f"{folder}: another run changed the decoded clips meanwhile; start again")
     return store
+
+
+def _none_usable(table: pd.DataFrame, problems: pd.DataFrame) -> str:
+    worst = problems[problems["left_out"]].iloc[-1]
+    return f"none of {len(table)} clips is usable, expected at least one; the last is {worst['path']}: {worst['reason']}"
 
 
 def _build(table, problems, folder: Path, scratch: Path, source: str, data: Data, threads: int | None) -> None:
     with (scratch / "samples").open("wb") as file:
         decoded, problems = inspect(table, problems, data, threads, keep=lambda samples: file.write(samples.data))
     if decoded.empty:
-        worst = problems[problems["left_out"]].iloc[-1]
-        raise checks.Refusal(f"none of {len(table)} clips is usable, expected at least one; the last is {worst['path']}: {worst['reason']}")
+        raise checks.Refusal(_none_usable(table, problems))
     decoded.to_parquet(scratch / "clips.parquet")
     problems.to_parquet(scratch / "problems.parquet")
     fingerprint = _fingerprint(decoded)
@@ -191,7 +196,7 @@ def _fingerprint(decoded: pd.DataFrame) -> str:
     return digest(decoded.drop(columns="path").to_csv(index=False))
 
 
-def _open(folder: Path, source: str) -> Store | None:
+def _open(folder: Path, source: str, rate: int) -> Store | None:
     """The store in the folder, or None if it is of other recordings, torn or not there."""
     try:
         done = json.loads((folder / "DONE.json").read_text(encoding="utf-8"))
@@ -207,18 +212,176 @@ def _open(folder: Path, source: str) -> Store | None:
         return None
     mapped = torch.from_numpy(np.memmap(samples, dtype=np.int16, mode="c"))  # copy-on-write: torch warns of read-only memory
     count = torch.tensor(table["samples"].to_numpy(), dtype=torch.int64)
-    return Store(table, problems, done["fingerprint"], folder, mapped, torch.cumsum(count, 0) - count, count, mapped.device)
+    return Store(table, problems, done["fingerprint"], folder, mapped, torch.cumsum(count, 0) - count, count, mapped.device, rate)
 
 
-def in_memory(table: pd.DataFrame, samples: Sequence[np.ndarray]) -> Store:
+def in_memory(table: pd.DataFrame, samples: Sequence[np.ndarray], rate: int, problems: pd.DataFrame | None = None) -> Store:
     """A store of clips that were decoded already and lie in no folder: what `asd score` hands to the detectors.
 
-    table : clip table.  samples : int16 (n,) of each clip
+    table : clip table.  samples : int16 (n,) of each clip.  rate : Hz.  problems : what is wrong with the recordings
     """
     count = torch.tensor([len(part) for part in samples], dtype=torch.int64)
     joined = torch.from_numpy(np.concatenate(samples))
     table, offset = table.assign(samples=count.numpy()), torch.cumsum(count, 0) - count
-    return Store(table, clips.problem_table([]), "", Path(), joined, offset, count, joined.device)
+    problems = clips.problem_table([]) if problems is None else problems
+    return Store(table, problems, "", Path(), joined, offset, count, joined.device, rate)
+
+
+@dataclass(frozen=True, eq=False)
+class Clips:
+    """Some clips of a store: what a detector is fitted to, embeds and scores.
+
+    Parameters
+    ----------
+    store : decoded recordings and their clip table
+    rows : int (n,), rows of the store; the order is kept
+    """
+
+    store: Store
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"Clips({len(self)} clips of {', '.join(self.machines) or 'no machine'} at {self.store.rate} Hz)"
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Clip table, a row per clip."""
+        return self.store.clips.iloc[self.rows]
+
+    @property
+    def problems(self) -> pd.DataFrame:
+        """What is wrong with the recordings of the store: path, reason, left_out."""
+        return self.store.problems
+
+    @property
+    def machines(self) -> list[str]:
+        """Machines of these clips, sorted."""
+        return sorted(self.table["machine"].unique())
+
+    def where(self, mask) -> Clips:
+        """The clips at which a boolean (n,) is true, in the order they have."""
+        return Clips(self.store, self.rows[np.asarray(mask, bool)])
+
+    def train(self, machine: str = "", *, without: str = "") -> Clips:
+        """Normal training clips of one machine ("": of all), or of all machines but one.
+
+        Raises
+        ------
+        checks.Refusal for a machine that these clips do not have
+        """
+        own = self._of(machine, without)
+        return own.where((own.table["split"] == "train") & (own.table["label"] == "normal"))
+
+    def test(self, machine: str = "") -> Clips:
+        """Test clips of one machine ("": of all); checks.Refusal for a machine that these clips do not have."""
+        own = self._of(machine)
+        return own.where(own.table["split"] == "test")
+
+    def _of(self, machine: str, without: str = "") -> Clips:
+        for name in (machine, without):
+            if name:
+                checks.known_name("machine", name, self.machines)
+        keep = np.ones(len(self), bool)
+        if machine:
+            keep &= (self.table["machine"] == machine).to_numpy()
+        if without:
+            keep &= (self.table["machine"] != without).to_numpy()
+        return self.where(keep)
+
+
+def load_dcase(
+    roots: str | Path | Sequence[str | Path],
+    machines: Sequence[str] = (),
+    *,
+    sample_rate: int = 16000,
+    resample: bool = False,
+    channel: int = 0,
+    cache: str | Path | None = None,
+) -> Clips:
+    """Recordings in the layout of DCASE Task 2 (2020 on), decoded and resident.
+
+    Parameters
+    ----------
+    roots : folder, or folders, that hold <machine>/train and <machine>/test at any depth
+    machines : names to keep; none: all that are found
+    sample_rate : Hz.  resample : bring other rates to it; otherwise such clips are left out
+    channel : which one of recordings with several
+    cache : folder for the decoded samples, which are then mapped and found again; None keeps them in memory
+
+    Returns
+    -------
+    Clips; `Clips.problems` lists what is odd and what was left out, with the reason
+
+    Raises
+    ------
+    checks.Refusal where no clip is usable, in one sentence
+    """
+    data = Data(sample_rate=sample_rate, resample=resample, channel=channel)
+    table, problems = clips.index([roots] if isinstance(roots, (str, Path)) else list(roots), list(machines))
+    if cache is not None:
+        store = open_store(table, problems, cache, data)
+    else:
+        samples: list[np.ndarray] = []
+        decoded, problems = inspect(table, problems, data, keep=samples.append)
+        if decoded.empty:
+            raise checks.Refusal(_none_usable(table, problems))
+        store = in_memory(decoded, samples, sample_rate, problems)
+    return Clips(store, np.arange(len(store)))
+
+
+def from_arrays(waves: Sequence[np.ndarray], table: pd.DataFrame | None = None, *, sample_rate: int = 16000, channel: int = 0) -> Clips:
+    """Waveforms that you have as arrays, as clips for detectors.
+
+    Parameters
+    ----------
+    waves : one per clip, (samples,) or (channels, samples); int16, or float in [-1, 1] (kept as 16 bits)
+    table : a row per wave, with any of clip, machine, section, split, domain, label and attr_<key>; what is missing is filled in:
+        machine "machine", section "00", split "train", domain "source", label "normal" in training and "unlabelled" in test
+    sample_rate : Hz, of all waves.  channel : which one of waves with several
+
+    Raises
+    ------
+    checks.Refusal for no wave, a wave of another shape, too short, not finite or beyond [-1, 1], and for a table of another length
+    """
+    given = pd.DataFrame(index=range(len(waves))) if table is None else table.reset_index(drop=True)
+    if not len(waves) or len(given) != len(waves):
+        raise checks.Refusal(f"{len(waves)} waveforms and a table of {len(given)} rows came, expected one row per waveform, at least one")
+    samples = [_as_int16(wave, f"waveform {i}", sample_rate, channel) for i, wave in enumerate(waves)]
+    default = {"machine": "machine", "section": "00", "split": "train", "domain": "source"}
+    full = given.assign(**{name: value for name, value in default.items() if name not in given})
+    if "label" not in full:
+        full = full.assign(label=np.where(full["split"] == "train", "normal", "unlabelled"))
+    if "clip" not in full:
+        full = full.assign(clip=[f"{row.machine}/{row.split}/{i:06d}" for i, row in enumerate(full.itertuples())])
+    if "path" not in full:
+        full = full.assign(path=full["clip"])
+    facts = {"seconds": [len(part) / sample_rate for part in samples], "level_db": [levels(part)[0] for part in samples]}
+    full = full.assign(**facts, digest=[sample_digest(part) for part in samples])
+    store = in_memory(checks.clip_table(full), samples, sample_rate)
+    return Clips(store, np.arange(len(store)))
+
+
+def _as_int16(wave: np.ndarray, name: str, rate: int, channel: int) -> np.ndarray:
+    x = np.asarray(wave)
+    if x.ndim == 2 and x.shape[0] <= 64:
+        if not 0 <= channel < x.shape[0]:
+            raise checks.Refusal(f"{name}: channel {channel} was asked for, it has channels 0 to {x.shape[0] - 1}")
+        x = x[channel]
+    if x.ndim != 1:
+        what = "; did you give (samples, channels)?" if x.ndim == 2 else ""
+        raise checks.Refusal(f"{name}: shape {np.shape(wave)}, expected (samples,) or (channels, samples){what}")
+    if len(x) < SHORTEST_S * rate:
+        raise checks.Refusal(f"{name}: {len(x)} samples, expected at least {SHORTEST_S:g} s ({math.ceil(SHORTEST_S * rate)} samples)")
+    if x.dtype == np.int16:
+        return np.ascontiguousarray(x)
+    if x.dtype.kind != "f" or not np.isfinite(x).all():
+        raise checks.Refusal(f"{name}: {x.dtype} with NaN, infinite or other values, expected int16, or finite floats in [-1, 1]")
+    if np.abs(x).max(initial=0) > 1:
+        raise checks.Refusal(f"{name}: values up to {np.abs(x).max():g}, expected floats in [-1, 1]; did you mean int16?")
+    return np.clip(np.rint(x * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
 
 
 def segment_starts(n_samples: int, n_segments: int = 8, length: int = 32000) -> np.ndarray:

@@ -69,7 +69,7 @@ def decode(path: str | Path, data: Data, span: tuple[int, int] | None = None) ->
     cut = _clipped(samples)
     if cut:
         remarks.append(f"clipped ({cut} samples at full scale, in runs of {CLIPPED_RUN} or more)")
-    return Decoded(samples, "", tuple(remarks), _levels(samples)[0], sample_digest(samples), rate)
+    return Decoded(samples, "", tuple(remarks), levels(samples)[0], sample_digest(samples), rate)
 
 
 def sample_digest(samples: np.ndarray) -> str:
@@ -137,7 +137,7 @@ def _read(path: Path, data: Data, span: tuple[int, int] | None) -> tuple[np.ndar
     return np.clip(np.rint(wave * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16), rate, remarks
 
 
-def _levels(wave: np.ndarray) -> tuple[float, float]:
+def levels(wave: np.ndarray) -> tuple[float, float]:
     """Level of a channel, and of what is left of it without its mean: dB re full scale; the floor where they are no numbers."""
     full = FULL_SCALE if wave.dtype == np.int16 else 1.0
     with np.errstate(all="ignore"):
@@ -148,13 +148,13 @@ def _levels(wave: np.ndarray) -> tuple[float, float]:
 def _dead(every: np.ndarray, channel: int) -> str:
     """What to say of a chosen channel without sound, and which one has the most; "" for one with sound.  every : (n, channels)"""
     wave = every[:, channel]
-    if _levels(wave[::16])[1] > SILENT_DB + 20:  # nearly always, and told at once
+    if levels(wave[::16])[1] > SILENT_DB + 20:  # nearly always, and told at once
         return ""
-    level, sound = _levels(wave)
+    level, sound = levels(wave)
     if sound > SILENT_DB:
         return ""
     what = f"silent ({level:.0f} dB re full scale)" if level <= SILENT_DB else f"constant ({level:.0f} dB re full scale, no sound)"
-    others = [_levels(other)[1] for other in every.T]
+    others = [levels(other)[1] for other in every.T]
     best = int(np.argmax(others))
     if others[best] <= SILENT_DB:
         return what

@@ -23,8 +23,8 @@ from IPython import get_ipython
 from IPython.display import display
 
 from asdlib import artefacts, checks, cluster, config, report, sweeps, tables
-from asdlib.detectors import SYSTEMS, training_rows
-from asdlib.detectors.exposure import checked_machine
+from asdlib.detectors import SYSTEMS, training_clips
+from asdlib.detectors.exposure import check_machines
 from asdlib.graph import Job, plan, standing
 from asdlib.perform import KernelLost, Order, Outcome, export, perform
 from asdlib.study import NOTEBOOKS, Run, Stage
@@ -177,10 +177,10 @@ def _came_true(done: Sequence[Job]) -> None:
 def _can_be_finished(planned: Sequence[Job], todo: Sequence[Job]) -> None:
     """What cannot be finished is said before anything runs, and before anything that is there is cleared."""
     for run in {id(job.run): job.run for job in planned}.values():
-        rows = [training_rows(run.clips, machine) for machine in run.machines]
-        if any("oevae" in job.stage.detectors for job in planned):
-            for of_machine in rows:
-                checked_machine(run.clips, of_machine)
+        for machine in run.machines:
+            own, others = training_clips(run.store, [machine])
+            if any("oevae" in job.stage.detectors for job in planned):
+                check_machines(run.clips, own.rows, others.rows)
     coming = {(job.stage, job.seed, job.machine) for job in todo}
     for job in todo:
         used = {*job.stage.reads, *job.stage.shows} & {SYSTEMS[system] for system in job.run.cfg.systems}

@@ -26,10 +26,8 @@ import numpy as np
 import torch
 
 from asdlib import audio, checks, features, losses
-from asdlib.detectors.baseline import AutoencoderBaseline
-from asdlib.detectors.classifier import ClassifierDetector
-from asdlib.detectors.context import Context, frames_of
-from asdlib.detectors.oevae import OEVAEDetector
+from asdlib.config import OEVAEFeatures
+from asdlib.detectors import OEVAE, Autoencoder, Classifier
 from asdlib.models.autoencoder import Vectors
 
 USUAL_CLIPS = 64  # training clips, evenly spaced, whose mean is the usual level of a band
@@ -87,13 +85,13 @@ def _rows(rows) -> np.ndarray:
     return rows
 
 
-def segment_starts(detector: OEVAEDetector, row: int) -> np.ndarray:
+def segment_starts(detector: OEVAE, row: int) -> np.ndarray:
     """Start of each segment of a clip, s, (segments,)."""
     front = detector.front
     return audio.segment_starts(int(front.store.clips["samples"].iloc[row]), front.settings.segments, front.length) / front.rate
 
 
-def segment_scores(detector: OEVAEDetector, rows) -> dict[str, np.ndarray]:
+def segment_scores(detector: OEVAE, rows) -> dict[str, np.ndarray]:
     """α and β of each segment: `alpha` and `beta`, float64 (clips, segments); their means over a row are the clip's components.
 
     Source: report 4.2.  Notebook: 06_embeddings
@@ -102,7 +100,7 @@ def segment_scores(detector: OEVAEDetector, rows) -> dict[str, np.ndarray]:
     return {name: found[name] for name in ("alpha", "beta")}
 
 
-def slope(detector: OEVAEDetector, rows, of: Literal["alpha", "beta"] = "beta") -> Slope:
+def slope(detector: OEVAE, rows, of: Literal["alpha", "beta"] = "beta") -> Slope:
     """Gradient of the segment scores α (in the detector's alpha_mode) or β on the log-mel that the network saw.
 
     The references of β stay as they are, without those that a training clip has a share in.  Source: report 3.2, Eq. 5.  Notebook: 06_embeddings
@@ -119,7 +117,7 @@ def slope(detector: OEVAEDetector, rows, of: Literal["alpha", "beta"] = "beta") 
             score = losses.alpha_scores(vae, domain=net.vae.domain)[detector.settings.alpha_mode]
         else:
             row = items.row[part.to(items.row.device)].cpu().numpy()  # of one clip
-            [group] = detector.group_of(detector.context.store.clips.iloc[row[:1]])
+            [group] = detector.group_of(detector.store.clips.iloc[row[:1]])
             score = _beta(detector, net.embed(x), row, group)
         (gradient,) = torch.autograd.grad(score.sum(), x)  # a segment's score depends on its own cells alone
         parts.append((x.detach()[:, 0].cpu().numpy(), gradient[:, 0].cpu().numpy()))
@@ -128,7 +126,7 @@ def slope(detector: OEVAEDetector, rows, of: Literal["alpha", "beta"] = "beta") 
     return Slope(log_mel, per_db, _usual(getattr(detector, "home", detector)))
 
 
-def _beta(detector: OEVAEDetector, h: torch.Tensor, own: np.ndarray, group: str) -> torch.Tensor:
+def _beta(detector: OEVAE, h: torch.Tensor, own: np.ndarray, group: str) -> torch.Tensor:
     """β of each segment, differentiable. h : (n, dim).  own : (n,) store row of each segment's clip.  group : its machine or section"""
     k, found = detector.settings.neighbours, []
     for chosen in detector.groups(k, group):
@@ -141,7 +139,7 @@ def _beta(detector: OEVAEDetector, h: torch.Tensor, own: np.ndarray, group: str)
 
 
 @torch.inference_mode()
-def _usual(detector: OEVAEDetector) -> np.ndarray:
+def _usual(detector: OEVAE) -> np.ndarray:
     """Mean level of each band over training clips, dB, (mels,)."""
     rows = detector.train_rows[:: max(len(detector.train_rows) // USUAL_CLIPS, 1)]
     return detector.front.all_log_mels(detector.front.items(rows)).mean((0, 1, 3)).cpu().numpy()
@@ -161,7 +159,7 @@ def along_clip(maps: np.ndarray, starts_s: np.ndarray, hop_s: float, seconds: fl
 
 
 @torch.inference_mode()
-def residual_map(detector: AutoencoderBaseline, rows) -> list[np.ndarray]:
+def residual_map(detector: Autoencoder, rows) -> list[np.ndarray]:
     """Squared residual of each clip over frequency and time, dB²: the mean over the (up to 5) input vectors that hold the frame.
 
     returns : of each clip float32 (n_mels, frames). Weighted with `vectors_per_frame` its mean is the score `baseline_mse`.
@@ -169,10 +167,7 @@ def residual_map(detector: AutoencoderBaseline, rows) -> list[np.ndarray]:
     """
     s, out = detector.settings, []
     for row in _rows(rows):
-        mel, lengths = frames_of(
-            detector.context, np.array([row]),
-            lambda wave: features.baseline_mel(wave, n_fft=s.n_fft, hop=s.hop_length, n_mels=s.n_mels, rate=detector.context.cfg.data.sample_rate),
-        )  # fmt: skip
+        mel, lengths = detector.log_mel(np.array([row]))
         vectors = Vectors(mel, lengths, s.frames)
         x = vectors[torch.arange(len(vectors), device=mel.device)]
         square = (x - detector.net(x)).square().view(len(x), s.frames, s.n_mels)
@@ -189,7 +184,7 @@ def vectors_per_frame(frames: int, width: int) -> np.ndarray:
     return np.convolve(np.ones(frames - width + 1), np.ones(width))
 
 
-def branch_shares(detector: ClassifierDetector, rows) -> np.ndarray:
+def branch_shares(detector: Classifier, rows) -> np.ndarray:
     """Share of each branch in the squared distance to the reference that decided the score: float64 (clips, branches), rows add up to 1.
 
     A clip that lies on its reference has no distance to share out: zeros.  Source: SYSTEM 5.  Notebook: 06_embeddings
@@ -199,17 +194,17 @@ def branch_shares(detector: ClassifierDetector, rows) -> np.ndarray:
     return np.divide(parts, whole, out=np.zeros_like(parts), where=whole > 1e-12)
 
 
-def why(context: Context, row: int, *, autoencoder: AutoencoderBaseline | None = None, oevae: OEVAEDetector | None = None,
-        classifier: ClassifierDetector | None = None, of: Literal["alpha", "beta"] = "beta") -> Why:  # fmt: skip
+def why(store: audio.Store, row: int, shape: OEVAEFeatures, *, autoencoder: Autoencoder | None = None, oevae: OEVAE | None = None,
+        classifier: Classifier | None = None, of: Literal["alpha", "beta"] = "beta") -> Why:  # fmt: skip
     """Everything above for one clip, by the detectors that there are; those of one machine must be its own.
 
-    of : component whose slope is shown.  Notebook: 06_embeddings
+    shape : of the log-mel that is shown.  of : component whose slope is shown.  Notebook: 06_embeddings
     """
-    clip, shape, rate = context.store.clips.iloc[row], context.cfg.oevae.features, context.cfg.data.sample_rate
+    clip, rate = store.clips.iloc[row], store.rate
     seconds = float(clip["samples"]) / rate
     bands = {"n_fft": shape.n_fft, "low_hz": shape.low_hz, "high_hz": shape.high_hz, "rate": rate}
     hz, hop_s = features.band_hz(shape.n_mels, **bands), shape.hop_length / rate
-    wave = audio.standardise(context.store.audio([row]))
+    wave = audio.standardise(store.audio([row]))
     level = features.log_mel(wave, n_mels=shape.n_mels, win=shape.win_length, hop=shape.hop_length, **bands)[0, 0].cpu().numpy()
     residual = raised = starts = segments = branches = None
     if autoencoder is not None:

@@ -26,7 +26,6 @@ import pandas as pd
 from asdlib import artefacts, atlas_plots, audio, backends, checks, encoding, explain, plots, scorer, tables
 from asdlib.detectors import Detector, training_rows
 from asdlib.detectors.baseline import SMALLEST_DB
-from asdlib.detectors.context import Context
 
 NEAREST = 5  # training clips shown for each detector
 COLUMNS = ("file", "detector", "rank", "clip", "distance", "path")
@@ -41,19 +40,19 @@ PAGE = """<!DOCTYPE html>
 def _segments(detector: Detector, own: np.ndarray, new: Detector, row: int) -> np.ndarray:
     real = detector.references.parents[:, 0] == detector.references.parents[:, 1]
     h, clip = detector.references.h[real], detector.references.parents[real, 0]
-    away = np.linalg.norm(new.embed(np.array([row]))[0][:, None] - h[None], axis=2)  # (segments, references)
+    away = np.linalg.norm(new.embed(audio.Clips(new.store, np.array([row])))[0][:, None] - h[None], axis=2)  # (segments, references)
     return np.array([away[:, clip == each].min(1).mean() for each in own])
 
 
 def _units(detector: Detector, own: np.ndarray, new: Detector, row: int) -> np.ndarray:
     place = {number: i for i, number in enumerate(detector.train_rows.tolist())}
     train = detector.train_vectors[[place[number] for number in own.tolist()]]
-    return backends.distances(backends.unit(new.embed(np.array([row]))[0]), backends.unit(train))[0]
+    return backends.distances(backends.unit(new.embed(audio.Clips(new.store, np.array([row])))[0]), backends.unit(train))[0]
 
 
 def _spectra(detector: Detector, own: np.ndarray, new: Detector, row: int) -> np.ndarray:
     deviation = np.maximum(detector.train.std(0), SMALLEST_DB)
-    return np.linalg.norm((new.embed(np.array([row]))[0] - detector.train) / deviation, axis=1)
+    return np.linalg.norm((new.embed(audio.Clips(new.store, np.array([row])))[0] - detector.train) / deviation, axis=1)
 
 
 DISTANCES = {"oevae": _segments, "classifier": _units, "baseline_knn": _spectra}
@@ -67,9 +66,9 @@ def nearest(name: str, detector: Detector, store: audio.Store, row: int, machine
     raises : checks.Refusal for a detector without embeddings of training clips
     """
     checks.known_name("detector with embeddings of clips", name, list(DISTANCES))
-    table = detector.context.store.clips
+    table = detector.store.clips
     own = training_rows(table, machine)
-    away = DISTANCES[name](detector, own, detector.on(store), row)
+    away = DISTANCES[name](detector, own, detector.at(store), row)
     first = np.argsort(away, kind="stable")[:count]
     facts = table.iloc[own[first]][["clip", "path"]].reset_index(drop=True)
     return facts.assign(detector=name, rank=np.arange(1, len(first) + 1), distance=away[first], row=own[first])
@@ -85,7 +84,7 @@ def write(run, ready: scorer.Scorer, paths: Sequence[str | Path], scores: pd.Dat
     folder.mkdir(parents=True, exist_ok=True)
     store, _ = ready.decoded(paths)
     known = {name: run.detector(name, ready.machine) for name in scorer.detectors_of(*run.cfg.systems)}
-    maps = {name: known[name].on(store) for name in ("autoencoder", "oevae", "classifier") if name in known} if store is not None else {}
+    maps = {name: known[name].at(store) for name in ("autoencoder", "oevae", "classifier") if name in known} if store is not None else {}
     train = ready.train[ready.train["component"].isin(["alpha", "beta"])].groupby("component")["score"]
     usual = {name: (part.mean(), part.std()) for name, part in train}
     pages, css = [], (Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
@@ -93,7 +92,7 @@ def write(run, ready: scorer.Scorer, paths: Sequence[str | Path], scores: pd.Dat
         place = int(store.clips["clip"].iloc[row])
         told, shown = scores.iloc[place], scores["file"].iloc[place]
         name, title = f"{first + place:04d}_{Path(shown).stem}", Path(shown).name
-        found = explain.why(Context(run.cfg, store, run.here, ready.seed), row, **maps)
+        found = explain.why(store, row, run.cfg.oevae.features, **maps)
         near = pd.concat([nearest(name, known[name], store, row, ready.machine) for name in DISTANCES if name in known] or [pd.DataFrame()])
         clips = near.drop_duplicates("row") if len(near) else near
         waves = {shown: store.int16(row), **{each.clip: run.store.int16(each.row) for each in clips.itertuples()}}

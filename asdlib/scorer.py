@@ -9,7 +9,7 @@ detectors, on the same scales of training scores, with the same threshold.
 Conventions
 -----------
 Higher is more anomalous. A recording's score depends on nothing but the recording: detectors take one clip after the other
-(`detectors.context.clip_by_clip`) and scales come from training scores, so that a clip of the study gets the very score the study gave
+(`detectors.base.clip_by_clip`) and scales come from training scores, so that a clip of the study gets the very score the study gave
 it, bit for bit on the same device and precision. A file that cannot be scored has NaN and a `problem` in words; the others are scored. What
 indexing would say of a file that is scored all the same (silent, clipped, ...) is its `remark`.
 
@@ -115,7 +115,7 @@ class Scorer:
         usable = [i for i, one in enumerate(found) if one.samples is not None]
         facts = {"machine": self.machine, "section": self.section or "00", "split": "test", "domain": "unknown", "label": "unlabelled"}
         table = pd.DataFrame([{"clip": f"{i:09d}", "path": shown(paths[i]), "level_db": found[i].level_db} | facts for i in usable])
-        store = audio.in_memory(table, [found[i].samples for i in usable]) if usable else None
+        store = audio.in_memory(table, [found[i].samples for i in usable], self.data.sample_rate) if usable else None
         return store, found
 
     def __call__(self, paths: Sequence[str | Path]) -> pd.DataFrame:
@@ -152,7 +152,7 @@ class Scorer:
         """Scores of all clips of a store: (system, component) -> float64 (clips,), fused on the scales of the training scores."""
         rows, tables = np.arange(len(store)), [self.train]
         for detector in self.detectors.values():
-            tables.append(score_table(store.clips, rows, detector.on(store).scores(rows), self.seed))
+            tables.append(score_table(store.clips, rows, detector.components(audio.Clips(store, rows)), self.seed))
         every = fusion.systems(pd.concat(tables, ignore_index=True), self.cfg.fusion)
         new = every[(every["split"] == "test") & every["clip"].isin(store.clips["clip"])]
         return {part: values.sort_values("clip")["score"].to_numpy() for part, values in new.groupby(["system", "component"])}

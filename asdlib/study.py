@@ -22,14 +22,12 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import threadpoolctl
 import torch
 
 from asdlib import artefacts, checks, config, explain, fusion, metrics, reading, scorer, training
-from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_rows
-from asdlib.detectors.context import Context
+from asdlib.detectors import DETECTORS, SYSTEMS, Detector, detect, training_clips
 from asdlib.explore import maps
 from asdlib.places import NOTEBOOKS as NOTEBOOKS  # part of this module's face
 from asdlib.places import Places
@@ -68,19 +66,19 @@ class Run(Places):
             kind = self.settled_precision(name)
         chosen = dataclasses.replace(self.cfg, precision=kind, **({} if settings is None else {name: settings}))
         cfg, digest = dataclasses.asdict(chosen), self.detector_digest(*of)
-        detector = DETECTORS[name](Context(chosen, self.store, self.here, self.seed, folder))
+        detector = self._detector(name, chosen, folder)
         if self.base is not None:  # trained already for the study or for another variant
             artefacts.adopt(folder, digest, self.study_folder.glob(f"**/{folder.relative_to(folder.parents[1 + self.stage.per_machine])}"))
         if artefacts.finished(folder, digest):
             with reading.refused(folder, f"a {name} detector"):
-                detector.load(folder, np.concatenate([training_rows(self.clips, machine) for machine in machines]))
+                detector.restore(folder, training_clips(self.store, machines)[0])
             history = reading.table(folder / "history.parquet", ["epoch"]) if (folder / "history.parquet").is_file() else pd.DataFrame()
             return detector, reading.scores(folder / "scores.parquet"), history
         with artefacts.locked(self.study_folder), artefacts.guarded(folder):
             artefacts.begin(folder, digest)
             began = time.perf_counter()
             with training.memory_in_words(f"{name} of {', '.join(machines[:3])}{' …' if len(machines) > 3 else ''}"):
-                scores = detect(detector, detector.context, machines)
+                scores = detect(detector, self.store, machines)
             artefacts.write_table(folder / "scores.parquet", scores)
             if len(detector.history):
                 artefacts.write_table(folder / "history.parquet", detector.history)
@@ -91,6 +89,10 @@ class Run(Places):
             facts |= {"shaped_by": self.detector_shaped_by(*of)}
             artefacts.seal(folder, digest, facts)
         return detector, scores, detector.history
+
+    def _detector(self, name: str, cfg: config.Study, folder: Path) -> Detector:
+        kind = cfg.precision if cfg.precision != "auto" else "float32"  # of scoring; training has settled it
+        return DETECTORS[name](getattr(cfg, name), seed=self.seed, device=self.here, precision=kind, checkpoints=folder)
 
     @contextlib.contextmanager
     def _meant_for(self, device: torch.device):
@@ -125,16 +127,15 @@ class Run(Places):
         """A finished detector, loaded once and never trained. machine : any of those it was trained on"""
         folder, own = self.trained(name, machine)
         if folder not in self._loaded:
-            rows = np.concatenate([training_rows(self.clips, each) for each in ([own] if own else self.machines)])
-            self._loaded[folder] = DETECTORS[name](Context(self.cfg, self.store, self.here, self.seed, folder))
-            self._loaded[folder].load(folder, rows)
+            clips = training_clips(self.store, [own] if own else self.machines)[0]
+            self._loaded[folder] = self._detector(name, self.cfg, folder).restore(folder, clips)
         return self._loaded[folder]
 
     def explain(self, row: int, of: str = "beta") -> explain.Why:
         """Why a clip was scored so, by the detectors of the study's systems.  of : alpha or beta, see `explain.why`.  Notebook: 06_embeddings"""
         machine, names = self.clips["machine"].iloc[row], {SYSTEMS[system] for system in self.cfg.systems}
         found = {name: self.detector(name, machine) for name in ("autoencoder", "oevae", "classifier") if name in names}
-        return explain.why(Context(self.cfg, self.store, self.here, self.seed), int(row), **found, of=of)
+        return explain.why(self.store, int(row), self.cfg.oevae.features, **found, of=of)
 
     def collect(self) -> pd.DataFrame:
         """Scores of all systems, seeds and machines, and of what is composed of them, written to scores.parquet."""

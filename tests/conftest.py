@@ -8,10 +8,9 @@ import pytest
 import soundfile
 import torch
 from pretended import as_before
-from sizes import BASELINE, SMALL, TINY
+from sizes import BASELINE, SMALL, TINY, Context
 
 from asdlib import audio, clips, config, training
-from asdlib.detectors.context import Context
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell ignores it, and so would all it starts
 torch.set_num_threads(1)  # as notebooks compute: the same figures on any number of cores

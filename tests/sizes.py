@@ -1,6 +1,45 @@
-"""Settings of networks that train in seconds, for the tests."""
+"""Settings of networks that train in seconds, and detectors made with them, for the tests."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
 
 from asdlib import config
+from asdlib.audio import Clips, Store
+
+
+@dataclass(frozen=True)
+class Context:
+    """Settings and recordings of a test, and where to compute."""
+
+    cfg: config.Study
+    store: Store
+    device: torch.device
+    seed: int = 0
+    folder: Path | None = None
+
+
+def detector_of(kind, context):
+    """A detector with the settings of a test."""
+    precision = "float32" if context.cfg.precision == "auto" else context.cfg.precision
+    settings = getattr(context.cfg, kind.name)
+    return kind(settings, seed=context.seed, device=context.device, precision=precision, checkpoints=context.folder)
+
+
+def bound(detector, store, rows):
+    """A detector that knows its training clips and has not been trained."""
+    detector._bind(Clips(store, np.asarray(rows)))
+    return detector
+
+
+def fit(detector, store, rows):
+    """Fit a detector to rows of a store, against the normal training clips of all other machines."""
+    table = store.clips
+    others = (table["split"] == "train") & (table["label"] == "normal") & ~table["machine"].isin(table["machine"].iloc[rows])
+    return detector.fit(Clips(store, np.asarray(rows)), Clips(store, np.flatnonzero(others)))
+
 
 BASELINE = config.Autoencoder(epochs=2, n_mels=16, hidden=12, bottleneck=4)
 FEATURES = config.OEVAEFeatures(segments=3, segment_s=0.5, n_mels=16, n_fft=512, win_length=512, hop_length=256)

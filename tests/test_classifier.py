@@ -11,13 +11,15 @@ import pytest
 import soundfile
 import torch
 from safetensors.numpy import load_file, save_file
+from sizes import Context, bound, detector_of, fit
 
 from asdlib import audio, backends, checks, classifier_plots, clips, config, detectors, metrics, training
+from asdlib.audio import Clips
 from asdlib.detectors import classifier as module
-from asdlib.detectors.classifier import ClassifierDetector, ablations, held_out, load_embeddings
-from asdlib.detectors.context import Context
+from asdlib.detectors.classifier import Classifier, ablations, held_out, load_embeddings
+from asdlib.models import classifier
 from asdlib.models.branches import BatchNorm1d
-from asdlib.models.classifier import Batch, Classifier, branch_inputs
+from asdlib.models.classifier import Batch, branch_inputs
 
 SMALL = config.Classifier(
     clip_seconds=0.75, n_fft=256, hop_length=256, n_mels=40, dim=8, subclusters=2, kmeans=3, density_neighbours=2, epochs=2, batch=8, holdout=0.25
@@ -57,8 +59,8 @@ def rows_of(context, split):
 
 @pytest.fixture(scope="module")
 def fitted(context):
-    detector = ClassifierDetector(context)
-    detector.fit(rows_of(context, "train"))
+    detector = detector_of(Classifier, context)
+    fit(detector, context.store, rows_of(context, "train"))
     return detector
 
 
@@ -134,14 +136,14 @@ def test_one_class_is_refused(context):
     rows = detectors.machine_rows(context.store.clips, "pump", "train")
     rows = rows[(context.store.clips["attr_spd"].iloc[rows] == "3").to_numpy()]
     with pytest.raises(checks.Refusal, match=r"make 1 class \(pump/00/spd=3/target\), expected 2 or more; add machines"):
-        ClassifierDetector(context).fit(rows)
+        fit(detector_of(Classifier, context), context.store, rows)
 
 
 def test_a_machine_of_two_clips_is_refused_by_name_before_training(context, monkeypatch):
     monkeypatch.setattr(module.training, "fit", lambda *_, **__: pytest.fail("trained first"))
     pump, saw = (detectors.machine_rows(context.store.clips, machine, "train") for machine in ("pump", "saw"))
     with pytest.raises(checks.Refusal, match="machine saw has 2 training clips, the classifier's back-ends expect at least 3; add recordings"):
-        ClassifierDetector(context).fit(np.concatenate([pump, saw[:2]]))
+        fit(detector_of(Classifier, context), context.store, np.concatenate([pump, saw[:2]]))
 
 
 # ------------------------------------------------------------------------------------------- clips and batches
@@ -152,8 +154,8 @@ def one_epoch(detector, seed):
 
 
 def test_an_epoch_visits_every_clip_that_is_not_held_out_once(context):
-    detector = ClassifierDetector(changed(context, mixup_prob=0.0))
-    detector._prepare(rows_of(context, "train"))
+    detector = detector_of(Classifier, changed(context, mixup_prob=0.0))
+    bound(detector, context.store, rows_of(context, "train"))._prepare()
     batches = one_epoch(detector, 0)
     labels = torch.cat([batch.y for batch in batches])
     assert [len(batch.y) for batch in batches][:-1] == [8] * (len(batches) - 1)
@@ -163,8 +165,8 @@ def test_an_epoch_visits_every_clip_that_is_not_held_out_once(context):
 
 
 def test_clips_start_anew_every_epoch_and_at_their_beginning_in_a_test(context, monkeypatch):
-    detector = ClassifierDetector(context)
-    detector._prepare(rows_of(context, "train"))
+    detector = detector_of(Classifier, context)
+    bound(detector, context.store, rows_of(context, "train"))._prepare()
     seen = []
     gather = audio.Store.segments
 
@@ -185,7 +187,7 @@ def test_clips_start_anew_every_epoch_and_at_their_beginning_in_a_test(context, 
         assert all(0 <= start <= room for start in starts) and (room == 0 or len(set(starts)) == 3)
     seen.clear()
     detector.net.eval()
-    detector.embed(rows_of(context, "test"))
+    detector.embed(Clips(detector.store, rows_of(context, "test")))
     assert all(start == 0 for part in seen for start in part.values())
 
 
@@ -195,8 +197,8 @@ def test_waveforms_are_standardised_by_clip_by_machine_or_not(context, monkeypat
     seen = []
     monkeypatch.setattr(module, "branch_inputs", lambda wave, *_: seen.append(wave) or {})
     for norm in ("clip", "machine", "none"):
-        detector = ClassifierDetector(changed(context, wave_norm=norm))
-        detector._prepare(train)
+        detector = detector_of(Classifier, changed(context, wave_norm=norm))
+        bound(detector, context.store, train)._prepare()
         for machine in ("pump", "saw"):
             row = detectors.machine_rows(table, machine, "test")[:1]
             seen.clear()
@@ -207,7 +209,7 @@ def test_waveforms_are_standardised_by_clip_by_machine_or_not(context, monkeypat
             torch.testing.assert_close(seen[0], expected)
         seen.clear()
         made = changed(context, wave_norm=norm, mixup_prob=0.0)
-        detector.context, detector.settings = made, made.cfg.classifier
+        detector.settings = made.cfg.classifier
         waves = torch.cat([seen[-1] for _ in detector._batches(torch.Generator().manual_seed(0))])
         deviation = waves.std(1, correction=0)
         assert {"clip": (deviation - 1).abs().max() < 1e-3, "machine": 0.8 < deviation.mean() < 1.2, "none": deviation.max() < 0.2}[norm]
@@ -215,14 +217,14 @@ def test_waveforms_are_standardised_by_clip_by_machine_or_not(context, monkeypat
 
 def test_the_gain_of_a_recording_is_no_anomaly(context, fitted, monkeypatch):
     rows, gather = rows_of(context, "test"), audio.Store.segments
-    before = fitted.scores(rows)["classifier", "score"]
+    before = fitted.components(Clips(context.store, rows))["classifier", "score"]
     monkeypatch.setattr(audio.Store, "segments", lambda *arguments, **rest: 0.5 * gather(*arguments, **rest))
-    np.testing.assert_allclose(fitted.scores(rows)["classifier", "score"], before, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(fitted.components(Clips(context.store, rows))["classifier", "score"], before, rtol=1e-3, atol=1e-5)
 
 
 def test_labels_move_with_the_sound(context):
-    detector = ClassifierDetector(changed(context, mixup_prob=1.0, holdout=0.0))
-    detector._prepare(rows_of(context, "train"))
+    detector = detector_of(Classifier, changed(context, mixup_prob=1.0, holdout=0.0))
+    bound(detector, context.store, rows_of(context, "train"))._prepare()
     for batch in one_epoch(detector, 0):
         torch.testing.assert_close(batch.y.sum(1), torch.ones(len(batch.y)))
     assert any(((batch.y > 0).sum(1) == 2).any() for batch in one_epoch(detector, 0))
@@ -232,8 +234,8 @@ def test_adamax_at_the_setting_s_rate_and_no_decay(context, monkeypatch):
     """L2 is a term of the loss, on kernels alone; the optimiser has no decay of its own."""
     made = []
     monkeypatch.setattr(module.training, "fit", lambda net, batches, optimiser, **rest: made.append((optimiser, rest)) or pd.DataFrame())
-    detector = ClassifierDetector(changed(context, lr=2e-3))
-    detector.fit(rows_of(context, "train"))
+    detector = detector_of(Classifier, changed(context, lr=2e-3))
+    fit(detector, context.store, rows_of(context, "train"))
     optimiser, rest = made[0]
     assert type(optimiser) is torch.optim.Adamax and optimiser.defaults["lr"] == 2e-3 and optimiser.defaults["weight_decay"] == 0
     assert config.Classifier().lr == 1e-3 and config.Classifier().l2 == 1e-5 and config.Classifier().batch == 64 and config.Classifier().epochs == 10
@@ -276,22 +278,22 @@ def test_history_tells_losses_accuracy_cosine_and_scale(fitted):
 
 def test_a_clip_alone_scores_as_among_others_and_by_its_own_machine(context, fitted):
     rows = rows_of(context, "test")
-    together = fitted.scores(rows)
+    together = fitted.components(Clips(context.store, rows))
     assert set(together) == {("classifier", name) for name in ("score", *backends.BACKENDS)}
     np.testing.assert_array_equal(together["classifier", "score"], together["classifier", "kmeans"])
     order = np.random.default_rng(0).permutation(len(rows))
-    mixed = fitted.scores(rows[order])
+    mixed = fitted.components(Clips(context.store, rows[order]))
     for key, values in together.items():
         np.testing.assert_allclose(mixed[key], values[order], rtol=1e-3, atol=1e-5)
-        alone = np.concatenate([fitted.scores(rows[i : i + 1])[key] for i in range(0, len(rows), 5)])
+        alone = np.concatenate([fitted.components(Clips(context.store, rows[i : i + 1]))[key] for i in range(0, len(rows), 5)])
         np.testing.assert_allclose(alone, values[::5], rtol=1e-3, atol=1e-5)
 
 
 def test_scores_are_those_of_the_back_end_on_the_machine_s_own_embeddings(context, fitted):
     rows, domain = rows_of(context, "test"), context.store.clips["domain"].to_numpy()
-    found, left_out = fitted.scores(rows), fitted.training_scores()
+    found, left_out = fitted.components(Clips(context.store, rows)), fitted.training_components()
     train = rows_of(context, "train")
-    embedding, scored = fitted.embed(train)[0], fitted.embed(rows)[0]
+    embedding, scored = fitted.embed(Clips(context.store, train))[0], fitted.embed(Clips(context.store, rows))[0]
     for machine in ("pump", "saw"):
         mine, here = (context.store.clips["machine"].to_numpy()[which] == machine for which in (train, rows))
         for name, make in backends.BACKENDS.items():
@@ -301,22 +303,22 @@ def test_scores_are_those_of_the_back_end_on_the_machine_s_own_embeddings(contex
 
 
 def test_the_chosen_back_end_is_the_score(context, fitted):
-    other = ClassifierDetector(changed(context, backend="local_density"))
-    other._prepare(rows_of(context, "train"))
+    other = detector_of(Classifier, changed(context, backend="local_density"))
+    bound(other, context.store, rows_of(context, "train"))._prepare()
     other.net.load_state_dict(fitted.net.state_dict())
     other.net.eval()
     other._keep(other.train_rows, fitted._vectors(other.train_rows))
-    found = other.scores(rows_of(context, "test"))
+    found = other.components(Clips(other.store, rows_of(context, "test")))
     np.testing.assert_array_equal(found["classifier", "score"], found["classifier", "local_density"])
 
 
 def test_branches_are_scored_on_their_own_columns(context, fitted):
     rows = rows_of(context, "test")
-    fitted.scores(rows)
+    fitted.components(Clips(context.store, rows))
     parts = fitted.branch_scores(rows)
     shown = ["all branches", *(f"{word} {name}" for word in ("only", "without") for name in SMALL.branches)]
     assert [part for _, part in parts] == shown
-    np.testing.assert_allclose(parts["classifier", "all branches"], fitted.scores(rows)["classifier", "score"], rtol=1e-6)
+    np.testing.assert_allclose(parts["classifier", "all branches"], fitted.components(Clips(context.store, rows))["classifier", "score"], rtol=1e-6)
     saw = np.flatnonzero(context.store.clips["machine"].to_numpy()[rows] == "saw")
     train = detectors.machine_rows(context.store.clips, "saw", "train")
     target = context.store.clips["domain"].to_numpy()[train] == "target"
@@ -325,27 +327,27 @@ def test_branches_are_scored_on_their_own_columns(context, fitted):
 
 
 def test_a_machine_that_was_not_trained_on_is_refused(context):
-    detector = ClassifierDetector(changed(context, epochs=1))
-    detector.fit(detectors.machine_rows(context.store.clips, "pump", "train"))
+    detector = detector_of(Classifier, changed(context, epochs=1))
+    fit(detector, context.store, detectors.machine_rows(context.store.clips, "pump", "train"))
     with pytest.raises(checks.Refusal, match="unknown machine of a trained classifier 'saw'"):
-        detector.scores(detectors.machine_rows(context.store.clips, "saw", "test"))
+        detector.components(Clips(detector.store, detectors.machine_rows(context.store.clips, "saw", "test")))
 
 
 def test_embeddings_are_kept_for_whoever_has_no_network(context, fitted, tmp_path):
     rows = rows_of(context, "test")
-    expected = fitted.scores(rows)
+    expected = fitted.components(Clips(context.store, rows))
     fitted.save(tmp_path)
     clip, embedding = load_embeddings(tmp_path)
     assert embedding.shape == (len(context.store), 3 * 8) and embedding.dtype == np.float32 and clip == sorted(clip)
-    np.testing.assert_allclose(embedding[[clip.index(row) for row in rows]], fitted.embed(rows)[0], rtol=1e-3, atol=1e-5)
-    other = ClassifierDetector(context)
-    other.load(tmp_path, rows_of(context, "train"))
-    for key, values in other.scores(rows).items():
+    np.testing.assert_allclose(embedding[[clip.index(row) for row in rows]], fitted.embed(Clips(context.store, rows))[0], rtol=1e-3, atol=1e-5)
+    other = detector_of(Classifier, context)
+    other.restore(tmp_path, Clips(context.store, rows_of(context, "train")))
+    for key, values in other.components(Clips(other.store, rows)).items():
         np.testing.assert_array_equal(values, expected[key])
     content = load_file(tmp_path / module.EMBEDDINGS)
     save_file({name: value[:-5].copy() for name, value in content.items()}, tmp_path / module.EMBEDDINGS)
     with pytest.raises(checks.Refusal, match="lacks the embeddings of some training clips; run the study again"):
-        ClassifierDetector(context).load(tmp_path, rows_of(context, "train"))
+        detector_of(Classifier, context).restore(tmp_path, Clips(context.store, rows_of(context, "train")))
     (tmp_path / module.EMBEDDINGS).write_bytes(b"torn")
     with pytest.raises(checks.Refusal, match="does not hold embeddings"):
         load_embeddings(tmp_path)
@@ -353,19 +355,19 @@ def test_embeddings_are_kept_for_whoever_has_no_network(context, fitted, tmp_pat
 
 def test_an_interrupted_training_ends_in_the_same_scores(context, fitted, tmp_path):
     broken, checkpoint = changed(context, tmp_path, epochs=1), tmp_path / "checkpoint.pt"
-    ClassifierDetector(broken).fit(rows_of(context, "train"))
+    fit(detector_of(Classifier, broken), context.store, rows_of(context, "train"))
     assert checkpoint.is_file()
-    resumed = ClassifierDetector(changed(context, tmp_path))
-    resumed.fit(rows_of(context, "train"))
+    resumed = detector_of(Classifier, changed(context, tmp_path))
+    fit(resumed, context.store, rows_of(context, "train"))
     assert len(resumed.history) == 2
-    for key, values in resumed.training_scores().items():
-        np.testing.assert_array_equal(values, fitted.training_scores()[key])
+    for key, values in resumed.training_components().items():
+        np.testing.assert_array_equal(values, fitted.training_components()[key])
 
 
 def test_seeds_differ(context, fitted):
-    other = ClassifierDetector(dataclasses.replace(context, seed=1))
-    other.fit(rows_of(context, "train"))
-    assert not np.allclose(other.training_scores()["classifier", "score"], fitted.training_scores()["classifier", "score"])
+    other = detector_of(Classifier, dataclasses.replace(context, seed=1))
+    fit(other, context.store, rows_of(context, "train"))
+    assert not np.allclose(other.training_components()["classifier", "score"], fitted.training_components()["classifier", "score"])
 
 
 @pytest.mark.parametrize(
@@ -377,8 +379,8 @@ def test_seeds_differ(context, fitted):
     ids=["one branch", "resolutions", "cossin", "adaptive", "no FeatEx"],
 )  # fmt: skip
 def test_settings_train_and_score(context, settings):
-    detector = ClassifierDetector(changed(context, epochs=1, **settings))
-    table = detectors.detect(detector, detector.context, ["pump", "saw"])
+    detector = detector_of(Classifier, changed(context, epochs=1, **settings))
+    table = detectors.detect(detector, context.store, ["pump", "saw"])
     assert np.isfinite(table["score"]).all() and set(table["component"]) == {"score", *backends.BACKENDS}
     assert ("machine_accuracy" in detector.history) == (detector.settings.holdout > 0)
     assert len(detector.accuracy()) == (2 if detector.settings.holdout else 0)
@@ -388,13 +390,13 @@ def test_features_of_another_length_are_refused_in_words(context, fitted):
     wave = context.store.audio(rows_of(context, "test")[:2], length=8000)
     with pytest.raises(checks.Refusal, match=r"expected \(1, 6000\) for clips of 0\.75 s; tile or crop the clips, or set classifier\.clip_seconds"):
         fitted.net(branch_inputs(wave, SMALL))
-    with pytest.raises(checks.Refusal, match=r"branch mel: 40 bins and 1 frames from 0\.02 s, expected at least 5 of each; use longer clips"):
-        ClassifierDetector(changed(context, clip_seconds=0.02)).fit(rows_of(context, "train"))
+    with pytest.raises(checks.Refusal, match=r"branch mel: 40 bins and 2 frames from 0\.1 s, expected at least 5 of each; use longer clips"):
+        fit(detector_of(Classifier, changed(context, clip_seconds=0.1, hop_length=1024)), context.store, rows_of(context, "train"))
 
 
 def test_smote_of_spectrograms_is_refused(context):
     with pytest.raises(checks.Refusal, match=r"classifier\.smote\.space: got 'logmel', the classifier knows 'embed' only"):
-        ClassifierDetector(changed(context, smote=config.Smote(space="logmel")))
+        detector_of(Classifier, changed(context, smote=config.Smote(space="logmel")))
 
 
 def test_ablations_take_one_thing_out_each():
@@ -414,7 +416,7 @@ def texts(figure):
 
 def test_figures_draw_what_the_notebook_shows(context, fitted):
     rows = rows_of(context, "test")
-    fitted.scores(rows)
+    fitted.components(Clips(context.store, rows))
     table = metrics.table(
         detectors.score_table(context.store.clips, rows, fitted.branch_scores(rows), 0), config.Metrics(bootstrap=20), 0
     )
@@ -509,7 +511,7 @@ def recognised(make, branch, *, samples=4096, steps=40, phase="cossin"):
         branches=(branch,), clip_seconds=samples / 16000, n_fft=128, hop_length=64, n_mels=20, dim=16, subclusters=4, phase_repr=phase
     )
     with training.seeded_init(0):
-        net = Classifier(settings, 2).to(memory_format=torch.channels_last)
+        net = classifier.Classifier(settings, 2).to(memory_format=torch.channels_last)
 
     def batch(n, generator):
         label = torch.arange(n) % 2

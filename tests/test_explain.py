@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from sizes import BASELINE, SMALL, TINY
+from sizes import BASELINE, SMALL, TINY, Context, detector_of, fit
 
 from asdlib import audio, backends, checks, clips, config, explain, features
-from asdlib.detectors import AutoencoderBaseline, ClassifierDetector, OEVAEDetector, machine_rows
-from asdlib.detectors.context import Context
+from asdlib.audio import Clips
+from asdlib.detectors import OEVAE, Autoencoder, Classifier, machine_rows
 
 BURST_HZ, BURST_S = 3000.0, (1.3, 1.6)  # of a clip of 2 s
 RATE = 16000
@@ -49,23 +49,22 @@ def trained(planted):
     table = planted.store.clips
     train = machine_rows(table, "pump", "train")
     found = {}
-    for kind, rows in ((AutoencoderBaseline, train), (OEVAEDetector, train), (ClassifierDetector, np.flatnonzero(table["split"] == "train"))):
-        found[kind] = kind(planted)
-        found[kind].fit(rows)
+    for kind, rows in ((Autoencoder, train), (OEVAE, train), (Classifier, np.flatnonzero(table["split"] == "train"))):
+        found[kind] = fit(detector_of(kind, planted), planted.store, rows)
     return found
 
 
 def test_the_residual_map_is_the_score(planted, trained):
-    detector = trained[AutoencoderBaseline]
+    detector = trained[Autoencoder]
     rows = np.concatenate([rows_of(planted, "anomaly"), rows_of(planted, "normal")])
-    scores = detector.scores(rows)["baseline_mse", "score"]
+    scores = detector.components(Clips(detector.store, rows))["baseline_mse", "score"]
     for one, score in zip(explain.residual_map(detector, rows), scores, strict=True):
         weight = explain.vectors_per_frame(one.shape[1], detector.settings.frames)
         assert (one.mean(0) @ weight) / weight.sum() == pytest.approx(score, rel=1e-4)
 
 
 def test_the_residual_map_finds_the_burst(planted, trained):
-    detector, (row, *_) = trained[AutoencoderBaseline], rows_of(planted, "anomaly")
+    detector, (row, *_) = trained[Autoencoder], rows_of(planted, "anomaly")
     s, (found,) = detector.settings, explain.residual_map(detector, [row])
     hz = features.band_hz(s.n_mels, n_fft=s.n_fft, low_hz=0.0, high_hz=RATE / 2, rate=RATE, slaney=True)
     usual = np.mean(explain.residual_map(detector, rows_of(planted, "normal")), 0)
@@ -75,7 +74,7 @@ def test_the_residual_map_finds_the_burst(planted, trained):
 
 @pytest.mark.parametrize("of", ["alpha", "beta"])
 def test_a_slope_is_what_a_small_change_does(planted, trained, of):
-    detector, (row, *_) = trained[OEVAEDetector], rows_of(planted, "anomaly")
+    detector, (row, *_) = trained[OEVAE], rows_of(planted, "anomaly")
     found = explain.slope(detector, [row], of)
     front, net = detector.front, detector.net
     x = front.log_mel(front.waves(front.items(np.array([row])))).double()
@@ -104,7 +103,7 @@ def test_a_slope_is_what_a_small_change_does(planted, trained, of):
 
 
 def test_segments_and_slope_find_the_burst(planted, trained):
-    detector = trained[OEVAEDetector]
+    detector = trained[OEVAE]
     loud, quiet = rows_of(planted, "anomaly"), rows_of(planted, "normal")
     starts = explain.segment_starts(detector, loud[0])
     holds = (starts + 0.5 > BURST_S[0]) & (starts < BURST_S[1])
@@ -122,9 +121,9 @@ def test_segments_and_slope_find_the_burst(planted, trained):
 
 
 def test_segment_scores_average_to_the_scores(planted, trained):
-    detector = trained[OEVAEDetector]
+    detector = trained[OEVAE]
     loud = rows_of(planted, "anomaly")
-    for rows, whole in ((loud, detector.scores(loud)), (detector.train_rows, detector.training_scores())):
+    for rows, whole in ((loud, detector.components(Clips(detector.store, loud))), (detector.train_rows, detector.training_components())):
         for name, values in explain.segment_scores(detector, rows).items():
             np.testing.assert_allclose(values.mean(1), whole["oevae", name], rtol=1e-6)
 
@@ -140,9 +139,9 @@ def test_maps_laid_along_the_clip_keep_their_sum():
 
 @pytest.mark.parametrize("name", list(backends.BACKENDS))
 def test_branch_parts_add_up_to_the_distance_that_scored(planted, trained, name):
-    detector = trained[ClassifierDetector]
+    detector = trained[Classifier]
     rows = np.concatenate([rows_of(planted, "anomaly"), rows_of(planted, "normal", "saw")])
-    scores = detector.scores(rows)["classifier", name]
+    scores = detector.components(Clips(detector.store, rows))["classifier", name]
     before, detector.settings = detector.settings, dataclasses.replace(detector.settings, backend=name)
     try:
         parts = detector.branch_parts(rows)
@@ -159,25 +158,26 @@ def test_branch_parts_add_up_to_the_distance_that_scored(planted, trained, name)
 
 def test_a_clip_does_not_change_anothers_reasons(planted, trained):
     rows = rows_of(planted, "anomaly")
-    for function, kind in ((explain.branch_shares, ClassifierDetector), (lambda d, r: explain.slope(d, r).per_db, OEVAEDetector)):
+    for function, kind in ((explain.branch_shares, Classifier), (lambda d, r: explain.slope(d, r).per_db, OEVAE)):
         together = function(trained[kind], rows)
         np.testing.assert_allclose(together[1], function(trained[kind], rows[1:2])[0], rtol=1e-4, atol=1e-7)
 
 
 def test_why_has_what_the_study_has(planted, trained):
     (row, *_) = rows_of(planted, "anomaly")
-    whole = explain.why(planted, row, autoencoder=trained[AutoencoderBaseline], oevae=trained[OEVAEDetector], classifier=trained[ClassifierDetector])
+    every = {"autoencoder": trained[Autoencoder], "oevae": trained[OEVAE], "classifier": trained[Classifier]}
+    whole = explain.why(planted.store, row, planted.cfg.oevae.features, **every)
     assert whole.seconds == 2.0 and set(whole.branches) == set(SMALL.branches) and set(whole.segments) == {"alpha", "beta"}
     assert whole.level.values.shape[0] == len(whole.level.hz) == whole.raised.values.shape[0]
-    alone = explain.why(planted, row, classifier=trained[ClassifierDetector])
+    alone = explain.why(planted.store, row, planted.cfg.oevae.features, classifier=trained[Classifier])
     assert alone.residual is None and alone.raised is None and alone.segments is None and alone.branches == whole.branches
 
 
 def test_refusals(trained):
     with pytest.raises(checks.Refusal, match="no clip came to be explained, expected at least one store row"):
-        explain.residual_map(trained[AutoencoderBaseline], [])
+        explain.residual_map(trained[Autoencoder], [])
     with pytest.raises(checks.Refusal, match="unknown component of a slope 'gamma'"):
-        explain.slope(trained[OEVAEDetector], [0], "gamma")
+        explain.slope(trained[OEVAE], [0], "gamma")
 
 
 def test_band_hz_is_where_a_tone_lands():

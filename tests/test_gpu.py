@@ -31,13 +31,14 @@ import pytest
 import soundfile
 import torch
 from pretended import GPU, Draws
+from sizes import bound, detector_of
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from asdlib import audio, checks, cli, config, execute, features, graph, model_card, perform, precision, replay, study, training
-from asdlib.detectors import DETECTORS, ClassifierDetector, baseline, detect, exposure, machine_rows
+from asdlib.detectors import DETECTORS, Classifier, baseline, detect, exposure, machine_rows
 from asdlib.detectors import oevae as oevae_detector
 from asdlib.models import oevae
 from asdlib.models.autoencoder import Autoencoder, Vectors
@@ -100,8 +101,8 @@ def on_gpu(value, mode):
 def oevae_epoch(context, mode, home):
     """A network and its batches, from a function of draws; the recordings are at home on the host or the GPU."""
     rows = machine_rows(context.store.clips, "pump", "train")
-    front = exposure.Front(context, rows)
-    others = front.items(exposure.checked_machine(context.store.clips, rows)[1])
+    front = exposure.Front(context.store, context.device, context.cfg.oevae.features, rows)
+    others = front.items(machine_rows(context.store.clips, "saw", "train"))
     labels = np.eye(2, dtype=np.float32)[np.arange(len(rows)) % 2]
     target = exposure.target_items(front, rows, np.arange(len(rows), dtype=np.float32), np.arange(len(rows)) % 4 != 0, labels)
     settings = dataclasses.replace(context.cfg.oevae, attribute_weight=1.0)
@@ -113,10 +114,11 @@ def oevae_epoch(context, mode, home):
 
 def classifier_epoch(context, mode, home):
     """As `oevae_epoch`."""
-    detector = ClassifierDetector(context)
-    detector._prepare(np.concatenate([machine_rows(context.store.clips, machine, "train") for machine in ("pump", "saw")]))
+    detector = detector_of(Classifier, context)
+    rows = np.concatenate([machine_rows(context.store.clips, machine, "train") for machine in ("pump", "saw")])
+    bound(detector, context.store, rows)._prepare()
     other = copy.copy(detector)
-    other.context, other.store = dataclasses.replace(context, device=GPU), stored(context.store, mode, home)
+    other.device, other.resident = GPU, stored(context.store, mode, home)
     other.net, other.mean, other.std = (on_gpu(value, mode) for value in (detector.net, detector.mean, detector.std))
     return other.net, other._batches
 
@@ -245,7 +247,7 @@ def test_a_detector_asks_for_nothing_that_a_gpu_cannot_repeat(context, monkeypat
     cfg = dataclasses.replace(context.cfg, oevae=dataclasses.replace(context.cfg.oevae, attribute_weight=1.0))
     with Operations() as operations:
         context = dataclasses.replace(context, cfg=cfg)
-        detect(DETECTORS[name](context), context, ["pump", "saw"] if name == "classifier" else ["pump"])
+        detect(detector_of(DETECTORS[name], context), context.store, ["pump", "saw"] if name == "classifier" else ["pump"])
     assert {"_fft_r2c", trains.get(name, "_fft_r2c")} <= operations.seen and not operations.seen & UNREPEATABLE
 
 
@@ -305,10 +307,10 @@ PLACES = {f"{name}-{where}": (name, free) for name in DETECTORS for where, free 
 def test_a_detector_trains_and_scores_on_a_gpu(context, there, monkeypatch, name, free):
     machines = ["pump", "saw"] if name == "classifier" else ["pump"]
     monkeypatch.setattr(features, "CHUNK", 2**40)  # as on a GPU, spectra are made at once: sums in one order
-    expected = detect(DETECTORS[name](context), context, machines)
+    expected = detect(detector_of(DETECTORS[name], context), context.store, machines)
     with there(free):
         moved = dataclasses.replace(context, device=training.pick_device("auto"))
-        found = detect(DETECTORS[name](moved), moved, machines)
+        found = detect(detector_of(DETECTORS[name], moved), moved.store, machines)
         assert moved.store.to(GPU).samples.device.type == ("cuda" if free else "cpu")
     # gradients of OEVAE differ in their last bits, which its training makes much of: 4 % of a score at most were seen
     pd.testing.assert_frame_equal(found, expected, rtol=0.1 if name == "oevae" else 1e-4)
@@ -317,8 +319,11 @@ def test_a_detector_trains_and_scores_on_a_gpu(context, there, monkeypatch, name
 def test_detectors_share_one_copy_of_the_recordings(context, there):
     with there():
         moved = dataclasses.replace(context, device=training.pick_device("auto"))
-        fronts = [exposure.Front(moved, machine_rows(context.store.clips, machine, "train")) for machine in ("pump", "saw")]
-        stores = [front.store for front in fronts] + [ClassifierDetector(moved).store, fronts[0].on(context.store).store]
+        train = [machine_rows(context.store.clips, machine, "train") for machine in ("pump", "saw")]
+        fronts = [exposure.Front(moved.store, moved.device, moved.cfg.oevae.features, rows) for rows in train]
+        classifier = bound(detector_of(Classifier, moved), moved.store, np.concatenate(train))
+        classifier._prepare()
+        stores = [front.store for front in fronts] + [classifier.resident, fronts[0].on(context.store).store]
         assert {store.samples.device for store in stores} == {GPU} and all(store is stores[0] for store in stores)
 
 
@@ -328,8 +333,8 @@ def test_training_clips_go_through_the_network_in_blocks_and_others_alone(contex
     sizes, waves = [], exposure.Front.waves
 
     def passes(place):
-        detector = DETECTORS["oevae"](place)
-        detector._open(train)
+        detector = detector_of(DETECTORS["oevae"], place)
+        bound(detector, context.store, train)._open()
         detector.net = detector._network().eval()
         with monkeypatch.context() as patch:
             patch.setattr(exposure.Front, "waves", lambda front, items: sizes.append(len(items)) or waves(front, items))
@@ -412,17 +417,6 @@ def test_a_recorded_step_does_what_a_plain_one_does(there, batches, capsys):
             made[number] = autoencoder(batches, record)
         assert all(torch.equal(*pair) for pair in zip(*made)) and len(made[0]) == len(made[1])
     assert not capsys.readouterr().out
-
-
-def test_all_autoencoders_are_there_before_the_first_step_is_recorded(context, there, monkeypatch):
-    """While one is recorded, nothing else may use the GPU."""
-    events, make, train = [], baseline.Autoencoder.to, baseline.AutoencoderBaseline._train
-    monkeypatch.setattr(baseline.Autoencoder, "to", lambda net, device: events.append("made") or make(net, device))
-    monkeypatch.setattr(baseline.AutoencoderBaseline, "_train", lambda *words: events.append("trained") or train(*words))
-    with there():
-        moved = dataclasses.replace(context, device=training.pick_device("auto"))
-        DETECTORS["autoencoder"](moved).fit(machine_rows(context.store.clips, "pump", "train"))
-    assert events == ["made"] * 3 + ["trained"] * 3
 
 
 def test_a_recorded_step_keeps_no_way_back(there, batches):
@@ -602,7 +596,7 @@ def read_on_a_machine_without_one(home, said, capsys):
 def test_the_same_seed_gives_the_same_scores_on_a_real_gpu(context, name):
     moved = dataclasses.replace(context, device=training.pick_device("cuda"))
     machines = ["pump", "saw"] if name == "classifier" else ["pump"]
-    first, again = (detect(DETECTORS[name](moved), moved, machines) for _ in range(2))
+    first, again = (detect(detector_of(DETECTORS[name], moved), moved.store, machines) for _ in range(2))
     pd.testing.assert_frame_equal(first, again, check_exact=True)
 
 

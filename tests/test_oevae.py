@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sizes import TINY
+from sizes import TINY, Context, detector_of, fit
 
 from asdlib import ablation, audio, checks, clips, config, fusion, latents, synthetic
+from asdlib.audio import Clips
 from asdlib.condition import condition
-from asdlib.detectors import OEVAEDetector, detect, exposure, machine_rows
-from asdlib.detectors.context import Context
+from asdlib.detectors import OEVAE, detect, exposure, machine_rows
 from asdlib.models import oevae
 
 
@@ -26,8 +26,8 @@ def changed(context, **settings):
 
 
 def fitted(context, machine="pump", **settings):
-    detector = OEVAEDetector(changed(context, **settings))
-    detector.fit(machine_rows(context.store.clips, machine, "train"))
+    detector = detector_of(OEVAE, changed(context, **settings))
+    fit(detector, context.store, machine_rows(context.store.clips, machine, "train"))
     return detector
 
 
@@ -35,8 +35,8 @@ def batches_of(context, machine="pump", **settings):
     """The exposure that a detector would train on, without training."""
     context = changed(context, **settings)
     table, rows = context.store.clips, machine_rows(context.store.clips, machine, "train")
-    front = exposure.Front(context, rows)
-    others = exposure.checked_machine(table, rows)[1]
+    front = exposure.Front(context.store, context.device, context.cfg.oevae.features, rows)
+    others = machine_rows(table, "saw", "train")
     labels = np.eye(2, dtype=np.float32)[(table["domain"].to_numpy()[rows] == "target").astype(int)]
     target = exposure.target_items(front, rows, np.arange(len(rows), dtype=np.float32), np.arange(len(rows)) % 4 != 0, labels)
     weights = exposure.draw_weights(np.repeat(table["machine"].to_numpy()[others], front.settings.segments), [], 0.0)
@@ -128,7 +128,7 @@ def test_draws_follow_the_weights(context):
 def test_segments_are_cut_from_the_standardised_clip(context):
     rows = machine_rows(context.store.clips, "pump", "train")
     for norm in ("clip", "machine"):
-        front = exposure.Front(changed(context, features={"wave_norm": norm}), rows)
+        front = exposure.Front(context.store, context.device, changed(context, features={"wave_norm": norm}).cfg.oevae.features, rows)
         made = front.waves(front.items(rows)).reshape(len(rows), 3, -1)
         mean, std = audio.machine_statistics(context.store, rows)
         for i, row in enumerate(rows):
@@ -141,7 +141,7 @@ def test_segments_are_cut_from_the_standardised_clip(context):
 
 def test_clips_shorter_than_a_segment_are_tiled(context):
     rows = machine_rows(context.store.clips, "pump", "train")[:2]
-    front = exposure.Front(changed(context, features={"segment_s": 3.0}), rows)
+    front = exposure.Front(context.store, context.device, changed(context, features={"segment_s": 3.0}).cfg.oevae.features, rows)
     items = front.items(rows)
     assert not items.whole
     wave = audio.standardise(context.store.audio(rows[:1]))
@@ -157,7 +157,7 @@ def test_of_segments_that_are_all_the_same_one_is_used(context, capsys):
         wanted = np.where(samples <= seconds * 16000, 1, segments)
         real = detector.references.parents[: wanted.sum(), 0]  # before the synthetic ones and the mixtures
         assert [int((real == row).sum()) for row in detector.train_rows] == wanted.tolist()
-        for scores in (detector.training_scores(), detector.scores(detector.train_rows[:2])):
+        for scores in (detector.training_components(), detector.components(Clips(detector.store, detector.train_rows[:2]))):
             assert all(np.isfinite(values).all() for values in scores.values())
 
 
@@ -198,17 +198,17 @@ def test_references_hold_segments_mixtures_and_smote(trained):
     own = parents[:, 0] == parents[:, 1]
     assert (parents[:39, 0] == np.repeat(trained.train_rows, 3)).all() and own[:39].all()
     assert len(parents) > 45 and set(parents.ravel()) <= set(trained.train_rows)
-    table = trained.context.store.clips["domain"].to_numpy()
+    table = trained.store.clips["domain"].to_numpy()
     np.testing.assert_array_equal(target[:39], table[parents[:39, 0]] == "target")
-    np.testing.assert_array_equal(trained.references.h[:39], trained.embed(trained.train_rows)[0])
+    np.testing.assert_array_equal(trained.references.h[:39], trained.embed(Clips(trained.store, trained.train_rows))[0])
 
 
 @pytest.mark.parametrize("domains", ["pooled", "min"])
 def test_beta_of_training_clips_by_loops(context, domains):
     detector = fitted(context, neighbour_domains=domains, neighbours=3, smote={"ratio": 1.0})
-    h, clip = detector.embed(detector.train_rows)
+    h, clip = detector.embed(Clips(detector.store, detector.train_rows))
     references, parents, target = detector.references
-    scores = detector.training_scores()
+    scores = detector.training_components()
     for name, k in (("beta_k1", 1), ("beta_k2", 2), ("beta", 3), ("beta_k4", 4)):
         for i in (0, 5, 12):
             row, values = detector.train_rows[i], []
@@ -225,25 +225,26 @@ def test_beta_of_training_clips_by_loops(context, domains):
 
 
 def test_new_clips_are_measured_against_all_references(trained):
-    row = machine_rows(trained.context.store.clips, "pump", "test")[3:4]
-    h, _ = trained.embed(row)
+    row = machine_rows(trained.store.clips, "pump", "test")[3:4]
+    h, _ = trained.embed(Clips(trained.store, row))
     gaps = np.linalg.norm(h[:, None].astype(float) - trained.references.h[None].astype(float), axis=2)
-    assert trained.scores(row)["oevae", "beta_k2"][0] == pytest.approx(np.sort(gaps, axis=1)[:, :2].mean(), rel=1e-5)
+    assert trained.components(Clips(trained.store, row))["oevae", "beta_k2"][0] == pytest.approx(np.sort(gaps, axis=1)[:, :2].mean(), rel=1e-5)
 
 
 def test_every_component_is_kept_and_alpha_is_the_chosen_mode(context, trained):
     rows = machine_rows(context.store.clips, "pump", "test")[:4]
-    names = {component for _, component in trained.scores(rows)}
+    names = {component for _, component in trained.components(Clips(trained.store, rows))}
     modes = {f"alpha_{mode}" for mode in ("nll", "expected_nll", "kl", "recon", "neg_elbo")}
     assert names == modes | {"alpha", "beta", "beta_k1", "beta_k2", "beta_k4", "alpha_k1", "alpha_k5"}
-    np.testing.assert_array_equal(trained.scores(rows)["oevae", "alpha"], trained.scores(rows)["oevae", "alpha_nll"])
-    other = fitted(context, alpha_mode="recon").scores(rows)
+    scores = trained.components(Clips(trained.store, rows))
+    np.testing.assert_array_equal(scores["oevae", "alpha"], scores["oevae", "alpha_nll"])
+    other = fitted(context, alpha_mode="recon").components(Clips(context.store, rows))
     np.testing.assert_array_equal(other["oevae", "alpha"], other["oevae", "alpha_recon"])
 
 
 def test_no_test_clip_moves_another_in_the_whole_system(context, tmp_path):
     """Trained and scored beside all test clips, and beside three of them: decoded, trained, referenced, refitted, fused anew."""
-    whole = fusion.systems(detect(OEVAEDetector(context), context, ["pump"]), context.cfg.fusion)
+    whole = fusion.systems(detect(detector_of(OEVAE, context), context.store, ["pump"]), context.cfg.fusion)
     root = tmp_path / "raw"
     for row in context.store.clips.itertuples():
         if row.split == "train" or row.machine == "saw" or "0001" in row.clip:
@@ -251,7 +252,7 @@ def test_no_test_clip_moves_another_in_the_whole_system(context, tmp_path):
             shutil.copy(row.path, root / row.clip)
     store = audio.open_store(*clips.index([root]), tmp_path / "store", context.cfg.data)
     few = Context(context.cfg, store, context.device)
-    alone = fusion.systems(detect(OEVAEDetector(few), few, ["pump"]), context.cfg.fusion)
+    alone = fusion.systems(detect(detector_of(OEVAE, few), few.store, ["pump"]), context.cfg.fusion)
     assert (alone["split"] == "test").sum() == 4 * alone["component"].nunique() and "score" in set(alone["component"])
     both = alone.merge(whole, on=["component", "clip"], suffixes=("", "_whole"))
     assert len(both) == len(alone)
@@ -264,9 +265,9 @@ def test_an_interrupted_training_ends_in_the_same_scores(context, tmp_path):
     found = []
     for epochs, folder in ((3, None), (1, tmp_path), (3, tmp_path)):
         kept = dataclasses.replace(changed(context, epochs=epochs, kl_warmup=2.0), folder=folder)
-        detector = OEVAEDetector(kept)
-        detector.fit(rows)
-        found.append((detector.scores(test), detector.training_scores(), detector.history.drop(columns="seconds")))
+        detector = detector_of(OEVAE, kept)
+        fit(detector, context.store, rows)
+        found.append((detector.components(Clips(detector.store, test)), detector.training_components(), detector.history.drop(columns="seconds")))
     unbroken, _, resumed = found
     for one, two in zip(unbroken[:2], resumed[:2]):
         for key, values in one.items():
@@ -303,7 +304,7 @@ def test_smote_in_log_mel_space_joins_training_and_references(context):
     assert sorted(index[index < 60].tolist()) == list(range(60))
     batch = made.batch(torch.tensor([0, 59]), exposure.augment.Blend(torch.tensor([0, 1]), torch.tensor([0, 1]), torch.ones(2)))
     torch.testing.assert_close(batch.x[1], target.mels[20])
-    assert batch.t.tolist() == [1, 1] and np.isfinite(detector.training_scores()["oevae", "beta"]).all()
+    assert batch.t.tolist() == [1, 1] and np.isfinite(detector.training_components()["oevae", "beta"]).all()
 
 
 @pytest.mark.parametrize("space", ["embed", "logmel"])
@@ -314,41 +315,41 @@ def test_smote_takes_any_number_of_clips_per_domain(context, space, sources, tar
     rows = machine_rows(table, "pump", "train")
     domain = table["domain"].to_numpy()[rows]
     chosen = np.sort(np.concatenate([rows[domain == "source"][:sources], rows[domain == "target"][:targets]]))
-    detector = OEVAEDetector(changed(context, epochs=1, neighbours=1, smote={"space": space, "ratio": 1.0, "k": 5}, k_scales=()))
-    detector.fit(chosen)
+    detector = detector_of(OEVAE, changed(context, epochs=1, neighbours=1, smote={"space": space, "ratio": 1.0, "k": 5}, k_scales=()))
+    fit(detector, context.store, chosen)
     parents = detector.references.parents
-    assert set(parents.ravel()) <= set(chosen) and all(np.isfinite(values).all() for values in detector.training_scores().values())
+    assert set(parents.ravel()) <= set(chosen) and all(np.isfinite(values).all() for values in detector.training_components().values())
 
 
 @pytest.mark.parametrize("settings", [{"near": 1.0}, {"attribute_weight": 1.0}, {"mixup": {"outliers": True, "beta": 0.2}}, {"vae_grad": "literal"},
                                       {"features": {"wave_norm": "machine"}}, {"condition": {"missing": "zero"}}])  # fmt: skip
 def test_every_setting_trains_and_scores(context, settings):
     detector = fitted(context, epochs=1, **settings)
-    scores = detector.scores(machine_rows(context.store.clips, "pump", "test"))
+    scores = detector.components(Clips(detector.store, machine_rows(context.store.clips, "pump", "test")))
     assert all(np.isfinite(values).all() for values in scores.values())
 
 
 def test_bfloat16_trains_and_scores_in_float32(context):
     bf16 = dataclasses.replace(context, cfg=dataclasses.replace(context.cfg, precision="bf16"))
-    detector = OEVAEDetector(bf16)
-    detector.fit(machine_rows(context.store.clips, "pump", "train"))
-    assert detector.embed(detector.train_rows)[0].dtype == np.float32
-    assert all(np.isfinite(values).all() for values in detector.training_scores().values())
+    detector = detector_of(OEVAE, bf16)
+    fit(detector, context.store, machine_rows(context.store.clips, "pump", "train"))
+    assert detector.embed(Clips(detector.store, detector.train_rows))[0].dtype == np.float32
+    assert all(np.isfinite(values).all() for values in detector.training_components().values())
 
 
 def test_one_machine_alone_is_refused(context):
     table = context.store.clips
     alone = dataclasses.replace(context.store, clips=table.assign(split=table["split"].where(table["machine"] == "pump", "test")))
-    detector = OEVAEDetector(dataclasses.replace(context, store=alone))
+    detector = detector_of(OEVAE, dataclasses.replace(context, store=alone))
     with pytest.raises(checks.Refusal, match="pump is the only machine with training clips, expected others as pseudo-anomalies; add recordings"):
-        detector.fit(machine_rows(alone.clips, "pump", "train"))
+        fit(detector, alone, machine_rows(alone.clips, "pump", "train"))
     with pytest.raises(checks.Refusal, match="training clips of pump, saw came, expected those of one machine"):
-        OEVAEDetector(context).fit(np.flatnonzero(table["split"] == "train"))
+        fit(detector_of(OEVAE, context), context.store, np.flatnonzero(table["split"] == "train"))
 
 
 def test_ablation_has_a_row_for_every_setting(context):
     assert set(ablation.EVERYTHING) == set(ablation.OFF)
-    rows = ablation.table(context, "pump", 1)
+    rows = ablation.table(fitted(context), context.cfg.metrics, 1)
     assert list(rows["settings"]) == [*ablation.ROWS, "all of them"]
     assert rows["accuracy, held out"].between(0, 1).all() and rows[["α alone", "β alone"]].stack().between(0, 1).all()
     on = ablation.variant(TINY, 4, **ablation.EVERYTHING)
@@ -395,8 +396,8 @@ def test_paper_on_all_machines_by_name_with_and_without_attributes(tmp_path):
     store = audio.open_store(*clips.index([tmp_path / "dev", tmp_path / "additional"]), tmp_path / "store", cfg.data)
     here, keys = Context(cfg, store, torch.device("cpu")), {}
     for name in sorted(set(store.clips["machine"])):
-        detector = OEVAEDetector(here)
-        scores = fusion.systems(detect(detector, here, [name]), cfg.fusion)
+        detector = detector_of(OEVAE, here)
+        scores = fusion.systems(detect(detector, here.store, [name]), cfg.fusion)
         assert np.isfinite(scores["score"]).all() and "score" in set(scores["component"])
         keys[name] = detector.condition.key
     assert len(keys) == 16 and "power" in keys.values() and len(set(keys.values())) > 2

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from sizes import SMALL, TINY
+from sizes import SMALL, TINY, Context, detector_of
 
 from asdlib import audio, clips, config, fusion, precision, roc
 from asdlib.detectors import DETECTORS, detect
-from asdlib.detectors.context import Context
 
 CPU = torch.device("cpu")
 AUTO = config.Study(precision="auto")
@@ -92,7 +91,7 @@ def test_precisions_agree_within_chance_and_each_repeats_itself(hard, name):
     for kind in ("bf16", "bf16", "float32"):
         context = dataclasses.replace(hard, cfg=dataclasses.replace(hard.cfg, precision=kind))
         machines = ["pump", "saw"] if name == "classifier" else ["pump"]
-        tables.append(fusion.systems(detect(DETECTORS[name](context), context, machines), context.cfg.fusion))
+        tables.append(fusion.systems(detect(detector_of(DETECTORS[name], context), context.store, machines), context.cfg.fusion))
     first, again, plain = tables
     np.testing.assert_array_equal(first["score"], again["score"])
     keep = (plain["component"] == "score") & (plain["split"] == "test")

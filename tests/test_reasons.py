@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from sizes import detector_of
 
 from asdlib import checks, detectors, explain, fusion, reasons, scorer
-from asdlib.detectors.context import Context
 
 
 class Study:
@@ -27,8 +27,8 @@ def trained(context):
     """Every detector trained, and a scorer of pump."""
     found, tables = {}, []
     for name, kind in detectors.DETECTORS.items():
-        found[name] = kind(context)
-        tables.append(detectors.detect(found[name], context, ["pump", "saw"] if name == "classifier" else ["pump"]))
+        found[name] = detector_of(kind, context)
+        tables.append(detectors.detect(found[name], context.store, ["pump", "saw"] if name == "classifier" else ["pump"]))
     scores = fusion.systems(pd.concat(tables, ignore_index=True).query("machine == 'pump'"), context.cfg.fusion)
     return Study(context, found), scorer.Scorer(context.cfg, {"oevae": found["oevae"]}, scores, "pump", "oevae", 0)
 
@@ -49,10 +49,10 @@ def test_segments_of_a_recording_explain_its_score(context, trained):
     rows = detectors.machine_rows(context.store.clips, "pump", "test")[:2]
     paths = context.store.clips["path"][rows].tolist()
     store, _ = ready.decoded(paths)
-    table, moved = ready(paths), {name: run.found[name].on(store) for name in ("autoencoder", "oevae", "classifier")}
+    table, moved = ready(paths), {name: run.found[name].at(store) for name in ("autoencoder", "oevae", "classifier")}
     for row in (0, 1):
-        why = explain.why(Context(context.cfg, store, context.device), row, **moved)
-        home = explain.why(context, rows[row], **{name: run.found[name] for name in moved})
+        why = explain.why(store, row, context.cfg.oevae.features, **moved)
+        home = explain.why(context.store, rows[row], context.cfg.oevae.features, **{name: run.found[name] for name in moved})
         for name in ("alpha", "beta"):
             assert why.segments[name].mean() == pytest.approx(table[name][row], rel=1e-6)
         np.testing.assert_allclose(why.raised.values, home.raised.values, rtol=1e-4, atol=1e-6)

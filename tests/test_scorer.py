@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from sizes import detector_of
 
 from asdlib import checks, cli, commands, detectors, folders, fusion, scorer, study, training
-from asdlib.detectors.context import Context
+from asdlib.audio import Clips
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +25,8 @@ def trained(context, tmp_path_factory):
     for name in detectors.DETECTORS:
         folders[name] = tmp_path_factory.mktemp(name)
         machines = ["pump", "saw"] if name == "classifier" else ["pump"]
-        detector = detectors.DETECTORS[name](context)
-        tables.append(detectors.detect(detector, context, machines))
+        detector = detector_of(detectors.DETECTORS[name], context)
+        tables.append(detectors.detect(detector, context.store, machines))
         detector.save(folders[name])
     return folders, fusion.systems(pd.concat(tables, ignore_index=True).query("machine == 'pump'"), context.cfg.fusion)
 
@@ -35,8 +36,8 @@ def ready(context, trained, system):
     found = {}
     for name in scorer.detectors_of(system):
         machines = ["pump", "saw"] if name == "classifier" else ["pump"]
-        found[name] = detectors.DETECTORS[name](Context(context.cfg, context.store, context.device))
-        found[name].load(trained[0][name], np.concatenate([detectors.training_rows(context.store.clips, machine) for machine in machines]))
+        clips, _ = detectors.training_clips(context.store, machines)
+        found[name] = detector_of(detectors.DETECTORS[name], context).restore(trained[0][name], clips)
     return scorer.Scorer(context.cfg, found, trained[1], "pump", system, 0)
 
 
@@ -75,9 +76,9 @@ def test_scores_equal_those_of_the_study_to_the_bit(context, trained, system, mo
 def test_a_scorer_leaves_its_detectors_as_they_were(context, trained):
     one = ready(context, trained, "oevae")
     rows = detectors.machine_rows(context.store.clips, "pump", "test")[:3]
-    before = one.detectors["oevae"].scores(rows)
+    before = one.detectors["oevae"].components(Clips(context.store, rows))
     one([context.store.clips["path"][rows[0]]])
-    for key, values in one.detectors["oevae"].scores(rows).items():
+    for key, values in one.detectors["oevae"].components(Clips(context.store, rows)).items():
         np.testing.assert_array_equal(values, before[key])
 
 

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from sizes import BASELINE, SMALL, TINY
+from sizes import BASELINE, SMALL, TINY, Context, detector_of, fit
 
 from asdlib import audio, checks, clips, config, detectors, fusion, metrics, scorer, submission
-from asdlib.detectors.context import Context
+from asdlib.audio import Clips
 from asdlib.explore import parts as tuning
 
 FEW = config.Metrics(bootstrap=50, shuffles=10)
@@ -125,17 +125,18 @@ def test_references_are_of_the_section(name, stores, tmp_path):
     machines = ["pump", "saw"] if name == "classifier" else ["pump"]
     found = []
     for each in (store, changed):
-        detector = detectors.DETECTORS[name](Context(cfg, each, torch.device("cpu")))
+        detector = detector_of(detectors.DETECTORS[name], Context(cfg, each, torch.device("cpu")))
         train = np.concatenate([detectors.training_rows(each.clips, machine) for machine in machines])
-        detector.fit(train)
+        fit(detector, each, train)
         detector.save(tmp_path)
-        again = detectors.DETECTORS[name](Context(cfg, each, torch.device("cpu")))
-        again.load(tmp_path, train)
+        again = detector_of(detectors.DETECTORS[name], Context(cfg, each, torch.device("cpu")))
+        again.restore(tmp_path, Clips(each, train))
         test = np.flatnonzero((each.clips["split"] == "test") & each.clips["machine"].isin(machines))
-        scores = detector.scores(test)
-        for key, values in again.scores(test).items():
+        scores = detector.components(Clips(detector.store, test))
+        for key, values in again.components(Clips(again.store, test)).items():
             np.testing.assert_array_equal(values, scores[key])
-        found.append((each.clips["section"].to_numpy()[test], scores, detector, each.clips["section"].to_numpy()[train], detector.training_scores()))
+        section = each.clips["section"].to_numpy()
+        found.append((section[test], scores, detector, section[train], detector.training_components()))
     if name == "baseline_knn":  # nothing is trained: the other section's clips change nothing at all
         key = ("baseline_knn", "score")
         for at, of in ((0, 1), (3, 4)):
@@ -150,13 +151,13 @@ def test_references_are_of_the_section(name, stores, tmp_path):
         sections = store.clips["section"].to_numpy()[detector.references.parents[own]]
         assert (sections == "00").all() and own.sum() < len(own)
     if name == "classifier":
-        assert sorted(set(found[0][2].trained_group)) == ["pump_00", "pump_01", "saw_00", "saw_01"]
+        assert sorted(set(found[0][2].group)) == ["pump_00", "pump_01", "saw_00", "saw_01"]
 
 
 def test_a_recording_is_held_against_the_section_it_is_said_to_be_of(stores, tmp_path):
     cfg, store = stores[0]
-    detector = detectors.DETECTORS["baseline_knn"](Context(cfg, store, torch.device("cpu")))
-    scores = detectors.detect(detector, detector.context, ["pump"])
+    detector = detector_of(detectors.DETECTORS["baseline_knn"], Context(cfg, store, torch.device("cpu")))
+    scores = detectors.detect(detector, store, ["pump"])
     wave = tmp_path / "new.wav"
     soundfile.write(wave, store.int16(int(np.flatnonzero((store.clips["section"] == "01") & (store.clips["split"] == "train"))[0])), 16000)
     found = [scorer.Scorer(cfg, {"baseline_knn": detector}, scores, "pump", "baseline_knn", 0, section)([wave]).iloc[0] for section in ("00", "01")]

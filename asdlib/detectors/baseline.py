@@ -14,52 +14,46 @@ import pandas as pd
 import torch
 from safetensors.numpy import save
 
-from asdlib import checks, features, reading, scoring, training
-from asdlib.audio import Store
-from asdlib.detectors.context import Context, Scores, clip_by_clip, frames_of, judged_as, moved
-from asdlib.models.autoencoder import Autoencoder, Vectors
+from asdlib import checks, config, features, reading, scoring, training
+from asdlib.detectors.base import Detector, Scores, clip_by_clip, frames_of
+from asdlib.models import autoencoder
+from asdlib.models.autoencoder import Vectors
 
 SMALLEST_DB = 1e-3  # a feature that varies less is as good as constant
 EVAL_CLIPS, EVAL_VECTORS = 64, 4096  # per block of the scoring pass: 10 MB of log-mel, 10 MB of vectors
 
 
-class NearestNeighbour:
+class NearestNeighbor(Detector):
     """Mean distance to the k nearest training clips on [mean, standard deviation over time] of a log-mel. Nothing is trained.
 
     Each of the 2 · n_mels features is divided by its standard deviation over the training clips, so that no band rules
     by its size; for a training clip, over the other training clips.
     """
 
-    def __init__(self, context: Context):
-        self.context, self.settings = context, context.cfg.baseline_knn
-        self.history = pd.DataFrame()
+    name, Settings, systems = "baseline_knn", config.BaselineKNN, ("baseline_knn",)
 
-    def fit(self, train_rows: np.ndarray) -> None:
+    def _fit(self, others: np.ndarray) -> None:
         """Remember the training clips' features."""
-        self.train, _ = self.embed(train_rows)
-        self._judge(train_rows)
+        self.train, _ = self._embed(self.train_rows)
 
-    def _judge(self, train_rows: np.ndarray) -> None:
-        self.group, self.group_of = judged_as(self.context.store.clips, train_rows)
-
-    def embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation over time per band, dB: float32 (clips, 2 · n_mels), and one item per clip."""
-        n_mels, rate = self.settings.n_mels, self.context.cfg.data.sample_rate
-        mel, lengths = frames_of(self.context, rows, lambda wave: features.log_mel(wave, n_mels=n_mels, hop=512, rate=rate)[:, 0].mT)
+        n_mels, rate = self.settings.n_mels, self.store.rate
+        mel, lengths = frames_of(self.store, self.device, rows, lambda wave: features.log_mel(wave, n_mels=n_mels, hop=512, rate=rate)[:, 0].mT)
         parts = mel.split(lengths)
         made = torch.stack([torch.cat([part.mean(0), part.std(0, correction=0)]) for part in parts])
         return made.cpu().numpy(), np.arange(len(rows))
 
     @clip_by_clip
-    def scores(self, rows: np.ndarray) -> Scores:
+    def _scores(self, rows: np.ndarray) -> Scores:
         """Score of clips that are not training clips."""
-        [group] = self.group_of(self.context.store.clips.iloc[rows])  # one clip at a time
+        [group] = self.group_of(self.store.clips.iloc[rows])  # one clip at a time
         train = self.train[self.group == group]
         deviation = np.maximum(train.std(0), SMALLEST_DB)
-        distances = scoring.knn_distances(self.embed(rows)[0] / deviation, train / deviation, k_max=self.settings.k)
+        distances = scoring.knn_distances(self._embed(rows)[0] / deviation, train / deviation, k_max=self.settings.k)
         return {("baseline_knn", "score"): scoring.knn_score(distances, self.settings.k)}
 
-    def training_scores(self) -> Scores:
+    def _training_scores(self) -> Scores:
         """Score of each training clip against the others, scaled by the others."""
         scores = np.empty(len(self.train))
         for group in np.unique(self.group):
@@ -79,21 +73,16 @@ class NearestNeighbour:
         distances = np.sqrt(np.maximum(np.sort(square, axis=1)[:, : self.settings.k], 0.0))
         return scoring.knn_score(distances, self.settings.k)
 
-    def save(self, folder: Path) -> None:
+    def _save(self, folder: Path) -> None:
         """The references, as safetensors."""
         (folder / "references.safetensors").write_bytes(save({"train": self.train}))
 
-    def load(self, folder: Path, train_rows: np.ndarray) -> None:
+    def _load(self, folder: Path) -> None:
         """What `save` wrote."""
         self.train = reading.tensors(folder / "references.safetensors", {"train": 2})["train"]
-        self._judge(train_rows)
-
-    def on(self, store: Store) -> NearestNeighbour:
-        """The same detector for the clips of another store."""
-        return moved(self, store)
 
 
-class AutoencoderBaseline:
+class Autoencoder(Detector):
     """The official autoencoder: `baseline_mse` and `baseline_mahala` (selective Mahalanobis).
 
     The score of a test clip comes from a network trained on all training clips. A training clip would look too normal
@@ -102,68 +91,62 @@ class AutoencoderBaseline:
     ratio of the two networks' median scores on the clips that both were trained on.
     """
 
-    def __init__(self, context: Context):
-        self.context, self.settings = context, context.cfg.autoencoder
-        self.history = pd.DataFrame()
+    name, Settings, systems = "autoencoder", config.Autoencoder, ("baseline_mse", "baseline_mahala")
 
-    def _mel(self, rows: np.ndarray) -> tuple[torch.Tensor, list[int]]:
+    def log_mel(self, rows: np.ndarray) -> tuple[torch.Tensor, list[int]]:
+        """Log-mel of clips of its store, end to end, float32 (frames, n_mels), dB, and the frames of each clip."""
         s = self.settings
-        rate = self.context.cfg.data.sample_rate
-        return frames_of(self.context, rows, lambda wave: features.baseline_mel(wave, n_fft=s.n_fft, hop=s.hop_length, n_mels=s.n_mels, rate=rate))
+        shape = {"n_fft": s.n_fft, "hop": s.hop_length, "n_mels": s.n_mels, "rate": self.store.rate}
+        return frames_of(self.store, self.device, rows, lambda wave: features.baseline_mel(wave, **shape))
 
-    def fit(self, train_rows: np.ndarray) -> None:
+    def _fit(self, others: np.ndarray) -> None:
         """Train on all training clips and on each of the folds; on the CPU one training per core, each with one thread."""
-        s, context = self.settings, self.context
-        self._judge(train_rows)
-        domain = np.where(context.store.clips["domain"].to_numpy()[train_rows] == "target", "target", "source")
+        s = self.settings
+        domain = np.where(self.store.clips["domain"].to_numpy()[self.train_rows] == "target", "target", "source")
         self.fold = fold_of(domain, s.folds)
-        vectors = Vectors(*self._mel(train_rows), s.frames)
+        vectors = Vectors(*self.log_mel(self.train_rows), s.frames)
         work = []
         for number in range(self.fold.max() + 2):  # 0: all clips
             if (seen := self.fold != number - 1).any():
-                with training.seeded_init(context.seed, number):  # weights are drawn from torch's global generator, so not in a thread
-                    net = Autoencoder(s).to(context.device)
+                with training.seeded_init(self.seed, number):  # weights are drawn from torch's global generator, so not in a thread
+                    net = autoencoder.Autoencoder(s).to(self.device)
                 work.append((net, vectors, np.where(seen, domain, ""), number))
         # all networks are there before the first is trained: while a step is recorded nothing else may use the GPU
-        with ThreadPoolExecutor(1 if context.device.type == "cuda" else training.cores()) as pool:
+        with ThreadPoolExecutor(1 if self.device.type == "cuda" else training.cores()) as pool:
             work = [pool.submit(self._train, *each) for each in work]
             (self.net, self.precisions, self.history), *self.by_fold = [job.result() for job in work]
 
-    def _judge(self, train_rows: np.ndarray) -> None:
-        self.train_rows = train_rows
-        self.group, self.group_of = judged_as(self.context.store.clips, train_rows)
-
     def _train(
-        self, net: Autoencoder, vectors: Vectors, domain: np.ndarray, number: int
-    ) -> tuple[Autoencoder, dict[str, np.ndarray], pd.DataFrame]:
+        self, net: autoencoder.Autoencoder, vectors: Vectors, domain: np.ndarray, number: int
+    ) -> tuple[autoencoder.Autoencoder, dict[str, np.ndarray], pd.DataFrame]:
         """Train one network and measure the residual covariances. domain : of each clip, "" for those that it must not see."""
         torch.set_num_threads(1)  # a thread has its own count
-        s, context, device = self.settings, self.context, vectors.clip.device
+        s, device = self.settings, vectors.clip.device
         seen = torch.as_tensor(domain != "", device=device)[vectors.clip].nonzero()[:, 0]
-        split = training.generator_for(context.seed, number, device=device)
+        split = training.generator_for(self.seed, number, device=device)
         order = seen[torch.randperm(len(seen), generator=split, device=device)]
         n_kept = min(len(seen) - 1, round(s.holdout * len(seen)))
         kept, used = order[:n_kept], order[n_kept:]
-        machine = context.store.clips["machine"].iloc[self.train_rows[0]]
+        machine = self.store.clips["machine"].iloc[self.train_rows[0]]
         history = training.fit(
             net,
             lambda generator: (vectors[used[index]] for index in training.shuffled_batches(len(used), s.batch, generator, device)),
             torch.optim.Adam(net.parameters(), lr=s.lr, fused=True),
             epochs=round(s.epochs * len(vectors) / len(seen)),  # as many steps on fewer clips: scores of one scale
-            seed=context.seed,
+            seed=self.seed,
             what=f"autoencoder {machine}" + (f", fold {number} of {s.folds}" if number else ""),
-            checkpoint=context.folder and context.folder / f"checkpoint{number}.pt",
+            checkpoint=self.checkpoints and self.checkpoints / f"checkpoint{number}.pt",
             evaluate=(lambda: {"held_out": self._error(net, vectors, kept)}) if n_kept else None,
         )
         return net, self._precisions(net, vectors, used, domain), history
 
-    def _error(self, net: Autoencoder, vectors: Vectors, index: torch.Tensor) -> float:
+    def _error(self, net: autoencoder.Autoencoder, vectors: Vectors, index: torch.Tensor) -> float:
         """Mean squared error over some vectors."""
         sums = [(x - net(x)).square().mean(1).sum() for x in (vectors[part] for part in index.split(EVAL_VECTORS))]
         return float(torch.stack(sums).sum()) / len(index)
 
     @torch.inference_mode()
-    def _precisions(self, net: Autoencoder, vectors: Vectors, used: torch.Tensor, domain: np.ndarray) -> dict[str, np.ndarray]:
+    def _precisions(self, net: autoencoder.Autoencoder, vectors: Vectors, used: torch.Tensor, domain: np.ndarray) -> dict[str, np.ndarray]:
         """Inverse residual covariance per group and domain, "<group>/<domain>", from the vectors trained on: batch means removed
         batch by batch, as the official code does. A domain without training clips takes the other's (the official rule), and so does
         one with too few for an inverse; a group without any takes another's.
@@ -172,7 +155,7 @@ class AutoencoderBaseline:
         names = [f"{group}/{name}" for group in np.unique(self.group) for name in ("source", "target") if (kind == f"{group}/{name}").any()]
         code = torch.as_tensor(np.array([names.index(name) if name else -1 for name in kind]), device=used.device)[vectors.clip]
         moments = torch.zeros(len(names), s.n_mels, s.n_mels, dtype=torch.float64, device=used.device)
-        generator = training.generator_for(self.context.seed, s.epochs, device=used.device)
+        generator = training.generator_for(self.seed, s.epochs, device=used.device)
         for part in training.shuffled_batches(len(used), s.batch, generator, used.device):
             x = vectors[used[part]]
             residual = (x - net(x)).view(len(x), s.frames, s.n_mels)
@@ -197,14 +180,14 @@ class AutoencoderBaseline:
         return out
 
     @torch.inference_mode()
-    def _residuals(self, net: Autoencoder, precisions: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    def _residuals(self, net: autoencoder.Autoencoder, precisions: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
         """Means over each clip's vectors: `error` (clips,), `residual` (clips, n_mels), and per domain the quadratic form per frame (clips,)."""
-        s, device = self.settings, self.context.device
+        s, device = self.settings, self.device
         matrices = {name: torch.as_tensor(value, dtype=torch.float32, device=device) for name, value in precisions.items()}
         widths = {"error": 1, "residual": s.n_mels} | dict.fromkeys(matrices, 1)
         sums = {name: torch.zeros(len(rows), width, dtype=torch.float64, device=device) for name, width in widths.items()}
         for block in np.array_split(np.arange(len(rows)), math.ceil(len(rows) / EVAL_CLIPS)):
-            vectors = Vectors(*self._mel(rows[block]), s.frames)
+            vectors = Vectors(*self.log_mel(rows[block]), s.frames)
             clip = vectors.clip + int(block[0])
             for index in torch.arange(len(vectors), device=device).split(EVAL_VECTORS):
                 x = vectors[index]
@@ -220,12 +203,12 @@ class AutoencoderBaseline:
                 value[block[0] : block[-1] + 1] /= count
         return {name: value.squeeze(1).cpu().numpy() if value.shape[1] == 1 else value.cpu().numpy() for name, value in sums.items()}
 
-    def _score(self, net: Autoencoder, precisions: dict[str, np.ndarray], rows: np.ndarray) -> Scores:
+    def _score(self, net: autoencoder.Autoencoder, precisions: dict[str, np.ndarray], rows: np.ndarray) -> Scores:
         means = self._residuals(net, precisions, rows)
         of_group = {name: scoring.mahalanobis(means["residual"], matrix) for name, matrix in precisions.items()}
         if self.settings.mahala == "per_frame":
             of_group = {name: means[name] for name in precisions}
-        group = self.group_of(self.context.store.clips.iloc[rows])
+        group = self.group_of(self.store.clips.iloc[rows])
         form = {name: np.array([of_group[f"{own}/{name}"][i] for i, own in enumerate(group)]) for name in ("source", "target")}
         return {
             ("baseline_mse", "score"): means["error"],
@@ -234,16 +217,16 @@ class AutoencoderBaseline:
             ("baseline_mahala", "target"): form["target"],
         }
 
-    def embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean residual of each clip per band, dB: float32 (clips, n_mels), and one item per clip."""
         return self._residuals(self.net, {}, rows)["residual"].astype(np.float32), np.arange(len(rows))
 
     @clip_by_clip
-    def scores(self, rows: np.ndarray) -> Scores:
+    def _scores(self, rows: np.ndarray) -> Scores:
         """Both scores of clips that are not training clips, and the two distances behind the selective one."""
         return self._score(self.net, self.precisions, rows)
 
-    def training_scores(self) -> Scores:
+    def _training_scores(self) -> Scores:
         """Both scores of each training clip, by networks and covariances that never saw it (one clip alone: by its own)."""
         out: Scores = {}
         own = self._score(self.net, self.precisions, self.train_rows)
@@ -255,26 +238,20 @@ class AutoencoderBaseline:
                 out.setdefault(key, np.empty(len(held_out)))[held_out] = ratio * values[held_out]
         return out
 
-    def save(self, folder: Path) -> None:
+    def _save(self, folder: Path) -> None:
         """Weights and covariances, as safetensors."""
         training.save_weights(self.net, folder / "weights.safetensors")
         (folder / "precisions.safetensors").write_bytes(save(self.precisions))
 
-    def load(self, folder: Path, train_rows: np.ndarray) -> None:
+    def _load(self, folder: Path) -> None:
         """What `save` wrote."""
-        self._judge(train_rows)
-        self.net = Autoencoder(self.settings).to(self.context.device)
+        self.net = autoencoder.Autoencoder(self.settings).to(self.device)
         training.load_weights(self.net, folder / "weights.safetensors")
         names = [f"{group}/{name}" for group in np.unique(self.group) for name in ("source", "target")]
         self.precisions = reading.tensors(folder / "precisions.safetensors", dict.fromkeys(names, 2))
         square = (self.settings.n_mels, self.settings.n_mels)
         if set(self.precisions) != set(names) or any(matrix.shape != square for matrix in self.precisions.values()):
             raise checks.Refusal(f"{folder}: its covariances are not of {square[0]} bands in source and target; {reading.AGAIN}")
-
-    def on(self, store: Store) -> AutoencoderBaseline:
-        """The same detector for the clips of another store."""
-        return moved(self, store)
-
 
 def fold_of(domain: np.ndarray, folds: int) -> np.ndarray:
     """Fold number of each clip: the clips of a domain are dealt out in turn, so that each fold holds its share.

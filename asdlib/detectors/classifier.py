@@ -25,9 +25,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.numpy import load_file, save_file
 
-from asdlib import audio, augment, backends, checks, clips, config, precision, training
-from asdlib.detectors.context import BATCH_SAMPLES, Context, Scores, clip_by_clip, judged_as, moved
-from asdlib.models.classifier import Batch, Classifier, branch_inputs
+from asdlib import audio, augment, backends, checks, clips, config, training
+from asdlib.detectors.base import BATCH_SAMPLES, Detector, Scores, clip_by_clip
+from asdlib.models import classifier
+from asdlib.models.classifier import Batch, branch_inputs
 
 WEIGHTS, SPLIT = 4, 5  # streams of the seed: initial weights, held-out clips
 EMBEDDINGS = "embeddings.safetensors"
@@ -43,26 +44,21 @@ def held_out(classes: np.ndarray, share: float, seed: int) -> np.ndarray:
     return out
 
 
-class ClassifierDetector:
+class Classifier(Detector):
     """System `classifier`. Rows may be of several machines: the network is shared, the back-ends belong to one machine (or section) each."""
 
-    def __init__(self, context: Context):
-        self.context, self.settings = context, context.cfg.classifier
+    name, Settings, systems = "classifier", config.Classifier, ("classifier",)
+
+    def __init__(self, settings=None, **keywords):
+        super().__init__(settings, **keywords)
         if self.settings.smote.space != "embed":
             raise checks.Refusal(f"setting classifier.smote.space: got {self.settings.smote.space!r}, the classifier knows 'embed' only; set that")
-        self.rate = context.cfg.data.sample_rate
-        self.store = context.store.to(context.device)
-        self.length = round(self.settings.clip_seconds * self.rate)
-        self.machines = context.store.clips["machine"].to_numpy()
-        self.history = pd.DataFrame()
-        self.embeddings: dict[int, np.ndarray] = {}  # store row: its embedding
 
-    def _prepare(self, train_rows: np.ndarray) -> None:
+    def _prepare(self) -> None:
         """Classes, the held-out clips, and a network with fresh weights."""
-        self.train_rows = np.asarray(train_rows)
-        self.trained_group, self.group_of = judged_as(self.context.store.clips, self.train_rows)
-        self.trained_target = self.context.store.clips["domain"].to_numpy()[self.train_rows] == "target"
-        names = clips.training_classes(self.context.store.clips)[self.train_rows]
+        self._read(self.store)
+        self.trained_target = self.store.clips["domain"].to_numpy()[self.train_rows] == "target"
+        names = clips.training_classes(self.store.clips)[self.train_rows]
         self.classes, self.codes = np.unique(names.to_numpy(dtype=object).astype(str), return_inverse=True)
         if len(self.classes) < 2:
             raise checks.Refusal(
@@ -75,11 +71,17 @@ class ClassifierDetector:
                     f"{backends.FEWEST}; add recordings or leave it out with --machines"
                 )
         self.class_machine = np.array([name.split("/", 1)[0] for name in self.classes])
-        self.kept_out = held_out(self.codes, self.settings.holdout, self.context.seed)
+        self.kept_out = held_out(self.codes, self.settings.holdout, self.seed)
         self.mean, self.std = self._statistics()
-        with training.seeded_init(self.context.seed, WEIGHTS):
-            self.net = Classifier(self.settings, len(self.classes), self.rate)
-        self.net.to(self.context.device, memory_format=torch.channels_last)
+        with training.seeded_init(self.seed, WEIGHTS):
+            self.net = classifier.Classifier(self.settings, len(self.classes), self.rate)
+        self.net.to(self.device, memory_format=torch.channels_last)
+
+    def _read(self, store: audio.Store) -> None:
+        """Take clips from a store from now on."""
+        self.rate, self.resident, self.machines = store.rate, store.to(self.device), store.clips["machine"].to_numpy()
+        self.length = round(self.settings.clip_seconds * self.rate)
+        self.embeddings: dict[int, np.ndarray] = {}  # store row: its embedding
 
     def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
         """For wave_norm = "machine": mean and std of its machine's training clips for every clip of the store, (clips,) on the device."""
@@ -87,41 +89,41 @@ class ClassifierDetector:
         of = self.machines[self.train_rows]
         for machine in np.unique(of) if self.settings.wave_norm == "machine" else ():
             here = self.machines == machine
-            mean[here], std[here] = audio.machine_statistics(self.context.store, self.train_rows[of == machine])
-        return torch.from_numpy(mean).to(self.context.device), torch.from_numpy(std).to(self.context.device)
+            mean[here], std[here] = audio.machine_statistics(self.store, self.train_rows[of == machine])
+        return torch.from_numpy(mean).to(self.device), torch.from_numpy(std).to(self.device)
 
     def _waves(self, rows: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
         """Standardised waveforms of `clip_seconds`, float32 (n, samples): by themselves, by their machine, or as they are.  rows, starts : (n,)"""
-        wave = self.store.segments(rows, starts, self.length)
+        wave = self.resident.segments(rows, starts, self.length)
         if self.settings.wave_norm == "none":
             return wave
         index = rows.to(self.mean.device)
         return audio.standardise(wave) if self.settings.wave_norm == "clip" else audio.standardise(wave, self.mean[index], self.std[index])
 
-    def fit(self, train_rows: np.ndarray) -> None:
+    def _fit(self, others: np.ndarray) -> None:
         """Train on the training clips of all machines, less the held-out ones, then embed all of them."""
-        self._prepare(train_rows)
-        s, context = self.settings, self.context
+        self._prepare()
+        s = self.settings
         self.history = training.fit(
             self.net,
             self._batches,
             torch.optim.Adamax(self.net.parameters(), lr=s.lr),
             epochs=s.epochs,
-            seed=context.seed,
+            seed=self.seed,
             what=f"classifier, {len(self.classes)} classes",
-            checkpoint=context.folder and context.folder / "checkpoint.pt",
+            checkpoint=self.checkpoints and self.checkpoints / "checkpoint.pt",
             evaluate=self._held_out_accuracy if self.kept_out.any() else None,
-            precision=precision.DTYPES[precision.settled("classifier", context.cfg, context.device)],
+            precision=self.training_dtype,
         )
-        self._keep(self.train_rows, self.embed(self.train_rows)[0])
+        self._keep(self.train_rows, self._embed(self.train_rows)[0])
 
     def _batches(self, generator: torch.Generator) -> Iterator[Batch]:
         """One epoch: every clip once, from its place of this epoch, mixed, as features and soft labels. Nothing here waits for a GPU."""
-        s, device, home = self.settings, self.context.device, self.store.samples.device
+        s, device, home = self.settings, self.device, self.resident.samples.device
         used = np.flatnonzero(~self.kept_out)
         rows = torch.from_numpy(self.train_rows[used]).to(home)
         labels = F.one_hot(torch.from_numpy(self.codes[used]), len(self.classes)).float().to(device)
-        count = self.store.count[rows]
+        count = self.resident.count[rows]
         room = (self.length + count - 1) // count * count - self.length  # of the copies that cover the length
         place = torch.rand(len(rows), generator=generator, device=generator.device, dtype=torch.float64).to(home)
         starts = (place * (room + 1)).long()
@@ -134,11 +136,11 @@ class ClassifierDetector:
     def _inputs(self, rows: np.ndarray) -> Iterator[dict[str, torch.Tensor]]:
         """Branch inputs of clips from their start, in blocks that fit."""
         for block in np.array_split(rows, -(-len(rows) // max(1, BATCH_SAMPLES // self.length))):
-            index = torch.as_tensor(block, device=self.store.samples.device)
+            index = torch.as_tensor(block, device=self.resident.samples.device)
             yield branch_inputs(self._waves(index, torch.zeros_like(index)), self.settings, self.rate)
 
     @torch.inference_mode()
-    def embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Embedding of each clip before the heads, float32 (clips, dim · branches), and one item per clip. Always computed in float32."""
         made = [self.net(inputs).cpu().numpy() for inputs in self._inputs(rows)]
         return np.concatenate(made), np.arange(len(rows))
@@ -153,16 +155,16 @@ class ClassifierDetector:
 
     def _made(self, machine: str, columns: slice | np.ndarray, names: Sequence[str]) -> dict[str, backends.Backend]:
         """Back-ends of a machine, on some columns of its training embeddings."""
-        own = self.trained_group == machine
+        own = self.group == machine
         with training.one_thread():
-            parts = self.train_vectors[own][:, columns], self.trained_target[own], self.settings, self.context.seed
+            parts = self.train_vectors[own][:, columns], self.trained_target[own], self.settings, self.seed
             return {name: backends.BACKENDS[name](*parts) for name in names}
 
     def _by_machine(self, rows: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """(machine or section, positions in rows); one that was not trained on is refused."""
-        of = self.group_of(self.context.store.clips.iloc[rows])
+        of = self.group_of(self.store.clips.iloc[rows])
         for machine in np.unique(of):
-            checks.known_name("machine of a trained classifier", machine, sorted(set(self.trained_group)))
+            checks.known_name("machine of a trained classifier", machine, sorted(set(self.group)))
             yield machine, np.flatnonzero(of == machine)
 
     def _backends_of(self, machine: str) -> dict[str, backends.Backend]:
@@ -171,27 +173,27 @@ class ClassifierDetector:
             self._backends[machine] = self._made(machine, slice(None), list(backends.BACKENDS))
         return self._backends[machine]
 
-    def _scores(self, values: dict[str, np.ndarray]) -> Scores:
+    def _named(self, values: dict[str, np.ndarray]) -> Scores:
         return {("classifier", "score"): values[self.settings.backend]} | {("classifier", name): x for name, x in values.items()}
 
     @clip_by_clip
-    def scores(self, rows: np.ndarray) -> Scores:
+    def _scores(self, rows: np.ndarray) -> Scores:
         """Score of clips that are not training clips, by every back-end of their machine."""
-        embedding = self.embed(rows)[0]
+        embedding = self._embed(rows)[0]
         self._keep(rows, embedding)
         values = {name: np.empty(len(rows)) for name in backends.BACKENDS}
         for machine, where in self._by_machine(rows):
             for name, backend in self._backends_of(machine).items():
                 values[name][where] = backend(embedding[where])
-        return self._scores(values)
+        return self._named(values)
 
-    def training_scores(self) -> Scores:
+    def _training_scores(self) -> Scores:
         """Score of each training clip, leave-clip-out in the back-ends; the network saw all but the held-out ones."""
         values = {name: np.empty(len(self.train_rows)) for name in backends.BACKENDS}
         for machine, where in self._by_machine(self.train_rows):
             for name, backend in self._backends_of(machine).items():
                 values[name][where] = backend.training()
-        return self._scores(values)
+        return self._named(values)
 
     def branch_scores(self, rows: np.ndarray) -> Scores:
         """What each branch carries: scores by the chosen back-end on parts of the embeddings that were already made.
@@ -222,10 +224,10 @@ class ClassifierDetector:
         rows, width = np.asarray(rows), self.settings.dim
         fresh = np.array([row for row in rows.tolist() if row not in self.embeddings], dtype=int)
         if len(fresh):
-            self._keep(fresh, self.embed(fresh)[0])
+            self._keep(fresh, self._embed(fresh)[0])
         embedding, out = self._vectors(rows), np.empty((len(rows), len(self.settings.branches)))
         for machine, where in self._by_machine(rows):
-            train = self.train_rows[self.trained_group == machine] if len(self.train_rows) else self.train_rows  # none of another store
+            train = self.train_rows[self.group == machine] if len(self.train_rows) else self.train_rows  # none of another store
             place = {row: i for i, row in enumerate(train.tolist())}
             own = np.array([place.get(row, -1) for row in rows[where].tolist()])
             gap = backends.unit(embedding[where]) - self._backends_of(machine)[self.settings.backend].nearest(embedding[where], own)
@@ -256,27 +258,24 @@ class ClassifierDetector:
         table = right.groupby("machine").agg(clips=("same", "size"), machine_accuracy=("same", "mean"), class_accuracy=("exact", "mean"))
         return table.reset_index()[columns]
 
-    def save(self, folder: Path) -> None:
+    def _save(self, folder: Path) -> None:
         """Weights, and every embedding made: `embedding` float32 (n, dim · branches) and `clip` int64 (n,), the row in the store."""
         training.save_weights(self.net, folder / "weights.safetensors")
         rows = np.array(sorted(self.embeddings), dtype=np.int64)
         save_file({"embedding": self._vectors(rows), "clip": rows}, folder / EMBEDDINGS)
 
-    def load(self, folder: Path, train_rows: np.ndarray) -> None:
+    def _load(self, folder: Path) -> None:
         """What `save` wrote; embeddings of other training clips than these are refused."""
-        self._prepare(train_rows)
+        self._prepare()
         training.load_weights(self.net, folder / "weights.safetensors")
         self.embeddings = dict(zip(*load_embeddings(folder)))
         if not set(self.train_rows.tolist()) <= set(self.embeddings):
             raise checks.Refusal(f"{folder / EMBEDDINGS}: lacks the embeddings of some training clips; run the study again")
         self._keep(self.train_rows, self._vectors(self.train_rows))
 
-    def on(self, store: audio.Store) -> ClassifierDetector:
-        """The same detector for the clips of another store."""
-        other = moved(self, store)
-        other.store, other.machines, other.embeddings = store.to(self.context.device), store.clips["machine"].to_numpy(), {}
+    def _moved(self, other: Classifier) -> None:
+        other._read(other.store)
         other.train_rows = np.empty(0, np.int64)  # none of the other store's clips was trained on
-        return other
 
 
 def load_embeddings(folder: Path) -> tuple[list[int], np.ndarray]:

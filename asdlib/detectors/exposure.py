@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from asdlib import audio, augment, checks, clips, features
-from asdlib.detectors.context import BATCH_SAMPLES, Context
+from asdlib.detectors.base import BATCH_SAMPLES
 from asdlib.models import oevae
 
 NEAREST = 0.25  # of the other machines, at least one, count as near
@@ -71,11 +71,11 @@ class Front:
         everything, pseudo-anomalies too (facts D)
     """
 
-    def __init__(self, context: Context, train_rows: np.ndarray):
-        self.settings, self.rate = context.cfg.oevae.features, context.cfg.data.sample_rate
-        self.store = context.store.to(context.device)
+    def __init__(self, store: audio.Store, device: torch.device, settings, train_rows: np.ndarray):
+        self.settings, self.rate = settings, store.rate
+        self.store = store.to(device)
         self.length = round(self.settings.segment_s * self.rate)
-        self.fixed = audio.machine_statistics(context.store, train_rows) if self.settings.wave_norm == "machine" else None
+        self.fixed = audio.machine_statistics(store, train_rows) if self.settings.wave_norm == "machine" else None
 
     def on(self, store: audio.Store) -> Front:
         """The same front for the clips of another store, standardised as before."""
@@ -136,14 +136,14 @@ def attribute_labels(table: pd.DataFrame, v: np.ndarray) -> np.ndarray:
     return np.zeros((len(table), 0), np.float32)
 
 
-def nearest_machines(context: Context, machine: str, others: list[str]) -> list[str]:
+def nearest_machines(store: audio.Store, device: torch.device, settings, machine: str, others: list[str]) -> list[str]:
     """Of the other machines, those whose mean log-mel over their first training clips is closest to the target's; nearest first."""
-    table = context.store.clips
+    table = store.clips
     normal = (table["split"] == "train") & (table["label"] == "normal")
     centres = {}
     for name in [machine, *others]:
         rows = np.flatnonzero(normal & (table["machine"] == name))[:LISTEN]
-        front = Front(context, rows)
+        front = Front(store, device, settings, rows)
         centres[name] = front.all_log_mels(front.items(rows)).mean((0, 1, 3))
     gap = {name: float((centres[name] - centres[machine]).square().sum()) for name in others}
     return sorted(others, key=gap.get)[: max(1, round(NEAREST * len(others)))]
@@ -292,17 +292,16 @@ def held_out(groups: np.ndarray, share: float, rng: np.random.Generator) -> np.n
     return out
 
 
-def checked_machine(table: pd.DataFrame, rows: np.ndarray) -> tuple[str, np.ndarray]:
-    """The one machine of some training clips, and the rows of all other machines' normal training clips.
+def check_machines(table: pd.DataFrame, rows: np.ndarray, others: np.ndarray) -> None:
+    """Refuse (checks.Refusal) training clips of several machines, and pseudo-anomalies that are none.
 
-    rows : int (clips,) of the store.  returns : the machine, int (m,)
-    raises : checks.Refusal for clips of several machines, and where there is no other machine
+    rows, others : int (clips,) of the store
     """
     machine = table["machine"].iloc[rows].unique()
     if len(machine) != 1:
         raise checks.Refusal(f"oevae: training clips of {', '.join(machine)} came, expected those of one machine; train one model per machine")
-    others = np.flatnonzero((table["machine"] != machine[0]) & (table["split"] == "train") & (table["label"] == "normal"))
     if len(others) == 0:
         raise checks.Refusal(f"oevae: {machine[0]} is the only machine with training clips, expected others as pseudo-anomalies; "
-                             "add recordings of other machines, or leave oevae out of systems")
-    return str(machine[0]), others
+                             "add recordings of other machines, or leave oevae out of systems")  # fmt: skip
+    if (table["machine"].iloc[others] == machine[0]).any() or (table["label"].iloc[others] != "normal").any():
+        raise checks.Refusal(f"oevae: others hold clips of {machine[0]} or clips that are not normal; take clips.train(without={machine[0]!r})")

@@ -23,16 +23,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors.numpy import save_file
 
-from asdlib import augment, checks, latents, losses, precision, reading, scoring, training
-from asdlib.audio import Store
+from asdlib import augment, checks, config, latents, losses, reading, scoring, training
 from asdlib.condition import condition
 from asdlib.detectors import exposure
-from asdlib.detectors.context import Context, Scores, clip_by_clip, judged_as, moved
-from asdlib.models.oevae import OEVAE, VAE
+from asdlib.detectors.base import Detector, Scores, clip_by_clip
+from asdlib.models import oevae
+from asdlib.models.oevae import VAE
 
 KEPT_K = (1, 2, 4)  # neighbours whose β is kept beside the chosen one (report 4.2)
 EVAL_ITEMS = 256  # segments per forward pass when nothing is learnt
@@ -57,28 +56,27 @@ class References(NamedTuple):
     target: np.ndarray
 
 
-class OEVAEDetector:
+class OEVAE(Detector):
     """The joint outlier-exposed extractor and VAE of one target machine (SYSTEM 4)."""
 
-    def __init__(self, context: Context):
-        self.context, self.settings = context, context.cfg.oevae
-        self.history = pd.DataFrame()
+    name, Settings, systems = "oevae", config.OEVAE, ("oevae",)
 
-    def fit(self, train_rows: np.ndarray) -> None:
-        """Train against the other machines of the store, then fit the references and the VAEs of the other k_scales.
+    def _fit(self, others: np.ndarray) -> None:
+        """Train against clips of other machines, then fit the references and the VAEs of the other k_scales.
 
-        raises : checks.Refusal without another machine
+        raises : checks.Refusal for clips of several machines, and without those of another one
         """
-        s, clips, device = self.settings, self.context.store.clips, self.context.device
-        self._open(train_rows)
-        _, others = exposure.checked_machine(clips, train_rows)
+        s, clips, train_rows = self.settings, self.store.clips, self.train_rows
+        exposure.check_machines(clips, train_rows, others)
+        self._open()
         if told := exposure.same_segments(self.front):
             print(told)
-        rng = np.random.default_rng([self.context.seed, SPLIT])
+        rng = np.random.default_rng([self.seed, SPLIT])
         kept = exposure.held_out(clips["domain"].to_numpy()[train_rows], s.holdout, rng)
         kept_others = exposure.held_out(clips["machine"].to_numpy()[others], s.holdout, rng)
         self.trained = ~kept
-        near = exposure.nearest_machines(self.context, self.machine, sorted(set(clips["machine"].iloc[others]))) if s.near > 0 else []
+        names = sorted(set(clips["machine"].iloc[others]))
+        near = exposure.nearest_machines(self.store, self.device, s.features, self.machine, names) if s.near > 0 else []
         parts = []  # of the other machines: for training, and held out
         for rows in (others[~kept_others], others[kept_others]):
             items = self.front.items(rows) if len(rows) else None
@@ -94,39 +92,38 @@ class OEVAEDetector:
             lambda draws: outliers.batches(draws, lambda: (self.net.steps / warm).clamp(max=1.0) if s.kl_warmup else 1.0),
             torch.optim.Adam(self.net.parameters(), lr=s.lr, fused=True),
             epochs=s.epochs,
-            seed=self.context.seed,
+            seed=self.seed,
             what=f"oevae {self.machine}",
-            checkpoint=self.context.folder and self.context.folder / "checkpoint0.pt",
+            checkpoint=self.checkpoints and self.checkpoints / "checkpoint0.pt",
             evaluate=self._evaluation(train_rows[kept], *parts[1]) if kept.any() and parts[1] else None,
-            precision=precision.DTYPES[precision.settled("oevae", self.context.cfg, device)],
+            precision=self.training_dtype,
         )
         self.references = self._made_references(target)
         self.reference_group = self._reference_groups()
         self.heads = {scale: self._refit(scale) for scale in s.k_scales}
 
-    def _open(self, train_rows: np.ndarray) -> None:
+    def _open(self) -> None:
         """What follows from the training clips alone: condition, features, classes of the attribute head."""
-        s, clips = self.settings, self.context.store.clips
-        self.machine, self.train_rows = str(clips["machine"].iloc[train_rows[0]]), train_rows
-        self.group, self.group_of = judged_as(clips, train_rows)
+        s, clips, train_rows = self.settings, self.store.clips, self.train_rows
+        self.machine = str(clips["machine"].iloc[train_rows[0]])
         choice = {"choice": s.condition.attribute, "missing": s.condition.missing, "bins": s.condition.bins}
-        self.condition = condition(clips, **choice, seed=self.context.seed, machine=self.machine)
+        self.condition = condition(clips, **choice, seed=self.seed, machine=self.machine)
         v = self._v(train_rows)
         self.centre = float(v[np.isfinite(v)].mean()) if np.isfinite(v).any() else 0.0
-        self.front = exposure.Front(self.context, train_rows)
+        self.front = exposure.Front(self.store, self.device, s.features, train_rows)
         self.labels = exposure.attribute_labels(clips.iloc[train_rows], v) if s.attribute_weight > 0 else np.zeros((len(train_rows), 0), np.float32)
         self._passes: dict[int, Pass] = {}
 
     def _v(self, rows: np.ndarray) -> np.ndarray:
-        return self.condition.v.reindex(self.context.store.clips.index[rows]).to_numpy(float)
+        return self.condition.v.reindex(self.store.clips.index[rows]).to_numpy(float)
 
     def _prior(self, rows: np.ndarray, k_scale: float) -> tuple[np.ndarray, np.ndarray]:
         return exposure.prior_means(self._v(rows), self.condition.k(k_scale), self.centre)
 
-    def _network(self) -> OEVAE:
-        with training.seeded_init(self.context.seed, INIT):
-            net = OEVAE(self.settings, self.labels.shape[1])
-        return net.to(self.context.device, memory_format=torch.channels_last)
+    def _network(self) -> oevae.OEVAE:
+        with training.seeded_init(self.seed, INIT):
+            net = oevae.OEVAE(self.settings, self.labels.shape[1])
+        return net.to(self.device, memory_format=torch.channels_last)
 
     def _target(self, rows: np.ndarray) -> exposure.Target:
         """Training items of the target machine, with synthetic ones where SMOTE works on log-mels."""
@@ -136,7 +133,7 @@ class OEVAEDetector:
         if smote.space == "logmel" and smote.ratio > 0:
             mels = self.front.all_log_mels(target.items).cpu()
             blend = self._smote(mels, target.items)
-            target = target.with_synthetic(blend, blend.of(mels).to(self.context.device)) if len(blend) else target
+            target = target.with_synthetic(blend, blend.of(mels).to(self.device)) if len(blend) else target
             self.synthetic_parents = blend.parents(target.items.row.cpu().numpy())
         return target
 
@@ -148,21 +145,21 @@ class OEVAEDetector:
         several = np.flatnonzero([clips[name] > 1 for name in domain])
         per_clip = int(np.unique(rows, return_counts=True)[1].min())
         most = (min((count for count in clips.values() if count > 1), default=2) - 1) * per_clip
-        blend = augment.smote(x[several], domain[several], rows[several], ratio=smote.ratio, k=min(smote.k, most), seed=self.context.seed)
+        blend = augment.smote(x[several], domain[several], rows[several], ratio=smote.ratio, k=min(smote.k, most), seed=self.seed)
         place = torch.from_numpy(several)
         return augment.Blend(place[blend.first], place[blend.second], blend.weight)
 
     def _groups(self, items: exposure.Items) -> tuple[np.ndarray, np.ndarray]:
         """Domain and clip of each item."""
         rows = items.row.cpu().numpy()
-        return self.context.store.clips["domain"].to_numpy()[rows], rows
+        return self.store.clips["domain"].to_numpy()[rows], rows
 
     def _evaluation(self, kept: np.ndarray, others: exposure.Items, weights: np.ndarray) -> Callable[[], dict[str, float]]:
         """Measures separation on clips that are not trained on, and how many latent channels move over the normal ones."""
         items = self.front.items(kept)
-        labels = torch.zeros(len(items), 0, device=self.context.device)
+        labels = torch.zeros(len(items), 0, device=self.device)
         normal = exposure.Target(items, labels.new_zeros(len(items)), labels.new_zeros(len(items)).bool(), labels)
-        draws = training.generator_for(self.context.seed, EVALUATE, device=self.context.device)
+        draws = training.generator_for(self.seed, EVALUATE, device=self.device)
         drawn = exposure.Exposure(self.front, self.settings, normal, others, weights).draw_others(len(items), draws)
         x = self.front.all_log_mels(items.joined(others[drawn]))
         n, domain = len(items), self.settings.domain_latent
@@ -185,7 +182,7 @@ class OEVAEDetector:
     def _pass(self, rows: np.ndarray) -> Pass:
         """Clips through the network in float32, each computed once: one after the other (see `clip_by_clip`), on a GPU training clips in blocks."""
         count, new = self.settings.features.segments, rows[~np.isin(rows, list(self._passes))]
-        own, size = np.isin(new, self.train_rows), max(1, EVAL_ITEMS // count) if self.context.device.type == "cuda" else 1
+        own, size = np.isin(new, self.train_rows), max(1, EVAL_ITEMS // count) if self.device.type == "cuda" else 1
         blocks = np.split(new[own], range(size, own.sum(), size)) if own.any() else []
         for block in [*blocks, *new[~own, None]]:
             out = self.net(self.front.log_mel(self.front.waves(self.front.items(block))))
@@ -200,12 +197,12 @@ class OEVAEDetector:
 
     def _made_references(self, target: exposure.Target) -> References:
         """Embeddings of the training segments, of SMOTE items between them and of mixtures of their waveforms."""
-        s, device = self.settings, self.context.device
+        s, device = self.settings, self.device
         items = self.front.items(self.train_rows)
         used = items.distinct()
         items, embedded = items[used], self._pass(self.train_rows).h[used.cpu().numpy()]
         domain, rows = self._groups(items)
-        draws = training.generator_for(self.context.seed, MIX, device="cpu")
+        draws = training.generator_for(self.seed, MIX, device="cpu")
         mixed = augment.draw_mixup(len(items), prob=s.mixup.prob, beta=s.mixup.beta, generator=draws)
         some = mixed.weight < 1
         mixed = augment.Blend(mixed.first[some], mixed.second[some], mixed.weight[some])
@@ -216,7 +213,7 @@ class OEVAEDetector:
         elif target.mels is not None:
             with torch.inference_mode():
                 h = torch.cat([self.net.embed(part.to(device)) for part in target.mels.split(EVAL_ITEMS)]).cpu().numpy()
-            clips = self.context.store.clips["domain"].to_numpy()
+            clips = self.store.clips["domain"].to_numpy()
             parts.append((h, self.synthetic_parents, clips[self.synthetic_parents[:, 0]] == "target"))
         return References(*(np.concatenate(values) for values in zip(*parts)))
 
@@ -246,25 +243,25 @@ class OEVAEDetector:
         found, count = self._pass(self.train_rows), self.settings.features.segments
         prior, conditioned = (np.repeat(values[self.trained], count) for values in self._prior(self.train_rows, k_scale))
         h = found.h[np.repeat(self.trained, count)]
-        h, prior, conditioned = (torch.as_tensor(values, device=self.context.device) for values in (h, prior, conditioned))
+        h, prior, conditioned = (torch.as_tensor(values, device=self.device) for values in (h, prior, conditioned))
         what = f"VAE of {self.machine}, k_scale {k_scale:g}"
-        return latents.refit(h, prior, conditioned, self.settings, seed=self.context.seed + REFIT, what=what)
+        return latents.refit(h, prior, conditioned, self.settings, seed=self.seed + REFIT, what=what)
 
     @torch.inference_mode()
     def _refitted(self, scale: float, h: np.ndarray) -> losses.VAEOutput:
-        return self.heads[scale](torch.as_tensor(h, device=self.context.device))
+        return self.heads[scale](torch.as_tensor(h, device=self.device))
 
-    def embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """f_FE of each segment: float32 (segments, 8 · width), and the position of its clip."""
         found = self._pass(rows)
         return found.h, found.clip
 
     @clip_by_clip
-    def scores(self, rows: np.ndarray) -> Scores:
+    def _scores(self, rows: np.ndarray) -> Scores:
         """Components of clips that are not training clips."""
         return self._components(rows, own_clips=False)
 
-    def training_scores(self) -> Scores:
+    def _training_scores(self) -> Scores:
         """Components of the training clips, leave-clip-out."""
         return self._components(self.train_rows, own_clips=True)
 
@@ -273,7 +270,7 @@ class OEVAEDetector:
         return {("oevae", name): scoring.to_clips(values.astype(float), clip, len(rows)) for name, values in items.items()}
 
     def segment_scores(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Every component of each segment, float64 (clips, segments): what `scores`, and for training clips `training_scores`, take the mean of.
+        """Every component of each segment, float64 (clips, segments): what `components` and `training_components` take the mean of.
 
         Notebook: 06_embeddings
         """
@@ -286,7 +283,7 @@ class OEVAEDetector:
         for scale in self.heads:
             values = losses.alpha_scores(self._refitted(scale, found.h), domain=s.domain_latent)[s.alpha_mode]
             items[f"alpha_k{scale:g}"] = values.cpu().numpy()
-        group = self.group_of(self.context.store.clips.iloc[rows])[found.clip]
+        group = self.group_of(self.store.clips.iloc[rows])[found.clip]
         beta = self._neighbours(found.h, group, rows[found.clip] if own_clips else None)
         return items | {f"beta_k{k}": beta[k] for k in KEPT_K} | {"beta": beta[s.neighbours]}
 
@@ -330,7 +327,7 @@ class OEVAEDetector:
         embedding (n, dim), z_mean, z_logvar (n, latent), z_mean_k<scale>, z_logvar_k<scale>, clip (n,) store row of the segment's clip;
         rows (m,) of the machine's clips, rising, and for each v (NaN: unknown), prior (k·v) and trained (1: the network was trained on it).
         """
-        table = self.context.store.clips
+        table = self.store.clips
         test = np.flatnonzero((table["machine"] == self.machine) & (table["split"] == "test"))
         parts = [(rows, self._pass(rows)) for rows in (self.train_rows, test) if len(rows)]
         clip, rows = np.concatenate([part[found.clip] for part, found in parts]), np.sort(np.concatenate([part for part, _ in parts]))
@@ -343,7 +340,7 @@ class OEVAEDetector:
             out |= {f"z_mean_k{scale:g}": found.mu.cpu().numpy(), f"z_logvar_k{scale:g}": found.logvar.cpu().numpy()}
         return out
 
-    def save(self, folder: Path) -> None:
+    def _save(self, folder: Path) -> None:
         """Weights, refitted VAEs, references, and embeddings.safetensors with `tensors`."""
         training.save_weights(self.net, folder / "weights.safetensors")
         heads = {f"{scale:g}/{name}": value.cpu().numpy() for scale, vae in self.heads.items() for name, value in vae.state_dict().items()}
@@ -351,28 +348,26 @@ class OEVAEDetector:
             whole = {key: np.ascontiguousarray(values) for key, values in content.items()}  # the writer takes no notice of strides
             save_file(whole, folder / f"{name}.safetensors")
 
-    def load(self, folder: Path, train_rows: np.ndarray) -> None:
+    def _load(self, folder: Path) -> None:
         """What `save` wrote."""
-        self._open(train_rows)
+        self._open()
         self.net = self._network()
         training.load_weights(self.net, folder / "weights.safetensors")
         found = reading.tensors(folder / f"{latents.NAME}.safetensors", {"rows": 1, "trained": 1})
         trained = dict(zip(found["rows"].tolist(), found["trained"].tolist()))
-        self.trained = np.array([bool(trained[row]) for row in train_rows])
+        self.trained = np.array([bool(trained[row]) for row in self.train_rows])
         self.references = References(**reading.tensors(folder / "references.safetensors", {}))
         self.reference_group = self._reference_groups()
         state, self.heads, s = reading.tensors(folder / "refits.safetensors", {}), {}, self.settings
         for scale in s.k_scales:
-            self.heads[scale] = VAE(self.net.dim, s.hidden, s.latent, s.domain_latent).to(self.context.device).eval()
+            self.heads[scale] = VAE(self.net.dim, s.hidden, s.latent, s.domain_latent).to(self.device).eval()
             named = {name: torch.from_numpy(value) for name, value in state.items() if name.startswith(f"{scale:g}/")}
             try:
                 self.heads[scale].load_state_dict({name.partition("/")[2]: value for name, value in named.items()})
             except RuntimeError as error:
                 raise checks.Refusal(f"{folder}: holds no VAE for k_scale {scale:g}; run stage 05_oevae again") from error
 
-    def on(self, store: Store) -> OEVAEDetector:
-        """The same detector for the clips of another store."""
-        other = moved(self, store)
-        other.front, other._passes, other.train_rows = self.front.on(store), {}, np.empty(0, np.int64)
-        other.references = self.references._replace(parents=self.references.parents + len(store))  # none of the other store's clips is a parent
-        return other
+    def _moved(self, other: OEVAE) -> None:
+        other.front, other._passes, other.train_rows = self.front.on(other.store), {}, np.empty(0, np.int64)
+        parents = self.references.parents + len(other.store)  # none of the other store's clips is a parent
+        other.references = self.references._replace(parents=parents)

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from sizes import Context, detector_of
 
 from asdlib import audio, clips, config, fusion, latents, metrics, synthetic
-from asdlib.detectors import OEVAEDetector, detect
-from asdlib.detectors.context import Context
+from asdlib.detectors import OEVAE, detect
 
 SEEDS, NULL_SEEDS = (1, 2), range(6)
 
@@ -38,8 +38,8 @@ def shuffled(table, machine):
 def row(cfg, store, machine, seed, what=""):
     """One training, measured."""
     began = time.process_time()
-    detector = OEVAEDetector(Context(cfg, store, torch.device("cpu"), seed))
-    scores = fusion.systems(detect(detector, detector.context, [machine]), cfg.fusion)
+    detector = detector_of(OEVAE, Context(cfg, store, torch.device("cpu"), seed))
+    scores = fusion.systems(detect(detector, store, [machine]), cfg.fusion)
     seconds = time.process_time() - began
     found = latents.arranged(detector.tensors(), store.clips, machine, cfg.oevae.domain_latent)
     told, refits = latents.measures(found, seed), latents.refit_table(found).set_index("k_scale")["R²"]
@@ -77,8 +77,8 @@ def null():
         with tempfile.TemporaryDirectory() as folder:
             store = recordings(cfg, Path(folder))
             for machine in cfg.synthetic.machines:
-                detector = OEVAEDetector(Context(cfg, store, torch.device("cpu"), seed))
-                scores = fusion.systems(detect(detector, detector.context, [machine]), cfg.fusion)
+                detector = detector_of(OEVAE, Context(cfg, store, torch.device("cpu"), seed))
+                scores = fusion.systems(detect(detector, store, [machine]), cfg.fusion)
                 for domain in ("source", "target"):  # anomalies of the other domain are not draws of this domain's normal clips
                     part = scores[(scores["domain"] == domain) & scores["component"].isin(["alpha", "beta", "score"])]
                     found = metrics.table(part, cfg.metrics, seed).query("machine == @machine and metric == @name", local_dict={

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import stats
+from sizes import Context, detector_of
 
 from asdlib import audio, clips, config, detectors, metrics, roc, synthetic
-from asdlib.detectors.context import Context
 
 SEEDS = 8
 TINY = ("synthetic.severity=[0.0]", "synthetic.seconds=3.0", "synthetic.train_source=40", "classifier.epochs=2")
@@ -30,7 +30,7 @@ def main() -> None:
             synthetic.write_tree(Path(folder) / "data", cfg.synthetic)
             store = audio.open_store(*clips.index([Path(folder) / "data"]), Path(folder) / "store", cfg.data)
             context = Context(cfg, store, torch.device("cpu"), seed)
-            table = detectors.detect(detectors.DETECTORS["classifier"](context), context, sorted(store.clips["machine"].unique()))
+            table = detectors.detect(detector_of(detectors.DETECTORS["classifier"], context), context.store, sorted(store.clips["machine"].unique()))
         table = table[table["split"] == "test"]
         for (component, _), part in table.groupby(["component", "machine"]):
             for domain in ("source", "target"):

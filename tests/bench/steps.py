@@ -9,11 +9,11 @@ import numpy as np
 import soundfile
 import torch
 import torchaudio
+from sizes import Context, bound, detector_of
 from torch import nn
 
 from asdlib import config, features, training
-from asdlib.detectors import ClassifierDetector, OEVAEDetector, exposure
-from asdlib.detectors.context import Context
+from asdlib.detectors import OEVAE, Classifier, exposure
 from asdlib.models import branches, oevae
 from asdlib.models.autoencoder import Autoencoder, Vectors
 from asdlib.models.classifier import Batch, branch_inputs
@@ -46,13 +46,13 @@ def chosen(name: str, device: torch.device) -> tuple[str, torch.dtype]:
     return kind, DTYPES[kind]
 
 
-def exposed(context: Context) -> tuple[OEVAEDetector, exposure.Exposure]:
+def exposed(context: Context) -> tuple[OEVAE, exposure.Exposure]:
     """An OEVAE detector and its batches, as `fit` makes them."""
     table = context.store.clips
     rows = np.flatnonzero(table["machine"] == "machine0")
-    detector = OEVAEDetector(context)
-    detector._open(rows)
-    _, others = exposure.checked_machine(table, rows)
+    detector = detector_of(OEVAE, context)
+    bound(detector, context.store, rows)._open()
+    others = np.flatnonzero((table["machine"] != "machine0") & (table["split"] == "train"))
     items, settings = detector.front.items(others), context.cfg.oevae
     weights = exposure.draw_weights(np.repeat(table["machine"].to_numpy()[others], settings.features.segments), [], 0.0)
     return detector, exposure.Exposure(detector.front, settings, detector._target(rows), items, weights)
@@ -113,8 +113,8 @@ def classifier_step(device: torch.device) -> list[Measure]:
     count = CLIPS[device.type]
     context = study(device, classifier=config.Classifier(batch=count, holdout=0.0))
     kind, dtype = chosen("classifier", device)
-    detector = ClassifierDetector(context)
-    detector._prepare(np.arange(len(context.store)))
+    detector = detector_of(Classifier, context)
+    bound(detector, context.store, np.arange(len(context.store)))._prepare()
     draws = training.generator_for(0, device=device)
 
     def gather() -> Batch:
@@ -213,8 +213,8 @@ def layouts(device: torch.device) -> list[Measure]:
                                         torch.zeros(n, device=device).bool())  # fmt: skip
                 else:
                     context = study(device, classifier=config.Classifier(holdout=0.0))
-                    detector, n = ClassifierDetector(context), CLIPS[device.type]
-                    detector._prepare(np.arange(len(context.store)))
+                    detector, n = detector_of(Classifier, context), CLIPS[device.type]
+                    bound(detector, context.store, np.arange(len(context.store)))._prepare()
                     net, wave = detector.net, torch.randn(n, 12 * RATE, device=device)
                     classes = len(detector.classes)
                     batch = Batch(branch_inputs(wave, cfg.classifier), torch.eye(classes, device=device)[torch.arange(n) % classes])

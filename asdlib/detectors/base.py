@@ -1,0 +1,413 @@
+"""The contract of detectors, and the pieces that several of them share.
+
+Conventions
+-----------
+A detector is fitted to normal training clips and scores any clips. The names are PyOD's: `fit`, `decision_function`, `decision_scores_`,
+`threshold_`, `predict`, `get_params`. Higher is more anomalous (scikit-learn's `score_samples` has the opposite sign). Everything is by
+(machine, section): references, scales and thresholds are those of the clip's machine, or of its section where a machine has several.
+
+    detector = OEVAE(epochs=20, seed=0).fit(clips.train("fan"), others=clips.train(without="fan"))
+    detector.embed(clips.test("fan"))               # vectors, and the clip of each
+    detector.components(clips.test("fan"))          # {(system, component): one number per clip}
+    detector.score(clips.test("fan"))               # score table: components and the fused score
+    detector.decision_function(clips.test("fan"))   # the fused score alone
+
+Fit, embed and score are three steps: `fit` trains, `embed` runs the network, and what follows needs embeddings only. A score of one clip
+never depends on another clip that is scored. Training clips are scored leave-clip-out: they are none of their own references. Where the
+network saw them (classifier, OEVAE) their scores are somewhat low all the same; 04 and 05 show by how much on held-out clips.
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+import dataclasses
+import functools
+import inspect
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import torch
+
+from asdlib import artefacts, checks, config, fusion, metrics, precision, reading, training
+from asdlib.audio import Clips, Store
+
+Scores = dict[tuple[str, str], np.ndarray]  # (system, component): one value per clip, higher = more anomalous
+
+BATCH_SAMPLES = 1_600_000  # of waveform that become features at once: 6 MB, ten clips of 10 s, some 50 MB of spectra
+SETTINGS_FILE, TRAINING_FILE = "detector.json", "training_scores.parquet"
+
+
+class Detector(abc.ABC):
+    """What every detector answers to.
+
+    Parameters
+    ----------
+    settings : of the detector's own class of settings; None takes the defaults
+    seed : of everything random
+    device : "auto" (a GPU where there is one), "cpu" or "cuda"
+    precision : of training: "auto" (bf16 where the device has matrix units for it), "float32" or "bf16"; scores are always float32
+    contamination : share of normal clips that the threshold lets through as false alarms, in (0, 1)
+    system : whose score `decision_function` gives, one of `systems`; "" is the last of them
+    checkpoints : folder for the state after each epoch, so that a training that was cut short goes on; None keeps none
+    fields : single fields of the settings, by name; a nested group may be given as a dict
+
+    Raises
+    ------
+    checks.Refusal for an unknown name, with a suggestion, and for values out of range
+    """
+
+    name: ClassVar[str]
+    Settings: ClassVar[type]
+    systems: ClassVar[tuple[str, ...]]  # whose scores it makes
+    history: pd.DataFrame
+
+    def __init__(
+        self, settings=None, *, seed: int = 0, device: str | torch.device = "auto", precision: str = "auto",
+        contamination: float = 0.1, system: str = "", checkpoints: str | Path | None = None, **fields,
+    ):  # fmt: skip
+        self.settings = configured(self.Settings, settings, fields)
+        if not 0 < contamination < 1:
+            raise checks.Refusal(f"contamination: got {contamination}, expected a share between 0 and 1")
+        checks.known_name("precision", precision, ["auto", "float32", "bf16"])
+        self.system = checks.known_name("system", system, list(self.systems)) if system else ""
+        self.seed, self.device_name, self.precision, self.contamination = seed, device, precision, contamination
+        self.device = device if isinstance(device, torch.device) else training.pick_device(device)
+        self.checkpoints = Path(checkpoints) if checkpoints is not None else None
+        self.history = pd.DataFrame()
+
+    # ---------------------------------------------------------------- three steps
+
+    def fit(self, clips: Clips, others: Clips | None = None) -> Self:
+        """Train on normal training clips.
+
+        Parameters
+        ----------
+        clips : of the machine, or of all machines for a detector that shares one network
+        others : normal clips of other machines, from the same store, for a detector that needs them
+
+        Raises
+        ------
+        checks.Refusal for no clip, clips that are not normal ones, and for what the detector itself needs
+        """
+        _check_training(clips)
+        self._bind(clips)
+        self._fit(np.empty(0, np.int64) if others is None else _of_store(others, clips.store))
+        return self
+
+    def embed(self, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors of the items of each clip, float32 (items, dim), and the position of each item's clip, int (items,)."""
+        return self.at(clips.store)._embed(clips.rows)
+
+    def components(self, clips: Clips) -> Scores:
+        """Every score of clips, float64 (clips,) by (system, component); training clips are scored as new ones here."""
+        return self.at(clips.store)._scores(clips.rows)
+
+    def training_components(self) -> Scores:
+        """Every score of the training clips, leave-clip-out."""
+        return self._training_scores()
+
+    # ---------------------------------------------------------------- PyOD's names
+
+    def score(self, clips: Clips) -> pd.DataFrame:
+        """Score table of clips (checks.SCORE_COLUMNS): the components, and the fused score of each system.
+
+        A clip that the detector was trained on has its leave-clip-out score.
+        """
+        self._fitted()
+        own = np.isin(clips.rows, self.train_rows) if clips.store is self.store else np.zeros(len(clips), bool)
+        new = clips.where(~own)
+        tables = [self.training_table_]
+        if len(new):
+            tables.append(score_table(clips.store.clips, new.rows, self.components(new), self.seed))
+        fused = fusion.systems(pd.concat(tables, ignore_index=True), config.Fusion())
+        return fused[fused["clip"].isin(clips.table["clip"])].reset_index(drop=True)
+
+    def decision_function(self, clips: Clips) -> np.ndarray:
+        """Fused score of each clip, float64 (clips,), higher = more anomalous; one clip moves no other."""
+        return self._final(self.score(clips), clips.table["clip"])
+
+    def predict(self, clips: Clips) -> np.ndarray:
+        """1 for clips above the threshold of their machine and section, else 0: int (clips,)."""
+        limits = {name: limit.value for name, limit in self.thresholds_.items()}
+        group = self.group_of(clips.table)
+        return (self.decision_function(clips) > np.array([limits[name] for name in group])).astype(int)
+
+    @functools.cached_property
+    def training_table_(self) -> pd.DataFrame:
+        """Score table of the training clips, leave-clip-out."""
+        self._fitted()
+        return score_table(self.store.clips, self.train_rows, self.training_components(), self.seed)
+
+    @functools.cached_property
+    def decision_scores_(self) -> np.ndarray:
+        """Fused score of each training clip, leave-clip-out, float64 (training clips,)."""
+        return self._final(fusion.systems(self.training_table_, config.Fusion()), self.store.clips["clip"].iloc[self.train_rows])
+
+    @functools.cached_property
+    def thresholds_(self) -> dict[str, metrics.Threshold]:
+        """Threshold by machine, or by <machine>_<section> where a machine has several: see `metrics.gamma_threshold`."""
+        scores = self.decision_scores_
+        return {name: metrics.gamma_threshold(scores[self.group == name], 1 - self.contamination) for name in np.unique(self.group)}
+
+    @property
+    def threshold_(self) -> float:
+        """The threshold, where the detector was fitted to one machine and section; else see `thresholds_`."""
+        if len(self.thresholds_) > 1:
+            raise checks.Refusal(f"{self.name} was fitted to {', '.join(self.thresholds_)}, each with its own threshold; see thresholds_")
+        return next(iter(self.thresholds_.values())).value
+
+    def get_params(self, deep: bool = True) -> dict:
+        """The settings and keywords that make an equal detector, by name."""
+        own = {item.name: getattr(self.settings, item.name) for item in dataclasses.fields(self.settings)}
+        rest = {"seed": self.seed, "device": self.device_name, "precision": self.precision, "contamination": self.contamination}
+        return own | rest | {"system": self.system, "checkpoints": self.checkpoints}
+
+    @classmethod
+    def _get_param_names(cls) -> list[str]:
+        own = [name for name, item in inspect.signature(cls.__init__).parameters.items() if item.kind is item.KEYWORD_ONLY]
+        return sorted([*own, *(item.name for item in dataclasses.fields(cls.Settings))])
+
+    def set_params(self, **params) -> Self:
+        """Change settings and keywords by name; the detector is to be fitted anew."""
+        self.__dict__ = type(self)(**(self.get_params() | params)).__dict__
+        return self
+
+    def __sklearn_clone__(self) -> Self:
+        return type(self)(**self.get_params())
+
+    def __repr__(self) -> str:
+        default = type(self)().get_params() | {"seed": 0}
+        changed = [f"{name}={value!r}" for name, value in self.get_params().items() if value != default[name]]
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+    # ---------------------------------------------------------------- files
+
+    def save(self, folder: str | Path) -> None:
+        """Write a fitted detector into a folder, made where it is missing: settings as JSON, arrays as safetensors."""
+        self._fitted()
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = {"detector": self.name, "settings": config.to_tree(self.settings), "seed": self.seed, "precision": self.precision}
+        artefacts.write_text(folder / SETTINGS_FILE, json.dumps(facts | {"contamination": self.contamination, "system": self.system}, indent=1))
+        artefacts.write_table(folder / TRAINING_FILE, self.training_table_)
+        self._save(folder)
+
+    def restore(self, folder: str | Path, clips: Clips) -> Self:
+        """Take over what `save` wrote, for the very training clips that it was fitted to.
+
+        Raises
+        ------
+        checks.Refusal for a file that is missing, damaged or of another detector
+        """
+        _check_training(clips)
+        self._bind(clips)
+        self._load(Path(folder))
+        self.__dict__["training_table_"] = reading.scores(Path(folder) / TRAINING_FILE)
+        return self
+
+    @classmethod
+    def load(cls, folder: str | Path, clips: Clips, device: str = "auto") -> Self:
+        """A fitted detector from a folder of `save`.
+
+        Parameters
+        ----------
+        folder : what `save` wrote
+        clips : the training clips that it was fitted to
+        """
+        path = Path(folder) / SETTINGS_FILE
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            if facts["detector"] != cls.name:
+                raise checks.Refusal(f"{path}: is a {facts['detector']}, expected a {cls.name}")
+            settings = config.from_tree(cls.Settings, facts["settings"])
+            rest = {name: facts[name] for name in ("seed", "precision", "contamination", "system")}
+        except checks.Refusal:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise checks.Refusal(f"{path}: does not hold a detector ({type(error).__name__}); save it again") from error
+        return cls(settings, device=device, **rest).restore(folder, clips)
+
+    # ---------------------------------------------------------------- what a detector fills in
+
+    @abc.abstractmethod
+    def _fit(self, others: np.ndarray) -> None:
+        """Train on `self.train_rows` of `self.store`; others : rows of other machines' normal clips."""
+
+    @abc.abstractmethod
+    def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+
+    @abc.abstractmethod
+    def _scores(self, rows: np.ndarray) -> Scores: ...
+
+    @abc.abstractmethod
+    def _training_scores(self) -> Scores: ...
+
+    @abc.abstractmethod
+    def _save(self, folder: Path) -> None: ...
+
+    @abc.abstractmethod
+    def _load(self, folder: Path) -> None: ...
+
+    @property
+    def training_dtype(self) -> torch.dtype:
+        """Precision of training steps."""
+        return precision.DTYPES["float32" if self.precision == "auto" else self.precision]
+
+    def _moved(self, other: Self) -> None:  # noqa: B027 — most detectors have nothing to adapt
+        """Adapt a copy of this detector to its other store: what depends on store rows."""
+
+    def at(self, store: Store) -> Self:
+        """This detector for the clips of a store: itself, or a copy that shares what was learnt and reads the other store's clips.
+
+        Its `home` is the detector on the store it was trained on, whose training clips the other store lacks.
+        """
+        self._fitted()
+        if store is self.store:
+            return self
+        if store.rate != self.store.rate:
+            raise checks.Refusal(f"clips at {store.rate} Hz came to a detector fitted at {self.store.rate} Hz; load them at its rate")
+        other = copy.copy(self)
+        other.home, other.store = self, store
+        self._moved(other)
+        return other
+
+    def _bind(self, clips: Clips) -> None:
+        for name in ("training_table_", "decision_scores_", "thresholds_"):
+            self.__dict__.pop(name, None)
+        self.store, self.train_rows = clips.store, np.asarray(clips.rows, np.int64)
+        self.group, self.group_of = reference_groups(self.store.clips, self.train_rows)
+
+    def _fitted(self) -> None:
+        if not hasattr(self, "store"):
+            raise checks.Refusal(f"this {type(self).__name__} is not fitted; call fit first")
+
+    def _final(self, table: pd.DataFrame, clips: pd.Series) -> np.ndarray:
+        own = table[(table["system"] == (self.system or self.systems[-1])) & (table["component"] == "score")]
+        return own.set_index("clip")["score"].reindex(clips).to_numpy(float)
+
+
+def configured(cls: type, settings, fields: dict):
+    """Settings of a class with some fields replaced, checked: unknown names, types and ranges are refused."""
+    base = cls() if settings is None else settings
+    if not isinstance(base, cls):
+        raise checks.Refusal(f"settings: got {type(base).__name__}, expected {cls.__name__}")
+    known = [item.name for item in dataclasses.fields(cls)]
+    for name, value in fields.items():
+        checks.known_name(f"setting of {cls.__name__}", name, known)
+        if isinstance(value, dict):
+            nested = type(getattr(base, name))
+            fields = fields | {name: config.from_tree(nested, config.merged(config.to_tree(getattr(base, name)), value))}
+    made = dataclasses.replace(base, **fields)
+    config.from_tree(cls, config.to_tree(made))
+    return made
+
+
+def _check_training(clips: Clips) -> None:
+    if not isinstance(clips, Clips):
+        raise checks.Refusal(f"{type(clips).__name__} came, expected Clips; make them with load_dcase or from_arrays")
+    if not len(clips):
+        raise checks.Refusal("no training clip came, expected at least one normal clip; is there a train folder?")
+    odd = clips.table[clips.table["label"] != "normal"]
+    if len(odd):
+        raise checks.Refusal(f"{odd['clip'].iloc[0]} is {odd['label'].iloc[0]}, expected normal clips to fit; take clips.train(...)")
+
+
+def _of_store(others: Clips, store: Store) -> np.ndarray:
+    if others.store is not store:
+        raise checks.Refusal("clips of other machines came from another store, expected the store of the training clips; load them together")
+    return np.asarray(others.rows, np.int64)
+
+
+def reference_groups(clips: pd.DataFrame, train_rows: np.ndarray) -> tuple[np.ndarray, Callable[[pd.DataFrame], np.ndarray]]:
+    """Which references a clip has: those of its machine, or of its section where sections are judged apart (`checks.by_references`).
+
+    clips : clip table of the training clips' store.  train_rows : int (n,)
+    returns : the group of each training clip, str (n,), and a function that names the groups of the clips of any clip table
+    """
+    train = checks.by_references(clips)["machine"].to_numpy()[train_rows]
+    groups = set(train)
+
+    def of(table: pd.DataFrame) -> np.ndarray:
+        sections = (table["machine"] + "_" + table["section"]).to_numpy()
+        return np.where(np.isin(sections, list(groups)), sections, table["machine"].to_numpy())
+
+    return train, of
+
+
+def clip_by_clip(scores: Callable[[object, np.ndarray], Scores]) -> Callable[[object, np.ndarray], Scores]:
+    """A detector's `_scores(rows)` that takes one clip after the other, on one thread.
+
+    Matrix products and convolutions of another shape may differ in the last bit. One clip at a time, a clip has the same score
+    to the bit whatever stands beside it: in its study, in a later `asd score`, alone or among others.
+    """
+
+    @functools.wraps(scores)
+    def each(self, rows: np.ndarray) -> Scores:
+        with training.one_thread():
+            parts = [scores(self, rows[i : i + 1]) for i in range(len(rows))]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    return each
+
+
+def frames_of(
+    store: Store, device: torch.device, rows: np.ndarray, feature: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, list[int]]:
+    """A frames-first feature of many clips of any lengths, end to end.
+
+    feature : waveforms (n, samples) → (n, frames, bands)
+    returns : float32 (frames of all clips, bands) on the device, and the frames of each clip
+    """
+    if len(rows) == 1:
+        made = feature(store.audio(rows, device=device))[0]
+        return made, [len(made)]
+    samples = store.clips["samples"].to_numpy()[rows]
+    sizes, which = np.unique(samples, return_inverse=True)
+    shapes = [feature(torch.zeros(1, int(size), device=device)).shape[1:] for size in sizes]
+    lengths = np.array([shape[0] for shape in shapes])[which]
+    ends = np.cumsum(lengths)
+    out = torch.empty(int(ends[-1]), shapes[0][1], device=device)  # one tensor, filled in place: no second copy
+    for number, size in enumerate(sizes):
+        where = np.flatnonzero(which == number)
+        for part in np.array_split(where, math.ceil(len(where) * int(size) / BATCH_SAMPLES)):
+            for clip, made in zip(part, feature(store.audio(rows[part], device=device))):
+                out[ends[clip] - lengths[clip] : ends[clip]] = made
+    return out, lengths.tolist()
+
+
+def machine_rows(clips: pd.DataFrame, machine: str, split: str) -> np.ndarray:
+    """Store rows of a machine's training or test clips; training rows are normal ones only.
+
+    returns : int (clips,), rising
+    """
+    keep = (clips["machine"] == machine) & (clips["split"] == split)
+    if split == "train":
+        keep &= clips["label"] == "normal"
+    return np.flatnonzero(keep)
+
+
+def training_rows(clips: pd.DataFrame, machine: str) -> np.ndarray:
+    """Store rows of a machine's normal training clips; a machine without one is refused.
+
+    returns : int (clips,), rising.  raises : checks.Refusal
+    """
+    rows = machine_rows(clips, machine, "train")
+    if len(rows) == 0:
+        raise checks.Refusal(f"machine {machine} has no usable training clip; add recordings or leave it out with --machines")
+    return rows
+
+
+def score_table(clips: pd.DataFrame, rows: np.ndarray, scores: Scores, seed: int) -> pd.DataFrame:
+    """Scores of the clips at `rows` as a score table (checks.SCORE_COLUMNS).
+
+    rows : int (clips,).  scores : (system, component) -> float (clips,).  raises : checks.Refusal for scores that are not finite
+    """
+    facts = clips.iloc[rows][["machine", "section", "split", "domain", "label", "clip"]]
+    parts = [facts.assign(system=system, component=component, score=values, seed=seed) for (system, component), values in scores.items()]
+    return checks.score_table(pd.concat(parts, ignore_index=True)[list(checks.SCORE_COLUMNS)])
