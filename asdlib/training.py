@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from asdlib import artefacts, checks, replay
+from asdlib import artefacts, checks
 
 Batches = Callable[[torch.Generator], Iterator]
 
@@ -147,16 +147,6 @@ def step(
     return terms
 
 
-def stepper(
-    model: nn.Module, batch, optimiser: torch.optim.Optimizer, generator: torch.Generator, precision: torch.dtype
-) -> Callable[[object, torch.Generator], dict[str, torch.Tensor]]:
-    """`step` of a batch and a generator: on a GPU recorded with this first batch, for a network that is `replayable` (`asdlib.replay`)."""
-    if generator.device.type == "cuda" and getattr(model, "replayable", False):
-        step_of = replay.recorded(lambda batch: step(model, batch, optimiser, generator, precision), model, optimiser, batch)
-        return lambda batch, _: step_of(batch)
-    return lambda batch, generator: step(model, batch, optimiser, generator, precision)
-
-
 def fit(
     model: nn.Module, batches: Batches, optimiser: torch.optim.Optimizer, *, epochs: int, seed: int, what: str,
     checkpoint: Path | None = None, evaluate: Callable[[], dict[str, float]] | None = None, precision: torch.dtype = torch.float32,
@@ -175,7 +165,7 @@ def fit(
     if checkpoint is not None and checkpoint.is_file():
         history = _resume(model, optimiser, checkpoint)
     device = next(model.parameters()).device
-    progress, learn = Progress(what, epochs), None
+    progress = Progress(what, epochs)
     for epoch in range(len(history), epochs):
         began = time.perf_counter()
         generator = generator_for(seed, epoch, device=device)
@@ -183,8 +173,7 @@ def fit(
         sums: dict[str, torch.Tensor] = {}
         steps = 0
         for batch in batches(generator):
-            learn = learn or stepper(model, batch, optimiser, generator, precision)
-            terms = learn(batch, generator)
+            terms = step(model, batch, optimiser, generator, precision)
             steps += 1
             for name, value in terms.items():
                 value = value.detach()

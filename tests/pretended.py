@@ -12,11 +12,9 @@ import contextlib
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 GPU, HOST = torch.device("cuda", 0), torch.Generator
-ASKING = {torch.Tensor.item, torch.Tensor.__bool__, torch.Tensor.tolist, torch.Tensor.__float__, torch.Tensor.__int__}
 ACROSS = {torch.Tensor.copy_, torch._has_compatible_shallow_copy_type}  # may see both
 
 
@@ -34,61 +32,6 @@ class Generator(torch.Generator):
 
     def __new__(cls, device="cpu"):
         return Draws() if torch.device(device).type == "cuda" else HOST(device)
-
-
-class Graph(TorchDispatchMode):
-    """torch.cuda.CUDAGraph, and torch.cuda.graph around what it records."""
-
-    recording: Graph | None = None
-
-    def __init__(self):
-        super().__init__()
-        self.done, self.known, self.made = [], {}, []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        given = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
-        for x in given:
-            if not any(_shares(x, other) for other in self.made):
-                self.known.setdefault(id(x), (x, x.clone()))
-        out = func(*args, **kwargs)
-        new = [x for x in tree_flatten(out)[0] if isinstance(x, torch.Tensor) and not any(_shares(x, other) for other in given)]
-        self.done.append((func, args, kwargs, new))
-        self.made += new
-        return out
-
-    def replay(self):
-        with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
-            for func, args, kwargs, new in self.done:
-                out = [x for x in tree_flatten(func(*args, **kwargs))[0] if isinstance(x, torch.Tensor)] if new else func(*args, **kwargs)
-                for old, value in zip(new, out if new else ()):
-                    old.copy_(value)
-
-
-def _shares(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
-
-
-@contextlib.contextmanager
-def _recording(graph: Graph, capture_error_mode: str = "global"):
-    Graph.recording = graph
-    try:
-        with graph:
-            yield
-    finally:
-        Graph.recording = None
-        with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
-            for x, before in graph.known.values():  # nothing was done
-                x.copy_(before)
-            for x in graph.made:
-                x.fill_(float("nan") if x.is_floating_point() else 0)
-
-
-class Stream:
-    """A stream; all work is done at once."""
-
-    def wait_stream(self, other):
-        pass
 
 
 class OnGPU(torch.Tensor):
@@ -116,8 +59,6 @@ class OnGPU(torch.Tensor):
             grad = super().__torch_function__(func, types, args, kwargs)
             return grad if grad is None else grad.as_subclass(OnGPU)
         _refuse_mixtures(func, args, kwargs)
-        if Graph.recording and func in ASKING:
-            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
         return super().__torch_function__(func, types, args, kwargs)
 
 
@@ -193,10 +134,7 @@ def gpu(free: float = 1e12, bf16: bool = True):
     answers = {
         "is_available": lambda: True, "is_bf16_supported": lambda including_emulation=True: bf16, "synchronize": lambda *_: None,
         "get_device_name": lambda *_: "pretended", "mem_get_info": lambda *_: (free, free),
-        "is_current_stream_capturing": lambda: Graph.recording is not None,
-        "CUDAGraph": Graph, "graph": _recording, "Stream": Stream, "stream": lambda _: contextlib.nullcontext(),
-        "current_stream": Stream, "set_stream": lambda _: None,
-        "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0,
+        "is_current_stream_capturing": lambda: False, "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0,
     }  # fmt: skip
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # parameters take the class of what they are moved to

@@ -37,7 +37,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from asdlib import audio, checks, cli, config, execute, features, graph, model_card, perform, precision, replay, study, training
+from asdlib import audio, checks, cli, config, execute, features, graph, model_card, perform, precision, study, training
 from asdlib.detectors import DETECTORS, Classifier, baseline, detect, exposure, machine_rows
 from asdlib.detectors import oevae as oevae_detector
 from asdlib.models import oevae
@@ -291,7 +291,6 @@ def there(monkeypatch, context):
         features._mel_bank.cache_clear()
         features._window.cache_clear()
         context.store._elsewhere.clear()
-        replay._failed.clear()
 
     clear()
     yield begin
@@ -389,80 +388,6 @@ def test_a_training_on_a_gpu_goes_on_from_its_checkpoint(there, tmp_path, capsys
         resumed, counted = trained(4, "broken.pt")
         assert torch.equal(whole, resumed) and counts == counted == {"cpu" if kind is torch.optim.Adamax else "cuda"}
     assert not capsys.readouterr().err  # where a checkpoint cannot be read it says so, and begins again
-
-
-def autoencoder(batches, record):
-    """Weights, statistics and losses after some steps of the autoencoder on the pretended GPU."""
-    net, losses = Autoencoder(config.Autoencoder(n_mels=8, hidden=8, bottleneck=4)).to(GPU).train(), []
-    net.replayable = record
-    optimiser, draws = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True), training.generator_for(0, device=GPU)
-    learn = training.stepper(net, batches[0].to(GPU), optimiser, draws, torch.float32)
-    for batch in batches:
-        losses.append(learn(batch.to(GPU), draws)["loss"])
-    state = [*net.state_dict().values(), *optimiser.state[net.flat].values()]
-    return [value.cpu() for value in [*state, *losses]]
-
-
-@pytest.fixture
-def batches():
-    draws = torch.Generator().manual_seed(0)
-    return [torch.randn(n, 40, generator=draws) for n in (16, 16, 16, 5, 16)]  # the odd one is no batch of the graph's shape
-
-
-def test_a_recorded_step_does_what_a_plain_one_does(there, batches, capsys):
-    with there():
-        made = [0, 0]
-        for number, record in enumerate((False, True)):
-            torch.manual_seed(0)
-            made[number] = autoencoder(batches, record)
-        assert all(torch.equal(*pair) for pair in zip(*made)) and len(made[0]) == len(made[1])
-    assert not capsys.readouterr().out
-
-
-def test_a_recorded_step_keeps_no_way_back(there, batches):
-    """Its nodes belong to the stream that it was recorded on; a plain step that met them would wait and warn."""
-    with there():
-        net, first = Autoencoder(config.Autoencoder(n_mels=8, hidden=8, bottleneck=4)).to(GPU).train(), batches[0].to(GPU)
-        optimiser, draws = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True), training.generator_for(0, device=GPU)
-        made = replay.recorded(lambda batch: training.step(net, batch, optimiser, draws, torch.float32), net, optimiser, first)
-        assert made.terms and not any(value.requires_grad for value in made.terms.values())
-
-
-def test_a_step_that_cannot_be_recorded_is_done_as_it_is(there, batches, capsys, monkeypatch):
-    def asking(net, batch, generator):
-        assert float(batch.sum()) < 1e9
-        return loss(net, batch, generator)
-
-    loss, made = Autoencoder.loss, []
-    monkeypatch.setattr(Autoencoder, "loss", asking)
-    with there():
-        for record in (False, True, True):  # and is not tried again: torch does not leave a failed capture in order
-            torch.manual_seed(0)
-            made.append(autoencoder(batches, record))
-        assert all(torch.equal(one, other) and torch.equal(one, third) for one, other, third in zip(*made))
-    assert capsys.readouterr().out == (
-        "steps are not recorded on cuda:0 (CUDA error: operation not permitted when stream is capturing); they are done one operation at a time\n"
-    )
-
-
-@pytest.mark.parametrize("fault", ["nothing", "twice", "other loss"])
-def test_a_recorded_step_that_does_something_else_is_not_used(there, batches, capsys, monkeypatch, fault):
-    replay_of = pretended.Graph.replay
-
-    def wrong(graph):
-        for _ in range({"nothing": 0, "twice": 2, "other loss": 1}[fault]):
-            replay_of(graph)
-        for x in graph.made if fault == "other loss" else ():
-            if x.ndim == 0:
-                x.add_(1)
-
-    monkeypatch.setattr(pretended.Graph, "replay", wrong)
-    with there():
-        torch.manual_seed(0)
-        plain = autoencoder(batches, False)
-        torch.manual_seed(0)
-        assert all(torch.equal(*pair) for pair in zip(plain, autoencoder(batches, True)))
-    assert "(a recorded step does not do what a plain one does)" in capsys.readouterr().out
 
 
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.56 GiB of which 1.10 GiB is free"
@@ -598,17 +523,6 @@ def test_the_same_seed_gives_the_same_scores_on_a_real_gpu(context, name):
     machines = ["pump", "saw"] if name == "classifier" else ["pump"]
     first, again = (detect(detector_of(DETECTORS[name], moved), moved.store, machines) for _ in range(2))
     pd.testing.assert_frame_equal(first, again, check_exact=True)
-
-
-@pytest.mark.gpu
-def test_a_step_is_recorded_on_a_real_gpu(batches, capsys):
-    made = []
-    for record in (False, True):
-        torch.manual_seed(0)
-        made.append(autoencoder(batches, record))
-    assert not capsys.readouterr().out
-    for one, other in zip(*made):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.gpu

@@ -11,7 +11,7 @@ OPEN_TO_ALL = ("config", "trees", "checks", "artefacts")
 LINE = (
     "checks", "later", "trees", "config", "artefacts", "reading", "folders", "lists", "clips", "condition", "mechanisms", "synthetic", "archives",
     "records", "download", "containers", "decoding", "labels", "sources", "recordings", "encoding", "audio", "features", "augment", "losses",
-    "models", "replay", "training", "precision",
+    "models", "training", "precision",
     "scoring", "backends", "latents", "fusion", "roc", "metrics", "detectors", "explain", "submission", "ablation", "tables", "detectability",
     "claims", "plots", "model_plots", "classifier_plots", "atlas_plots", "report_plots", "explore", "widgets", "report", "compare", "model_card",
     "scorer", "reasons", "stages", "places", "study", "sweeps", "graph", "zygote", "kernels", "perform", "cluster", "execute", "settled",

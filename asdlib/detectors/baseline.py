@@ -111,7 +111,6 @@ class Autoencoder(Detector):
                 with training.seeded_init(self.seed, number):  # weights are drawn from torch's global generator, so not in a thread
                     net = autoencoder.Autoencoder(s).to(self.device)
                 work.append((net, vectors, np.where(seen, domain, ""), number))
-        # all networks are there before the first is trained: while a step is recorded nothing else may use the GPU
         with ThreadPoolExecutor(1 if self.device.type == "cuda" else training.cores()) as pool:
             work = [pool.submit(self._train, *each) for each in work]
             (self.net, self.precisions, self.history), *self.by_fold = [job.result() for job in work]

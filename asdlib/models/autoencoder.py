@@ -53,8 +53,6 @@ class Autoencoder(nn.Module):
     forward : float32 (n, frames · bands) → reconstruction of the same shape
     """
 
-    replayable = True  # a step draws nothing and asks for no value (`asdlib.replay`)
-
     def __init__(self, settings: config.Autoencoder):
         super().__init__()
         width, hidden = settings.frames * settings.n_mels, settings.hidden

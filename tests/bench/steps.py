@@ -148,11 +148,10 @@ def autoencoder_step(device: torch.device) -> list[Measure]:
     net, bare = Autoencoder(config.Autoencoder()).to(device), autoencoder.plain_network().to(device)
     optimiser, plain_optimiser = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True), torch.optim.Adam(bare.parameters(), lr=1e-3)
     draws, parts = training.generator_for(0, device=device), order[: 60 * 256].split(256)
-    learn = training.stepper(net, vectors[parts[0]], optimiser, draws, torch.float32)  # on a GPU recorded, as a study does it
 
     def ours() -> None:
         for part in parts:
-            learn(vectors[part], draws)
+            training.step(net, vectors[part], optimiser, draws, torch.float32)
 
     def plain() -> None:
         with torch.autograd.set_detect_anomaly(True, check_nan=True):
