@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # a finished study is answered without loading pandas
 
 CLONE = Path(__file__).resolve().parent.parent
 DEVICE = "ASDLIB_DEVICE"  # environment: the device that a job was ordered for
+PRECISION = "ASDLIB_PRECISION"  # environment: what the precision `auto` is for a job
 HOLDS = "ASDLIB_HOLDS"  # environment: the study folder that this process, or the one that started it, has locked
 LIBRARIES = ("torch", "torchvision", "torchaudio", "numpy", "scipy", "scikit-learn", "pandas", "soundfile", "papermill", "nbconvert")
 

@@ -21,7 +21,9 @@ from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import resource_tracker
 
-from asdlib import checks, kernels, training
+import torch
+
+from asdlib import checks, kernels, precision, training
 from asdlib.perform import KernelLost, Order, Outcome, perform
 
 RETRIES = 2  # of a job whose kernel or worker was lost
@@ -109,11 +111,7 @@ def device_of(client: Client) -> tuple[str, bool]:
     """
     if any("GPU" in worker.get("resources", {}) for worker in client.scheduler_info(n_workers=-1)["workers"].values()):
         return "cuda", True
-    try:
-        seen = set(client.run(_picked).values())
-    except Exception as error:  # of many kinds
-        said = f"{type(error).__name__}: {str(error)[:200]}"
-        raise checks.Refusal(f"the workers of the cluster cannot say where they compute ({said}); install this asdlib where they run") from error
+    seen = _asked(client, _picked)
     if not seen:
         raise checks.Refusal("the cluster's last worker has gone; start some with `dask worker ADDRESS --nthreads 1`")
     if len(seen) > 1:
@@ -122,8 +120,26 @@ def device_of(client: Client) -> tuple[str, bool]:
     return seen.pop(), False
 
 
+def _asked(client: Client, *question) -> set[str]:
+    try:
+        return set(client.run(*question).values())
+    except Exception as error:  # of many kinds
+        said = f"{type(error).__name__}: {str(error)[:200]}"
+        raise checks.Refusal(f"the workers of the cluster cannot say where they compute ({said}); install this asdlib where they run") from error
+
+
 def _picked() -> str:
     return training.pick_device("auto").type
+
+
+def auto_of(client: Client, device: str) -> str:
+    """What the precision `auto` is on the workers of a cluster: bf16 if all that have such a device have units for it."""
+    said = _asked(client, _auto, device) - {""}
+    return "bf16" if said == {"bf16"} else "float32"
+
+
+def _auto(device: str) -> str:
+    return precision.auto(torch.device(device)) if device == "cpu" or torch.cuda.is_available() else ""
 
 
 def spread(

@@ -246,7 +246,7 @@ class Study:
     seeds: tuple[int, ...] = setting((0,), "one run per seed", 0, 2**31 - 1)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where tensors live; auto takes a GPU where there is one")
     precision: Literal["auto", "float32", "bf16"] = setting(
-        "auto", "of training steps of the large networks; auto: bf16 if a trial at the start finds it faster; scores are always float32"
+        "auto", "of training steps of the large networks; auto: bf16 where the device has units for it; scores are always float32"
     )
     systems: tuple[str, ...] = setting(("baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier"), "systems to run")
     data: Data = field(default_factory=Data)

@@ -22,7 +22,7 @@ import torch
 from IPython import get_ipython
 from IPython.display import display
 
-from asdlib import artefacts, checks, cluster, config, report, sweeps, tables
+from asdlib import artefacts, checks, cluster, config, precision, report, sweeps, tables
 from asdlib.detectors import SYSTEMS, training_clips
 from asdlib.detectors.exposure import check_machines
 from asdlib.graph import Job, plan, standing
@@ -149,8 +149,9 @@ def _on_workers(client, opened: Sequence[Run]) -> bool:
     device, offered = ("cpu", False) if chosen == "cpu" else cluster.device_of(client)
     if chosen == "cuda" and device == "cpu":
         raise checks.Refusal("device cuda was asked for, but no worker of the cluster sees a GPU; use --device auto or cpu")
+    auto = cluster.auto_of(client, device)
     for one in opened:
-        one.device = torch.device(device)
+        one.device, one.auto = torch.device(device), auto
     return offered
 
 
@@ -214,7 +215,7 @@ def _order(job: Job, study: str) -> Order:
     run, stage, seed, machine = job.run, job.stage, job.seed, job.machine
     notebook = NOTEBOOKS / f"{stage.notebook}.ipynb"
     facts = {"stage": stage.notebook, "machine": machine, "seed": seed, "device": run.device.type, "data": run.store.fingerprint}
-    facts |= {"settings": config.to_tree(run.cfg), "shaped_by": run.shaped_by(stage, seed, machine)}
+    facts |= {"auto": run.auto or precision.auto(run.device), "settings": config.to_tree(run.cfg), "shaped_by": run.shaped_by(stage, seed, machine)}
     footer = {"study": run.cfg.name, **({"variant": run.variant} if run.variant else {}), "seed": seed, "machine": machine or "all"}
     return Order(
         key=job.key, label=job.label, needs=job.needs, study=str(run.study_folder), notebook=str(notebook), folder=str(job.folder),

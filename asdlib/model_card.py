@@ -21,7 +21,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from asdlib import artefacts, clips, config, fusion, metrics, submission, tables
+from asdlib import artefacts, clips, config, fusion, metrics, precision, submission, tables
+from asdlib.detectors import SYSTEMS
 
 DCASE = {*metrics.PAPER_TABLE1, *submission.EVALUATION}
 FEW = 50  # training clips below which the 0.9 quantile rests on fewer than five of them
@@ -104,6 +105,7 @@ def text(run, table: pd.DataFrame, controls: pd.DataFrame, decisions: pd.DataFra
     kept = decisions[decisions["domain"] == "all"].drop(columns=["domain", "normal", "anomaly"])
     numbers = kept.select_dtypes("float").columns
     kept[numbers] = kept[numbers].map(lambda value: tables.number(value)).astype(str)
+    trained = "".join(f", {name} trained in {run.precision_of(name)}" for name in precision.NETWORKS if name in map(SYSTEMS.get, cfg.systems))
     roots = "synthetic recordings" if run.synthetic else ", ".join(map(str, run.roots))
     gone = int(run.problems["left_out"].sum())
     parts = [
@@ -136,7 +138,8 @@ def text(run, table: pd.DataFrame, controls: pd.DataFrame, decisions: pd.DataFra
         "share of training clips that lie above. It is one threshold for both domains.",
         tables.markdown_table(kept),
         "## Hardware and time",
-        f"{hardware(run.device)}; largest memory of a training {max([int(peak or 0) for peak in run.timings()['peak_memory_mb']] or [0])} MB.",
+        f"{hardware(run.device)}{trained}; largest memory of a training "
+        f"{max([int(peak or 0) for peak in run.timings()['peak_memory_mb']] or [0])} MB.",
         tables.markdown_table(spent),
         "## Made by",
         ", ".join(f"{name} {version}" for name, version in artefacts.versions().items()),

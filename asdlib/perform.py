@@ -68,7 +68,8 @@ def perform(order: Order) -> Outcome:
 
     raises : KernelLost
     """
-    tell = {artefacts.HOLDS: order.study, artefacts.DEVICE: order.facts["device"]}  # its kernel belongs to the runner that holds the study
+    # its kernel belongs to the runner that holds the study
+    tell = {artefacts.HOLDS: order.study, artefacts.DEVICE: order.facts["device"], artefacts.PRECISION: order.facts["auto"]}
     before = {name: os.environ.get(name) for name in tell}
     os.environ.update(tell)
     began, folder = time.perf_counter(), Path(order.folder)

@@ -43,6 +43,7 @@ class Places:
         same = base is None or made == config.digest(base.cfg.data, base.cfg.synthetic)
         self.data_folder = self.study_folder if same else self.study_folder / "sweep" / "recordings" / made[:8]
         self.device = training.pick_device(cfg.device)  # of the artefacts that are meant; whoever else reads them computes `here`
+        self.auto = ""  # what the precision `auto` is for these artefacts, where another machine decided it
         self.synthetic = not cfg.data.roots
 
     @property
@@ -156,13 +157,8 @@ class Places:
         return config.digest(name, self.detector_shaped_by(name, seed, machine, settings))
 
     def precision_of(self, name: str) -> str:
-        """Precision in which a detector's network is trained, the same wherever this study is continued (`asdlib.precision.known`)."""
-        return precision.known(name, self.cfg, self.device, self.study_folder)
-
-    def settled_precision(self, name: str) -> str:
-        """The same, measured if nobody has: by the study's own settings, whichever of its variants is the first to train."""
-        base = self.base if self.base is not None and self.base.cfg.precision == self.cfg.precision else self
-        return precision.settled(name, base.cfg, self.device, self.study_folder)
+        """Precision in which a detector's network is trained (`asdlib.precision`)."""
+        return precision.of(name, self.cfg, self.device, self.auto)
 
     def outputs(self, stage: Stage) -> list[Path]:
         """Files that a stage leaves outside its folder and that belong to it."""

@@ -59,12 +59,11 @@ class Run(Places):
         folder = self.stage_folder(self.stage, self.seed, self.machine) / (variant or name)
         machines = [self.machine] if self.stage.per_machine else self.machines
         of = (name, self.seed, self.machine if self.stage.per_machine else "", settings)
-        if self.device != (mine := training.pick_device(self.cfg.device)) and not artefacts.finished(folder, self.detector_digest(*of)):
+        mine, ordered = training.pick_device(self.cfg.device), artefacts.HOLDS in os.environ
+        if (self.device != mine or (self.auto and not ordered)) and not artefacts.finished(folder, self.detector_digest(*of)):
             with self._meant_for(mine):
                 return self.detect(name, variant, settings)
-        with training.memory_in_words(name):
-            kind = self.settled_precision(name)
-        chosen = dataclasses.replace(self.cfg, precision=kind, **({} if settings is None else {name: settings}))
+        chosen = dataclasses.replace(self.cfg, precision=self.precision_of(name), **({} if settings is None else {name: settings}))
         cfg, digest = dataclasses.asdict(chosen), self.detector_digest(*of)
         detector = self._detector(name, chosen, folder)
         if self.base is not None:  # trained already for the study or for another variant
@@ -96,12 +95,13 @@ class Run(Places):
 
     @contextlib.contextmanager
     def _meant_for(self, device: torch.device):
-        """Inside, artefacts are those of another device."""
-        before, self.device = self.device, device
+        """Inside, artefacts are those of another device, as this machine trains there."""
+        before = self.device, self.auto
+        self.device, self.auto = device, ""
         try:
             yield
         finally:
-            self.device = before
+            self.device, self.auto = before
 
     def trained(self, name: str, machine: str) -> tuple[Path, str]:
         """Folder of a finished detector and the machine it belongs to ("": all); one that is not there, or of other settings, is refused."""
@@ -275,11 +275,13 @@ def open(study: str, home: str | Path = "", seed: int | None = None) -> Run:
 
 
 def _as_computed(run: Run) -> Run:
-    """The run, meant for the device that the study was computed on, whatever this machine has: it is read, and computes `here` what is new."""
+    """The run, meant for the device that the study was computed on and in its precision, whatever this machine has: it is read, and computes
+    `here` what is new.
+    """
     for job in reversed(jobs(run)):
         try:
             facts = json.loads((run.stage_folder(*job) / "manifest.json").read_text(encoding="utf-8"))
-            run.device = torch.device({"cpu": "cpu", "cuda": "cuda"}[facts["device"]])
+            run.device, run.auto = torch.device({"cpu": "cpu", "cuda": "cuda"}[facts["device"]]), str(facts["auto"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
         break
@@ -312,6 +314,7 @@ def arrive(notebook: str, *, study: str, overrides: list, home: str, seed: int =
         if run.device.type != (ordered := os.environ.get(artefacts.DEVICE, run.device.type)):
             here = f"the job is meant for {ordered} and came to a worker that computes on {run.device.type}"
             raise checks.Refusal(f"{here}; start workers of one kind, or add --device cpu")
+        run.auto = os.environ.get(artefacts.PRECISION, "")
         artefacts.alone(run.stage_folder(run.stage, run.seed, run.machine if run.stage.per_machine else ""))
     elif run.cfg.device == "auto":  # by hand
         _as_computed(run)

@@ -129,10 +129,10 @@ def as_before():
 
 
 @contextlib.contextmanager
-def gpu(free: float = 1e12, bf16: bool = True):
-    """Inside, torch has a GPU with `free` bytes left. bf16 : whether it has units for it"""
+def gpu(free: float = 1e12):
+    """Inside, torch has a GPU with `free` bytes left."""
     answers = {
-        "is_available": lambda: True, "is_bf16_supported": lambda including_emulation=True: bf16, "synchronize": lambda *_: None,
+        "is_available": lambda: True, "is_bf16_supported": lambda including_emulation=True: True, "synchronize": lambda *_: None,
         "get_device_name": lambda *_: "pretended", "mem_get_info": lambda *_: (free, free),
         "is_current_stream_capturing": lambda: False, "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0,
     }  # fmt: skip

@@ -36,7 +36,7 @@ def order(folder, name, *lines, needs=()):
     nbformat.write(book, notebook)
     job, page = folder / "runs" / name, folder / "reports" / f"{name}.html"
     return perform.Order(key=name, label=name, needs=needs, study=str(folder), notebook=str(notebook), folder=str(job), page=str(page), outputs=(),
-                         digest="d1", parameters={"home": str(folder)}, facts={"device": "cpu"}, footer={})  # fmt: skip
+                         digest="d1", parameters={"home": str(folder)}, facts={"device": "cpu", "auto": "float32"}, footer={})  # fmt: skip
 
 
 def told(client, orders, gpu=False, **settings):
@@ -204,7 +204,7 @@ class Workers:
     def scheduler_info(self, n_workers):
         return {"workers": {number: {"resources": dict.fromkeys(self.resources, 1)} for number in range(len(self.seen))}}
 
-    def run(self, function):
+    def run(self, function, *words):
         if "nothing" in self.seen:
             raise ModuleNotFoundError("No module named 'asdlib'")
         return dict(enumerate(self.seen))
@@ -232,6 +232,11 @@ def test_jobs_are_meant_for_the_device_of_the_workers_whatever_the_runner_has(wo
             execute._on_workers(workers, [run])
     else:
         assert (execute._on_workers(workers, [run]), run.device) == (expected[1], torch.device(expected[0]))
+
+
+@pytest.mark.parametrize("said, expected", [(["bf16", "", "bf16"], "bf16"), (["bf16", "float32"], "float32")])
+def test_jobs_are_trained_in_bf16_where_every_worker_that_may_get_one_has_units_for_it(said, expected):
+    assert cluster.auto_of(Workers(*said), "cuda") == expected
 
 
 def test_gpu_jobs_go_to_workers_that_offer_one(tmp_path, monkeypatch):

@@ -160,7 +160,7 @@ def copies_of_an_epoch(context, mode, monkeypatch, name, home, kind):
     return copies
 
 
-@pytest.mark.parametrize("name, kind", [(name, kind) for name in EPOCHS for kind in ("float32", *["bf16"] * (name in precision.PROBES))])
+@pytest.mark.parametrize("name, kind", [(name, kind) for name in EPOCHS for kind in ("float32", *["bf16"] * (name in precision.NETWORKS))])
 def test_between_the_steps_of_an_epoch_nothing_waits(context, gpu, monkeypatch, name, kind):
     copies = copies_of_an_epoch(context, gpu, monkeypatch, name, "on the GPU", kind)
     assert not any(copies[1:]), copies  # the first step comes with what is drawn and laid out for the whole epoch
@@ -283,9 +283,9 @@ def test_the_pretended_gpu_refuses_what_a_gpu_refuses():
 def there(monkeypatch, context):
     """Brings the pretended GPU into being, with so many bytes free."""
 
-    def begin(free=1e12, bf16=True):
+    def begin(free=1e12):
         monkeypatch.setattr(baseline, "ThreadPoolExecutor", Inline)
-        return pretended.gpu(free, bf16)
+        return pretended.gpu(free)
 
     def clear():  # of what was kept for a device of this name
         features._mel_bank.cache_clear()
@@ -299,7 +299,7 @@ def there(monkeypatch, context):
 
 # the baselines keep their recordings on the host wherever there is room
 PLACES = {f"{name}-{where}": (name, free) for name in DETECTORS for where, free in {"on the GPU": 1e12, "on the host": 0.0}.items()
-          if free or name in precision.PROBES}  # fmt: skip
+          if free or name in precision.NETWORKS}  # fmt: skip
 
 
 @pytest.mark.parametrize("name, free", PLACES.values(), ids=list(PLACES))
@@ -404,14 +404,13 @@ class Full(nn.Module):
         raise torch.OutOfMemoryError(f"{FULL}. Process 3 has more.")
 
 
-@pytest.mark.parametrize("kind", ["auto", "float32"])
-def test_a_gpu_that_is_too_small_is_said_with_what_to_change(there, tmp_path, monkeypatch, kind):
+def test_a_gpu_that_is_too_small_is_said_with_what_to_change(there, tmp_path, monkeypatch):
     monkeypatch.setattr(exposure.oevae.OEVAE, "loss", Full.loss)
     with there():
-        run = study.open_run("smoke", [f"precision={json.dumps(kind)}"], str(tmp_path))
+        run = study.open_run("smoke", [], str(tmp_path))
         run.stage, run.machine = study.stage_of("05_oevae"), "fan"
         advice = "use a smaller oevae.batch, classifier.batch or autoencoder.batch, or --device cpu"
-        words = rf"^oevae( of fan)?: the GPU has too little memory \({FULL}\); {advice}$"
+        words = rf"^oevae of fan: the GPU has too little memory \({FULL}\); {advice}$"
         with pytest.raises(checks.Refusal, match=words):
             run.detect("oevae")
 
@@ -422,44 +421,6 @@ def test_a_gpu_that_is_full_is_said_by_asd_score(monkeypatch, tmp_path, capsys):
     assert cli.main(["score", "smoke", str(tmp_path / "x.wav")]) == 2
     advice = "free some, or hide the GPU: CUDA_VISIBLE_DEVICES= asd score ..."
     assert capsys.readouterr().err == f"asd: scoring: the GPU has too little memory ({FULL}); {advice}\n"
-
-
-@pytest.mark.parametrize("name", list(precision.PROBES))
-def test_precision_is_tried_on_a_gpu_with_the_batch_of_the_study(context, there, tmp_path, monkeypatch, name):
-    cfg, sizes, probe = dataclasses.replace(context.cfg, precision="auto"), [], precision.PROBES[name]
-    monkeypatch.setitem(precision.PROBES, name, lambda cfg, size: sizes.append(size) or probe(cfg, size))
-    with there():
-        assert precision.known(name, cfg, GPU, tmp_path) == precision.UNSETTLED and not sizes
-        kind = precision.settled(name, cfg, GPU, tmp_path)
-        assert sizes == 2 * [getattr(cfg, name).batch] and precision.known(name, cfg, GPU, tmp_path) == kind
-    facts = json.loads((tmp_path / f"precision_{name}_cuda.json").read_text(encoding="utf-8"))
-    assert facts["precision"] == kind and facts["device"] == "pretended"
-
-
-def test_a_gpu_without_units_for_bf16_is_not_asked(there, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(precision, "trial", None)
-    with there(bf16=False):
-        assert precision.settled("oevae", config.Study(precision="auto"), GPU, tmp_path) == "float32"
-        assert precision.settled("oevae", config.Study(precision="bf16"), GPU, tmp_path) == "bf16"
-    assert capsys.readouterr().out == "oevae: pretended has no bf16 units; trained in float32 (precision_oevae_cuda.json)\n"
-
-
-def test_a_precision_that_does_not_fit_is_not_taken(context, there, tmp_path, monkeypatch, capsys):
-    cfg, step = dataclasses.replace(context.cfg, precision="auto"), training.step
-
-    def small(model, batch, optimiser, generator, dtype):
-        if dtype == torch.float32:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return step(model, batch, optimiser, generator, dtype)
-
-    monkeypatch.setattr(training, "step", small)
-    with there():
-        assert precision.settled("oevae", cfg, GPU, tmp_path) == "bf16"
-        assert "float32 more memory than there is, bf16 " in capsys.readouterr().out
-        assert json.loads((tmp_path / "precision_oevae_cuda.json").read_text())["seconds_per_step"]["float32"] is None
-        monkeypatch.setattr(training, "step", lambda *_: Full().loss(None, None))
-        with pytest.raises(torch.OutOfMemoryError):
-            precision.trial("oevae", cfg, GPU)
 
 
 def in_this_process(order):
@@ -475,10 +436,13 @@ def in_this_process(order):
     nbformat.write(book, Path(order.folder) / "notebook.ipynb")
 
 
+AUTO = ["precision='auto'"]
+
+
 def test_a_study_on_a_gpu(there, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(perform, "_execute", in_this_process)
     with there():
-        assert execute.run_study(study.open_run("smoke", [], str(tmp_path)), "smoke", []) == 11
+        assert execute.run_study(study.open_run("smoke", AUTO, str(tmp_path)), "smoke", AUTO) == 11
         score = ["score", "smoke", "--machine", "fan", "--home", str(tmp_path), "--explain", str(tmp_path / "why"), str(tmp_path / "x.wav")]
         soundfile.write(tmp_path / "x.wav", np.random.default_rng(0).normal(0, 0.1, 40000), 16000)
         capsys.readouterr()
@@ -486,7 +450,8 @@ def test_a_study_on_a_gpu(there, tmp_path, monkeypatch, capsys):
         assert args.action(args) == 0
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 2 and said.err.startswith("ensemble of fan") and list((tmp_path / "why").glob("*.html"))
-    assert "computed on cuda" in (tmp_path / "reports" / "smoke" / "model_card.md").read_text(encoding="utf-8")
+    assert "computed on cuda, oevae trained in bf16" in (tmp_path / "reports" / "smoke" / "model_card.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # it computed in bf16, for which the other machine has no units
     read_on_a_machine_without_one(tmp_path, said.out, capsys)
 
 
@@ -495,19 +460,19 @@ def read_on_a_machine_without_one(home, said, capsys):
     file, *numbers = said.splitlines()[1].split(",")
     table = study.open("smoke", str(home)).score([file], machine="fan")
     np.testing.assert_allclose(table[["score", "threshold"]].to_numpy(float)[0], [float(value) for value in numbers[:2]], rtol=1e-3)
-    run = study.arrive("05_oevae", study="smoke", overrides=[], home=str(home), seed=0, machine="fan")
-    assert (run.device.type, run.here.type) == ("cuda", "cpu") and len(run.spaces()) == 3
+    run = study.arrive("05_oevae", study="smoke", overrides=AUTO, home=str(home), seed=0, machine="fan")
+    assert (run.device.type, run.here.type, run.auto) == ("cuda", "cpu", "bf16") and len(run.spaces()) == 3
     run.detect("oevae")
     assert run.device.type == "cuda"  # read, not trained
     assert {"fresh"} == {job.state for job in graph.plan({"": (run, [])})}
-    strict = study.open_run("smoke", [], str(home))
+    strict = study.open_run("smoke", AUTO, str(home))
     assert all("device was cuda, is cpu" in job.why for job in graph.plan({"": (strict, [])}) if job.stage is not study.STAGES[-1])
     folder, times = run.stage_folder(run.stage, 0, "fan"), []
     for _ in range(2):  # trained here; then found
         run.detect("oevae", "other", dataclasses.replace(run.cfg.oevae, epochs=1))
         run.detect("oevae")
         facts = json.loads((folder / "other" / "manifest.json").read_text(encoding="utf-8"))
-        assert run.device.type == "cuda" and facts["device"] == "cpu" and run.detector("oevae", "gearbox")
+        assert run.device.type == "cuda" and (facts["device"], facts["precision"]) == ("cpu", "float32") and run.detector("oevae", "gearbox")
         times.append([(folder / name / "DONE").stat().st_mtime_ns for name in ("oevae", "other")])
     assert times[0] == times[1]
     assert model_card.hardware(torch.device("cuda")) == "a GPU of another machine"

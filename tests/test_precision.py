@@ -1,7 +1,6 @@
-"""Precision: what is set is taken, what is measured is kept, and what it does to the scores is less than chance does."""
+"""Precision: what is set is taken, `auto` follows from what the machine has, and what it does to the scores is less than chance does."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -16,55 +15,27 @@ CPU = torch.device("cpu")
 AUTO = config.Study(precision="auto")
 
 
-@pytest.fixture
-def timed(monkeypatch):
-    """A trial that says what it is told, and counts how often it was asked."""
-    seconds, asked = {"float32": 1.0, "bf16": 0.5}, []
-    monkeypatch.setattr(precision, "trial", lambda *words: asked.append(words) or seconds)
-    return seconds, asked
-
-
-def test_bf16_must_save_a_tenth():
-    assert precision.faster({"float32": 1.0, "bf16": 0.89}) == "bf16"
-    assert precision.faster({"float32": 1.0, "bf16": 0.95}) == "float32"  # a draw would fall with the noise
-
-
-def test_what_is_set_is_taken_without_a_trial(timed, tmp_path):
-    for kind in ("float32", "bf16"):
-        assert precision.settled("oevae", dataclasses.replace(AUTO, precision=kind), CPU, tmp_path) == kind
-    assert precision.settled("autoencoder", AUTO, CPU, tmp_path) == "float32"  # has no large network
-    assert not timed[1] and not list(tmp_path.iterdir())
-
-
-def test_the_first_answer_stands(timed, tmp_path, capsys):
-    seconds, asked = timed
-    assert precision.settled("oevae", AUTO, CPU, tmp_path) == "bf16"
-    assert "float32 1 s, bf16 0.5 s on" in capsys.readouterr().out
-    seconds["bf16"] = 2.0  # another machine, or a busy one
-    assert precision.settled("oevae", AUTO, CPU, tmp_path) == "bf16" and len(asked) == 1
-    assert precision.settled("classifier", AUTO, CPU, tmp_path) == "float32" and len(asked) == 2
-    kept = tmp_path / "precision_oevae_cpu.json"
-    facts = json.loads(kept.read_text())
-    assert facts["seconds_per_step"] == {"float32": 1.0, "bf16": 0.5} and facts["torch"] == torch.__version__
-    kept.write_text(kept.read_text()[:20])
-    assert precision.settled("oevae", AUTO, CPU, tmp_path) == "float32" and json.loads(kept.read_text())["precision"] == "float32"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["precision_classifier_cpu.json", "precision_oevae_cpu.json"]
-
-
-def test_of_two_that_measure_at_once_the_first_to_write_is_followed(tmp_path, monkeypatch):
-    def slow(*words):
-        (tmp_path / "precision_oevae_cpu.json").write_text(json.dumps({"precision": "float32"}))  # by the other one, meanwhile
-        return {"float32": 1.0, "bf16": 0.5}
-
-    monkeypatch.setattr(precision, "trial", slow)
-    assert precision.settled("oevae", AUTO, CPU, tmp_path) == "float32"
-
-
-@pytest.mark.parametrize("name", list(precision.PROBES))
-def test_a_trial_runs_the_networks_of_the_study(name, context):
-    threads = torch.get_num_threads()
-    seconds = precision.trial(name, context.cfg, CPU)
-    assert set(seconds) == set(precision.DTYPES) and min(seconds.values()) > 0 and torch.get_num_threads() == threads
+@pytest.mark.parametrize(
+    "device, has, expected",
+    [
+        ("cpu", {"avx512_bf16": True}, "bf16"),
+        ("cpu", {"avx512_bf16": False, "amx_bf16": True}, "bf16"),
+        ("cpu", {"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "float32"),
+        ("cpu", {}, "float32"),  # not x86
+        ("cuda", True, "bf16"),
+        ("cuda", False, "float32"),
+    ],
+)
+def test_auto_is_bf16_where_the_device_has_units_for_it(monkeypatch, device, has, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has if device == "cpu" else {})
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has is True or including_emulation)
+    device = torch.device(device)
+    for name in precision.NETWORKS:
+        assert precision.of(name, AUTO, device) == expected
+        for kind in precision.DTYPES:
+            assert precision.of(name, dataclasses.replace(AUTO, precision=kind), device, expected) == kind  # what is set is taken
+            assert precision.of(name, AUTO, device, kind) == kind  # and so is what another machine decided
+    assert precision.of("autoencoder", AUTO, device) == "float32"
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from asdlib import checks, config, graph, precision, study, sweeps
+from asdlib import checks, config, graph, study, sweeps
 
 TREE = """
 seeds = [0, 1]
@@ -90,21 +90,6 @@ def test_a_notebook_opens_the_variant_that_the_runner_means(toml, tmp_path):
     three = study.stage_of("03")
     assert run.stage_folder(three, 1, "fan") == opened.stage_folder(three, 1, "fan") and run.seed == 1
     assert run.digest(three, 1, "fan") == opened.digest(three, 1, "fan")
-
-
-def test_precision_is_tried_on_the_study_whichever_variant_trains_first(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(precision, "settled", lambda name, cfg, device, folder: asked.append((cfg.oevae.batch, cfg.precision)))
-    opened = sweeps.runs("smoke", ["precision='auto'", "sweep.oevae.batch=[4, 8]"], str(tmp_path))
-    for run, _ in opened.values():
-        run.settled_precision("oevae")
-    own = opened[""][0].cfg.oevae.batch
-    assert asked == [(own, "auto")] * len(opened) and len({run.cfg.oevae.batch for run, _ in opened.values()}) > 1
-    one = sweeps.runs("smoke", ["sweep.precision=['bf16', 'float32']"], str(tmp_path))
-    asked.clear()
-    for run, _ in one.values():
-        run.settled_precision("oevae")
-    assert {kind for _, kind in asked} == {run.cfg.precision for run, _ in one.values()} and len({kind for _, kind in asked}) == 2
 
 
 def test_variants_of_other_recordings_have_a_store_of_their_own(tmp_path):

@@ -17,7 +17,7 @@ from pathlib import Path
 import threadpoolctl
 import torch
 
-from asdlib import artefacts, checks, precision, tables
+from asdlib import artefacts, checks, model_card, tables
 from tests.bench import autoencoder, cluster, data, jobs, measure, oevae, search, severity_zero, steps
 
 STAGES = {
@@ -38,7 +38,7 @@ def text(found: list[measure.Measure], device: torch.device) -> str:
     """The page."""
     known = ("python", "torch", "numpy", "scikit-learn", "commit")
     versions = ", ".join(f"{name} {version}" for name, version in artefacts.versions().items() if name in known)
-    where = f"{precision.device_name(device)}, {measure.machine(device)}"
+    where = f"{model_card.hardware(device)}; {measure.machine(device)}"
     how = (
         "Rates of one run of `python -m tests.bench`, on one thread of a CPU. The plain way was timed in turns with ours; its column is the "
         "median of the rounds' ratios with the smallest and the largest. `limit` is what this machine could do by its measured matrix-product "

@@ -12,12 +12,12 @@ import torchaudio
 from sizes import Context, bound, detector_of
 from torch import nn
 
-from asdlib import config, features, training
+from asdlib import config, features, precision, training
 from asdlib.detectors import OEVAE, Classifier, exposure
 from asdlib.models import branches, oevae
 from asdlib.models.autoencoder import Autoencoder, Vectors
 from asdlib.models.classifier import Batch, branch_inputs
-from asdlib.precision import DTYPES, faster, trial
+from asdlib.precision import DTYPES
 from tests.bench import autoencoder
 from tests.bench.data import RATE, opened, recordings
 from tests.bench.measure import Measure, clock, compare, flops
@@ -42,7 +42,7 @@ def stepper(net: nn.Module, batch: Callable, optimiser: torch.optim.Optimizer, d
 
 def chosen(name: str, device: torch.device) -> tuple[str, torch.dtype]:
     """The precision that `auto` takes here."""
-    kind = faster(trial(name, config.Study(), device))
+    kind = precision.of(name, config.Study(), device)
     return kind, DTYPES[kind]
 
 
