@@ -8,7 +8,7 @@ Soft labels are float (n, classes) with rows that sum to 1. Draws come from the 
 speed one on the CPU: only a few numbers per item are drawn); the blending itself runs where the data are.
 
 mixup : Zhang et al. 2018; waveforms of one batch, per item with a probability (report 2.1; facts A5, D)
-SMOTE : Chawla et al. 2002, by imbalanced-learn; items of one class, never two of one clip (report 2.2; facts E13)
+SMOTE : Chawla et al. 2002; items of one class, never two of one clip (report 2.2; facts E13)
 FeatEx: Wilkinghoff 2024; branch embeddings change places between items (report 3.1; facts A6)
 
 Notebook: 02_preprocessing (shown and heard), 04_classifier and 05_oevae (used).
@@ -21,9 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from imblearn.over_sampling import SMOTE
-from scipy import sparse, special
-from sklearn.base import BaseEstimator
+from scipy import special
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
@@ -154,9 +152,8 @@ def smote(x, classes: Sequence, clips: Sequence, *, ratio: float, k: int, seed: 
     returns : Blend of the new items only; `Blend.of(x)` gives their vectors, `Blend.condition` their v
     raises : checks.Refusal where a class to be grown has one clip only, or fewer than k items in other clips
 
-    imbalanced-learn draws parents and weights: it runs on the identity matrix, so its synthetic rows are the weights
-    of the real items, and it is given the neighbours among other clips in place of its own search. With one item per
-    clip the result is imbalanced-learn's own on x.  Source: facts E13, A8.
+    Of each pair the heavier parent stands first. Parents and weights are drawn as imbalanced-learn draws them: with one item
+    per clip the result is that library's own on x.  Source: facts E13, A8.
     """
     classes, clips = np.asarray(classes), np.asarray(clips)
     flat = torch.as_tensor(x).flatten(1).cpu().numpy()
@@ -166,24 +163,20 @@ def smote(x, classes: Sequence, clips: Sequence, *, ratio: float, k: int, seed: 
         raise checks.Refusal(f"SMOTE: got ratio {ratio} and k {k}, expected 0 to 1 and at least 1")
     names, code, counts = np.unique(classes, return_inverse=True, return_counts=True)
     wanted = np.maximum(counts, (ratio * counts.max(initial=0)).astype(int))
-    neighbours = np.full((len(flat), k + 1), -1)
+    first, second, weight = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
     for c in np.flatnonzero(wanted > counts):
-        items = np.flatnonzero(code == c)
-        neighbours[items] = _other_clips(flat[items], clips[items], k, names[c])
-    if (wanted == counts).all():
-        none = torch.empty(0, dtype=torch.int64)
-        return Blend(none, none, torch.empty(0))
-    sampler = SMOTE(sampling_strategy=dict(enumerate(wanted.tolist())), k_neighbors=_Given(neighbours), random_state=seed)
-    weights = sampler.fit_resample(sparse.identity(len(flat), format="csr"), code)[0][len(flat) :]
-    first = np.asarray(weights.argmax(axis=1)).ravel()
-    heaviest = np.asarray(weights.max(axis=1).todense()).ravel()
-    rest = weights - sparse.csr_matrix((heaviest, (np.arange(len(first)), first)), weights.shape)
-    second = np.where(heaviest < 1, np.asarray(rest.argmax(axis=1)).ravel(), first)
-    return Blend(torch.from_numpy(first), torch.from_numpy(second), torch.from_numpy(heaviest.astype(np.float32)))
+        items, draws, count = np.flatnonzero(code == c), np.random.RandomState(seed), wanted[c] - counts[c]
+        near = items[_other_clips(flat[items], clips[items], k, names[c])]
+        row, column = np.divmod(draws.randint(near.size, size=count), k)
+        one, other, step = items[row], near[row, column], draws.uniform(size=count)
+        first.append(np.where(step > 0.5, other, one))
+        second.append(np.where(step > 0.5, one, other))
+        weight.append(np.maximum(step, 1 - step).astype(np.float32))
+    return Blend(*(torch.from_numpy(np.concatenate(parts)) for parts in (first, second, weight)))
 
 
 def _other_clips(x: np.ndarray, clips: np.ndarray, k: int, name) -> np.ndarray:
-    """(n, k + 1): each item's own position, then its k nearest items of other clips, nearest first."""
+    """(n, k): positions of each item's k nearest items of other clips, nearest first."""
     _, code, sizes = np.unique(clips, return_inverse=True, return_counts=True)
     if len(sizes) < 2:
         raise checks.Refusal(f"SMOTE of {name}: all {len(x)} items come from one clip, expected at least 2 clips; set smote.ratio = 0")
@@ -194,21 +187,4 @@ def _other_clips(x: np.ndarray, clips: np.ndarray, k: int, name) -> np.ndarray:
     found = NearestNeighbors(n_neighbors=reach).fit(x).kneighbors(x, return_distance=False)
     strange = code[found] != code[:, None]
     order = np.argsort(~strange, axis=1, kind="stable")[:, :k]
-    return np.column_stack([np.arange(len(x)), np.take_along_axis(found, order, axis=1)])
-
-
-class _Given(BaseEstimator):
-    """A neighbour search that knows its answer: row i of `table` holds i and its neighbours, as positions in its class."""
-
-    def __init__(self, table: np.ndarray):
-        self.table = table
-
-    def fit(self, x: sparse.csr_matrix, y: None = None) -> _Given:
-        self.rows_ = x.indices  # x holds rows of the identity matrix: the column says which item a row is
-        return self
-
-    def kneighbors(self, x: sparse.csr_matrix, return_distance: bool = False) -> np.ndarray:
-        return self.table[x.indices]
-
-    def kneighbors_graph(self, x: sparse.csr_matrix) -> sparse.csr_matrix:
-        raise NotImplementedError("asked for by the library's check of its argument, never called by SMOTE")
+    return np.take_along_axis(found, order, axis=1)
