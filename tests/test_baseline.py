@@ -1,6 +1,4 @@
-"""The baselines: the fast network against autograd, the gather against slices, the scores against the official formulas by loops."""
-
-import itertools
+"""The baselines: the gather against slices, the scores against the official formulas by loops."""
 
 import numpy as np
 import pytest
@@ -17,42 +15,10 @@ from asdlib.models.autoencoder import Vectors
 SETTINGS = config.Autoencoder(epochs=2, n_mels=16, hidden=12, bottleneck=4)
 
 
-def plain_network(net, settings):
-    """The same network from torch's own layers."""
-    width = settings.frames * settings.n_mels
-    sizes = [width, *[settings.hidden] * 4, settings.bottleneck, *[settings.hidden] * 4, width]
-    layers = []
-    values = iter(net.views(net.flat.detach().clone()))
-    for i, (a, b) in enumerate(itertools.pairwise(sizes)):
-        linear = nn.Linear(a, b)
-        linear.weight.data, linear.bias.data = next(values), next(values)
-        layers.append(linear)
-        if i < len(sizes) - 2:
-            norm = nn.BatchNorm1d(b, momentum=0.01, eps=1e-3)
-            norm.weight.data, norm.bias.data = next(values), next(values)
-            layers += [norm, nn.ReLU()]
-    return nn.Sequential(*layers)
-
-
 def test_the_official_network_has_its_number_of_parameters():
-    assert sum(p.numel() for p in autoencoder.Autoencoder(config.Autoencoder()).parameters()) == 267_928
-
-
-def test_training_steps_equal_autograd_over_torchs_own_layers():
-    torch.manual_seed(0)
-    net = autoencoder.Autoencoder(SETTINGS)
-    plain = plain_network(net, SETTINGS)
-    fast, slow = torch.optim.Adam(net.parameters(), lr=1e-2), torch.optim.Adam(plain.parameters(), lr=1e-2)
-    for _ in range(5):
-        x = 10 * torch.randn(32, 80)
-        for optimiser, loss in ((fast, net.loss(x, None)["loss"]), (slow, (plain(x) - x).square().mean())):
-            optimiser.zero_grad()
-            (2 * loss).backward()
-            optimiser.step()
-    x = torch.randn(9, 80)
-    torch.testing.assert_close(net(x), plain(x), rtol=1e-4, atol=1e-4)
-    net.eval(), plain.eval()
-    torch.testing.assert_close(net(x), plain(x), rtol=1e-4, atol=1e-4)
+    net = autoencoder.Autoencoder(config.Autoencoder())
+    assert sum(p.numel() for p in net.parameters()) == 267_928
+    assert {(m.momentum, m.eps) for m in net.modules() if isinstance(m, nn.BatchNorm1d)} == {(0.01, 1e-3)}  # Keras' defaults
 
 
 def test_vectors_are_five_frames_in_a_row_of_one_clip():

@@ -37,7 +37,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from asdlib import audio, checks, cli, config, execute, features, graph, model_card, perform, precision, study, training
+from asdlib import audio, checks, cli, execute, features, graph, model_card, perform, precision, study, training
 from asdlib.detectors import DETECTORS, Classifier, baseline, detect, exposure, machine_rows
 from asdlib.detectors import oevae as oevae_detector
 from asdlib.models import oevae

@@ -257,7 +257,8 @@ class Detector(abc.ABC):
     @property
     def training_dtype(self) -> torch.dtype:
         """Precision of training steps."""
-        return precision.DTYPES["float32" if self.precision == "auto" else self.precision]
+        kind = precision.auto(self.device) if self.precision == "auto" else self.precision
+        return precision.DTYPES[kind if self.name in precision.NETWORKS else "float32"]
 
     def _moved(self, other: Self) -> None:  # noqa: B027 — most detectors have nothing to adapt
         """Adapt a copy of this detector to its other store: what depends on store rows."""

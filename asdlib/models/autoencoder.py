@@ -45,10 +45,7 @@ class Vectors:
 
 
 class Autoencoder(nn.Module):
-    """The official network (FACTS F5): 267,928 parameters at the defaults, kept in one flat tensor.
-
-    One tensor means one optimiser update and gradients written in place: at this size the bookkeeping of 38 small
-    tensors costs as much as the matrix products. `layers` are its views; initial values are those of nn.Linear.
+    """The official network (FACTS F5): 267,928 parameters at the defaults.
 
     forward : float32 (n, frames · bands) → reconstruction of the same shape
     """
@@ -57,82 +54,14 @@ class Autoencoder(nn.Module):
         super().__init__()
         width, hidden = settings.frames * settings.n_mels, settings.hidden
         sizes = [width, *[hidden] * 4, settings.bottleneck, *[hidden] * 4, width]
-        pieces = []
-        for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
-            linear = nn.Linear(n_in, n_out)
-            pieces += [linear.weight.detach(), linear.bias.detach()]
-            if i < len(sizes) - 2:
-                pieces += [torch.ones(n_out), torch.zeros(n_out)]  # BatchNorm: scale, shift
-        self._shapes = [piece.shape for piece in pieces]
-        self.flat = nn.Parameter(torch.cat([piece.reshape(-1) for piece in pieces]))
-        self.hidden = len(sizes) - 2
-        for i, size in enumerate(sizes[1:-1]):
-            self.register_buffer(f"mean{i}", torch.zeros(size))
-            self.register_buffer(f"var{i}", torch.ones(size))
-
-    def views(self, flat: torch.Tensor) -> list[torch.Tensor]:
-        """Weight, bias, scale, shift of each hidden layer in turn, then weight and bias of the last, as views of `flat`."""
-        parts = flat.split([shape.numel() for shape in self._shapes])
-        return [part.view(shape) for part, shape in zip(parts, self._shapes)]
-
-    def statistics(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Running mean and variance of hidden layer i, updated in place during training."""
-        return getattr(self, f"mean{i}"), getattr(self, f"var{i}")
+        layers = []
+        for n_in, n_out in itertools.pairwise(sizes):
+            layers += [nn.Linear(n_in, n_out), nn.BatchNorm1d(n_out, BN_EPS, BN_MOMENTUM), nn.ReLU()]
+        self.layers = nn.Sequential(*layers[:-2])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        values = self.views(self.flat)
-        for i in range(self.hidden):
-            weight, bias, scale, shift = values[4 * i : 4 * i + 4]
-            x = nn.functional.linear(x, weight, bias)
-            x = torch.relu(nn.functional.batch_norm(x, *self.statistics(i), scale, shift, self.training, BN_MOMENTUM, BN_EPS))
-        return nn.functional.linear(x, *values[-2:])
+        return self.layers(x)
 
     def loss(self, batch: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Mean squared error of a batch of vectors (n, frames · bands), for training; draws nothing from the generator."""
-        return {"loss": _Reconstruction.apply(self.flat, batch, self)}
-
-
-class _Reconstruction(torch.autograd.Function):
-    """Mean squared error of the network in training mode with its gradient, written out layer by layer.
-
-    The same arithmetic as autograd over `Autoencoder.forward` (a test holds them equal), without its bookkeeping.
-    """
-
-    @staticmethod
-    def forward(ctx, flat: torch.Tensor, x: torch.Tensor, net: Autoencoder) -> torch.Tensor:
-        values, kept, h = net.views(flat), [], x
-        for i in range(net.hidden):
-            weight, bias, scale, shift = values[4 * i : 4 * i + 4]
-            pre = torch.addmm(bias, h, weight.t())
-            out, mean, invstd = torch.native_batch_norm(pre, scale, shift, *net.statistics(i), True, BN_MOMENTUM, BN_EPS)
-            kept.append((h, pre, mean, invstd))
-            h = out.relu_()
-        error = torch.addmm(values[-1], h, values[-2].t()).sub_(x)
-        loss = torch.dot(error.view(-1), error.view(-1)) / error.numel()
-        back = error.mul_(2.0 / error.numel())
-
-        grad = torch.empty_like(flat)
-        grads = net.views(grad)
-        torch.mm(back.t(), h, out=grads[-2])
-        torch.sum(back, 0, out=grads[-1])
-        back = back @ values[-2]
-        for i in reversed(range(net.hidden)):
-            weight, _, scale, _ = values[4 * i : 4 * i + 4]
-            below, pre, mean, invstd = kept[i]
-            back = torch.ops.aten.threshold_backward(back, h, 0.0)
-            back, g_scale, g_shift = torch.ops.aten.native_batch_norm_backward(
-                back, pre, scale, *net.statistics(i), mean, invstd, True, BN_EPS, [True, True, True]
-            )
-            torch.mm(back.t(), below, out=grads[4 * i])
-            torch.sum(back, 0, out=grads[4 * i + 1])
-            grads[4 * i + 2].copy_(g_scale)
-            grads[4 * i + 3].copy_(g_shift)
-            h = below
-            if i:
-                back = back @ weight
-        ctx.grad = grad
-        return loss
-
-    @staticmethod
-    def backward(ctx, grad_output: torch.Tensor):
-        return ctx.grad.mul_(grad_output), None, None
+        return {"loss": nn.functional.mse_loss(self(batch), batch)}
