@@ -29,9 +29,7 @@ from asdlib.later import OnFirstUse
 pd = OnFirstUse("pandas")
 audio, clips, execute, graph = (OnFirstUse(f"asdlib.{name}") for name in ("audio", "clips", "execute", "graph"))
 report, studies, sweeps, synthetic = (OnFirstUse(f"asdlib.{name}") for name in ("report", "study", "sweeps", "synthetic"))
-compare, download, kernels, reading, training = (
-    OnFirstUse(f"asdlib.{name}") for name in ("compare", "download", "kernels", "reading", "training")
-)
+compare, download, reading, training = (OnFirstUse(f"asdlib.{name}") for name in ("compare", "download", "reading", "training"))
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -51,8 +49,6 @@ def _run(args: argparse.Namespace) -> None:
     if known is not None:
         print(known)
         return
-    if not args.dry_run and not args.scheduler:
-        kernels.warm(shared=args.workers > 0)  # its imports go on beside ours
     for name in only:
         studies.stage_of(name)
     run = studies.open_run(study, overrides, args.home)

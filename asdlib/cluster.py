@@ -16,10 +16,8 @@ import contextlib
 import importlib.util
 import logging
 import os
-import signal
 from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from multiprocessing import resource_tracker
 
 import torch
 
@@ -52,12 +50,12 @@ def local(workers: int, gpus: int = 0) -> Iterator[Client]:
         raise checks.Refusal(f"--workers {workers}: expected 1 or more")
     spec, mine = {}, _visible_gpus(gpus)
     for number in range(min(workers, gpus) if gpus else workers):
-        env = {"OMP_NUM_THREADS": "1"} | kernels.address() | ({"CUDA_VISIBLE_DEVICES": mine[number]} if gpus else {})
+        env = {"OMP_NUM_THREADS": "1"} | ({"CUDA_VISIBLE_DEVICES": mine[number]} if gpus else {})
         options = {"nthreads": 1, "env": env, "resources": {"GPU": 1} if gpus else {}, "memory_limit": 0}  # kernels hold the memory, not workers
         spec[number] = {"cls": Nanny, "options": options | {"silence_logs": logging.CRITICAL, **LOOPBACK}}
     scheduler = {"cls": Scheduler, "options": {"port": 0, **LOOPBACK}}
     with contextlib.ExitStack() as stack:
-        with _deaf(), dask.config.set(UNWATCHED):
+        with kernels.apart(), dask.config.set(UNWATCHED):
             pool = stack.enter_context(SpecCluster(spec, scheduler, silence_logs=logging.CRITICAL))
         client = stack.enter_context(Client(pool))
         try:
@@ -71,21 +69,6 @@ def _visible_gpus(count: int) -> list[str]:
     """Names of the GPUs that this process sees, as the next one is to be told: those it was told itself, in their order."""
     told = os.environ.get("CUDA_VISIBLE_DEVICES")
     return [name.strip() for name in told.split(",")][:count] if told else [str(number) for number in range(count)]
-
-
-@contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """What is started meanwhile, and what that starts again, does not hear Ctrl-C: it is the runner's, which ends its workers in order.
-
-    They would only print tracebacks.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, set())
-    resource_tracker.ensure_running()  # now: who starts it hears Ctrl-C again afterwards, and so would all that is started from there
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # one that comes meanwhile waits; threads and processes inherit the mask
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

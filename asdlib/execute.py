@@ -22,7 +22,7 @@ import torch
 from IPython import get_ipython
 from IPython.display import display
 
-from asdlib import artefacts, checks, cluster, config, precision, report, sweeps, tables
+from asdlib import artefacts, checks, cluster, config, kernels, precision, report, sweeps, tables
 from asdlib.detectors import SYSTEMS, training_clips
 from asdlib.detectors.exposure import check_machines
 from asdlib.graph import Job, plan, standing
@@ -117,6 +117,9 @@ def run_study(
         todo = [job for job in planned if job.why]
         _can_be_finished(planned, todo)
         if todo:
+            if not where.workers and client is None:
+                with contextlib.suppress(OSError):
+                    kernels.warm()  # its imports go on beside the following
             _whole_store({job.run.data_folder: job.run for job in todo}.values(), say)
             progress, orders = Progress(planned, say), [_order(job, study) for job in todo]
             for job in todo:

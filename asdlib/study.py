@@ -90,8 +90,8 @@ class Run(Places):
         return detector, scores, detector.history
 
     def _detector(self, name: str, cfg: config.Study, folder: Path) -> Detector:
-        kind = cfg.precision if cfg.precision != "auto" else "float32"  # of scoring; training has settled it
-        return DETECTORS[name](getattr(cfg, name), seed=self.seed, device=self.here, precision=kind, checkpoints=folder)
+        keywords = {"seed": self.seed, "device": self.here, "precision": self.precision_of(name), "checkpoints": folder}
+        return DETECTORS[name](getattr(cfg, name), **keywords)
 
     @contextlib.contextmanager
     def _meant_for(self, device: torch.device):

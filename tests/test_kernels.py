@@ -1,5 +1,6 @@
 """Warm kernels: forks that behave like kernels of their own, leave nothing behind, and give way where a fork cannot be had."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -53,24 +54,17 @@ def gone(pids: list[int], seconds: float = 20.0) -> bool:
     return not any(map(running, pids))
 
 
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch):
-    """The shared zygote stays for all tests, but what one of them breaks is not left to the next."""
-    if kernels._shared.impossible:
-        monkeypatch.setattr(kernels, "_shared", kernels._Shared())
-
-
 def test_a_notebook_runs_in_a_fork_with_its_own_folder_and_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("HELLO", "first")
     facts, figure, maths = executed(tmp_path, FACTS, FIGURE, MATHS)
     pid, parent, *rest = printed(facts).split()
     assert rest == [str(tmp_path), "first", "True", "True"]
-    assert int(parent) == kernels._shared.zygote.process.pid and gone([int(pid)])
+    assert "multiprocessing.forkserver" in " ".join(psutil.Process(int(parent)).cmdline()) and gone([int(pid)])
     assert [sorted(output.data) for output in figure if "data" in output] == [["image/png", "text/plain"]]
     assert printed(maths).split() == ["27000000.0", "27000000.0"]
     monkeypatch.setenv("HELLO", "second")
     (tmp_path / "other").mkdir()
-    again = printed(executed(tmp_path / "other", FACTS)[0]).split()  # not where the zygote was started
+    again = printed(executed(tmp_path / "other", FACTS)[0]).split()  # not where the fork server was started
     assert again[0] != pid and again[1] == parent and again[2:4] == [str(tmp_path / "other"), "second"]
 
 
@@ -91,66 +85,32 @@ def test_a_kernel_that_is_killed_is_told_and_the_next_one_runs(tmp_path):
     assert printed(executed(tmp_path, "print(1)")[0]) == "1\n"
 
 
-def test_a_zygote_that_died_is_replaced(tmp_path):
-    executed(tmp_path, "1")
-    first = kernels._shared.zygote.process
-    first.kill()
-    first.wait()
-    assert printed(executed(tmp_path, FACTS)[0]).split()[1] == str(kernels._shared.zygote.process.pid) != str(first.pid)
+def test_a_fork_server_that_died_is_replaced(tmp_path):
+    first = int(printed(executed(tmp_path, FACTS)[0]).split()[1])
+    os.kill(first, signal.SIGKILL)
+    assert gone([first])
+    again = int(printed(executed(tmp_path, FACTS)[0]).split()[1])
+    assert again != first and "multiprocessing.forkserver" in " ".join(psutil.Process(again).cmdline())
 
 
-def test_without_a_zygote_an_ordinary_kernel_is_started(tmp_path, monkeypatch):
-    def none(shared=False):
+def test_without_a_fork_server_an_ordinary_kernel_is_started(tmp_path, monkeypatch):
+    def none():
         raise OSError("no such thing here")
 
-    monkeypatch.setattr(kernels, "_shared", kernels._Shared())
-    monkeypatch.setattr(kernels.Zygote, "start", none)
+    monkeypatch.setattr(kernels.forkserver, "ensure_running", none)
     words = printed(executed(tmp_path, FACTS)[0]).split()
-    assert int(words[1]) == os.getpid() and words[4] == "False" and kernels._shared.impossible
+    assert int(words[1]) == os.getpid() and words[4] == "False"
 
 
-WORKER = """import sys, time
-from asdlib import kernels
-child = kernels._Shared()
-print(child.fork(sys.argv[1:], None, {}), flush=True)  # makes its own connection file and waits
-print(child.zygote.process, flush=True)
-time.sleep(300)"""
-
-
-def test_a_worker_gets_a_zygote_from_the_runner_s_and_both_end_with_their_callers(tmp_path):
-    """No imports of its own; its door is closed to others and gone with the runner."""
-    runner = kernels._Shared()
-    door = Path(runner.made(shared=True).door)
-    assert door.stat().st_mode & 0o777 == 0o700
-    environment = os.environ | {kernels.ADDRESS: str(door / kernels.DOOR)}
-    worker = subprocess.Popen([sys.executable, "-c", WORKER, "kernel", "-f", str(tmp_path / "none.json")], stdout=subprocess.PIPE, text=True,
-                              env=environment)  # fmt: skip
-    try:
-        pid, own = int(worker.stdout.readline()), worker.stdout.readline()
-        assert own == "None\n" and pid != worker.pid, "it started one of its own"
-        served = [process.pid for process in psutil.Process(runner.zygote.process.pid).children() if process.pid != pid]
-        assert len(served) == 1 and running(served[0])
-        worker.kill()
-        assert gone(served), "the worker's zygote outlived it"
-        assert gone([pid]), "the worker's kernel outlived it"
-        assert running(runner.zygote.process.pid)
-        runner.zygote.link.close()
-        runner.zygote.lines.close()  # as the runner's death does
-        assert gone([runner.zygote.process.pid]) and not door.exists()
-    finally:
-        worker.kill()
-        worker.communicate()
-        runner.zygote.close()
-
-
-def test_where_a_zygote_cannot_be_had_nothing_is_left_behind(tmp_path, monkeypatch):
-    """A folder for temporary files whose name is too long for a socket: workers make their own imports."""
-    deep = tmp_path / ("d" * 100)
-    deep.mkdir()
-    monkeypatch.setattr(kernels.tempfile, "tempdir", str(deep))
-    with pytest.raises(OSError, match="too long"):
-        kernels.Zygote.start(shared=True)
-    assert not list(deep.iterdir())
+def test_a_kernel_has_one_thread_by_its_own_environment_and_may_start_processes(tmp_path, monkeypatch):
+    """As in a worker of Dask, which is a daemon of multiprocessing; what this process has is as it was."""
+    monkeypatch.setattr(multiprocessing.current_process(), "daemon", True)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    code = """import multiprocessing, os, threading, threadpoolctl, torch
+print(os.environ["OMP_NUM_THREADS"], torch.get_num_threads(), {pool["num_threads"] for pool in threadpoolctl.threadpool_info()})
+child = multiprocessing.get_context("fork").Process(target=int)
+child.start(); child.join(); print(child.exitcode)"""
+    assert printed(executed(tmp_path, code)[0]).split() == ["1", "1", "{1}", "0"] and os.environ["OMP_NUM_THREADS"] == "7"
 
 
 RUNNER = """import sys
@@ -172,4 +132,4 @@ def test_the_death_of_the_runner_leaves_no_orphan(tmp_path, end):
     assert all(map(running, found))
     os.killpg(runner.pid, end)  # as a terminal does
     runner.wait(60)
-    assert gone(found), "the kernel or the zygote outlived the runner"
+    assert gone(found), "the kernel or the fork server outlived the runner"

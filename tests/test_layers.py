@@ -14,7 +14,7 @@ LINE = (
     "models", "training", "precision",
     "scoring", "backends", "latents", "fusion", "roc", "metrics", "detectors", "explain", "submission", "ablation", "tables", "detectability",
     "claims", "plots", "model_plots", "classifier_plots", "atlas_plots", "report_plots", "explore", "widgets", "report", "compare", "model_card",
-    "scorer", "reasons", "stages", "places", "study", "sweeps", "graph", "zygote", "kernels", "perform", "cluster", "execute", "settled",
+    "scorer", "reasons", "stages", "places", "study", "sweeps", "graph", "kernels", "perform", "cluster", "execute", "settled",
     "commands", "cli",
 )  # fmt: skip
 MAX_LINES = 450

@@ -13,7 +13,7 @@ import sys
 
 _fault = json.loads(os.environ.get("FAULT", "null"))
 _words = " ".join(sys.orig_argv)
-_kernel = "ipykernel_launcher" in _words or "asdlib.zygote" in _words  # which forks kernels and renames nothing itself
+_kernel = "ipykernel_launcher" in _words or "multiprocessing.forkserver" in _words  # which forks kernels and renames nothing itself
 _who = "kernel" if _kernel else "worker" if "spawn_main" in _words else "runner" if "asdlib.cli" in _words else ""
 
 
