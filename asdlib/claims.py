@@ -103,26 +103,20 @@ def table1(table: pd.DataFrame, synthetic: bool) -> tables.Html:
     shared = [] if synthetic else [name for name in machines if name in metrics.PAPER_TABLE1]
     alone = [name for name in machines if name not in shared]
     ours, counted = tables.in_order(own["system"]), shared or machines
-    columns = [(f"paper_{name}", title) for name, title in PAPER_NAMES.items()] if shared else []
-    columns += [(name, name) for name in ours]
+    columns = {("paper", title): f"paper_{name}" for name, title in PAPER_NAMES.items()} if shared else {}
+    columns |= {("this study", name): name for name in ours}
     values = pd.concat([own, paper]).set_index(["system", "machine", "metric"])["value"]
     rows = []
     for machine in [*shared, *alone]:
         for place, (metric, title) in enumerate(PAPER_METRICS.items()):
-            rows.append((machine if place == 0 else "", title, [values.get((name, machine, metric), math.nan) for name, _ in columns]))
+            rows.append(("" if place else machine, title, *(values.get((name, machine, metric), math.nan) for name in columns.values())))
     per_seed = pd.concat([table[table["component"] == "score"], metrics.paper_table1()])
-    rows.append(("Ω", f"over {len(counted)} machines", [_omega(per_seed[per_seed["system"] == name], counted) for name, _ in columns]))
-    body = "".join(
-        f'<tr{" class=first" if name else ""}><th scope="row">{tables.escape(name)}</th><td>{title}</td>'
-        + "".join(f'<td class="n">{"—" if math.isnan(value) else f"{100 * value:.2f}"}</td>' for value in cells) + "</tr>"
-        for name, title, cells in rows
-    )  # fmt: skip
-    groups = f'<th colspan="3" scope="colgroup">paper</th><th colspan="{len(ours)}" scope="colgroup">this study</th>' if shared else ""
-    head = f'<tr><th colspan="2"></th>{groups}</tr>' if groups else ""
-    titles = ["machine", "metric", *(title for _, title in columns)]
-    names = "".join(f'<th scope="col">{tables.escape(title).replace("_", "_<wbr>")}</th>' for title in titles)
-    note = f"<caption>In percent, without intervals as in the paper. {tables.escape(_beside(shared, alone, synthetic))}</caption>"
-    return tables.Html(f"<table>{note}<thead>{head}<tr>{names}</tr></thead><tbody>{body}</tbody></table>")
+    omegas = [_omega(per_seed[per_seed["system"] == name], counted) for name in columns.values()]
+    rows.append(("Ω", f"over {len(counted)} machines", *omegas))
+    shown = pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples([("", "machine"), ("", "metric"), *columns]))
+    shown = shown.map(lambda value: value if isinstance(value, str) else "—" if math.isnan(value) else f"{100 * value:.2f}")
+    note = f"In percent, without intervals as in the paper. {_beside(shared, alone, synthetic)}"
+    return tables.styled(shown if shared else shown.droplevel(0, axis=1), note)
 
 
 def _omega(rows: pd.DataFrame, machines: list[str]) -> float:

@@ -173,7 +173,7 @@ def page(a: Side, b: Side) -> str:
     """The comparison as one self-contained page."""
     parts = []
     for heading, sentence, table in compared(a, b):
-        parts.append(f"<h2>{tables.escape(heading)}</h2><p>{tables.escape(sentence)}</p>{tables.frame(table)}")
+        parts.append(f"<h2>{tables.escape(heading)}</h2><p>{tables.escape(sentence)}</p>{tables.styled(table)}")
     return report.plain_page(" against ".join(titles(a, b)), tables.Html("".join(parts)))
 
 

@@ -61,7 +61,7 @@ class Progress:
         self.handle = display(self._table(), display_id=True) if get_ipython() is not None else None
 
     def _table(self) -> tables.Html:
-        return tables.frame(pd.DataFrame(list(self.rows.values()), columns=["job", "state", "seconds", "why"]))
+        return tables.styled(pd.DataFrame(list(self.rows.values()), columns=["job", "state", "seconds", "why"]))
 
     def begins(self, order: Order) -> None:
         """A job was taken up."""

@@ -103,7 +103,7 @@ def write(run, ready: scorer.Scorer, paths: Sequence[str | Path], scores: pd.Dat
         said += f" Remark: {told['remark']}." if told["remark"] else ""
         picture = base64.b64encode(plots.image(atlas_plots.why(found, usual, title), "png")).decode()
         none = tables.Html("<p>None of the systems embeds clips.</p>")
-        listed = tables.frame(near[["detector", "rank", "clip", "distance"]]) if len(near) else none
+        listed = tables.styled(near[["detector", "rank", "clip", "distance"]]) if len(near) else none
         page = {"title": tables.escape(title), "css": css, "said": tables.escape(said), "nearest": listed, "players": players}
         alt = tables.escape(f"log-mel of {title} with what made its score")
         page["picture"] = f'<div class="plot"><img alt="{alt}" src="data:image/png;base64,{picture}"></div>'

@@ -88,8 +88,8 @@ def write_index(reports: Path) -> Path:
     for path in reports.glob("*/report.json"):
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
-            omega = {tables.escape(name): tables.number(v, low, high) for name, (v, low, high) in facts["omega"].items()}
-            lines = tables.Html("<br>".join(f"{name} {tables.escape(omega[name])}" for name in tables.in_order(omega)))
+            omega = {name: tables.number(v, low, high) for name, (v, low, high) in facts["omega"].items()}
+            lines = "\n".join(f"{name} {omega[name]}" for name in tables.in_order(omega))
             texts = [str(facts[name]) for name in ("finished", "study", "about")]
             rows.append((*texts, ", ".join(facts["machines"]), lines, str(facts["left_out"])))
         except (ValueError, KeyError, OSError, TypeError, AttributeError, RecursionError) as error:
@@ -97,8 +97,8 @@ def write_index(reports: Path) -> Path:
     table = pd.DataFrame(sorted(rows, reverse=True), dtype=object, columns=["finished", "study", "about", "machines", "Ω", "clips left out"])
     links = [tables.Html(_links(reports, name)) for name in table["study"]]
     table["study"] = pd.Series(links, dtype=object)  # a column of str would forget that they are HTML
-    table["finished"] = pd.Series([tables.Html(tables.escape(text[:16])) for text in table["finished"]], dtype=object)  # to the minute, on one line
-    shown = tables.frame(table[["study", "about", "machines", "Ω", "clips left out", "finished"]])
+    table["finished"] = table["finished"].str[:16]  # to the minute, on one line
+    shown = tables.styled(table[["study", "about", "machines", "Ω", "clips left out", "finished"]])
     artefacts.write_text(reports / "index.html", plain_page("Reports", shown))
     return reports / "index.html"
 

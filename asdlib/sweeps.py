@@ -230,12 +230,12 @@ def write_page(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list])
     about += "settings, on the same resampled clips. Look for intervals that leave out 0, and compare a difference with the sd before believing it."
     parts = [f"<p>{tables.escape(about)}</p>"]
     if settings:
-        parts.append(tables.frame(pd.DataFrame(settings), "Swept settings."))
+        parts.append(tables.styled(pd.DataFrame(settings), "Swept settings."))
     if unlike:
         parts.append(f"<p>{tables.escape('Other recordings, hence no paired difference: ' + ', '.join(unlike))}</p>")
-    parts += [dots(table)._repr_html_(), tables.frame(shown(table))]
+    parts += [dots(table)._repr_html_(), tables.styled(shown(table))]
     where = {"study": base.cfg.name, "settings": config.digest(base.cfg), "device": base.device.type, **artefacts.versions()}
-    parts.append(tables.folded("Made by", tables.frame(pd.DataFrame(where.items(), columns=["what", "value"]))))
+    parts.append(tables.folded("Made by", tables.styled(pd.DataFrame(where.items(), columns=["what", "value"]))))
     artefacts.write_text(base.reports / PAGE, report.plain_page(f"{base.cfg.name}: seeds and settings", tables.Html("".join(parts))))
     artefacts.write_text(base.folder / MADE, json.dumps(_shaped_by(opened, swept)))
 

@@ -3,8 +3,8 @@
 Conventions
 -----------
 Values are fractions, chance is 0.5; intervals in brackets. What is not available is written so, with the reason; a claim is made only
-against the controls (what shuffled labels and the level of the clips alone would reach). Everything that comes from data is escaped;
-what is already HTML has the type `Html`. Table columns: `checks.SCORE_COLUMNS`, `checks.METRIC_COLUMNS`, `metrics.DECISION_COLUMNS`.
+against the controls (what shuffled labels and the level of the clips alone would reach). `styled` makes every table; it escapes all but
+what has the type `Html`. Table columns: `checks.SCORE_COLUMNS`, `checks.METRIC_COLUMNS`, `metrics.DECISION_COLUMNS`.
 Sources: SYSTEM 8; report.txt, Table 1. Notebooks: 03_baseline, 09_report.
 """
 
@@ -15,7 +15,8 @@ import math
 import numbers
 import operator
 import re
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -24,17 +25,28 @@ from asdlib import checks, config, fusion, metrics
 
 SYSTEMS = ("baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier", "ensemble")  # in the order they are shown
 ORDER = [name + ending for name in SYSTEMS for ending in ("", fusion.SEEDS)]
-INTERVAL = re.compile(r"([-−]?[\d.]+|not reached) \[.*\]")
-BOUNDS = re.compile(r"\[[-−\d., ]+\]")
 OVER_ALL = ("omega", *metrics.THREE)  # of machine "all", in the order in which a claim is made on the first available
 METRIC_NAMES = {"auc_source": "AUC source", "auc_target": "AUC target", "pauc": "pAUC", "hmean": "harmonic mean", "omega": "Ω"}
 
+FIGURES = (*"0123456789+-−—*[>", "not reached")  # what a text starts with that stands right-aligned, as numbers do
+LOOK = {  # of every table, in notebooks and reports
+    "": "border-collapse: collapse; border-bottom: 1px solid #8886; margin: 1em 0; font-size: .8125em; line-height: 1.5",
+    "caption": "text-align: left",
+    "th, td": "padding: .25em .4em; border: 0; border-top: 1px solid #8886; text-align: left; vertical-align: top",
+    "thead th": "border-top: 0; vertical-align: bottom",
+    "tbody tr:first-child > *": "border-top: 2px solid #888",
+    "tbody": "font-variant-numeric: tabular-nums",
+    "tbody th": "font-weight: 500",
+    "tbody th:empty, tbody th:empty ~ td": "border-top: 0",  # goes on with what the row above is about
+}
 
 class Html(str):
     """Text that is HTML already; a notebook shows it as such, and it is not escaped again."""
 
     def _repr_html_(self) -> str:
         return str(self)
+
+    __html__ = _repr_html_
 
 
 def escape(value: object) -> Html:
@@ -69,18 +81,29 @@ def signed(text: str) -> str:
     return re.sub(r"(?<![\w-])-(?=\d)", "−", text)
 
 
-def frame(table: pd.DataFrame, caption: str = "") -> Html:
-    """A table as HTML: everything escaped, fractions with 3 digits, what is NaN as words."""
-    head = "".join(f'<th scope="col">{breakable(name)}</th>' for name in table.columns)
-    rows = []
-    for values in table.itertuples(index=False, name=None):
-        cells = [_cell(value) for value in values]
-        rest = "".join(f'<td class="{kind}">{text}</td>' for kind, text in cells[1:])
-        rows.append(f'<tr><th scope="row">{cells[0][1]}</th>{rest}</tr>')
-    note = f"<caption>{escape(caption)}</caption>" if caption else ""
-    if not rows:
+def styled(table: pd.DataFrame, caption: str = "", best: np.ndarray | None = None) -> Html:
+    """A table as notebooks display it and reports embed it: its first column heads the rows, columns of numbers stand right-aligned.
+
+    table : fractions get 3 digits, NaN words; a line break in a text stays one.  best : (rows, columns) bool, the cells in bold with a star
+    """
+    if table.empty:
         return Html(f'<p class="note">{escape(caption)} none</p>')
-    return Html(f"<table>{note}<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
+    if table.shape[1] == 1:  # no heads for its rows
+        table = table.assign(**{"": ""})
+    texts = np.array([[_text(value) for value in row] for row in table.itertuples(index=False, name=None)], dtype=object)
+    if best is not None:
+        texts[best] = "* " + texts[best]
+    shown = pd.DataFrame(texts[:, 1:], columns=table.columns[1:], dtype=object)
+    shown.columns.names = [*[None] * (table.columns.nlevels - 1), np.ravel(table.columns[0])[-1]]
+    look = LOOK | {f".col{i - 1}" if i else ".row_heading": _look(column, i == 0) for i, column in enumerate(texts.T)}
+    made = zlib.crc32(repr((caption, list(table), texts.tolist())).encode(errors="replace"))
+    styler = shown.style.format(escape="html").format_index(escape="html", axis=1).format_index_names(escape="html", axis=1)
+    styler.relabel_index([escape(text) for text in texts[:, 0]]).set_caption(escape(caption)).set_uuid(f"{made:08x}")
+    styler.set_table_styles([{"selector": name, "props": props} for name, props in look.items() if props])
+    if best is not None:
+        styler.apply(lambda _: np.where(best[:, 1:], "font-weight: bold", ""), axis=None)
+    styler.cell_ids = False
+    return Html(styler.to_html())
 
 
 def folded(title: str, content: Html) -> Html:
@@ -101,28 +124,23 @@ def _told(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _cell(value: object) -> tuple[str, Html]:
-    """(CSS class, HTML) of a cell: n number, w sentence, p path."""
-    if isinstance(value, Html):
-        return "n", value
+def _text(value: object) -> str:
+    """A cell's value as a person would write it; an interval stays on one line."""
     if isinstance(value, (bool, np.bool_)):
-        return "", Html("yes" if value else "no")
-    if isinstance(value, numbers.Integral):
-        return "n", escape(value)
-    if isinstance(value, numbers.Real):
-        return "n", escape(signed(number(float(value))))
-    text = str(value)
-    if INTERVAL.fullmatch(text):
-        return "", _point(text)
-    if BOUNDS.fullmatch(text):
-        return "n", Html(f'<span class="i">{escape(text)}</span>')
-    return ("w", escape(text)) if len(text) > 40 and " " in text else ("p", breakable(text)) if len(text) > 24 else ("", escape(text))
+        return "yes" if value else "no"
+    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
+        return signed(number(float(value)))
+    text = value if isinstance(value, Html) else str(value)
+    return text.replace(", ", ",\u00a0") if text.endswith("]") and text.count(",") == 1 else text
 
 
-def _point(text: str, best: bool = False) -> Html:
-    """A value with its interval; the interval may stand on a line of its own."""
-    value, _, bounds = escape(text).partition(" [")
-    return Html((f"<strong>{value}</strong>" if best else value) + (f' <span class="i">[{bounds}</span>' if bounds else ""))
+def _look(texts: Sequence[str], heads: bool) -> str:
+    """How a column of texts is set."""
+    if all(text.startswith(FIGURES) or not text for text in texts) and not heads:
+        return "text-align: right" if any("[" in text for text in texts) else "text-align: right; white-space: nowrap"
+    if any("\n" in text for text in texts):
+        return "white-space: pre"
+    return "min-width: 15em; overflow-wrap: anywhere" if any(len(text) > 24 for text in texts if not isinstance(text, Html)) else ""
 
 
 def breakable(text: str) -> Html:
@@ -151,22 +169,14 @@ def metrics_table(table: pd.DataFrame, controls: pd.DataFrame | None = None) -> 
     both = pd.concat([table, controls]) if controls is not None else table
     texts, own = wide(both), own_scores(both)
     values = own.pivot(index=["machine", "metric"], columns="system", values="value")
-    rows = []
-    for machine, metric, *cells in texts.itertuples(index=False, name=None):
-        found = values.loc[(machine, metric), texts.columns[2:]].to_numpy(float)
-        named = list(zip(texts.columns[2:], found, strict=True))
-        rivals = [value for name, value in named if name != "control_level"]
-        best = [name != "control_level" and len(rivals) > 1 and value == np.nanmax([*rivals, 0]) for name, value in named]
-        row = "".join(f"<td>{_point(cell, top)}</td>" for cell, top in zip(cells, best, strict=True))
-        first = not rows or rows[-1][0] != machine
-        rows.append((machine, f'<tr{" class=first" if first else ""}><th scope="row">{escape(machine) if first else ""}</th>', metric, row))
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in texts.columns)
+    rivals = values.drop(columns="control_level", errors="ignore")
+    best = rivals.eq(rivals.max(axis=1), axis=0) & (rivals.shape[1] > 1)
+    best = best.reindex(index=pd.MultiIndex.from_frame(texts[["machine", "metric"]]), columns=texts.columns, fill_value=False)
     seeds = f" Mean of {own['seeds'].max()} seeds." if own["seeds"].max() > 1 else ""
     note = f"Bold with a star: best of its row. In brackets: interval. Chance: 0.5.{seeds} all: harmonic mean over machines."
-    body = "".join(f"{start}<td>{METRIC_NAMES[metric]}</td>{row}</tr>" for _, start, metric, row in rows)
+    texts["machine"], texts["metric"] = texts["machine"].mask(texts["machine"].duplicated(), ""), texts["metric"].map(METRIC_NAMES)
     missing = "".join(f"<li>{escape(line)}</li>" for line in reasons(table))
-    after = f'<ul class="note">{missing}</ul>' if missing else ""
-    return Html(f"<table><caption>{note}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{after}")
+    return Html(styled(texts, note, best.to_numpy(bool)) + (f'<ul class="note">{missing}</ul>' if missing else ""))
 
 
 def reasons(table: pd.DataFrame) -> list[str]:

@@ -235,7 +235,7 @@ def shown(table: pd.DataFrame, problems: pd.DataFrame) -> None:
     lines = clips.summary_text(summary).splitlines()
     assert not any("\x1b" in line or "\r" in line for line in lines)
     for part in (table, problems):
-        assert tags(tables.frame(part)) <= {"table", "thead", "tbody", "tr", "th", "td", "wbr", "p"}
+        assert tags(tables.styled(part)) <= {"style", "table", "thead", "tbody", "tr", "th", "td", "p"}
 
 
 class _Tags(html.parser.HTMLParser):
@@ -818,8 +818,8 @@ def test_names_show_as_text_in_tables_players_figures_and_pages(marked, tmp_path
     some = scores["clip"][:2]
     behind = tables.behind(scores, decisions, 6)
     outputs = [
-        tables.frame(store.clips, mark), tables.frame(store.problems, mark), tables.folded(mark, tables.frame(scores)),
-        tables.frame(tables.most_anomalous(scores, decisions, 3)), report.players(store, some, some, 16000),
+        tables.styled(store.clips, mark), tables.styled(store.problems, mark), tables.folded(mark, tables.styled(scores)),
+        tables.styled(tables.most_anomalous(scores, decisions, 3)), report.players(store, some, some, 16000),
         report.players(store, behind["clip"], behind["caption"], 16000), plots.counts(store.clips)._repr_html_(),
         plots.spread(store.clips, "level_db")._repr_html_(), report_plots.score_histograms(scores, decisions)._repr_html_(),
         plots.waveform(np.zeros(100), 16000, [], mark)._repr_html_(),

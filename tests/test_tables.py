@@ -1,6 +1,7 @@
 """Tables and claims: what they say, what they escape, and what they refuse to claim."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -79,9 +80,9 @@ def test_best_of_a_row_is_marked_by_more_than_colour():
     table = metrics.table(scores, SETTINGS, 0)
     controls = metrics.controls(clips.assign(level_db=clips["label"].eq("anomaly") * 9.0), scores, SETTINGS, 0)
     shown = tables.metrics_table(table, controls)
-    assert "control_level" in shown and ">1.000" in shown and "<strong>1.000</strong>" not in shown  # a control never wins
+    assert "control_level" in shown and ">1.000" in shown and ">* 1.000" not in shown  # a control never wins
     best = metrics.table(scores, SETTINGS, 0).query("system == 'baseline_mse' and metric == 'omega'")["value"].iloc[0]
-    assert f"<strong>{best:.3f}</strong>" in shown and shown.count("<strong>") == 8
+    assert f">* {best:.3f} [" in shown and shown.count(">* ") == 8 and "font-weight: bold" in shown
 
 
 def test_systems_stand_in_their_order_and_seeds_are_averaged():
@@ -107,10 +108,10 @@ def test_training_clips_alone_leave_nothing_to_compare_or_to_hear():
 def test_what_comes_from_data_is_escaped():
     evil = "<script>alert(1)</script>"
     table = pd.DataFrame({evil: [evil, "a|b"], "value": [math.nan, 0.5], "left out": [True, False]})
-    shown = tables.frame(table, evil)
+    shown = tables.styled(table, evil)
     assert "<script" not in shown and "&lt;script&gt;" in shown and "— not available" in shown and "yes" in shown
     assert "<script" not in tables.markdown_table(table) and "a\\|b" in tables.markdown_table(table)
-    assert tables.frame(table.iloc[:0], "Problems:") == '<p class="note">Problems: none</p>'
+    assert tables.styled(table.iloc[:0], "Problems:") == '<p class="note">Problems: none</p>'
     machine = metrics.table(score_table(clip_table(machine="<b>"), 1.0), SETTINGS, 0)
     assert "<b>" not in tables.metrics_table(machine)
 
@@ -132,10 +133,20 @@ def test_missed_anomalies_and_false_alarms():
 
 
 def test_numbers_are_written_for_people():
-    shown = tables.frame(pd.DataFrame({"a": [-0.25], "b": ["not reached [1.80, >2]"], "c": ["0.500 [0.400, 0.600]"], "d": ["fan-2"]}))
+    shown = tables.styled(pd.DataFrame({"a": [-0.25], "b": ["not reached [1.80, >2]"], "c": ["0.500 [0.400, 0.600]"], "d": ["fan-2"]}))
     assert "−0.250" in shown and "-0.250" not in shown and "fan-2" in shown
-    assert 'not reached <span class="i">[1.80, &gt;2]</span>' in shown and '0.500 <span class="i">[' in shown
-    assert '<td class="n"><span class="i">[0.445, 0.529]</span></td>' in tables.frame(pd.DataFrame({"a": [1], "b": ["[0.445, 0.529]"]}))
+    assert "not reached [1.80,\u00a0&gt;2]<" in shown and "0.500 [0.400,\u00a00.600]<" in shown  # an interval stays on one line
+    right = re.search(r"(.col\d) {\n  text-align: right", tables.styled(pd.DataFrame({"a": [1], "b": ["x"], "c": ["[0.445, 0.529]"]})))
+    assert right[1] == ".col1"  # that of numbers, counted after the heads of the rows
+
+
+def test_rows_and_columns_have_heads_for_screen_readers():
+    shown = tables.styled(pd.DataFrame({"a": ["x", "x"], "<b>": [1, 2]}))  # names may repeat
+    assert shown.count("<th ") == 4 and shown.count("row_heading") == 2 and ">a</th>" in shown and ">&lt;b&gt;</th>" in shown
+    assert ">a</th>" in tables.styled(pd.DataFrame({"a": [1]})) and "<caption" not in shown
+
+
+def test_numbers_have_a_minus_sign():
     assert tables.signed("from -1.5 to 2-3, a-1") == "from −1.5 to 2-3, a-1"
     assert tables.settings(config.Study()).set_index("setting").loc["synthetic.severity", "value"] == "1.0"
 

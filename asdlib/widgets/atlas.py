@@ -37,8 +37,7 @@ class Canvas(anywidget.AnyWidget):
     """The map. xy : float32 pairs, 0..1, y upwards.  codes : uint8 triples (colour, shape, test).  chosen, near : numbers of points."""
 
     _esm = Path(__file__).with_name("atlas.js")
-    _css = ".asd-atlas th, .asd-atlas td { text-align: left; padding: .1em .9em .1em 0; } .asd-atlas caption { text-align: left; color: #57606a; }"
-    _css += ".asd-atlas .plot img { max-width: 100%; height: auto; } .asd-atlas .asd-atlas-list > label { text-align: left; }"
+    _css = ".asd-atlas .plot img { max-width: 100%; height: auto; } .asd-atlas .asd-atlas-list > label { text-align: left; }"
     _css += ".asd-atlas .asd-atlas-list > select { flex: 0 0 auto; width: 100%; height: auto; }"
     xy, codes = traitlets.Bytes().tag(sync=True), traitlets.Bytes().tag(sync=True)
     colours, shapes = traitlets.List().tag(sync=True), traitlets.List().tag(sync=True)
@@ -179,11 +178,11 @@ class AtlasView(ipywidgets.VBox):
             return
         parts = [f"<strong>{html.escape(self._heading())}</strong>", self.sounds.pictures(row)]
         columns = near.assign(clip=[short(clip) for clip in near["clip"]]).drop(columns="row")
-        parts.append(tables.frame(columns, f"Nearest training clips in the embedding ({atlas.view.split(',')[0]}, by {atlas.items})"))
+        parts.append(tables.styled(columns, f"Nearest training clips in the embedding ({atlas.view.split(',')[0]}, by {atlas.items})"))
         caption = "Its scores. sd: distance from the mean of training clips; training below: share of training clips with a lower score"
         scores = atlas.components(row)
         main = scores["component"].isin(("score", "alpha", "beta"))
-        parts += [tables.frame(scores[main], caption), tables.folded("All components", tables.frame(scores[~main]))]
+        parts += [tables.styled(scores[main], caption), tables.folded("All components", tables.styled(scores[~main]))]
         self.detail.value = f'<div style="{PLAIN}">{"".join(parts)}</div>'
 
     def _heading(self) -> str:

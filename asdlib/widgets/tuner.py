@@ -14,6 +14,7 @@ from pathlib import Path
 
 import ipywidgets
 import numpy as np
+import pandas as pd
 import traitlets
 
 from asdlib import checks, metrics, tables
@@ -43,7 +44,7 @@ class TunerView:
         self.words, self.status = (_classed(controls.Region(), name) for name in ("asd-tuner-words", "asd-tuner-status"))
         self.live = controls.Face(self._live_widget(), self.live_html)
         self.chosen = controls.Face(self._chosen_widget(), self.chosen_html)
-        self.drawn["asd-tuner-rules"].value = _style(self.rules_html(tuner))
+        self.drawn["asd-tuner-rules"].value = self.rules_html(tuner)
         self._mapped: tuple = ()
         self._redraw()
         tuner.observe(self._moved, ["omega", "eta", "k", "prior", "system"])
@@ -108,7 +109,7 @@ class TunerView:
         tuner, table = self.tuner, self.tuner.table()
         self.drawn["asd-tuner-live"].value = curves.svg(*self.multiples.size, self.multiples.live(tuner.omega, table))
         self.drawn["asd-tuner-cell"].value = curves.svg(*self.points.size, self.points.live(tuner.prior, tuner.k, tuner.omega))
-        self.drawn["asd-tuner-table"].value = _style(self.table_html(table))
+        self.drawn["asd-tuner-table"].value = self.table_html(table)
         self.words.value = str(tables.escape(self.sentence(table)))
 
     def _curves(self) -> str:
@@ -137,28 +138,25 @@ class TunerView:
         low, high = self.tuner.interval()
         lines = []
         for i, name in enumerate(self.multiples.rows):
-            lines.append(f'<tr><th scope="row">{tables.escape(name)}</th>{"".join(map(_cell, table[i], low[i], high[i]))}</tr>')
+            lines.append((name, *map(_cell, table[i], low[i], high[i])))
             if name in self.multiples.paper:
-                lines.append(f'<tr><th scope="row">{tables.escape(name)}, paper</th>{"".join(map(_cell, self.multiples.paper[name]))}</tr>')
-        head = "".join(f'<th scope="col">{words}</th>' for words in ("", *(tables.METRIC_NAMES[name] for name in COLUMNS[:3]), "harm. mean, Ω"))
+                lines.append((f"{name}, paper", *map(_cell, self.multiples.paper[name])))
         share, count = self.tuner.parts.settings.confidence, sweeps.BAND_RESAMPLES
         note = f"Brackets: {share:.0%} interval, {count} resamples of the test clips, interpolated in ω."
-        return tables.Html(f"<table><caption>{note}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>")
+        return tables.styled(pd.DataFrame(lines, columns=["", *(tables.METRIC_NAMES[name] for name in COLUMNS[:3]), "harm. mean, Ω"]), note)
 
     def rules_html(self, tuner: Tuner) -> tables.Html:
         """What each rule chooses, what it reaches there, and on what grounds."""
         system, lines = tuner.parts.systems[-1], []
         for name, rule in tuner.rules.items():
-            cells = "<td>—</td>" * 6
+            cells = ["—"] * 6
             if choice := rule.choice:
-                values = [f"{choice.omega:g}", f"{choice.eta:g}" if system == "ensemble" else "—", str(choice.k), choice.prior]
                 reached = [_cell(*row) for row in tuner.reached(choice)]
-                reached = reached if choice != tuner.parts.default else [reached[0], "<td>—</td>"]
-                cells = "".join(f'<td class="n">{tables.escape(value)}</td>' for value in values) + "".join(reached)
-            lines.append(f'<tr><th scope="row">{LETTERS[name]}: {sweeps.named(name)}</th>{cells}<td class="w">{tables.escape(rule.why)}</td></tr>')
-        names = ("rule", "ω", "η", "k", "k_scale", f"Ω of {system}", "gain over the default", "on what grounds")
-        head = "".join(f'<th scope="col">{words}</th>' for words in names)
-        return tables.Html(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>")
+                cells = [f"{choice.omega:g}", f"{choice.eta:g}" if system == "ensemble" else "—", str(choice.k), choice.prior, *reached]
+                cells[5] = cells[5] if choice != tuner.parts.default else "—"
+            lines.append((f"{LETTERS[name]}: {sweeps.named(name)}", *cells, rule.why))
+        names = ["rule", "ω", "η", "k", "k_scale", f"Ω of {system}", "gain over the default", "on what grounds"]
+        return tables.styled(pd.DataFrame(lines, columns=names))
 
     # ---------------------------------------------------------------- static faces
 
@@ -196,15 +194,4 @@ def _layers(static: ipywidgets.HTML, live: ipywidgets.HTML) -> ipywidgets.GridBo
 
 
 def _cell(value: float, low: float = np.nan, high: float = np.nan) -> str:
-    number, _, bounds = tables.number(value, low, high).partition(" [")
-    after = f' <span class="i">[{tables.signed(bounds)}</span>' if bounds else ""
-    return f'<td class="n">{tables.escape(tables.signed(number))}{after}</td>'
-
-
-def _style(table: str) -> str:
-    """A table as JupyterLab shows it, where the report's style sheet is not there."""
-    look = "border-collapse:collapse;font:12px system-ui,sans-serif;font-variant-numeric:tabular-nums;line-height:1.35"
-    cell = "padding:2px 10px 2px 0;border-bottom:1px solid #d0d7de;text-align:left;vertical-align:top"
-    rules = f".asd-table table{{{look}}}.asd-table caption{{text-align:left}}"
-    rules += f".asd-table td,.asd-table th{{{cell}}}.asd-table .i{{opacity:.8}}.asd-table .n{{white-space:nowrap}}"
-    return f'<style>{rules}</style><div class="asd-table">{table}</div>'
+    return tables.signed(tables.number(value, low, high))
