@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from asdlib import artefacts, checks, claims, config, metrics, reading, report, tables
+from asdlib import artefacts, checks, claims, config, metrics, pages, reading, tables
 
 CLIP = ["clip", "domain", "label", "digest"]  # what makes two test clips one and the same
 UNSAID = ("name", "about")  # settings that change nothing
@@ -174,7 +174,7 @@ def page(a: Side, b: Side) -> str:
     parts = []
     for heading, sentence, table in compared(a, b):
         parts.append(f"<h2>{tables.escape(heading)}</h2><p>{tables.escape(sentence)}</p>{tables.styled(table)}")
-    return report.plain_page(" against ".join(titles(a, b)), tables.Html("".join(parts)))
+    return pages.page(" against ".join(titles(a, b)), "".join(parts))
 
 
 def write_page(path: Path, a: Side, b: Side) -> None:

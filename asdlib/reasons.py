@@ -15,7 +15,6 @@ Source: report 3.2; SYSTEM 4-6.  Used by: `asd score --explain`.
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,18 +22,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from asdlib import artefacts, atlas_plots, audio, backends, checks, encoding, explain, plots, scorer, tables
+from asdlib import artefacts, atlas_plots, audio, backends, checks, encoding, explain, pages, scorer, tables
 from asdlib.detectors import Detector, training_rows
 from asdlib.detectors.baseline import SMALLEST_DB
 
 NEAREST = 5  # training clips shown for each detector
 COLUMNS = ("file", "detector", "rank", "clip", "distance", "path")
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'">
-<title>{title}</title><style>{css}</style></head><body><main class="index"><h1>{title}</h1>
-<p>{said}</p>{picture}<h2>Nearest training clips</h2>{nearest}<div class="clips">{players}</div></main></body></html>
-"""
 
 
 def _segments(detector: Detector, own: np.ndarray, new: Detector, row: int) -> np.ndarray:
@@ -87,7 +80,7 @@ def write(run, ready: scorer.Scorer, paths: Sequence[str | Path], scores: pd.Dat
     maps = {name: known[name].at(store) for name in ("autoencoder", "oevae", "classifier") if name in known} if store is not None else {}
     train = ready.train[ready.train["component"].isin(["alpha", "beta"])].groupby("component")["score"]
     usual = {name: (part.mean(), part.std()) for name, part in train}
-    pages, css = [], (Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
+    written = []
     for row in range(len(store) if store is not None else 0):
         place = int(store.clips["clip"].iloc[row])
         told, shown = scores.iloc[place], scores["file"].iloc[place]
@@ -97,24 +90,16 @@ def write(run, ready: scorer.Scorer, paths: Sequence[str | Path], scores: pd.Dat
         clips = near.drop_duplicates("row") if len(near) else near
         waves = {shown: store.int16(row), **{each.clip: run.store.int16(each.row) for each in clips.itertuples()}}
         gain = encoding.common_gain([wave / 32768.0 for wave in waves.values()])
-        players = "".join(_player(wave / 32768.0, run.cfg.data.sample_rate, caption, gain) for caption, wave in waves.items())
+        players = "".join(pages.player(wave / 32768.0, run.cfg.data.sample_rate, caption, gain) for caption, wave in waves.items())
         above = "above" if told["decision"] == "anomaly" else "not above"
         said = f"{ready.system} of {ready.name}: score {told['score']:.4g}, {above} the threshold {told['threshold']:.4g}: {told['decision']}."
         said += f" Remark: {told['remark']}." if told["remark"] else ""
-        picture = base64.b64encode(plots.image(atlas_plots.why(found, usual, title), "png")).decode()
+        picture = atlas_plots.why(found, usual, title)._repr_html_()
         none = tables.Html("<p>None of the systems embeds clips.</p>")
         listed = tables.styled(near[["detector", "rank", "clip", "distance"]]) if len(near) else none
-        page = {"title": tables.escape(title), "css": css, "said": tables.escape(said), "nearest": listed, "players": players}
-        alt = tables.escape(f"log-mel of {title} with what made its score")
-        page["picture"] = f'<div class="plot"><img alt="{alt}" src="data:image/png;base64,{picture}"></div>'
-        artefacts.write_text(folder / f"{name}.html", PAGE.format(**page))
-        pages.append(folder / f"{name}.html")
+        body = f"<p>{tables.escape(said)}</p>{picture}<h2>Nearest training clips</h2>{listed}"
+        artefacts.write_text(folder / f"{name}.html", pages.page(title, f'{body}<div class="clips">{players}</div>'))
+        written.append(folder / f"{name}.html")
         lines = near.assign(file=shown).reindex(columns=list(COLUMNS))
         lines.to_csv(folder / "nearest.csv", mode="a", index=False, header=not os.path.exists(folder / "nearest.csv"))
-    return pages
-
-
-def _player(wave: np.ndarray, rate: int, caption: str, gain: float) -> str:
-    said = tables.escape(caption)
-    audio_of = f'<audio controls preload="metadata" aria-label="{said}" src="{encoding.vorbis(wave, rate, gain)}"></audio>'
-    return f'<figure class="clip">{audio_of}<figcaption>{said}</figcaption></figure>'
+    return written

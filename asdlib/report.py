@@ -2,9 +2,8 @@
 
 Conventions
 -----------
-A page asks nothing of the network and runs no script: its own policy (`POLICY`) forbids both. Everything that comes from data is
-escaped. All clips of one set of players have one common gain, so that levels can be compared by ear. Files are written whole or not at
-all; disk full and missing permissions are worded by `artefacts.guarded`.
+The frame of a page is that of `pages`. Everything that comes from data is escaped. All clips of one set of players have one common gain,
+so that levels can be compared by ear. Files are written whole or not at all; disk full and missing permissions are worded by `artefacts.guarded`.
 Source: UX (Reports). Notebooks: all become pages; summary and players are those of 09_report.
 """
 
@@ -19,22 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pandas as pd
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import MarkdownWithMath
 from traitlets.config import Config
 
-from asdlib import artefacts, checks, config, encoding, plots, tables
+from asdlib import artefacts, checks, config, encoding, pages, plots, tables
 
-TEMPLATES = Path(__file__).resolve().parent / "templates"
-POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 FACES = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]  # no widgets, no scripts
-PLAIN = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{title}</title><style>{css}</style></head>
-<body><main class="index"><h1>{title}</h1>{body}</main></body></html>
-"""
 
 
 # ---------------------------------------------------------------- pages
@@ -47,12 +38,12 @@ def html(executed_notebook: Path, out: Path, footer: dict, title: str) -> Path:
     raises : checks.Refusal if there is no such notebook
     """
     settings = Config({"NbConvertBase": {"display_data_priority": FACES}, "HTMLExporter": {"anchor_link_text": ""}})
-    exporter = HTMLExporter(config=settings, template_name="basic", template_file=str(TEMPLATES / "report.html.j2"))
+    exporter = HTMLExporter(config=settings, template_name="basic", template_file=str(pages.TEMPLATES / "report.html.j2"))
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     try:
         book = nbformat.read(executed_notebook, 4)
         book.metadata.pop("widgets", None)
-        page = {"title": title, "footer": footer, "contents": _contents(book), "css": _css(), "policy": POLICY}
+        page = {"title": title, "footer": footer, "contents": _contents(book), "head": pages.head(title)}
         text = exporter.from_notebook_node(book, resources={"page": page})[0]
     except Exception as error:  # one that is JSON but no notebook raises many kinds, and some only on its way to the page
         raise checks.Refusal(f"{executed_notebook}: no readable notebook ({str(error)[:200]!r}); run the stage again") from error
@@ -73,15 +64,6 @@ def _words(token: dict) -> str:
     return token.get("raw", "") + "".join(map(_words, token.get("children", ())))
 
 
-def _css() -> str:
-    return (TEMPLATES / "report.css").read_text(encoding="utf-8")
-
-
-def plain_page(title: str, body: tables.Html) -> str:
-    """A page without a notebook behind it: no contents, no code; the same policy and look."""
-    return PLAIN.format(policy=POLICY, css=_css(), title=tables.escape(title), body=body)
-
-
 def write_index(reports: Path) -> Path:
     """reports/index.html: every study that has a report.json, newest first, with its Ω. Returns the page's path."""
     rows = []
@@ -99,7 +81,7 @@ def write_index(reports: Path) -> Path:
     table["study"] = pd.Series(links, dtype=object)  # a column of str would forget that they are HTML
     table["finished"] = table["finished"].str[:16]  # to the minute, on one line
     shown = tables.styled(table[["study", "about", "machines", "Ω", "clips left out", "finished"]])
-    artefacts.write_text(reports / "index.html", plain_page("Reports", shown))
+    artefacts.write_text(reports / "index.html", pages.page("Reports", shown))
     return reports / "index.html"
 
 
@@ -108,13 +90,6 @@ def _links(reports: Path, study: str) -> str:
     where = urllib.parse.quote(study)
     more = f' <a href="{where}/sweep.html">seeds and settings</a>' if os.path.isfile(reports / study / "sweep.html") else ""
     return f'<a href="{where}/index.html">{tables.escape(study)}</a>{more}'
-
-
-def player(samples: np.ndarray, sample_rate: int, caption: str, gain: float) -> tables.Html:
-    """A clip to hear, inside the page. samples : int16, or float of full scale 1, (n,).  gain : the page's `encoding.common_gain`."""
-    source = encoding.vorbis(samples, sample_rate, gain)
-    audio = f'<audio controls preload="metadata" aria-label="{tables.escape(caption)}" src="{source}"></audio>'
-    return tables.Html(f'<figure class="clip">{audio}<figcaption>{tables.breakable(caption)}</figcaption></figure>')
 
 
 def players(store, clips: Sequence[str], captions: Sequence[str], sample_rate: int) -> tables.Html:
@@ -126,11 +101,11 @@ def players(store, clips: Sequence[str], captions: Sequence[str], sample_rate: i
         return tables.Html('<p class="note">No clips to listen to.</p>')
     waves = [store.int16(row_of[name]) / 32768.0 for name in clips]
     gain = encoding.common_gain(waves)
-    return side_by_side([player(wave, sample_rate, caption, gain) for wave, caption in zip(waves, captions, strict=True)], gain)
+    return side_by_side([pages.player(wave, sample_rate, caption, gain) for wave, caption in zip(waves, captions, strict=True)], gain)
 
 
 def side_by_side(shown: Sequence[tables.Html], gain: float) -> tables.Html:
-    """Several of `player`, with a word about their common gain.  Notebook: 02_preprocessing"""
+    """Several of `pages.player`, with a word about their common gain.  Notebook: 02_preprocessing"""
     words = f"{'All with one gain' if len(shown) > 1 else 'Gain'} of {tables.signed(f'{20 * math.log10(gain):+.1f}')} dB."
     return tables.Html(f'<p class="note">{words}</p><div class="clips">{"".join(shown)}</div>')
 

@@ -29,7 +29,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from asdlib import artefacts, checks, config, metrics, plots, report, tables
+from asdlib import artefacts, checks, config, metrics, pages, plots, tables
 from asdlib.study import VARIANT, Run, jobs, open_run
 
 REFERENCE = "as the study"
@@ -236,6 +236,6 @@ def write_page(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list])
     parts += [dots(table)._repr_html_(), tables.styled(shown(table))]
     where = {"study": base.cfg.name, "settings": config.digest(base.cfg), "device": base.device.type, **artefacts.versions()}
     parts.append(tables.folded("Made by", tables.styled(pd.DataFrame(where.items(), columns=["what", "value"]))))
-    artefacts.write_text(base.reports / PAGE, report.plain_page(f"{base.cfg.name}: seeds and settings", tables.Html("".join(parts))))
+    artefacts.write_text(base.reports / PAGE, pages.page(f"{base.cfg.name}: seeds and settings", "".join(parts)))
     artefacts.write_text(base.folder / MADE, json.dumps(_shaped_by(opened, swept)))
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from asdlib import checks, config, encoding, plots, report, tables
+from asdlib import checks, config, encoding, pages, plots, report, tables
 
 EVIL = "<script>alert(1)</script>"
 
@@ -80,7 +80,7 @@ def decoded(shown):
 
 def test_player_holds_the_clip_and_its_caption():
     wave = 0.25 * np.sin(2 * np.pi * 440 * np.arange(160000) / 16000)
-    shown = report.player(np.round(wave * 32768).astype(np.int16), 16000, f"clip {EVIL}", 2.0)
+    shown = pages.player(np.round(wave * 32768).astype(np.int16), 16000, f"clip {EVIL}", 2.0)
     samples, rate = decoded(shown)
     assert rate == 16000 and len(samples) == 160000 and "<script" not in shown and 'preload="metadata"' in shown
     assert np.argmax(np.abs(np.fft.rfft(samples))) == 4400

@@ -15,7 +15,7 @@ import math
 import numpy as np
 import torch
 
-from asdlib import atlas_plots, audio, encoding, explain, features, plots, tables
+from asdlib import atlas_plots, audio, encoding, explain, features, pages, plots, tables
 from asdlib.explore.atlas import WHY, Atlas, short
 
 N_FFT, HOP, MELS, LOW_HZ = 1024, 256, 96, 50.0  # of the pictures: fine enough to see, small enough to follow a key
@@ -109,15 +109,14 @@ def listing(atlas: Atlas, sounds: Sounds, players: int) -> tables.Html:
                 audio_part = '<p class="note">Its player stands further up.</p>'
                 if place.row not in heard and len(heard) < players:
                     heard.add(place.row)
-                    name = html.escape(short(place.clip), quote=True)
-                    audio_part = f'<audio controls preload="metadata" aria-label="{name}" src="{sounds.uri(place.row)}"></audio>'
+                    audio_part = pages.sound(sounds.uri(place.row), short(place.clip))
                 elif place.row not in heard:
                     audio_part = ""
                 near = _nearest(atlas, system, place.row)
                 facts = f"{place.machine}, {place.domain}, {place.label}, {place.attributes}; {place.sd:+.1f} sd from the training mean, "
                 facts += f"{place.above_threshold:+.1f} sd from the threshold" if math.isfinite(place.above_threshold) else "no threshold"
                 words = f"<strong>{tables.breakable(short(place.clip))}</strong> ({tables.escape(tables.signed(facts))}). {tables.breakable(near)}"
-                items.append(f'<figure class="clip">{audio_part}<figcaption>{words}</figcaption></figure>')
+                items.append(pages.clip(audio_part, words))
             parts.append(f"<h3>{html.escape(system)}: {why} ({WHY[why]})</h3><div class='clips'>{''.join(items)}</div>")
     return tables.Html(f'<div class="asd-atlas-clips">{"".join(parts)}</div>')
 
