@@ -9,8 +9,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "asdlib"
 OPEN_TO_ALL = ("config", "trees", "checks", "artefacts")
 LINE = (
-    "checks", "later", "trees", "config", "artefacts", "reading", "folders", "lists", "clips", "condition", "mechanisms", "synthetic", "archives",
-    "records", "download", "containers", "decoding", "labels", "sources", "recordings", "encoding", "audio", "features", "augment", "losses",
+    "checks", "later", "trees", "config", "artefacts", "reading", "folders", "lists", "clips", "condition", "mechanisms", "synthetic",
+    "download", "containers", "decoding", "labels", "sources", "recordings", "encoding", "audio", "features", "augment", "losses",
     "models", "training", "precision",
     "scoring", "backends", "latents", "fusion", "roc", "metrics", "detectors", "explain", "submission", "ablation", "tables", "pages",
     "detectability",
