@@ -2,7 +2,7 @@
 
 Rows differ from the first only by what they name; everything else (features, condition, sizes) is the study's. A few epochs show
 whether the extractor still learns and the VAE lives, not what a full training would reach.
-Sources: SYSTEM 9; facts D.  Notebook: 05_oevae
+Sources: METHOD 3.9, 6.3.  Notebook: 05_oevae
 """
 
 from __future__ import annotations

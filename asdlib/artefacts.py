@@ -7,7 +7,7 @@ what it says of the files: nothing here waits for the disk, so a crash of the ma
 
 Who writes where: a study belongs to the process that holds its lock and to the kernels that this process starts
 (`locked`); a job's folder to one kernel at a time, so that one whose runner was killed ends before the next begins (`alone`).
-Source: DESIGN 3. Notebooks: all (through `study`).
+Source: METHOD 8.2. Notebooks: all (through `study`).
 """
 
 from __future__ import annotations

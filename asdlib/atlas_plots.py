@@ -4,7 +4,7 @@ Same rules as `asdlib.plots`: arrays in, one figure out, nothing kept, no colour
 image, which takes some 10 ms instead of 300: it follows the choice of a clip.
 
 Marks of a map: colour and shape say the same; where colour is a number, the shape is the label. Filled: test clips; hollow: training clips.
-Sources: UX (Widgets).  Notebook: 06_embeddings
+Sources: METHOD 8.5.  Notebook: 06_embeddings
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ taken for whole only if DONE names these recordings (path, size, modification ti
 the tables and the size of the samples agree with it; `Store.verify` reads all samples against their digests (a study does so
 before it computes anything).
 
-Source: SYSTEM 2; FACTS E9; DESIGN 3. Notebooks: 01_data, 02_preprocessing
+Source: METHOD 3.2, 4.9, 8.2. Notebooks: 01_data, 02_preprocessing
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Store:
 
         rows, starts : int (n,) tensors, arrays or lists: row of `clips`, first sample
         whole : whether every segment lies within its clip, where it is known; None looks, and a GPU has to wait for the answer
-        returns : float32 (n, length) on the store's device, in [-1, 1). Source: SYSTEM 2. Notebook: 02_preprocessing
+        returns : float32 (n, length) on the store's device, in [-1, 1). Source: METHOD 3.2. Notebook: 02_preprocessing
         """
         home = self.samples.device
         rows = torch.as_tensor(rows, dtype=torch.int64, device=home)
@@ -387,7 +387,7 @@ def _as_int16(wave: np.ndarray, name: str, rate: int, channel: int) -> np.ndarra
 def segment_starts(n_samples: int, n_segments: int = 8, length: int = 32000) -> np.ndarray:
     """First samples of equally spaced segments: the first at 0, the last flush right; all 0 for clips that must be tiled.
 
-    returns : int64 (n_segments,), hop = (n_samples - length) // (n_segments - 1). Source: SYSTEM 2, FACTS E9
+    returns : int64 (n_segments,), hop = (n_samples - length) // (n_segments - 1). Source: METHOD 3.2, 4.9
     """
     starts = np.zeros(n_segments, dtype=np.int64)
     if n_samples > length and n_segments > 1:
@@ -397,7 +397,7 @@ def segment_starts(n_samples: int, n_segments: int = 8, length: int = 32000) -> 
 
 
 def standardise(waves: torch.Tensor, mean: float | torch.Tensor | None = None, std: float | torch.Tensor | None = None) -> torch.Tensor:
-    """Waveforms with mean 0 and variance 1: each row by itself, or all by the mean and std given (SYSTEM 2, wave_norm).
+    """Waveforms with mean 0 and variance 1: each row by itself, or all by the mean and std given (METHOD 3.2, wave_norm).
 
     waves : float32 (n, samples); mean, std : a number, or (n,) one per row, both or neither
     returns : float32 (n, samples); a silent row becomes zeros, never NaN. Notebook: 02_preprocessing
@@ -415,7 +415,7 @@ def standardise(waves: torch.Tensor, mean: float | torch.Tensor | None = None, s
 def machine_statistics(store: Store, rows: Sequence[int]) -> tuple[float, float]:
     """Mean and std of all samples of the given clips (one machine's training clips), in units of the waveforms.
 
-    Exact: sums of integers, clip by clip. Source: SYSTEM 2, wave_norm = machine. Notebook: 02_preprocessing
+    Exact: sums of integers, clip by clip. Source: METHOD 3.2, wave_norm = machine. Notebook: 02_preprocessing
     raises : checks.Refusal without a clip
     """
     total = squares = number = 0

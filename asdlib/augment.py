@@ -7,9 +7,9 @@ soft label, condition v) is blended by the same `Blend`, so a label can never pa
 Soft labels are float (n, classes) with rows that sum to 1. Draws come from the generator that is passed in (for
 speed one on the CPU: only a few numbers per item are drawn); the blending itself runs where the data are.
 
-mixup : Zhang et al. 2018; waveforms of one batch, per item with a probability (report 2.1; facts A5, D)
-SMOTE : Chawla et al. 2002; items of one class, never two of one clip (report 2.2; facts E13)
-FeatEx: Wilkinghoff 2024; branch embeddings change places between items (report 3.1; facts A6)
+mixup : Zhang et al. 2018; waveforms of one batch, per item with a probability (report 2.1; METHOD 5.5, 6.3)
+SMOTE : Chawla et al. 2002; items of one class, never two of one clip (report 2.2; METHOD 4.13)
+FeatEx: Wilkinghoff 2024; branch embeddings change places between items (report 3.1; METHOD 5.6)
 
 Notebook: 02_preprocessing (shown and heard), 04_classifier and 05_oevae (used).
 """
@@ -58,7 +58,7 @@ class Blend:
         """Conditions v of the new items: blended as the sound is; only where both parents have one and are of one machine.
 
         v : float (n,); valid : bool (n,), whether the item has a v; machine : int (n,), code of its machine
-        returns : v (m,), 0 where there is none, and valid (m,).  Source: facts E3, E8
+        returns : v (m,), 0 where there is none, and valid (m,).  Source: METHOD 4.3, 4.8
         """
         first, second = self.first.to(v.device), self.second.to(v.device)
         alone = self.weight.to(v.device) == 1
@@ -78,7 +78,7 @@ def draw_mixup(
     """Who is mixed with whom: per item, with probability `prob`, a weight from Beta(beta, beta) and a partner.
 
     n : items in the batch
-    beta : 1 is the uniform distribution (facts A5); 0.2 keeps most mixtures near one parent (facts D)
+    beta : 1 is the uniform distribution (METHOD 5.5); 0.2 keeps most mixtures near one parent (METHOD 6.3)
     partners : "permutation" (random; an item may draw itself) or "reversed" (item i with n − 1 − i, as the cited code does)
     groups : int (n,), partners come from the same group: target segments among themselves, pseudo-anomalies among themselves
     raises : checks.Refusal for values out of range
@@ -107,7 +107,7 @@ def mixup(x: Tensor, y: Tensor, *, prob: float, generator: torch.Generator, beta
     """A batch and its soft labels, mixed by one draw of `draw_mixup`.
 
     x : float (n, ...), waveforms or features; y : float (n, classes)
-    returns : both, same shapes.  Source: facts A5.  For conditions v use `draw_mixup` and `Blend.condition`.
+    returns : both, same shapes.  Source: METHOD 5.5.  For conditions v use `draw_mixup` and `Blend.condition`.
     raises : checks.Refusal for x and y of different lengths, or values out of range
     """
     if len(x) != len(y):
@@ -125,7 +125,7 @@ def featex(branches: Sequence[Tensor], y: Tensor, *, prob: float, generator: tor
         kept      [y_i, 0, ..., 0]
         exchanged [0, y_i/B, y_perm2(i)/B, ..., y_permB(i)/B], permB drawn anew for each branch
 
-    Source: facts A6 (general form).  Notebook: 04_classifier
+    Source: METHOD 5.6 (general form).  Notebook: 04_classifier
     raises : checks.Refusal for fewer than two branches, or y of another length
     """
     if len(branches) < 2:
@@ -153,7 +153,7 @@ def smote(x, classes: Sequence, clips: Sequence, *, ratio: float, k: int, seed: 
     raises : checks.Refusal where a class to be grown has one clip only, or fewer than k items in other clips
 
     Of each pair the heavier parent stands first. Parents and weights are drawn as imbalanced-learn draws them: with one item
-    per clip the result is that library's own on x.  Source: facts E13, A8.
+    per clip the result is that library's own on x.  Source: METHOD 4.13, 5.8.
     """
     classes, clips = np.asarray(classes), np.asarray(clips)
     flat = torch.as_tensor(x).flatten(1).cpu().numpy()

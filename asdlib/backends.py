@@ -18,7 +18,7 @@ its own clips by `training`, leave-clip-out: no clip is among its own references
 The network saw the training clips while it learnt, whatever the back-end leaves out: their scores lie a little below
 those of unseen normal clips. Notebook 04_classifier shows by how much, on the clips that were held out of training.
 
-Sources: SYSTEM 5, 9; FACTS A8, E13. Notebooks: 04_classifier, 06_embeddings.
+Sources: METHOD 3.5, 3.9, 4.13, 5.8. Notebooks: 04_classifier, 06_embeddings.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def centres(x: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     """k-means centres of unit rows, brought back to unit length.
 
     The cited code leaves them as means, shorter than 1, so that 1 − ⟨e, c⟩ is larger for a wide cluster than for a narrow one at the
-    same angle, and larger than for a single target clip: no cosine distance (FACTS A9, 9). Here it is one.
+    same angle, and larger than for a single target clip: no cosine distance (METHOD 5.9). Here it is one.
     x : (n, dim).  returns : (clusters or fewer, dim)
     """
     clusters = min(clusters, len(np.unique(x, axis=0)))
@@ -91,7 +91,7 @@ def centres(x: np.ndarray, clusters: int, seed: int) -> np.ndarray:
 
 
 class KMeansCosine:
-    """Smallest 1 − cosine to the centres of the source clips and to all target clips, 0 to 2.  Source: SYSTEM 5, FACTS A8.
+    """Smallest 1 − cosine to the centres of the source clips and to all target clips, 0 to 2.  Source: METHOD 3.5, 5.8.
 
     For `training` the source clips are dealt to 10 folds; those of a fold are scored by centres of the other folds, and a
     target clip by all centres and the other target clips. Exact leave-one-out would need a k-means per clip.
@@ -151,7 +151,7 @@ class Nearest:
 
 
 class SmoteNearest:
-    """`knn` with synthetic target clips: SMOTE between unit embeddings (ratio 0.2, k 2), brought back to unit length.  FACTS A8.
+    """`knn` with synthetic target clips: SMOTE between unit embeddings (ratio 0.2, k 2), brought back to unit length.  METHOD 5.8.
 
     A machine with fewer than two target clips gets none, and is scored as by `knn`.
     """
@@ -184,7 +184,7 @@ class SmoteNearest:
 
 
 class LocalDensity:
-    """Smallest ‖x − r‖ / d_K(r), d_K(r) the mean distance of reference r to its K nearest references.  Source: FACTS A8.
+    """Smallest ‖x − r‖ / d_K(r), d_K(r) the mean distance of reference r to its K nearest references.  Source: METHOD 5.8.
 
     The smallest of the divided distances, not the divided smallest. K is at most the number of references left for r.
     """

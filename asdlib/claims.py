@@ -8,7 +8,7 @@ pair that is told apart only without the correction is said to be so. The number
 correction could reach no verdict at all.
 Beside the paper: percent, its Table 1 as printed. What is synthetic compares with nothing and is shown alone.
 
-Sources: SYSTEM 8; report.txt, Table 1; facts F6. Notebook: 09_report.
+Sources: METHOD 3.8; report, Table 1; METHOD 7.6. Notebook: 09_report.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ Values stay text exactly as written. Rows that contradict each other or have a c
 clips all say `noAttribute` has no attributes in its test clips either: what their names may tell was hidden from the participants. Lists of
 ground-truth attributes are never read.
 
-Source: FACTS A4, E5-E7, F1, F2; SYSTEM 1, 3. Notebook: 01_data
+Source: METHOD 3.1, 3.3, 4.5-4.7, 5.4, 7.1, 7.2. Notebook: 01_data
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def read_name(stem: str, split: str) -> tuple[dict[str, str], str]:
     """(section, domain and label; ending) of a challenge file name without its extension.
 
     stem : "section_00_source_train_normal_0001_vel_4", "normal_id_02_00000001".  split : of the folder that the file lies in.
-    raises : ValueError, in words, for a name of another form or one that contradicts the folder.  Source: FACTS F2
+    raises : ValueError, in words, for a name of another form or one that contradicts the folder.  Source: METHOD 7.2
     """
     by_id = ID_NAME.fullmatch(stem)
     if by_id:
@@ -252,7 +252,7 @@ def read_name(stem: str, split: str) -> tuple[dict[str, str], str]:
 def read_ending(ending: str, form: str) -> dict[str, str]:
     """Attributes (key -> value) from the end of a file name; form "pairs" (key_value_key_value) or "words" (2021: all of it is one value).
 
-    raises : ValueError, in words, for an ending that can be read in more than one way.  Source: FACTS F2
+    raises : ValueError, in words, for an ending that can be read in more than one way.  Source: METHOD 7.2
     """
     ending = ending.rstrip("_")
     if ending in ("", NO_ATTRIBUTE):
@@ -325,7 +325,7 @@ def attribute_keys(table: pd.DataFrame) -> list[str]:
 
 
 def training_classes(table: pd.DataFrame) -> pd.Series:
-    """Class of every training clip: machine, section, attribute values and domain (FACTS A4), never of a test clip.
+    """Class of every training clip: machine, section, attribute values and domain (METHOD 5.4), never of a test clip.
 
     returns : str, indexed like the training rows of the table, for instance 'fan/00/m-n=X/source'. Notebook: 04_classifier
     """

@@ -6,7 +6,7 @@ twice. A worker that dies costs its own job, which is done again, from its check
 words. On a GPU a job asks for one unit of the Dask resource GPU: `dask worker ADDRESS --nthreads 1 --resources GPU=1`.
 
 Needs the extra `cluster` (distributed).
-Sources: DESIGN 4; UX (Dask). Notebooks: none; all are run by it with `asd run STUDY --workers N` or `--scheduler ADDRESS`.
+Sources: METHOD 8.3. Notebooks: none; all are run by it with `asd run STUDY --workers N` or `--scheduler ADDRESS`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     asd submit STUDY OUT                               the challenge's score and decision files
     asd evaluate OUT --truth DIR                       the official result of such files
 
-Every function takes the parsed arguments and returns an exit code, or None for 0. Source: issue "own machine"; FACTS F3.
+Every function takes the parsed arguments and returns an exit code, or None for 0. Source: METHOD 8.6, 7.3.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ is computed again but the paired test. That test needs the same test clips on bo
 digests of the samples agree; the others are named. Differences are first − second, on the same resamples, corrected together after Holm.
 A study is named as in `asd run`, or by the path of its run folder (the same study computed twice).
 
-Sources: SYSTEM 8; DESIGN 3. Command: `asd compare`.
+Sources: METHOD 3.8, 8.2. Command: `asd compare`.
 """
 
 from __future__ import annotations

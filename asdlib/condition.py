@@ -6,7 +6,7 @@ v is a float per clip of one machine. How values become numbers is learnt from t
 clip whose value cannot be expressed in those terms has v = NaN. d_min is the smallest difference between two distinct
 training values of v, and k = k_scale / d_min (5 / 3 for speeds of 31, 34 and 40 V).
 
-Source: SYSTEM 3; FACTS E4-E7. Notebooks: 01_data, 05_oevae, 07_latents
+Source: METHOD 3.3, 4.4-4.7. Notebooks: 01_data, 05_oevae, 07_latents
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Condition:
     reason: str
 
     def k(self, k_scale: float = 5.0) -> float:
-        """Scale of the prior mean k·v (SYSTEM 3)."""
+        """Scale of the prior mean k·v (METHOD 3.3)."""
         return k_scale / self.d_min
 
 

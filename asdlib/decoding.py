@@ -10,7 +10,7 @@ rate (unless data.resample), a missing channel. What is reported and kept: a hea
 clipping (runs of 3 or more samples at full scale), silence (-90 dB or less, the last bit of 16) and an offset without sound, in the chosen
 channel or in all, audio that repeats another clip's (silent ones excepted).
 
-Source: SYSTEM 2; FACTS E4. Notebook: 01_data
+Source: METHOD 3.2, 4.4. Notebook: 01_data
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ The severity that reaches an AUC is read off a curve that never falls (isotonic 
 anomalies), by straight lines between the tested severities and from severity 0, where a fault is nothing and the AUC is 0.5. A resample that
 never reaches it counts as infinite: then the interval ends in "not reached", not in a number beyond what was tested.
 
-Source: DESIGN 2; system decisions, section 8. Notebook: 09_report.
+Source: METHOD 8.1, 3.8. Notebook: 09_report.
 """
 
 from __future__ import annotations

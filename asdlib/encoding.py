@@ -4,7 +4,7 @@ Conventions
 -----------
 Waveforms are int16, or float of full scale 1. Clips that are to be compared by ear have one common gain, never one each, so that
 levels stay what they were. 10 s are some 46 kB, a tenth of the same as WAV.
-Source: UX (Reports). Notebooks: 01_data, 06_embeddings, 09_report.
+Source: METHOD 8.4. Notebooks: 01_data, 06_embeddings, 09_report.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Each notebook is executed in a kernel of its own and saved in its stage's folder; DONE is written when it came to its
 end. A job that is interrupted goes on from its checkpoints the next time. Before anything is computed, the decoded recordings are read
 against their digests, and what killed writers left is swept away.
-Sources: DESIGN 3, 4; UX (papermill). Notebooks: all.
+Sources: METHOD 8.2, 8.3. Notebooks: all.
 """
 
 from __future__ import annotations

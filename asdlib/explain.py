@@ -15,7 +15,7 @@ Scores: higher is more anomalous, and so is every value here, except that a slop
 What these are not: causes. A slope tells what a small change would do, a residual where the reconstruction failed.
 A training clip is compared with other clips only, but the networks have seen it.
 
-Sources: SYSTEM 4-6; report 3.1, 3.2.  Notebook: 06_embeddings
+Sources: METHOD 3.4-3.6; report 3.1, 3.2.  Notebook: 06_embeddings
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def residual_map(detector: Autoencoder, rows) -> list[np.ndarray]:
     """Squared residual of each clip over frequency and time, dB²: the mean over the (up to 5) input vectors that hold the frame.
 
     returns : of each clip float32 (n_mels, frames). Weighted with `vectors_per_frame` its mean is the score `baseline_mse`.
-        Source: FACTS F5.  Notebook: 06_embeddings
+        Source: METHOD 7.5.  Notebook: 06_embeddings
     """
     s, out = detector.settings, []
     for row in _rows(rows):
@@ -187,7 +187,7 @@ def vectors_per_frame(frames: int, width: int) -> np.ndarray:
 def branch_shares(detector: Classifier, rows) -> np.ndarray:
     """Share of each branch in the squared distance to the reference that decided the score: float64 (clips, branches), rows add up to 1.
 
-    A clip that lies on its reference has no distance to share out: zeros.  Source: SYSTEM 5.  Notebook: 06_embeddings
+    A clip that lies on its reference has no distance to share out: zeros.  Source: METHOD 3.5.  Notebook: 06_embeddings
     """
     parts = detector.branch_parts(_rows(rows))
     whole = parts.sum(1, keepdims=True)

@@ -10,7 +10,7 @@ A batch of waveforms float32 (n, samples) goes in, features float32 come out, co
 | `spectrogram`    | (n, 1, bins, frames)                 | linear magnitude (`stft`) or mel magnitude (`mel`) | classifier |
 | `phase`          | (n, 1 or 2, bins, frames)            | see `PHASE`                            | classifier, phase branch |
 
-Filter banks and windows are made once per setting and device. Sources: report.txt 4.2; SYSTEM 2; FACTS A2, A3, B, F5.
+Filter banks and windows are made once per setting and device. Sources: report 4.2; METHOD 3.2, 5.2, 5.3, 6.1, 7.5.
 Notebook: 02_preprocessing.
 """
 
@@ -78,7 +78,7 @@ def log_mel(
 
     wave : float32 (n, samples)
     n_fft, win, hop : samples (64 ms and 16 ms at 16 kHz; n_fft 2048 with win 1024 gives a bank of full rank)
-    returns : float32 (n, 1, n_mels, 1 + samples // hop), >= -100 dB.  Source: report.txt 4.2, FACTS E10.  Notebook: 02_preprocessing
+    returns : float32 (n, 1, n_mels, 1 + samples // hop), >= -100 dB.  Source: report 4.2; METHOD 4.10.  Notebook: 02_preprocessing
     """
     checks.waves(wave)
     bank = _mel_bank(n_fft, n_mels, low_hz, high_hz, rate, False, wave.device).T
@@ -91,7 +91,7 @@ def baseline_mel(wave: torch.Tensor, *, n_fft: int = 1024, hop: int = 512, n_mel
 
     wave : float32 (n, samples) in [-1, 1), not standardised
     returns : float32 (n, 1 + samples // hop, n_mels), frames first so that 5 frames in a row are 640 values in a row.
-        Source: FACTS F5.  Notebook: 03_baseline
+        Source: METHOD 7.5.  Notebook: 03_baseline
     """
     checks.waves(wave)
     bank = _mel_bank(n_fft, n_mels, 0.0, rate / 2, rate, True, wave.device)
@@ -103,7 +103,7 @@ def spectrum(wave: torch.Tensor) -> torch.Tensor:
     """Magnitude spectrum of the whole clip, first half without Nyquist; linear, not normalised.
 
     wave : float32 (n, samples)
-    returns : float32 (n, 1, samples // 2), bin width 1 / duration Hz.  Source: FACTS A2.  Notebook: 02_preprocessing
+    returns : float32 (n, 1, samples // 2), bin width 1 / duration Hz.  Source: METHOD 5.2.  Notebook: 02_preprocessing
     """
     checks.waves(wave)
     return torch.fft.rfft(wave).abs()[:, None, : wave.shape[1] // 2]
@@ -115,7 +115,7 @@ def spectrogram(
     """Linear magnitude over time, no padding: 374 frames for 12 s at the defaults.
 
     kind : `stft` gives n_fft // 2 + 1 linear bins (the cited code), `mel` n_mels bands of it (the report's word)
-    returns : float32 (n, 1, bins, frames).  Source: FACTS A3, E15.  Notebook: 02_preprocessing
+    returns : float32 (n, 1, bins, frames).  Source: METHOD 5.3, 4.15.  Notebook: 02_preprocessing
     """
     checks.waves(wave)
     if kind == "stft":
@@ -166,7 +166,7 @@ def phase(wave: torch.Tensor, *, representation: str = "cossin", n_fft: int = 10
     representation : `angle` wrapped phase / π (`paper`); `cossin` cosine and sine of the frame-to-frame phase difference,
         weighted by log(1 + magnitude) (`best`, two channels); `if` that difference / π, 0 for a tone at the bin's centre;
         `gd` group delay relative to the frame's centre, / (n_fft / 2) samples
-    returns : float32 (n, 1 or 2, n_fft // 2 + 1, frames), [-1, 1] but for `cossin`.  Source: SYSTEM 2, FACTS B.  Notebook: 02_preprocessing
+    returns : float32 (n, 1 or 2, n_fft // 2 + 1, frames), [-1, 1] but for `cossin`.  Source: METHOD 3.2, 6.1.  Notebook: 02_preprocessing
     """
     checks.waves(wave)
     checks.known_name("phase representation", representation, list(PHASE))

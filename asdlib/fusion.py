@@ -15,11 +15,11 @@ test clip, and the AUC of a single part is the same before and after. Higher is 
 
 `MODES` at the foot lists the scales. Each has `fit(train)` and is then called with scores of any shape. `COMPOSED` lists the systems that
 are made of others: they are in a study wherever all their parts are, and need no setting. OEVAE is brought to the scale of its
-own training scores again before it meets the classifier (facts E12), for a sum of two standardised parts is not standardised.
+own training scores again before it meets the classifier (METHOD 4.12), for a sum of two standardised parts is not standardised.
 
 Ensembles over training seeds are systems too: `oevae_seeds` is the mean over the seeds of the scaled scores of `oevae`, seed ALL_SEEDS.
 
-Source: system decisions, section 7; facts E11, E12. Notebooks: 05_oevae, 08_tuning, 09_report.
+Source: METHOD 3.7, 4.11, 4.12. Notebooks: 05_oevae, 08_tuning, 09_report.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def fit_gamma(train: np.ndarray) -> Gamma | None:
     train : (n,) finite scores of any sign
     None for fewer than 10 scores, for equal scores, and where the fit misses its own data (two groups, one far outlier, a long tail to
     the left): the share of training scores above its 0.9 quantile must be within 3 binomial standard deviations of 0.1. No warnings.
-    Source: facts F5 (official threshold)
+    Source: METHOD 7.5 (official threshold)
     """
     train = np.asarray(train, float)
     spread = train.std() if len(train) else 0.0

@@ -5,7 +5,7 @@ of the settings, recordings, code, notebook and device that hold now; `missing` 
 reasons say which setting, which file. The manifest beside every artefact keeps what shaped it, which is what it is compared with.
 
 Stages that train wait for nothing but the store; stages that read detectors wait for these; the last waits for all.
-Source: DESIGN 3, 4. Notebooks: all (run by asdlib.execute); `asd run STUDY --dry-run` prints it.
+Source: METHOD 8.2, 8.3. Notebooks: all (run by asdlib.execute); `asd run STUDY --dry-run` prints it.
 """
 
 from __future__ import annotations

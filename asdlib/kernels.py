@@ -5,7 +5,7 @@
 The forks are made by the standard library's fork server (multiprocessing), one for each process that runs notebooks. A kernel ends when
 that process or its fork server ends, by whatever death. Where no fork server can be had, an ordinary kernel is started in its place. As
 with everything of multiprocessing, a script that runs studies needs `if __name__ == "__main__":`.
-Source: DESIGN 4; UX (papermill). Notebooks: all (through `perform`).
+Source: METHOD 8.3. Notebooks: all (through `perform`).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ A name says what its words say: `NormalSound_IND` normal, `engine2_broken` anoma
 several folders that name a split the innermost counts; labels and domains that contradict each other are refused. Words of validation
 (`val`, `dev`, `eval`) are read as test: such clips are not trained on.
 
-Source: issue "own machine".  Used by: `asdlib.recordings`.
+Source: METHOD 8.6.  Used by: `asdlib.recordings`.
 """
 
 from __future__ import annotations

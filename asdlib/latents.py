@@ -14,7 +14,7 @@ such a thousandth is then all that it consists of.)
 A channel is alive when its μ moves: variance over the items above 0.01 (Burda et al. 2016). The KL of a channel of z_d says
 nothing about that, for a channel that ignores its input still pays for the distance to the prior mean k·v.
 
-Sources: SYSTEM 4, 9; facts C; report 2.3.  Notebooks: 05_oevae, 07_latents, 08_tuning (refit)
+Sources: METHOD 3.4, 3.9, 6.2; report 3.2.  Notebooks: 05_oevae, 07_latents, 08_tuning (refit)
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ def verdict(table: pd.DataFrame, alive: pd.DataFrame) -> str:
 def saturation(history: pd.DataFrame) -> str:
     """Whether the binary loss still taught the extractor something, in words.
 
-    history : of the detector, with the column machine (binary cross-entropy, nats).  Source: SYSTEM 9.  Notebook: 05_oevae
+    history : of the detector, with the column machine (binary cross-entropy, nats).  Source: METHOD 3.9.  Notebook: 05_oevae
     """
     low = history.loc[history["machine"] < SPENT, "epoch"]
     if low.empty:

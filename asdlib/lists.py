@@ -3,7 +3,7 @@
 UTF-8 (with or without its mark) or UTF-16 with its mark; comma, semicolon or tab between the cells, as the header has most of them or as a
 first line `sep=;` says; any ends of lines. Cells stay text, without the blanks around them.
 
-Source: issue "own machine".  Used by: `asdlib.clips`, `asdlib.recordings`.
+Source: METHOD 8.6.  Used by: `asdlib.clips`, `asdlib.recordings`.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
 Conventions
 -----------
 Losses are float32 scalars whatever the precision of the network. Labels are soft: float (n, classes), rows sum to 1.
-VAE terms are sums over dimensions and means over the samples that `normal` marks (report Eq. 3, 4; facts E3): a
+VAE terms are sums over dimensions and means over the samples that `normal` marks (report Eq. 3, 4; METHOD 4.3): a
 pseudo-anomaly, or a mixture with one, never reaches them. Symbols follow the report: h = f_FE(X), z = (z_d, z_c) with
 z_d the first `domain` of the latent channels, prior N(k·v, 1) for each channel of z_d and N(0, 1) for z_c.
 
-Sources: facts A6, A7 (Wilkinghoff 2021, 2024), report.txt Eq. 1-4, facts C and E1-E3, SYSTEM 4 and 5.
+Sources: METHOD 5.6, 5.7 (Wilkinghoff 2021, 2024), report Eq. 1-4, METHOD 3.4, 3.5, 4.1-4.3, 6.2.
 Notebooks: 04_classifier, 05_oevae.
 """
 
@@ -26,7 +26,7 @@ ACTIVE_NATS = 0.01  # a latent channel whose mean KL is below this carries nothi
 
 
 def initial_scale(classes: int, subclusters: int) -> float:
-    """√2 · ln(C·S − 1): 10.988 for 148 classes of 16 sub-clusters.  Source: facts A7
+    """√2 · ln(C·S − 1): 10.988 for 148 classes of 16 sub-clusters.  Source: METHOD 5.7
 
     raises : checks.Refusal for a single class of a single sub-cluster
     """
@@ -46,7 +46,7 @@ class SubClusterAdaCos(nn.Module):
         (m + ln B) / cos(min(π/4, θ_med)), where m + ln B is the log of the batch mean of Σ exp(s·cos θ) over all centres and
         θ_med the median over the batch of n_i Σ_j y_ij Σ_k θ_ijk, n_i the number of non-zero labels. θ_med sums over
         the S sub-clusters and so exceeds π/4 for any S >= 2: the rule then is s = √2·(m + ln B), and the angle matters
-        only for S = 1, plain AdaCos.  Source: facts A7
+        only for S = 1, plain AdaCos.  Source: METHOD 5.7
     """
 
     def __init__(self, dim: int, classes: int, subclusters: int = 16, *, trainable: bool = True, scale: str = "fixed"):
@@ -109,20 +109,20 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 
 
 def machine_loss(logit: Tensor, t: Tensor) -> Tensor:
-    """Binary cross-entropy of logits (n,) with t in [0, 1], 1 = target machine: Eq. 2 in its bounded form (facts E1), >= 0."""
+    """Binary cross-entropy of logits (n,) with t in [0, 1], 1 = target machine: Eq. 2 in its bounded form (METHOD 4.1), >= 0."""
     return F.binary_cross_entropy_with_logits(logit.float(), t.float())
 
 
 def attribute_loss(logits: Tensor, y: Tensor) -> Tensor:
     """Binary cross-entropy per attribute class, summed over classes, mean over the batch.
 
-    logits, y : (n, A); rows of pseudo-anomalies are all 0, mixtures soft.  Source: L_section, facts D
+    logits, y : (n, A); rows of pseudo-anomalies are all 0, mixtures soft.  Source: L_section, METHOD 6.3
     """
     return F.binary_cross_entropy_with_logits(logits.float(), y.float(), reduction="none").sum(1).mean()
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor, prior_mean: Tensor | float = 0.0) -> Tensor:
-    """KL(N(μ, σ²) ‖ N(prior_mean, 1)) per element, in nats, >= 0: ½(σ² + (μ − m)² − 1 − ln σ²).  Source: Eq. 3, facts C"""
+    """KL(N(μ, σ²) ‖ N(prior_mean, 1)) per element, in nats, >= 0: ½(σ² + (μ − m)² − 1 − ln σ²).  Source: Eq. 3, METHOD 6.2"""
     return 0.5 * (logvar.exp() + (mu - prior_mean).square() - 1 - logvar)
 
 
@@ -186,7 +186,7 @@ def alpha_scores(out: VAEOutput, *, domain: int) -> dict[str, Tensor]:
         recon         ‖h − ĥ‖², where ĥ was decoded from μ
         neg_elbo      kl + recon, the objective of Eq. 3-4 without z_d, for which a test clip has no v
 
-    Source: report 3.2, facts C.  Notebook: 05_oevae
+    Source: report 3.2; METHOD 6.2.  Notebook: 05_oevae
     """
     mu, logvar = out.mu[:, domain:].float(), out.logvar[:, domain:].float()
     constant = 0.5 * mu.shape[1] * math.log(2 * math.pi)

@@ -12,7 +12,7 @@ the speed wanders. Impacts are impulses that ring the resonances of a body. A ne
 entry of MACHINES at the foot; `asdlib.synthetic` puts the machines in rooms and writes them down.
 
 Units: s, Hz, revolutions, mm; amplitudes are free, the listener scales them to the RMS of the healthy sound. Source:
-DESIGN 2; attribute keys after FACTS F1. Notebook: 01_data.
+METHOD 8.1; attribute keys after METHOD 7.1. Notebook: 01_data.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ Intervals are percentile intervals of a bootstrap stratified by domain and label
 bootstrap seed only, never on the scores: all systems see the same ones, which is what `paired` needs. They speak of other test clips
 of the same machines, not of other machines or other trainings.
 
-Source: facts F3 (official evaluator), F5 (threshold), F6 (Table 1). Notebooks: 03_baseline, 08_tuning, 09_report.
+Source: METHOD 7.3 (official evaluator), 7.5 (threshold), 7.6 (Table 1). Notebooks: 03_baseline, 08_tuning, 09_report.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def table(scores: pd.DataFrame, settings: config.Metrics, seed: int) -> pd.DataF
 
 
 def paper_table1() -> pd.DataFrame:
-    """Table 1 of the report (facts F6) as a metric table in fractions, systems paper_<column>, without intervals."""
+    """Table 1 of the report (METHOD 7.6) as a metric table in fractions, systems paper_<column>, without intervals."""
     tables = []
     for column, name in enumerate(PAPER_SYSTEMS):
         values = np.array([PAPER_TABLE1[machine][column] for machine in PAPER_TABLE1]) / 100
@@ -227,7 +227,7 @@ def gamma_threshold(train_scores: np.ndarray, quantile: float = 0.9) -> Threshol
     """The score that the share `quantile` of normal clips stays below, from leave-clip-out training scores.
 
     train_scores : (n,) finite, of any sign;  quantile : in (0, 1)
-    A gamma with three parameters is fitted (facts F5); for fewer than 10 or equal scores, or a fit that misses its own data
+    A gamma with three parameters is fitted (METHOD 7.5); for fewer than 10 or equal scores, or a fit that misses its own data
     (`fusion.fit_gamma`), the empirical quantile is taken instead and the method says so.
     raises : checks.Refusal without scores, or with one that is not finite
     """
@@ -244,7 +244,7 @@ def decisions(scores: pd.DataFrame, settings: config.Metrics) -> pd.DataFrame:
     returns : DECISION_COLUMNS, domain in source | target | all (all labelled clips); train_above is the share of training clips above
         the threshold. Precision is 0 where nothing was flagged (as in the official evaluator); all three are NaN where a domain lacks
         normals or anomalies, or the machine has no training scores (method none). A machine without test clips has its threshold, no more.
-        F1 of a domain uses only its clips (facts F3).
+        F1 of a domain uses only its clips (METHOD 7.3).
     """
     own = checks.score_table(scores[scores["component"] == "score"])
     scores, references = checks.by_section(own), checks.by_references(own)

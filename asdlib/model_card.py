@@ -9,7 +9,7 @@ The licence of the recordings is, in this order: the setting `report.licence`; t
 beside a machine's train folder (`asd import --licence` writes one); none for synthetic recordings; else "not stated", with the licence that
 the challenge's recordings have if all machines carry their names.
 
-Source: issue "own machine"; SYSTEM 7, 8; FACTS F3, F5.  Notebook: 09_report.
+Source: METHOD 3.7, 3.8, 7.3, 7.5, 8.6.  Notebook: 09_report.
 """
 
 from __future__ import annotations

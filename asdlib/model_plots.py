@@ -1,7 +1,7 @@
 """Figures of trained models: how training went, whether the VAE lives, what its latent space knows.
 
 Same rules as `asdlib.plots`: plain tables in, one `Plot` out, nothing kept; no colour carries meaning alone; units on every axis.
-Sources: SYSTEM 4, 9.  Notebooks: 02_preprocessing, 05_oevae, 07_latents.
+Sources: METHOD 3.4, 3.9.  Notebooks: 02_preprocessing, 05_oevae, 07_latents.
 """
 
 from __future__ import annotations

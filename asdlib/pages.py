@@ -3,7 +3,7 @@
 Conventions
 -----------
 A page asks nothing of the network and runs no script: its own policy forbids both. Titles and captions are escaped.
-Source: UX (Reports). Notebooks: 01_data, 02_preprocessing, 06_embeddings, 09_report.
+Source: METHOD 8.4. Notebooks: 01_data, 02_preprocessing, 06_embeddings, 09_report.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 An `Order` holds plain values, so that it can cross to another process or machine that sees the same folders. What a user can mend comes
 back as a sentence in the `Outcome`; only what another try may mend (a kernel that was killed) is raised, for a cluster to try again.
-Sources: DESIGN 3, 4; UX (papermill, Dask). Notebooks: all (by asdlib.execute and asdlib.cluster).
+Sources: METHOD 8.2, 8.3. Notebooks: all (by asdlib.execute and asdlib.cluster).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 
 A digest is made of everything that shapes an artefact, and `shaped_by` says what that is, by name: it stands in the manifest, so that a stale
 artefact can say why it is stale (asdlib.graph).
-Source: DESIGN 3, 4. Notebooks: all (through `study.Run`).
+Source: METHOD 8.2, 8.3. Notebooks: all (through `study.Run`).
 """
 
 from __future__ import annotations

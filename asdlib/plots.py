@@ -157,7 +157,7 @@ def roc(scores: pd.DataFrame, max_fpr: float = 0.1) -> Plot:
     """ROC of each machine: source, target (normals of that domain, all anomalies) and all clips with the region of pAUC.
 
     scores : SCORE_COLUMNS, test clips; several systems share a panel, seeds are drawn with their clips' mean score.
-    max_fpr : 0..1, right edge of the shaded region.  Source: FACTS F3.  Notebooks: 03_baseline, 09_report
+    max_fpr : 0..1, right edge of the shaded region.  Source: METHOD 7.3.  Notebooks: 03_baseline, 09_report
     """
     table = scores[(scores["component"] == "score") & (scores["split"] == "test") & (scores["label"] != "unlabelled")]
     clip = ["system", "machine", "clip", "domain", "label"]

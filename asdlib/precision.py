@@ -8,7 +8,7 @@ Conventions
 `auto` is bf16 where the device multiplies bfloat16 matrices in hardware, else float32: the same machine always trains alike. What it comes
 to is part of the digest of what was trained with it. A runner decides it for all its jobs, on whatever machine they run (`Places.auto`).
 
-Source: DESIGN 3. Notebooks: 04_classifier, 05_oevae.
+Source: METHOD 8.2. Notebooks: 04_classifier, 05_oevae.
 """
 
 from __future__ import annotations

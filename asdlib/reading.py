@@ -5,7 +5,7 @@ Task
 A file that a crash, a disk or a person changed is refused in one sentence, whatever the library below says of it, and before it takes the
 memory that it asks for. Nothing here can run code: tables are parquet, tensors are safetensors, and neither holds objects of Python.
 
-Source: issue 7 (integrity, hostile input). Notebooks: all (through `study`)
+Source: METHOD 8.6 (integrity, hostile input). Notebooks: all (through `study`)
 """
 
 from __future__ import annotations

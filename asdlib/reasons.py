@@ -10,7 +10,7 @@ study's detectors can tell (`asdlib.explain`); regions are slopes and residuals,
     baseline_knn   distance of the scaled spectra
 
 Distances of different detectors have different units and do not compare. Synthetic and mixed references are no clips and not listed.
-Source: report 3.2; SYSTEM 4-6.  Used by: `asd score --explain`.
+Source: report 3.2; METHOD 3.4-3.6.  Used by: `asd score --explain`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ one rate, and written as 16-bit WAV; long ones are cut into clips where that is 
 What a recording is, says `asdlib.sources`. Clips cut from one recording never stand on both sides of a study, but they resemble each other:
 thresholds from them are a little too tight, which the report of the import says too.
 
-Source: FACTS F1, F2; issue "own machine".  Used by: `asd import`.
+Source: METHOD 7.1, 7.2, 8.6.  Used by: `asd import`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Conventions
 -----------
 The frame of a page is that of `pages`. Everything that comes from data is escaped. All clips of one set of players have one common gain,
 so that levels can be compared by ear. Files are written whole or not at all; disk full and missing permissions are worded by `artefacts.guarded`.
-Source: UX (Reports). Notebooks: all become pages; summary and players are those of 09_report.
+Source: METHOD 8.4. Notebooks: all become pages; summary and players are those of 09_report.
 """
 
 from __future__ import annotations

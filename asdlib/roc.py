@@ -11,7 +11,7 @@ Higher score = more anomalous. Values are fractions in [0, 1], not percent.
 NaN means not available: the normals or the anomalies of a metric are absent. Clips of unknown domain count in pauc, and as anomalies
 everywhere; clips without a label count nowhere. `asdlib.metrics` makes tables of these numbers.
 
-Source: facts F3 (official evaluator); McClish 1989. Notebooks: 03_baseline, 08_tuning, 09_report.
+Source: METHOD 7.3 (official evaluator); McClish 1989. Notebooks: 03_baseline, 08_tuning, 09_report.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ Higher is more anomalous. A recording's score depends on nothing but the recordi
 it, bit for bit on the same device and precision. A file that cannot be scored has NaN and a `problem` in words; the others are scored. What
 indexing would say of a file that is scored all the same (silent, clipped, ...) is its `remark`.
 
-Source: SYSTEM 7, 8; FACTS F5.  Used by: asdlib.study.open(...).score, `asd score`.
+Source: METHOD 3.7, 3.8, 7.5.  Used by: asdlib.study.open(...).score, `asd score`.
 """
 
 from __future__ import annotations

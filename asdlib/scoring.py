@@ -5,7 +5,7 @@ Conventions
 Higher is more anomalous, for every score. A score sees normal training items only; it never sees another test item.
 Training clips are scored leave-clip-out: the items of a clip are never among its own references.
 Embeddings are float32 (items, dim) with a clip number per item (several items of one clip share it).
-Sources: report.txt 3.2 Eq. 5; SYSTEM 4, 5, 6; FACTS A8, F5. Notebooks: 03_baseline, 04_classifier, 05_oevae.
+Sources: report 3.2, Eq. 5; METHOD 3.4, 3.5, 3.6, 5.8, 7.5. Notebooks: 03_baseline, 04_classifier, 05_oevae.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def knn_distances(
     test, train : float32 (n_test, dim) and (n_train, dim)
     test_clip, train_clip : int, clip numbers; where both are given, references of the item's own clip are left out. An
         interpolated reference has several parents, train_clip (n_train, parents), and is left out for each of them
-    returns : float64 (n_test, k_max), >= 0; column j − 1 is the j-th nearest.  Source: report.txt 3.2.  Notebooks: 03_baseline, 05_oevae
+    returns : float64 (n_test, k_max), >= 0; column j − 1 is the j-th nearest.  Source: report 3.2.  Notebooks: 03_baseline, 05_oevae
     raises : checks.Refusal when fewer than k_max references remain
 
     Exact, although the search is a float32 matrix product: the distances of the k_max + SPARE best are computed again from the
@@ -100,12 +100,12 @@ class _Own:
 
 
 def knn_score(distances: np.ndarray, k: int) -> np.ndarray:
-    """Mean of the k smallest of sorted distances (n, k_max ≥ k) → (n,).  Source: report.txt 4.2.  Notebook: 05_oevae"""
+    """Mean of the k smallest of sorted distances (n, k_max ≥ k) → (n,).  Source: report 4.2.  Notebook: 05_oevae"""
     return distances[:, :k].mean(axis=1)
 
 
 def to_clips(values: np.ndarray, clip: np.ndarray, n_clips: int) -> np.ndarray:
-    """Mean over the items of each clip, (items,) → (n_clips,).  Source: report.txt 4.2.  Notebook: 05_oevae"""
+    """Mean over the items of each clip, (items,) → (n_clips,).  Source: report 4.2.  Notebook: 05_oevae"""
     return np.bincount(clip, values, n_clips) / np.bincount(clip, minlength=n_clips)
 
 
@@ -115,7 +115,7 @@ def precision(moments: np.ndarray, n_vectors: int) -> np.ndarray:
     moments : (bands, bands) sum of dᵀd over residual rows, batch means removed
     n_vectors : input vectors, of several residual rows each; the official divisor is n_vectors − 1, hence about 5 ×
         the usual covariance, a constant that changes no order
-    returns : (bands, bands).  Source: FACTS F5.  Notebook: 03_baseline
+    returns : (bands, bands).  Source: METHOD 7.5.  Notebook: 03_baseline
     raises : checks.Refusal when there are too few vectors for an inverse
     """
     covariance = moments / max(n_vectors - 1, 1)
@@ -127,5 +127,5 @@ def precision(moments: np.ndarray, n_vectors: int) -> np.ndarray:
 
 
 def mahalanobis(residual: np.ndarray, precision: np.ndarray) -> np.ndarray:
-    """Quadratic form rᵀ P r of rows (n, bands) → (n,).  Source: FACTS F5.  Notebook: 03_baseline"""
+    """Quadratic form rᵀ P r of rows (n, bands) → (n,).  Source: METHOD 7.5.  Notebook: 03_baseline"""
     return np.einsum("ij,jk,ik->i", residual, precision, residual)

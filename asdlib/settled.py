@@ -4,7 +4,7 @@ When a run of all stages has found or made everything fresh, it writes runs/<stu
 (settings, sweep, code, notebooks, recordings by path, size and time, device, versions of the libraries), the size and time of every file
 that it left, and the words that it ended with. While all of that still holds, the words hold. Anything else, and the long way looks at the contents:
 a byte that changed without the file's time, as on a failing disk, is found there, not here (delete settled.json to take the long way).
-Source: DESIGN 3. Notebook: none; `asd run`.
+Source: METHOD 8.2. Notebook: none; `asd run`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ unlabelled. What contradicts itself is left out, never guessed. So is what nothi
 understood and lies inside train or beside folders that are (`accept` takes such names as saying nothing), and what a csv beside it does not list.
 Folders like id_02 become sections, which are judged apart.
 
-Source: FACTS F1, F2; issue "own machine".  Used by: `asdlib.recordings`; `asdlib.scorer` (which files are recordings).
+Source: METHOD 7.1, 7.2, 8.6.  Used by: `asdlib.recordings`; `asdlib.scorer` (which files are recordings).
 """
 
 from __future__ import annotations

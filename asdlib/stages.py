@@ -2,7 +2,7 @@
 
 A stage runs once, once per seed, or once per machine, or both; its settings sections enter its digest. `STAGES` stands in the order of the
 notebooks, and a study runs those that serve one of its systems.
-Sources: DESIGN 3, 4. Notebooks: all (through `study`).
+Sources: METHOD 8.2, 8.3. Notebooks: all (through `study`).
 """
 
 from __future__ import annotations

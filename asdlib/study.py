@@ -8,7 +8,7 @@
     runs/<study>/tuned.toml                    ω, η and both k as 08 chose them, for any study to include
 
 What is finished (artefacts.finished) is never computed again; what is not, starts again or goes on from its checkpoint.
-Sources: DESIGN 3, 4. Notebooks: all (second cell, `arrive`).
+Sources: METHOD 8.2, 8.3. Notebooks: all (second cell, `arrive`).
 """
 
 from __future__ import annotations

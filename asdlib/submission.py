@@ -11,9 +11,9 @@ The official evaluator sorts lines by name and matches them by position: wrong n
 system with exit code 0, a header, a short file or NaN crash it. `faults` finds all of that by name, before.
 
 The official score is Ω of `asdlib.metrics`: the harmonic mean of AUC source, AUC target and pAUC of all machines. Precision,
-recall and F1 of a domain use its clips alone. Its own ci95 is wrong (FACTS F3); intervals here are bootstrap intervals over test clips.
+recall and F1 of a domain use its clips alone. Its own ci95 is wrong (METHOD 7.3); intervals here are bootstrap intervals over test clips.
 
-Source: FACTS F3 (official evaluator, README).  Used by: `asd submit`, `asd evaluate`.
+Source: METHOD 7.3 (official evaluator, README).  Used by: `asd submit`, `asd evaluate`.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ def _safe_lines(path: Path) -> list[list[str]]:
 
 
 def _quality(flagged: np.ndarray, anomalous: np.ndarray) -> tuple[float, float, float]:
-    """Precision, recall and F1, 0 where nothing was flagged or hit (FACTS F3)."""
+    """Precision, recall and F1, 0 where nothing was flagged or hit (METHOD 7.3)."""
     hit, said, true = float((flagged & anomalous).sum()), float(flagged.sum()), float(anomalous.sum())
     precision, recall = hit / max(said, 1.0), hit / max(true, 1.0)
     return precision, recall, 2 * precision * recall / max(precision + recall, np.finfo(float).eps)

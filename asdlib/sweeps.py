@@ -14,7 +14,7 @@ values, is the reference. A variant runs the stages that train; each job lies wh
 
 An interval of a difference comes from the same resampled test clips on both sides, averaged over seeds first (metrics.paired); it speaks of
 other test clips. The standard deviation over seeds speaks of other trainings. Neither contains the other.
-Source: SYSTEM 8; DESIGN 4. Notebook: none; `asd run` writes the page.
+Source: METHOD 3.8, 8.3. Notebook: none; `asd run` writes the page.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ between clips (noise level, placing, roughness, level) is drawn as Latin hypercu
 
 The level of a clip is drawn anew for every clip, after the fault: it tells nothing about label, domain or attributes.
 
-Units: s, Hz, revolutions; amplitudes relative to the RMS of the healthy machine. Source: DESIGN 2; FACTS F1, F2 (names,
+Units: s, Hz, revolutions; amplitudes relative to the RMS of the healthy machine. Source: METHOD 7, 7.1, 8.1.2 (names,
 csv form). Notebooks: 01_data, and every other one on the demo study.
 """
 

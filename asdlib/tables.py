@@ -5,7 +5,7 @@ Conventions
 Values are fractions, chance is 0.5; intervals in brackets. What is not available is written so, with the reason; a claim is made only
 against the controls (what shuffled labels and the level of the clips alone would reach). `styled` makes every table; it escapes all but
 what has the type `Html`. Table columns: `checks.SCORE_COLUMNS`, `checks.METRIC_COLUMNS`, `metrics.DECISION_COLUMNS`.
-Sources: SYSTEM 8; report.txt, Table 1. Notebooks: 03_baseline, 09_report.
+Sources: METHOD 3.8; report, Table 1. Notebooks: 03_baseline, 09_report.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The loop knows a model with `loss(batch, generator)`, and a function that yields
 Everything random in an epoch comes from a generator seeded by (seed, epoch), so an interrupted training goes on from
 the last checkpoint to the same weights as an unbroken one. Logged terms stay on the device until an epoch ends.
 Checkpoints are written beside and renamed, and read with `weights_only=True`. Torch's training ends in this module.
-Sources: SYSTEM 4, 5, 6; DESIGN 3. Notebooks: 03_baseline, 04_classifier, 05_oevae.
+Sources: METHOD 3.4, 3.5, 3.6, 8.2. Notebooks: 03_baseline, 04_classifier, 05_oevae.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A section is a frozen dataclass whose fields come from `config.setting`; a setting has one type. What is wrong is refused
 with what was expected and, for a misspelt name, with a suggestion. `digest` turns settings into the name of what they made.
 
-Source: DESIGN 2, 3. Notebooks: all (through `config`).
+Source: METHOD 8.2. Notebooks: all (through `config`).
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def mid_rank(score, train) -> float:
 
 
 def sub_cluster_adacos(e, centres, y, classes: int, subclusters: int, scale: float) -> float:
-    """Mean over items of −Σ_j y_ij ln p_ij (facts A7)."""
+    """Mean over items of −Σ_j y_ij ln p_ij (METHOD 5.7)."""
     total = 0.0
     for i in range(len(e)):
         weights = []
@@ -93,7 +93,7 @@ def sub_cluster_adacos(e, centres, y, classes: int, subclusters: int, scale: flo
 
 
 def adapted_scale(cosines, y, classes: int, subclusters: int, scale: float) -> tuple[float, float]:
-    """The adaptive rule's next scale and the θ_med it used (facts A7)."""
+    """The adaptive rule's next scale and the θ_med it used (METHOD 5.7)."""
     n = len(cosines)
     m = max(scale * float(c) for row in cosines for c in row)
     b = sum(math.exp(scale * float(c) - m) for row in cosines for c in row) / n

@@ -132,7 +132,7 @@ def test_smote_with_one_item_per_clip_is_the_library_s():
 
 
 def test_smote_size_of_the_field():
-    """10 target clips beside 990 at ratio 0.2: 198 target items in all (facts E13)."""
+    """10 target clips beside 990 at ratio 0.2: 198 target items in all (METHOD 4.13)."""
     x = np.random.default_rng(0).normal(size=(1000, 3))
     assert len(augment.smote(x, domains(990, 10), np.arange(1000), ratio=0.2, k=2, seed=0)) == 188
 

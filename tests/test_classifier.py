@@ -68,7 +68,7 @@ def fitted(context):
 
 
 def names_2024():
-    """File name endings of the training clips of DCASE 2024 (facts F1): machine -> (source endings, target endings)."""
+    """File name endings of the training clips of DCASE 2024 (METHOD 7.1): machine -> (source endings, target endings)."""
 
     def product(form, *values):
         return [form.format(*choice) for choice in itertools.product(*values)]
@@ -192,7 +192,7 @@ def test_clips_start_anew_every_epoch_and_at_their_beginning_in_a_test(context, 
 
 
 def test_waveforms_are_standardised_by_clip_by_machine_or_not(context, monkeypatch):
-    """SYSTEM 2: mean 0 and variance 1, of the clip itself or by its machine's training clips; test clips never enter."""
+    """METHOD 3.2: mean 0 and variance 1, of the clip itself or by its machine's training clips; test clips never enter."""
     table, train = context.store.clips, rows_of(context, "train")
     seen = []
     monkeypatch.setattr(module, "branch_inputs", lambda wave, *_: seen.append(wave) or {})

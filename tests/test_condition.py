@@ -24,7 +24,7 @@ def table(train: dict[str, list[str]], test: dict[str, list[str]] | None = None,
 @pytest.mark.parametrize(
     ("values", "v", "k"),
     [
-        (["4", "8", "12", "16"], [4, 8, 12, 16], 1.25),  # bearing, FACTS F1
+        (["4", "8", "12", "16"], [4, 8, 12, 16], 1.25),  # bearing, METHOD 7.1
         (["31V", "34V", "40V"], [31, 34, 40], 5 / 3),
         (["0.03", "0.30"], [0.03, 0.30], 5 / 0.27),
         (["00", "10", "15", "20"], [0, 10, 15, 20], 1.0),

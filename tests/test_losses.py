@@ -195,7 +195,7 @@ def test_alpha_modes_are_what_they_say():
 
 
 def test_alpha_of_a_perfect_latent():
-    """56 standard normal channels: mean 79.4, standard deviation 5.3 (facts C)."""
+    """56 standard normal channels: mean 79.4, standard deviation 5.3 (METHOD 6.2)."""
     mu = torch.from_numpy(np.random.default_rng(0).normal(size=(20000, 64)).astype("float32"))
     alpha = losses.alpha_scores(losses.VAEOutput(mu, torch.zeros_like(mu), mu, mu, mu), domain=8)["nll"]
     assert float(alpha.mean()) == pytest.approx(79.46, abs=0.2) and float(alpha.std()) == pytest.approx(5.29, abs=0.1)

@@ -179,7 +179,7 @@ def test_clips_are_held_out_of_each_group():
 
 
 def test_k_is_5_over_the_smallest_step_of_the_real_attribute_values():
-    """Bearing of DCASE 2024 (facts F1): vel 4, 8, 12, 16; k = 1.25, neighbouring speeds 5 prior standard deviations apart."""
+    """Bearing of DCASE 2024 (METHOD 7.1): vel 4, 8, 12, 16; k = 1.25, neighbouring speeds 5 prior standard deviations apart."""
     speeds = ["4", "8", "12", "16"]
     table = pd.DataFrame({"machine": "bearing", "split": "train", "domain": "source", "attr_vel": speeds, "attr_loc": list("ABCD"), "level_db": 0.0})
     found = condition(table, choice="most_values", missing="power", bins=4, seed=0, machine="bearing")

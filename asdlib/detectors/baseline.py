@@ -1,6 +1,6 @@
 """The baselines: a nearest neighbour without training, and the official autoencoder with its two scores.
 
-Sources: SYSTEM 6, FACTS F5. Notebook: 03_baseline.
+Sources: METHOD 3.6, 7.5. Notebook: 03_baseline.
 """
 
 from __future__ import annotations

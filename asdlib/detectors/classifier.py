@@ -2,15 +2,15 @@
 
 The network learns which machine, attribute values and domain a normal training clip has; a clip whose embedding lies far
 from all training embeddings of its machine is anomalous. Classes come from training clips only: an attribute value that
-first occurs in a test clip never becomes one (FACTS A4). A class is held out in part (`classifier.holdout`, the whole
+first occurs in a test clip never becomes one (METHOD 5.4). A class is held out in part (`classifier.holdout`, the whole
 part of that share, so classes of few clips keep them all) for the accuracy that is logged; nothing is selected by it.
 
 Clips are tiled or cropped to `clip_seconds`: in training from a random place that is drawn anew every epoch, for
-embeddings from the start (FACTS A1). A tiled clip starts anywhere in the room that its last copy leaves. Waveforms are standardised
-(`classifier.wave_norm`, SYSTEM 2) before they are mixed: with none, as in the cited code, a recording at half the gain scores as an anomaly.
+embeddings from the start (METHOD 5.1). A tiled clip starts anywhere in the room that its last copy leaves. Waveforms are standardised
+(`classifier.wave_norm`, METHOD 3.2) before they are mixed: with none, as in the cited code, a recording at half the gain scores as an anomaly.
 
 Components of the scores: every back-end of `asdlib.backends`, and `score`, the one chosen by `classifier.backend`.
-Sources: report 3.1, SYSTEM 5, FACTS A. Notebook: 04_classifier.
+Sources: report 3.1; METHOD 3.5, 5. Notebook: 04_classifier.
 """
 
 from __future__ import annotations

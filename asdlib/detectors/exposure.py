@@ -11,7 +11,7 @@ turned into log-mel and labelled on the device, and nothing waits for the host.
 t is 1 for target segments and their mixtures with each other, 0 for pseudo-anomalies, between for a mixture of both
 (`mixup.outliers`), which therefore has no v and never reaches a VAE term.
 
-Sources: report 4.2; SYSTEM 2, 4, 9; facts D, E3, E8, E9, E21.  Notebook: 05_oevae
+Sources: report 4.2; METHOD 3.2, 3.4, 3.9, 4.3, 4.8, 4.9, 4.21, 6.3.  Notebook: 05_oevae
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Front:
     """From store rows to segments, and from segments to the log-mel that the network sees (OEVAEFeatures).
 
     train_rows : the target machine's training clips; with wave_norm = "machine" their one mean and std standardise
-        everything, pseudo-anomalies too (facts D)
+        everything, pseudo-anomalies too (METHOD 6.3)
     """
 
     def __init__(self, store: audio.Store, device: torch.device, settings, train_rows: np.ndarray):
@@ -124,7 +124,7 @@ def attribute_labels(table: pd.DataFrame, v: np.ndarray) -> np.ndarray:
 
     table : rows of the target machine's training clips.  v : (clips,) their condition
     Columns are the pairs of attribute key and value; without any, the sections; with a single one, the values of v, which
-    stand for an attribute there (report 4.1).  Source: L_section, facts D; SYSTEM 9
+    stand for an attribute there (report 4.1).  Source: L_section, METHOD 6.3, 3.9
     """
     keys = clips.attribute_keys(table)
     named = pd.concat([table[f"attr_{key}"].where(table[f"attr_{key}"] != "").rename(key) for key in keys], axis=1) if keys else None
@@ -275,7 +275,7 @@ def target_items(front: Front, rows: np.ndarray, prior: np.ndarray, conditioned:
 
 
 def prior_means(v: np.ndarray, k: float, centre: float) -> tuple[np.ndarray, np.ndarray]:
-    """k·v, with v counted from `centre`, its mean over the training clips (facts E5), float32 (n,), and whether there is a v at all.
+    """k·v, with v counted from `centre`, its mean over the training clips (METHOD 4.5), float32 (n,), and whether there is a v at all.
 
     v : (n,), NaN where unknown
     """

@@ -13,7 +13,7 @@ their waveforms. Training clips are scored leave-clip-out by β: a clip's own se
 them, are left out. The network has seen them (all but `oevae.holdout`), and so have the refitted VAEs: their α of every kind and
 their β are a little lower than those of new normal clips.
 
-Sources: report 3.2, 4.2; SYSTEM 2-4, 9; facts C, D, E.  Notebooks: 05_oevae, 06_embeddings, 07_latents, 08_tuning
+Sources: report 3.2, 4.2; METHOD 3.2-3.4, 3.9, 4, 6.2, 6.3.  Notebooks: 05_oevae, 06_embeddings, 07_latents, 08_tuning
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class References(NamedTuple):
 
 
 class OEVAE(Detector):
-    """The joint outlier-exposed extractor and VAE of one target machine (SYSTEM 4)."""
+    """The joint outlier-exposed extractor and VAE of one target machine (METHOD 3.4)."""
 
     name, Settings, systems = "oevae", config.OEVAE, ("oevae",)
 

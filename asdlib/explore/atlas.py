@@ -9,7 +9,7 @@ Labels of test clips are shown to the reader; nothing here feeds back into a sco
 
 Every colour has a shape beside it. Colour and shape carry the same thing; where colour is a number, the shape is the label. Filled marks are
 test clips, hollow ones training clips.
-Sources: UX (Widgets).  Notebook: 06_embeddings
+Sources: METHOD 8.5.  Notebook: 06_embeddings
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Maps show neighbourhoods. In PCA distances are those of the embedding, less what
 distances between groups and the sizes of groups mean nothing.
 
 Maps are kept by the digest of what they were made from: UMAP costs 10 to 17 s of compilation in each process, then about 1 s per 1000 items.
-Sources: UX (Widgets).  Notebook: 06_embeddings
+Sources: METHOD 8.5.  Notebook: 06_embeddings
 """
 
 from __future__ import annotations

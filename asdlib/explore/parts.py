@@ -8,7 +8,7 @@ on the scale of their training scores already (`fusion.aligned`), what is made o
 study's own settings is the study's score, number for number.
 
 Several training seeds are one ensemble here: there is one ω to choose, not one per training.
-Sources: SYSTEM 7; facts E11, E12, E18.  Notebook: 08_tuning
+Sources: METHOD 3.7, 4.11, 4.12, 4.18.  Notebook: 08_tuning
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ nothing passes it best of all, and ten target clips are few. The interval does n
 alone), so a batch run keeps the default. Pseudo-anomalies, clips of other machines, would be better grounds; their scores are in no
 artefact and need the networks.
 
-Sources: SYSTEM 7, 8; facts E11, F4.  Notebook: 08_tuning
+Sources: METHOD 3.7, 3.8, 4.11, 7.4.  Notebook: 08_tuning
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ in the `Sweep`, or made at once for an η that is not in it.
 
 `save` writes the point as a TOML file that any study can include, with the rule that chose it: a point chosen by hand was chosen in
 sight of test labels.
-Sources: SYSTEM 7; UX.  Notebook: 08_tuning
+Sources: METHOD 3.7, 8.5.  Notebook: 08_tuning
 """
 
 from __future__ import annotations

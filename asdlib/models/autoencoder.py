@@ -2,7 +2,7 @@
 
 Input vectors are 5 consecutive log-mel frames of 128 bands, frame-major. They are never materialised: in a spectrogram
 stored frames first, the 5 x 128 values that start at a frame lie in a row, so a batch is one strided gather.
-Sources: SYSTEM 6, FACTS F5. Notebook: 03_baseline.
+Sources: METHOD 3.6, 7.5. Notebook: 03_baseline.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Vectors:
 
 
 class Autoencoder(nn.Module):
-    """The official network (FACTS F5): 267,928 parameters at the defaults.
+    """The official network (METHOD 7.5): 267,928 parameters at the defaults.
 
     forward : float32 (n, frames · bands) → reconstruction of the same shape
     """

@@ -1,9 +1,9 @@
 """Branches of the classifier: whole-clip spectrum and spectrogram (or phase), each to one embedding.
 
-The layer tables of facts A2 and A3 (Wilkinghoff 2024), with PReLU for every ReLU (report 3.1). Adopted from Keras, where
+The layer tables of METHOD 5.2 and 5.3 (Wilkinghoff 2024), with PReLU for every ReLU (report 3.1). Adopted from Keras, where
 the cited code was written: asymmetric `same` padding (the extra cell comes last), BatchNorm with momentum 0.99 (0.01
 here, its start divided out) and eps 1e-3, Glorot-uniform kernels, no biases anywhere. Not adopted: Keras' PReLU with one slope per element
-starting at 0; here one slope per channel starting at 0.25, in the squeeze-excitation too (facts A10).
+starting at 0; here one slope per channel starting at 0.25, in the squeeze-excitation too (METHOD 5.10).
 
 Notebook: 04_classifier.
 """
@@ -156,7 +156,7 @@ class SqueezeExcite(nn.Module):
 class SpectrumBranch(nn.Module):
     """Whole-clip magnitude spectrum (n, 1, bins) to an embedding (n, dim): three strided convolutions, five dense layers.
 
-    bins : half the samples of a clip; the dense layers tie the branch to it.  Source: facts A2
+    bins : half the samples of a clip; the dense layers tie the branch to it.  Source: METHOD 5.2
     """
 
     def __init__(self, bins: int, dim: int = 128):
@@ -228,10 +228,10 @@ class Block(nn.Module):
 
 
 class SpectrogramBranch(nn.Module):
-    """Spectrogram or phase (n, channels, bins, frames) to an embedding (n, dim): the residual network of facts A3.
+    """Spectrogram or phase (n, channels, bins, frames) to an embedding (n, dim): the residual network of METHOD 5.3.
 
     centre_time : subtract each bin's mean over time first (magnitudes); off for phase, where a mean of wrapped angles
-        has no meaning (facts B)
+        has no meaning (METHOD 6.1)
     The last map is pooled by its maximum over all time: the table's MaxPool(18, 1) up to 18 s, and no tie to a clip length.
     """
 
@@ -259,7 +259,7 @@ class SpectrogramBranch(nn.Module):
 
 
 def regularised(module: nn.Module) -> list[nn.Parameter]:
-    """Kernels that the L2 penalty covers: convolutions and dense layers outside squeeze-excitation (facts A2, A9)."""
+    """Kernels that the L2 penalty covers: convolutions and dense layers outside squeeze-excitation (METHOD 5.2, 5.9)."""
     if isinstance(module, SqueezeExcite):
         return []
     own = [module.weight] if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)) else []

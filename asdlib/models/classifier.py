@@ -2,11 +2,11 @@
 
 One network for all machines learns which machine, attribute values and domain a normal clip has (C classes of training
 clips); the embedding before the heads is what is scored. Heads: `plain` over C classes on the joined embedding, `featex` over
-(B + 1)·C classes on the same embeddings exchanged between clips (facts A6). Loss = plain + weight · featex + l2 · Σ‖W‖².
+(B + 1)·C classes on the same embeddings exchanged between clips (METHOD 5.6). Loss = plain + weight · featex + l2 · Σ‖W‖².
 
 Branches by name: `fft` whole-clip magnitude spectrum; `mel` mel spectrogram; `stft<n>` linear spectrogram with n_fft n and
 hop n/2 (any number of them, each its own branch); `phase` STFT phase through the same network as a spectrogram.
-Sources: report 3.1, SYSTEM 5, facts A.  Notebook: 04_classifier.
+Sources: report 3.1; METHOD 3.5, 5.  Notebook: 04_classifier.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 f_FE is torchvision's ResNet-18 with one input channel, g_machine one linear layer, the VAE 512 → 256 → (μ, ln σ²) of 64
 channels → 256 → 512 with z_d the first 8 of them (Eq. 1-4). The VAE sees normal samples of the target machine only. With
 `vae_grad = "split"` λ scales the gradient that passes from the VAE into f_FE and the VAE's own parameters get the whole of it;
-with "literal" λ scales the VAE's loss, as Eq. 1 is printed (facts E2: Adam then hardly moves the VAE).
+with "literal" λ scales the VAE's loss, as Eq. 1 is printed (METHOD 4.2: Adam then hardly moves the VAE).
 
-Sources: report 3.2 and 4.2, SYSTEM 4, facts C, D, E.  Notebooks: 05_oevae, 07_latents.
+Sources: report 3.2 and 4.2; METHOD 3.4, 4, 6.2, 6.3.  Notebooks: 05_oevae, 07_latents.
 """
 
 from __future__ import annotations

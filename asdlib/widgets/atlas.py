@@ -9,7 +9,7 @@ script, the same object is its static twin: small multiples of the maps. The lis
 DOM classes, for tests: asd-atlas (the whole), asd-atlas-view, -projection, -items, -colour (choices), asd-atlas-map, -canvas, -player, -said
 (canvas widget), asd-atlas-legend, asd-atlas-list (choice of listed clips), asd-atlas-detail (pictures and tables), asd-atlas-why (button),
 asd-atlas-reason (its answer), asd-atlas-clips (static lists).
-Source: UX (Widgets, Reports).  Notebook: 06_embeddings
+Source: METHOD 8.5, 8.4.  Notebook: 06_embeddings
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Conventions
 -----------
 Used by the live view (`widgets.atlas`) for its chosen clip and by reports for everything. All clips of a machine have one gain, so that levels can
 be compared by ear; pictures have one scale from the loudest cell down. Everything that comes from data is escaped.
-Source: UX (Reports).  Notebook: 06_embeddings
+Source: METHOD 8.4.  Notebook: 06_embeddings
 """
 
 from __future__ import annotations

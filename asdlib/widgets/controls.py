@@ -1,9 +1,9 @@
 """Controls that ipywidgets lacks: a weight with a slider and a number box, both with a name that a screen reader speaks, and a region that
-is read out when its words change. ipywidgets' slider handles have no accessible name and none can be given them (UX), and a live region
+is read out when its words change. ipywidgets' slider handles have no accessible name and none can be given them (METHOD 8.5), and a live region
 must outlive its content.
 
 The scripts use the browser's own elements, ask nothing of the network and are part of the notebook's output.
-Source: UX (Widgets).  Notebook: 08_tuning
+Source: METHOD 8.5.  Notebook: 08_tuning
 """
 
 from __future__ import annotations

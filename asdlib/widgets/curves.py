@@ -2,7 +2,7 @@
 
 Every drawing has a static layer, re-sent only when the curves change, and a live one of the same size that holds the marks alone: a tick
 sends a few kB. Colours are Okabe and Ito's, each metric has its own mark too. Values are fractions; chance is 0.5.
-Source: UX (inline SVG, 76 ms from key to pixels).  Notebook: 08_tuning
+Source: METHOD 8.5 (inline SVG, 76 ms from key to pixels).  Notebook: 08_tuning
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ A change of ω re-sends marks and numbers only; η, k and k_scale re-send the cu
 
 Class names for tests and styles: asd-tuner, asd-omega, asd-eta, asd-k, asd-kscale, asd-system, asd-tuner-curves (static), asd-tuner-live (marks),
 asd-tuner-table, asd-tuner-words (read out), asd-tuner-map, asd-tuner-cell, asd-tuner-rules, asd-rule-default, -training, -oracle, asd-save.
-Source: UX (Widgets).  Notebook: 08_tuning
+Source: METHOD 8.5.  Notebook: 08_tuning
 """
 
 from __future__ import annotations

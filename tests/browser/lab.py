@@ -2,7 +2,7 @@
 
 JupyterLab listens on 127.0.0.1 only, with a port and a token of its own and with empty folders for its settings, so that nothing of the
 user's is read or changed; notebooks are copies whose parameters cell names the study and its home. A `Watch` notes every error of a page and
-every request that leaves the machine. Facts behind the waits and flags: UX, Real browser.
+every request that leaves the machine. Why it waits and which flags it sets: METHOD 8.7.
 """
 
 import contextlib
