@@ -138,7 +138,10 @@ def _read(path: Path, data: Data, span: tuple[int, int] | None) -> tuple[np.ndar
 
 
 def levels(wave: np.ndarray) -> tuple[float, float]:
-    """Level of a channel, and of what is left of it without its mean: dB re full scale; the floor where they are no numbers."""
+    """Level of a channel, and of what is left of it without its mean: dB re full scale; the floor where they are no numbers.
+
+    wave : (n,), int16 or float in [-1, 1]
+    """
     full = FULL_SCALE if wave.dtype == np.int16 else 1.0
     with np.errstate(all="ignore"):
         power, mean = float(np.mean(np.square(wave, dtype=np.float64))) / full**2, float(np.mean(wave, dtype=np.float64)) / full
