@@ -74,67 +74,20 @@ def test_same_padding_is_keras(size, kernel, stride):
     assert branches.same_padding(374, 7, 2) == (2, 3)
 
 
-@pytest.mark.parametrize("shape", [(513, 374), (128, 93), (20, 17)])
-def test_stem_is_the_padded_7_by_7_convolution(shape):
-    stem = branches.StemConv2d(2, 16)
-    x = torch.randn(2, 2, *shape, requires_grad=True)
-    pads = [cells for size in reversed(shape) for cells in branches.same_padding(size, 7, 2)]
-    plain = F.conv2d(F.pad(x, pads), stem.weight, stride=2)
-    folded = stem(x)
-    torch.testing.assert_close(folded, plain, atol=1e-4, rtol=1e-4)
-    probe = torch.randn_like(plain)
-    for one, two in zip(torch.autograd.grad(folded, [x, stem.weight], probe), torch.autograd.grad(plain, [x, stem.weight], probe)):
-        torch.testing.assert_close(one, two, atol=2e-3, rtol=1e-3)
-
-
-@pytest.mark.parametrize("slope", [0.25, -0.1])
-def test_stem_activates_before_it_pools(slope):
-    stem = branches.Stem(1, 4)
-    with torch.no_grad():
-        stem.activation.weight[2] = slope
-    x = torch.randn(3, 1, 40, 30)
-    parameters = list(stem.parameters())
-    plain = F.max_pool2d(F.prelu(stem.norm(stem.convolution(x)), stem.activation.weight), 3, 2)
-    torch.testing.assert_close(stem(x), plain)
-    probe = torch.randn_like(plain)
-    for one, two in zip(torch.autograd.grad(stem(x), parameters, probe), torch.autograd.grad(plain, parameters, probe)):
-        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
-def test_prelu_is_the_library_s(memory, monkeypatch):
-    monkeypatch.setattr(branches, "CHUNK", 3000)  # several pieces
-    ours, library = branches.PReLU(5), nn.PReLU(5)
-    with torch.no_grad():
-        ours.weight.copy_(torch.tensor([-0.5, 0.0, 0.25, 1.0, 2.0]))
-        library.weight.copy_(ours.weight)
-    x = torch.randn(7, 5, 11, 13).to(memory_format=memory)
-    x[0, 0, 0] = 0.0
-    results = []
-    for layer in (ours, library):
-        leaf = x.clone().requires_grad_()
-        out = layer(leaf)
-        results.append((out, *torch.autograd.grad((out * x.cos()).sum(), [leaf, layer.weight])))
-    for one, two in zip(*results):
-        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
-    flat = torch.randn(3, 5, requires_grad=True)
-    torch.testing.assert_close(torch.autograd.grad(ours(flat).sum(), flat), torch.autograd.grad(library(flat).sum(), flat))
-
-
 def test_layers_follow_the_sources():
     """No bias but BatchNorm's, PReLU for every ReLU with a slope per channel from 0.25, Keras' BatchNorm, in every branch."""
     for branch in (branches.SpectrumBranch(4000), branches.SpectrogramBranch(2, 65, centre_time=False)):
         kinds = [type(m) for m in branch.modules()]
-        assert nn.ReLU not in kinds and nn.PReLU not in kinds and branches.PReLU in kinds
+        assert nn.ReLU not in kinds and nn.PReLU in kinds
         for m in branch.modules():
             if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear)):
                 assert m.bias is None
             if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 assert (m.momentum, m.eps) == (0.01, 1e-3)
-            if isinstance(m, branches.PReLU):
+            if isinstance(m, nn.PReLU):
                 assert (m.weight == 0.25).all()
     gates = [m for m in branches.SpectrogramBranch(1, 65, centre_time=True).modules() if isinstance(m, branches.SqueezeExcite)]
-    assert len(gates) == 8 and isinstance(gates[0].gate[1], branches.PReLU)
+    assert len(gates) == 8 and isinstance(gates[0].gate[1], nn.PReLU)
 
 
 def test_squeeze_excite_by_loops():

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 BN_MOMENTUM, BN_EPS = 0.01, 1e-3
 SE_RATIO = 16
-CHUNK = 2**18  # values that PReLU's gradient takes at a time: 1 MB of float32 stays in the cache of a core
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -55,53 +54,6 @@ class SameConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         x, padding = _pad_same(x, self.kernel_size[0], self.stride[0])
         return F.conv2d(x, self.weight, None, self.stride, padding)
-
-
-class StemConv2d(SameConv2d):
-    """7 x 7 convolution with stride 2, computed as 4 x 4 with stride 1 on four times the channels.
-
-    The same sums in another order: rows and columns 2i and 2i + 1 become channels, and the kernel, widened by a zero row
-    and column, is folded alike. The gradient of a one-channel input costs a third of what it costs unfolded.
-    """
-
-    def __init__(self, n_in: int, n_out: int):
-        super().__init__(n_in, n_out, 7, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        cells = []
-        for size in reversed(x.shape[2:]):
-            before, after = same_padding(size, 7, 2)
-            cells += [before, after + (before + size + after) % 2]
-        return F.conv2d(F.pixel_unshuffle(F.pad(x, cells), 2), F.pixel_unshuffle(F.pad(self.weight, (0, 1, 0, 1)), 2))
-
-
-class PReLU(nn.PReLU):
-    """`nn.PReLU` with one slope per channel; on a CPU its gradient runs in pieces that fit the cache, several times faster."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.to(x.dtype)
-        return F.prelu(x, weight) if x.is_cuda else _PReLU.apply(x, weight)
-
-
-class _PReLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(x, slope)
-        return F.prelu(x, slope)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        x, slope = ctx.saved_tensors
-        less = (slope - 1).view(-1, *[1] * (x.ndim - 2))
-        others = [0, *range(2, x.ndim)]
-        grad_x, grad_slope = torch.empty_like(x), torch.zeros(len(slope))
-        step = max(1, CHUNK // x[0].numel())
-        for i in range(0, len(x), step):
-            piece, g = x[i : i + step], grad[i : i + step]
-            negative = g * (piece <= 0)
-            grad_slope += (negative * piece).sum(others, dtype=torch.float32)
-            torch.addcmul(g, negative, less, out=grad_x[i : i + step])  # g where x > 0, slope · g elsewhere
-        return grad_x, grad_slope.to(slope.dtype)
 
 
 def dense(n_in: int, n_out: int) -> nn.Linear:
@@ -146,7 +98,7 @@ class SqueezeExcite(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         inner = max(channels // SE_RATIO, 1)
-        self.gate = nn.Sequential(dense(channels, inner), PReLU(inner), dense(inner, channels), nn.Sigmoid())
+        self.gate = nn.Sequential(dense(channels, inner), nn.PReLU(inner), dense(inner, channels), nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.gate(x.flatten(2).mean(2))
@@ -162,16 +114,16 @@ class SpectrumBranch(nn.Module):
     def __init__(self, bins: int, dim: int = 128):
         super().__init__()
         self.convolutions = nn.Sequential(
-            SameConv1d(1, 128, 256, 64), PReLU(128), SqueezeExcite(128),
-            SameConv1d(128, 128, 64, 32), PReLU(128), SqueezeExcite(128),
-            SameConv1d(128, 128, 16, 4), PReLU(128), SqueezeExcite(128),
+            SameConv1d(1, 128, 256, 64), nn.PReLU(128), SqueezeExcite(128),
+            SameConv1d(128, 128, 64, 32), nn.PReLU(128), SqueezeExcite(128),
+            SameConv1d(128, 128, 16, 4), nn.PReLU(128), SqueezeExcite(128),
         )  # fmt: skip
         length = bins
         for stride in (64, 32, 4):
             length = -(-length // stride)
         layers, width = [], 128 * length
         for _ in range(4):
-            layers += [dense(width, 128), BatchNorm1d(128, BN_EPS, BN_MOMENTUM), PReLU(128)]
+            layers += [dense(width, 128), BatchNorm1d(128, BN_EPS, BN_MOMENTUM), nn.PReLU(128)]
             width = 128
         self.head = nn.Sequential(*layers, dense(128, dim))
 
@@ -184,14 +136,11 @@ class Stem(nn.Module):
 
     def __init__(self, n_in: int, n_out: int):
         super().__init__()
-        self.convolution, self.norm = StemConv2d(n_in, n_out), _norm(n_out)
-        self.activation, self.pool = PReLU(n_out), nn.MaxPool2d(3, 2)
+        self.convolution, self.norm = SameConv2d(n_in, n_out, 7, 2), _norm(n_out)
+        self.activation, self.pool = nn.PReLU(n_out), nn.MaxPool2d(3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.convolution(x))
-        if not x.is_cuda and bool((self.activation.weight > 0).all()):
-            return self.activation(self.pool(x))  # a rising function commutes with the maximum, and here has a quarter to do
-        return self.pool(self.activation(x))
+        return self.pool(self.activation(self.norm(self.convolution(x))))
 
 
 class FirstBlock(nn.Module):
@@ -199,10 +148,10 @@ class FirstBlock(nn.Module):
 
     def __init__(self, channels: int, *, second: bool):
         super().__init__()
-        middle = [PReLU(channels), _norm(channels)] if second else [_norm(channels), PReLU(channels)]
+        middle = [nn.PReLU(channels), _norm(channels)] if second else [_norm(channels), nn.PReLU(channels)]
         self.norm = _norm(channels) if second else nn.Identity()
         self.residual = nn.Sequential(
-            PReLU(channels), SameConv2d(channels, channels, 3), *middle, SameConv2d(channels, channels, 3), SqueezeExcite(channels)
+            nn.PReLU(channels), SameConv2d(channels, channels, 3), *middle, SameConv2d(channels, channels, 3), SqueezeExcite(channels)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -217,7 +166,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm = _norm(n_in)
         self.residual = nn.Sequential(
-            PReLU(n_in), SameConv2d(n_in, n_out, 3, stride), _norm(n_out), PReLU(n_out), SameConv2d(n_out, n_out, 3), SqueezeExcite(n_out)
+            nn.PReLU(n_in), SameConv2d(n_in, n_out, 3, stride), _norm(n_out), nn.PReLU(n_out), SameConv2d(n_out, n_out, 3), SqueezeExcite(n_out)
         )
         # ceil_mode is Keras' `same` for a 2 x 2 pool: a last odd row is a window of its own
         self.skip = nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), SameConv2d(n_in, n_out, 1)) if stride == 2 else nn.Identity()

@@ -14,7 +14,7 @@ from torch import nn
 
 from asdlib import config, features, precision, training
 from asdlib.detectors import OEVAE, Classifier, exposure
-from asdlib.models import branches, oevae
+from asdlib.models import oevae
 from asdlib.models.autoencoder import Autoencoder, Vectors
 from asdlib.models.classifier import Batch, branch_inputs
 from asdlib.precision import DTYPES
@@ -122,22 +122,12 @@ def classifier_step(device: torch.device) -> list[Measure]:
 
     ready = gather()
     ours = stepper(detector.net, gather, torch.optim.Adamax(detector.net.parameters(), lr=1e-3), dtype)
-    bare = as_torch(copy.deepcopy(detector.net)).to(memory_format=torch.contiguous_format)
+    bare = copy.deepcopy(detector.net).to(memory_format=torch.contiguous_format)
     plain = stepper(bare, lambda: ready, torch.optim.Adamax(bare.parameters(), lr=1e-3), torch.float32)
     work = flops(stepper(detector.net, lambda: ready, torch.optim.Adamax(detector.net.parameters(), lr=1e-3), dtype))
     kinds = {"device": device, "dtype": dtype, "operations": work, "rounds": 3}
-    return [compare("classifier step", "clips", ours, count, plain, says="float32, contiguous, torch's own layers, features ready", **kinds,
+    return [compare("classifier step", "clips", ours, count, plain, says="float32, contiguous, features ready", **kinds,
                     note=f"12 s, fft + mel + phase, {kind}, features included")]  # fmt: skip
-
-
-def as_torch(net: nn.Module) -> nn.Module:
-    """The same network with torch's PReLU and an unfolded first convolution."""
-    for module in net.modules():
-        if isinstance(module, branches.PReLU):
-            module.__class__ = nn.PReLU
-        elif isinstance(module, branches.StemConv2d):
-            module.__class__ = branches.SameConv2d
-    return net
 
 
 def autoencoder_step(device: torch.device) -> list[Measure]:
