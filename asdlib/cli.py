@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import argparse
-import atexit
 import json
 import logging
 import os
@@ -22,17 +21,16 @@ import sys
 import warnings
 from pathlib import Path
 
-from asdlib import artefacts, checks, config, settled
+from asdlib import artefacts, checks, config
 from asdlib.commands import add
-from asdlib.later import OnFirstUse
-
-pd = OnFirstUse("pandas")
-audio, clips, execute, graph = (OnFirstUse(f"asdlib.{name}") for name in ("audio", "clips", "execute", "graph"))
-report, studies, sweeps, synthetic = (OnFirstUse(f"asdlib.{name}") for name in ("report", "study", "sweeps", "synthetic"))
-compare, download, reading, training = (OnFirstUse(f"asdlib.{name}") for name in ("compare", "download", "reading", "training"))
 
 
 def _run(args: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from asdlib import execute, graph, reading, report, sweeps
+    from asdlib import study as studies
+
     overrides = list(args.set)
     if args.data_root:
         overrides.append("data.roots=" + json.dumps([str(Path(root).resolve()) for root in args.data_root], ensure_ascii=False))
@@ -45,10 +43,6 @@ def _run(args: argparse.Namespace) -> None:
         files = [*config.load(study, overrides).include, *(str(Path(file).resolve()) for file in args.include)]
         overrides.append("include=" + json.dumps(files, ensure_ascii=False))
     only = args.stages.split(",") if args.stages else []
-    known = None if only or args.dry_run else settled.recall(study, overrides, args.home)
-    if known is not None:
-        print(known)
-        return
     for name in only:
         studies.stage_of(name)
     run = studies.open_run(study, overrides, args.home)
@@ -58,7 +52,6 @@ def _run(args: argparse.Namespace) -> None:
         print("\n".join([*lines, graph.text(planned)]))
         return
     print("\n".join(lines), flush=True)
-    settled.forget(run.study_folder)
     executed = execute.run_study(run, study, overrides, only, where=execute.Where(args.workers, args.scheduler))
     ending = []
     if run.finished(*studies.jobs(run)[-1]):
@@ -67,11 +60,7 @@ def _run(args: argparse.Namespace) -> None:
         ending.append(f"report {run.reports / 'index.html'}")
     if not only and (run.reports / "sweep.html").is_file():
         ending.append(f"seeds and settings {run.reports / 'sweep.html'}")
-    idle = "nothing to do: everything is up to date"
-    print("\n".join([*([] if executed else [idle]), *ending]))
-    if not only and run.device == training.pick_device(run.cfg.device):  # what a cluster's GPUs computed is stale on a CPU
-        with artefacts.locked(run.study_folder):
-            settled.note(study, overrides, run.study_folder, run.reports, "\n".join([*lines, idle, *ending]))
+    print("\n".join([*([] if executed else ["nothing to do: everything is up to date"]), *ending]))
 
 
 def _about(run) -> list[str]:
@@ -88,6 +77,8 @@ def _about(run) -> list[str]:
 
 
 def _index(args: argparse.Namespace) -> None:
+    from asdlib import audio, clips
+
     data = config.Data(roots=tuple(args.roots))
     table, problems = clips.index(args.roots)
     table, problems = audio.inspect(table, problems, data)
@@ -100,6 +91,8 @@ def _words(text: str) -> list[str]:
 
 
 def _download(args: argparse.Namespace) -> None:
+    from asdlib import download
+
     truth = Path(args.truth) if args.truth else None
     given = {"parts": _words(args.parts), "machines": _words(args.machines), "mirror": args.mirror, "truth": truth}
     folders = download.download(args.dataset, Path(args.root).absolute(), **given)
@@ -107,6 +100,8 @@ def _download(args: argparse.Namespace) -> None:
 
 
 def _synth(args: argparse.Namespace) -> None:
+    from asdlib import synthetic
+
     names = ("machines", "train_source", "train_target", "test", "seconds", "severity", "seed")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     settings = config.from_tree(config.Synthetic, given, "synthetic.")
@@ -115,6 +110,8 @@ def _synth(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
+    from asdlib import compare
+
     home = Path(args.home or artefacts.CLONE).resolve()
     first, second = (compare.load(study, home) for study in args.study)
     print(compare.text(first, second))
@@ -132,8 +129,10 @@ def _settings(args: argparse.Namespace) -> None:
         print(f"{name} = {json.dumps(default)}\n    {doc}")
 
 
-def parser(command: str = "") -> argparse.ArgumentParser:
-    """The command line. command : the one that came; for `run` the others are left out, whose help loads what they need"""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    from asdlib import download, mechanisms
+
     top = argparse.ArgumentParser(prog="asd", description="Anomalous sound detection of machines: run studies, look at recordings.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -155,8 +154,6 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     where.add_argument("--workers", type=int, default=0, metavar="N", help="this many jobs side by side on this machine (extra: cluster)")
     where.add_argument("--scheduler", default="", metavar="ADDRESS", help="do the jobs on this Dask cluster, for example tcp://host:8786")
     run.set_defaults(action=_run)
-    if command == "run":
-        return top
 
     index = commands.add_parser("index", help="say what recordings there are and what is wrong with them",
         description="Reads DCASE-style trees and prints counts, attributes, classes, durations and problems; writes nothing.",
@@ -181,7 +178,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
         description="Reads nothing; writes a DCASE 2024-style tree of physically modelled machines with faults to a new folder.",
         epilog="example: asd synth data/toy --machines fan gearbox --severity 0.5 1 2")  # fmt: skip
     synth.add_argument("out", help="folder to make")
-    synth.add_argument("--machines", nargs="+", help=f"of {', '.join(synthetic.MACHINES)}; NAME:KIND gives a machine another name")
+    synth.add_argument("--machines", nargs="+", help=f"of {', '.join(mechanisms.MACHINES)}; NAME:KIND gives a machine another name")
     for name, kind, text in (("train-source", int, "training clips, source domain"), ("train-target", int, "training clips, target domain"),
                              ("test", int, "test clips per domain and label"), ("seconds", float, "length"), ("seed", int, "seed")):  # fmt: skip
         synth.add_argument(f"--{name}", type=kind, help=text)
@@ -205,23 +202,22 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     return top
 
 
-def command() -> None:
-    """`asd` as a process: `main`, and then an end at once: taking the libraries apart would cost two more seconds."""
+def command() -> int:
+    """`asd` as a process: `main`, and what cannot be said is lost here, as Python's end would make a traceback of it."""
     code = main()
-    atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:  # closed from the start
                 stream.flush()
         except OSError:  # nobody reads any more, or a disk is full
             code = code or 1
-    os._exit(code)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return code
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `asd`; returns the exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    args = parser(words[0] if words else "").parse_args(words)
+    args = parser().parse_args(argv)
     warnings.simplefilter("ignore")
     for name in ("asyncio", "traitlets", "papermill"):  # an interrupt leaves tasks behind that they would report as tracebacks
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -18,16 +18,14 @@ import sys
 from pathlib import Path
 
 from asdlib import checks, config
-from asdlib.later import OnFirstUse
 
 BLOCK = 16  # files whose lines are printed together
-fusion, reading, reasons, recordings, scorer, study, submission, tables, training = (
-    OnFirstUse(f"asdlib.{name}") for name in ("fusion", "reading", "reasons", "recordings", "scorer", "study", "submission", "tables", "training")
-)
 
 
 def import_(args: argparse.Namespace) -> None:
     """`asd import`: see `recordings.import_machine`."""
+    from asdlib import recordings
+
     choices = {"rate": args.rate, "channel": args.channel, "clip_seconds": args.clip_seconds, "copy": args.copy, "licence": args.licence,
                "accept": args.accept_folders}  # fmt: skip
     done = recordings.import_machine(args.folders, args.root, args.machine, **choices)
@@ -40,6 +38,8 @@ def score(args: argparse.Namespace) -> int:
 
     raises : checks.Refusal without a file, or where the folder of --explain exists
     """
+    from asdlib import scorer, study, training
+
     listed = [os.fsdecode(line) for line in sys.stdin.buffer.read().splitlines()] if "-" in args.files else []  # names in any encoding
     paths = [line for name in args.files for line in (listed if name == "-" else [name]) if line.strip()]
     if not paths:
@@ -57,6 +57,8 @@ def score(args: argparse.Namespace) -> int:
 
 
 def _scored(args: argparse.Namespace, run, files: list[Path], ready) -> int:
+    from asdlib import reasons, scorer
+
     print(f"{ready.system} of {ready.name}, threshold by {ready.threshold.method}, seed {ready.seed}", file=sys.stderr)
     bad, odd = 0, []
     for start in range(0, len(files), BLOCK):
@@ -79,6 +81,8 @@ def _scored(args: argparse.Namespace, run, files: list[Path], ready) -> int:
 
 def submit(args: argparse.Namespace) -> None:
     """`asd submit`: see `submission.write`."""
+    from asdlib import fusion, reading, scorer, study, submission
+
     run = study.open(_name(args.study), args.home, args.seed)
     known = list(fusion.with_composed(run.cfg.systems))
     system = checks.known_name("system", args.system or scorer.final_system(run.cfg.systems), known)
@@ -90,6 +94,8 @@ def submit(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """`asd evaluate`: see `submission.evaluate`."""
+    from asdlib import submission, tables
+
     table, quality = submission.evaluate(args.out, args.truth, config.Metrics(bootstrap=args.bootstrap))
     if not args.json:
         print("\n".join([submission.result_text(table, quality), *tables.reasons(table)]))

@@ -26,10 +26,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from asdlib import artefacts, checks
-from asdlib.later import OnFirstUse
+import pooch
+import requests
 
-pooch, requests = OnFirstUse("pooch"), OnFirstUse("requests")
+from asdlib import artefacts, checks
 
 ZENODO = "https://zenodo.org"
 DEV, EVAL = "dev_data/raw", "eval_data/raw"

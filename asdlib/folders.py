@@ -5,7 +5,7 @@ Conventions
 What is hidden (a name that begins with a dot) or belongs to a system (`SYSTEM`) is passed over. Links are followed, each once, after everything
 that lies below the root itself; one that leads back to where it lies is not. A link to nothing, and a folder that cannot be read, is a problem.
 
-Source: METHOD 8.6.  Used by: `asdlib.clips`, `asdlib.recordings`, `asdlib.scorer`, `asdlib.settled`.
+Source: METHOD 8.6.  Used by: `asdlib.clips`, `asdlib.recordings`, `asdlib.scorer`.
 """
 
 from __future__ import annotations

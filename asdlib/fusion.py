@@ -30,12 +30,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import special
+from scipy import special, stats
 
 from asdlib import checks, config
-from asdlib.later import OnFirstUse
-
-stats = OnFirstUse("scipy.stats")
 
 ALL_SEEDS = -1  # the value of `seed` in rows that are means over the training seeds
 SEEDS = "_seeds"  # ending of the systems that are such means

@@ -54,7 +54,7 @@ def warm() -> None:
     package = Path(asdlib.__file__).parent
     modules = [".".join(path.relative_to(package.parent).with_suffix("").parts) for path in sorted(package.rglob("[a-z]*.py"))]
     with apart():
-        forkserver.set_forkserver_preload(["ipykernel.kernelapp", *modules])
+        forkserver.set_forkserver_preload(["ipykernel.kernelapp", "torchvision.models.resnet", *modules])
         forkserver.ensure_running()
 
 

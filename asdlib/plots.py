@@ -24,8 +24,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
+from sklearn.metrics import roc_curve
 
-from asdlib import checks, fusion, later, tables
+from asdlib import checks, fusion, tables
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, GREY = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #000000 #6E6E6E".split()
 BELOW, CHANCE = {"loc": "outside lower center", "ncols": 5}, {"color": BLACK, "lw": 1, "ls": (0, (2, 2))}
@@ -173,7 +174,7 @@ def roc(scores: pd.DataFrame, max_fpr: float = 0.1) -> Plot:
                 part = table[(table["machine"] == machine) & (table["system"] == system)]
                 part = part[(part["domain"] == domain) | (part["label"] == "anomaly")] if domain != "all" else part
                 if part["label"].nunique() == 2:
-                    false, true, _ = later.OnFirstUse("sklearn.metrics").roc_curve(part["label"] == "anomaly", part["score"])
+                    false, true, _ = roc_curve(part["label"] == "anomaly", part["score"])
                     axis.plot(false, true, color=colour, ls=line, lw=1.5)
             if len(axis.lines) == 1:
                 words = f"not available:\nno {domain} normals or no anomalies".replace("all ", "")

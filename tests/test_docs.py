@@ -74,6 +74,11 @@ def test_every_command_says_what_it_reads_and_writes_with_an_example(name):
     assert all(action.help for action in one._actions)
 
 
+def test_help_comes_without_torch_or_pandas():
+    code = "import sys; from asdlib import cli; cli.parser().format_help(); print({'torch', 'pandas', 'matplotlib'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
 def test_every_example_is_a_command_that_is_understood():
     for name, one in commands().items():
         words = re.split(r"\s+(?:&&|>|;|\|)\s*", one.epilog.removeprefix("example: asd "))[0].split()
@@ -95,6 +100,6 @@ def test_every_notebook_stands_in_the_list_of_notebooks():
 @pytest.mark.parametrize("where, codes, said", [(">&-", [0], ""), ("2>&-", [0], ""), (">/dev/full", [1, 2], "asd: "), ("| head -c 1", [0, 1], "")])
 def test_a_command_ends_without_a_traceback_wherever_its_words_go(where, codes, said, buffered):
     """Closed from the start, as by a daemon; a full disk; a reader that has seen enough."""
-    command = f"set -o pipefail; {sys.executable} -c 'from asdlib.cli import command; command()' settings autoencoder {where}"
+    command = f"set -o pipefail; {sys.executable} -c 'import sys; from asdlib.cli import command; sys.exit(command())' settings autoencoder {where}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=os.environ | {"PYTHONUNBUFFERED": buffered})
     assert done.returncode in codes and (not done.stderr or (done.stderr.count("\n") == 1 and said and done.stderr.startswith(said))), done

@@ -74,7 +74,6 @@ POINTS = [
     Point("kernel", "torn", r"omega\.png$", "trained"),
     Point("kernel", "torn", r"report\.json$", "trained"),
     Point("runner", "torn", r"faults/index\.html$", "trained"),
-    Point("runner", "torn", r"settled\.json$", "trained"),
     Point("worker", "after", JOB + "BEGUN$", workers=2),
     Point("worker", "torn", JOB + "DONE$", workers=2),
     Point("kernel", "after", AE + r"checkpoint.*\.pt$", workers=2),
@@ -257,7 +256,6 @@ def a_flipped_bit_in_an_artefact_is_found_and_named(name, homes, tmp_path):
     home = start_from(homes, "whole", tmp_path)
     path = next((home.runs / "seed0" / AE).glob(name))
     flip(path, keep_time=True)
-    (home.runs / "settled.json").unlink()
     told = home.asd("--dry-run").stdout
     assert f"autoencoder: {path.name} is damaged" in told and "3 fresh" not in told.splitlines()[0]
     again = ends_as_unbroken(home, homes)

@@ -446,7 +446,7 @@ def test_a_study_on_a_gpu(there, tmp_path, monkeypatch, capsys):
         score = ["score", "smoke", "--machine", "fan", "--home", str(tmp_path), "--explain", str(tmp_path / "why"), str(tmp_path / "x.wav")]
         soundfile.write(tmp_path / "x.wav", np.random.default_rng(0).normal(0, 0.1, 40000), 16000)
         capsys.readouterr()
-        args = cli.parser("score").parse_args(score)
+        args = cli.parser().parse_args(score)
         assert args.action(args) == 0
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 2 and said.err.startswith("ensemble of fan") and list((tmp_path / "why").glob("*.html"))
@@ -492,7 +492,8 @@ def test_the_same_seed_gives_the_same_scores_on_a_real_gpu(context, name):
 
 @pytest.mark.gpu
 def test_a_study_on_a_real_gpu(tmp_path):
-    words = [sys.executable, "-c", "from asdlib.cli import command; command()", "run", "smoke", "--device", "cuda", "--home", str(tmp_path)]
+    code = "import sys; from asdlib.cli import command; sys.exit(command())"
+    words = [sys.executable, "-c", code, "run", "smoke", "--device", "cuda", "--home", str(tmp_path)]
     for said in ("report ", "nothing to do: everything is up to date"):
         result = subprocess.run(words, capture_output=True, text=True)
         assert result.returncode == 0 and said in result.stdout, result.stdout + result.stderr

@@ -17,9 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from asdlib import checks, config, losses
-from asdlib.later import OnFirstUse
 
-resnet = OnFirstUse("torchvision.models.resnet")
 LOGVAR_LIMIT = 20.0  # beyond any useful posterior; keeps exp finite for pseudo-anomalies, which the VAE never learns from
 
 
@@ -63,6 +61,8 @@ def resnet18(width: int = 64) -> nn.Module:
     width : channels of the first stage. 64 is the network as published; otherwise its stages are replaced by narrower
         or wider ones of the same blocks.
     """
+    from torchvision.models import resnet  # here: it takes a second, which a run that trains nothing need not pay
+
     net = resnet.resnet18()
     net.conv1 = _initialised(nn.Conv2d(1, width, 7, 2, 3, bias=False))
     net.fc = nn.Identity()
@@ -71,16 +71,16 @@ def resnet18(width: int = 64) -> nn.Module:
         n_in = width
         for i in range(4):
             n_out = width * 2**i
-            setattr(net, f"layer{i + 1}", _initialised(_stage(n_in, n_out, 1 if i == 0 else 2)))
+            setattr(net, f"layer{i + 1}", _initialised(_stage(resnet.BasicBlock, n_in, n_out, 1 if i == 0 else 2)))
             n_in = n_out
     return net
 
 
-def _stage(n_in: int, n_out: int, stride: int) -> nn.Sequential:
+def _stage(block: type[nn.Module], n_in: int, n_out: int, stride: int) -> nn.Sequential:
     shortcut = None
     if stride != 1 or n_in != n_out:
         shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
-    return nn.Sequential(resnet.BasicBlock(n_in, n_out, stride, shortcut), resnet.BasicBlock(n_out, n_out))
+    return nn.Sequential(block(n_in, n_out, stride, shortcut), block(n_out, n_out))
 
 
 def _initialised(module: nn.Module) -> nn.Module:
@@ -97,6 +97,8 @@ def load_pretrained(net: nn.Module, file: str = "") -> None:
     file : path of the weights; empty: torch.hub's folder. Nothing is ever downloaded here.
     raises : checks.Refusal for a file that is missing or holds something else
     """
+    from torchvision.models import resnet
+
     url = resnet.ResNet18_Weights.IMAGENET1K_V1.url
     path = Path(file) if file else Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not path.is_file():
