@@ -65,6 +65,8 @@ def _run(args: argparse.Namespace) -> None:
 
 def _about(run) -> list[str]:
     """What a run is about: device, folders, recordings, and what is left out of them."""
+    from asdlib import clips
+
     lines = [f"study {run.cfg.name}, device {run.device.type}, run folder {run.folder}"]
     with artefacts.locked(run.study_folder), artefacts.guarded(run.study_folder):
         counts = run.clips.groupby("split").size()
