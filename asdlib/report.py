@@ -81,8 +81,10 @@ def write_index(reports: Path) -> Path:
     table["study"] = pd.Series(links, dtype=object)  # a column of str would forget that they are HTML
     table["finished"] = table["finished"].str[:16]  # to the minute, on one line
     shown = tables.styled(table[["study", "about", "machines", "Ω", "clips left out", "finished"]])
-    artefacts.write_text(reports / "index.html", pages.page("Reports", shown))
-    return reports / "index.html"
+    page, text = reports / "index.html", pages.page("Reports", shown)
+    if not page.is_file() or page.read_bytes() != text.encode():  # what is finished stays untouched
+        artefacts.write_text(page, text)
+    return page
 
 
 def _links(reports: Path, study: str) -> str:

@@ -98,7 +98,7 @@ def styled(table: pd.DataFrame, caption: str = "", best: np.ndarray | None = Non
     look = LOOK | {f".col{i - 1}" if i else ".row_heading": _look(column, i == 0) for i, column in enumerate(texts.T)}
     made = zlib.crc32(repr((caption, list(table), texts.tolist())).encode(errors="replace"))
     styler = shown.style.format(escape="html").format_index(escape="html", axis=1).format_index_names(escape="html", axis=1)
-    styler.relabel_index([escape(text) for text in texts[:, 0]]).set_caption(escape(caption)).set_uuid(f"{made:08x}")
+    styler.format_index([escape(text) for text in texts[:, 0]].__getitem__).set_caption(escape(caption)).set_uuid(f"{made:08x}")
     styler.set_table_styles([{"selector": name, "props": props} for name, props in look.items() if props])
     if best is not None:
         styler.apply(lambda _: np.where(best[:, 1:], "font-weight: bold", ""), axis=None)
