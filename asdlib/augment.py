@@ -25,7 +25,7 @@ from scipy import special
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from asdlib import checks
+from asdlib import errors
 
 
 @dataclass(frozen=True)
@@ -81,19 +81,19 @@ def draw_mixup(
     beta : 1 is the uniform distribution (METHOD 5.5); 0.2 keeps most mixtures near one parent (METHOD 6.3)
     partners : "permutation" (random; an item may draw itself) or "reversed" (item i with n − 1 − i, as the cited code does)
     groups : int (n,), partners come from the same group: target segments among themselves, pseudo-anomalies among themselves
-    raises : checks.Refusal for values out of range
+    raises : errors.Refusal for values out of range
     """
     if not 0 <= prob <= 1 or not beta > 0:
-        raise checks.Refusal(f"mixup: got probability {prob} and beta {beta}, expected 0 to 1 and more than 0")
+        raise errors.Refusal(f"mixup: got probability {prob} and beta {beta}, expected 0 to 1 and more than 0")
     device = generator.device
     chosen = torch.rand(n, generator=generator, device=device) < prob
     weight = torch.rand(n, generator=generator, device=device)
     if beta != 1:  # torch's own Beta takes no generator: the inverse distribution function turns the uniform draw into one
         weight = torch.from_numpy(special.betaincinv(beta, beta, weight.double().cpu().numpy())).to(weight)
     first = torch.arange(n, device=device)
-    if checks.known_name("choice of mixup partners", partners, ("permutation", "reversed")) == "reversed":
+    if errors.known_name("choice of mixup partners", partners, ("permutation", "reversed")) == "reversed":
         if groups is not None:
-            raise checks.Refusal("mixup: partners in reversed order came with groups, expected one of the two; use partners 'permutation'")
+            raise errors.Refusal("mixup: partners in reversed order came with groups, expected one of the two; use partners 'permutation'")
         second = first.flip(0)
     else:
         group = torch.zeros(n, dtype=torch.int64, device=device) if groups is None else groups.to(device, torch.int64)
@@ -108,10 +108,10 @@ def mixup(x: Tensor, y: Tensor, *, prob: float, generator: torch.Generator, beta
 
     x : float (n, ...), waveforms or features; y : float (n, classes)
     returns : both, same shapes.  Source: METHOD 5.5.  For conditions v use `draw_mixup` and `Blend.condition`.
-    raises : checks.Refusal for x and y of different lengths, or values out of range
+    raises : errors.Refusal for x and y of different lengths, or values out of range
     """
     if len(x) != len(y):
-        raise checks.Refusal(f"mixup: {len(x)} items came with {len(y)} labels, expected one label each")
+        raise errors.Refusal(f"mixup: {len(x)} items came with {len(y)} labels, expected one label each")
     blend = draw_mixup(len(x), prob=prob, generator=generator, beta=beta)
     return blend.of(x), blend.of(y)
 
@@ -126,10 +126,10 @@ def featex(branches: Sequence[Tensor], y: Tensor, *, prob: float, generator: tor
         exchanged [0, y_i/B, y_perm2(i)/B, ..., y_permB(i)/B], permB drawn anew for each branch
 
     Source: METHOD 5.6 (general form).  Notebook: 04_classifier
-    raises : checks.Refusal for fewer than two branches, or y of another length
+    raises : errors.Refusal for fewer than two branches, or y of another length
     """
     if len(branches) < 2:
-        raise checks.Refusal(f"FeatEx needs at least 2 branches, {len(branches)} came; add one or set classifier.featex_prob = 0")
+        raise errors.Refusal(f"FeatEx needs at least 2 branches, {len(branches)} came; add one or set classifier.featex_prob = 0")
     n, count = len(y), len(branches)
     device = generator.device
     exchanged = (torch.rand(n, generator=generator, device=device) < prob).to(y.device).unsqueeze(1)
@@ -150,7 +150,7 @@ def smote(x, classes: Sequence, clips: Sequence, *, ratio: float, k: int, seed: 
     ratio : 0.2 brings 10 target items beside 990 source items to 198; 0 adds nothing
     k : neighbours to choose from, the k nearest items of other clips in the same class
     returns : Blend of the new items only; `Blend.of(x)` gives their vectors, `Blend.condition` their v
-    raises : checks.Refusal where a class to be grown has one clip only, or fewer than k items in other clips
+    raises : errors.Refusal where a class to be grown has one clip only, or fewer than k items in other clips
 
     Of each pair the heavier parent stands first. Parents and weights are drawn as imbalanced-learn draws them: with one item
     per clip the result is that library's own on x.  Source: METHOD 4.13, 5.8.
@@ -158,9 +158,9 @@ def smote(x, classes: Sequence, clips: Sequence, *, ratio: float, k: int, seed: 
     classes, clips = np.asarray(classes), np.asarray(clips)
     flat = torch.as_tensor(x).flatten(1).cpu().numpy()
     if not len(flat) == len(classes) == len(clips):
-        raise checks.Refusal(f"SMOTE: {len(flat)} items, {len(classes)} classes and {len(clips)} clips came, expected one each")
+        raise errors.Refusal(f"SMOTE: {len(flat)} items, {len(classes)} classes and {len(clips)} clips came, expected one each")
     if not 0 <= ratio <= 1 or k < 1:
-        raise checks.Refusal(f"SMOTE: got ratio {ratio} and k {k}, expected 0 to 1 and at least 1")
+        raise errors.Refusal(f"SMOTE: got ratio {ratio} and k {k}, expected 0 to 1 and at least 1")
     names, code, counts = np.unique(classes, return_inverse=True, return_counts=True)
     wanted = np.maximum(counts, (ratio * counts.max(initial=0)).astype(int))
     first, second, weight = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
@@ -179,10 +179,10 @@ def _other_clips(x: np.ndarray, clips: np.ndarray, k: int, name) -> np.ndarray:
     """(n, k): positions of each item's k nearest items of other clips, nearest first."""
     _, code, sizes = np.unique(clips, return_inverse=True, return_counts=True)
     if len(sizes) < 2:
-        raise checks.Refusal(f"SMOTE of {name}: all {len(x)} items come from one clip, expected at least 2 clips; set smote.ratio = 0")
+        raise errors.Refusal(f"SMOTE of {name}: all {len(x)} items come from one clip, expected at least 2 clips; set smote.ratio = 0")
     most = len(x) - int(sizes.max())
     if k > most:
-        raise checks.Refusal(f"SMOTE of {name}: {k} neighbours asked, an item has {most} in other clips; set smote.k to {most} or less")
+        raise errors.Refusal(f"SMOTE of {name}: {k} neighbours asked, an item has {most} in other clips; set smote.k to {most} or less")
     reach = min(len(x), k + int(sizes.max()))  # enough to hold k strangers even if all of the own clip come first
     found = NearestNeighbors(n_neighbors=reach).fit(x).kneighbors(x, return_distance=False)
     strange = code[found] != code[:, None]

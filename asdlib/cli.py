@@ -21,15 +21,23 @@ import sys
 import warnings
 from pathlib import Path
 
-from asdlib import artefacts, checks, config
+from asdlib import errors, io
 from asdlib.commands import add
+from asdlib.data import decode, machines
+from asdlib.data import download as data_download
+from asdlib.data import index as clip_index
+from asdlib.data.synthetic import write_tree
+from asdlib.settings import from_tree
+from asdlib.studies import artifacts, config, jobs, runner, stages
+from asdlib.studies import compare as comparison
+from asdlib.studies.report import metrics_text
+from asdlib.studies.study import jobs, open_run
+from asdlib.studies.sweeps import runs
 
 
 def _run(args: argparse.Namespace) -> None:
     import pandas as pd
 
-    from asdlib import execute, graph, reading, report, sweeps
-    from asdlib import study as studies
 
     overrides = list(args.set)
     if args.data_root:
@@ -44,19 +52,19 @@ def _run(args: argparse.Namespace) -> None:
         overrides.append("include=" + json.dumps(files, ensure_ascii=False))
     only = args.stages.split(",") if args.stages else []
     for name in only:
-        studies.stage_of(name)
-    run = studies.open_run(study, overrides, args.home)
+        stages.stage_of(name)
+    run = open_run(study, overrides, args.home)
     lines = _about(run)
     if args.dry_run:
-        planned = graph.plan(sweeps.runs(study, overrides, args.home), only)
-        print("\n".join([*lines, graph.text(planned)]))
+        planned = jobs.plan(runs(study, overrides, args.home), only)
+        print("\n".join([*lines, jobs.text(planned)]))
         return
     print("\n".join(lines), flush=True)
-    executed = execute.run_study(run, study, overrides, only, where=execute.Where(args.workers, args.scheduler))
+    executed = runner.run_study(run, study, overrides, only, where=runner.Where(args.workers, args.scheduler))
     ending = []
-    if run.finished(*studies.jobs(run)[-1]):
-        with reading.refused(run.folder / "metrics.csv", "metrics"):
-            ending.append(report.metrics_text(pd.read_csv(run.folder / "metrics.csv")))
+    if run.finished(*jobs(run)[-1]):
+        with io.refused(run.folder / "metrics.csv", "metrics"):
+            ending.append(metrics_text(pd.read_csv(run.folder / "metrics.csv")))
         ending.append(f"report {run.reports / 'index.html'}")
     if not only and (run.reports / "sweep.html").is_file():
         ending.append(f"seeds and settings {run.reports / 'sweep.html'}")
@@ -65,27 +73,25 @@ def _run(args: argparse.Namespace) -> None:
 
 def _about(run) -> list[str]:
     """What a run is about: device, folders, recordings, and what is left out of them."""
-    from asdlib import clips
 
     lines = [f"study {run.cfg.name}, device {run.device.type}, run folder {run.folder}"]
-    with artefacts.locked(run.study_folder), artefacts.guarded(run.study_folder):
+    with artifacts.locked(run.study_folder), artifacts.guarded(run.study_folder):
         counts = run.clips.groupby("split").size()
     sizes = ", ".join(f"{n} {split} clips" for split, n in counts.items())
     lines.append(f"data {', '.join(map(str, run.roots))}: {len(run.machines)} machines, {sizes}")
     left_out = run.problems[run.problems["left_out"]]
     lines += [f"left out: {row.path}: {row.reason}" for row in left_out.head(5).itertuples()]
     lines += [f"left out: {len(left_out) - 5} more; all are in the report"] if len(left_out) > 5 else []
-    return lines + [f"note: {words}" for said in clips.one_sided(run.clips).values() for words in said]
+    return lines + [f"note: {words}" for said in clip_index.one_sided(run.clips).values() for words in said]
 
 
 def _index(args: argparse.Namespace) -> None:
-    from asdlib import audio, clips
 
     data = config.Data(roots=tuple(args.roots))
-    table, problems = clips.index(args.roots)
-    table, problems = audio.inspect(table, problems, data)
-    summary = clips.summary(table, problems)
-    print(json.dumps(summary, indent=1) if args.json else clips.summary_text(summary))
+    table, problems = clip_index.index(args.roots)
+    table, problems = decode.inspect(table, problems, data)
+    summary = clip_index.summary(table, problems)
+    print(json.dumps(summary, indent=1) if args.json else clip_index.summary_text(summary))
 
 
 def _words(text: str) -> list[str]:
@@ -93,32 +99,29 @@ def _words(text: str) -> list[str]:
 
 
 def _download(args: argparse.Namespace) -> None:
-    from asdlib import download
 
     truth = Path(args.truth) if args.truth else None
     given = {"parts": _words(args.parts), "machines": _words(args.machines), "mirror": args.mirror, "truth": truth}
-    folders = download.download(args.dataset, Path(args.root).absolute(), **given)
+    folders = data_download.download(args.dataset, Path(args.root).absolute(), **given)
     print(f"all there; next: asd run paper --data-root {shlex.join(map(str, folders))}")
 
 
 def _synth(args: argparse.Namespace) -> None:
-    from asdlib import synthetic
 
     names = ("machines", "train_source", "train_target", "test", "seconds", "severity", "seed")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    settings = config.from_tree(config.Synthetic, given, "synthetic.")
-    synthetic.write_tree(Path(args.out), settings)
+    settings = from_tree(config.Synthetic, given, "synthetic.")
+    write_tree(Path(args.out), settings)
     print(f"wrote {', '.join(settings.machines)} to {args.out}")
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from asdlib import compare
 
-    home = Path(args.home or artefacts.CLONE).resolve()
-    first, second = (compare.load(study, home) for study in args.study)
-    print(compare.text(first, second))
+    home = Path(args.home or artifacts.CLONE).resolve()
+    first, second = (comparison.load(study, home) for study in args.study)
+    print(comparison.text(first, second))
     if args.html:
-        compare.write_page(Path(args.html).resolve(), first, second)
+        comparison.write_page(Path(args.html).resolve(), first, second)
         print(f"page {args.html}")
 
 
@@ -126,14 +129,13 @@ def _settings(args: argparse.Namespace) -> None:
     rows = [row for row in config.describe() if row[0].startswith(args.name)]
     if not rows:
         known = [row[0] for row in config.describe()]
-        raise checks.Refusal(f"no setting starts with {args.name!r}{checks.did_you_mean(args.name, known)}")
+        raise errors.Refusal(f"no setting starts with {args.name!r}{errors.did_you_mean(args.name, known)}")
     for name, default, doc in rows:
         print(f"{name} = {json.dumps(default)}\n    {doc}")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    from asdlib import download, mechanisms
 
     top = argparse.ArgumentParser(prog="asd", description="Anomalous sound detection of machines: run studies, look at recordings.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -168,11 +170,11 @@ def parser() -> argparse.ArgumentParser:
         description="Reads public records (DCASE 2024: 19,200 clips), writes their recordings into DIR, verified and unpacked. What is in place is "
         "not fetched again; an interrupted download goes on.",
         epilog="example: asd download dcase2024 --root data/dcase2024 --parts dev --machines fan,valve")  # fmt: skip
-    fetch.add_argument("dataset", help=f"of {', '.join(download.DATASETS)}")
+    fetch.add_argument("dataset", help=f"of {', '.join(data_download.DATASETS)}")
     fetch.add_argument("--root", required=True, metavar="DIR", help="folder to fill")
     fetch.add_argument("--parts", default="", help="only these, separated by commas: dev, additional (training clips for eval), eval")
     fetch.add_argument("--machines", default="", help="only these, separated by commas")
-    fetch.add_argument("--mirror", default="", metavar="URL", help=f"another server with the same interface (default: {download.ZENODO})")
+    fetch.add_argument("--mirror", default="", metavar="URL", help=f"another server with the same interface (default: {data_download.ZENODO})")
     fetch.add_argument("--truth", default="", metavar="FILE", help="the organisers' list of true evaluation names (eval_data_list_2024.csv)")
     fetch.set_defaults(action=_download)
 
@@ -180,7 +182,7 @@ def parser() -> argparse.ArgumentParser:
         description="Reads nothing; writes a DCASE 2024-style tree of physically modelled machines with faults to a new folder.",
         epilog="example: asd synth data/toy --machines fan gearbox --severity 0.5 1 2")  # fmt: skip
     synth.add_argument("out", help="folder to make")
-    synth.add_argument("--machines", nargs="+", help=f"of {', '.join(mechanisms.MACHINES)}; NAME:KIND gives a machine another name")
+    synth.add_argument("--machines", nargs="+", help=f"of {', '.join(machines.MACHINES)}; NAME:KIND gives a machine another name")
     for name, kind, text in (("train-source", int, "training clips, source domain"), ("train-target", int, "training clips, target domain"),
                              ("test", int, "test clips per domain and label"), ("seconds", float, "length"), ("seed", int, "seed")):  # fmt: skip
         synth.add_argument(f"--{name}", type=kind, help=text)
@@ -226,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite stop is an interrupt: kernels are ended, state stays
     try:
         return args.action(args) or 0
-    except checks.Refusal as refusal:
+    except errors.Refusal as refusal:
         print(f"asd: {refusal}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -234,6 +236,6 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
-    except OSError as error:  # of no artefact, see artefacts.guarded
+    except OSError as error:  # of no artefact, see artifacts.guarded
         print(f"asd: {error.filename or 'what is said here'}: {error.strerror or error}; free space, or send it somewhere else", file=sys.stderr)
         return 2

@@ -17,18 +17,25 @@ import os
 import sys
 from pathlib import Path
 
-from asdlib import checks, config
+from asdlib import errors, io
+from asdlib.data import folders, importer
+from asdlib.evaluation import challenge
+from asdlib.models.training import memory_in_words
+from asdlib.scoring.fusion import with_composed
+from asdlib.studies import config, explain_report
+from asdlib.studies import scorer as scoring_files
+from asdlib.studies import study as studies
+from asdlib.viz import tables as viz_tables
 
 BLOCK = 16  # files whose lines are printed together
 
 
 def import_(args: argparse.Namespace) -> None:
-    """`asd import`: see `recordings.import_machine`."""
-    from asdlib import recordings
+    """`asd import`: see `importer.import_machine`."""
 
     choices = {"rate": args.rate, "channel": args.channel, "clip_seconds": args.clip_seconds, "copy": args.copy, "licence": args.licence,
                "accept": args.accept_folders}  # fmt: skip
-    done = recordings.import_machine(args.folders, args.root, args.machine, **choices)
+    done = importer.import_machine(args.folders, args.root, args.machine, **choices)
     print(done.text())
     print(f"next: asd run own --data-root {args.root}")
 
@@ -36,28 +43,26 @@ def import_(args: argparse.Namespace) -> None:
 def score(args: argparse.Namespace) -> int:
     """`asd score`: CSV lines on stdout as they are ready, what could not be scored on stderr; 1 if there was any of that.
 
-    raises : checks.Refusal without a file, or where the folder of --explain exists
+    raises : errors.Refusal without a file, or where the folder of --explain exists
     """
-    from asdlib import scorer, study, training
 
     listed = [os.fsdecode(line) for line in sys.stdin.buffer.read().splitlines()] if "-" in args.files else []  # names in any encoding
     paths = [line for name in args.files for line in (listed if name == "-" else [name]) if line.strip()]
     if not paths:
-        raise checks.Refusal("no file came, expected recordings, folders of them, or - and a list of paths on stdin")
-    run = study.open(_name(args.study), args.home, args.seed)
+        raise errors.Refusal("no file came, expected recordings, folders of them, or - and a list of paths on stdin")
+    run = studies.open(_name(args.study), args.home, args.seed)
     if args.explain and Path(args.explain).exists():
-        raise checks.Refusal(f"{args.explain} exists and is never overwritten; name another folder for --explain")
+        raise errors.Refusal(f"{args.explain} exists and is never overwritten; name another folder for --explain")
     problems: list[tuple[str, str, bool]] = []
-    files = scorer.recordings(paths, problems)
+    files = scoring_files.recordings(paths, problems)
     for path, words, _ in problems:
-        print(f"asd: {scorer.shown(path)}: {words}", file=sys.stderr)
-    with training.memory_in_words("scoring", "free some, or hide the GPU: CUDA_VISIBLE_DEVICES= asd score ..."):
+        print(f"asd: {folders.shown(path)}: {words}", file=sys.stderr)
+    with memory_in_words("scoring", "free some, or hide the GPU: CUDA_VISIBLE_DEVICES= asd score ..."):
         code = _scored(args, run, files, run.scorer(args.machine, args.system))
     return code or int(any(left_out for *_, left_out in problems))
 
 
 def _scored(args: argparse.Namespace, run, files: list[Path], ready) -> int:
-    from asdlib import reasons, scorer
 
     print(f"{ready.system} of {ready.name}, threshold by {ready.threshold.method}, seed {ready.seed}", file=sys.stderr)
     bad, odd = 0, []
@@ -69,8 +74,8 @@ def _scored(args: argparse.Namespace, run, files: list[Path], ready) -> int:
         bad += int(wrong.sum())
         odd += [f"{row.file}: {row.remark}" for row in table[table["remark"] != ""].itertuples()]
         if args.explain:
-            reasons.write(run, ready, files[start : start + BLOCK], table, args.explain, start)
-        table.loc[~wrong, list(scorer.COLUMNS)].to_csv(sys.stdout, index=False, header=start == 0)
+            explain_report.write(run, ready, files[start : start + BLOCK], table, args.explain, start)
+        table.loc[~wrong, list(scoring_files.COLUMNS)].to_csv(sys.stdout, index=False, header=start == 0)
         sys.stdout.flush()
     if odd:
         print(f"asd: {len(odd)} of {len(files)} files have a remark, see the last column; the first: {odd[0]}", file=sys.stderr)
@@ -80,25 +85,23 @@ def _scored(args: argparse.Namespace, run, files: list[Path], ready) -> int:
 
 
 def submit(args: argparse.Namespace) -> None:
-    """`asd submit`: see `submission.write`."""
-    from asdlib import fusion, reading, scorer, study, submission
+    """`asd submit`: see `challenge.write`."""
 
-    run = study.open(_name(args.study), args.home, args.seed)
-    known = list(fusion.with_composed(run.cfg.systems))
-    system = checks.known_name("system", args.system or scorer.final_system(run.cfg.systems), known)
-    scorer.refuse_stale(run, study.jobs(run), scorer.detectors_of(system))
-    scores = reading.scores(run.folder / "scores.parquet")
-    files = submission.write(args.out, run.clips, run.problems, scores, run.cfg.metrics, system, run.seed)
+    run = studies.open(_name(args.study), args.home, args.seed)
+    known = list(with_composed(run.cfg.systems))
+    system = errors.known_name("system", args.system or scoring_files.final_system(run.cfg.systems), known)
+    scoring_files.refuse_stale(run, studies.jobs(run), scoring_files.detectors_of(system))
+    scores = io.scores(run.folder / "scores.parquet")
+    files = challenge.write(args.out, run.clips, run.problems, scores, run.cfg.metrics, system, run.seed)
     print(f"{args.out}: {len(files)} files of {len(run.machines)} machines, system {system}, seed {run.seed}")
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """`asd evaluate`: see `submission.evaluate`."""
-    from asdlib import submission, tables
+    """`asd evaluate`: see `challenge.evaluate`."""
 
-    table, quality = submission.evaluate(args.out, args.truth, config.Metrics(bootstrap=args.bootstrap))
+    table, quality = challenge.evaluate(args.out, args.truth, config.Metrics(bootstrap=args.bootstrap))
     if not args.json:
-        print("\n".join([submission.result_text(table, quality), *tables.reasons(table)]))
+        print("\n".join([challenge.result_text(table, quality), *viz_tables.reasons(table)]))
         return
     rows = {"metrics": table.drop(columns=["component", "seed"]), "decisions": quality}
     print(json.dumps({name: [{key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}

@@ -10,13 +10,16 @@ import torch
 from pretended import as_before
 from sizes import BASELINE, SMALL, TINY, Context
 
-from asdlib import audio, clips, config, training
+from asdlib.data import index
+from asdlib.data.store import open_store
+from asdlib.models import training
+from asdlib.studies.config import Study
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell ignores it, and so would all it starts
 torch.set_num_threads(1)  # as notebooks compute: the same figures on any number of cores
 
 # Minutes each, so begun first: what is left for the end is then short.
-LONG = ("test_line.py", "test_gpu.py", "test_hostile.py", "test_cluster.py", "test_classifier.py", "test_sweeps.py", "test_kernels.py")
+LONG = ("test_cli.py", "test_gpu.py", "test_hostile.py", "test_dask.py", "test_classifier.py", "test_sweeps.py", "test_notebook.py")
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -66,6 +69,6 @@ def context(tmp_path_factory):
                 path = root / machine / split / f"section_00_{domain}_{split}_{label}_{i:04}_noAttribute.wav"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(path, wave, 16000)
-    cfg = config.Study(autoencoder=BASELINE, oevae=TINY, classifier=SMALL, precision="float32")
-    store = audio.open_store(*clips.index([root]), tmp_path_factory.mktemp("store"), cfg.data)
+    cfg = Study(autoencoder=BASELINE, oevae=TINY, classifier=SMALL, precision="float32")
+    store = open_store(*index.index([root]), tmp_path_factory.mktemp("store"), cfg.data)
     return Context(cfg, store, torch.device("cpu"))

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from asdlib import config
-from asdlib.audio import Clips, Store
+from asdlib.data.store import Clips, Store
+from asdlib.studies import config
 
 
 @dataclass(frozen=True)

@@ -37,13 +37,17 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from asdlib import audio, checks, cli, execute, features, graph, model_card, perform, precision, study, training
-from asdlib.detectors import DETECTORS, Classifier, baseline, detect, exposure, machine_rows
+from asdlib import cli, errors, features
+from asdlib.data.store import Store
+from asdlib.detectors import DETECTORS, autoencoder, detect, exposure
 from asdlib.detectors import oevae as oevae_detector
-from asdlib.models import oevae
+from asdlib.detectors.base import machine_rows
+from asdlib.detectors.classifier import Classifier
+from asdlib.models import oevae, precision, training
 from asdlib.models.autoencoder import Autoencoder, Vectors
+from asdlib.studies import jobs, model_card, perform, runner, stages, study
 
-PACKAGE = Path(precision.__file__).parent
+PACKAGE = Path(cli.__file__).parent
 
 
 class Copies(TorchDispatchMode):
@@ -169,7 +173,7 @@ def test_between_the_steps_of_an_epoch_nothing_waits(context, gpu, monkeypatch, 
 @pytest.mark.parametrize("name", ["oevae", "classifier"])
 def test_recordings_that_stay_on_the_host_are_moved_batch_by_batch(context, gpu, monkeypatch, name):
     # whether all segments lie within their clips is asked of tensors on the host, which here have no values either
-    monkeypatch.setattr(audio.Store, "segments", functools.partialmethod(audio.Store.segments, whole=False))
+    monkeypatch.setattr(Store, "segments", functools.partialmethod(Store.segments, whole=False))
     copies = copies_of_an_epoch(context, gpu, monkeypatch, name, "on the host", "bf16")
     assert all(any("to cuda:0" in copy for copy in step) for step in copies), copies
 
@@ -242,7 +246,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", list(DETECTORS))
 def test_a_detector_asks_for_nothing_that_a_gpu_cannot_repeat(context, monkeypatch, name):
-    monkeypatch.setattr(baseline, "ThreadPoolExecutor", Inline)  # the mode belongs to this thread
+    monkeypatch.setattr(autoencoder, "ThreadPoolExecutor", Inline)  # the mode belongs to this thread
     trains = {"oevae": "convolution_backward", "classifier": "convolution_backward", "autoencoder": "native_batch_norm_backward"}
     cfg = dataclasses.replace(context.cfg, oevae=dataclasses.replace(context.cfg.oevae, attribute_weight=1.0))
     with Operations() as operations:
@@ -284,7 +288,7 @@ def there(monkeypatch, context):
     """Brings the pretended GPU into being, with so many bytes free."""
 
     def begin(free=1e12):
-        monkeypatch.setattr(baseline, "ThreadPoolExecutor", Inline)
+        monkeypatch.setattr(autoencoder, "ThreadPoolExecutor", Inline)
         return pretended.gpu(free)
 
     def clear():  # of what was kept for a device of this name
@@ -408,10 +412,10 @@ def test_a_gpu_that_is_too_small_is_said_with_what_to_change(there, tmp_path, mo
     monkeypatch.setattr(exposure.oevae.OEVAE, "loss", Full.loss)
     with there():
         run = study.open_run("smoke", [], str(tmp_path))
-        run.stage, run.machine = study.stage_of("05_oevae"), "fan"
+        run.stage, run.machine = stages.stage_of("05_oevae"), "fan"
         advice = "use a smaller oevae.batch, classifier.batch or autoencoder.batch, or --device cpu"
         words = rf"^oevae of fan: the GPU has too little memory \({FULL}\); {advice}$"
-        with pytest.raises(checks.Refusal, match=words):
+        with pytest.raises(errors.Refusal, match=words):
             run.detect("oevae")
 
 
@@ -442,7 +446,7 @@ AUTO = ["precision='auto'"]
 def test_a_study_on_a_gpu(there, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(perform, "_execute", in_this_process)
     with there():
-        assert execute.run_study(study.open_run("smoke", AUTO, str(tmp_path)), "smoke", AUTO) == 11
+        assert runner.run_study(study.open_run("smoke", AUTO, str(tmp_path)), "smoke", AUTO) == 11
         score = ["score", "smoke", "--machine", "fan", "--home", str(tmp_path), "--explain", str(tmp_path / "why"), str(tmp_path / "x.wav")]
         soundfile.write(tmp_path / "x.wav", np.random.default_rng(0).normal(0, 0.1, 40000), 16000)
         capsys.readouterr()
@@ -464,9 +468,9 @@ def read_on_a_machine_without_one(home, said, capsys):
     assert (run.device.type, run.here.type, run.auto) == ("cuda", "cpu", "bf16") and len(run.spaces()) == 3
     run.detect("oevae")
     assert run.device.type == "cuda"  # read, not trained
-    assert {"fresh"} == {job.state for job in graph.plan({"": (run, [])})}
+    assert {"fresh"} == {job.state for job in jobs.plan({"": (run, [])})}
     strict = study.open_run("smoke", AUTO, str(home))
-    assert all("device was cuda, is cpu" in job.why for job in graph.plan({"": (strict, [])}) if job.stage is not study.STAGES[-1])
+    assert all("device was cuda, is cpu" in job.why for job in jobs.plan({"": (strict, [])}) if job.stage is not stages.STAGES[-1])
     folder, times = run.stage_folder(run.stage, 0, "fan"), []
     for _ in range(2):  # trained here; then found
         run.detect("oevae", "other", dataclasses.replace(run.cfg.oevae, epochs=1))

@@ -34,24 +34,17 @@ from hypothesis import strategies as st
 from packed import zipped
 from torch import nn
 
-from asdlib import (
-    artefacts,
-    audio,
-    checks,
-    clips,
-    config,
-    decoding,
-    detectability,
-    download,
-    plots,
-    reading,
-    report,
-    report_plots,
-    study,
-    tables,
-    training,
-)
-from asdlib.execute import Parameters
+from asdlib import errors
+from asdlib import io as io_module
+from asdlib.data import decode, download
+from asdlib.data import index as clip_index
+from asdlib.data.store import Clips, _open, open_store
+from asdlib.evaluation import detectability
+from asdlib.models import training
+from asdlib.settings import from_tree, to_tree
+from asdlib.studies import artifacts, config, report, stages, study
+from asdlib.studies.runner import Parameters
+from asdlib.viz import plots, report_plots, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 INPUTS: collections.Counter = collections.Counter()  # family: hostile inputs that were read
@@ -88,7 +81,7 @@ def said():
     """A refusal inside this block is one line that a terminal can show."""
     try:
         yield
-    except checks.Refusal as refusal:
+    except errors.Refusal as refusal:
         assert len(str(refusal)) > 10 and "\x1b" not in str(refusal)
 
 
@@ -144,14 +137,14 @@ WAVS += [recording(format="WAVEX", subtype="PCM_16", channels=3), recording(form
 FLAC = recording(format="FLAC", subtype="PCM_16")
 
 
-def heard(path: Path, body: bytes, data: config.Data, family: str) -> decoding.Decoded:
+def heard(path: Path, body: bytes, data: config.Data, family: str) -> decode.Decoded:
     path.write_bytes(body)
     with bounded(family):
-        found = decoding.decode(path, data)
+        found = decode.decode(path, data)
     if found.samples is None:
         assert len(found.refused) > 10 and found.refused.isprintable()
     else:
-        assert found.samples.dtype == np.int16 and found.samples.ndim == 1 and len(found.samples) >= decoding.SHORTEST_S * 16000 - 1
+        assert found.samples.dtype == np.int16 and found.samples.ndim == 1 and len(found.samples) >= decode.SHORTEST_S * 16000 - 1
         assert np.isfinite(found.level_db) and found.digest
     return found
 
@@ -205,7 +198,7 @@ def test_headers_that_ask_for_gigabytes_or_hours(tmp_path, name, body, words):
 def test_usual_rates_are_resampled_still(tmp_path):
     for rate in (8000, 11025, 22050, 32000, 44100, 48000, 96000, 192000):
         soundfile.write(tmp_path / "x.wav", np.zeros(rate) + 0.01, rate)
-        assert len(decoding.decode(tmp_path / "x.wav", config.Data(resample=True)).samples) == 16000
+        assert len(decode.decode(tmp_path / "x.wav", config.Data(resample=True)).samples) == 16000
 
 
 # ---------------------------------------------------------------- folders and lists
@@ -228,9 +221,9 @@ def machine(root: Path, name: str = "fan", stems=(), body: bytes = b"") -> Path:
 
 def shown(table: pd.DataFrame, problems: pd.DataFrame) -> None:
     """What an index found can be told in every form, and none of it is markup or moves the cursor."""
-    summary = clips.summary(table, problems)
+    summary = clip_index.summary(table, problems)
     json.loads(json.dumps(summary))
-    lines = clips.summary_text(summary).splitlines()
+    lines = clip_index.summary_text(summary).splitlines()
     assert not any("\x1b" in line or "\r" in line for line in lines)
     for part in (table, problems):
         assert tags(tables.styled(part)) <= {"style", "table", "thead", "tbody", "tr", "th", "td", "p"}
@@ -260,7 +253,7 @@ def test_mutated_attribute_lists(tmp_path_factory, changes, span):
     root = machine(tmp_path_factory.getbasetemp() / "lists")
     (root / "fan" / "attributes_00.csv").write_bytes(mutated(LIST.encode(), changes, 0, span))
     with bounded("csv"), said():
-        table, problems = clips.index([root])
+        table, problems = clip_index.index([root])
         assert len(table) == 4
         shown(table, problems)
 
@@ -278,7 +271,7 @@ def test_lists_that_ask_for_a_column_per_attribute(tmp_path, text, words):
     root = machine(tmp_path / "root")
     (root / "fan" / "attributes_00.csv").write_text(text)
     with bounded("csv"):
-        table, problems = clips.index([root])
+        table, problems = clip_index.index([root])
     assert len(table.columns) < 120 and (problems["reason"].str.contains(words).any() or not len(problems))
 
 
@@ -315,16 +308,16 @@ def test_names_of_any_kind(tmp_path_factory, name, stems):
     root = tmp_path_factory.getbasetemp() / "names"
     with bounded("name"), said():
         machine(root, name, stems)
-        table, problems = clips.index([root])
+        table, problems = clip_index.index([root])
         shown(table, problems)
         assert not table["clip"].str.contains(r"[\x00-\x1f\x7f]").any()
 
 
 def test_a_machine_that_would_pass_for_all_machines_is_refused(tmp_path):
-    with pytest.raises(checks.Refusal, match="stands for all machines in tables; rename the folder"):
-        clips.index([machine(tmp_path / "root", "all")])
-    with pytest.raises(checks.Refusal, match="name of at most 100 bytes"):
-        clips.index([machine(tmp_path / "other", "ä" * 60)])
+    with pytest.raises(errors.Refusal, match="stands for all machines in tables; rename the folder"):
+        clip_index.index([machine(tmp_path / "root", "all")])
+    with pytest.raises(errors.Refusal, match="name of at most 100 bytes"):
+        clip_index.index([machine(tmp_path / "other", "ä" * 60)])
 
 
 # ---------------------------------------------------------------- studies
@@ -353,7 +346,7 @@ def test_mutated_studies(tmp_path_factory, changes):
     path.write_bytes(mutated(STUDY, changes))
     with bounded("toml"), said():
         cfg = config.load(str(path))
-        assert config.from_tree(config.Study, config.to_tree(cfg)) == cfg
+        assert from_tree(config.Study, to_tree(cfg)) == cfg
 
 
 SETTINGS = st.sampled_from([row[0] for row in config.describe()] + ["", "a.b", "data", "oevae.features.x", ".", "..", "name.x"])
@@ -389,7 +382,7 @@ VALUES = st.one_of(
 def test_settings_of_any_kind(overrides):
     with bounded("setting"), said():
         cfg = config.load("smoke", overrides)
-        assert config.from_tree(config.Study, config.to_tree(cfg)) == cfg
+        assert from_tree(config.Study, to_tree(cfg)) == cfg
 
 
 @pytest.mark.parametrize(
@@ -398,7 +391,7 @@ def test_settings_of_any_kind(overrides):
 def test_studies_as_deep_as_a_well(tmp_path, text):
     path = tmp_path / "study.toml"
     path.write_text(text)
-    with bounded("toml"), pytest.raises(checks.Refusal):
+    with bounded("toml"), pytest.raises(errors.Refusal):
         config.load(str(path))
 
 
@@ -407,13 +400,13 @@ def test_studies_as_deep_as_a_well(tmp_path, text):
 )
 @pytest.mark.parametrize("how", ["study", "include"])
 def test_names_of_studies_that_are_none(name, how):
-    with bounded("setting"), pytest.raises(checks.Refusal):
+    with bounded("setting"), pytest.raises(errors.Refusal):
         config.load(*([name] if how == "study" else ["smoke", [f"include={json.dumps([name])}", f"include={json.dumps(['~' + name])}"]]))
 
 
 @pytest.mark.parametrize("root", ["/a\0b", "/" + "a" * 5000, "/dev/null", "/proc/self/mem"])
 def test_roots_that_are_none(tmp_path, root):
-    with bounded("setting"), pytest.raises(checks.Refusal):
+    with bounded("setting"), pytest.raises(errors.Refusal):
         run = study.open_run("smoke", ["data.roots=" + json.dumps([root])], tmp_path)
         assert run.clips is None
 
@@ -434,7 +427,7 @@ def finished(context, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     found = Finished()
     for name, stage, of in (("baseline_knn", "03", "pump"), ("autoencoder", "03", "pump"), ("oevae", "05", "pump"), ("classifier", "04", "")):
-        run = study.Run(context.cfg, home, 0, study.stage_of(stage), of or "pump")
+        run = study.Run(context.cfg, home, 0, stages.stage_of(stage), of or "pump")
         run.__dict__["store"] = context.store
         _, scores, _ = run.detect(name)
         folder = run.stage_folder(run.stage, 0, run.machine) / name
@@ -449,13 +442,13 @@ def spoil(finished, name: str, file: str, body: bytes, family: str) -> None:
         path.unlink()
     for other, content in files.items():
         (folder / other).write_bytes(body if other == file else content)
-    artefacts.seal(folder, json.loads(files["DONE"])["digest"], {})
+    artifacts.seal(folder, json.loads(files["DONE"])["digest"], {})
     rows = np.flatnonzero((run.clips["machine"] == run.machine) & (run.clips["split"] == "test"))
     with bounded(family), said():
         detector, scores, history = run.detect(name)
-        assert len(checks.score_table(scores)) > 0 and isinstance(history, pd.DataFrame)
+        assert len(errors.score_table(scores)) > 0 and isinstance(history, pd.DataFrame)
         with np.errstate(all="ignore"):
-            told = detector.components(audio.Clips(detector.store, rows[:2]))  # weights of another size would show here
+            told = detector.components(Clips(detector.store, rows[:2]))  # weights of another size would show here
         assert told and all(len(values) == 2 for values in told.values())
 
 
@@ -492,7 +485,7 @@ CELLS = st.one_of(st.none(), st.text(max_size=5), st.integers(-5, 5), st.floats(
 
 
 @hostile(80)
-@given(st.sampled_from(checks.SCORE_COLUMNS), st.lists(CELLS, min_size=1, max_size=3))
+@given(st.sampled_from(errors.SCORE_COLUMNS), st.lists(CELLS, min_size=1, max_size=3))
 def test_tables_with_foreign_cells(finished, column, cells):
     files = finished["baseline_knn"][2]
     table = pd.read_parquet(io.BytesIO(files["scores.parquet"]))
@@ -508,23 +501,23 @@ def test_tables_with_foreign_cells(finished, column, cells):
     "table, words",
     [
         (pd.DataFrame({"a": [1]}), "lacks the columns system"),
-        (pd.DataFrame({name: ["x"] for name in checks.SCORE_COLUMNS}), "expected numbers"),
-        (pd.DataFrame({name: ["x"] for name in checks.SCORE_COLUMNS} | {"score": [np.nan], "seed": [0]}), "expected a finite number"),
-        (pd.DataFrame({name: [3] for name in checks.SCORE_COLUMNS}), "system has 3, expected text only"),
-        (pd.DataFrame({name: ["x"] for name in checks.SCORE_COLUMNS} | {"clip": [None]}), "clip has None, expected text only"),
+        (pd.DataFrame({name: ["x"] for name in errors.SCORE_COLUMNS}), "expected numbers"),
+        (pd.DataFrame({name: ["x"] for name in errors.SCORE_COLUMNS} | {"score": [np.nan], "seed": [0]}), "expected a finite number"),
+        (pd.DataFrame({name: [3] for name in errors.SCORE_COLUMNS}), "system has 3, expected text only"),
+        (pd.DataFrame({name: ["x"] for name in errors.SCORE_COLUMNS} | {"clip": [None]}), "clip has None, expected text only"),
     ],
 )
 def test_a_score_table_of_another_form_is_refused(tmp_path, table, words):
     table.to_parquet(tmp_path / "scores.parquet")
-    with pytest.raises(checks.Refusal, match=words):
-        reading.scores(tmp_path / "scores.parquet")
+    with pytest.raises(errors.Refusal, match=words):
+        io_module.scores(tmp_path / "scores.parquet")
 
 
 def test_a_table_that_claims_to_be_huge_is_not_read(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"a": pyarrow.array(["x"]).take(pyarrow.array(np.zeros(2**23, int)))}), tmp_path / "t.parquet")
     assert (tmp_path / "t.parquet").stat().st_size < 10**5
-    with bounded("parquet"), pytest.raises(checks.Refusal, match="claims 8388608 rows"):
-        reading.table(tmp_path / "t.parquet")
+    with bounded("parquet"), pytest.raises(errors.Refusal, match="claims 8388608 rows"):
+        io_module.table(tmp_path / "t.parquet")
 
 
 @hostile(120)
@@ -534,9 +527,9 @@ def test_mutated_stores_are_decoded_again(context, tmp_path_factory, file, chang
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source, folder)
     (folder / file).write_bytes(mutated((folder / file).read_bytes(), changes, 0, span))
-    table = context.store.clips[[*checks.CLIP_COLUMNS]]
+    table = context.store.clips[[*errors.CLIP_COLUMNS]]
     with bounded("store"):
-        found = audio._open(folder, json.loads((source / "DONE.json").read_text())["source"], 16000)
+        found = _open(folder, json.loads((source / "DONE.json").read_text())["source"], 16000)
     assert found is None or (found.clips["clip"].tolist() == table["clip"].tolist() and found.fingerprint == context.store.fingerprint)
 
 
@@ -548,12 +541,12 @@ def test_markers_of_any_form(finished, value, changes):
     done = json.dumps(value).encode() if changes is None else mutated(files["DONE"], changes)
     (folder / "DONE").write_bytes(done)
     with bounded("marker"):
-        assert artefacts.finished(folder, json.loads(files["DONE"])["digest"]) in (True, False)
+        assert artifacts.finished(folder, json.loads(files["DONE"])["digest"]) in (True, False)
     marked = folder.parent / "begun"
     marked.mkdir(exist_ok=True)
     (marked / "BEGUN").write_bytes(done + b"\xff")
     (marked / "old").write_bytes(b"")
-    artefacts.begin(marked, "0123")
+    artifacts.begin(marked, "0123")
     assert {path.name for path in marked.iterdir()} == {"BEGUN"}
 
 
@@ -629,16 +622,16 @@ def test_pickles_in_the_place_of_artefacts_do_not_run(bomb, finished, tmp_path):
         with bounded("pickle"):
             assert np.isfinite(trained(path)).all()
         (tmp_path / "weights.safetensors").write_bytes(body)
-        with bounded("pickle"), pytest.raises(checks.Refusal, match="does not hold the weights"):
+        with bounded("pickle"), pytest.raises(errors.Refusal, match="does not hold the weights"):
             training.load_weights(Line(), tmp_path / "weights.safetensors")
         (tmp_path / "x.wav").write_bytes(body)
-        assert "unreadable" in decoding.decode(tmp_path / "x.wav", config.Data()).refused
+        assert "unreadable" in decode.decode(tmp_path / "x.wav", config.Data()).refused
     kinds = pyarrow.schema(
         [pyarrow.field("a", pyarrow.binary(), metadata={b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": bomb})]
     )
     pyarrow.parquet.write_table(pyarrow.table({"a": pyarrow.array([b"x"], pyarrow.binary())}).cast(kinds), tmp_path / "t.parquet")
     with bounded("pickle"), said():
-        reading.table(tmp_path / "t.parquet")
+        io_module.table(tmp_path / "t.parquet")
 
 
 FORBIDDEN = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "numpy.lib.npyio")
@@ -756,7 +749,7 @@ def test_parameters_of_any_kind_stay_constants(text, overrides):
 @pytest.mark.parametrize("text", INJECTIONS)
 def test_a_notebook_that_gets_such_a_parameter_refuses_it(text, tmp_path):
     for given_ in ({"study": text}, {"study": "smoke", "machine": text}, {"study": "smoke", "overrides": [text]}):
-        with pytest.raises(checks.Refusal):
+        with pytest.raises(errors.Refusal):
             study.arrive("03_baseline", **{"overrides": ["data.recorded=true", 'data.roots=["/nowhere"]'], "home": str(tmp_path)} | given_)
 
 
@@ -791,7 +784,7 @@ def marked(request, tmp_path_factory):
         for i in range(count):
             soundfile.write(folder / f"section_00_source_{split}_{label}_{i:04}_key_{mark}.wav", 0.1 * rng.standard_normal(4000), 16000)
         (folder / f"{mark}.wav").write_bytes(b"")
-    store = audio.open_store(*clips.index([root]), tmp_path_factory.mktemp("store"), config.Data())
+    store = open_store(*clip_index.index([root]), tmp_path_factory.mktemp("store"), config.Data())
     return mark, store
 
 
@@ -809,9 +802,9 @@ def test_names_show_as_text_in_tables_players_figures_and_pages(marked, tmp_path
     assert store.clips["machine"].str.contains(mark, regex=False).all() and len(store.problems)
     rows = [
         ("baseline_knn", "score", *row, float(i), 0)
-        for i, row in enumerate(store.clips[list(checks.SCORE_COLUMNS[2:8])].itertuples(index=False, name=None))
+        for i, row in enumerate(store.clips[list(errors.SCORE_COLUMNS[2:8])].itertuples(index=False, name=None))
     ]
-    scores = checks.score_table(pd.DataFrame(rows, columns=checks.SCORE_COLUMNS))
+    scores = errors.score_table(pd.DataFrame(rows, columns=errors.SCORE_COLUMNS))
     decisions = pd.DataFrame([("baseline_knn", f"m{mark}", "all", 0, 3.0)], columns=["system", "machine", "domain", "seed", "threshold"])
     some = scores["clip"][:2]
     behind = tables.behind(scores, decisions, 6)
@@ -845,9 +838,9 @@ def test_names_show_as_text_in_summaries_and_the_index_of_studies(marked, tmp_pa
         for m in (f"m{mark}", "all")
         for name in ("auc_source", "auc_target", "pauc", "hmean", "omega")
     ]
-    table = pd.DataFrame(rows, columns=checks.METRIC_COLUMNS)
+    table = pd.DataFrame(rows, columns=errors.METRIC_COLUMNS)
     controls = pd.concat([table.assign(system="control_level"), table.assign(system="control_shuffled", component="baseline_knn")])
-    cfg = config.from_tree(config.Study, {"name": "t", "about": mark})
+    cfg = from_tree(config.Study, {"name": "t", "about": mark})
     report.write_summary(tmp_path / "t", cfg, table, controls, pd.DataFrame({"path": [mark], "reason": [mark], "left_out": [True]}))
     index = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert tags(index) <= SAFE and mark in text_of(index)

@@ -7,9 +7,14 @@ import soundfile
 import torch
 from sizes import BASELINE, SMALL, TINY, Context, detector_of, fit
 
-from asdlib import audio, checks, clips, config, detectors, fusion, metrics, scorer, submission
-from asdlib.audio import Clips
-from asdlib.explore import parts as tuning
+from asdlib import detectors, errors
+from asdlib.analysis import tuning
+from asdlib.data import index
+from asdlib.data.store import Clips, open_store
+from asdlib.detectors.base import training_rows
+from asdlib.evaluation import challenge, metrics
+from asdlib.scoring import fusion
+from asdlib.studies import config, scorer
 
 FEW = config.Metrics(bootstrap=50, shuffles=10)
 
@@ -26,11 +31,11 @@ def made(sections, train=6, seed=0):
                     name = f"section_{number:02}_{domain}_{split}_{label}_{i:04}_noAttribute.wav"
                     score = 10.0**number * (rng.normal() + (label == "anomaly")) + 100 * number
                     rows.append((f"{machine}/{split}/{name}", f"{machine}/{split}/{name}", machine, f"{number:02}", split, domain, label, score))
-    return pd.DataFrame(rows, columns=[*checks.CLIP_COLUMNS, "score"])
+    return pd.DataFrame(rows, columns=[*errors.CLIP_COLUMNS, "score"])
 
 
 def as_scores(table):
-    return table.assign(system="a", component="score", seed=0)[list(checks.SCORE_COLUMNS)]
+    return table.assign(system="a", component="score", seed=0)[list(errors.SCORE_COLUMNS)]
 
 
 @pytest.mark.parametrize("sections", [1, 2, 6])
@@ -43,8 +48,8 @@ def test_a_study_and_the_official_evaluation_agree(sections, tmp_path):
             lines = [f"{clip.rsplit('/', 1)[1]},{int(value)}\n" for clip, value in zip(rows["clip"], values)]
             path.write_text("".join(lines))
     scores = as_scores(table)
-    submission.write(tmp_path / "sub", table[list(checks.CLIP_COLUMNS)], clips.problem_table([]), scores, FEW, "a", 0)
-    theirs, quality = submission.evaluate(tmp_path / "sub", tmp_path / "truth", FEW)
+    challenge.write(tmp_path / "sub", table[list(errors.CLIP_COLUMNS)], index.problem_table([]), scores, FEW, "a", 0)
+    theirs, quality = challenge.evaluate(tmp_path / "sub", tmp_path / "truth", FEW)
     ours = metrics.table(scores, FEW, 0)
     keys, columns = ["machine", "metric"], ["value", "low", "high"]
     pd.testing.assert_frame_equal(ours.set_index(keys)[columns], theirs.set_index(keys)[columns], rtol=0, atol=1e-12)
@@ -69,13 +74,13 @@ def test_a_section_without_training_clips_is_held_against_those_of_its_machine()
     table = made(3)
     bare = table[(table["machine"] != "pump") | (table["section"] != "02") | (table["split"] == "test")]
     every = {f"{machine}_0{i}" for machine in ("pump", "saw") for i in range(3)}
-    assert set(checks.by_section(bare)["machine"]) == every
-    assert set(checks.by_references(bare)["machine"]) == {"pump"} | {name for name in every if name.startswith("saw")}
-    assert set(checks.by_references(made(1))["machine"]) == set(checks.by_section(made(1))["machine"]) == {"pump", "saw"}
+    assert set(errors.by_section(bare)["machine"]) == every
+    assert set(errors.by_references(bare)["machine"]) == {"pump"} | {name for name in every if name.startswith("saw")}
+    assert set(errors.by_references(made(1))["machine"]) == set(errors.by_section(made(1))["machine"]) == {"pump", "saw"}
     decided = metrics.decisions(as_scores(bare), FEW).drop_duplicates("machine").set_index("machine")
     assert decided.loc["pump_00", "threshold"] == decided.loc["pump_02", "threshold"] and decided.loc["pump_02", "train_clips"] == 24
-    with pytest.raises(checks.Refusal, match="machine pump_01 is named like a section of another machine; rename its folder"):
-        checks.by_section(pd.concat([table, made(1).replace({"machine": {"saw": "pump_01"}})]))
+    with pytest.raises(errors.Refusal, match="machine pump_01 is named like a section of another machine; rename its folder"):
+        errors.by_section(pd.concat([table, made(1).replace({"machine": {"saw": "pump_01"}})]))
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -114,7 +119,7 @@ def stores(tmp_path_factory):
                         path.parent.mkdir(parents=True, exist_ok=True)
                         soundfile.write(path, wave, 16000)
         cfg = config.Study(autoencoder=BASELINE, oevae=TINY, classifier=SMALL, precision="float32")
-        out.append((cfg, audio.open_store(*clips.index([root]), tmp_path_factory.mktemp("store"), cfg.data)))
+        out.append((cfg, open_store(*index.index([root]), tmp_path_factory.mktemp("store"), cfg.data)))
     return out
 
 
@@ -126,7 +131,7 @@ def test_references_are_of_the_section(name, stores, tmp_path):
     found = []
     for each in (store, changed):
         detector = detector_of(detectors.DETECTORS[name], Context(cfg, each, torch.device("cpu")))
-        train = np.concatenate([detectors.training_rows(each.clips, machine) for machine in machines])
+        train = np.concatenate([training_rows(each.clips, machine) for machine in machines])
         fit(detector, each, train)
         detector.save(tmp_path)
         again = detector_of(detectors.DETECTORS[name], Context(cfg, each, torch.device("cpu")))

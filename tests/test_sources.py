@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import soundfile
 
-from asdlib import checks, cli, clips, recordings, sources
+from asdlib import cli, errors
+from asdlib.data import importer, index, sources
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_a_list_that_was_not_given_is_not_passed_over_in_silence(rec):
     folder = rec("a.wav", "b.wav")
     (folder / "labels.csv").write_text("path;label\na.wav;normal\nb.wav;anomaly\n")
     (folder / "log.csv").write_text("time,temperature\n1,20\n")
-    with pytest.raises(checks.Refusal, match=r"nothing says what it is but perhaps labels.csv.* add that to the sources"):
+    with pytest.raises(errors.Refusal, match=r"nothing says what it is but perhaps labels.csv.* add that to the sources"):
         sources.found([folder])
     rec("normal/c.wav")
     found, left, notes = taken(folder)
@@ -133,7 +134,7 @@ def test_cells_too_few_too_many_and_unknown(rec):
 def test_files_that_are_no_list_are_refused_in_one_sentence(rec, raw, words, tmp_path, capsys):
     folder = rec("a.wav")
     (folder / "labels.csv").write_bytes(raw)
-    with pytest.raises(checks.Refusal, match=words):
+    with pytest.raises(errors.Refusal, match=words):
         sources.found([folder / "labels.csv", folder] if raw == b"" else [folder / "labels.csv"])
     assert cli.main(["import", str(folder / "labels.csv"), "--root", str(tmp_path / "root"), "--machine", "m"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -194,8 +195,8 @@ def test_validation_is_test_and_said(rec):
 
 def test_machines_of_a_kind_stay_apart_as_sections(rec, tmp_path):
     folder = rec(*(f"pump/id_{i:02}/{label}/{k}.wav" for i in (0, 2) for label in ("normal", "abnormal") for k in (0, 1)))
-    done = recordings.import_machine([folder], tmp_path / "root", "pump")
-    table, _ = clips.index([tmp_path / "root"])
+    done = importer.import_machine([folder], tmp_path / "root", "pump")
+    table, _ = index.index([tmp_path / "root"])
     assert table.groupby(["section", "split", "label"]).size().to_dict() == {
         (section, *kind): 2 for section in ("00", "02") for kind in (("train", "normal"), ("test", "anomaly"))}  # fmt: skip
     assert "sections, judged apart: 00 is pump/00 (4), 02 is pump/02 (4)" in done.text()
@@ -233,16 +234,16 @@ def test_files_passed_over_are_counted(rec, tmp_path):
     assert notes == ["2 .m4a, 1 .txt passed over; .m4a cannot be read here, convert to wav or flac, for example: ffmpeg -i x.m4a x.wav"]
     assert left["normal/b.m4a"].startswith("a file .m4a came, expected audio")
     (folder / "normal" / "a.wav").unlink()
-    with pytest.raises(checks.Refusal, match=r"no usable recording in .*; 2 .m4a, 1 .txt passed over; .m4a cannot be read here"):
+    with pytest.raises(errors.Refusal, match=r"no usable recording in .*; 2 .m4a, 1 .txt passed over; .m4a cannot be read here"):
         sources.found([folder])
 
 
 def test_own_machines_below_a_source_are_not_imported_again(rec):
     folder = rec("normal/a.wav", "bad/b.wav")
-    first = recordings.import_machine([folder], folder, "one", copy=True)
-    second = recordings.import_machine([folder], folder, "two", copy=True)
+    first = importer.import_machine([folder], folder, "one", copy=True)
+    second = importer.import_machine([folder], folder, "two", copy=True)
     assert len(first.clips) == len(second.clips) == 2 and "one: a machine that asd import has made" in second.text()
-    assert len(recordings.import_machine([folder / "one"], folder, "three").clips) == 2
+    assert len(importer.import_machine([folder / "one"], folder, "three").clips) == 2
 
 
 def test_names_that_are_not_utf8_are_left_out_one_by_one(rec, tmp_path, capsys):
@@ -257,7 +258,7 @@ def test_names_that_are_not_utf8_are_left_out_one_by_one(rec, tmp_path, capsys):
     out = capsys.readouterr().out
     out.encode()
     assert "2 clips, 2 s" in out and "name is not valid UTF-8" in out and "dangling link" in out and "Pr\\udcfcfstand.wav" in out
-    assert len(clips.index([tmp_path / "root"])[0]) == 2
+    assert len(index.index([tmp_path / "root"])[0]) == 2
 
 
 def test_challenge_names_that_their_folders_contradict_are_left_out(rec):
@@ -277,7 +278,7 @@ def test_remarks_on_attribute_lists_reach_the_import(rec):
 
 def test_the_table_at_the_end_counts_what_was_left_out_and_why(rec, tmp_path):
     folder = rec("train/good/a.wav", *(f"train/heavyload/{i}.wav" for i in range(3)), "train/broken/b.wav")
-    told = recordings.import_machine([folder], tmp_path / "root", "m").text().splitlines()
+    told = importer.import_machine([folder], tmp_path / "root", "m").text().splitlines()
     assert told[1:5] == [
         "  train normal     source      1 clips of 1 s", "  left out                     4",
         f"    3 x folder heavyload is not understood, expected a word such as normal or anomaly; rename it, list its recordings in a csv, or take "

@@ -10,13 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from asdlib.audio import Clips, Store
-from asdlib.detectors.base import Detector as Detector
-from asdlib.detectors.base import Scores as Scores
-from asdlib.detectors.base import machine_rows as machine_rows
-from asdlib.detectors.base import score_table as score_table
-from asdlib.detectors.base import training_rows as training_rows
-from asdlib.detectors.baseline import Autoencoder, NearestNeighbor
+from asdlib.data.store import Clips, Store
+from asdlib.detectors.autoencoder import Autoencoder, NearestNeighbor
+from asdlib.detectors.base import Detector, machine_rows, score_table, training_rows
 from asdlib.detectors.classifier import Classifier
 from asdlib.detectors.oevae import OEVAE
 
@@ -24,7 +20,7 @@ from asdlib.detectors.oevae import OEVAE
 def training_clips(store: Store, machines: Sequence[str]) -> tuple[Clips, Clips]:
     """Normal training clips of some machines, and those of all other machines of the store.
 
-    raises : checks.Refusal for a machine without training clips
+    raises : errors.Refusal for a machine without training clips
     """
     own = np.concatenate([training_rows(store.clips, machine) for machine in machines])
     normal = (store.clips["split"] == "train") & (store.clips["label"] == "normal")
@@ -35,7 +31,7 @@ def detect(detector: Detector, store: Store, machines: Sequence[str]) -> pd.Data
     """Fit a detector to the training clips of the machines (one, or all that share a network) and score all their clips.
 
     returns : score table of the components; test rows as a clip alone would be scored, train rows leave-clip-out
-    raises : checks.Refusal for a machine without training clips
+    raises : errors.Refusal for a machine without training clips
     """
     test = np.concatenate([machine_rows(store.clips, machine, "test") for machine in machines])
     tables = [detector.fit(*training_clips(store, machines)).training_table_]

@@ -34,8 +34,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from asdlib import artefacts, checks, config, fusion, metrics, precision, reading, training
-from asdlib.audio import Clips, Store
+from asdlib import errors, io
+from asdlib.data.store import Clips, Store
+from asdlib.evaluation import metrics
+from asdlib.models import training
+from asdlib.models.precision import DTYPES, NETWORKS, auto
+from asdlib.scoring import fusion
+from asdlib.settings import from_tree, merged, to_tree
+from asdlib.studies import artifacts, config
 
 Scores = dict[tuple[str, str], np.ndarray]  # (system, component): one value per clip, higher = more anomalous
 
@@ -59,7 +65,7 @@ class Detector(abc.ABC):
 
     Raises
     ------
-    checks.Refusal for an unknown name, with a suggestion, and for values out of range
+    errors.Refusal for an unknown name, with a suggestion, and for values out of range
     """
 
     name: ClassVar[str]
@@ -73,9 +79,9 @@ class Detector(abc.ABC):
     ):  # fmt: skip
         self.settings = configured(self.Settings, settings, fields)
         if not 0 < contamination < 1:
-            raise checks.Refusal(f"contamination: got {contamination}, expected a share between 0 and 1")
-        checks.known_name("precision", precision, ["auto", "float32", "bf16"])
-        self.system = checks.known_name("system", system, list(self.systems)) if system else ""
+            raise errors.Refusal(f"contamination: got {contamination}, expected a share between 0 and 1")
+        errors.known_name("precision", precision, ["auto", "float32", "bf16"])
+        self.system = errors.known_name("system", system, list(self.systems)) if system else ""
         self.seed, self.device_name, self.precision, self.contamination = seed, device, precision, contamination
         self.device = device if isinstance(device, torch.device) else training.pick_device(device)
         self.checkpoints = Path(checkpoints) if checkpoints is not None else None
@@ -93,7 +99,7 @@ class Detector(abc.ABC):
 
         Raises
         ------
-        checks.Refusal for no clip, clips that are not normal ones, and for what the detector itself needs
+        errors.Refusal for no clip, clips that are not normal ones, and for what the detector itself needs
         """
         _check_training(clips)
         self._bind(clips)
@@ -115,7 +121,7 @@ class Detector(abc.ABC):
     # ---------------------------------------------------------------- PyOD's names
 
     def score(self, clips: Clips) -> pd.DataFrame:
-        """Score table of clips (checks.SCORE_COLUMNS): the components, and the fused score of each system.
+        """Score table of clips (errors.SCORE_COLUMNS): the components, and the fused score of each system.
 
         A clip that the detector was trained on has its leave-clip-out score.
         """
@@ -159,7 +165,7 @@ class Detector(abc.ABC):
     def threshold_(self) -> float:
         """The threshold, where the detector was fitted to one machine and section; else see `thresholds_`."""
         if len(self.thresholds_) > 1:
-            raise checks.Refusal(f"{self.name} was fitted to {', '.join(self.thresholds_)}, each with its own threshold; see thresholds_")
+            raise errors.Refusal(f"{self.name} was fitted to {', '.join(self.thresholds_)}, each with its own threshold; see thresholds_")
         return next(iter(self.thresholds_.values())).value
 
     def get_params(self, deep: bool = True) -> dict:
@@ -193,9 +199,9 @@ class Detector(abc.ABC):
         self._fitted()
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        facts = {"detector": self.name, "settings": config.to_tree(self.settings), "seed": self.seed, "precision": self.precision}
-        artefacts.write_text(folder / SETTINGS_FILE, json.dumps(facts | {"contamination": self.contamination, "system": self.system}, indent=1))
-        artefacts.write_table(folder / TRAINING_FILE, self.training_table_)
+        facts = {"detector": self.name, "settings": to_tree(self.settings), "seed": self.seed, "precision": self.precision}
+        artifacts.write_text(folder / SETTINGS_FILE, json.dumps(facts | {"contamination": self.contamination, "system": self.system}, indent=1))
+        artifacts.write_table(folder / TRAINING_FILE, self.training_table_)
         self._save(folder)
 
     def restore(self, folder: str | Path, clips: Clips) -> Self:
@@ -203,12 +209,12 @@ class Detector(abc.ABC):
 
         Raises
         ------
-        checks.Refusal for a file that is missing, damaged or of another detector
+        errors.Refusal for a file that is missing, damaged or of another detector
         """
         _check_training(clips)
         self._bind(clips)
         self._load(Path(folder))
-        self.__dict__["training_table_"] = reading.scores(Path(folder) / TRAINING_FILE)
+        self.__dict__["training_table_"] = io.scores(Path(folder) / TRAINING_FILE)
         return self
 
     @classmethod
@@ -224,13 +230,13 @@ class Detector(abc.ABC):
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             if facts["detector"] != cls.name:
-                raise checks.Refusal(f"{path}: is a {facts['detector']}, expected a {cls.name}")
-            settings = config.from_tree(cls.Settings, facts["settings"])
+                raise errors.Refusal(f"{path}: is a {facts['detector']}, expected a {cls.name}")
+            settings = from_tree(cls.Settings, facts["settings"])
             rest = {name: facts[name] for name in ("seed", "precision", "contamination", "system")}
-        except checks.Refusal:
+        except errors.Refusal:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise checks.Refusal(f"{path}: does not hold a detector ({type(error).__name__}); save it again") from error
+            raise errors.Refusal(f"{path}: does not hold a detector ({type(error).__name__}); save it again") from error
         return cls(settings, device=device, **rest).restore(folder, clips)
 
     # ---------------------------------------------------------------- what a detector fills in
@@ -257,8 +263,8 @@ class Detector(abc.ABC):
     @property
     def training_dtype(self) -> torch.dtype:
         """Precision of training steps."""
-        kind = precision.auto(self.device) if self.precision == "auto" else self.precision
-        return precision.DTYPES[kind if self.name in precision.NETWORKS else "float32"]
+        kind = auto(self.device) if self.precision == "auto" else self.precision
+        return DTYPES[kind if self.name in NETWORKS else "float32"]
 
     def _moved(self, other: Self) -> None:  # noqa: B027 — most detectors have nothing to adapt
         """Adapt a copy of this detector to its other store: what depends on store rows."""
@@ -272,7 +278,7 @@ class Detector(abc.ABC):
         if store is self.store:
             return self
         if store.rate != self.store.rate:
-            raise checks.Refusal(f"clips at {store.rate} Hz came to a detector fitted at {self.store.rate} Hz; load them at its rate")
+            raise errors.Refusal(f"clips at {store.rate} Hz came to a detector fitted at {self.store.rate} Hz; load them at its rate")
         other = copy.copy(self)
         other.home, other.store = self, store
         self._moved(other)
@@ -286,7 +292,7 @@ class Detector(abc.ABC):
 
     def _fitted(self) -> None:
         if not hasattr(self, "store"):
-            raise checks.Refusal(f"this {type(self).__name__} is not fitted; call fit first")
+            raise errors.Refusal(f"this {type(self).__name__} is not fitted; call fit first")
 
     def _final(self, table: pd.DataFrame, clips: pd.Series) -> np.ndarray:
         own = table[(table["system"] == (self.system or self.systems[-1])) & (table["component"] == "score")]
@@ -297,41 +303,41 @@ def configured(cls: type, settings, fields: dict):
     """Settings of a class with some fields replaced, checked: unknown names, types and ranges are refused."""
     base = cls() if settings is None else settings
     if not isinstance(base, cls):
-        raise checks.Refusal(f"settings: got {type(base).__name__}, expected {cls.__name__}")
+        raise errors.Refusal(f"settings: got {type(base).__name__}, expected {cls.__name__}")
     known = [item.name for item in dataclasses.fields(cls)]
     for name, value in fields.items():
-        checks.known_name(f"setting of {cls.__name__}", name, known)
+        errors.known_name(f"setting of {cls.__name__}", name, known)
         if isinstance(value, dict):
             nested = type(getattr(base, name))
-            fields = fields | {name: config.from_tree(nested, config.merged(config.to_tree(getattr(base, name)), value))}
+            fields = fields | {name: from_tree(nested, merged(to_tree(getattr(base, name)), value))}
     made = dataclasses.replace(base, **fields)
-    config.from_tree(cls, config.to_tree(made))
+    from_tree(cls, to_tree(made))
     return made
 
 
 def _check_training(clips: Clips) -> None:
     if not isinstance(clips, Clips):
-        raise checks.Refusal(f"{type(clips).__name__} came, expected Clips; make them with load_dcase or from_arrays")
+        raise errors.Refusal(f"{type(clips).__name__} came, expected Clips; make them with load_dcase or from_arrays")
     if not len(clips):
-        raise checks.Refusal("no training clip came, expected at least one normal clip; is there a train folder?")
+        raise errors.Refusal("no training clip came, expected at least one normal clip; is there a train folder?")
     odd = clips.table[clips.table["label"] != "normal"]
     if len(odd):
-        raise checks.Refusal(f"{odd['clip'].iloc[0]} is {odd['label'].iloc[0]}, expected normal clips to fit; take clips.train(...)")
+        raise errors.Refusal(f"{odd['clip'].iloc[0]} is {odd['label'].iloc[0]}, expected normal clips to fit; take clips.train(...)")
 
 
 def _of_store(others: Clips, store: Store) -> np.ndarray:
     if others.store is not store:
-        raise checks.Refusal("clips of other machines came from another store, expected the store of the training clips; load them together")
+        raise errors.Refusal("clips of other machines came from another store, expected the store of the training clips; load them together")
     return np.asarray(others.rows, np.int64)
 
 
 def reference_groups(clips: pd.DataFrame, train_rows: np.ndarray) -> tuple[np.ndarray, Callable[[pd.DataFrame], np.ndarray]]:
-    """Which references a clip has: those of its machine, or of its section where sections are judged apart (`checks.by_references`).
+    """Which references a clip has: those of its machine, or of its section where sections are judged apart (`errors.by_references`).
 
     clips : clip table of the training clips' store.  train_rows : int (n,)
     returns : the group of each training clip, str (n,), and a function that names the groups of the clips of any clip table
     """
-    train = checks.by_references(clips)["machine"].to_numpy()[train_rows]
+    train = errors.by_references(clips)["machine"].to_numpy()[train_rows]
     groups = set(train)
 
     def of(table: pd.DataFrame) -> np.ndarray:
@@ -396,19 +402,19 @@ def machine_rows(clips: pd.DataFrame, machine: str, split: str) -> np.ndarray:
 def training_rows(clips: pd.DataFrame, machine: str) -> np.ndarray:
     """Store rows of a machine's normal training clips; a machine without one is refused.
 
-    returns : int (clips,), rising.  raises : checks.Refusal
+    returns : int (clips,), rising.  raises : errors.Refusal
     """
     rows = machine_rows(clips, machine, "train")
     if len(rows) == 0:
-        raise checks.Refusal(f"machine {machine} has no usable training clip; add recordings or leave it out with --machines")
+        raise errors.Refusal(f"machine {machine} has no usable training clip; add recordings or leave it out with --machines")
     return rows
 
 
 def score_table(clips: pd.DataFrame, rows: np.ndarray, scores: Scores, seed: int) -> pd.DataFrame:
-    """Scores of the clips at `rows` as a score table (checks.SCORE_COLUMNS).
+    """Scores of the clips at `rows` as a score table (errors.SCORE_COLUMNS).
 
-    rows : int (clips,).  scores : (system, component) -> float (clips,).  raises : checks.Refusal for scores that are not finite
+    rows : int (clips,).  scores : (system, component) -> float (clips,).  raises : errors.Refusal for scores that are not finite
     """
     facts = clips.iloc[rows][["machine", "section", "split", "domain", "label", "clip"]]
     parts = [facts.assign(system=system, component=component, score=values, seed=seed) for (system, component), values in scores.items()]
-    return checks.score_table(pd.concat(parts, ignore_index=True)[list(checks.SCORE_COLUMNS)])
+    return errors.score_table(pd.concat(parts, ignore_index=True)[list(errors.SCORE_COLUMNS)])

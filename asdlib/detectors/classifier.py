@@ -9,7 +9,7 @@ Clips are tiled or cropped to `clip_seconds`: in training from a random place th
 embeddings from the start (METHOD 5.1). A tiled clip starts anywhere in the room that its last copy leaves. Waveforms are standardised
 (`classifier.wave_norm`, METHOD 3.2) before they are mixed: with none, as in the cited code, a recording at half the gain scores as an anomaly.
 
-Components of the scores: every back-end of `asdlib.backends`, and `score`, the one chosen by `classifier.backend`.
+Components of the scores: every back-end of `asdlib.scoring.backends`, and `score`, the one chosen by `classifier.backend`.
 Sources: report 3.1; METHOD 3.5, 5. Notebook: 04_classifier.
 """
 
@@ -25,10 +25,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.numpy import load_file, save_file
 
-from asdlib import audio, augment, backends, checks, clips, config, training
+from asdlib import augment, errors
+from asdlib.data.index import training_classes
+from asdlib.data.store import Store, machine_statistics, standardise
 from asdlib.detectors.base import BATCH_SAMPLES, Detector, Scores, clip_by_clip
-from asdlib.models import classifier
-from asdlib.models.classifier import Batch, branch_inputs
+from asdlib.models import classifier, training
+from asdlib.models.classifier import Batch
+from asdlib.scoring import backends
+from asdlib.studies import config
 
 WEIGHTS, SPLIT = 4, 5  # streams of the seed: initial weights, held-out clips
 EMBEDDINGS = "embeddings.safetensors"
@@ -52,21 +56,21 @@ class Classifier(Detector):
     def __init__(self, settings=None, **keywords):
         super().__init__(settings, **keywords)
         if self.settings.smote.space != "embed":
-            raise checks.Refusal(f"setting classifier.smote.space: got {self.settings.smote.space!r}, the classifier knows 'embed' only; set that")
+            raise errors.Refusal(f"setting classifier.smote.space: got {self.settings.smote.space!r}, the classifier knows 'embed' only; set that")
 
     def _prepare(self) -> None:
         """Classes, the held-out clips, and a network with fresh weights."""
         self._read(self.store)
         self.trained_target = self.store.clips["domain"].to_numpy()[self.train_rows] == "target"
-        names = clips.training_classes(self.store.clips)[self.train_rows]
+        names = training_classes(self.store.clips)[self.train_rows]
         self.classes, self.codes = np.unique(names.to_numpy(dtype=object).astype(str), return_inverse=True)
         if len(self.classes) < 2:
-            raise checks.Refusal(
+            raise errors.Refusal(
                 f"the training clips make 1 class ({self.classes[0]}), expected 2 or more; add machines, or take classifier out of systems"
             )
         for machine, count in zip(*np.unique(self.machines[self.train_rows], return_counts=True)):
             if count < backends.FEWEST:  # said before hours of training, not after
-                raise checks.Refusal(
+                raise errors.Refusal(
                     f"machine {machine} has {count} training clip{'s' * int(count > 1)}, the classifier's back-ends expect at least "
                     f"{backends.FEWEST}; add recordings or leave it out with --machines"
                 )
@@ -77,7 +81,7 @@ class Classifier(Detector):
             self.net = classifier.Classifier(self.settings, len(self.classes), self.rate)
         self.net.to(self.device, memory_format=torch.channels_last)
 
-    def _read(self, store: audio.Store) -> None:
+    def _read(self, store: Store) -> None:
         """Take clips from a store from now on."""
         self.rate, self.resident, self.machines = store.rate, store.to(self.device), store.clips["machine"].to_numpy()
         self.length = round(self.settings.clip_seconds * self.rate)
@@ -89,7 +93,7 @@ class Classifier(Detector):
         of = self.machines[self.train_rows]
         for machine in np.unique(of) if self.settings.wave_norm == "machine" else ():
             here = self.machines == machine
-            mean[here], std[here] = audio.machine_statistics(self.store, self.train_rows[of == machine])
+            mean[here], std[here] = machine_statistics(self.store, self.train_rows[of == machine])
         return torch.from_numpy(mean).to(self.device), torch.from_numpy(std).to(self.device)
 
     def _waves(self, rows: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
@@ -98,7 +102,7 @@ class Classifier(Detector):
         if self.settings.wave_norm == "none":
             return wave
         index = rows.to(self.mean.device)
-        return audio.standardise(wave) if self.settings.wave_norm == "clip" else audio.standardise(wave, self.mean[index], self.std[index])
+        return standardise(wave) if self.settings.wave_norm == "clip" else standardise(wave, self.mean[index], self.std[index])
 
     def _fit(self, others: np.ndarray) -> None:
         """Train on the training clips of all machines, less the held-out ones, then embed all of them."""
@@ -131,13 +135,13 @@ class Classifier(Detector):
             wave = self._waves(rows[index], starts[index])
             y = labels[index.to(device)]
             wave, y = augment.mixup(wave, y, prob=s.mixup_prob, generator=generator, beta=s.mixup_beta)
-            yield Batch(branch_inputs(wave, s, self.rate), y)
+            yield Batch(classifier.branch_inputs(wave, s, self.rate), y)
 
     def _inputs(self, rows: np.ndarray) -> Iterator[dict[str, torch.Tensor]]:
         """Branch inputs of clips from their start, in blocks that fit."""
         for block in np.array_split(rows, -(-len(rows) // max(1, BATCH_SAMPLES // self.length))):
             index = torch.as_tensor(block, device=self.resident.samples.device)
-            yield branch_inputs(self._waves(index, torch.zeros_like(index)), self.settings, self.rate)
+            yield classifier.branch_inputs(self._waves(index, torch.zeros_like(index)), self.settings, self.rate)
 
     @torch.inference_mode()
     def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -164,7 +168,7 @@ class Classifier(Detector):
         """(machine or section, positions in rows); one that was not trained on is refused."""
         of = self.group_of(self.store.clips.iloc[rows])
         for machine in np.unique(of):
-            checks.known_name("machine of a trained classifier", machine, sorted(set(self.group)))
+            errors.known_name("machine of a trained classifier", machine, sorted(set(self.group)))
             yield machine, np.flatnonzero(of == machine)
 
     def _backends_of(self, machine: str) -> dict[str, backends.Backend]:
@@ -270,7 +274,7 @@ class Classifier(Detector):
         training.load_weights(self.net, folder / "weights.safetensors")
         self.embeddings = dict(zip(*load_embeddings(folder)))
         if not set(self.train_rows.tolist()) <= set(self.embeddings):
-            raise checks.Refusal(f"{folder / EMBEDDINGS}: lacks the embeddings of some training clips; run the study again")
+            raise errors.Refusal(f"{folder / EMBEDDINGS}: lacks the embeddings of some training clips; run the study again")
         self._keep(self.train_rows, self._vectors(self.train_rows))
 
     def _moved(self, other: Classifier) -> None:
@@ -281,14 +285,14 @@ class Classifier(Detector):
 def load_embeddings(folder: Path) -> tuple[list[int], np.ndarray]:
     """Store rows and their embeddings float32 (n, dim · branches) of a finished classifier, without its network.
 
-    raises : checks.Refusal for a file that is missing, torn or foreign
+    raises : errors.Refusal for a file that is missing, torn or foreign
     """
     path = folder / EMBEDDINGS
     try:
         found = load_file(path)
         return found["clip"].tolist(), found["embedding"]
     except Exception as error:
-        raise checks.Refusal(f"{path}: does not hold embeddings ({type(error).__name__}); run the study again") from error
+        raise errors.Refusal(f"{path}: does not hold embeddings ({type(error).__name__}); run the study again") from error
 
 
 def ablations(settings: config.Classifier) -> dict[str, config.Classifier]:

@@ -26,7 +26,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from asdlib import audio, augment, checks, clips, features
+from asdlib import augment, errors, features
+from asdlib.data.index import attribute_keys
+from asdlib.data.store import Store, machine_statistics, segment_starts, standardise
 from asdlib.detectors.base import BATCH_SAMPLES
 from asdlib.models import oevae
 
@@ -71,13 +73,13 @@ class Front:
         everything, pseudo-anomalies too (METHOD 6.3)
     """
 
-    def __init__(self, store: audio.Store, device: torch.device, settings, train_rows: np.ndarray):
+    def __init__(self, store: Store, device: torch.device, settings, train_rows: np.ndarray):
         self.settings, self.rate = settings, store.rate
         self.store = store.to(device)
         self.length = round(self.settings.segment_s * self.rate)
-        self.fixed = audio.machine_statistics(store, train_rows) if self.settings.wave_norm == "machine" else None
+        self.fixed = machine_statistics(store, train_rows) if self.settings.wave_norm == "machine" else None
 
-    def on(self, store: audio.Store) -> Front:
+    def on(self, store: Store) -> Front:
         """The same front for the clips of another store, standardised as before."""
         other = copy.copy(self)
         other.store = store.to(self.store.device)
@@ -86,7 +88,7 @@ class Front:
     def items(self, rows: np.ndarray) -> Items:
         """All segments of some clips, clip by clip."""
         samples, count = self.store.clips["samples"].to_numpy()[rows], self.settings.segments
-        starts = {size: audio.segment_starts(size, count, self.length) for size in np.unique(samples)}
+        starts = {size: segment_starts(size, count, self.length) for size in np.unique(samples)}
         start = np.concatenate([starts[size] for size in samples])
         mean, std = (torch.from_numpy(values).to(self.store.device).repeat_interleave(count) for values in self._statistics(rows, samples))
         row, start = (torch.as_tensor(values, device=self.store.device) for values in (np.repeat(rows, count), start))
@@ -104,7 +106,7 @@ class Front:
 
     def waves(self, items: Items) -> Tensor:
         """Standardised waveforms, float32 (n, samples)."""
-        return audio.standardise(self.store.segments(items.row, items.start, self.length, whole=items.whole), items.mean, items.std)
+        return standardise(self.store.segments(items.row, items.start, self.length, whole=items.whole), items.mean, items.std)
 
     def log_mel(self, waves: Tensor) -> Tensor:
         """float32 (n, 1, mels, frames), dB."""
@@ -126,7 +128,7 @@ def attribute_labels(table: pd.DataFrame, v: np.ndarray) -> np.ndarray:
     Columns are the pairs of attribute key and value; without any, the sections; with a single one, the values of v, which
     stand for an attribute there (report 4.1).  Source: L_section, METHOD 6.3, 3.9
     """
-    keys = clips.attribute_keys(table)
+    keys = attribute_keys(table)
     named = pd.concat([table[f"attr_{key}"].where(table[f"attr_{key}"] != "").rename(key) for key in keys], axis=1) if keys else None
     for facts in (named, table[["section"]], pd.DataFrame({"v": v}, index=table.index).astype(str)):
         if facts is not None:
@@ -136,7 +138,7 @@ def attribute_labels(table: pd.DataFrame, v: np.ndarray) -> np.ndarray:
     return np.zeros((len(table), 0), np.float32)
 
 
-def nearest_machines(store: audio.Store, device: torch.device, settings, machine: str, others: list[str]) -> list[str]:
+def nearest_machines(store: Store, device: torch.device, settings, machine: str, others: list[str]) -> list[str]:
     """Of the other machines, those whose mean log-mel over their first training clips is closest to the target's; nearest first."""
     table = store.clips
     normal = (table["split"] == "train") & (table["label"] == "normal")
@@ -293,15 +295,15 @@ def held_out(groups: np.ndarray, share: float, rng: np.random.Generator) -> np.n
 
 
 def check_machines(table: pd.DataFrame, rows: np.ndarray, others: np.ndarray) -> None:
-    """Refuse (checks.Refusal) training clips of several machines, and pseudo-anomalies that are none.
+    """Refuse (errors.Refusal) training clips of several machines, and pseudo-anomalies that are none.
 
     rows, others : int (clips,) of the store
     """
     machine = table["machine"].iloc[rows].unique()
     if len(machine) != 1:
-        raise checks.Refusal(f"oevae: training clips of {', '.join(machine)} came, expected those of one machine; train one model per machine")
+        raise errors.Refusal(f"oevae: training clips of {', '.join(machine)} came, expected those of one machine; train one model per machine")
     if len(others) == 0:
-        raise checks.Refusal(f"oevae: {machine[0]} is the only machine with training clips, expected others as pseudo-anomalies; "
+        raise errors.Refusal(f"oevae: {machine[0]} is the only machine with training clips, expected others as pseudo-anomalies; "
                              "add recordings of other machines, or leave oevae out of systems")  # fmt: skip
     if (table["machine"].iloc[others] == machine[0]).any() or (table["label"].iloc[others] != "normal").any():
-        raise checks.Refusal(f"oevae: others hold clips of {machine[0]} or clips that are not normal; take clips.train(without={machine[0]!r})")
+        raise errors.Refusal(f"oevae: others hold clips of {machine[0]} or clips that are not normal; take clips.train(without={machine[0]!r})")

@@ -26,12 +26,15 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from asdlib import augment, checks, config, latents, losses, reading, scoring, training
-from asdlib.condition import condition
+from asdlib import augment, errors, io
+from asdlib.analysis import latents
+from asdlib.data.condition import condition
 from asdlib.detectors import exposure
 from asdlib.detectors.base import Detector, Scores, clip_by_clip
-from asdlib.models import oevae
+from asdlib.models import losses, oevae, training
 from asdlib.models.oevae import VAE
+from asdlib.scoring.distances import knn_distances, knn_score, to_clips
+from asdlib.studies import config
 
 KEPT_K = (1, 2, 4)  # neighbours whose β is kept beside the chosen one (report 4.2)
 EVAL_ITEMS = 256  # segments per forward pass when nothing is learnt
@@ -64,7 +67,7 @@ class OEVAE(Detector):
     def _fit(self, others: np.ndarray) -> None:
         """Train against clips of other machines, then fit the references and the VAEs of the other k_scales.
 
-        raises : checks.Refusal for clips of several machines, and without those of another one
+        raises : errors.Refusal for clips of several machines, and without those of another one
         """
         s, clips, train_rows = self.settings, self.store.clips, self.train_rows
         exposure.check_machines(clips, train_rows, others)
@@ -267,7 +270,7 @@ class OEVAE(Detector):
 
     def _components(self, rows: np.ndarray, own_clips: bool) -> Scores:
         clip, items = self._pass(rows).clip, self._items(rows, own_clips)
-        return {("oevae", name): scoring.to_clips(values.astype(float), clip, len(rows)) for name, values in items.items()}
+        return {("oevae", name): to_clips(values.astype(float), clip, len(rows)) for name, values in items.items()}
 
     def segment_scores(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Every component of each segment, float64 (clips, segments): what `components` and `training_components` take the mean of.
@@ -300,9 +303,9 @@ class OEVAE(Detector):
                 parents = None if own is None else self.references.parents[chosen]
                 clip = None if own is None else own[here]
                 most = max(self.settings.neighbours, min(every[-1], self._fewest(chosen)))  # few clips: the k kept beside are as large as can be
-                found.append(scoring.knn_distances(h[here], self.references.h[chosen], k_max=most, test_clip=clip, train_clip=parents))
+                found.append(knn_distances(h[here], self.references.h[chosen], k_max=most, test_clip=clip, train_clip=parents))
             for k in every:
-                out[k][here] = np.min([scoring.knn_score(distances, k) for distances in found], axis=0)
+                out[k][here] = np.min([knn_score(distances, k) for distances in found], axis=0)
         return out
 
     def groups(self, k: int, group: str) -> list[np.ndarray]:
@@ -353,19 +356,19 @@ class OEVAE(Detector):
         self._open()
         self.net = self._network()
         training.load_weights(self.net, folder / "weights.safetensors")
-        found = reading.tensors(folder / f"{latents.NAME}.safetensors", {"rows": 1, "trained": 1})
+        found = io.tensors(folder / f"{latents.NAME}.safetensors", {"rows": 1, "trained": 1})
         trained = dict(zip(found["rows"].tolist(), found["trained"].tolist()))
         self.trained = np.array([bool(trained[row]) for row in self.train_rows])
-        self.references = References(**reading.tensors(folder / "references.safetensors", {}))
+        self.references = References(**io.tensors(folder / "references.safetensors", {}))
         self.reference_group = self._reference_groups()
-        state, self.heads, s = reading.tensors(folder / "refits.safetensors", {}), {}, self.settings
+        state, self.heads, s = io.tensors(folder / "refits.safetensors", {}), {}, self.settings
         for scale in s.k_scales:
             self.heads[scale] = VAE(self.net.dim, s.hidden, s.latent, s.domain_latent).to(self.device).eval()
             named = {name: torch.from_numpy(value) for name, value in state.items() if name.startswith(f"{scale:g}/")}
             try:
                 self.heads[scale].load_state_dict({name.partition("/")[2]: value for name, value in named.items()})
             except RuntimeError as error:
-                raise checks.Refusal(f"{folder}: holds no VAE for k_scale {scale:g}; run stage 05_oevae again") from error
+                raise errors.Refusal(f"{folder}: holds no VAE for k_scale {scale:g}; run stage 05_oevae again") from error
 
     def _moved(self, other: OEVAE) -> None:
         other.front, other._passes, other.train_rows = self.front.on(other.store), {}, np.empty(0, np.int64)

@@ -12,7 +12,8 @@ import itertools
 import torch
 from torch import nn
 
-from asdlib import checks, config
+from asdlib import errors
+from asdlib.studies import config
 
 BN_MOMENTUM, BN_EPS = 0.01, 1e-3  # as the official code sets them (Keras' defaults)
 
@@ -27,7 +28,7 @@ class Vectors:
 
     def __init__(self, mel: torch.Tensor, lengths: list[int], frames: int):
         if min(lengths) < frames:
-            raise checks.Refusal(f"a clip of {min(lengths)} frames came, expected at least {frames}; use longer clips or fewer autoencoder.frames")
+            raise errors.Refusal(f"a clip of {min(lengths)} frames came, expected at least {frames}; use longer clips or fewer autoencoder.frames")
         bands = mel.shape[1]
         self._rows = mel.view(-1).as_strided((len(mel) - frames + 1, frames * bands), (bands, 1))
         size = torch.tensor(lengths, device=mel.device)

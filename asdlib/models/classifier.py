@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from asdlib import augment, checks, config, features, losses
-from asdlib.models import branches
+from asdlib import augment, errors, features
+from asdlib.models import branches, losses
+from asdlib.studies import config
 
 SMALLEST_MAP = 5  # bins and frames: less leaves nothing after the stem's valid 3 x 3 pool
 
@@ -32,7 +33,7 @@ class Batch(NamedTuple):
 def branch_inputs(wave: Tensor, settings: config.Classifier, rate: int = features.SAMPLE_RATE) -> dict[str, Tensor]:
     """Every branch's input from waveforms (n, samples), on their device, in the order of `settings.branches`.
 
-    raises : checks.Refusal for a branch of another name, or waveforms too short for it
+    raises : errors.Refusal for a branch of another name, or waveforms too short for it
     """
     known = ("fft", "mel", "phase", "stft256", "stft1024", "stft4096")
     inputs = {}
@@ -48,9 +49,9 @@ def branch_inputs(wave: Tensor, settings: config.Classifier, rate: int = feature
         elif name.startswith("stft") and name[4:].isdigit() and int(name[4:]) >= 16:
             inputs[name] = features.spectrogram(wave, kind="stft", n_fft=int(name[4:]), hop=int(name[4:]) // 2)
         else:
-            raise checks.Refusal(f"unknown branch {name!r}{checks.did_you_mean(name, known)}")
+            raise errors.Refusal(f"unknown branch {name!r}{errors.did_you_mean(name, known)}")
     if not inputs or len(inputs) < len(settings.branches):
-        raise checks.Refusal(f"classifier.branches = {list(settings.branches)}, expected at least one branch and each of them once")
+        raise errors.Refusal(f"classifier.branches = {list(settings.branches)}, expected at least one branch and each of them once")
     return inputs
 
 
@@ -70,7 +71,7 @@ class Classifier(nn.Module):
         self.branches = nn.ModuleDict()
         for name, shape in self.shapes.items():
             if name != "fft" and min(shape[1:]) < SMALLEST_MAP:
-                raise checks.Refusal(
+                raise errors.Refusal(
                     f"branch {name}: {shape[1]} bins and {shape[2]} frames from {settings.clip_seconds:g} s, expected at least "
                     f"{SMALLEST_MAP} of each; use longer clips or another n_fft"
                 )
@@ -91,10 +92,10 @@ class Classifier(nn.Module):
         embeddings = []
         for name, expected in self.shapes.items():
             if name not in inputs:
-                raise checks.Refusal(f"no features for branch {name} came; make them with the settings that the model was built with")
+                raise errors.Refusal(f"no features for branch {name} came; make them with the settings that the model was built with")
             came = tuple(inputs[name].shape[1:])
             if came != expected:
-                raise checks.Refusal(
+                raise errors.Refusal(
                     f"branch {name}: features of shape {came} came, expected {expected} for clips of {self.settings.clip_seconds:g} s; "
                     "tile or crop the clips, or set classifier.clip_seconds"
                 )

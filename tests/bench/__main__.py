@@ -17,7 +17,9 @@ from pathlib import Path
 import threadpoolctl
 import torch
 
-from asdlib import artefacts, checks, model_card, tables
+from asdlib import errors
+from asdlib.studies import artifacts, model_card
+from asdlib.viz import tables
 from tests.bench import autoencoder, cluster, data, jobs, measure, oevae, search, severity_zero, steps
 
 STAGES = {
@@ -28,16 +30,16 @@ STAGES = {
 CHECKS = {
     "autoencoder": autoencoder.main, "oevae": oevae.main, "oevae_null": oevae.null, "severity_zero": severity_zero.main, "cluster": cluster.main,
 }  # fmt: skip
-PAGE = artefacts.CLONE / "reports" / "benchmarks.md"
+PAGE = artifacts.CLONE / "reports" / "benchmarks.md"
 
-if importlib.util.find_spec("asdlib.explore"):  # the tuner's arithmetic
-    STAGES["tick"] = lambda device: search.tick(device, importlib.import_module("asdlib.explore.parts").from_scores)
+if importlib.util.find_spec("asdlib.analysis.tuning"):  # the tuner's arithmetic
+    STAGES["tick"] = lambda device: search.tick(device, importlib.import_module("asdlib.analysis.tuning").from_scores)
 
 
 def text(found: list[measure.Measure], device: torch.device) -> str:
     """The page."""
     known = ("python", "torch", "numpy", "scikit-learn", "commit")
-    versions = ", ".join(f"{name} {version}" for name, version in artefacts.versions().items() if name in known)
+    versions = ", ".join(f"{name} {version}" for name, version in artifacts.versions().items() if name in known)
     where = f"{model_card.hardware(device)}; {measure.machine(device)}"
     how = (
         "Rates of one run of `python -m tests.bench`, on one thread of a CPU. The plain way was timed in turns with ours; its column is the "
@@ -53,12 +55,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(STAGES)}; or one of {', '.join(CHECKS)}")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(artefacts.CLONE)}")
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(artifacts.CLONE)}")
     given = parser.parse_args()
     try:
         for name in given.names:
-            checks.known_name("benchmark", name, [*STAGES, *CHECKS])
-    except checks.Refusal as refusal:
+            errors.known_name("benchmark", name, [*STAGES, *CHECKS])
+    except errors.Refusal as refusal:
         print(refusal, file=sys.stderr)
         return 2
     torch.set_num_threads(1)
@@ -76,7 +78,7 @@ def main() -> int:
             print(page)
             if given.write:
                 Path(PAGE).parent.mkdir(exist_ok=True)
-                artefacts.write_text(PAGE, page)
+                artifacts.write_text(PAGE, page)
     return 0
 
 

@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import nn
 
-from asdlib import config, features, training
+from asdlib import features
+from asdlib.models import training
 from asdlib.models.autoencoder import Autoencoder, Vectors
+from asdlib.studies import config
 
 STEPS, ROUNDS = 60, 7
 

@@ -10,8 +10,10 @@ import soundfile
 import torch
 import torchaudio
 
-from asdlib import audio, clips, config, features
+from asdlib import features
+from asdlib.data import index, store
 from asdlib.models import classifier
+from asdlib.studies import config
 from tests.bench.measure import Measure, compare, fourier
 
 RATE = 16000
@@ -37,21 +39,21 @@ def recordings(machines: int, train: int, test: int, seconds: float) -> Path:
 _keep: list = []
 
 
-def opened(folder: Path, name: str = "store") -> audio.Store:
+def opened(folder: Path, name: str = "store") -> store.Store:
     """The store of such a tree."""
-    return audio.open_store(*clips.index([folder / "raw"]), folder / name, config.Data())
+    return store.open_store(*index.index([folder / "raw"]), folder / name, config.Data())
 
 
 def decode(device: torch.device) -> list[Measure]:
     """200 clips of 10 s into a new store; 1000 clips opened again."""
     folder, count = recordings(2, 100, 0, 10.0), iter(range(1000))
-    table, problems = clips.index([folder / "raw"])
+    table, problems = index.index([folder / "raw"])
     size = 2 * 200 * 10 * RATE
 
     def plain() -> np.ndarray:
         return np.stack([soundfile.read(path, dtype="float32")[0] for path in table["path"]])
 
-    made = compare("decode and store", "clips", lambda: audio.open_store(table, problems, folder / f"new{next(count)}", config.Data()), 200,
+    made = compare("decode and store", "clips", lambda: store.open_store(table, problems, folder / f"new{next(count)}", config.Data()), 200,
                    plain, says="read each file as float32 into one array; nothing checked, nothing kept", moved=4 * size, rounds=3,
                    note="10 s clips; ours also digests, checks and writes each")  # fmt: skip
     many = recordings(1, 1000, 0, 1.0)

@@ -12,10 +12,16 @@ import papermill
 import torch
 from nbconvert import HTMLExporter
 
-from asdlib import kernels, perform, plots, report
+from asdlib.studies import perform, report
+from asdlib.studies.notebook import WarmKernelManager
+from asdlib.viz import plots
 from tests.bench.measure import Measure, compare
 
-IMPORTS = "from asdlib import latents, metrics, plots, tables\nfrom asdlib import study as studies\nprint(1)"
+IMPORTS = """from asdlib.analysis import latents
+from asdlib.evaluation import metrics
+from asdlib.studies import study as studies
+from asdlib.viz import plots, tables
+print(1)"""
 
 
 def notebook(*cells: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -32,7 +38,7 @@ def kernel(device: torch.device) -> list[Measure]:
             papermill.execute_notebook(f"{folder}/in.ipynb", f"{folder}/out.ipynb", kernel_name="python3", progress_bar=False, cwd=folder,
                                        config=perform.KERNEL_CONFIG, **more)  # fmt: skip
 
-        made = compare("kernel and imports", "notebooks", lambda: run(kernel_manager_class=kernels.WarmKernelManager), 1, run, rounds=3,
+        made = compare("kernel and imports", "notebooks", lambda: run(kernel_manager_class=WarmKernelManager), 1, run, rounds=3,
                        says="a kernel of its own", timer=time.perf_counter)  # fmt: skip
     return [dataclasses.replace(made, note=f"wall time, load average {os.getloadavg()[0]:.1f}")]
 

@@ -14,8 +14,14 @@ import pandas as pd
 import torch
 from sizes import Context, detector_of
 
-from asdlib import audio, clips, config, fusion, latents, metrics, synthetic
-from asdlib.detectors import OEVAE, detect
+from asdlib.analysis import latents
+from asdlib.data import index, synthetic
+from asdlib.data.store import open_store
+from asdlib.detectors import detect
+from asdlib.detectors.oevae import OEVAE
+from asdlib.evaluation import metrics
+from asdlib.scoring import fusion
+from asdlib.studies import config
 
 SEEDS, NULL_SEEDS = (1, 2), range(6)
 
@@ -23,7 +29,7 @@ SEEDS, NULL_SEEDS = (1, 2), range(6)
 def recordings(cfg, folder):
     """Store of the study's synthetic machines."""
     synthetic.write_tree(folder / "raw", cfg.synthetic, cfg.data.sample_rate)
-    return audio.open_store(*clips.index([folder / "raw"]), folder / "store", cfg.data)
+    return open_store(*index.index([folder / "raw"]), folder / "store", cfg.data)
 
 
 def shuffled(table, machine):

@@ -10,7 +10,10 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from asdlib import backends, checks, config, roc, scoring
+from asdlib import errors
+from asdlib.evaluation import roc
+from asdlib.scoring import backends, distances
+from asdlib.studies import config
 from tests.bench.measure import Measure, compare
 
 TESTS, CLIPS, SEGMENTS, DIM = 200, 990, 8, 512  # of a DCASE machine
@@ -33,10 +36,10 @@ def knn(device: torch.device) -> list[Measure]:
 
     kinds = {"rounds": 3, "says": "scikit-learn, brute, once per k"}
     pairs = len(test) * len(train)
-    new = compare("kNN, new clips", "items", lambda: scoring.knn_distances(test, train, k_max=4), len(test), scikit, operations=2 * pairs * DIM,
+    new = compare("kNN, new clips", "items", lambda: distances.knn_distances(test, train, k_max=4), len(test), scikit, operations=2 * pairs * DIM,
                   moved=4 * (test.size + train.size), **kinds, note=f"{len(train)} references, k = 1, 2, 4 at once, exact")  # fmt: skip
     kinds["says"] = "scikit-learn, one search per clip without its own"
-    own = compare("kNN, leave-clip-out", "items", lambda: scoring.knn_distances(train, train, k_max=4, test_clip=clip, train_clip=clip), len(train),
+    own = compare("kNN, leave-clip-out", "items", lambda: distances.knn_distances(train, train, k_max=4, test_clip=clip, train_clip=clip), len(train),
                   own_left_out, 3 * SEGMENTS, operations=2 * len(train) ** 2 * DIM, **kinds)  # fmt: skip
     return [new, own]
 
@@ -93,7 +96,7 @@ def metrics_grid(device: torch.device) -> list[Measure]:
 
 
 def tick(device: torch.device, from_scores) -> list[Measure]:
-    """One tick of the tuner for 7 machines of 200 clips.  from_scores : of `asdlib.explore.parts`"""
+    """One tick of the tuner for 7 machines of 200 clips.  from_scores : of `asdlib.analysis.tuning`"""
     rng, cfg, (domain, label) = np.random.default_rng(0), config.Study(), _machine()
     names = ["alpha", *(f"alpha_k{k:g}" for k in cfg.oevae.k_scales), "beta", "beta_k1", "beta_k2", "beta_k4"]
     parts = []
@@ -103,7 +106,7 @@ def tick(device: torch.device, from_scores) -> list[Measure]:
             facts |= {"clip": [f"m{machine}/{split}/{i}" for i in range(TESTS)], "label": label if split == "test" else "normal"}
             facts |= {"system": "oevae", "seed": 0}
             parts += [pd.DataFrame(facts | {"component": name, "score": rng.normal(size=TESTS)}) for name in names]
-    found = from_scores(checks.score_table(pd.concat(parts, ignore_index=True)[list(checks.SCORE_COLUMNS)]), cfg)
+    found = from_scores(errors.score_table(pd.concat(parts, ignore_index=True)[list(errors.SCORE_COLUMNS)]), cfg)
     scores = rng.normal(size=(7, TESTS))
     return [compare("one tick", "ticks", lambda: [found.point("oevae", found.default) for _ in range(100)], 100,
                     lambda: [_scikit(row, domain, label) for row in scores], 1, says="scikit-learn, three calls per machine",

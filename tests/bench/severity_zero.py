@@ -14,7 +14,11 @@ import torch
 from scipy import stats
 from sizes import Context, detector_of
 
-from asdlib import audio, clips, config, detectors, metrics, roc, synthetic
+from asdlib import detectors
+from asdlib.data import index, synthetic
+from asdlib.data.store import open_store
+from asdlib.evaluation import metrics, roc
+from asdlib.studies import config
 
 SEEDS = 8
 TINY = ("synthetic.severity=[0.0]", "synthetic.seconds=3.0", "synthetic.train_source=40", "classifier.epochs=2")
@@ -28,7 +32,7 @@ def main() -> None:
         cfg = config.load("demo", [*TINY, f"synthetic.seed={seed}"])
         with tempfile.TemporaryDirectory() as folder:
             synthetic.write_tree(Path(folder) / "data", cfg.synthetic)
-            store = audio.open_store(*clips.index([Path(folder) / "data"]), Path(folder) / "store", cfg.data)
+            store = open_store(*index.index([Path(folder) / "data"]), Path(folder) / "store", cfg.data)
             context = Context(cfg, store, torch.device("cpu"), seed)
             table = detectors.detect(detector_of(detectors.DETECTORS["classifier"], context), context.store, sorted(store.clips["machine"].unique()))
         table = table[table["split"] == "test"]

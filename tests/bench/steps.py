@@ -12,12 +12,15 @@ import torchaudio
 from sizes import Context, bound, detector_of
 from torch import nn
 
-from asdlib import config, features, precision, training
-from asdlib.detectors import OEVAE, Classifier, exposure
-from asdlib.models import oevae
+from asdlib import features
+from asdlib.detectors import exposure
+from asdlib.detectors.classifier import Classifier
+from asdlib.detectors.oevae import OEVAE
+from asdlib.models import classifier, oevae, precision, training
 from asdlib.models.autoencoder import Autoencoder, Vectors
-from asdlib.models.classifier import Batch, branch_inputs
-from asdlib.precision import DTYPES
+from asdlib.models.classifier import Batch
+from asdlib.models.precision import DTYPES
+from asdlib.studies import config
 from tests.bench import autoencoder
 from tests.bench.data import RATE, opened, recordings
 from tests.bench.measure import Measure, clock, compare, flops
@@ -206,7 +209,7 @@ def layouts(device: torch.device) -> list[Measure]:
                     bound(detector, context.store, np.arange(len(context.store)))._prepare()
                     net, wave = detector.net, torch.randn(n, 12 * RATE, device=device)
                     classes = len(detector.classes)
-                    batch = Batch(branch_inputs(wave, cfg.classifier), torch.eye(classes, device=device)[torch.arange(n) % classes])
+                    batch = Batch(classifier.branch_inputs(wave, cfg.classifier), torch.eye(classes, device=device)[torch.arange(n) % classes])
                 net = net.to(device, memory_format=memory)
                 steps.append(stepper(net, lambda batch=batch: batch, torch.optim.Adam(net.parameters(), fused=True), dtype))
             rows.append(compare(f"{name}, {kind}", "items", steps[0], n, steps[1], says="contiguous", device=device, rounds=3, note="channels_last"))

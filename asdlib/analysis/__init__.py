@@ -1,0 +1,1 @@
+"""What detectors know and why they decide: latents, explanations, projections, tuning grids, ablations."""

@@ -1,0 +1,224 @@
+"""Why a clip was scored so: where along the clip, at which frequencies, by which branch.
+
+Conventions
+-----------
+Every function takes a trained or loaded detector and store rows, and returns arrays; nothing is drawn here (`embedding_plots.why`).
+Scores: higher is more anomalous, and so is every value here, except that a slope may have either sign. Time in s, levels in dB.
+
+| function         | of          | answers                                                                                             |
+|------------------|-------------|-----------------------------------------------------------------------------------------------------|
+| `segment_scores` | OEVAE       | α and β of each segment along the clip                                                              |
+| `slope`          | OEVAE       | how α or β rises with each cell of the log-mel, per dB, and with it which cells raised it           |
+| `residual_map`   | autoencoder | squared residual over time and frequency                                                            |
+| `branch_shares`  | classifier  | part of each branch in the distance to the reference that decided the score                         |
+
+What these are not: causes. A slope tells what a small change would do, a residual where the reconstruction failed.
+A training clip is compared with other clips only, but the networks have seen it.
+
+Sources: METHOD 3.4-3.6; report 3.1, 3.2.  Notebook: 06_embeddings
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from asdlib import errors, features
+from asdlib.data import store as stores
+from asdlib.detectors.autoencoder import Autoencoder
+from asdlib.detectors.classifier import Classifier
+from asdlib.detectors.oevae import OEVAE
+from asdlib.models import losses
+from asdlib.models.autoencoder import Vectors
+from asdlib.studies.config import OEVAEFeatures
+
+USUAL_CLIPS = 64  # training clips, evenly spaced, whose mean is the usual level of a band
+
+
+class Slope(NamedTuple):
+    """Of one score with respect to the log-mel; axes (clips, segments, mels, frames), float32.
+
+    log_mel : dB of the standardised wave.  per_db : change of the segment's score per dB in that cell
+    usual : (mels,) mean level of each band over training clips, dB
+    """
+
+    log_mel: np.ndarray
+    per_db: np.ndarray
+    usual: np.ndarray
+
+    @property
+    def raised(self) -> np.ndarray:
+        """First-order part of each cell in the segment's score, against a sound of the usual level in every band: slope · (level − usual)."""
+        return self.per_db * (self.log_mel - self.usual[:, None])
+
+
+class Map(NamedTuple):
+    """Something over frequency and time. values : (bands, frames).  hz : (bands,).  hop_s : between frames, the first of which stands at 0 s"""
+
+    values: np.ndarray
+    hz: np.ndarray
+    hop_s: float
+
+
+class Why(NamedTuple):
+    """All that explains one clip; what the study does not have is None.
+
+    level : log-mel of the whole clip, dB.  residual : of the autoencoder, dB².  raised : first-order part of each cell in `of` (alpha or beta)
+    starts_s, segment_s, segments : start of each segment, their length, and α and β of each
+    branches : name -> share of the squared distance
+    """
+
+    row: int
+    seconds: float
+    level: Map
+    residual: Map | None
+    raised: Map | None
+    of: str
+    starts_s: np.ndarray | None
+    segment_s: float
+    segments: dict[str, np.ndarray] | None
+    branches: dict[str, float] | None
+
+
+def _rows(rows) -> np.ndarray:
+    rows = np.atleast_1d(np.asarray(rows, dtype=np.int64))
+    if not len(rows):
+        raise errors.Refusal("no clip came to be explained, expected at least one store row")
+    return rows
+
+
+def segment_starts(detector: OEVAE, row: int) -> np.ndarray:
+    """Start of each segment of a clip, s, (segments,)."""
+    front = detector.front
+    return stores.segment_starts(int(front.store.clips["samples"].iloc[row]), front.settings.segments, front.length) / front.rate
+
+
+def segment_scores(detector: OEVAE, rows) -> dict[str, np.ndarray]:
+    """α and β of each segment: `alpha` and `beta`, float64 (clips, segments); their means over a row are the clip's components.
+
+    Source: report 4.2.  Notebook: 06_embeddings
+    """
+    found = detector.segment_scores(_rows(rows))
+    return {name: found[name] for name in ("alpha", "beta")}
+
+
+def slope(detector: OEVAE, rows, of: Literal["alpha", "beta"] = "beta") -> Slope:
+    """Gradient of the segment scores α (in the detector's alpha_mode) or β on the log-mel that the network saw.
+
+    The references of β stay as they are, without those that a training clip has a share in.  Source: report 3.2, Eq. 5.  Notebook: 06_embeddings
+    raises : errors.Refusal for another name than alpha and beta
+    """
+    errors.known_name("component of a slope", of, ["alpha", "beta"])
+    rows, front, net = _rows(rows), detector.front, detector.net
+    items, parts = front.items(rows), []
+    net.eval()
+    for part in torch.arange(len(items)).split(front.settings.segments):
+        x = front.log_mel(front.waves(items[part.to(items.row.device)])).detach().clone().requires_grad_(True)
+        if of == "alpha":
+            vae = net.vae(net.embed(x))  # not net(x), which scales this gradient by λ for training
+            score = losses.alpha_scores(vae, domain=net.vae.domain)[detector.settings.alpha_mode]
+        else:
+            row = items.row[part.to(items.row.device)].cpu().numpy()  # of one clip
+            [group] = detector.group_of(detector.store.clips.iloc[row[:1]])
+            score = _beta(detector, net.embed(x), row, group)
+        (gradient,) = torch.autograd.grad(score.sum(), x)  # a segment's score depends on its own cells alone
+        parts.append((x.detach()[:, 0].cpu().numpy(), gradient[:, 0].cpu().numpy()))
+    shape = (len(rows), front.settings.segments)
+    log_mel, per_db = (np.concatenate(values).reshape(*shape, *values[0].shape[1:]) for values in zip(*parts))
+    return Slope(log_mel, per_db, _usual(getattr(detector, "home", detector)))
+
+
+def _beta(detector: OEVAE, h: torch.Tensor, own: np.ndarray, group: str) -> torch.Tensor:
+    """β of each segment, differentiable. h : (n, dim).  own : (n,) store row of each segment's clip.  group : its machine or section"""
+    k, found = detector.settings.neighbours, []
+    for chosen in detector.groups(k, group):
+        references = torch.as_tensor(detector.references.h[chosen], device=h.device)
+        barred = (detector.references.parents[chosen][None] == own[:, None, None]).any(2)
+        square = (h[:, None, :] - references[None]).square().sum(2)
+        square = square.masked_fill(torch.as_tensor(barred, device=h.device), torch.inf)
+        found.append(square.topk(k, largest=False).values.clamp_min(1e-12).sqrt().mean(1))
+    return torch.stack(found).amin(0)
+
+
+@torch.inference_mode()
+def _usual(detector: OEVAE) -> np.ndarray:
+    """Mean level of each band over training clips, dB, (mels,)."""
+    rows = detector.train_rows[:: max(len(detector.train_rows) // USUAL_CLIPS, 1)]
+    return detector.front.all_log_mels(detector.front.items(rows)).mean((0, 1, 3)).cpu().numpy()
+
+
+def along_clip(maps: np.ndarray, starts_s: np.ndarray, hop_s: float, seconds: float) -> np.ndarray:
+    """Maps of overlapping segments laid along the clip and added, over the number of segments: the clip's score is the mean of its segments'.
+
+    maps : (segments, mels, frames).  starts_s : (segments,).  hop_s : between frames.  seconds : of the clip
+    returns : (mels, frames of the clip); its sum is that of the segments' mean, as far as the segments lie within the clip
+    """
+    out = np.zeros((maps.shape[1], max(int(np.ceil(seconds / hop_s)) + 1, maps.shape[2])))
+    for one, start in zip(maps, np.rint(np.asarray(starts_s) / hop_s).astype(int)):
+        start = min(start, out.shape[1] - maps.shape[2])
+        out[:, start : start + maps.shape[2]] += one / len(maps)
+    return out
+
+
+@torch.inference_mode()
+def residual_map(detector: Autoencoder, rows) -> list[np.ndarray]:
+    """Squared residual of each clip over frequency and time, dB²: the mean over the (up to 5) input vectors that hold the frame.
+
+    returns : of each clip float32 (n_mels, frames). Weighted with `vectors_per_frame` its mean is the score `baseline_mse`.
+        Source: METHOD 7.5.  Notebook: 06_embeddings
+    """
+    s, out = detector.settings, []
+    for row in _rows(rows):
+        mel, lengths = detector.log_mel(np.array([row]))
+        vectors = Vectors(mel, lengths, s.frames)
+        x = vectors[torch.arange(len(vectors), device=mel.device)]
+        square = (x - detector.net(x)).square().view(len(x), s.frames, s.n_mels)
+        total = torch.zeros_like(mel)
+        for number in range(s.frames):
+            total[number : number + len(x)] += square[:, number]
+        count = torch.as_tensor(vectors_per_frame(len(mel), s.frames), device=mel.device)
+        out.append((total / count[:, None]).T.cpu().numpy().astype(np.float32))
+    return out
+
+
+def vectors_per_frame(frames: int, width: int) -> np.ndarray:
+    """In how many input vectors of `width` frames each of a clip's frames lies, float64 (frames,)."""
+    return np.convolve(np.ones(frames - width + 1), np.ones(width))
+
+
+def branch_shares(detector: Classifier, rows) -> np.ndarray:
+    """Share of each branch in the squared distance to the reference that decided the score: float64 (clips, branches), rows add up to 1.
+
+    A clip that lies on its reference has no distance to share out: zeros.  Source: METHOD 3.5.  Notebook: 06_embeddings
+    """
+    parts = detector.branch_parts(_rows(rows))
+    whole = parts.sum(1, keepdims=True)
+    return np.divide(parts, whole, out=np.zeros_like(parts), where=whole > 1e-12)
+
+
+def why(store: stores.Store, row: int, shape: OEVAEFeatures, *, autoencoder: Autoencoder | None = None, oevae: OEVAE | None = None,
+        classifier: Classifier | None = None, of: Literal["alpha", "beta"] = "beta") -> Why:  # fmt: skip
+    """Everything above for one clip, by the detectors that there are; those of one machine must be its own.
+
+    shape : of the log-mel that is shown.  of : component whose slope is shown.  Notebook: 06_embeddings
+    """
+    clip, rate = store.clips.iloc[row], store.rate
+    seconds = float(clip["samples"]) / rate
+    bands = {"n_fft": shape.n_fft, "low_hz": shape.low_hz, "high_hz": shape.high_hz, "rate": rate}
+    hz, hop_s = features.band_hz(shape.n_mels, **bands), shape.hop_length / rate
+    wave = stores.standardise(store.audio([row]))
+    level = features.log_mel(wave, n_mels=shape.n_mels, win=shape.win_length, hop=shape.hop_length, **bands)[0, 0].cpu().numpy()
+    residual = raised = starts = segments = branches = None
+    if autoencoder is not None:
+        s = autoencoder.settings
+        places = features.band_hz(s.n_mels, n_fft=s.n_fft, low_hz=0.0, high_hz=rate / 2, rate=rate, slaney=True)
+        residual = Map(residual_map(autoencoder, [row])[0], places, s.hop_length / rate)
+    if oevae is not None:
+        starts = segment_starts(oevae, row)
+        segments = {name: values[0] for name, values in segment_scores(oevae, [row]).items()}
+        raised = Map(along_clip(slope(oevae, [row], of).raised[0], starts, hop_s, seconds), hz, hop_s)
+    if classifier is not None:
+        branches = dict(zip(classifier.settings.branches, branch_shares(classifier, [row])[0].tolist()))
+    return Why(row, seconds, Map(level, hz, hop_s), residual, raised, of, starts, shape.segment_s, segments, branches)

@@ -1,0 +1,1 @@
+"""From folders of recordings to resident audio: index, decoding, store, conditions, import, download, synthetic machines."""

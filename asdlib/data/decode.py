@@ -1,0 +1,225 @@
+"""From a recording to mono int16 samples, and what is wrong with it in words.
+
+Conventions
+-----------
+A clip is mono int16 at the study's sample rate. `level_db` is the mean power of the raw clip in dB re full scale (a
+full-scale square wave has 0 dB, floor -120 dB), before any standardisation.
+
+What leaves a clip out: unreadable or truncated files, no sample, NaN or infinite samples, more than 33 million samples, another
+rate (unless data.resample), a missing channel. What is reported and kept: a header that disagrees with the file (`containers`),
+clipping (runs of 3 or more samples at full scale), silence (-90 dB or less, the last bit of 16) and an offset without sound, in the chosen
+channel or in all, audio that repeats another clip's (silent ones excepted).
+
+Source: METHOD 3.2, 4.4. Notebook: 01_data
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torchaudio
+
+from asdlib import errors
+from asdlib.data import containers, index
+from asdlib.studies.config import Data
+
+SHORTEST_S = 0.15  # s; below, five frames of the autoencoder do not fit
+MOST_SAMPLES = 2**25  # of all channels, before and after resampling: 35 minutes at 16 kHz, decoded in less than 1 GB
+MOST_TAPS = 2**24  # of a resampler's filters: rates without a common divisor take gigabytes (44101 to 16000 Hz: 12 GB)
+FULL_SCALE = 32768
+FLOOR_DB = -120.0
+SILENT_DB = -90.0
+CLIPPED_RUN = 3  # samples; a single sample at full scale is a loud moment, three in a row are a cut top
+COLUMNS = ("samples", "seconds", "level_db", "digest")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One recording: samples int16 (n,), or why there are none (`refused`); `remarks` are problems of a clip that is kept."""
+
+    samples: np.ndarray | None
+    refused: str = ""
+    remarks: tuple[str, ...] = ()
+    level_db: float = math.nan
+    digest: str = ""
+    rate: int = 0  # Hz, of the file
+
+
+def decode(path: str | Path, data: Data, span: tuple[int, int] | None = None) -> Decoded:
+    """One recording (WAV, FLAC or what else libsndfile reads; any bits and channels) as mono int16 at data.sample_rate.
+
+    span : first sample and number of samples of a part, at the recording's own rate; none: all of it
+    returns : Decoded; no exception for bad files, their problem is worded in `refused`. Notebook: 01_data
+    """
+    try:
+        samples, rate, remarks = _read(Path(path), data, span)
+    except ValueError as error:
+        return Decoded(None, refused=str(error))
+    except (OSError, RuntimeError, MemoryError) as error:  # soundfile.LibsndfileError is a RuntimeError
+        return Decoded(None, refused=f"unreadable ({reason(error)}), expected audio; copy or download it again")
+    cut = _clipped(samples)
+    if cut:
+        remarks.append(f"clipped ({cut} samples at full scale, in runs of {CLIPPED_RUN} or more)")
+    return Decoded(samples, "", tuple(remarks), levels(samples)[0], sample_digest(samples), rate)
+
+
+def sample_digest(samples: np.ndarray) -> str:
+    """Digest of int16 samples: equal audio, equal digest.  samples : int16 (n,).  returns : hexadecimal, 32 digits"""
+    return hashlib.blake2b(np.ascontiguousarray(samples).data, digest_size=16).hexdigest()
+
+
+def reason(error: Exception) -> str:
+    """What a library or the system says went wrong, without numbers and path."""
+    return str(getattr(error, "error_string", "") or getattr(error, "strerror", "") or error).strip().rstrip(".")
+
+
+def shape(path: str | Path, shortest_s: float = SHORTEST_S) -> tuple[int, int, int]:
+    """Samples, rate in Hz and channels of a recording, without decoding it.
+
+    shortest_s : s
+    raises : ValueError in words for a file that cannot be read, is truncated or shorter
+    """
+    try:
+        with containers.opened(Path(path)) as (file, remark):
+            _check_length(file.frames, file.samplerate, shortest_s, remark)
+            return file.frames, file.samplerate, file.channels
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"unreadable ({reason(error)}), expected audio; copy or download it again") from error
+
+
+def _check_length(frames: int, rate: int, shortest_s: float, remark: str) -> None:
+    why = f" ({remark})" if remark else ""
+    if frames <= 0:
+        raise ValueError(f"empty, no sample in it{why}; record or download it again")
+    if frames < shortest_s * rate:
+        raise ValueError(f"too short: {frames / rate:.3g} s, expected at least {shortest_s:g} s{why}; leave it out or record longer clips")
+
+
+def _read(path: Path, data: Data, span: tuple[int, int] | None) -> tuple[np.ndarray, int, list[str]]:
+    """Mono int16 at the study's rate, the recording's own rate, and remarks on its header and channels; ValueError in words."""
+    with containers.opened(path) as (file, remark):
+        first, frames = span or (0, file.frames)
+        rate, channels = file.samplerate, file.channels
+        exact = file.subtype == "PCM_16"
+        _check_length(frames, rate, SHORTEST_S, remark)
+        if rate != data.sample_rate and not data.resample:
+            raise ValueError(f"{rate} Hz, expected {data.sample_rate} Hz; set data.resample = true to resample on load")
+        if max(frames * channels, frames * data.sample_rate / rate) > MOST_SAMPLES:
+            raise ValueError(f"too long ({frames / rate:.0f} s of {channels} channels), expected at most {MOST_SAMPLES} samples; "
+                             "cut it into clips, for example by asd import --clip-seconds 10")  # fmt: skip
+        if rate // math.gcd(rate, data.sample_rate) * (data.sample_rate // math.gcd(rate, data.sample_rate)) > MOST_TAPS:
+            raise ValueError(f"{rate} Hz cannot be resampled to {data.sample_rate} Hz, the rates have too little in common; convert the file")
+        if data.channel >= channels:
+            raise ValueError(f"channels 0 to {channels - 1} only, expected channel {data.channel}; set data.channel below {channels}")
+        if first:
+            file.seek(first)
+        every = file.read(frames, dtype="int16" if exact else "float32", always_2d=True)
+    if len(every) < frames:
+        raise ValueError(f"truncated, {len(every)} of {frames} samples are there; copy or download it again")
+    wave = every[:, data.channel]
+    if not exact and not np.isfinite(wave).all():
+        raise ValueError(f"{int((~np.isfinite(wave)).sum())} samples are NaN or infinite, expected finite ones; record or export it again")
+    remarks = [text for text in (remark if first == 0 else "", _dead(every, data.channel)) if text]  # a header is told once, with the first part
+    if exact and rate == data.sample_rate:
+        return np.ascontiguousarray(wave), rate, remarks
+    wave = wave.astype(np.float32) / FULL_SCALE if exact else wave
+    if rate != data.sample_rate:
+        wave = torchaudio.functional.resample(torch.from_numpy(np.ascontiguousarray(wave)), rate, data.sample_rate).numpy()
+    return np.clip(np.rint(wave * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16), rate, remarks
+
+
+def levels(wave: np.ndarray) -> tuple[float, float]:
+    """Level of a channel, and of what is left of it without its mean: dB re full scale; the floor where they are no numbers.
+
+    wave : (n,), int16 or float in [-1, 1]
+    """
+    full = FULL_SCALE if wave.dtype == np.int16 else 1.0
+    with np.errstate(all="ignore"):
+        power, mean = float(np.mean(np.square(wave, dtype=np.float64))) / full**2, float(np.mean(wave, dtype=np.float64)) / full
+    return tuple(max(FLOOR_DB, 10 * math.log10(value)) if 0 < value < math.inf else FLOOR_DB for value in (power, power - mean**2))
+
+
+def _dead(every: np.ndarray, channel: int) -> str:
+    """What to say of a chosen channel without sound, and which one has the most; "" for one with sound.  every : (n, channels)"""
+    wave = every[:, channel]
+    if levels(wave[::16])[1] > SILENT_DB + 20:  # nearly always, and told at once
+        return ""
+    level, sound = levels(wave)
+    if sound > SILENT_DB:
+        return ""
+    what = f"silent ({level:.0f} dB re full scale)" if level <= SILENT_DB else f"constant ({level:.0f} dB re full scale, no sound)"
+    others = [levels(other)[1] for other in every.T]
+    best = int(np.argmax(others))
+    if others[best] <= SILENT_DB:
+        return what
+    return (f"channel {channel} is {what}, channel {best} is not ({others[best]:.0f} dB): "
+            f"choose it by data.channel = {best} (asd import: --channel {best})")  # fmt: skip
+
+
+def _clipped(samples: np.ndarray) -> int:
+    if samples.max() < FULL_SCALE - 1 and samples.min() > -FULL_SCALE:
+        return 0
+    total = 0
+    for full in (samples == FULL_SCALE - 1, samples == -FULL_SCALE):
+        edges = np.flatnonzero(np.diff(np.concatenate(([0], full.view(np.int8), [0]))))
+        runs = edges[1::2] - edges[::2]
+        total += int(runs[runs >= CLIPPED_RUN].sum())
+    return total
+
+
+def _decode_all(table: pd.DataFrame, data: Data, threads: int | None) -> Iterator[Decoded]:
+    """Decoded clips in the order of the table, a few ahead at any time, so that memory stays small."""
+    threads = threads or len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: collections.deque = collections.deque()
+        for path in table["path"]:
+            waiting.append(pool.submit(decode, path, data))
+            if len(waiting) > 4 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def inspect(
+    table: pd.DataFrame,
+    problems: pd.DataFrame,
+    data: Data,
+    threads: int | None = None,
+    keep: Callable[[np.ndarray], object] = lambda samples: None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Decode every clip of a table once: what it is, and what is wrong with it.
+
+    keep : called with the samples of every usable clip, in order
+    returns : (usable clips with samples, seconds, level_db and digest; problems, the new ones after the old)
+    Notebook: 01_data
+    keep takes int16 (n,); threads: as many as cores
+    """
+    table = errors.clip_table(table).drop(columns=list(COLUMNS), errors="ignore")
+    found, usable, facts = [], [], []
+    first: dict[str, tuple[str, str]] = {}  # digest -> (clip, split) of its first appearance
+    for clip, path, split, decoded in zip(table["clip"], table["path"], table["split"], _decode_all(table, data, threads), strict=True):
+        usable.append(decoded.samples is not None)
+        if decoded.samples is None:
+            found.append((path, decoded.refused, True))
+            continue
+        keep(decoded.samples)
+        facts.append((len(decoded.samples), len(decoded.samples) / data.sample_rate, decoded.level_db, decoded.digest))
+        found += [(path, f"{remark}; it is used as it is", False) for remark in decoded.remarks]
+        other, other_split = first.setdefault(decoded.digest, (clip, split))
+        if other != clip and decoded.level_db > SILENT_DB:
+            overlap = ", one in training and one in the test" if other_split != split else ""
+            found.append((path, f"same audio as {other}{overlap}; both are used, remove one", False))
+    decoded_table = table[usable].reset_index(drop=True)
+    for place, name in enumerate(COLUMNS):
+        decoded_table[name] = pd.Series([row[place] for row in facts], dtype=("int64", "float64", "float64", "str")[place])
+    return decoded_table, pd.concat([problems, index.problem_table(found)], ignore_index=True)

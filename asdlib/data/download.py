@@ -1,0 +1,279 @@
+"""Recordings of the challenge from their public records: fetched, verified, and unpacked into folders.
+
+A record lists its archives with checksums. pooch fetches and verifies each one, going on where an earlier
+call stopped. Files are written by rename and the marker of an archive comes last, so that nothing half done
+is taken for finished; what is in place is not asked for again.
+
+    ROOT/dev_data/raw/<machine>/{train,test}     part dev
+    ROOT/eval_data/raw/<machine>/{train,test}    parts additional (train) and eval (test)
+    ROOT/.download                               lists, archives on their way, markers
+
+The checksums are the server's own: with a mirror they protect from damage, not from the mirror.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import stat
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import pooch
+import requests
+
+from asdlib import errors
+from asdlib.studies import artifacts
+
+ZENODO = "https://zenodo.org"
+DEV, EVAL = "dev_data/raw", "eval_data/raw"
+DATASETS = {"dcase2024": {"dev": (10902294, DEV), "additional": (11259435, EVAL), "eval": (11363076, EVAL)}}
+ARCHIVE = re.compile(r"(?:dev|eval)(?:_data)?_([A-Za-z0-9-]+)(?:_(?:train|test))?(?:_r(\d{1,3}))?\.zip")
+TRUE_NAME = re.compile(  # those of RoboticArm lack the word test
+    r"(section_\d+_(?:source|target)_)(?:test_)?((?:normal|anomaly)_\d+(?:_[\w.+-]{1,150})?\.wav)", re.ASCII
+)
+RETRIES, BLOCK = 4, 2**16  # pooch pauses for 1, 2, 3, ... s before a retry; bytes written at a time
+UNPACKED = 1.6  # size of the files by size of the archive, about
+MOST_RATIO, ALWAYS_FITS = 20, 2**26  # recordings deflate to a half at most; 64 MB are never a bomb
+
+
+class Archive(NamedTuple):
+    """An archive of a record. `checksum` is "md5:..."; its machine goes into `folder`, below the root."""
+
+    key: str
+    machine: str
+    size: int
+    checksum: str
+    url: str
+    folder: str
+
+
+def download(
+    dataset: str, root: Path, parts: Sequence[str] = (), machines: Sequence[str] = (), *, mirror: str = "",
+    truth: Path | None = None, say: Callable[[str], None] = print,
+) -> list[Path]:  # fmt: skip
+    """Bring the recordings of a challenge year below `root` up to date.
+
+    Parameters
+    ----------
+    dataset, parts : of DATASETS; no part means all of them.
+    machines : names to fetch; none means all.
+    mirror : address of another server with the API of Zenodo.
+    truth : list of the true names of evaluation clips, see `rename_eval`.
+    say : how to print a line.
+
+    Returns
+    -------
+    The folders to give to --data-root.
+
+    Raises
+    ------
+    errors.Refusal : whatever went wrong, in one sentence; the same call goes on from what was fetched.
+    """
+    known = DATASETS[errors.known_name("data set", dataset, list(DATASETS))]
+    chosen = [known[errors.known_name("part", part, list(known))] for part in parts or known]
+    base = (mirror or ZENODO).rstrip("/")
+    if not re.fullmatch(r"https?://[\w.-]+(:\d{1,5})?(/[\w./~-]*)?", base, re.ASCII):
+        raise errors.Refusal(f"mirror {mirror!r}: expected an address like {ZENODO}")
+    work = root / ".download"
+    try:
+        with artifacts.locked(work, "download"):
+            asked = [(f"{base}/api/records/{record}", folder) for record, folder in chosen]
+            listed = [one for url, folder in asked for one in _archives(url, work, folder)]
+            for name in machines:
+                errors.known_name("machine", name, sorted({one.machine for one in listed}))
+            todo = [one for one in listed if not machines or one.machine in machines]
+            _bring([one for one in todo if not _finished(work, one, root)], work, root, say)
+            if truth is not None:
+                rename_eval(root / known["eval"][1], truth, say)
+    except OSError as error:
+        words = f"{error.filename or root}: {error.strerror or error}; free space or give another --root"
+        raise errors.Refusal(words) from error
+    return list(dict.fromkeys(root / folder for _, folder in chosen))
+
+
+def _archives(url: str, work: Path, folder: str) -> list[Archive]:
+    """The latest archives of a record. A good list of them is kept: a published record does not change."""
+    path = work / f"{re.sub('[^0-9A-Za-z]+', '_', url)}.json"
+    _fetch(url, path)
+    latest: dict[str, tuple[int, Archive]] = {}
+    try:
+        for entry in (entries := json.loads(path.read_bytes())["files"]):
+            if not (found := ARCHIVE.fullmatch(entry["key"])):
+                continue  # descriptions and pictures
+            where = f"{url}/files/{found[0]}/content"
+            one = Archive(found[0], found[1], int(entry["size"]), entry["checksum"], where, folder)
+            if not 0 < one.size < 2**40 or not re.fullmatch("md5:[0-9a-f]{32}", one.checksum):
+                raise ValueError(f"{one.key} of {one.size} bytes with the checksum {one.checksum[:80]!r}")
+            latest[one.machine] = max(latest.get(one.machine, (-1, one)), (int(found[2] or 0), one))
+        if not latest:
+            raise ValueError(f"none of its {len(entries)} files is called dev_<machine>.zip or the like")
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        path.unlink()
+        words = f"no list of archives with key, size and md5 ({error!r:.150}); is it a server like {ZENODO}?"
+        raise errors.Refusal(f"{url}: {words}") from error
+    return [one for _, (_, one) in sorted(latest.items())]
+
+
+def _finished(work: Path, archive: Archive, root: Path) -> bool:
+    """True if an archive's marker is there and every file it names has the size it had."""
+    try:
+        sizes = json.loads((work / f"{archive.key}.json").read_text())["files"]
+        return all((root / archive.folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return False
+
+
+def _bring(todo: Sequence[Archive], work: Path, root: Path, say: Callable) -> None:
+    """Fetch archives one by one and put their files in place; refused where they would not fit."""
+    need = UNPACKED * sum(one.size for one in todo) + max((one.size for one in todo), default=0)
+    need -= sum(path.stat().st_size for path in work.glob("*.zip*"))  # what is here already
+    if need > (free := shutil.disk_usage(work).free):
+        words = f"about {need / 1e9:.1f} GB are needed, {free / 1e9:.1f} are free"
+        raise errors.Refusal(f"{root}: {words}; free some, or choose --parts or --machines")
+    for number, one in enumerate(todo, 1):
+        path, what = work / one.key, f"[{number}/{len(todo)}] {one.key}"
+        say(f"{what}: {one.size / 1e6:.1f} MB")
+        _fetch(one.url, path, one.checksum)
+        files = unpack(path, root / one.folder, one.machine)
+        artifacts.write_text(work / f"{one.key}.json", json.dumps({"digest": one.checksum, "files": files}))
+        path.unlink()
+        say(f"{what}: {len(files)} files in {root / one.folder / one.machine}")
+
+
+def _fetch(url: str, path: Path, checksum: str | None = None) -> None:
+    """Fetch a file with pooch; one with a checksum goes on from what an earlier call left of it."""
+    part = path.with_name(f"{path.name}.part")
+
+    def resumed(url: str, target: str, _) -> None:
+        with part.open("ab" if checksum else "wb") as file:
+
+            def begin(response, **_) -> None:
+                if response.status_code in (200, 416):  # all of it comes, or the part here is none of it
+                    file.truncate(0)
+                response.ok or response.close()
+
+            headers = {"Accept-Encoding": "identity"}
+            if start := file.tell():
+                headers["Range"] = f"bytes={start}-"
+            live = checksum is not None and sys.stderr.isatty()
+            pooch.HTTPDownloader(live, BLOCK, headers=headers, hooks={"response": begin})(url, file, None)
+        os.replace(part, target)
+
+    try:
+        names = {"registry": {path.name: checksum}, "urls": {path.name: url}}
+        pooch.create(path.parent, "", retry_if_failed=RETRIES, **names).fetch(path.name, downloader=resumed)
+    except requests.RequestException as error:
+        cause = error
+        while cause.__context__ is not None:
+            cause = cause.__context__
+        said = getattr(cause, "strerror", "") or str(cause) or type(cause).__name__
+        said = re.sub("[^ -~]", "?", said)[:200]
+        words = f"no answer ({said}); give the same command again later, or another --mirror"
+        if error.response is not None:
+            words = f"the server answers {error.response.status_code}; is the address right, or is it busy?"
+        raise errors.Refusal(f"{url}: {words}") from error
+    except ValueError as error:
+        words = f"what came is not what the record says ({checksum}); try later or another --mirror"
+        raise errors.Refusal(f"{url}: {words}") from error
+
+
+def unpack(path: Path, folder: Path, machine: str) -> dict[str, int]:
+    """Write the files of an archive that a stranger made below `folder`/`machine`, as plain files.
+
+    Returns
+    -------
+    Size of each file, by its path below `folder`; names count from the machine's folder in the archive on.
+
+    Raises
+    ------
+    errors.Refusal : for an archive that is damaged or, before anything is written, not trusted.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = {_place(info, machine): info for info in archive.infolist() if not info.is_dir()}
+            entries.pop("", None)
+            total, size = sum(info.file_size for info in entries.values()), path.stat().st_size
+            if not entries or total > max(MOST_RATIO * size, ALWAYS_FITS):
+                raise ValueError(f"{size} bytes that claim {total} in {len(entries)} files are no recordings")
+            for name, info in entries.items():
+                (target := folder / name).parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(info) as source, artifacts.beside(target) as part, part.open("wb") as to:
+                    shutil.copyfileobj(source, to)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ArithmeticError, ValueError) as error:
+        said = str(error) or "cut short"
+        raise errors.Refusal(f"{path}: not unpacked, {said}; try another --mirror") from error
+    return {name: (folder / name).stat().st_size for name in entries}
+
+
+def _place(info: zipfile.ZipInfo, machine: str) -> str:
+    """Where an entry belongs, "" for what systems leave behind; a ValueError for one that is not trusted."""
+    name, parts = info.filename, PurePosixPath(info.filename).parts
+    deflated = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) and not info.flag_bits & 1
+    if not parts or parts[0] == "/" or ".." in parts or "\\" in name or ":" in name:
+        raise ValueError(f"{name[:120]!r} leads out of its folder")
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+        raise ValueError(f"{name[:120]!r} is a link or a device")
+    if not name.isprintable() or len(name) > 200 or info.header_offset < 0 or not deflated:
+        raise ValueError(f"{name[:120]!r} has no plain name, or is encrypted or not deflated")
+    if any(part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "desktop.ini") for part in parts):
+        return ""
+    start = parts.index(machine) + 1 if machine in parts[:-1] else 0
+    return "/".join((machine, *parts[start:]))
+
+
+def rename_eval(folder: Path, truth: Path, say: Callable[[str], None] = print) -> None:
+    """Copy evaluation clips to their true names in <machine>/test_rename, which `index.index` takes for test.
+
+    Parameters
+    ----------
+    folder : of machines.
+    truth : the organizers' list (eval_data_list_2024.csv): a line with a machine, then lines NAME,TRUE_NAME;
+        a true name without `test` (RoboticArm) gets it.
+    say : how to print a line.
+
+    Raises
+    ------
+    errors.Refusal : for a list of another form, or one that lacks a clip.
+    """
+    names: dict[str, dict[str, str]] = {}
+    machine = ""
+    try:
+        for line in filter(None, csv.reader(truth.read_text(encoding="utf-8-sig").splitlines())):
+            true = TRUE_NAME.fullmatch(line[-1])
+            if len(line) == 1 and re.fullmatch(r"[A-Za-z0-9-]+", line[0]):
+                names[machine := line[0]] = {}
+            elif len(line) == 2 and machine and true:
+                names[machine][line[0]] = f"{true[1]}test_{true[2]}"
+            else:
+                raise ValueError(f"{','.join(line)[:120]!r} is no machine and no NAME.wav,TRUE_NAME.wav")
+    except (OSError, ValueError, csv.Error) as error:
+        words = f"no list of true names ({error}); give that of the organizers"
+        raise errors.Refusal(f"{truth}: {words}") from error
+    found = 0
+    for machine, true_names in names.items():
+        there = sorted(path.name for path in (folder / machine / "test").glob("*.wav"))
+        wanted = {true_names.get(name) for name in there}
+        made, scratch = folder / machine / "test_rename", folder / machine / ".test_rename"
+        found += len(there)
+        if None in wanted or len(wanted) < len(there):
+            raise errors.Refusal(f"{truth}: not one true name per clip of {machine}; is it of this year?")
+        if not there or (made.is_dir() and {path.name for path in made.iterdir()} == wanted):
+            continue
+        if made.exists():
+            raise errors.Refusal(f"{made}: holds other names than {truth} says; move it away and try again")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        for name in there:
+            shutil.copyfile(folder / machine / "test" / name, scratch / true_names[name])
+        os.replace(scratch, made)
+        say(f"{machine}: {len(there)} evaluation clips under their true names in {made}")
+    if not found:
+        raise errors.Refusal(f"{folder}: has no evaluation clip of a machine in {truth}; add the part eval")

@@ -1,0 +1,145 @@
+"""The walk through folders of recordings that `asd import`, `asd index` and `asd score` share: what it enters and what it passes over.
+
+Conventions
+-----------
+What is hidden (a name that begins with a dot) or belongs to a system (`SYSTEM`) is passed over. Links are followed, each once, after everything
+that lies below the root itself; one that leads back to where it lies is not. A link to nothing, and a folder that cannot be read, is a problem.
+
+Source: METHOD 8.6.  Used by: `asdlib.data.index`, `asdlib.data.importer`, `asdlib.studies.scorer`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+SYSTEM = {"__macosx", "system volume information", "$recycle.bin", "recycler", "#recycle", "lost+found", "@eadir"}
+FOREIGN = (".m4a", ".aac", ".wma", ".amr", ".mp4", ".3gp", ".mka", ".webm", ".ape", ".wv", ".ac3", ".dts", ".raw", ".pcm", ".mp3", ".ogg", ".opus",
+           ".aif", ".aiff", ".wav", ".flac")  # fmt: skip
+HIDDEN = "hidden or of the system"
+IMPORTED = "imported.csv"
+IMPORTED_HEADER = "file,source,start_s,seconds,made"
+
+Problems = list[tuple[str, str, bool]]  # path, reason, whether it is left out
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder of this name is passed over: hidden, or of a system."""
+    return name.startswith(".") or name.lower() in SYSTEM
+
+
+def shown(path: str | Path) -> str:
+    """A path as text that any file can hold: what is not UTF-8 in its name is escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def dangling(path: str | Path) -> str:
+    """What to say of a link to nothing; "" for everything else."""
+    if not os.path.islink(path) or os.path.exists(path):
+        return ""
+    return f"dangling link: there is no {shown(os.readlink(path))}; put it back or remove the link"
+
+
+def imported(folder: Path) -> bool:
+    """Whether a folder is a machine that `asd import` has made."""
+    try:
+        with open(folder / IMPORTED, encoding="utf-8") as file:
+            return file.readline().startswith(IMPORTED_HEADER)
+    except (OSError, ValueError):
+        return False
+
+
+def walk(root: str | Path, problems: Problems, passed: Counter | None = None) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Folders from a root on, top down, each with the names of its folders and files in alphabetical order.
+
+    Parameters
+    ----------
+    root : where to begin; its own name may be any
+    problems : gets dangling links and folders that cannot be read
+    passed : counts what is hidden or of a system
+
+    Yields
+    ------
+    (folder, names of folders, names of files); what is removed from the names of folders is not entered, as with `os.walk`.
+    """
+    top, trees, followed = os.path.realpath(root), deque([str(root)]), set()
+    while trees:
+        stack = [trees.popleft()]
+        while stack:
+            folder = stack.pop()
+            try:
+                with os.scandir(folder) as entries:
+                    every = sorted((entry.name, os.path.isdir(entry.path)) for entry in entries)
+            except OSError as error:
+                problems.append((folder, f"folder cannot be read ({error.strerror}); check its permissions", True))
+                continue
+            names, files = [], []
+            for name, is_folder in every:
+                path = os.path.join(folder, name)
+                if hidden(name):
+                    if passed is not None:
+                        passed[HIDDEN] += 1
+                elif is_folder:
+                    names.append(name)
+                elif what := dangling(path):
+                    problems.append((path, what, True))
+                else:
+                    files.append(name)
+            yield Path(folder), names, files
+            links = [name for name in names if os.path.islink(os.path.join(folder, name))]
+            stack += [os.path.join(folder, name) for name in reversed(names) if name not in links]
+            real = os.path.realpath(folder) if links else ""
+            for name in links:
+                if (real, name) not in followed:  # a folder behind several links holds its own links once
+                    followed.add((real, name))
+                    _follow(os.path.join(folder, name), real, top, trees, problems)
+
+
+def _follow(link: str, folder: str, top: str, trees: deque[str], problems: Problems) -> None:
+    """Put a link into the trees to be walked, unless it leads back to a folder that it lies in."""
+    target = os.path.realpath(link)
+    if not within(folder, target):
+        trees.append(link)
+    elif not within(target, top):
+        problems.append((link, f"link to {target}, which holds the folder that is read; it is not followed, name that one to read it", False))
+
+
+def within(path: str, folder: str) -> bool:
+    """Whether a real path is a folder or lies in it."""
+    return os.path.commonpath((path, folder)) == folder
+
+
+def below(root: str | Path, endings: Collection[str], problems: Problems, passed: Counter) -> Iterator[Path]:
+    """Files with one of these endings from a root on; machines that `asd import` has made are passed over, unless the root is or lies in one.
+
+    Parameters
+    ----------
+    endings : in lower case, with their dot
+    problems : as of `walk`, and such machines
+    passed : counts the other files by their endings, and what is hidden
+    """
+    for folder, names, files in walk(root, problems, passed):
+        if folder != Path(root) and IMPORTED in files and imported(folder):
+            problems.append((str(folder), "a machine that asd import has made; it is passed over here, name its folder to read it", False))
+            names.clear()
+            continue
+        for path in (folder / name for name in files):
+            if path.suffix.lower() in endings:
+                yield path
+            else:
+                passed[path.suffix.lower()] += 1
+
+
+def passed_over(endings: Mapping[str, int]) -> str:
+    """How many files of which ending were passed over, with a hint where they are audio; "" for none.
+
+    endings : ending in lower case, "" for none -> number of files
+    """
+    if not endings:
+        return ""
+    counts = ", ".join(f"{count} {shown(ending) or 'without an ending'}" for ending, count in Counter(endings).most_common())
+    audio = [ending for ending in endings if ending in FOREIGN]
+    hint = f"; {', '.join(audio)} cannot be read here, convert to wav or flac, for example: ffmpeg -i x{audio[0]} x.wav" if audio else ""
+    return f"{counts} passed over{hint}"

@@ -1,0 +1,432 @@
+"""The resident store: all decoded clips in one int16 array, and waveforms taken from it by index.
+
+Conventions
+-----------
+Row i of `Store.clips` is item i of the store. Waveforms are float32 in [-1, 1), samples / 32768. Nothing waits for Python
+per clip: a batch is one gather on the device.
+
+A store on disk is samples-<fingerprint>.i16, clips.parquet, problems.parquet and, last and by rename, DONE.json. It is
+taken for whole only if DONE names these recordings (path, size, modification time), this table and these settings, and
+the tables and the size of the samples agree with it; `Store.verify` reads all samples against their digests (a study does so
+before it computes anything).
+
+Source: METHOD 3.2, 4.9, 8.2. Notebooks: 01_data, 02_preprocessing
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from asdlib import errors, io
+from asdlib.data import decode, index
+from asdlib.data.decode import FULL_SCALE, SHORTEST_S, levels, reason, sample_digest
+from asdlib.settings import digest
+from asdlib.studies import artifacts
+from asdlib.studies.config import Data
+
+TABLES = {"clips": (*errors.CLIP_COLUMNS, "samples", "level_db", "digest"), "problems": index.PROBLEM_COLUMNS}
+TRAINING_BYTES = 12e9  # of a GPU that are left to training; full size in float32, 64 clips of 12 s in five branches take 10.5 GB of activations
+SMALL = 0.1  # of the free memory: a store of no more is moved whatever is left
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """Decoded clips: tables, and all samples in one memory-mapped int16 array. Made by `open_store`."""
+
+    clips: pd.DataFrame
+    problems: pd.DataFrame
+    fingerprint: str
+    folder: Path
+    samples: torch.Tensor  # int16 (all,), on the CPU mapped from the file, or on the device
+    offset: torch.Tensor  # int64 (clips,): first sample of every clip
+    count: torch.Tensor  # int64 (clips,): samples of every clip
+    device: torch.device
+    rate: int = 16000  # Hz
+    _elsewhere: dict[str, Store] = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def to(self, device: torch.device | str) -> Store:
+        """The same store for a device, one for all who ask: samples move there if that leaves room to train, else batches do, and a line says so."""
+        device = torch.device(device)
+        if device.type == self.device.type:  # a process computes on one GPU, with its number or without
+            return self
+        if device.type not in self._elsewhere:
+            size, free = self.samples.nbytes, _free_bytes(device)
+            fits = size <= max(free - TRAINING_BYTES, SMALL * free)
+            if not fits:
+                print(f"the recordings ({size / 1e9:.1f} GB) and {TRAINING_BYTES / 1e9:.0f} GB to train in do not fit in the "
+                      f"{free / 1e9:.1f} GB free on {device}; they stay on the {self.samples.device} and batches are moved")  # fmt: skip
+            home = device if fits else self.samples.device
+            moved = {name: getattr(self, name).to(home) for name in ("samples", "offset", "count")}
+            self._elsewhere[device.type] = dataclasses.replace(self, device=device, **moved)
+        return self._elsewhere[device.type]
+
+    def segments(self, rows, starts, length: int, *, whole: bool | None = None) -> torch.Tensor:
+        """Segments by index, gathered at once on the device; a segment that runs past its clip's end goes on at its start.
+
+        rows, starts : int (n,) tensors, arrays or lists: row of `clips`, first sample
+        whole : whether every segment lies within its clip, where it is known; None looks, and a GPU has to wait for the answer
+        returns : float32 (n, length) on the store's device, in [-1, 1). Source: METHOD 3.2. Notebook: 02_preprocessing
+        """
+        home = self.samples.device
+        rows = torch.as_tensor(rows, dtype=torch.int64, device=home)
+        starts = torch.as_tensor(starts, dtype=torch.int64, device=home)
+        offset, count = self.offset[rows], self.count[rows]
+        if whole is None:  # a GPU is not made to wait for the answer
+            whole = home.type == "cpu" and bool((starts + length <= count).all())
+        if whole:  # plain rows of a sliding view: no table of indices, no division
+            batch = self.samples.unfold(0, length, 1)[offset + starts]
+        else:
+            within = (starts[:, None] + torch.arange(length, device=home)) % count[:, None]
+            batch = self.samples[offset[:, None] + within]
+        return batch.to(self.device).to(torch.float32).mul_(1 / FULL_SCALE)
+
+    def audio(self, rows, *, device: torch.device | str | None = None, length: int | None = None, start: int = 0) -> torch.Tensor:
+        """Whole clips, float32 (n, samples) in [-1, 1); with `length`, tiled or cropped to it from sample `start`.
+
+        raises : errors.Refusal for clips of different lengths without `length`. Notebook: 02_preprocessing
+        """
+        rows = torch.as_tensor(rows, dtype=torch.int64, device=self.samples.device)
+        if length is None:
+            found = self.count[rows].unique().tolist()
+            if len(found) != 1:
+                came = " and ".join(map(str, found)) or "no"
+                raise errors.Refusal(f"clips of {came} samples came, expected one length; give length to tile or crop them")
+            length = int(found[0])
+        batch = self.segments(rows, torch.full_like(rows, start), length)
+        return batch if device is None else batch.to(device)
+
+    def int16(self, row: int) -> np.ndarray:
+        """Samples of one clip as decoded, int16 (n,), on the CPU."""
+        first, count = int(self.offset[row]), int(self.count[row])
+        return self.samples[first : first + count].cpu().numpy()
+
+    def verify(self) -> None:
+        """Read every sample against its digest; errors.Refusal if one differs."""
+        for row, expected in enumerate(self.clips["digest"]):
+            if sample_digest(self.int16(row)) != expected:
+                raise errors.Refusal(f"{self.folder}: samples of {self.clips['clip'][row]} are damaged; delete the folder to decode again")
+
+
+def _free_bytes(device: torch.device) -> float:
+    """Memory that a GPU has left, with what torch holds and does not use; without limit elsewhere."""
+    if device.type != "cuda":
+        return math.inf
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def find_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, data: Data) -> Store | None:
+    """The store of a clip table in `folder` if it is there, whole and of these very recordings; nothing is written. Notebook: 01_data"""
+    return _open(Path(folder), _source(table, problems, data), data.sample_rate)
+
+
+def open_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, data: Data, threads: int | None = None) -> Store:
+    """The store of a clip table in `folder`: opened if it is there, whole and of these very recordings, else decoded.
+
+    threads : of the decoder; none: as many as cores
+    raises : errors.Refusal if no clip is usable or the folder cannot be written; no half store is left. Notebook: 01_data
+    """
+    folder = Path(folder)
+    store = find_store(table, problems, folder, data)
+    if store is not None:
+        return store
+    source = _source(table, problems, data)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".decoding-", dir=folder) as scratch:
+            _build(table, problems, folder, Path(scratch), source, data, threads)
+    except OSError as error:
+        raise errors.Refusal(f"{folder}: decoded clips cannot be written ({reason(error)}); free space or choose another folder") from error
+    store = _open(folder, source, data.sample_rate)
+    if store is None:
+        raise errors.Refusal(f"{folder}: another run changed the decoded clips meanwhile; start again")
+    return store
+
+
+def _none_usable(table: pd.DataFrame, problems: pd.DataFrame) -> str:
+    worst = problems[problems["left_out"]].iloc[-1]
+    return f"none of {len(table)} clips is usable, expected at least one; the last is {worst['path']}: {worst['reason']}"
+
+
+def _build(table, problems, folder: Path, scratch: Path, source: str, data: Data, threads: int | None) -> None:
+    with (scratch / "samples").open("wb") as file:
+        decoded, problems = decode.inspect(table, problems, data, threads, keep=lambda samples: file.write(samples.data))
+    if decoded.empty:
+        raise errors.Refusal(_none_usable(table, problems))
+    decoded.to_parquet(scratch / "clips.parquet")
+    problems.to_parquet(scratch / "problems.parquet")
+    fingerprint = _fingerprint(decoded)
+    tables = {name: artifacts.content(scratch / name) for name in ("clips.parquet", "problems.parquet")}
+    done = {"source": source, "fingerprint": fingerprint, "tables": tables}
+    (scratch / "DONE.json").write_text(json.dumps(done), encoding="utf-8")
+    (folder / "DONE.json").unlink(missing_ok=True)
+    os.replace(scratch / "samples", folder / f"samples-{fingerprint}.i16")
+    for name in ("clips.parquet", "problems.parquet", "DONE.json"):
+        os.replace(scratch / name, folder / name)
+    for old in folder.glob("samples-*.i16"):
+        if old.name != f"samples-{fingerprint}.i16":
+            old.unlink(missing_ok=True)
+
+
+def _source(table: pd.DataFrame, problems: pd.DataFrame, data: Data) -> str:
+    """Digest of everything that shapes a store: recordings by path, size and time, table, problems, settings."""
+    stats = []
+    for path in table["path"]:
+        try:
+            stat = os.stat(path)
+            stats.append([stat.st_size, stat.st_mtime_ns])
+        except OSError:  # a recording that vanished is left out by the decoder, in words
+            stats.append([])
+    settings = [data.sample_rate, data.resample, data.channel]
+    return digest(stats, settings, table.to_csv(index=False), problems.to_csv(index=False))
+
+
+def _fingerprint(decoded: pd.DataFrame) -> str:
+    """Digest by content: the clips with the digests of their samples, wherever the files lie."""
+    return digest(decoded.drop(columns="path").to_csv(index=False))
+
+
+def _open(folder: Path, source: str, rate: int) -> Store | None:
+    """The store in the folder, or None if it is of other recordings, torn or not there."""
+    try:
+        done = json.loads((folder / "DONE.json").read_text(encoding="utf-8"))
+        if done["source"] != source:
+            return None
+        if any(artifacts.content(folder / name) != found for name, found in done["tables"].items()):
+            return None
+        table, problems = (io.table(folder / f"{name}.parquet", columns) for name, columns in TABLES.items())
+        samples = folder / f"samples-{done['fingerprint']}.i16"
+        if _fingerprint(table) != done["fingerprint"] or samples.stat().st_size != 2 * int(table["samples"].sum()):
+            return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    mapped = torch.from_numpy(np.memmap(samples, dtype=np.int16, mode="c"))  # copy-on-write: torch warns of read-only memory
+    count = torch.tensor(table["samples"].to_numpy(), dtype=torch.int64)
+    return Store(table, problems, done["fingerprint"], folder, mapped, torch.cumsum(count, 0) - count, count, mapped.device, rate)
+
+
+def in_memory(table: pd.DataFrame, samples: Sequence[np.ndarray], rate: int, problems: pd.DataFrame | None = None) -> Store:
+    """A store of clips that were decoded already and lie in no folder: what `asd score` hands to the detectors.
+
+    table : clip table.  samples : int16 (n,) of each clip.  rate : Hz.  problems : what is wrong with the recordings
+    """
+    count = torch.tensor([len(part) for part in samples], dtype=torch.int64)
+    joined = torch.from_numpy(np.concatenate(samples))
+    table, offset = table.assign(samples=count.numpy()), torch.cumsum(count, 0) - count
+    problems = index.problem_table([]) if problems is None else problems
+    return Store(table, problems, "", Path(), joined, offset, count, joined.device, rate)
+
+
+@dataclass(frozen=True, eq=False)
+class Clips:
+    """Some clips of a store: what a detector is fitted to, embeds and scores.
+
+    Parameters
+    ----------
+    store : decoded recordings and their clip table
+    rows : int (n,), rows of the store; the order is kept
+    """
+
+    store: Store
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"Clips({len(self)} clips of {', '.join(self.machines) or 'no machine'} at {self.store.rate} Hz)"
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Clip table, a row per clip."""
+        return self.store.clips.iloc[self.rows]
+
+    @property
+    def problems(self) -> pd.DataFrame:
+        """What is wrong with the recordings of the store: path, reason, left_out."""
+        return self.store.problems
+
+    @property
+    def machines(self) -> list[str]:
+        """Machines of these clips, sorted."""
+        return sorted(self.table["machine"].unique())
+
+    def where(self, mask) -> Clips:
+        """The clips at which a boolean (n,) is true, in the order they have."""
+        return Clips(self.store, self.rows[np.asarray(mask, bool)])
+
+    def train(self, machine: str = "", *, without: str = "") -> Clips:
+        """Normal training clips of one machine ("": of all), or of all machines but one.
+
+        Raises
+        ------
+        errors.Refusal for a machine that these clips do not have
+        """
+        own = self._of(machine, without)
+        return own.where((own.table["split"] == "train") & (own.table["label"] == "normal"))
+
+    def test(self, machine: str = "") -> Clips:
+        """Test clips of one machine ("": of all); errors.Refusal for a machine that these clips do not have."""
+        own = self._of(machine)
+        return own.where(own.table["split"] == "test")
+
+    def _of(self, machine: str, without: str = "") -> Clips:
+        for name in (machine, without):
+            if name:
+                errors.known_name("machine", name, self.machines)
+        keep = np.ones(len(self), bool)
+        if machine:
+            keep &= (self.table["machine"] == machine).to_numpy()
+        if without:
+            keep &= (self.table["machine"] != without).to_numpy()
+        return self.where(keep)
+
+
+def load_dcase(
+    roots: str | Path | Sequence[str | Path],
+    machines: Sequence[str] = (),
+    *,
+    sample_rate: int = 16000,
+    resample: bool = False,
+    channel: int = 0,
+    cache: str | Path | None = None,
+) -> Clips:
+    """Recordings in the layout of DCASE Task 2 (2020 on), decoded and resident.
+
+    Parameters
+    ----------
+    roots : folder, or folders, that hold <machine>/train and <machine>/test at any depth
+    machines : names to keep; none: all that are found
+    sample_rate : Hz.  resample : bring other rates to it; otherwise such clips are left out
+    channel : which one of recordings with several
+    cache : folder for the decoded samples, which are then mapped and found again; None keeps them in memory
+
+    Returns
+    -------
+    Clips; `Clips.problems` lists what is odd and what was left out, with the reason
+
+    Raises
+    ------
+    errors.Refusal where no clip is usable, in one sentence
+    """
+    data = Data(sample_rate=sample_rate, resample=resample, channel=channel)
+    table, problems = index.index([roots] if isinstance(roots, (str, Path)) else list(roots), list(machines))
+    if cache is not None:
+        store = open_store(table, problems, cache, data)
+    else:
+        samples: list[np.ndarray] = []
+        decoded, problems = decode.inspect(table, problems, data, keep=samples.append)
+        if decoded.empty:
+            raise errors.Refusal(_none_usable(table, problems))
+        store = in_memory(decoded, samples, sample_rate, problems)
+    return Clips(store, np.arange(len(store)))
+
+
+def from_arrays(waves: Sequence[np.ndarray], table: pd.DataFrame | None = None, *, sample_rate: int = 16000, channel: int = 0) -> Clips:
+    """Waveforms that you have as arrays, as clips for detectors.
+
+    Parameters
+    ----------
+    waves : one per clip, (samples,) or (channels, samples); int16, or float in [-1, 1] (kept as 16 bits)
+    table : a row per wave, with any of clip, machine, section, split, domain, label and attr_<key>; what is missing is filled in:
+        machine "machine", section "00", split "train", domain "source", label "normal" in training and "unlabelled" in test
+    sample_rate : Hz, of all waves.  channel : which one of waves with several
+
+    Raises
+    ------
+    errors.Refusal for no wave, a wave of another shape, too short, not finite or beyond [-1, 1], and for a table of another length
+    """
+    given = pd.DataFrame(index=range(len(waves))) if table is None else table.reset_index(drop=True)
+    if not len(waves) or len(given) != len(waves):
+        raise errors.Refusal(f"{len(waves)} waveforms and a table of {len(given)} rows came, expected one row per waveform, at least one")
+    samples = [_as_int16(wave, f"waveform {i}", sample_rate, channel) for i, wave in enumerate(waves)]
+    default = {"machine": "machine", "section": "00", "split": "train", "domain": "source"}
+    full = given.assign(**{name: value for name, value in default.items() if name not in given})
+    if "label" not in full:
+        full = full.assign(label=np.where(full["split"] == "train", "normal", "unlabelled"))
+    if "clip" not in full:
+        full = full.assign(clip=[f"{row.machine}/{row.split}/{i:06d}" for i, row in enumerate(full.itertuples())])
+    if "path" not in full:
+        full = full.assign(path=full["clip"])
+    facts = {"seconds": [len(part) / sample_rate for part in samples], "level_db": [levels(part)[0] for part in samples]}
+    full = full.assign(**facts, digest=[sample_digest(part) for part in samples])
+    store = in_memory(errors.clip_table(full), samples, sample_rate)
+    return Clips(store, np.arange(len(store)))
+
+
+def _as_int16(wave: np.ndarray, name: str, rate: int, channel: int) -> np.ndarray:
+    x = np.asarray(wave)
+    if x.ndim == 2 and x.shape[0] <= 64:
+        if not 0 <= channel < x.shape[0]:
+            raise errors.Refusal(f"{name}: channel {channel} was asked for, it has channels 0 to {x.shape[0] - 1}")
+        x = x[channel]
+    if x.ndim != 1:
+        what = "; did you give (samples, channels)?" if x.ndim == 2 else ""
+        raise errors.Refusal(f"{name}: shape {np.shape(wave)}, expected (samples,) or (channels, samples){what}")
+    if len(x) < SHORTEST_S * rate:
+        raise errors.Refusal(f"{name}: {len(x)} samples, expected at least {SHORTEST_S:g} s ({math.ceil(SHORTEST_S * rate)} samples)")
+    if x.dtype == np.int16:
+        return np.ascontiguousarray(x)
+    if x.dtype.kind != "f" or not np.isfinite(x).all():
+        raise errors.Refusal(f"{name}: {x.dtype} with NaN, infinite or other values, expected int16, or finite floats in [-1, 1]")
+    if np.abs(x).max(initial=0) > 1:
+        raise errors.Refusal(f"{name}: values up to {np.abs(x).max():g}, expected floats in [-1, 1]; did you mean int16?")
+    return np.clip(np.rint(x * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+
+
+def segment_starts(n_samples: int, n_segments: int = 8, length: int = 32000) -> np.ndarray:
+    """First samples of equally spaced segments: the first at 0, the last flush right; all 0 for clips that must be tiled.
+
+    returns : int64 (n_segments,), hop = (n_samples - length) // (n_segments - 1). Source: METHOD 3.2, 4.9
+    """
+    starts = np.zeros(n_segments, dtype=np.int64)
+    if n_samples > length and n_segments > 1:
+        starts[:] = np.arange(n_segments) * ((n_samples - length) // (n_segments - 1))
+        starts[-1] = n_samples - length
+    return starts
+
+
+def standardise(waves: torch.Tensor, mean: float | torch.Tensor | None = None, std: float | torch.Tensor | None = None) -> torch.Tensor:
+    """Waveforms with mean 0 and variance 1: each row by itself, or all by the mean and std given (METHOD 3.2, wave_norm).
+
+    waves : float32 (n, samples); mean, std : a number, or (n,) one per row, both or neither
+    returns : float32 (n, samples); a silent row becomes zeros, never NaN. Notebook: 02_preprocessing
+    raises : errors.Refusal for waveforms of another shape, or one of mean and std without the other
+    """
+    errors.waves(waves)
+    if (mean is None) != (std is None):
+        raise errors.Refusal("standardise: one of mean and std came, expected both or neither")
+    if mean is None:
+        std, mean = torch.std_mean(waves, dim=1, correction=0)
+    mean, std = (torch.as_tensor(value, dtype=waves.dtype, device=waves.device).reshape(-1, 1) for value in (mean, std))
+    return (waves - mean) / std.clamp_min(1e-6)  # a thirtieth of the last bit
+
+
+def machine_statistics(store: Store, rows: Sequence[int]) -> tuple[float, float]:
+    """Mean and std of all samples of the given clips (one machine's training clips), in units of the waveforms.
+
+    Exact: sums of integers, clip by clip. Source: METHOD 3.2, wave_norm = machine. Notebook: 02_preprocessing
+    raises : errors.Refusal without a clip
+    """
+    total = squares = number = 0
+    for row in rows:
+        samples = store.int16(int(row)).astype(np.float64)  # sums below 2^53 are exact for clips up to 2^23 samples
+        total += int(samples.sum())
+        squares += int(samples @ samples)
+        number += len(samples)
+    if not number:
+        raise errors.Refusal("machine_statistics: no clip came, expected the rows of a machine's training clips")
+    return total / number / FULL_SCALE, math.sqrt(squares * number - total * total) / number / FULL_SCALE

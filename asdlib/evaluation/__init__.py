@@ -1,0 +1,1 @@
+"""From score tables to numbers: ROC areas, official metrics, comparisons, detectability, challenge files."""

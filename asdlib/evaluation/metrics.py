@@ -1,0 +1,306 @@
+"""Metric tables: AUC, partial AUC, omega, bootstrap intervals, paired differences, decisions and controls.
+
+Conventions
+-----------
+Only rows of split `test` with a label count. Values are fractions in [0, 1]. auc_source, auc_target and pauc are those of `asdlib.evaluation.roc`;
+
+    hmean        harmonic mean of the three, each floored at the float epsilon
+    omega        machine "all": harmonic mean over machines x 3, the official score
+
+Where a machine has several sections, each section counts as a machine, <machine>_<section> (`errors.by_section`): its metrics, its
+threshold (from the training clips of `errors.by_references`) and its resamples are its own, as in the official evaluation of 2020 to 2022.
+
+NaN means not available, never a guess: a metric whose normals or anomalies are absent. An hmean, an omega and any other value of "all" is
+the mean over what is available, as in the published toolkits; `tables.reasons` says what is missing. Machines without a single labelled
+test clip, such as the evaluation set before its ground truth, have rows of NaN.
+
+Intervals are percentile intervals of a bootstrap stratified by domain and label. The resamples depend on the machine, its clips and the
+bootstrap seed only, never on the scores: all systems see the same ones, which is what `paired` needs. They speak of other test clips
+of the same machines, not of other machines or other trainings.
+
+Source: METHOD 7.3 (official evaluator), 7.5 (threshold), 7.6 (Table 1). Notebooks: 03_baseline, 08_tuning, 09_report.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from asdlib import errors
+from asdlib.evaluation.roc import THREE, bootstrap, bootstrap_weights, grid, harmonic, shuffled
+from asdlib.scoring import fusion
+from asdlib.studies import config
+
+PAIRED_COLUMNS = ("system_a", "system_b", "machine", "metric", "value", "low", "high", "p")
+DECISION_COLUMNS = (
+    *("system", "machine", "domain", "threshold", "method", "train_clips", "train_above"),
+    *("normal", "anomaly", "precision", "recall", "f1", "seed"),
+)
+SILENCE_DB = -200.0  # level of digital silence in the level control, instead of minus infinity
+
+PAPER_SYSTEMS = ("baseline_mse", "baseline_mahala", "oevaes")
+PAPER_TABLE1 = {  # percent; machine: (AUC_source, AUC_target, pAUC) of each of PAPER_SYSTEMS
+    "bearing": ((65.92, 55.75, 50.42), (65.16, 55.28, 51.33), (63.80, 69.34, 60.36)),
+    "fan": ((80.19, 36.18, 59.04), (87.10, 45.98, 59.33), (70.02, 33.00, 48.95)),
+    "gearbox": ((60.31, 60.78, 53.22), (71.88, 70.78, 54.34), (61.12, 63.92, 50.47)),
+    "slider": ((70.31, 48.77, 56.37), (84.02, 73.29, 54.72), (65.00, 61.36, 48.89)),
+    "valve": ((55.35, 50.69, 51.18), (56.31, 51.40, 51.08), (50.04, 52.54, 50.94)),
+    "ToyCar": ((70.10, 46.89, 52.47), (74.53, 43.42, 49.18), (47.66, 51.62, 51.21)),
+    "ToyTrain": ((57.93, 57.02, 48.57), (55.98, 43.42, 48.13), (67.32, 42.24, 48.78)),
+}
+
+
+_Key = tuple[str, str, int]  # system, component, training seed
+
+
+class _Block(NamedTuple):
+    """Scored test clips of one (system, component, seed) on one machine, sorted by clip."""
+
+    machine: str
+    clip: np.ndarray
+    domain: np.ndarray
+    label: np.ndarray
+    scores: np.ndarray
+
+
+def _blocks(scores: pd.DataFrame) -> dict[_Key, list[_Block]]:
+    """(system, component, seed) -> its machines, from the test rows of a score table of `errors.by_section`."""
+    test = scores[scores["split"] == "test"]
+    codes = {name: pd.factorize(test[name], sort=True) for name in ("system", "component", "seed", "machine", "clip")}
+    order = np.lexsort([codes[name][0] for name in ("clip", "machine", "seed", "component", "system")])
+    key = np.stack([codes[name][0][order] for name in ("system", "component", "seed", "machine")])
+    cuts = np.flatnonzero((np.diff(key, axis=1) != 0).any(0)) + 1
+    kinds = {"clip": object, "domain": "U7", "label": "U10", "score": float}
+    column = {name: test[name].to_numpy(dtype=kind)[order] for name, kind in kinds.items()}
+    found: dict[_Key, list[_Block]] = {}
+    for rows in np.split(np.arange(len(order)), cuts) if len(order) else ():
+        name = [codes[what][1][key[i, rows[0]]] for i, what in enumerate(("system", "component", "seed", "machine"))]
+        block = _Block(name[3], *(column[what][rows] for what in ("clip", "domain", "label", "score")))
+        found.setdefault((name[0], name[1], int(name[2])), []).append(block)
+    return found
+
+
+class _Resamples:
+    """Bootstrap weights by machine; made once for all systems that scored the same clips."""
+
+    def __init__(self, n: int, seed: int):
+        self.n, self.seed, self.made = n, seed, {}
+
+    def __call__(self, block: _Block) -> np.ndarray:
+        key = (block.machine, block.domain.tobytes(), block.label.tobytes())
+        if key not in self.made:  # crc32: machines with equally many clips must not share their resamples
+            self.made[key] = bootstrap_weights(block.domain, block.label, self.n, [self.seed, zlib.crc32(block.machine.encode())])
+        return self.made[key]
+
+
+def _evaluate(blocks: list[_Block], settings: config.Metrics, resamples: _Resamples) -> tuple[np.ndarray, np.ndarray]:
+    """Values (machines, 3) and their resamples (B, machines, 3)."""
+    values = np.stack([grid(b.scores, b.domain, b.label, settings.max_fpr) for b in blocks])
+    boots = np.stack([bootstrap(b.scores, b.domain, b.label, resamples(b), settings.max_fpr) for b in blocks], axis=1)
+    return values, boots
+
+
+def _names(machines: list[str]) -> list[tuple[str, str]]:
+    """(machine, metric) in the order of `with_means`."""
+    return [(m, name) for m in machines for name in (*THREE, "hmean")] + [("all", name) for name in (*THREE, "omega")]
+
+
+def with_means(values: np.ndarray) -> np.ndarray:
+    """(..., machines, 3) -> (..., (machines + 1) * 4): hmean beside each machine's three, then the three and Ω of "all".  Notebook: 08_tuning"""
+    per_machine = np.concatenate([values, harmonic(values)[..., None]], axis=-1)
+    lead = values.shape[:-2]
+    over_all = np.concatenate([harmonic(values, axis=-2), harmonic(values.reshape(*lead, -1))[..., None]], axis=-1)
+    return np.concatenate([per_machine.reshape(*lead, -1), over_all], axis=-1)
+
+
+def _interval(replicates: np.ndarray, confidence: float) -> np.ndarray:
+    """(2, columns): the central share `confidence` of (B, columns); NaN for columns that have NaN."""
+    tail = (1 - confidence) / 2
+    return np.quantile(replicates, [tail, 1 - tail], axis=0)
+
+
+def _rows(key: _Key, machines: list[str], columns: np.ndarray) -> pd.DataFrame:
+    """Metric table of one (system, component, seed); columns : (3, n) value, low, high in the order of `_names`."""
+    rows = pd.DataFrame(_names(machines), columns=["machine", "metric"])
+    value, low, high = columns
+    return rows.assign(system=key[0], component=key[1], seed=key[2], value=value, low=low, high=high)[list(errors.METRIC_COLUMNS)]
+
+
+def _stack(tables: list[pd.DataFrame], columns: tuple[str, ...]) -> pd.DataFrame:
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(columns))
+
+
+def table(scores: pd.DataFrame, settings: config.Metrics, seed: int) -> pd.DataFrame:
+    """Metrics with intervals of every system, component and training seed, per machine and for "all".
+
+    scores : score table;  seed : of the bootstrap
+    returns : metric table (errors.METRIC_COLUMNS); what is NaN and when is said at the top of this module.  Notebook: 09_report
+    """
+    scores = errors.by_section(errors.score_table(scores))
+    resamples, tables, blocks_of = _Resamples(settings.bootstrap, seed), [], _blocks(scores)
+    for key, part in scores.groupby(["system", "component", "seed"]):
+        machines, blocks = sorted(part["machine"].unique()), blocks_of.get((*key[:2], int(key[2])), [])
+        values, boots = np.full((len(machines), 3), np.nan), np.full((settings.bootstrap, len(machines), 3), np.nan)
+        if blocks:  # a machine without test clips keeps its rows, not available
+            where = [machines.index(block.machine) for block in blocks]
+            values[where], boots[:, where] = _evaluate(blocks, settings, resamples)
+        columns = np.vstack([with_means(values), _interval(with_means(boots), settings.confidence)])
+        tables.append(_rows((key[0], key[1], int(key[2])), machines, columns))
+    return _stack(tables, errors.METRIC_COLUMNS)
+
+
+def paper_table1() -> pd.DataFrame:
+    """Table 1 of the report (METHOD 7.6) as a metric table in fractions, systems paper_<column>, without intervals."""
+    tables = []
+    for column, name in enumerate(PAPER_SYSTEMS):
+        values = np.array([PAPER_TABLE1[machine][column] for machine in PAPER_TABLE1]) / 100
+        every = with_means(values)
+        absent = np.full_like(every, np.nan)
+        tables.append(_rows((f"paper_{name}", "score", 0), list(PAPER_TABLE1), np.stack([every, absent, absent])))
+    return _stack(tables, errors.METRIC_COLUMNS)
+
+
+class Pairs:
+    """Is one system better than another by more than chance? Differences of any two systems on the same resamples.
+
+    A system is evaluated once, however many it is compared with.
+    scores : score table;  seed : of the resamples;  component : of every system.  Notebook: 09_report (through `claims`)
+    """
+
+    def __init__(self, scores: pd.DataFrame, settings: config.Metrics, seed: int, component: str = "score"):
+        self._settings, self._resamples, self._sides = settings, _Resamples(settings.bootstrap, seed), {}
+        found = _blocks(errors.by_section(errors.score_table(scores)))
+        self._runs: dict[str, list[list[_Block]]] = {}
+        for (system, name, _), blocks in found.items():
+            if name == component:
+                self._runs.setdefault(system, []).append(blocks)
+
+    def _side(self, system: str) -> tuple[np.ndarray, np.ndarray]:
+        """Values and resamples of a system's metrics, means over its training seeds."""
+        if system not in self._sides:
+            found = []
+            for blocks in self._runs[system]:
+                found.append([with_means(part) for part in _evaluate(blocks, self._settings, self._resamples)])
+            self._sides[system] = tuple(np.mean([run[part] for run in found], axis=0) for part in (0, 1))
+        return self._sides[system]
+
+    def __call__(self, system_a: str, system_b: str) -> pd.DataFrame:
+        """Differences a - b; every metric is averaged over the training seeds of its system first.
+
+        returns : PAIRED_COLUMNS; value, interval, and p: twice the smaller share of resamples on either side of zero (a two-sided
+            bootstrap p-value, not below 2 / (resamples + 1))
+        raises : errors.Refusal where a system is unknown or the two did not score the same clips
+        """
+        runs = [run for name in (system_a, system_b) for run in self._runs[errors.known_name("system", name, sorted(self._runs))]]
+        clips = [[(b.machine, b.clip.tolist()) for b in run] for run in runs]
+        if any(one != clips[0] for one in clips):
+            raise errors.Refusal(f"{system_a} and {system_b} did not score the same test clips; run both on the same data")
+        value, boots = (a - b for a, b in zip(self._side(system_a), self._side(system_b), strict=True))
+        low, high = _interval(boots, self._settings.confidence)
+        fewer = np.minimum((boots <= 0).sum(0), (boots >= 0).sum(0))
+        p = np.where(np.isnan(value), np.nan, np.minimum(1.0, 2 * (fewer + 1) / (len(boots) + 1)))
+        rows = pd.DataFrame(_names([b.machine for b in runs[0]]), columns=["machine", "metric"])
+        return rows.assign(system_a=system_a, system_b=system_b, value=value, low=low, high=high, p=p)[list(PAIRED_COLUMNS)]
+
+
+def paired(
+    scores: pd.DataFrame, system_a: str, system_b: str, settings: config.Metrics, seed: int, component: str = "score"
+) -> pd.DataFrame:
+    """Differences of two systems, see `Pairs`.  Notebook: 09_report"""
+    return Pairs(scores, settings, seed, component)(system_a, system_b)
+
+
+# ---------------------------------------------------------------- decisions
+
+
+class Threshold(NamedTuple):
+    """Scores above `value` are called anomalous; method: gamma, or empirical where no gamma fits."""
+
+    value: float
+    method: str
+
+
+def gamma_threshold(train_scores: np.ndarray, quantile: float = 0.9) -> Threshold:
+    """The score that the share `quantile` of normal clips stays below, from leave-clip-out training scores.
+
+    train_scores : (n,) finite, of any sign;  quantile : in (0, 1)
+    A gamma with three parameters is fitted (METHOD 7.5); for fewer than 10 or equal scores, or a fit that misses its own data
+    (`fusion.fit_gamma`), the empirical quantile is taken instead and the method says so.
+    raises : errors.Refusal without scores, or with one that is not finite
+    """
+    train = np.asarray(train_scores, float)
+    if len(train) == 0 or not np.isfinite(train).all():
+        raise errors.Refusal(f"{len(train)} training scores came for a threshold, expected at least one, all finite; score the train split")
+    fit = fusion.fit_gamma(train)
+    return Threshold(float(np.quantile(train, quantile)), "empirical") if fit is None else Threshold(fit.quantile(quantile), "gamma")
+
+
+def decisions(scores: pd.DataFrame, settings: config.Metrics) -> pd.DataFrame:
+    """Threshold, precision, recall and F1 of component `score`: one threshold per machine, counted per domain.
+
+    returns : DECISION_COLUMNS, domain in source | target | all (all labelled clips); train_above is the share of training clips above
+        the threshold. Precision is 0 where nothing was flagged (as in the official evaluator); all three are NaN where a domain lacks
+        normals or anomalies, or the machine has no training scores (method none). A machine without test clips has its threshold, no more.
+        F1 of a domain uses only its clips (METHOD 7.3).
+    """
+    own = errors.score_table(scores[scores["component"] == "score"])
+    scores, references = errors.by_section(own), errors.by_references(own)
+    found, whole = _blocks(scores), dict(zip(scores["machine"], references["machine"]))
+    train = {key: part.to_numpy(float) for key, part in references[own["split"] == "train"].groupby(["system", "seed", "machine"])["score"]}
+    rows, nothing = [], (np.empty(0, object), np.empty(0, "U7"), np.empty(0, "U10"), np.empty(0))
+    for system, seed, machine in sorted(scores.groupby(["system", "seed", "machine"]).groups):  # without test clips there is a threshold too
+        blocks = found.setdefault((system, "score", int(seed)), [])
+        if machine not in {block.machine for block in blocks}:
+            blocks.append(_Block(machine, *nothing))
+    for (system, _, seed), blocks in found.items():
+        for block in blocks:
+            mine = train.get((system, seed, whole[block.machine]), np.empty(0))
+            threshold = gamma_threshold(mine, settings.decision_quantile) if len(mine) else Threshold(np.nan, "none")
+            above = float(np.mean(mine > threshold.value)) if len(mine) else np.nan
+            for domain in ("source", "target", "all"):
+                here = np.ones(len(block.domain), bool) if domain == "all" else block.domain == domain
+                normal, anomaly = here & (block.label == "normal"), here & (block.label == "anomaly")
+                flagged = block.scores > threshold.value
+                quality = (np.nan,) * 3
+                if normal.any() and anomaly.any() and len(mine):
+                    hit, false = int((flagged & anomaly).sum()), int((flagged & normal).sum())
+                    missed = int(anomaly.sum()) - hit
+                    quality = (hit / max(hit + false, 1), hit / (hit + missed), 2 * hit / (2 * hit + false + missed))
+                counts = (int(normal.sum()), int(anomaly.sum()))
+                rows.append((system, block.machine, domain, *threshold, len(mine), above, *counts, *quality, seed))
+    return pd.DataFrame(rows, columns=list(DECISION_COLUMNS))
+
+
+# ---------------------------------------------------------------- controls
+
+
+def controls(clips: pd.DataFrame, scores: pd.DataFrame, settings: config.Metrics, seed: int) -> pd.DataFrame:
+    """Two controls beside every result, because a dataset can leak its labels.
+
+    clips : clip table with the column level_db;  scores : score table;  seed : of resamples and shuffles
+    returns : metric table of two systems.
+        control_level, component score: the level of the clip alone as the score, with bootstrap intervals. Far from 0.5 on either
+        side, the recordings tell the labels without any machine being understood.
+        control_shuffled, component <system>: mean and central range (settings.confidence) of each metric when the labels are shuffled
+        within each domain. A result inside the range is chance.
+    raises : errors.Refusal for a clip table without level_db
+    """
+    if "level_db" not in errors.clip_table(clips):
+        raise errors.Refusal("clip table without level_db came to the controls, expected the table of the decoded clips (store.clips)")
+    trained = scores["seed"][scores["seed"] != fusion.ALL_SEEDS]
+    first = int(trained.min()) if len(trained) else 0
+    level = clips.assign(system="control_level", component="score", seed=first, score=np.maximum(clips["level_db"], SILENCE_DB))
+    tables = [table(level[list(errors.SCORE_COLUMNS)], settings, seed)]
+    own = errors.by_section(errors.score_table(scores[scores["component"] == "score"]))
+    for (system, _, run), blocks in _blocks(own).items():
+        parts = []
+        for b in blocks:
+            stream = [seed, zlib.crc32(b.machine.encode()), 1]  # 1: not the stream of the bootstrap
+            parts.append(shuffled(b.scores, b.domain, b.label, settings.shuffles, stream, settings.max_fpr))
+        every = with_means(np.stack(parts, axis=1))
+        columns = np.vstack([every.mean(0), _interval(every, settings.confidence)])
+        tables.append(_rows(("control_shuffled", system, run), [b.machine for b in blocks], columns))
+    return _stack(tables, errors.METRIC_COLUMNS)

@@ -1,0 +1,1 @@
+"""From embeddings to clip scores: distances, back-ends, fusion, thresholds."""

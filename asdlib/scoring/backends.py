@@ -1,0 +1,225 @@
+"""Back-ends: anomaly scores of embeddings that a trained network made, one machine at a time.
+
+Conventions
+-----------
+Embeddings are rows; every back-end first brings them to unit length and computes in float64. `target` marks the training
+clips of the target domain; all others (source, or of unknown domain) count as source. One item per clip.
+
+A back-end is made from the training embeddings of one machine, is called with the embeddings of other clips, and scores
+its own clips by `training`, leave-clip-out: no clip is among its own references, in whatever form.
+
+| name            | score                                                                                                  |
+|-----------------|--------------------------------------------------------------------------------------------------------|
+| `kmeans`        | smallest 1 − cosine to k-means centres of the source clips and to every single target clip             |
+| `knn`           | Euclidean distance to the nearest training clip of either domain                                       |
+| `smote_knn`     | the same with SMOTE items of the target domain among the references                                    |
+| `local_density` | smallest distance to a reference divided by how far that reference is from its own K nearest neighbours |
+
+The network saw the training clips while it learnt, whatever the back-end leaves out: their scores lie a little below
+those of unseen normal clips. Notebook 04_classifier shows by how much, on the clips that were held out of training.
+
+Sources: METHOD 3.5, 3.9, 4.13, 5.8. Notebooks: 04_classifier, 06_embeddings.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+
+from asdlib import augment, errors
+from asdlib.models import training
+from asdlib.scoring.distances import knn_distances
+from asdlib.studies import config
+
+FOLDS = 10  # of the source clips, for the k-means that score training clips
+SMALLEST_DENSITY = 1e-6  # distance between unit vectors below which references are copies of each other
+FEWEST = 3  # training clips of a machine: one to be scored, one reference, and that one's neighbour
+
+
+class Backend(Protocol):
+    """What every back-end answers to; scores are float64, one per row, higher = more anomalous."""
+
+    def __init__(self, train: np.ndarray, target: np.ndarray, settings: config.Classifier, seed: int): ...
+    def __call__(self, test: np.ndarray) -> np.ndarray: ...
+    def training(self) -> np.ndarray:
+        """Scores of the training clips, leave-clip-out."""
+        ...
+    def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """The unit reference that decides each row's score, (n, dim).
+
+        own : (n,) position of the row among the training clips, which is then no reference of its own; -1 for new clips.  Notebook: 06_embeddings
+        """
+        ...
+
+
+def unit(embedding: np.ndarray) -> np.ndarray:
+    """Rows of unit length, float64; a row of zeros stays one."""
+    x = np.asarray(embedding, np.float64)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def _references(train: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    errors.embeddings(train, train)
+    if len(train) < FEWEST or len(target) != len(train):
+        raise errors.Refusal(
+            f"{len(train)} training clips with {len(target)} domains came to a back-end, expected at least {FEWEST} of one machine; add recordings"
+        )
+    return unit(train), np.asarray(target, bool)
+
+
+def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(n_a, n_b) Euclidean distances of unit rows: √(2 − 2·cosine)."""
+    return np.sqrt(np.maximum(2.0 - 2.0 * a @ b.T, 0.0))
+
+
+def _decisive(away: np.ndarray, references: np.ndarray, parents: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Of each row of distances (n, references) the nearest reference with another parent than `own`.  parents : (references, any number), -1: none"""
+    barred = ((parents[None] == own[:, None, None]) & (own >= 0)[:, None, None]).any(2)
+    return references[np.where(barred, np.inf, away).argmin(1)]
+
+
+def centres(x: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+    """k-means centres of unit rows, brought back to unit length.
+
+    The cited code leaves them as means, shorter than 1, so that 1 − ⟨e, c⟩ is larger for a wide cluster than for a narrow one at the
+    same angle, and larger than for a single target clip: no cosine distance (METHOD 5.9). Here it is one.
+    x : (n, dim).  returns : (clusters or fewer, dim)
+    """
+    clusters = min(clusters, len(np.unique(x, axis=0)))
+    with training.one_thread():  # threads would add up a cluster in the order in which they come to their end
+        return unit(KMeans(clusters, n_init=1, random_state=seed).fit(x).cluster_centers_)
+
+
+class KMeansCosine:
+    """Smallest 1 − cosine to the centres of the source clips and to all target clips, 0 to 2.  Source: METHOD 3.5, 5.8.
+
+    For `training` the source clips are dealt to 10 folds; those of a fold are scored by centres of the other folds, and a
+    target clip by all centres and the other target clips. Exact leave-one-out would need a k-means per clip.
+    """
+
+    def __init__(self, train: np.ndarray, target: np.ndarray, settings: config.Classifier, seed: int):
+        self.x, self.target = _references(train, target)
+        self.clusters, self.seed = settings.kmeans, seed
+        self.centres = self._fit(~self.target)
+
+    def _fit(self, chosen: np.ndarray) -> np.ndarray:
+        return centres(self.x[chosen], self.clusters, self.seed) if chosen.any() else np.empty((0, self.x.shape[1]))
+
+    def __call__(self, test: np.ndarray) -> np.ndarray:
+        errors.embeddings(test, self.x)
+        return (1.0 - unit(test) @ np.vstack([self.centres, self.x[self.target]]).T).min(1)
+
+    def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """The centre or target clip next to each row; a source clip's own share in the centres stays in them."""
+        references = np.vstack([self.centres, self.x[self.target]])
+        parents = np.concatenate([np.full(len(self.centres), -1), np.flatnonzero(self.target)])[:, None]
+        return _decisive(1.0 - unit(test) @ references.T, references, parents, own)
+
+    def training(self) -> np.ndarray:
+        """Scores of the training clips, leave-clip-out."""
+        to_target = 1.0 - self.x @ self.x[self.target].T
+        to_target[np.flatnonzero(self.target), np.arange(to_target.shape[1])] = np.inf
+        best = to_target.min(1, initial=np.inf)
+        source = np.flatnonzero(~self.target)
+        fold = np.full(len(self.x), -1)
+        fold[np.random.default_rng(self.seed).permutation(source)] = np.arange(len(source)) % min(FOLDS, max(len(source), 1))
+        for number in range(-1, fold.max() + 1):  # -1: the target clips, which no centre contains
+            scored = fold == number
+            made = self.centres if number < 0 else self._fit((fold >= 0) & ~scored)
+            if len(made):
+                best[scored] = np.minimum(best[scored], (1.0 - self.x[scored] @ made.T).min(1))
+        return best
+
+
+class Nearest:
+    """Distance to the nearest training clip, 0 to 2: source and target pooled, which is the smaller of the two domains' distances."""
+
+    def __init__(self, train: np.ndarray, target: np.ndarray, settings: config.Classifier, seed: int):
+        self.x, _ = _references(train, target)
+
+    def __call__(self, test: np.ndarray) -> np.ndarray:
+        return knn_distances(unit(test), self.x, k_max=1)[:, 0]
+
+    def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """The training clip next to each row."""
+        return _decisive(distances(unit(test), self.x), self.x, np.arange(len(self.x))[:, None], own)
+
+    def training(self) -> np.ndarray:
+        """Scores of the training clips among the others."""
+        clip = np.arange(len(self.x))
+        return knn_distances(self.x, self.x, k_max=1, test_clip=clip, train_clip=clip)[:, 0]
+
+
+class SmoteNearest:
+    """`knn` with synthetic target clips: SMOTE between unit embeddings (ratio 0.2, k 2), brought back to unit length.  METHOD 5.8.
+
+    A machine with fewer than two target clips gets none, and is scored as by `knn`.
+    """
+
+    def __init__(self, train: np.ndarray, target: np.ndarray, settings: config.Classifier, seed: int):
+        x, target = _references(train, target)
+        smote, few = settings.smote, int(min(target.sum(), (~target).sum()))
+        clip = np.arange(len(x))
+        self.references, self.parents = x, np.stack([clip, clip], axis=1)
+        if few > 1:
+            blend = augment.smote(x, target, clip, ratio=smote.ratio, k=min(smote.k, few - 1), seed=seed)
+            self.references = np.vstack([x, unit(blend.of(torch.from_numpy(x)).numpy())])
+            self.parents = np.vstack([self.parents, blend.parents(clip)])
+        self.x = x
+
+    def __call__(self, test: np.ndarray) -> np.ndarray:
+        errors.embeddings(test, self.x)
+        return distances(unit(test), self.references).min(1)
+
+    def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """The training clip or synthetic item next to each row."""
+        return _decisive(distances(unit(test), self.references), self.references, self.parents, own)
+
+    def training(self) -> np.ndarray:
+        """Scores of the training clips among the others and the items that are no child of theirs."""
+        away = distances(self.x, self.references)
+        for parent in self.parents.T:
+            away[parent, np.arange(len(parent))] = np.inf
+        return away.min(1)
+
+
+class LocalDensity:
+    """Smallest ‖x − r‖ / d_K(r), d_K(r) the mean distance of reference r to its K nearest references.  Source: METHOD 5.8.
+
+    The smallest of the divided distances, not the divided smallest. K is at most the number of references left for r.
+    """
+
+    def __init__(self, train: np.ndarray, target: np.ndarray, settings: config.Classifier, seed: int):
+        self.x, _ = _references(train, target)
+        self.between = distances(self.x, self.x)
+        np.fill_diagonal(self.between, np.inf)
+        self.k = min(settings.density_neighbours, len(self.x) - 2)  # also when a clip is left out
+        self.order = np.argsort(self.between, axis=1)[:, : self.k + 1]
+        self.near = np.take_along_axis(self.between, self.order, axis=1)
+
+    def __call__(self, test: np.ndarray) -> np.ndarray:
+        errors.embeddings(test, self.x)
+        return (distances(unit(test), self.x) / self._density).min(1)
+
+    @property
+    def _density(self) -> np.ndarray:
+        return np.maximum(self.near[:, : self.k].mean(1), SMALLEST_DENSITY)
+
+    def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """The training clip at the smallest divided distance; the densities are those of all training clips."""
+        return _decisive(distances(unit(test), self.x) / self._density, self.x, np.arange(len(self.x))[:, None], own)
+
+    def training(self) -> np.ndarray:
+        """Scores of the training clips; a clip is missing among the neighbours of its references too."""
+        n, first, more = len(self.x), self.near[:, : self.k].sum(1), self.near[:, self.k]
+        total = np.broadcast_to(first, (n, n)).copy()  # (clip left out, reference): sum over the K nearest that remain
+        reference = np.repeat(np.arange(n), self.k)
+        left_out = self.order[:, : self.k].ravel()
+        total[left_out, reference] += more[reference] - self.between[left_out, reference]
+        return (self.between / np.maximum(total / self.k, SMALLEST_DENSITY)).min(1)
+
+
+BACKENDS: dict[str, type[Backend]] = {"kmeans": KMeansCosine, "knn": Nearest, "smote_knn": SmoteNearest, "local_density": LocalDensity}

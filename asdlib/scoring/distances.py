@@ -1,0 +1,131 @@
+"""Anomaly scores: how unlike the normal training sounds a clip is.
+
+Conventions
+-----------
+Higher is more anomalous, for every score. A score sees normal training items only; it never sees another test item.
+Training clips are scored leave-clip-out: the items of a clip are never among its own references.
+Embeddings are float32 (items, dim) with a clip number per item (several items of one clip share it).
+Sources: report 3.2, Eq. 5; METHOD 3.4, 3.5, 3.6, 5.8, 7.5. Notebooks: 03_baseline, 04_classifier, 05_oevae.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from asdlib import errors
+
+BLOCK_BYTES = 64 * 2**20  # of the distance matrix held at once
+SPARE = 12  # references beyond the k nearest whose distances are computed exactly
+
+
+def knn_distances(
+    test: np.ndarray, train: np.ndarray, *, k_max: int, test_clip: np.ndarray | None = None, train_clip: np.ndarray | None = None
+) -> np.ndarray:
+    """Euclidean distances to the k_max nearest training embeddings, ascending.
+
+    test, train : float32 (n_test, dim) and (n_train, dim)
+    test_clip, train_clip : int, clip numbers; where both are given, references of the item's own clip are left out. An
+        interpolated reference has several parents, train_clip (n_train, parents), and is left out for each of them
+    returns : float64 (n_test, k_max), >= 0; column j − 1 is the j-th nearest.  Source: report 3.2.  Notebooks: 03_baseline, 05_oevae
+    raises : errors.Refusal when fewer than k_max references remain
+
+    Exact, although the search is a float32 matrix product: the distances of the k_max + SPARE best are computed again from the
+    differences in float64, and where the bound of the product's rounding does not rule out that a better one was missed (many
+    references equally far), the row is searched by a float64 product.
+    """
+    errors.embeddings(test, train)
+    if k_max > len(train):
+        raise errors.Refusal(f"{len(train)} training items came, expected at least k = {k_max}; use a smaller k")
+    own = None if test_clip is None or train_clip is None else _Own(np.asarray(test_clip), np.reshape(train_clip, (len(train), -1)))
+    exact = train.astype(np.float64)
+    centre = exact.mean(0)  # cancels in every difference, and takes with it most of what float32 would round
+    exact -= centre
+    norms = np.einsum("ij,ij->i", exact, exact)
+    rounded, norms32 = exact.astype(np.float32), norms.astype(np.float32)
+    near, widest, dim = min(k_max + SPARE, len(train)), float(np.sqrt(norms.max())), train.shape[1]
+    out = np.empty((len(test), k_max))
+    rows = max(1, min(BLOCK_BYTES // (8 * len(train)), BLOCK_BYTES // (8 * near * dim)))
+    for start in range(0, len(test), rows):
+        items = test[start : start + rows].astype(np.float64) - centre
+        every = np.arange(start, start + len(items))
+        reached, found = _nearest(items.astype(np.float32), rounded, norms32, near, own and own(every))
+        if (np.isfinite(reached).sum(1) < k_max).any():
+            raise errors.Refusal(f"fewer than k = {k_max} training items of other clips came; use a smaller k or more training clips")
+        square = _squares(items, exact, reached, found)[:, :k_max]
+        length = np.einsum("ij,ij->i", items, items)
+        rounding = 2.0**-24 * ((2 * dim + 8) * np.sqrt(length) * widest + 4 * widest**2)
+        doubtful = np.flatnonzero(square[:, -1] - length > reached[:, -1] - rounding) if near < len(train) else ()
+        if len(doubtful):
+            again = _nearest(items[doubtful], exact, norms, near, own and own(every[doubtful]))
+            square[doubtful] = _squares(items[doubtful], exact, *again)[:, :k_max]
+        out[every] = np.sqrt(square)
+    return out
+
+
+def _nearest(
+    items: np.ndarray, references: np.ndarray, norms: np.ndarray, near: int, left_out: tuple[np.ndarray, np.ndarray] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """|r|² − 2⟨x, r⟩, the squared distance less |x|², of the `near` best references r of each item x, ascending, and their numbers."""
+    partial = (items.dtype.type(-2) * items) @ references.T
+    partial += norms
+    if left_out is not None:
+        partial[left_out] = np.inf
+    reached, found = torch.topk(torch.from_numpy(partial), near, largest=False)  # five times faster than numpy's argpartition
+    return reached.numpy(), found.numpy()
+
+
+def _squares(items: np.ndarray, references: np.ndarray, reached: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Squared distances of items to the references found, from their differences, ascending; infinite where `reached` is."""
+    gaps = references[found]
+    gaps -= items[:, None]
+    return np.sort(np.where(np.isinf(reached), np.inf, np.einsum("ijk,ijk->ij", gaps, gaps)), axis=1)
+
+
+class _Own:
+    """Which references an item may not see.  test_clip : int (n_test,);  parents : int (n_train, parents)"""
+
+    def __init__(self, test_clip: np.ndarray, parents: np.ndarray):
+        self.clip, kin = test_clip, parents.ravel()
+        self.order = np.argsort(kin, kind="stable")
+        self.sorted, self.reference = kin[self.order], self.order // parents.shape[1]
+
+    def __call__(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(place in `items`, reference) of every pair that is left out."""
+        clip = self.clip[items]
+        first, last = (np.searchsorted(self.sorted, clip, side) for side in ("left", "right"))
+        count = last - first
+        place = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        return np.repeat(np.arange(len(clip)), count), self.reference[np.repeat(first, count) + place]
+
+
+def knn_score(distances: np.ndarray, k: int) -> np.ndarray:
+    """Mean of the k smallest of sorted distances (n, k_max ≥ k) → (n,).  Source: report 4.2.  Notebook: 05_oevae"""
+    return distances[:, :k].mean(axis=1)
+
+
+def to_clips(values: np.ndarray, clip: np.ndarray, n_clips: int) -> np.ndarray:
+    """Mean over the items of each clip, (items,) → (n_clips,).  Source: report 4.2.  Notebook: 05_oevae"""
+    return np.bincount(clip, values, n_clips) / np.bincount(clip, minlength=n_clips)
+
+
+def precision(moments: np.ndarray, n_vectors: int) -> np.ndarray:
+    """Inverse of the official residual covariance of one domain.
+
+    moments : (bands, bands) sum of dᵀd over residual rows, batch means removed
+    n_vectors : input vectors, of several residual rows each; the official divisor is n_vectors − 1, hence about 5 ×
+        the usual covariance, a constant that changes no order
+    returns : (bands, bands).  Source: METHOD 7.5.  Notebook: 03_baseline
+    raises : errors.Refusal when there are too few vectors for an inverse
+    """
+    covariance = moments / max(n_vectors - 1, 1)
+    if np.linalg.matrix_rank(covariance, hermitian=True) < len(covariance):
+        raise errors.Refusal(
+            f"the residual covariance of {n_vectors} vectors is singular; use more or longer training clips, or fewer autoencoder.n_mels"
+        )
+    return np.linalg.inv(covariance)
+
+
+def mahalanobis(residual: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """Quadratic form rᵀ P r of rows (n, bands) → (n,).  Source: METHOD 7.5.  Notebook: 03_baseline"""
+    return np.einsum("ij,jk,ik->i", residual, precision, residual)

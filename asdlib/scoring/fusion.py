@@ -1,0 +1,286 @@
+"""Fusion: one scale from normal training scores, then the weights omega and eta.
+
+Task
+----
+Scores of different kinds (a log-likelihood, a distance, a cosine) become comparable, then they are added with weights:
+
+    OEVAE  = omega * alpha + (1 - omega) * beta          omega of Eq. 6, default 0.5
+    system = eta * OEVAE + (1 - eta) * classifier        default 0.5, one value for all machines
+
+Conventions
+-----------
+A scale is fitted to the normal *training* scores of the same machine (and section, `errors.by_references`) and training seed, leave-clip-out
+scores, and to nothing else. It is a fixed increasing function afterwards, so a test clip's score never depends on another
+test clip, and the AUC of a single part is the same before and after. Higher is more anomalous.
+
+`MODES` at the foot lists the scales. Each has `fit(train)` and is then called with scores of any shape. `COMPOSED` lists the systems that
+are made of others: they are in a study wherever all their parts are, and need no setting. OEVAE is brought to the scale of its
+own training scores again before it meets the classifier (METHOD 4.12), for a sum of two standardised parts is not standardised.
+
+Ensembles over training seeds are systems too: `oevae_seeds` is the mean over the seeds of the scaled scores of `oevae`, seed ALL_SEEDS.
+
+Source: METHOD 3.7, 4.11, 4.12. Notebooks: 05_oevae, 08_tuning, 09_report.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import special, stats
+
+from asdlib import errors
+from asdlib.studies import config
+
+ALL_SEEDS = -1  # the value of `seed` in rows that are means over the training seeds
+SEEDS = "_seeds"  # ending of the systems that are such means
+KEYS = ["machine", "section", "split", "domain", "label", "clip", "seed"]
+TAIL = 1e-100  # probability beyond which the gamma scale goes on along a straight line
+ENOUGH = 10  # fewer training scores than this carry no shape
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Scores as they are (Eq. 6 as printed)."""
+
+    @classmethod
+    def fit(cls, train: np.ndarray) -> Identity:
+        """The scale of training scores (n,)."""
+        return cls()
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        return np.asarray(scores, float)
+
+
+@dataclass(frozen=True)
+class ZScore:
+    """(score - mean) / std of the training scores; a std of 0 (equal scores, or a single one) counts as 1."""
+
+    mean: float
+    std: float
+
+    @classmethod
+    def fit(cls, train: np.ndarray) -> ZScore:
+        """The scale of training scores (n,)."""
+        mean, std = float(np.mean(train)), float(np.std(train))
+        return cls(mean, std if std > 1e-12 * abs(mean) else 1.0)  # rounding alone gives equal scores a std of 1e-16
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        return (np.asarray(scores, float) - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Share of training scores below, equal ones counted half (mid-rank), in [0, 1].
+
+    All scores above the largest training score become 1: this scale does not tell far from very far.
+    """
+
+    reference: np.ndarray
+
+    @classmethod
+    def fit(cls, train: np.ndarray) -> Rank:
+        """The scale of training scores (n,)."""
+        return cls(np.sort(train))
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        below = np.searchsorted(self.reference, scores, side="left")
+        up_to = np.searchsorted(self.reference, scores, side="right")
+        return (below + up_to) / (2 * len(self.reference))
+
+
+@dataclass(frozen=True)
+class Gamma:
+    """-log of the survival probability under a three-parameter gamma fit to the training scores.
+
+    The cdf itself is 1.0 in float64 a few widths above the training scores, where anomalies lie and their order matters; -log sf
+    is the same order, spread out. Where sf < 1e-100 the curve goes on along its tangent, and where cdf < 1e-100 (below the support, at
+    the latest) along a line of slope 1 per standard deviation, so that it increases everywhere.
+    """
+
+    shape: float
+    loc: float
+    scale: float
+
+    @classmethod
+    def fit(cls, train: np.ndarray) -> Gamma | ZScore:
+        """The fit, or `ZScore.fit(train)` where `fit_gamma` finds no gamma (few or equal scores)."""
+        found = fit_gamma(train)
+        return ZScore.fit(train) if found is None else found
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        z = (np.asarray(scores, float) - self.loc) / self.scale
+        z_low, z_tail = special.gammaincinv(self.shape, TAIL), special.gammainccinv(self.shape, TAIL)
+        inside = np.clip(z, z_low, z_tail)
+        cdf, sf = special.gammainc(self.shape, inside), special.gammaincc(self.shape, inside)
+        low = -np.log1p(-np.minimum(cdf, 0.5))  # keeps the tiny values that 1 - sf would lose
+        high = -np.log(np.maximum(sf, TAIL / 2))
+        hazard = np.exp(special.xlogy(self.shape - 1, z_tail) - z_tail - special.gammaln(self.shape) - np.log(TAIL))
+        beyond = hazard * np.maximum(z - z_tail, 0.0) + np.minimum(z - z_low, 0.0) / np.sqrt(self.shape)
+        return np.where(cdf < 0.5, low, high) + beyond
+
+    def quantile(self, q: float) -> float:
+        """The score below which the share q of normal scores is expected."""
+        return float(self.loc + self.scale * special.gammaincinv(self.shape, q))
+
+
+def fit_gamma(train: np.ndarray) -> Gamma | None:
+    """Three-parameter gamma (shape, location, scale) by maximum likelihood, or None where it means nothing.
+
+    train : (n,) finite scores of any sign
+    None for fewer than 10 scores, for equal scores, and where the fit misses its own data (two groups, one far outlier, a long tail to
+    the left): the share of training scores above its 0.9 quantile must be within 3 binomial standard deviations of 0.1. No warnings.
+    Source: METHOD 7.5 (official threshold)
+    """
+    train = np.asarray(train, float)
+    spread = train.std() if len(train) else 0.0
+    if len(train) < ENOUGH or not spread > 1e-9 * np.abs(train).max():
+        return None
+    unit = (train - train.mean()) / spread  # the optimiser starts from the same place whatever the unit of the scores
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            shape, loc, scale = stats.gamma.fit(unit)
+        except (ValueError, RuntimeError, FloatingPointError):
+            return None
+    found = Gamma(float(shape), float(train.mean() + spread * loc), float(spread * scale))
+    if not (np.isfinite([shape, loc, scale]).all() and shape >= 1 and scale > 0):
+        return None  # below shape 1 the likelihood grows without bound as the location meets the smallest score
+    miss = abs(np.mean(train > found.quantile(0.9)) - 0.1)
+    return found if miss <= 3 * np.sqrt(0.09 / len(train)) + 0.5 / len(train) else None
+
+
+def fit_scale(train_scores: np.ndarray, mode: str) -> Identity | ZScore | Rank | Gamma:
+    """The scale of one component on one machine.
+
+    train_scores : (n,) leave-clip-out scores of normal training clips
+    mode : a name in MODES
+    returns : an increasing function of scores of any shape
+    raises : errors.Refusal for an unknown mode, no training score, or one that is not finite
+    """
+    errors.known_name("normalise mode", mode, list(MODES))
+    train = np.asarray(train_scores, float).ravel()
+    if len(train) == 0:
+        raise errors.Refusal("no training score came, expected those of the machine's normal training clips; score the train split too")
+    if not np.isfinite(train).all():
+        raise errors.Refusal("training scores with NaN or infinite values came, expected finite ones; did training diverge?")
+    return MODES[mode].fit(train)
+
+
+def combine(parts: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+    """Weighted sum of parts on one scale.
+
+    parts : name -> scores, shapes that broadcast
+    weights : name -> weight, one for each part; an array (51, 1) of omegas gives a whole grid (51, n) at once
+    raises : errors.Refusal for parts without weights, and the other way round
+    """
+    if set(parts) != set(weights) or not parts:
+        raise errors.Refusal(f"fusion of {list(parts)} with weights for {list(weights)}, expected one weight for each part")
+    return sum(np.asarray(weights[name]) * np.asarray(scores, float) for name, scores in parts.items())
+
+
+def aligned(scores: pd.DataFrame, parts: Iterable[tuple[str, str]], mode: str) -> pd.DataFrame:
+    """Components side by side on one scale, fitted per machine, section and seed to the rows of split `train`.
+
+    scores : score table
+    parts : (system, component) pairs
+    returns : a row per clip and seed: machine, section, split, domain, label, clip, seed, then one column system/component for each part
+    raises : errors.Refusal where a part is missing, or two parts did not score the same clips
+    """
+    columns = {}
+    for system, component in parts:
+        rows = scores[(scores["system"] == system) & (scores["component"] == component)]
+        if rows.empty:
+            known = ", ".join(sorted(set(scores["system"] + "/" + scores["component"]))) or "none"
+            raise errors.Refusal(f"fusion needs {system}/{component}, the score table has {known}; run that system first")
+        columns[f"{system}/{component}"] = rows.set_index(KEYS)["score"].sort_index()
+    first, *others = columns
+    for name in others:
+        if not columns[name].index.equals(columns[first].index):
+            odd = columns[name].index.symmetric_difference(columns[first].index)
+            example = odd[0][KEYS.index("clip")] if len(odd) else columns[first].index[0][KEYS.index("clip")]
+            raise errors.Refusal(f"{first} and {name} did not score the same clips (first: {example}), expected equal clips and seeds")
+    table = columns[first].index.to_frame(index=False)
+    train, judged = (table["split"] == "train").to_numpy(), errors.by_references(table)
+    for name, column in columns.items():
+        values = column.to_numpy(float).copy()
+        for rows in judged.groupby(["machine", "seed"]).indices.values():
+            values[rows] = fit_scale(values[rows][train[rows]], mode)(values[rows])
+        table[name] = values
+    return table
+
+
+def fuse(scores: pd.DataFrame, system: str, weights: Mapping[tuple[str, str], float], mode: str) -> pd.DataFrame:
+    """Component `score` of a system made of weighted parts; test and train rows, per seed.
+
+    weights : {("oevae", "alpha"): omega, ("oevae", "beta"): 1 - omega}, or {("oevae", "score"): eta, ("classifier", "score"): 1 - eta}
+    mode : a name in MODES
+    returns : score table of the new system only; add it with pandas.concat.  Notebooks: 05_oevae, 08_tuning
+    """
+    table = aligned(scores, weights, mode)
+    named = {"/".join(part): weight for part, weight in weights.items()}
+    fused = combine({name: table[name].to_numpy() for name in named}, named)
+    return table[KEYS].assign(system=system, component="score", score=fused)[list(errors.SCORE_COLUMNS)]
+
+
+def systems(scores: pd.DataFrame, settings: config.Fusion) -> pd.DataFrame:
+    """The score table with the final `score` of every system of COMPOSED whose parts are in it; earlier final scores of it are replaced.
+
+    scores : score table with alpha and beta of `oevae`, and where there is one with `score` of `classifier`.  settings : normalise, omega, eta
+    returns : a new table. Nothing is trained: a changed ω or η costs no more than this call.  Notebooks: 05_oevae, 08_tuning, 09_report
+    """
+    for system, (one, other, weight) in COMPOSED.items():
+        found = set(scores["component"][scores["system"] == one[0]]), set(scores["component"][scores["system"] == other[0]])
+        if one[1] in found[0] and other[1] in found[1]:
+            share = getattr(settings, weight)
+            final = fuse(scores, system, {one: share, other: 1.0 - share}, settings.normalise)
+            old = (scores["system"] == system) & (scores["component"] == "score")
+            scores = pd.concat([scores[~old], final], ignore_index=True)
+    return scores
+
+
+def average_seeds(scores: pd.DataFrame, source: str, system: str, mode: str) -> pd.DataFrame:
+    """Ensemble over training seeds: the mean of the scores of system `source`, each seed on its own scale.
+
+    returns : score table of `system` with seed ALL_SEEDS
+    raises : errors.Refusal where the seeds did not score the same clips
+    """
+    table = aligned(scores, [(source, "score")], mode)
+    keys = [key for key in KEYS if key != "seed"]
+    groups = table.groupby(keys, sort=True)[f"{source}/score"]
+    if groups.size().nunique() > 1:
+        raise errors.Refusal(f"{source}: the seeds did not score the same clips, expected every clip once per seed; finish the study first")
+    mean = groups.mean().rename("score").reset_index()
+    return mean.assign(system=system, component="score", seed=ALL_SEEDS)[list(errors.SCORE_COLUMNS)]
+
+
+def seed_ensembles(scores: pd.DataFrame, mode: str) -> pd.DataFrame:
+    """The score table with <system>_seeds for every system that several seeds trained to different scores.
+
+    returns : a new table; unchanged for one seed, and without a row for what no seed changes (nearest neighbours of features).  Notebook: 09_report
+    """
+    found = [scores]
+    for system, part in scores[scores["component"] == "score"].groupby("system", sort=False):
+        spread = part.groupby("clip")["score"].agg(np.ptp)
+        if part["seed"].nunique() > 1 and (spread > 0).any():
+            found.append(average_seeds(scores, system, system + SEEDS, mode))
+    return pd.concat(found, ignore_index=True)
+
+
+def with_composed(systems: Iterable[str]) -> tuple[str, ...]:
+    """Names of systems, followed by those of COMPOSED that can be made of them."""
+    names = list(dict.fromkeys(systems))
+    for system, (one, other, _) in COMPOSED.items():
+        if {one[0], other[0]} <= set(names) and system not in names:
+            names.append(system)
+    return tuple(names)
+
+
+COMPOSED = {  # system: part with the weight, the other part, name of the weight; a part that is composed itself comes first
+    "oevae": (("oevae", "alpha"), ("oevae", "beta"), "omega"),
+    "ensemble": (("oevae", "score"), ("classifier", "score"), "eta"),
+}
+MODES = {"zscore": ZScore, "none": Identity, "rank": Rank, "gamma": Gamma}

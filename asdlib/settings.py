@@ -1,0 +1,123 @@
+"""Settings dataclasses from nested dicts and back, checked on the way: names, types, ranges.
+
+A section is a frozen dataclass whose fields come from `config.setting`; a setting has one type. What is wrong is refused
+with what was expected and, for a misspelt name, with a suggestion. `digest` turns settings into the name of what they made.
+
+Source: METHOD 8.2. Notebooks: all (through `config`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+import types
+import typing
+from typing import Literal
+
+from asdlib import errors
+
+MOST_BYTES, MOST_DOTS, DEEPEST = 2**20, 200, 10  # of a file, of a line (each costs its square), of a setting's name
+
+
+def parse(text: str) -> dict:
+    """TOML text as nested dicts; ValueError in words for what is none, or would take minutes."""
+    if len(text) > MOST_BYTES or any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+        raise ValueError(f"more than {MOST_BYTES} letters, or {MOST_DOTS} dots in a line")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def shown(value: object) -> str:
+    """A value for a sentence: its literal, shortened; what cannot be written is named by its type."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # numbers of thousands of digits, nests of thousands of lists
+        return f"a {type(value).__name__} of great length"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def put(tree: dict, text: str) -> None:
+    """Set one value in nested dicts from `a.b=value`; the right side is TOML, or else taken as a string.
+
+    raises : errors.Refusal where the text has no = or a value stands in the place of a section
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise errors.Refusal(f"--set {shown(text)}: expected name=value, for example autoencoder.epochs=5")
+    try:
+        parsed = parse(f"x = {value}")["x"]
+    except ValueError:
+        parsed = value.strip()
+    *sections, last = key.strip().split(".")
+    if len(sections) > DEEPEST:
+        raise errors.Refusal(f"--set {shown(text)}: expected a name of at most {DEEPEST + 1} parts")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise errors.Refusal(f"--set {shown(text)}: {section} is a value, not a section")
+    tree[last] = parsed
+
+
+def merged(under: dict, over: dict) -> dict:
+    """Two nested dicts as one; where both say something, `over` wins, section by section. Neither is changed."""
+    both = {key: merged(under[key], value) if isinstance(value, dict) and isinstance(under.get(key), dict) else value for key, value in over.items()}
+    return under | both
+
+
+def from_tree(cls: type, tree: dict, where: str = ""):
+    """A settings dataclass from nested dicts; unknown names, wrong types and values out of range are refused."""
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in tree.items():
+        name = f"{where}{key}"
+        if key not in hints:
+            close = errors.closest(key, list(hints))
+            hint = f"; did you mean {where}{close}?" if close else f"; known here: {', '.join(hints)}"
+            raise errors.Refusal(f"unknown setting {shown(name)[1:-1]}{hint}")
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise errors.Refusal(f"setting {name}: got {shown(value)}, expected a section [{name}]")
+            values[key] = from_tree(hints[key], value, f"{name}.")
+        else:
+            meta = next(f.metadata for f in dataclasses.fields(cls) if f.name == key)
+            values[key] = _convert(hints[key], value, name, meta)
+    return cls(**values)
+
+
+def _convert(hint, value, name: str, meta: typing.Mapping):
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        inner = typing.get_args(hint)[0]
+        if not isinstance(value, (list, tuple)):
+            value = [value]
+        return tuple(_convert(inner, item, name, meta) for item in value)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise errors.Refusal(f"setting {name}: got {shown(value)}, expected one of {', '.join(map(repr, typing.get_args(hint)))}")
+        return value
+    if isinstance(hint, types.UnionType):
+        raise TypeError(f"{name}: settings have one type each")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not hint:
+        raise errors.Refusal(f"setting {name}: got {shown(value)} ({type(value).__name__}), expected {hint.__name__}")
+    if hint in (int, float):
+        low, high = meta.get("low"), meta.get("high")
+        if value != value or (low is not None and value < low) or (high is not None and value > high):
+            raise errors.Refusal(f"setting {name}: got {shown(value)}, expected a number from {low} to {high}")
+    return value
+
+
+def to_tree(settings) -> dict:
+    """Nested dict of a settings dataclass, ready for JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def digest(*parts) -> str:
+    """Hexadecimal digest (16 digits) of settings dataclasses and JSON-able values: equal content, equal digest."""
+    plain = [to_tree(part) if dataclasses.is_dataclass(part) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]

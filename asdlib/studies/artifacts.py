@@ -1,0 +1,244 @@
+"""Artefacts: files and folders that are either whole or not there.
+
+A folder is finished when its DONE file holds the digest of everything that shaped it (settings, recordings, code,
+seed, machine) and the sizes and digests of its files; DONE is written last, by rename. A folder that was begun for the
+same digest keeps its checkpoints; one that was begun for another is emptied. Success is judged by DONE alone, and DONE by
+what it says of the files: nothing here waits for the disk, so a crash of the machine may tear any of them, and shows.
+
+Who writes where: a study belongs to the process that holds its lock and to the kernels that this process starts
+(`locked`); a job's folder to one kernel at a time, so that one whose runner was killed ends before the next begins (`alone`).
+Source: METHOD 8.2. Notebooks: all (through `study`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asdlib import errors
+
+if TYPE_CHECKING:  # a finished study is answered without loading pandas
+    import pandas as pd
+
+CLONE = Path(__file__).resolve().parents[2]
+DEVICE = "ASDLIB_DEVICE"  # environment: the device that a job was ordered for
+PRECISION = "ASDLIB_PRECISION"  # environment: what the precision `auto` is for a job
+HOLDS = "ASDLIB_HOLDS"  # environment: the study folder that this process, or the one that started it, has locked
+LIBRARIES = ("torch", "torchvision", "torchaudio", "numpy", "scipy", "scikit-learn", "pandas", "soundfile", "papermill", "nbconvert")
+
+
+@functools.cache
+def code_digest() -> str:
+    """Digest of the package's source: artefacts of other code are stale."""
+    return digest_of(sorted((CLONE / "asdlib").rglob("*.py")))
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    """Digest of the names and contents of some files."""
+    return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions behind an artefact: Python, libraries, the package, its commit and source digest."""
+    try:
+        git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=CLONE, capture_output=True, text=True).stdout
+    except OSError:  # no git on this machine
+        git = ""
+    found = {"python": platform.python_version(), "asdlib": importlib.metadata.version("asdlib")}
+    found |= {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return found | {"commit": git.strip() or "unknown", "source": code_digest()}
+
+
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A file to write that becomes `path` when the block ends well, and is gone when it does not: `path` is never half there."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file by rename."""
+    with beside(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as parquet or csv (by the path's ending), by rename."""
+    with beside(path) as part:
+        table.to_csv(part, index=False) if path.suffix == ".csv" else table.to_parquet(part, index=False)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what writers that were killed left beside their files; only for who holds the folder's lock."""
+    for path in [*folder.rglob(".*")]:
+        if re.fullmatch(r"\..+\.\d+\.part|\..+\.part\d+|\.decoding-.+", path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@functools.cache
+def _content(path: Path, size: int, modified: int) -> str:
+    """Digest of a file's content; read once per process and state of the file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
+
+def content(path: Path) -> list:
+    """[size, digest of the content] of a file, as DONE keeps them."""
+    stat = path.stat()
+    return [stat.st_size, _content(path, stat.st_size, stat.st_mtime_ns)]
+
+
+def torn(folder: Path) -> list[str]:
+    """What is wrong with the files of a folder that has a DONE, in words: gone, cut short, or of another content. Empty: whole."""
+    try:
+        done = json.loads((folder / "DONE").read_text(encoding="utf-8"))
+        files = {str(name): list(facts) for name, facts in done["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return ["DONE is not readable"]
+    found = []
+    for name, (size, digest) in files.items():
+        try:
+            now = content(folder / name)
+        except OSError:
+            found.append(f"{name} is missing")
+            continue
+        if now != [size, digest]:
+            found.append(f"{name} is torn ({now[0]} bytes, expected {size})" if now[0] != size else f"{name} is damaged")
+    return found
+
+
+def sealed_for(folder: Path) -> str:
+    """The digest that a folder was finished for; "" if it is not finished."""
+    try:
+        return str(json.loads((folder / "DONE").read_text(encoding="utf-8"))["digest"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+
+
+def finished(folder: Path, digest: str) -> bool:
+    """True if a folder's DONE carries this digest and every file it names is there with the content it had."""
+    return sealed_for(folder) == digest and not torn(folder)
+
+
+def begin(folder: Path, digest: str) -> None:
+    """A folder without files for this digest; what was begun for the same digest stays, so that checkpoints are used.
+
+    Folders inside it carry a digest of their own and are left alone.
+    """
+    marker = folder / "BEGUN"
+    if folder.is_dir() and (not marker.is_file() or marker.read_bytes() != digest.encode()):
+        for path in folder.iterdir():
+            if not path.is_dir():
+                path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "DONE").unlink(missing_ok=True)
+    write_text(marker, digest)
+
+
+def adopt(folder: Path, digest: str, others: Iterable[Path]) -> None:
+    """Copy the first of other folders that is finished for this digest, unless the folder is."""
+    for other in others if sealed_for(folder) != digest else []:
+        if other != folder and sealed_for(other) == digest and not torn(other):
+            begin(folder, digest)
+            for path in other.iterdir():
+                if path.is_file() and path.name != "DONE":
+                    shutil.copyfile(path, folder / path.name)
+            (folder / "BEGUN").unlink()
+            write_text(folder / "DONE", (other / "DONE").read_text(encoding="utf-8"))
+            return
+
+
+def peak_memory_mb() -> int:
+    """Largest resident memory of this process so far, MB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def seal(folder: Path, digest: str, manifest: dict, also: Sequence[Path] = ()) -> None:
+    """Write manifest.json, drop what was temporary, and write DONE last.
+
+    also : files elsewhere that belong to it, kept by their way from here
+    """
+    manifest = manifest | {"versions": versions(), "finished": datetime.datetime.now().isoformat(timespec="seconds")}
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
+    for leftover in [*folder.glob("checkpoint*.pt"), *folder.glob(".*"), folder / "failed.ipynb", folder / "BEGUN"]:
+        if not leftover.is_dir():
+            leftover.unlink(missing_ok=True)
+    files = {path.name: content(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != "DONE"}
+    files |= {os.path.relpath(path, folder): content(path) for path in also}
+    write_text(folder / "DONE", json.dumps({"digest": digest, "files": files}))
+
+
+@contextlib.contextmanager
+def guarded(folder: Path) -> Iterator[None]:
+    """Disk full and missing permissions inside this block become one sentence.  raises : errors.Refusal in place of an OSError"""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename or folder}: {error.strerror or error}"
+        raise errors.Refusal(f"{what}; free space or choose a folder you may write with --home") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path, what: str = "run of this study") -> Iterator[None]:
+    """Hold a study for one process and the kernels that it starts; another process is told so instead of writing there too.
+
+    raises : errors.Refusal where another process holds it
+    """
+    if os.environ.get(HOLDS) == str(folder):
+        yield
+        return
+    with guarded(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "w")
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise errors.Refusal(f"{folder}: another {what} is at work; wait for it or stop it") from error
+        before = os.environ.get(HOLDS)
+        os.environ[HOLDS] = str(folder)
+        try:
+            yield
+        finally:
+            os.environ.pop(HOLDS) if before is None else os.environ.update({HOLDS: before})
+
+
+_HELD: dict[Path, int] = {}  # folders of jobs that this process writes, with the handles that say so
+
+
+def alone(folder: Path) -> None:
+    """Wait until no other process writes this folder; it is this process's until its end.
+
+    The lock is on the folder itself. Where the file system knows no such locks (NFS), nothing waits: what two kernels of one
+    job then write is the same, and each file by rename.
+    """
+    if folder not in _HELD:
+        folder.mkdir(parents=True, exist_ok=True)
+        _HELD[folder] = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        with contextlib.suppress(OSError):
+            fcntl.flock(_HELD[folder], fcntl.LOCK_EX)
+
+
+def let_go(folder: Path) -> None:
+    """Give a folder up again that `alone` took."""
+    if folder in _HELD:
+        os.close(_HELD.pop(folder))

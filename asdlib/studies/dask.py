@@ -1,0 +1,208 @@
+"""Jobs side by side: on workers of this machine, or on a Dask cluster that somebody started (SLURM, SSH, Kubernetes).
+
+Every worker has one thread and does one job at a time; papermill runs inside it, and its kernel ends with it. The workers see the same
+folders as the runner (a shared file system) and map the same store. Keys are the jobs' names and digests, so the same job is never sent
+twice. A worker that dies costs its own job, which is done again, from its checkpoint, on another; three deaths of one job end the study in
+words. On a GPU a job asks for one unit of the Dask resource GPU: `dask worker ADDRESS --nthreads 1 --resources GPU=1`.
+
+Needs the extra `cluster` (distributed).
+Sources: METHOD 8.3. Notebooks: none; all are run by it with `asd run STUDY --workers N` or `--scheduler ADDRESS`.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import importlib.util
+import logging
+import os
+from asyncio import CancelledError
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+
+from asdlib import errors
+from asdlib.models import precision, training
+from asdlib.studies import notebook, perform
+from asdlib.studies.perform import KernelLost, Order, Outcome
+
+RETRIES = 2  # of a job whose kernel or worker was lost
+PATIENCE_S = 120.0  # for the first worker of a cluster
+UNWATCHED = {"distributed.worker.profile.enabled": False}  # sampling every 10 ms what nobody looks at
+LOOPBACK = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}  # a local cluster is seen by nobody else
+
+if importlib.util.find_spec("distributed"):
+    import dask
+    from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster, as_completed
+else:
+    Client = None
+
+
+def needed() -> None:
+    """Refuse where the extra is not installed."""
+    if Client is None:
+        raise errors.Refusal("--workers and --scheduler need the package distributed; install it: pip install 'asdlib[cluster]' -c constraints.txt")
+
+
+@contextlib.contextmanager
+def local(workers: int, gpus: int = 0) -> Iterator[Client]:
+    """Worker processes on this machine, reached over loopback only; fewer than 1 are refused. gpus : how many this process sees, one for a worker."""
+    needed()
+    if workers < 1:
+        raise errors.Refusal(f"--workers {workers}: expected 1 or more")
+    spec, mine = {}, _visible_gpus(gpus)
+    for number in range(min(workers, gpus) if gpus else workers):
+        env = {"OMP_NUM_THREADS": "1"} | ({"CUDA_VISIBLE_DEVICES": mine[number]} if gpus else {})
+        options = {"nthreads": 1, "env": env, "resources": {"GPU": 1} if gpus else {}, "memory_limit": 0}  # kernels hold the memory, not workers
+        spec[number] = {"cls": Nanny, "options": options | {"silence_logs": logging.CRITICAL, **LOOPBACK}}
+    scheduler = {"cls": Scheduler, "options": {"port": 0, **LOOPBACK}}
+    with contextlib.ExitStack() as stack:
+        with notebook.apart(), dask.config.set(UNWATCHED):
+            pool = stack.enter_context(SpecCluster(spec, scheduler, silence_logs=logging.CRITICAL))
+        client = stack.enter_context(Client(pool))
+        try:
+            client.wait_for_workers(len(spec), timeout=PATIENCE_S)
+        except TimeoutError as error:
+            raise errors.Refusal(f"--workers {workers}: no more than {len(pool.workers)} came up within {PATIENCE_S:.0f} s; use fewer") from error
+        yield client
+
+
+def _visible_gpus(count: int) -> list[str]:
+    """Names of the GPUs that this process sees, as the next one is to be told: those it was told itself, in their order."""
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [name.strip() for name in told.split(",")][:count] if told else [str(number) for number in range(count)]
+
+
+@contextlib.contextmanager
+def existing(address: str) -> Iterator[Client]:
+    """A cluster that runs already, by its scheduler's address (tcp://host:8786); one that does not answer is refused."""
+    needed()
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise errors.Refusal(f"--scheduler {address}: nobody answers there ({type(error).__name__}); start one with `dask scheduler`") from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=PATIENCE_S)
+        except TimeoutError as error:
+            raise errors.Refusal(f"--scheduler {address}: has no worker; start some with `dask worker {address} --nthreads 1`") from error
+        yield client
+
+
+def device_of(client: Client) -> tuple[str, bool]:
+    """Where workers of a cluster compute with device "auto": "cpu" or "cuda", and whether a job has to ask for the resource GPU.
+
+    raises : errors.Refusal where some see a GPU and others none, and nobody offers one: a study is computed on one kind of device
+    """
+    if any("GPU" in worker.get("resources", {}) for worker in client.scheduler_info(n_workers=-1)["workers"].values()):
+        return "cuda", True
+    seen = _asked(client, _picked)
+    if not seen:
+        raise errors.Refusal("the cluster's last worker has gone; start some with `dask worker ADDRESS --nthreads 1`")
+    if len(seen) > 1:
+        advice = "start those that do with `--resources GPU=1`, or add --device cpu"
+        raise errors.Refusal(f"some workers of the cluster see a GPU and others none; {advice}")
+    return seen.pop(), False
+
+
+def _asked(client: Client, *question) -> set[str]:
+    try:
+        return set(client.run(*question).values())
+    except Exception as error:  # of many kinds
+        said = f"{type(error).__name__}: {str(error)[:200]}"
+        raise errors.Refusal(f"the workers of the cluster cannot say where they compute ({said}); install this asdlib where they run") from error
+
+
+def _picked() -> str:
+    return training.pick_device("auto").type
+
+
+def auto_of(client: Client, device: str) -> str:
+    """What the precision `auto` is on the workers of a cluster: bf16 if all that have such a device have units for it."""
+    said = _asked(client, _auto, device) - {""}
+    return "bf16" if said == {"bf16"} else "float32"
+
+
+def _auto(device: str) -> str:
+    return precision.auto(torch.device(device)) if device == "cpu" or torch.cuda.is_available() else ""
+
+
+def spread(
+    client: Client, orders: Sequence[Order], gpu: bool, done: Callable[[Order, Outcome], None],
+    meanwhile: Callable[[], None] | None = None, after: Iterable[str] = (), at_once: int = 0,
+) -> None:  # fmt: skip
+    """Do jobs side by side, each after those it needs; `done` is told of each as it ends.
+
+    Those that most others wait for come first; of equals the later ones, as the first of the line keep for any gap.
+    gpu : whether a job asks for the resource GPU;  meanwhile : what this process does beside or after the last of them, after these keys
+    at_once : how many are given out at a time; 0: all that can run, as a cluster that grows with what it is given needs it
+    raises : errors.Refusal of the first job that cannot be finished; jobs that run already are brought to their end, others are not begun
+    """
+    waiting, running, over = {order.key: order for order in orders}, {}, as_completed()
+    open_keys, refusal, failed = set(waiting), "", None
+    needed = collections.Counter(key for order in orders for key in order.needs)
+    place = {order.key: (needed[order.key], number) for number, order in enumerate(orders)}
+    while True:
+        ready = [order for order in waiting.values() if not open_keys & set(order.needs)]
+        ready.sort(key=lambda order: place[order.key], reverse=True)
+        for order in ready[: at_once - len(running) if at_once else None]:
+            key = f"{order.folder}-{order.digest}"
+            future = client.submit(
+                perform.perform, waiting.pop(order.key), key=key, retries=RETRIES, pure=False, resources={"GPU": 1} if gpu else None
+            )
+            running[future] = order
+            over.add(future)
+        if not running:
+            break
+        if meanwhile is not None and not waiting and not refusal and not open_keys.intersection(after):
+            meanwhile, now = None, meanwhile
+            try:
+                now()
+            except (errors.Refusal, OSError) as error:  # told when the jobs that run have come to their end
+                failed = error
+        future = next(over)
+        order = running.pop(future, None)
+        if order is None:  # cancelled
+            continue
+        outcome = _outcome(order, future)
+        done(order, outcome)
+        open_keys.discard(order.key)
+        if outcome.refusal and not refusal:
+            refusal, waiting = outcome.refusal, {}
+            idle = _called_back(client, running)
+            running = {future: order for future, order in running.items() if future not in idle}
+    if refusal:
+        raise errors.Refusal(refusal)
+    if failed is not None:
+        raise failed
+    if meanwhile is not None:
+        meanwhile()
+
+
+def _called_back(client: Client, futures: Iterable) -> set:
+    """Jobs that only wait for a worker do not begin any more; all of them where the cluster is gone."""
+    try:
+        at_work = {key for keys in client.run(_executing, on_error="ignore").values() for key in keys}
+        idle = {future for future in futures if future.key not in at_work and not future.done()}
+        client.cancel(list(idle))
+    except Exception:  # of many kinds; what the job said is told
+        return set(futures)
+    return idle
+
+
+def _executing(dask_worker) -> list[str]:
+    """Keys of what a worker has taken up, not of what waits there."""
+    return [task.key for task in dask_worker.state.executing]
+
+
+def _outcome(order: Order, future) -> Outcome:
+    """How a job ended, in words also where its kernel or its workers were lost more often than it is tried."""
+    try:
+        return future.result()
+    except KilledWorker:
+        return Outcome(0.0, f"{order.label}: the workers that ran it died, most likely for want of memory; use fewer --workers")
+    except KernelLost as lost:
+        return Outcome(0.0, str(lost))
+    except (Exception, CancelledError) as error:  # of the cluster, whatever it is
+        what = f"{order.label}: the cluster gave it up ({type(error).__name__}: {str(error)[:200]})"
+        return Outcome(0.0, f"{what}; see the log of its workers, then give the same command again")

@@ -1,0 +1,160 @@
+"""The jobs of a study as a graph: what each needs, whether it is fresh, stale or missing, and why.
+
+A job is one notebook for one seed and machine. It is `fresh` when its folder, its detectors and what it leaves elsewhere are whole and made
+of the settings, recordings, code, notebook and device that hold now; `missing` when it never came to its end; else `stale`, and the
+reasons say which setting, which file. The manifest beside every artefact keeps what shaped it, which is what it is compared with.
+
+Stages that train wait for nothing but the store; stages that read detectors wait for these; the last waits for all.
+Source: METHOD 8.2, 8.3. Notebooks: all (run by asdlib.studies.runner); `asd run STUDY --dry-run` prints it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from asdlib.studies import artifacts
+from asdlib.studies.stages import STAGES, Stage
+from asdlib.studies.study import Run, jobs
+
+MOST = 4  # reasons that are printed for a job
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One notebook to run. overrides : that open its run again; needs : keys of the jobs it waits for; why : empty if it is fresh."""
+
+    key: str
+    run: Run
+    overrides: tuple[str, ...]
+    stage: Stage
+    seed: int
+    machine: str
+    needs: tuple[str, ...]
+    state: str
+    why: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where its artefacts lie."""
+        return self.run.stage_folder(self.stage, self.seed, self.machine)
+
+    @property
+    def label(self) -> str:
+        """Its name for people."""
+        seed = f"seed {self.seed}" if self.stage.per_seed and len(self.run.cfg.seeds) > 1 else ""
+        return " ".join(filter(None, [self.stage.notebook, self.machine, seed, self.run.variant]))
+
+
+def plan(opened: dict[str, tuple[Run, list[str]]], only: Sequence[str] = ()) -> list[Job]:
+    """The jobs of a study and of its variants in an order in which they can run one after another.
+
+    opened : of `sweeps.runs`;  only : stages by name or number, none: all
+    raises : errors.Refusal for stages that the study has no use for
+    """
+    found: dict[Path, Job] = {}
+    wanted = []
+    for variant, (run, overrides) in opened.items():
+        wanted += [(run, overrides, *job) for job in jobs(run, only) if not variant or job[0].detectors]
+    wanted.sort(key=lambda job: _level(job[2]))
+    for run, overrides, stage, seed, machine in wanted:
+        folder = run.stage_folder(stage, seed, machine)
+        if folder in found:  # shared with the study or another variant
+            continue
+        needs = tuple(job.key for job in found.values() if _needs(stage, seed, job, run))
+        state, why = standing(run, stage, seed, machine)
+        again = [job.label for job in found.values() if job.key in needs and job.why] if stage is STAGES[-1] else []
+        if state == "fresh" and again:
+            state, why = "stale", [f"computed again: {', '.join(again[:MOST])}{' …' if len(again) > MOST else ''}"]
+        key = folder.relative_to(run.study_folder).as_posix()
+        found[folder] = Job(key, run, tuple(overrides), stage, seed, machine, needs, state, tuple(why))
+    return list(found.values())
+
+
+def _level(stage: Stage) -> int:
+    """0: waits for nothing, 1: reads what was trained, 2: gathers everything."""
+    trains = [number for number, other in enumerate(STAGES) if other.detectors]
+    return 2 if stage is STAGES[-1] else int(STAGES.index(stage) > trains[-1])
+
+
+def _needs(stage: Stage, seed: int, other: Job, run: Run) -> bool:
+    """Whether a stage of a run waits for another job."""
+    if _level(other.stage) >= _level(stage) or (other.run.variant and not run.variant):
+        return False
+    reads = bool({*stage.reads, *stage.shows} & set(other.stage.detectors))
+    return _level(stage) == 2 or (reads and (not stage.per_seed or other.seed == seed))
+
+
+# ---------------------------------------------------------------- states
+
+
+def standing(run: Run, stage: Stage, seed: int, machine: str) -> tuple[str, list[str]]:
+    """State of a job, and why it is not fresh: ("fresh" | "stale" | "missing", reasons)."""
+    folder = run.stage_folder(stage, seed, machine)
+    if not (folder / "DONE").is_file():
+        begun = (folder / "BEGUN").is_file() and (folder / "BEGUN").read_text(encoding="utf-8") == run.digest(stage, seed, machine)
+        broken = (folder / "failed.ipynb").is_file()
+        return "missing", ["begun and not finished: it goes on" if begun and not broken else "failed the last time" if broken else "not computed yet"]
+    parts = [(folder, run.digest(stage, seed, machine), run.shaped_by(stage, seed, machine), "")]
+    for name in stage.detectors:
+        of = (name, seed, machine)
+        parts.append((folder / name, run.detector_digest(*of), run.detector_shaped_by(*of), f"{name}: "))
+    why: list[str] = []
+    for *of, label in parts:
+        why += [f"{label}{reason}" for reason in _reasons(*of) if reason not in why]
+    if not why and not run.finished(stage, seed, machine):
+        why = ["summary.md, report.json or model_card.md of the report is missing"]
+    return ("stale" if why else "fresh"), list(dict.fromkeys(why))
+
+
+def _reasons(folder: Path, digest: str, shaped_by: dict) -> list[str]:
+    if not (folder / "DONE").is_file():
+        return ["not finished"]
+    found = artifacts.torn(folder)
+    if artifacts.sealed_for(folder) != digest:
+        found += changes(folder, shaped_by) or (["made of something else"] if not found else [])
+    return found
+
+
+def changes(folder: Path, now: dict) -> list[str]:
+    """What differs between what shaped a folder, by its manifest, and what holds now, in words."""
+    try:
+        before = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["shaped_by"]
+        old, new = _flat(before["settings"]), _flat(json.loads(json.dumps(now["settings"])))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ["manifest.json does not say what it was made of"]
+    found = []
+    if set(old) != set(new):
+        found.append(f"settings that came or went: {', '.join(sorted(set(old) ^ set(new))[:MOST])}")
+    for name in [name for name in new if name in old and old[name] != new[name]]:
+        found.append("problems of the recordings changed" if name == "problems" else f"{name} was {old[name]}, is {new[name]}")
+    words = {"recordings": "recordings changed", "code": "asdlib's code changed", "notebook": "the notebook changed", "machines": "machines changed"}
+    for name, what in words.items():
+        if before.get(name) != now.get(name):
+            found.append(what)
+    if before.get("device") != now.get("device"):
+        found.append(f"device was {before.get('device')}, is {now.get('device')}")
+    return found
+
+
+def _flat(tree: dict, where: str = "") -> dict:
+    out = {}
+    for name, value in tree.items():
+        out |= _flat(value, f"{where}{name}.") if isinstance(value, dict) else {f"{where}{name}": value}
+    return out
+
+
+def text(planned: Sequence[Job]) -> str:
+    """The graph for a terminal: one line per job with its state and why, what it waits for, and the sum."""
+    lines, stages = [], {job.key: job.stage.notebook for job in planned}
+    width = max((len(job.label) for job in planned), default=0)
+    for job in planned:
+        needs = sorted({stages[key] for key in job.needs})
+        after = "" if not needs else "after all" if job.stage is STAGES[-1] else f"after {', '.join(needs)}"
+        why = "; ".join([*job.why[:MOST], *(["…"] if len(job.why) > MOST else [])])
+        lines.append("  ".join(filter(None, [f"{job.state:7}", f"{job.label:{width}}", why, after and f"({after})"])).rstrip())
+    counts = {state: sum(job.state == state for job in planned) for state in ("fresh", "stale", "missing")}
+    lines.append(f"{len(planned)} jobs: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    return "\n".join(lines)

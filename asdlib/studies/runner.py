@@ -1,0 +1,241 @@
+"""Run a study: what is fresh left alone, the rest done here one after another or side by side on workers, what broke said in one sentence.
+
+Each notebook is executed in a kernel of its own and saved in its stage's folder; DONE is written when it came to its
+end. A job that is interrupted goes on from its checkpoints the next time. Before anything is computed, the decoded recordings are read
+against their digests, and what killed writers left is swept away.
+Sources: METHOD 8.2, 8.3. Notebooks: all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import papermill
+import torch
+from IPython import get_ipython
+from IPython.display import display
+
+from asdlib import errors, settings
+from asdlib.detectors import SYSTEMS, training_clips
+from asdlib.detectors.exposure import check_machines
+from asdlib.models import precision
+from asdlib.studies import artifacts, dask, perform, report, sweeps
+from asdlib.studies.jobs import Job, plan, standing
+from asdlib.studies.notebook import warm
+from asdlib.studies.paths import NOTEBOOKS
+from asdlib.studies.perform import KernelLost, Order, Outcome, export
+from asdlib.studies.stages import Stage
+from asdlib.studies.study import Run
+from asdlib.viz import tables
+
+told = functools.partial(print, flush=True)  # a log file shows each line when it is said
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """What a notebook may be given; a notebook that runs once has no `machine`, one that trains nothing no `seed`."""
+
+    study: str
+    overrides: list
+    home: str
+    seed: int
+    machine: str
+
+    def for_notebook(self, path: Path) -> dict:
+        """The parameters that a notebook declares, as plain JSON values; one that it does not know is an error here, not a printed line."""
+        declared = set(papermill.inspect_notebook(str(path)))
+        values = dataclasses.asdict(self)
+        unknown = declared - set(values)
+        if unknown or not {"study", "overrides", "home"} <= declared:
+            raise errors.Refusal(f"{path.name}: declares the parameters {', '.join(sorted(declared))}, expected some of {', '.join(values)}")
+        return json.loads(json.dumps({name: value for name, value in values.items() if name in declared}))
+
+
+class Progress:
+    """What a run tells while it works: a line per job in a terminal; in a notebook one table of all jobs that is rewritten."""
+
+    def __init__(self, planned: Sequence[Job], say: Callable[[str], None]):
+        self.say, self.began, self.total, self.ended = say, time.perf_counter(), len(planned), sum(job.state == "fresh" for job in planned)
+        self.rows = {job.key: [job.label, job.state, "", "; ".join(job.why)] for job in planned}
+        self.handle = display(self._table(), display_id=True) if get_ipython() is not None else None
+
+    def _table(self) -> tables.Html:
+        return tables.styled(pd.DataFrame(list(self.rows.values()), columns=["job", "state", "seconds", "why"]))
+
+    def begins(self, order: Order) -> None:
+        """A job was taken up."""
+        self._tell(order, "at work", "", f"[{self.ended + 1}/{self.total}] {order.label}")
+
+    def ends(self, order: Order, outcome: Outcome) -> None:
+        """A job came to its end, good or bad."""
+        self.ended += 1
+        line = f"[{self.ended}/{self.total}] {order.label}: {outcome.seconds:.0f} s, {time.perf_counter() - self.began:.0f} s in all"
+        self._tell(order, "refused" if outcome.refusal else "fresh", f"{outcome.seconds:.0f}", line)
+
+    def _tell(self, order: Order, state: str, seconds: str, line: str) -> None:
+        self.rows[order.key][1:3] = [state, seconds]
+        if self.handle is not None:
+            self.handle.update(self._table())
+        elif not state.startswith("refused"):
+            self.say(line)
+
+
+@dataclasses.dataclass(frozen=True)
+class Where:
+    """Where jobs are done: 0 workers and no scheduler: here, one after another."""
+
+    workers: int = 0
+    scheduler: str = ""
+
+
+def run_study(
+    run: Run, study: str, overrides: Sequence[str], only: Sequence[str] = (), say: Callable[[str], None] = told, where: Where = Where()
+) -> int:
+    """Bring a study, its seeds and its sweep up to date.
+
+    study, overrides : as the notebooks are to open it again
+    only : stages by name or number; none: all
+    returns : how many notebooks were executed
+    raises : errors.Refusal, in a sentence, when a stage cannot be finished
+    """
+    with artifacts.locked(run.study_folder), artifacts.guarded(run.study_folder), contextlib.ExitStack() as stack:
+        _claim(run.study_folder, study)
+        run.reports.mkdir(parents=True, exist_ok=True)
+        for folder in (run.study_folder, run.reports):
+            artifacts.tidy(folder)
+        opened, client, gpu = sweeps.runs(study, overrides, str(run.home)), None, run.device.type == "cuda"
+        if where.scheduler:
+            client = stack.enter_context(dask.existing(where.scheduler))
+            gpu = _on_workers(client, [run, *(one for one, _ in opened.values())])
+        planned, swept = plan(opened, only), sweeps.axes(study, overrides)
+        over_all = None
+        if not only and not sweeps.has_page(opened, swept):
+            sweeps.remove_page(run)
+        elif not only and not sweeps.page_is_fresh(opened, swept):
+            over_all = functools.partial(sweeps.write_page, opened, swept)
+        todo = [job for job in planned if job.why]
+        _can_be_finished(planned, todo)
+        if todo:
+            if not where.workers and client is None:
+                with contextlib.suppress(OSError):
+                    warm()  # its imports go on beside the following
+            _whole_store({job.run.data_folder: job.run for job in todo}.values(), say)
+            progress, orders = Progress(planned, say), [_order(job, study) for job in todo]
+            for job in todo:
+                (job.folder / "DONE").unlink(missing_ok=True)
+            if where.workers and client is None:
+                gpus = torch.cuda.device_count() if gpu else 0
+                client = stack.enter_context(dask.local(min(where.workers, len(orders)), gpus))
+            if client is None:
+                _one_by_one(orders, progress)
+            else:
+                say(f"{len(orders)} jobs on {len(client.scheduler_info(n_workers=-1)['workers'])} workers")
+                trained = [job.key for job in todo if job.stage.detectors]
+                at_once = 0 if where.scheduler else len(client.scheduler_info(n_workers=-1)["workers"])
+                dask.spread(client, orders, gpu, progress.ends, over_all, trained, at_once)
+                over_all = None
+            _came_true(todo)
+        for job in planned:
+            if not page_of(job.run, job.stage, job.seed, job.machine).is_file():
+                export(_order(job, study))
+        if over_all is not None:
+            over_all()
+        if not only:
+            report.write_index(run.reports.parent)  # with the page or without it
+    return len(todo)
+
+
+def _on_workers(client, opened: Sequence[Run]) -> bool:
+    """What the jobs of a study are meant for is the workers' device, whatever the runner has.  returns : whether they ask for the resource GPU"""
+    chosen = opened[0].cfg.device
+    device, offered = ("cpu", False) if chosen == "cpu" else dask.device_of(client)
+    if chosen == "cuda" and device == "cpu":
+        raise errors.Refusal("device cuda was asked for, but no worker of the cluster sees a GPU; use --device auto or cpu")
+    auto = dask.auto_of(client, device)
+    for one in opened:
+        one.device, one.auto = torch.device(device), auto
+    return offered
+
+
+def _one_by_one(orders: Sequence[Order], progress: Progress) -> None:
+    for order in orders:
+        progress.begins(order)
+        try:
+            outcome = perform.perform(order)
+        except KernelLost as lost:
+            raise errors.Refusal(str(lost)) from lost
+        progress.ends(order, outcome)
+        if outcome.refusal:
+            raise errors.Refusal(outcome.refusal)
+
+
+def _came_true(done: Sequence[Job]) -> None:
+    """What was computed is what was meant: a kernel that loaded other code, or a worker with another device, does not pass."""
+    for job in done:
+        state, why = standing(job.run, job.stage, job.seed, job.machine)
+        if state != "fresh":
+            raise errors.Refusal(f"{job.label}: came to its end, but not as it was meant ({'; '.join(why)}); give the same command again")
+
+
+def _can_be_finished(planned: Sequence[Job], todo: Sequence[Job]) -> None:
+    """What cannot be finished is said before anything runs, and before anything that is there is cleared."""
+    for run in {id(job.run): job.run for job in planned}.values():
+        for machine in run.machines:
+            own, others = training_clips(run.store, [machine])
+            if any("oevae" in job.stage.detectors for job in planned):
+                check_machines(run.clips, own.rows, others.rows)
+    coming = {(job.stage, job.seed, job.machine) for job in todo}
+    for job in todo:
+        used = {*job.stage.reads, *job.stage.shows} & {SYSTEMS[system] for system in job.run.cfg.systems}
+        missing = job.run.missing(used, [job.seed] if job.stage.per_seed else job.run.cfg.seeds, coming)
+        if missing:
+            again = f"run `asd run {job.run.cfg.name}` with these settings first"
+            raise errors.Refusal(f"{job.label}: scores are missing of {', '.join(missing)}; {again}")
+
+
+def _whole_store(opened: Sequence[Run], say: Callable[[str], None]) -> None:
+    """Read the decoded recordings against their digests; damaged ones are decoded again."""
+    for run in opened:
+        try:
+            run.store.verify()
+        except errors.Refusal as damage:
+            say(f"{damage.args[0].split(';')[0]}; decoding again")
+            run.decode_again()
+
+
+def _claim(folder: Path, study: str) -> None:
+    """A run folder belongs to one study file; another file of the same name is refused."""
+    owner = folder / "study.txt"
+    if not owner.is_file():
+        artifacts.write_text(owner, study)
+    elif (held := owner.read_text(encoding="utf-8", errors="replace")) != study:
+        raise errors.Refusal(f"{folder} holds the study {held}, now {study} came; set another name in the study file")
+
+
+def _order(job: Job, study: str) -> Order:
+    """A job as plain values."""
+    run, stage, seed, machine = job.run, job.stage, job.seed, job.machine
+    notebook = NOTEBOOKS / f"{stage.notebook}.ipynb"
+    facts = {"stage": stage.notebook, "machine": machine, "seed": seed, "device": run.device.type, "data": run.store.fingerprint}
+    facts |= {"auto": run.auto or precision.auto(run.device), "settings": settings.to_tree(run.cfg), "shaped_by": run.shaped_by(stage, seed, machine)}
+    footer = {"study": run.cfg.name, **({"variant": run.variant} if run.variant else {}), "seed": seed, "machine": machine or "all"}
+    return Order(
+        key=job.key, label=job.label, needs=job.needs, study=str(run.study_folder), notebook=str(notebook), folder=str(job.folder),
+        page=str(page_of(run, stage, seed, machine)), outputs=tuple(map(str, run.outputs(stage))), digest=run.digest(stage, seed, machine),
+        parameters=Parameters(study, list(job.overrides), str(run.home), seed, machine).for_notebook(notebook), facts=facts,
+        footer=footer | {"settings": settings.digest(run.cfg)},
+    )  # fmt: skip
+
+
+def page_of(run: Run, stage: Stage, seed: int, machine: str) -> Path:
+    """Where a notebook's page lies in the report."""
+    name = "_".join(filter(None, [stage.notebook, machine, f"seed{seed}" if stage.per_seed else ""]))
+    folder = run.reports / "sweep" / run.variant if run.variant else run.reports
+    return folder / ("index.html" if stage.notebook == "09_report" else f"{name}.html")

@@ -1,0 +1,200 @@
+"""Scores of recordings that no study has seen: from files to score, threshold and decision.
+
+Task
+----
+A finished study has trained detectors of every machine and leave-clip-out scores of its training clips. `Scorer` takes those of
+one machine and scores any recordings: decoded as the study decodes (other rates are resampled, one channel is taken), by the same
+detectors, on the same scales of training scores, with the same threshold.
+
+Conventions
+-----------
+Higher is more anomalous. A recording's score depends on nothing but the recording: detectors take one clip after the other
+(`detectors.base.clip_by_clip`) and scales come from training scores, so that a clip of the study gets the very score the study gave
+it, bit for bit on the same device and precision. A file that cannot be scored has NaN and a `problem` in words; the others are scored. What
+indexing would say of a file that is scored all the same (silent, clipped, ...) is its `remark`.
+
+Source: METHOD 3.7, 3.8, 7.5.  Used by: asdlib.studies.study.open(...).score, `asd score`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from asdlib import errors, io
+from asdlib.data import decode, folders
+from asdlib.data.folders import shown
+from asdlib.data.sources import SOUNDS
+from asdlib.data.store import Clips, Store, in_memory
+from asdlib.detectors import SYSTEMS
+from asdlib.detectors.base import Detector, score_table
+from asdlib.evaluation import metrics
+from asdlib.scoring import fusion
+from asdlib.studies import artifacts, config
+
+COLUMNS = ("file", "score", "threshold", "decision", "alpha", "beta", "classifier", "remark")
+PARTS = {"alpha": ("oevae", "alpha"), "beta": ("oevae", "beta"), "classifier": ("classifier", "score")}
+
+
+def recordings(paths: Iterable[str | Path], problems: folders.Problems | None = None) -> list[Path]:
+    """Files as they are named, and for every folder the recordings below it, each once, in the order of their names.
+
+    problems : gets what is wrong with these folders, and what they hold that is no recording (path, words, whether something is left out)
+    raises : errors.Refusal for a folder without a recording.  A file that is not there stays in the list: it is told when it is scored
+    """
+    found: list[Path] = []
+    problems = [] if problems is None else problems
+    for path in map(Path, paths):
+        if not path.is_dir():
+            found.append(path)
+            continue
+        passed, before = Counter(), len(problems)
+        inside = {os.path.realpath(file): file for file in reversed(list(folders.below(path, SOUNDS, problems, passed)))}
+        others = folders.passed_over(passed)
+        if not inside:
+            why = "".join(f"; {what}" for what in (others, *(f"{where}: {words}" for where, words, _ in problems[before:])) if what)
+            raise errors.Refusal(f"{path}: no recording in this folder, expected audio files ({', '.join(SOUNDS[:6])}, ...); check the path{why}")
+        problems += [(str(path), others, False)] if others else []
+        found += sorted(inside.values())
+    return found
+
+
+def detectors_of(*systems: str) -> list[str]:
+    """Names of the detectors that systems need: their own, or those of their parts."""
+    return list(dict.fromkeys(SYSTEMS[part] for system in systems for part, _ in parts_of(system)))
+
+
+def parts_of(system: str) -> list[tuple[str, str]]:
+    """(system, component) of detectors behind a system's score; a part that is itself composed is followed to its own parts."""
+    one, other, _ = fusion.COMPOSED.get(system, (None, None, None))
+    if one is None:
+        return [(system, "score")]
+    return [end for part in (one, other) for end in (parts_of(part[0]) if part[1] == "score" else [part])]
+
+
+def systems_behind(system: str) -> list[str]:
+    """A system and every system that its score is composed of."""
+    one, other, _ = fusion.COMPOSED.get(system, ((system, ""), (system, ""), ""))
+    return list(dict.fromkeys([system, *(name for part in (one, other) if part[0] != system for name in systems_behind(part[0]))]))
+
+
+def final_system(systems: Sequence[str]) -> str:
+    """The system that stands for a study where none is named: the one that combines most, else the last of the study's list.
+
+    systems : those of the settings; what is composed of them counts too
+    """
+    return max(reversed(fusion.with_composed(systems)), key=lambda name: len(parts_of(name)))
+
+
+class Scorer:
+    """The trained detectors of one machine, ready for recordings.
+
+    detectors : name -> trained detector, those of `detectors_of(system)`
+    scores : score table of the study with the training rows of this machine and seed
+    section : of the recordings, where the machine's sections are judged apart (`errors.by_references`); "" elsewhere
+    """
+
+    def __init__(
+        self, cfg: config.Study, detectors: Mapping[str, Detector], scores: pd.DataFrame, machine: str, system: str, seed: int, section: str = ""
+    ):
+        self.cfg, self.detectors, self.machine, self.system, self.seed, self.section = cfg, detectors, machine, system, seed, section
+        own = scores[(scores["machine"] == machine) & (scores["seed"] == seed) & (scores["split"] == "train")]
+        own = own[own["section"] == section] if section else own
+        self.name = f"{machine}_{section}" if section else machine
+        self.train = own[own["system"].isin(systems_behind(system))]
+        final = self.train[(self.train["system"] == system) & (self.train["component"] == "score")]["score"]
+        self.threshold = metrics.gamma_threshold(final.to_numpy(float), cfg.metrics.decision_quantile)
+        self.data = dataclasses.replace(cfg.data, resample=True)  # the study may have left such clips out, here the user named them
+
+    def decoded(self, paths: Sequence[str | Path]) -> tuple[Store | None, list[decode.Decoded]]:
+        """Recordings as a store that detectors can read, and every one as it was decoded.
+
+        Clips of the store are named by their position in `paths`; None where no file is usable.
+        """
+        found = [decode.decode(path, self.data) for path in paths]
+        usable = [i for i, one in enumerate(found) if one.samples is not None]
+        facts = {"machine": self.machine, "section": self.section or "00", "split": "test", "domain": "unknown", "label": "unlabelled"}
+        table = pd.DataFrame([{"clip": f"{i:09d}", "path": shown(paths[i]), "level_db": found[i].level_db} | facts for i in usable])
+        store = in_memory(table, [found[i].samples for i in usable], self.data.sample_rate) if usable else None
+        return store, found
+
+    def __call__(self, paths: Sequence[str | Path]) -> pd.DataFrame:
+        """Scores of files.
+
+        paths : recordings (folders: see `recordings`)
+        returns : a row per file in the order given: COLUMNS, and `problem`, "" where the file was scored. decision is normal or
+            anomaly; alpha, beta and classifier are the raw scores of these parts, NaN where the system has no such part; remark is what
+            is odd about a file that was scored, "" for nothing
+        """
+        store, found = self.decoded(paths)
+        table = pd.DataFrame({"file": [shown(path) for path in paths]}).reindex(columns=list(COLUMNS))
+        table = table.astype(dict.fromkeys(("score", "alpha", "beta", "classifier"), float) | {"decision": object})
+        table["threshold"] = self.threshold.value
+        table["remark"] = [self._remark(one) for one in found]
+        table["problem"] = [one.refused for one in found]
+        if store is not None:
+            scores = self.scores(store)
+            rows = [int(clip) for clip in store.clips["clip"]]
+            for column, part in {"score": (self.system, "score"), **PARTS}.items():
+                if part in scores:
+                    table.loc[rows, column] = scores[part]
+            table.loc[rows, "decision"] = np.where(table.loc[rows, "score"] > self.threshold.value, "anomaly", "normal")
+        return table
+
+    def _remark(self, one: decode.Decoded) -> str:
+        rate, remarks = self.data.sample_rate, list(one.remarks)
+        if one.samples is not None and one.rate != rate:
+            above = f": no sound above {one.rate / 2:g} Hz" if one.rate < rate else ""
+            remarks.append(f"{one.rate} Hz, resampled to {rate} Hz{above}")
+        return "; ".join(remarks)
+
+    def scores(self, store: Store) -> dict[tuple[str, str], np.ndarray]:
+        """Scores of all clips of a store: (system, component) -> float64 (clips,), fused on the scales of the training scores."""
+        rows, tables = np.arange(len(store)), [self.train]
+        for detector in self.detectors.values():
+            tables.append(score_table(store.clips, rows, detector.components(Clips(store, rows)), self.seed))
+        every = fusion.systems(pd.concat(tables, ignore_index=True), self.cfg.fusion)
+        new = every[(every["split"] == "test") & every["clip"].isin(store.clips["clip"])]
+        return {part: values.sort_values("clip")["score"].to_numpy() for part, values in new.groupby(["system", "component"])}
+
+
+def of(run, jobs: Sequence[tuple], machine: str = "", system: str = "") -> Scorer:
+    """The scorer of one machine of a finished study.
+
+    run : study.Run.  jobs : study.jobs(run).  machine : "" is the study's only one; <machine>_<section> where sections are judged apart
+    system : "" is `final_system`
+    raises : errors.Refusal for an unknown machine or system, and where something is not finished or out of date
+    """
+    train = run.clips[run.clips["split"] == "train"]
+    judged = errors.by_references(train).drop_duplicates("machine")["machine"]
+    parts = {name: tuple(train.loc[row, ["machine", "section"]]) for row, name in judged.sort_values().items()}
+    if (not machine and len(parts) > 1) or (machine in run.machines and machine not in parts):
+        raise errors.Refusal(f"study {run.cfg.name} has the machines {', '.join(parts)}; say which one with --machine")
+    name = errors.known_name("machine", machine or next(iter(parts)), list(parts))
+    machine, section = parts[name] if name not in run.machines else (name, "")
+    system = errors.known_name("system", system or final_system(run.cfg.systems), list(fusion.with_composed(run.cfg.systems)))
+    needed = detectors_of(system)
+    refuse_stale(run, jobs, needed, machine)
+    scores = io.scores(run.folder / "scores.parquet")
+    return Scorer(run.cfg, {name: run.detector(name, machine) for name in needed}, scores, machine, system, run.seed, section)
+
+
+def refuse_stale(run, jobs: Sequence[tuple], detectors: Sequence[str], machine: str = "") -> None:
+    """Refuse (errors.Refusal) if the report or one of these detectors (of one machine; "": of all) is not finished, or not of what holds now."""
+    odd = []
+    for stage, seed, of_machine in jobs:
+        folder, where = run.stage_folder(stage, seed, of_machine), f"{stage.notebook} of {of_machine or 'all machines'}"
+        if seed == run.seed and (not machine or of_machine in ("", machine)):
+            digests = {folder / name: run.detector_digest(name, seed, of_machine) for name in stage.detectors if name in detectors}
+            odd += [] if all(artifacts.finished(*pair) for pair in digests.items()) else [where]
+    folder, digest = run.stage_folder(stage, seed, of_machine), run.digest(stage, seed, of_machine)  # the last one gathers
+    odd += [] if artifacts.finished(folder, digest) and (run.folder / "scores.parquet").is_file() else [where]
+    if odd:
+        what = f"{', '.join(odd)} is missing or was made of other settings, recordings, code or device"
+        raise errors.Refusal(f"study {run.cfg.name} is not finished: {what}; run `asd run {run.cfg.name}` as before, then ask again")

@@ -1,0 +1,325 @@
+"""A study as a graph of notebooks: where its artefacts lie, what is stale, how it is run and resumed.
+
+    runs/<study>/store                         decoded clips; runs/<study>/data: synthetic recordings, where there are none
+    runs/<study>/<stage>                       stages 01, 02, 08 and 09, which are the same for all seeds
+    runs/<study>/seed<k>/<stage>[/<machine>]   stages that train: executed notebook, params, manifest, tables, weights
+    runs/<study>/scores.parquet, metrics.csv   what the study says; reports/<study>/index.html shows it
+    runs/<study>/sweep                         the same for other settings (asdlib.studies.sweeps); what these do not touch is taken from above
+    runs/<study>/tuned.toml                    ω, η and both k as 08 chose them, for any study to include
+
+What is finished (artifacts.finished) is never computed again; what is not, starts again or goes on from its checkpoint.
+Sources: METHOD 8.2, 8.3. Notebooks: all (second cell, `arrive`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import threadpoolctl
+import torch
+
+from asdlib import errors, io
+from asdlib.analysis import explain, projection
+from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_clips
+from asdlib.detectors.base import Detector
+from asdlib.evaluation import metrics
+from asdlib.models import training
+from asdlib.scoring import fusion
+from asdlib.studies import artifacts, config, scorer
+from asdlib.studies.paths import Places
+from asdlib.studies.stages import STAGES, Stage, stage_of
+
+VARIANT = "variant="  # among overrides
+
+
+class Run(Places):
+    """A study opened: its settings, recordings, folders, and what has been computed.
+
+    Notebooks get one from `arrive`; scripts from `open_run`. Nothing is computed until it is asked for.
+    """
+
+    @functools.cached_property
+    def _loaded(self) -> dict[Path, object]:
+        """Finished detectors, by their folder."""
+        return {}
+
+    def detect(self, name: str, variant: str = "", settings=None) -> tuple[object, pd.DataFrame, pd.DataFrame]:
+        """A detector of this run's machine: fitted now, or loaded if it is finished.
+
+        variant, settings : a folder of its own, and the detector's section of the settings in place of the study's
+        returns : the detector, its score table, its training history
+        What is not finished is trained on this machine's device, also where the study was read as computed on another.
+        """
+        folder = self.stage_folder(self.stage, self.seed, self.machine) / (variant or name)
+        machines = [self.machine] if self.stage.per_machine else self.machines
+        of = (name, self.seed, self.machine if self.stage.per_machine else "", settings)
+        mine, ordered = training.pick_device(self.cfg.device), artifacts.HOLDS in os.environ
+        if (self.device != mine or (self.auto and not ordered)) and not artifacts.finished(folder, self.detector_digest(*of)):
+            with self._meant_for(mine):
+                return self.detect(name, variant, settings)
+        chosen = dataclasses.replace(self.cfg, precision=self.precision_of(name), **({} if settings is None else {name: settings}))
+        cfg, digest = dataclasses.asdict(chosen), self.detector_digest(*of)
+        detector = self._detector(name, chosen, folder)
+        if self.base is not None:  # trained already for the study or for another variant
+            artifacts.adopt(folder, digest, self.study_folder.glob(f"**/{folder.relative_to(folder.parents[1 + self.stage.per_machine])}"))
+        if artifacts.finished(folder, digest):
+            with io.refused(folder, f"a {name} detector"):
+                detector.restore(folder, training_clips(self.store, machines)[0])
+            history = io.table(folder / "history.parquet", ["epoch"]) if (folder / "history.parquet").is_file() else pd.DataFrame()
+            return detector, io.scores(folder / "scores.parquet"), history
+        with artifacts.locked(self.study_folder), artifacts.guarded(folder):
+            artifacts.begin(folder, digest)
+            began = time.perf_counter()
+            with training.memory_in_words(f"{name} of {', '.join(machines[:3])}{' …' if len(machines) > 3 else ''}"):
+                scores = detect(detector, self.store, machines)
+            artifacts.write_table(folder / "scores.parquet", scores)
+            if len(detector.history):
+                artifacts.write_table(folder / "history.parquet", detector.history)
+            detector.save(folder)
+            facts = {"detector": name, "machines": machines, "seed": self.seed, "settings": cfg[name], "precision": chosen.precision}
+            facts |= {"seconds": time.perf_counter() - began}
+            facts |= {"device": self.device.type, "data": self.store.fingerprint, "peak_memory_mb": artifacts.peak_memory_mb()}
+            facts |= {"shaped_by": self.detector_shaped_by(*of)}
+            artifacts.seal(folder, digest, facts)
+        return detector, scores, detector.history
+
+    def _detector(self, name: str, cfg: config.Study, folder: Path) -> Detector:
+        keywords = {"seed": self.seed, "device": self.here, "precision": self.precision_of(name), "checkpoints": folder}
+        return DETECTORS[name](getattr(cfg, name), **keywords)
+
+    @contextlib.contextmanager
+    def _meant_for(self, device: torch.device):
+        """Inside, artefacts are those of another device, as this machine trains there."""
+        before = self.device, self.auto
+        self.device, self.auto = device, ""
+        try:
+            yield
+        finally:
+            self.device, self.auto = before
+
+    def trained(self, name: str, machine: str) -> tuple[Path, str]:
+        """Folder of a finished detector and the machine it belongs to ("": all); one that is not there, or of other settings, is refused."""
+        stage = next(stage for stage in STAGES if name in stage.detectors)
+        machine = machine if stage.per_machine else ""
+        folder = self.stage_folder(stage, self.seed, machine) / name
+        if not artifacts.finished(folder, self.detector_digest(name, self.seed, machine)):
+            where = f"{stage.notebook} of {machine or 'all machines'} (seed {self.seed})"
+            raise errors.Refusal(f"what {where} writes is missing; run `asd run {self.cfg.name}` with these settings first")
+        return folder, machine
+
+    def spaces(self) -> list[projection.Space]:
+        """Embeddings of the study's OEVAEs, machine by machine, and of its classifier. Notebook: 06_embeddings"""
+        found = []
+        if "oevae" in self.cfg.systems:
+            domain = self.cfg.oevae.domain_latent
+            found += [projection.oevae_space(self.trained("oevae", machine)[0], self.clips, machine, domain) for machine in self.machines]
+        if "classifier" in self.cfg.systems:
+            found.append(projection.classifier_space(self.trained("classifier", "")[0]))
+        return found
+
+    def detector(self, name: str, machine: str) -> object:
+        """A finished detector, loaded once and never trained. machine : any of those it was trained on"""
+        folder, own = self.trained(name, machine)
+        if folder not in self._loaded:
+            clips = training_clips(self.store, [own] if own else self.machines)[0]
+            self._loaded[folder] = self._detector(name, self.cfg, folder).restore(folder, clips)
+        return self._loaded[folder]
+
+    def explain(self, row: int, of: str = "beta") -> explain.Why:
+        """Why a clip was scored so, by the detectors of the study's systems.  of : alpha or beta, see `explain.why`.  Notebook: 06_embeddings"""
+        machine, names = self.clips["machine"].iloc[row], {SYSTEMS[system] for system in self.cfg.systems}
+        found = {name: self.detector(name, machine) for name in ("autoencoder", "oevae", "classifier") if name in names}
+        return explain.why(self.store, int(row), self.cfg.oevae.features, **found, of=of)
+
+    def collect(self) -> pd.DataFrame:
+        """Scores of all systems, seeds and machines, and of what is composed of them, written to scores.parquet."""
+        scores = errors.score_table(fusion.seed_ensembles(self.gather(self.cfg.systems), self.cfg.fusion.normalise))
+        artifacts.write_table(self.folder / "scores.parquet", scores)
+        return scores
+
+    def gather(self, systems: Sequence[str], seeds: Sequence[int] = ()) -> pd.DataFrame:
+        """Scores of these systems of the study, all machines, these seeds (none: all), and of what `fusion.COMPOSED` makes of them.
+
+        raises : errors.Refusal that names every stage whose scores are missing.  Notebooks: 06, 08; 09 (through `collect`)
+        """
+        wanted, chosen = {SYSTEMS[system] for system in systems}, seeds or self.cfg.seeds
+        missing = self.missing(wanted, chosen) if wanted and set(chosen) <= set(self.cfg.seeds) else ["every stage"]
+        if missing:
+            raise errors.Refusal(f"scores are missing of {', '.join(missing)}; run `asd run {self.cfg.name}` with these settings first")
+        folders = [self.stage_folder(*job) / name for job in jobs(self) if job[1] in chosen for name in job[0].detectors if name in wanted]
+        tables = [io.scores(folder / "scores.parquet") for folder in folders]
+        scores = fusion.systems(pd.concat(tables, ignore_index=True), self.cfg.fusion)
+        return errors.score_table(scores[scores["system"].isin(fusion.with_composed(systems))].reset_index(drop=True))
+
+    def missing(self, detectors: Iterable[str], seeds: Sequence[int], coming: Iterable[tuple[Stage, int, str]] = ()) -> list[str]:
+        """The stages that have not finished some of these detectors, in words. coming : jobs that are about to"""
+        found = []
+        for stage, seed, machine in jobs(self):
+            for name in stage.detectors if seed in seeds and (stage, seed, machine) not in coming else ():
+                folder = self.stage_folder(stage, seed, machine) / name
+                if name in detectors and not artifacts.finished(folder, self.detector_digest(name, seed, machine)):
+                    found.append(f"{stage.notebook} of {machine or 'all machines'} (seed {seed})")
+        return list(dict.fromkeys(found))
+
+    def measure(self, scores: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Metrics and controls with intervals, written to metrics.csv and controls.csv."""
+        stream = {fusion.ALL_SEEDS: self.seed}  # of the bootstrap
+        tables = [metrics.table(part, self.cfg.metrics, stream.get(seed, seed)) for seed, part in scores.groupby("seed")]
+        table, controls = pd.concat(tables, ignore_index=True), metrics.controls(self.clips, scores, self.cfg.metrics, self.seed)
+        artifacts.write_table(self.folder / "metrics.csv", table)
+        artifacts.write_table(self.folder / "controls.csv", controls)
+        return table, controls
+
+    def keep(self, name: str, table: pd.DataFrame) -> None:
+        """A table of this run's stage, beside its notebook. Only `asd run` writes it; a notebook opened by hand leaves what is there."""
+        job = (self.stage, self.seed, self.machine if self.stage.per_machine else "")
+        marker = self.stage_folder(*job) / "BEGUN"
+        if marker.is_file() and marker.read_text(encoding="utf-8") == self.digest(*job):
+            artifacts.write_table(marker.parent / name, table)
+
+    def kept(self, notebook: str, name: str) -> pd.DataFrame:
+        """What a stage without machines kept, of all seeds, with the column seed; empty where the stage is not finished for these settings."""
+        stage, found = stage_of(notebook), []
+        for seed in self.cfg.seeds if stage.per_seed else self.cfg.seeds[:1]:
+            path = self.stage_folder(stage, seed) / name
+            if artifacts.finished(path.parent, self.digest(stage, seed)) and path.is_file():
+                found.append(pd.read_csv(path).assign(seed=seed))
+        return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+    def scorer(self, machine: str = "", system: str = "") -> scorer.Scorer:
+        """The trained detectors of one machine, for any recordings, see `scorer.of`; the run must be finished (`open`)."""
+        return scorer.of(self, jobs(self), machine, system)
+
+    def score(self, paths: Sequence[str | Path], machine: str = "", system: str = "") -> pd.DataFrame:
+        """Scores of recordings and folders of recordings: a row per file, see `scorer.Scorer`. For many calls keep one `scorer`."""
+        return self.scorer(machine, system)(scorer.recordings(paths))
+
+    def timings(self) -> pd.DataFrame:
+        """Seconds of every finished job of this study: stage, machine, seed, seconds; and the peak memory of those that train."""
+        rows = []
+        for stage, seed, machine in jobs(self):
+            folder = self.stage_folder(stage, seed, machine)
+            if not artifacts.finished(folder, self.digest(stage, seed, machine)):
+                continue
+            facts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            inner = [json.loads(path.read_text(encoding="utf-8"))["peak_memory_mb"] for path in folder.glob("*/manifest.json")]
+            rows.append((stage.notebook, machine, seed if stage.per_seed else "", facts["seconds"], str(max(inner)) if inner else ""))
+        return pd.DataFrame(rows, columns=["stage", "machine", "seed", "seconds", "peak_memory_mb"])
+
+
+def jobs(run: Run, only: Sequence[str] = ()) -> list[tuple[Stage, int, str]]:
+    """The notebooks of a study in order: (stage, seed, machine); stages that serve none of its systems are left out.
+
+    raises : errors.Refusal for such a stage that was asked for by name
+    """
+    chosen = [stage_of(name) for name in only]
+    for stage in chosen:
+        if not stage.serves(run.cfg.systems):
+            wanted = ", ".join(system for system, name in SYSTEMS.items() if name in stage.detectors + stage.reads)
+            raise errors.Refusal(f"stage {stage.notebook} serves {wanted}, the study has {', '.join(run.cfg.systems)}; add it to systems")
+    chosen = chosen or [stage for stage in STAGES if stage.serves(run.cfg.systems)]
+    out = []
+    for stage in (stage for stage in STAGES if stage in chosen):
+        for seed in run.cfg.seeds if stage.per_seed else run.cfg.seeds[:1]:
+            out += [(stage, seed, machine) for machine in (run.machines if stage.per_machine else [""])]
+    return out
+
+
+def open_run(study: str, overrides: Sequence[str] = (), home: str | Path = "", seed: int | None = None) -> Run:
+    """Open a study by name (see notebooks/studies) or TOML path; `home` holds runs/ and reports/ (default: the clone).
+
+    overrides : `name=value`; after `variant=NAME` follow the settings of one variant of a sweep
+    raises : errors.Refusal for an unknown study, setting or system, and for seeds or systems that stand there twice
+    """
+    for number, text in enumerate(overrides):
+        if text.startswith(VARIANT):  # what follows it varies the study that stands before it
+            base = open_run(study, overrides[:number], home, seed)
+            cfg = load(study, [*overrides[:number], *overrides[number + 1 :]])
+            return Run(cfg, base.home, base.seed, variant=text.removeprefix(VARIANT), base=base)
+    cfg = load(study, overrides)
+    return Run(cfg, Path(home or artifacts.CLONE).resolve(), cfg.seeds[0] if seed is None else seed)
+
+
+def load(study: str, overrides: Sequence[str] = ()) -> config.Study:
+    """Settings of a study (config.load) whose systems are known and whose seeds and systems stand there once; others are refused."""
+    cfg = config.load(study, overrides)
+    for system in cfg.systems:
+        if system in fusion.COMPOSED and system not in SYSTEMS:
+            parts = " and ".join(part[0] for part in fusion.COMPOSED[system][:2])
+            raise errors.Refusal(f"setting systems: {system} is made wherever {parts} are among the systems; name those and leave it out")
+        errors.known_name("system", system, list(SYSTEMS))
+    for name, values in (("seeds", cfg.seeds), ("systems", cfg.systems)):
+        if not values or len(set(values)) < len(values):
+            raise errors.Refusal(f"setting {name}: got {list(values)}, expected at least one value and none twice")
+    return cfg
+
+
+def open(study: str, home: str | Path = "", seed: int | None = None) -> Run:
+    """A study that was run to its end, with the settings it was run with: `open("demo").score(["clip.wav"], machine="fan")`.
+
+    study : name or TOML path.  home : holds runs/ and reports/ (default: the clone).  seed : one of the study's, none: the first
+    raises : errors.Refusal where it was never run to its end; what is out of date is told when it is asked for (`Run.scorer`)
+    """
+    home, name = Path(home or artifacts.CLONE).resolve(), config.load(study).name
+    try:
+        came = json.loads((home / "runs" / name / "09_report" / "params.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise errors.Refusal(f"study {name} was not run to its end in {home}; run `asd run {name}` first, or name its folder by --home") from error
+    return _of_its_seeds(_as_computed(open_run(came["study"], [*came["overrides"], 'device="auto"'], home, seed)))
+
+
+def _as_computed(run: Run) -> Run:
+    """The run, meant for the device that the study was computed on and in its precision, whatever this machine has: it is read, and computes
+    `here` what is new.
+    """
+    for job in reversed(jobs(run)):
+        try:
+            facts = json.loads((run.stage_folder(*job) / "manifest.json").read_text(encoding="utf-8"))
+            run.device, run.auto = torch.device({"cpu": "cpu", "cuda": "cuda"}[facts["device"]]), str(facts["auto"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        break
+    return run
+
+
+def _of_its_seeds(run: Run) -> Run:
+    """The run, or a refusal if the study does not have its seed."""
+    if run.seed not in run.cfg.seeds:
+        raise errors.Refusal(f"seed {run.seed} came, the study has {', '.join(map(str, run.cfg.seeds))}; take one of them")
+    return run
+
+
+def arrive(notebook: str, *, study: str, overrides: list, home: str, seed: int = 0, machine: str = "") -> Run:
+    """The second cell of every notebook: check the parameters' names and types, then open the study.
+
+    machine : "" takes the first machine of the study
+    raises : errors.Refusal for a wrong type, an unknown machine, or a seed of which there is nothing to read
+    """
+    came = {"study": (study, str), "overrides": (overrides, list), "home": (home, str), "seed": (seed, int), "machine": (machine, str)}
+    for name, (value, kind) in came.items():
+        if type(value) is not kind:
+            raise errors.Refusal(f"parameter {name}: got {value!r} ({type(value).__name__}), expected {kind.__name__}")
+    run = open_run(study, overrides, home, seed)
+    run.stage = stage_of(notebook)
+    if run.stage.per_seed and run.stage.reads:
+        _of_its_seeds(run)
+    run.machine = errors.known_name("machine", machine, run.machines) if machine else run.machines[0]
+    if artifacts.HOLDS in os.environ:
+        if run.device.type != (ordered := os.environ.get(artifacts.DEVICE, run.device.type)):
+            here = f"the job is meant for {ordered} and came to a worker that computes on {run.device.type}"
+            raise errors.Refusal(f"{here}; start workers of one kind, or add --device cpu")
+        run.auto = os.environ.get(artifacts.PRECISION, "")
+        artifacts.alone(run.stage_folder(run.stage, run.seed, run.machine if run.stage.per_machine else ""))
+    elif run.cfg.device == "auto":  # by hand
+        _as_computed(run)
+    torch.set_num_threads(1)  # two spinning threads on two busy cores are ten times slower than one
+    threadpoolctl.threadpool_limits(1)  # numpy's too: a notebook opened by hand computes what a study computes
+    return run

@@ -1,0 +1,1 @@
+"""Figures, tables, players and widgets."""

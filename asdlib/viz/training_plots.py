@@ -1,0 +1,220 @@
+"""Figures of trained models: how training went, whether the VAE lives, what its latent space knows.
+
+Same rules as `asdlib.viz.plots`: plain tables in, one `Plot` out, nothing kept; no colour carries meaning alone; units on every axis.
+Sources: METHOD 3.4, 3.9.  Notebooks: 02_preprocessing, 05_oevae, 07_latents.
+"""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import NullFormatter
+
+from asdlib import errors
+from asdlib.viz import plots
+from asdlib.viz.plots import BELOW, BLACK, BLUE, CHANCE, DOMAIN_COLOURS, GREEN, GREY, KINDS, ORANGE, PURPLE, SKY, STYLE, VERMILION, Plot
+
+MARKERS = ("o", "s", "^", "D", "P", "v", "X", "*")
+PARTS = {"z_d": (ORANGE, "////"), "z_c": (SKY, "")}
+SPACES = {"embedding": (GREY, ".."), "z_d": PARTS["z_d"], "z_c": PARTS["z_c"]}
+
+
+def _integer_epochs(axes) -> None:
+    for axis in axes:
+        axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _grid(machines: list[str], height: float, label: str, alt: str, vector: bool = True):
+    """A figure and one axis per machine, at most four side by side; `label` of the y axes stands once in each row."""
+    columns = min(len(machines), 4)
+    rows = -(-len(machines) // columns)
+    figure, axes = plots.panels(rows, columns, 0.5 + (height - 0.5) * rows, alt, vector=vector)
+    for spare in axes.ravel()[len(machines) :]:
+        spare.set_visible(False)
+    for first in axes[:, 0]:
+        first.set_ylabel(label)
+    return figure, axes.ravel()[: len(machines)]
+
+
+def _log(axis, **words) -> None:
+    axis.set(yscale="log", **words)
+    axis.yaxis.set(major_formatter="{x:g}", minor_formatter=NullFormatter())
+
+
+@matplotlib.rc_context(STYLE)
+def training_curves(history: pd.DataFrame, channels: tuple[int, int]) -> Plot:
+    """How one OEVAE trained: losses, separation accuracy, latent channels that move.
+
+    history : of `training.fit`: epoch, machine, kl_d, kl_c, recon, accuracy and, where clips were held out, held_out_loss,
+        held_out_accuracy, alive_d, alive_c.  channels : number of channels of z_d and z_c.  Notebook: 05_oevae
+    """
+    table = plots.some(history, "training history")
+    figure, axes = plots.panels(1, 3, 3.8, "losses, separation accuracy and moving latent channels over epochs; the numbers are printed")
+    looks = {"machine": (VERMILION, "-", "o", "binary (Eq. 2)"), "held_out_loss": (VERMILION, ":", "s", "binary, held out"),
+             "kl_d": (ORANGE, "--", "^", "KL of z_d"), "kl_c": (BLUE, "-.", "v", "KL of z_c"), "recon": (GREEN, (0, (6, 2)), "D", "reconstruction"),
+             "attribute": (PURPLE, (0, (1, 1)), "P", "attribute head")}  # fmt: skip
+    for name, (colour, line, marker, label) in looks.items():
+        if name in table:
+            axes[0, 0].plot(table["epoch"], table[name].clip(lower=1e-6), marker, color=colour, ls=line, ms=4, label=label)
+    _log(axes[0, 0], title="losses (nats; squared units)")
+    for name, line, marker, label in (("accuracy", "-", "o", "training batches"), ("held_out_accuracy", ":", "s", "held-out clips")):
+        if name in table:
+            axes[0, 1].plot(table["epoch"], table[name], marker, color=BLUE, ls=line, ms=4, label=label)
+    axes[0, 1].axhline(0.5, **CHANCE)
+    axes[0, 1].set(title="separation accuracy", ylim=(0.4, 1.03))
+    for name, total, part in (("alive_d", channels[0], "z_d"), ("alive_c", channels[1], "z_c")):
+        if name in table:
+            colour, marker = PARTS[part][0], {"z_d": "^", "z_c": "v"}[part]
+            axes[0, 2].plot(table["epoch"], table[name] / total, marker, color=colour, ls="-", ms=4, label=f"{part}, of {total}")
+    axes[0, 2].set(title="share of channels that move", ylim=(-0.03, 1.03))
+    _integer_epochs(axes[0])
+    for axis in axes[0]:
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)  # below: curves may be anywhere above
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def kl_channels(channels: pd.DataFrame, title: str = "") -> Plot:
+    """KL of every latent channel, and below how much its mean moves; dashed: the limit under which a channel is dead.
+
+    channels : channel, part, kl (nats), variance, alive.  Notebook: 05_oevae
+    """
+    plots.some(channels, "latent channels")
+    alt = f"KL and variance of {len(channels)} latent channels {title}; {int(channels['alive'].sum())} are alive"
+    figure, axes = plots.panels(2, 1, 3.8, alt, share="x")
+    for part, rows in channels.groupby("part", sort=False):
+        colour, hatch = PARTS[part]
+        for axis, column in zip(axes[:, 0], ("kl", "variance"), strict=True):
+            axis.bar(rows["channel"], np.maximum(rows[column], 1e-7), color=colour, hatch=hatch, ec=BLACK, lw=0.3, label=part)
+    _log(axes[0, 0], ylabel="KL (nats)", title=title)
+    _log(axes[1, 0], ylabel="variance of μ", xlabel="latent channel")
+    axes[1, 0].axhline(0.01, color=BLACK, ls="--", lw=1)
+    figure.legend(handles=[Patch(fc=c, hatch=h, ec=BLACK, label=p) for p, (c, h) in PARTS.items()], **BELOW)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def tie(latents: pd.DataFrame) -> Plot:
+    """z_d against the condition: each normal clip's mean over the channels of z_d, beside the prior mean that it was tied to.
+
+    latents : machine, v, prior, z_d (mean over channels), domain, trained.  Notebook: 07_latents
+    """
+    machines = list(plots.some(latents, "latents")["machine"].unique())
+    figure, axes = _grid(machines, 3.2, "z_d, mean over its channels", f"z_d over the condition v of {', '.join(machines)}; R² is in the table")
+    for axis, machine in zip(axes, machines, strict=True):
+        part = latents[(latents["machine"] == machine) & latents["v"].notna()]
+        line = part[["v", "prior"]].drop_duplicates().sort_values("v")
+        axis.plot(line["v"], line["prior"], color=BLACK, lw=1, ls="--")
+        for (domain, trained), rows in part.groupby(["domain", "trained"]):
+            look = {"marker": {"source": "o", "target": "s"}.get(domain, "D"), "s": 16, "alpha": 0.6, "lw": 0.8}
+            fill = "none" if trained else DOMAIN_COLOURS[domain]
+            axis.scatter(rows["v"], rows["z_d"], facecolors=fill, edgecolors=DOMAIN_COLOURS[domain], **look)
+        axis.set(title=machine, xlabel="condition v")
+        if part.empty:
+            plots.note(axis, 0.5, 0.5, "no v", axis.transAxes, ha="center")
+    looks = [(f"{domain}, {kind}", marker, DOMAIN_COLOURS[domain], fill) for domain, marker in (("source", "o"), ("target", "s"))
+             for kind, fill in (("new", DOMAIN_COLOURS[domain]), ("trained on", "none"))]  # fmt: skip
+    handles = [Line2D([], [], ls="", marker=m, mfc=fill, mec=colour, label=label) for label, m, colour, fill in looks]
+    figure.legend(handles=[*handles, Line2D([], [], color=BLACK, ls="--", label="prior mean k·v")], **BELOW)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def knowledge(measures: pd.DataFrame, of: str) -> Plot:
+    """How well a classifier reads v or the domain from each space, against chance (a line per group).
+
+    measures : machine, space, of, measure, value, chance.  of : "v" or "domain".  Notebook: 07_latents
+    """
+    table = plots.some(measures[(measures["of"] == of) & (measures["measure"] == "balanced accuracy")], "measures")
+    machines = list(table["machine"].unique())
+    figure, axes = plots.panels(1, 1, 2.9, f"balanced accuracy of reading {of} from {', '.join(SPACES)}; the numbers are in the table", 7.0)
+    for i, (space, (colour, hatch)) in enumerate(SPACES.items()):
+        rows = table[table["space"] == space].set_index("machine").reindex(machines)
+        place = np.arange(len(machines)) + 0.26 * (i - 1)
+        axes[0, 0].bar(place, rows["value"].fillna(0), 0.24, color=colour, hatch=hatch, ec=BLACK, lw=0.4)
+    for x, machine in enumerate(machines):
+        rows = table[table["machine"] == machine]
+        axes[0, 0].plot([x - 0.42, x + 0.42], [rows["chance"].iloc[0]] * 2, **CHANCE)
+        if rows["value"].isna().all():
+            plots.note(axes[0, 0], x, 0.5, "not available", axes[0, 0].transData, ha="center")
+    slanted = {"rotation": 30, "ha": "right"} if len(machines) > 6 else {}
+    axes[0, 0].set_xticks(range(len(machines)), machines, **slanted)
+    axes[0, 0].set(ylim=(0, 1.03), ylabel=f"balanced accuracy, {of}")
+    handles = [Patch(fc=c, hatch=h, ec=BLACK, label=s) for s, (c, h) in SPACES.items()]
+    figure.legend(handles=[*handles, Line2D([], [], label="chance", **CHANCE)], **BELOW)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def traversal(table: pd.DataFrame) -> Plot:
+    """Where the decoder lands when z_d is turned through v: the v of the nearest training segments, with quartiles.
+
+    table : machine, set, found, low, high (all in units of v).  Notebook: 07_latents
+    """
+    machines = list(plots.some(table, "traversal")["machine"].unique())
+    figure, axes = _grid(machines, 3.1, "v of the nearest training segment", f"condition found over condition set of {', '.join(machines)}")
+    for axis, machine in zip(axes, machines, strict=True):
+        rows = table[table["machine"] == machine].sort_values("set")
+        ends = [rows["set"].min(), rows["set"].max()]
+        axis.plot(ends, ends, **CHANCE)
+        axis.fill_between(rows["set"], rows["low"], rows["high"], color=BLUE, alpha=0.2, lw=0)
+        axis.plot(rows["set"], rows["found"], "o-", color=BLUE, ms=4)
+        axis.set(title=machine, xlabel="v set in z_d")
+    handles = [Line2D([], [], color=BLUE, marker="o", ms=4, label="found, with quartiles"), Line2D([], [], label="as set", **CHANCE)]
+    figure.legend(handles=handles, **BELOW)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def by_condition(scores: pd.DataFrame, label: str = "α") -> Plot:
+    """A score of each test clip over its condition, by label: a detector that is free of the condition has level normals.
+
+    scores : machine, v, score, label, domain.  label : of the score, with its unit.  Notebook: 07_latents
+    """
+    machines = list(plots.some(scores, "scores")["machine"].unique())
+    figure, axes = _grid(machines, 3.2, label, f"{label} over the condition of {', '.join(machines)}", vector=False)
+    rng = np.random.default_rng(0)  # only moves points apart
+    for axis, machine in zip(axes, machines, strict=True):
+        part = scores[(scores["machine"] == machine) & scores["v"].notna()]
+        values = np.unique(part["v"])
+        apart = 0.12 * (np.diff(values).min() if len(values) > 1 else 1.0)
+        for kind, rows in part.groupby("label", sort=False):
+            colour, _, marker = KINDS[kind]
+            axis.scatter(rows["v"] + rng.uniform(-apart, apart, len(rows)), rows["score"], s=15, c=colour, marker=marker, alpha=0.5, lw=0, label=kind)
+        middle = part[part["label"] == "normal"].groupby("v")["score"].median()
+        axis.plot(middle.index, middle, "_", color=BLACK, ms=14, mew=2)
+        axis.set(title=machine, xlabel="condition v")
+    handles = [Line2D([], [], ls="", marker=KINDS[k][2], color=KINDS[k][0], label=k) for k in dict.fromkeys(scores["label"])]
+    figure.legend(handles=[*handles, Line2D([], [], ls="", marker="_", ms=12, mew=2, color=BLACK, label="median of normals")], **BELOW)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def interpolation(points: np.ndarray, domain: np.ndarray, new: np.ndarray, title: str = "") -> Plot:
+    """Items in two dimensions by domain, and the synthetic ones among them.
+
+    points : float (n, 2); domain : (n,); new : float (m, 2), synthetic items in the same two dimensions.  Notebook: 02_preprocessing
+    raises : errors.Refusal for other shapes
+    """
+    if points.ndim != 2 or points.shape[1] != 2 or new.shape[1:] != (2,):
+        raise errors.Refusal(f"points of shapes {points.shape} and {new.shape} came, expected (n, 2) and (m, 2)")
+    figure, axes = plots.panels(1, 1, 3.6, f"{len(points)} items and {len(new)} synthetic ones {title}", 6.4)
+    for name, marker in (("source", "o"), ("target", "s"), ("unknown", "D")):
+        rows = points[domain == name]
+        if len(rows):
+            axes[0, 0].scatter(*rows.T, s=22, c=DOMAIN_COLOURS[name], marker=marker, alpha=0.6, lw=0, label=name)
+    axes[0, 0].scatter(*new.T, s=34, c=VERMILION, marker="x", lw=1.2, label="SMOTE")
+    axes[0, 0].set(title=title, xlabel="first principal component", ylabel="second")
+    axes[0, 0].legend()
+    return figure
+
+
+MODEL_PLOTS = {
+    "training_curves": training_curves, "kl_channels": kl_channels, "tie": tie, "knowledge": knowledge, "traversal": traversal,
+    "by_condition": by_condition, "interpolation": interpolation,
+}  # fmt: skip

@@ -1,1 +1,0 @@
-"""Views of the models in `asdlib.explore`: controls and inline SVG for JupyterLab, and the same as static HTML for reports (METHOD 8.5)."""

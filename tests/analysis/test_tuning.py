@@ -1,0 +1,285 @@
+"""The tuner's models: a tick equals the study's own scores and scikit-learn, the sweep equals ticks, rules see what they may see."""
+
+import dataclasses
+import time
+
+import numpy as np
+import oracle
+import pandas as pd
+import pytest
+import traitlets
+
+from asdlib import errors
+from asdlib.analysis import sweep, tuning
+from asdlib.analysis.tuning import Choice
+from asdlib.evaluation import metrics
+from asdlib.scoring import fusion
+from asdlib.studies import config
+from asdlib.viz.widgets.tuner_model import Tuner
+
+COMPONENTS = ("alpha", "alpha_k1", "alpha_k5", "alpha_kl", "beta", "beta_k1", "beta_k2", "beta_k4")
+CFG = config.Study(name="tried", oevae=config.OEVAE(k_scales=(1.0, 5.0)), metrics=config.Metrics(bootstrap=20))
+
+
+def scored(machines=3, seeds=(0,), classifier=True, shift=0.4, step=0.25, labels=True, source=25, target=6):
+    """Scores in steps, so that many are tied; machines of different sizes; anomalies and target clips lie higher."""
+    rng, rows = np.random.default_rng(5), []
+    systems = [("oevae", name) for name in COMPONENTS] + [("classifier", "score")] * classifier
+    for m in range(machines):
+        plan = [("train", "source", "normal", source), ("train", "target", "normal", target)]
+        plan += [("test", d, kind, 8 + m) for d in ("source", "target") for kind in ("normal", "anomaly")]
+        for (split, domain, kind, n), (number, (system, component)) in [(a, b) for a in plan for b in enumerate(systems)]:
+            for seed in seeds:
+                score = rng.normal(size=n) * (1 + number) + (kind == "anomaly") + shift * (domain == "target") + 5 * number
+                clips = [f"m{m}/{split}/{domain}_{kind}_{i:03}" for i in range(n)]
+                told = kind if split == "train" or labels else "unlabelled"
+                table = pd.DataFrame({"clip": clips, "score": np.round(score / step) * step, "system": system, "component": component, "seed": seed})
+                rows.append(table.assign(machine=f"m{m}", section="00", split=split, domain=domain, label=told))
+    return pd.concat(rows, ignore_index=True)[list(errors.SCORE_COLUMNS)]
+
+
+def study_scores(scores, cfg, choice, found):
+    """The score table as the study would make it with these settings: other components under the names of the chosen ones."""
+    names = {"alpha": {"5 (trained)": "alpha", "1 (refitted)": "alpha_k1", "5 (refitted)": "alpha_k5"}[choice.prior], "beta": f"beta_k{choice.k}"}
+    if choice.k == cfg.oevae.neighbours:
+        names["beta"] = "beta"
+    own = [scores[(scores["system"] == "oevae") & (scores["component"] == name)].assign(component=part) for part, name in names.items()]
+    settings = dataclasses.replace(cfg.fusion, omega=choice.omega, eta=choice.eta)
+    table = fusion.systems(pd.concat([*own, scores[scores["system"] == "classifier"]]), settings)
+    several = table["seed"].nunique() > 1
+    table = fusion.seed_ensembles(table, settings.normalise) if several else table
+    return table, (lambda system: system + fusion.SEEDS if several else system)
+
+
+@pytest.mark.parametrize("mode", list(fusion.MODES))
+@pytest.mark.parametrize("seeds", [(0,), (0, 3)])
+def test_a_tick_is_the_score_of_the_study_and_equals_scikit_learn(mode, seeds):
+    cfg = dataclasses.replace(CFG, fusion=config.Fusion(normalise=mode), seeds=seeds)
+    scores, rng = scored(seeds=seeds), np.random.default_rng(1)
+    found = tuning.from_scores(scores, cfg)
+    for _ in range(5 if mode == "zscore" else 1):
+        omega, eta = (float(value) for value in rng.choice([0.0, 1.0, *rng.random(4)], 2))
+        choice = Choice(omega, eta, int(rng.choice(list(found.betas))), str(rng.choice(list(found.alphas))))
+        table, name = study_scores(scores, cfg, choice, found)
+        for system in tuning.SYSTEMS:
+            tick = found.point(system, choice)
+            final = found.final(system, choice).test
+            for i, machine in enumerate(found.machines):
+                rows = table[(table["system"] == name(system)) & (table["component"] == "score") & (table["machine"] == machine)]
+                rows = rows[rows["split"] == "test"].sort_values("clip")
+                np.testing.assert_allclose(final[i, : len(rows)], rows["score"], rtol=1e-12, atol=1e-12)
+                slow = oracle.official_metrics(list(final[i, : len(rows)]), list(rows["domain"]), list(rows["label"]))
+                np.testing.assert_allclose(tick[i], [*slow, oracle.harmonic_mean(slow)], rtol=0, atol=1e-12)
+            every = [value for row in tick[:-1] for value in row[:3]]
+            assert tick[-1, 3] == pytest.approx(oracle.harmonic_mean(every), abs=1e-12)
+
+
+def test_ties_are_there_and_count_half():
+    found = tuning.from_scores(scored(step=2.0), CFG)
+    final = found.final("oevae", Choice(0.0, 0.5, 1, "5 (trained)")).test[0]
+    assert len(np.unique(final)) < len(final) / 2
+
+
+@pytest.fixture(scope="module")
+def tuner():
+    found = tuning.from_scores(scored(), CFG)
+    return Tuner(found, sweep.make(found, 0))
+
+
+def test_the_sweep_holds_what_a_tick_computes(tuner):
+    found, points, rng = tuner.parts, tuner.sweep, np.random.default_rng(2)
+    for _ in range(20):
+        slot, p, j, w = (int(rng.integers(n)) for n in points.areas.shape[:4])
+        eta = float(points.etas[slot - 1]) if slot else 0.5
+        choice = Choice(float(points.omegas[w]), eta, list(found.betas)[j], list(found.alphas)[p])
+        np.testing.assert_allclose(found.table(points.areas[slot, p, j, w]), found.point("ensemble" if slot else "oevae", choice), atol=1e-12)
+        if w % sweep.EVERY == 0:
+            slow = sweep.domain_mismatch(found, found.final("ensemble" if slot else "oevae", choice).train)
+            assert points.mismatch[slot, p, j, w // sweep.EVERY] == pytest.approx(float(slow), abs=1e-12)
+
+
+def test_curves_pass_through_the_point_and_lie_in_their_bands(tuner):
+    for eta in (0.5, 0.37):  # in the sweep, and made at once
+        tuner.choose(Choice(0.4, eta, 2, "1 (refitted)"))
+        curves, (omegas, bands) = tuner.curves(), tuner.bands()
+        at = int(np.argmin(abs(tuner.sweep.omegas - 0.4)))
+        np.testing.assert_allclose(curves[at], tuner.table(), atol=1e-12)
+        assert (bands[:, 0] <= curves[:: sweep.EVERY] + 0.1).all() and (bands[:, 1] >= curves[:: sweep.EVERY] - 0.1).all()
+        np.testing.assert_allclose(tuner.interval(), bands[int(np.argmin(abs(omegas - 0.4)))], atol=1e-12)
+    values, eta = tuner.map()
+    assert eta == pytest.approx(0.4) and values.shape == (3, 3, 51)
+
+
+def test_bands_are_those_of_the_resamples_written_out(tuner):
+    found, test = tuner.parts, tuner.parts.final("oevae", tuner.parts.default).test
+    weights = sweep.resamples(found, 0)
+    boots = sweep.replicates(found, test, weights)
+    for b in (0, 7):
+        for i in range(len(found.machines)):
+            n = len(found.domain[i])
+            slow = oracle.resampled_metrics(list(test[i, :n]), list(found.domain[i]), list(found.label[i]), weights[i][b])
+            np.testing.assert_allclose(boots[b, i, :3], slow, atol=1e-12)
+    np.testing.assert_allclose(sweep.band(found, test[None], weights)[0], np.quantile(boots, [0.025, 0.975], axis=0))
+
+
+def test_domain_mismatch_is_the_auc_counted_pair_by_pair():
+    found = tuning.from_scores(scored(machines=2), CFG)
+    train = found.final("oevae", found.default).train
+    slow = [abs(2 * oracle.pair_auc(train[i, : len(t)][~t], train[i, : len(t)][t]) - 1) for i, t in enumerate(found.target)]
+    assert float(sweep.domain_mismatch(found, train)) == pytest.approx(np.mean(slow), abs=1e-12)
+
+
+def test_the_default_point_is_the_row_of_metrics_csv():
+    scores = scored(machines=2, seeds=(0, 1))
+    cfg = dataclasses.replace(CFG, seeds=(0, 1))
+    table = fusion.seed_ensembles(fusion.systems(scores, cfg.fusion), cfg.fusion.normalise)
+    own = metrics.table(table[table["system"] == "ensemble_seeds"], cfg.metrics, 0)
+    found = tuning.from_scores(scores, cfg)
+    np.testing.assert_allclose(found.point("ensemble", found.default).ravel(), own["value"], atol=1e-12)
+
+
+# ---------------------------------------------------------------- rules
+
+
+def test_the_training_rule_never_sees_a_test_clip():
+    """Other test scores and other labels: the same choice. This is what makes it usable for a claim."""
+    scores = scored(shift=2.0, target=20, source=60)
+    other = scores.copy()
+    test = other["split"] == "test"
+    other.loc[test, "score"] = np.random.default_rng(0).normal(size=test.sum())
+    chosen = []
+    for table in (scores, other):
+        found = tuning.from_scores(table, CFG)
+        rules = sweep.rules(found, sweep.make(found, 0), 0)
+        chosen.append(rules)
+    assert chosen[0]["training"] == chosen[1]["training"] and chosen[0]["oracle"].choice != chosen[1]["oracle"].choice
+
+
+def test_the_training_rule_leaves_the_default_only_for_more_than_chance():
+    kept = tuning.from_scores(scored(shift=0.0, target=3), CFG)
+    rule = sweep.rules(kept, sweep.make(kept, 0), 0)["training"]
+    assert rule.choice == kept.default and "not more than chance" in rule.why
+    scores = scored(shift=0.0, target=25, source=60)  # one part alone tells the domains apart
+    scores.loc[(scores["component"] == "alpha") & (scores["domain"] == "target"), "score"] += 6
+    moved = tuning.from_scores(scores, CFG)
+    rule = sweep.rules(moved, sweep.make(moved, 0), 0)["training"]
+    assert rule.choice != moved.default and (rule.choice.omega < 0.5 or rule.choice.prior != moved.default.prior or rule.choice.eta < 0.5)
+
+
+def test_the_oracle_is_the_best_point_there_is(tuner):
+    best = tuner.rules["oracle"].choice
+    reached = tuner.parts.point("ensemble", best)[-1, 3]
+    assert reached == pytest.approx(np.nanmax(sweep.quality(tuner.parts, tuner.sweep)[1:]), abs=1e-12)
+    assert "oracle, not a claim" in sweep.named("oracle")
+
+
+def test_what_a_rule_gains_is_paired(tuner):
+    gained = tuner.reached(tuner.rules["oracle"].choice)
+    np.testing.assert_array_equal(tuner.reached(tuner.parts.default)[1], 0)
+    assert gained[1, 0] == pytest.approx(gained[0, 0] - tuner.reached(tuner.parts.default)[0, 0], abs=1e-12) and gained[1, 1] <= gained[1, 2]
+
+
+# ---------------------------------------------------------------- what is missing
+
+
+def test_a_study_without_classifier_tunes_oevae_alone():
+    found = tuning.from_scores(scored(classifier=False), CFG)
+    points = sweep.make(found, 0)
+    tuner = Tuner(found, points)
+    assert found.systems == ("oevae",) and points.areas.shape[0] == 1 and len(points.etas) == 0
+    assert tuner.rules["oracle"].choice.eta == CFG.fusion.eta and np.isfinite(tuner.table()).all() and tuner.map()[1] is None
+
+
+def test_a_study_without_oevae_is_refused():
+    scores = scored()
+    with pytest.raises(errors.Refusal, match=r"study tried has no scores of oevae.*add oevae to systems"):
+        tuning.from_scores(scores[scores["system"] == "classifier"], CFG)
+
+
+def test_refits_and_neighbours_that_were_not_computed_are_not_offered():
+    scores = scored()
+    found = tuning.from_scores(scores[~scores["component"].isin(["alpha_k1", "alpha_k5", "beta_k4"])], CFG)
+    assert list(found.alphas) == ["5 (trained)"] and list(found.betas) == [1, 2]
+
+
+def test_without_labels_only_the_oracle_is_missing():
+    found = tuning.from_scores(scored(labels=False), CFG)
+    tuner = Tuner(found, sweep.make(found, 0))
+    assert np.isnan(tuner.table()).all() and tuner.rules["oracle"].choice is None and tuner.rules["training"].choice and np.isnan(tuner.worth)
+
+
+def test_seeds_that_scored_other_clips_are_refused():
+    scores = scored(seeds=(0, 1))
+    with pytest.raises(errors.Refusal, match="the seeds did not score the same clips"):
+        tuning.from_scores(scores[~((scores["seed"] == 1) & (scores["clip"] == scores["clip"].iloc[0]))], CFG)
+
+
+# ---------------------------------------------------------------- the tuner
+
+
+def test_values_out_of_range_are_refused(tuner):
+    with pytest.raises(traitlets.TraitError):
+        tuner.omega = 1.5
+    with pytest.raises(errors.Refusal, match=r"k: got 3, expected one of 1, 2, 4"):
+        tuner.k = 3
+    with pytest.raises(errors.Refusal, match="prior: got '7', expected one of"):
+        tuner.prior = "7"
+
+
+def test_the_file_can_be_included_by_any_study(tuner, tmp_path):
+    tuner.choose(Choice(0.62, 0.35, 2, "1 (refitted)"))
+    tuner.save(tmp_path / "tuned.toml")
+    text = (tmp_path / "tuned.toml").read_text()
+    assert text.startswith("# chosen by hand, in sight of test labels: not a claim; written by a person\n")
+    cfg = config.load("demo", [f"include=['{tmp_path}/tuned.toml']"])
+    assert (cfg.fusion.omega, cfg.fusion.eta, cfg.oevae.neighbours, cfg.oevae.condition.k_scale) == (0.62, 0.35, 2, 1.0)
+
+
+def test_a_batch_run_keeps_what_a_person_wrote(tuner, tmp_path):
+    path = tmp_path / "tuned.toml"
+    tuner.choose(Choice(0.62, 0.35, 2, "1 (refitted)"))
+    assert "is included by this study" in tuner.keep(path, (str(path),)) and not path.exists()
+    assert "holds the fixed default" in tuner.keep(path) and "omega = 0.5" in path.read_text() and "written by a batch run" in path.read_text()
+    assert tuner.choice == Choice(0.62, 0.35, 2, "1 (refitted)")
+    tuner.save(path)
+    mine = path.read_text()
+    assert "was written by a person and stays" in tuner.keep(path) and path.read_text() == mine
+
+
+def test_the_sweep_is_found_again_and_made_anew_for_other_scores(tmp_path):
+    scores = scored(machines=2)
+    found = tuning.from_scores(scores, CFG)
+    first = sweep.open_sweep(tmp_path, found, 0)
+    again = sweep.open_sweep(tmp_path, found, 0)
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, again, strict=True)) and len(list(tmp_path.iterdir())) == 1
+    scores.loc[0, "score"] += 1
+    sweep.open_sweep(tmp_path, tuning.from_scores(scores, CFG), 0)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_one_tick_is_cheap():
+    """Prints what a tick costs at the size of the challenge; fails only where it is far out (a busy machine is slow)."""
+    rng = np.random.default_rng(0)
+    domain, label = np.repeat(["source", "target", "source", "target"], 50), np.repeat(["normal", "anomaly"], 100)
+    split = tuning.Split(rng.normal(size=(7, 1, 200)), rng.normal(size=(7, 1, 1000)))
+    target, code = np.arange(1000) >= 990, np.tile(tuning.roc.clip_codes(domain, label), (7, 1))
+    names = tuple(f"m{i}" for i in range(7))
+    default = Choice(0.5, 0.5, 1, "5")
+    found = tuning.Parts(
+        names, {"5": split}, {1: split}, split, [domain] * 7, [label] * 7, [target] * 7, code, "zscore", CFG.metrics, default, {"5": 5.0}
+    )
+    spent = []
+    for omega in np.linspace(0, 1, 60):
+        began = time.perf_counter()
+        found.point("ensemble", default._replace(omega=float(omega)))
+        spent.append(1e3 * (time.perf_counter() - began))
+    print(f"one tick of 7 machines × 200 clips: {np.median(spent):.2f} ms")
+    assert np.median(spent) < 20
+
+
+def test_a_rule_that_points_the_wrong_way_is_not_recommended(tuner):
+    before = tuner.worth
+    for value, words in ((-0.85, "do not follow it"), (0.8, "points towards better detection"), (float("nan"), "no telling")):
+        tuner.worth = value
+        assert words in tuner.verdict()
+    tuner.worth = before

@@ -1,0 +1,193 @@
+"""Recordings as people have them become a machine: what they are is read, never guessed; nothing existing is changed."""
+
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from asdlib import cli, errors
+from asdlib.data import importer, index
+from asdlib.data.store import open_store
+from asdlib.studies import config
+
+
+def sound(path, seconds=1.5, rate=16000, channels=1, hz=440.0, **how):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    t = np.arange(round(seconds * rate)) / rate
+    wave = 0.1 * np.sin(2 * np.pi * hz * t)[:, None] * (1 + np.arange(channels))
+    soundfile.write(path, wave[:, 0] if channels == 1 else wave, rate, **how)
+    return path
+
+
+@pytest.fixture
+def pump(tmp_path):
+    """Folders as the issue names them, in three formats."""
+    folder = tmp_path / "pump recordings"
+    for i in range(3):
+        sound(folder / "normal" / f"monday {i}.wav", hz=400 + i)
+    sound(folder / "normal" / "stereo.flac", 2.0, 44100, 2)
+    sound(folder / "test" / "normal" / "tuesday.ogg", 2.0, 22050)
+    sound(folder / "test" / "anomaly" / "bearing.wav", 2.0, 48000, 8)
+    return folder
+
+
+def read(folder):
+    table, problems = index.index([folder.parent])
+    return table[table["machine"] == folder.name], problems
+
+
+def test_plain_folders_become_a_machine_that_studies_read(pump, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in pump.rglob("*")}
+    done = importer.import_machine([pump], tmp_path / "root", "pump")
+    table, problems = read(done.folder)
+    assert len(problems) == 0 and len(done.problems) == 0
+    counts = table.groupby(["split", "label", "domain"]).size().to_dict()
+    assert counts == {("train", "normal", "source"): 4, ("test", "normal", "source"): 1, ("test", "anomaly", "source"): 1}
+    store = open_store(table, problems, tmp_path / "store", config.Data())  # 16 kHz, one channel, without any resampling
+    assert sorted(store.clips["seconds"]) == pytest.approx([1.5, 1.5, 1.5, 2.0, 2.0, 2.0], abs=0.01)
+    made = done.clips.set_index("source")["made"]
+    assert (made[made.index.str.contains("monday")] == "linked").all() and made[str(pump / "normal" / "stereo.flac")] == "decoded"
+    assert before == {path: path.stat().st_mtime_ns for path in pump.rglob("*")}
+    told = done.text()
+    assert "train normal     source      4 clips of 1.5-2 s" in told and "3 linked" in told and "3 decoded" in told
+
+
+def test_a_converted_clip_is_the_sound_of_the_channel_asked_for(tmp_path):
+    source = sound(tmp_path / "in" / "normal" / "a.wav", 2.0, 48000, 4, hz=1000.0)
+    done = importer.import_machine([source.parent.parent], tmp_path / "root", "m", channel=2)
+    wave, rate = soundfile.read(done.folder / done.clips["file"][0])
+    spectrum = np.abs(np.fft.rfft(wave))
+    assert rate == 16000 and wave.ndim == 1 and np.argmax(spectrum) / 2.0 == pytest.approx(1000.0)
+    assert np.abs(wave[2000:-2000]).max() == pytest.approx(0.3, rel=0.02)  # the third channel is three times the first
+
+
+def test_a_csv_says_labels_domains_and_attributes(tmp_path):
+    for name in ("a", "b", "c", "d", "e"):
+        sound(tmp_path / "rec" / f"{name}.wav", hz=300 + ord(name))
+    rows = ["path;label;domain;split;speed;oil", "rec/a.wav;normal;source;;8;thin_1", "rec/b.wav;normal;target;train;12;",
+            "rec/c.wav;anomaly;target;;8;thick", "rec/d.wav;;;;;", "rec/e.wav;normal;;test;8;"]  # fmt: skip
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    done = importer.import_machine([tmp_path / "list.csv"], tmp_path / "root", "saw")
+    table, problems = read(done.folder)
+    assert len(problems) == 0
+    facts = {tuple(row) for row in table[["split", "label", "domain", "attr_speed", "attr_oil"]].to_numpy()}
+    assert facts == {("train", "normal", "source", "8", "thin_1"), ("train", "normal", "target", "12", ""),
+                     ("test", "anomaly", "target", "8", "thick"), ("test", "unlabelled", "unknown", "", ""),
+                     ("test", "normal", "source", "8", "")}  # fmt: skip
+    assert "attribute speed: 8, 12" in done.text()
+
+
+def test_challenge_names_keep_their_facts_wherever_they_lie(tmp_path):
+    machine = tmp_path / "in" / "fan"
+    sound(machine / "train" / "section_00_target_train_normal_0003_vel_4_m-n_X.wav")
+    sound(machine / "test" / "section_00_source_test_anomaly_0000_vel_8_m-n_X.wav")
+    sound(machine / "supplemental" / "noise.wav")
+    sound(tmp_path / "in" / "old_section_01_source_train_normal_0705_vel_12.wav")
+    done = importer.import_machine([tmp_path / "in"], tmp_path / "root", "own")
+    table, _ = read(done.folder)
+    facts = {tuple(row) for row in table[["split", "label", "domain", "attr_vel", "attr_m-n"]].to_numpy()}
+    expected = {("train", "normal", "target", "4", "X"), ("test", "anomaly", "source", "8", "X"), ("train", "normal", "source", "12", "")}
+    assert facts == expected
+    assert done.problems["path"].str.endswith("noise.wav").tolist() == [True]
+
+
+def test_loose_recordings_are_read_by_their_words_and_the_silent_ones_are_told(tmp_path):
+    for name in ("car_normal_7", "car_anomaly_8", "car_9"):
+        sound(tmp_path / "loose" / f"{name}.wav", hz=100 + len(name))
+    done = importer.import_machine([tmp_path / "loose"], tmp_path / "root", "car")
+    said = done.clips.set_index("source")[["split", "label", "said"]].T.to_dict("list")
+    assert said == {str(tmp_path / "loose" / name): facts for name, facts in {
+        "car_normal_7.wav": ["train", "normal", "names"], "car_anomaly_8.wav": ["test", "anomaly", "names"],
+        "car_9.wav": ["train", "normal", "nothing"]}.items()}  # fmt: skip
+    assert "nothing says what 1 of them are" in done.text() and "car_9.wav" in done.text()
+
+
+def test_long_recordings_are_cut_and_no_sample_stands_twice(tmp_path):
+    rng = np.random.default_rng(0)
+    long = rng.normal(0, 0.1, 16000 * 11)
+    (tmp_path / "normal").mkdir()
+    soundfile.write(tmp_path / "normal" / "long.wav", long, 16000, subtype="PCM_16")
+    sound(tmp_path / "normal" / "short.wav", 2.0)
+    done = importer.import_machine([tmp_path / "normal"], tmp_path / "root", "m", clip_seconds=4.0)
+    cut = done.clips[done.clips["made"] == "cut"]
+    assert cut[["start_s", "seconds"]].to_numpy().tolist() == [[0, 4], [4, 4], [8, 3]]  # a rest of three quarters is a clip
+    joined = np.concatenate([soundfile.read(done.folder / name, dtype="int16")[0] for name in cut["file"]])
+    np.testing.assert_array_equal(joined, soundfile.read(tmp_path / "normal" / "long.wav", dtype="int16")[0])
+    again = importer.import_machine([tmp_path / "normal"], tmp_path / "root", "m2", clip_seconds=10.0)
+    assert again.clips["seconds"].tolist() == [10.0, 2.0]  # a rest of a tenth is not
+    assert "clips cut from one recording resemble each other" in done.text()
+
+
+def test_what_cannot_be_used_is_left_out_and_told(pump, tmp_path):
+    (pump / "normal" / "torn.wav").write_bytes((pump / "normal" / "monday 0.wav").read_bytes()[:900])
+    (pump / "normal" / "text.wav").write_text("no sound")
+    sound(pump / "normal" / "blink.wav", 0.5)
+    sound(pump / "normal" / "anomaly" / "odd.wav")
+    sound(pump / "train" / "anomaly" / "odd.wav")
+    soundfile.write(pump / "normal" / "mute.wav", np.zeros(32000), 16000)
+    done = importer.import_machine([pump], tmp_path / "root", "pump")
+    gone = {os.path.relpath(row.path, pump): row.reason for row in done.problems[done.problems["left_out"]].itertuples()}
+    assert set(gone) == {os.path.join(*parts) for parts in (("normal", "torn.wav"), ("normal", "text.wav"), ("normal", "blink.wav"),
+                                                            ("normal", "anomaly", "odd.wav"), ("train", "anomaly", "odd.wav"))}  # fmt: skip
+    assert "truncated" in gone["normal/torn.wav"] and "0.5 s, expected at least 1 s" in gone["normal/blink.wav"]
+    assert "says both anomaly and normal" in gone["normal/anomaly/odd.wav"] and "among the training ones" in gone["train/anomaly/odd.wav"]
+    assert done.problems[~done.problems["left_out"]]["reason"].str.startswith("silent").tolist() == [True]
+    listed = pd.read_csv(done.folder / "imported.csv")
+    assert listed["reason"].notna().sum() == 6 and listed["file"].notna().sum() == 7
+
+
+def test_nothing_is_overwritten_and_a_failed_import_leaves_nothing(pump, tmp_path):
+    root = tmp_path / "root"
+    importer.import_machine([pump], root, "pump", copy=True, licence="CC0")
+    assert not any(path.is_symlink() for path in root.rglob("*")) and (root / "pump" / "LICENCE.txt").read_text() == "CC0\n"
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    with pytest.raises(errors.Refusal, match="pump exists and is never overwritten; give another --machine or --root"):
+        importer.import_machine([pump], root, "pump")
+    with pytest.raises(errors.Refusal, match=r"no normal training recording in .*, expected some in a folder normal or train"):
+        importer.import_machine([pump / "test"], root, "test_only")
+    assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("file,label\na.wav,normal\n", "list.csv: columns file, label came, expected path and label"),
+        ("path,label\na.wav,perhaps\n", "says label 'perhaps', expected normal, anomaly or nothing"),
+        ("path,label\nb.wav,normal\n", "list.csv lists it, but there is no such file"),
+        ("path,label,split\na.wav,anomaly,train\n", "an anomalous recording among the training ones"),
+        ("path,label,motor speed\na.wav,normal,3\n", "attribute 'motor speed': expected a name of letters, digits and -"),
+    ],
+)
+def test_a_wrong_list_is_refused_in_words(text, words, tmp_path):
+    sound(tmp_path / "a.wav")
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(errors.Refusal, match=words):
+        importer.import_machine([tmp_path / "list.csv"], tmp_path / "root", "m")
+    assert not (tmp_path / "root" / "m").exists()
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["{tmp}/nowhere", "--machine", "m"], "nowhere: no such file or folder"),
+        (["{pump}", "--machine", "a/b"], "machine name 'a/b': expected letters, digits, - and _"),
+        (["{pump}", "--machine", "test"], "not the name of a split"),
+        (["{pump}", "--machine", "m", "--clip-seconds", "0.2"], "clips of 0.2 s were asked for, expected 1 s or more"),
+        (["{tmp}/empty", "--machine", "m"], "no usable recording in"),
+    ],
+)
+def test_the_command_refuses_in_one_sentence(words, sentence, pump, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["import", *(word.format(tmp=tmp_path, pump=pump) for word in words), "--root", str(tmp_path / "root")]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_shared_recordings_become_a_machine_in_one_command(tmp_path, capsys):
+    data = os.path.join(os.path.dirname(__file__), "..", "..", "..", "shared", "data")
+    if not os.path.isdir(data):
+        pytest.skip("no ../shared/data here")
+    assert cli.main(["import", f"{data}/loose", f"{data}/real", "--root", str(tmp_path), "--machine", "own"]) == 0
+    table, problems = read(tmp_path / "own")
+    assert (len(table), len(problems)) == (104, 0) and "next: asd run own --data-root" in capsys.readouterr().out

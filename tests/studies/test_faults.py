@@ -1,0 +1,371 @@
+"""Faults at a fixed list of points: after each, the same command ends in the scores of an unbroken run, without orphans and stray files.
+
+A study much smaller than smoke. Processes are killed by tests/faults/sitecustomize.py, which is on their path and nowhere in asdlib.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+HERE = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.faults  # many minutes: pytest -m faults, as in CI
+STUDY = """
+systems = ["baseline_knn", "baseline_mse", "baseline_mahala"]
+precision = "float32"
+synthetic = {machines = ["fan"], train_source = 8, train_target = 3, test = 3, seconds = 1.0, severity = [3.0]}
+baseline_knn = {n_mels = 32}
+autoencoder = {n_mels = 16, n_fft = 512, hop_length = 512, hidden = 8, bottleneck = 4, epochs = 3}
+metrics = {bootstrap = 20, shuffles = 10}
+report = {players = 0}
+"""
+CODE = "import sys; from asdlib.cli import main; sys.exit(main())"
+JOB, AE = "03_baseline/fan/", "03_baseline/fan/autoencoder/"
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """Kill `who` when a file is renamed to what matches `at`; from: what the home holds before (nothing | store | trained)."""
+
+    who: str
+    how: str
+    at: str
+    start: str = "store"
+    nth: int = 1
+    workers: int = 0
+
+    def __str__(self):
+        return f"{self.who} {self.how} {self.at} {self.nth}{' by workers' if self.workers else ''}"
+
+
+POINTS = [
+    Point("runner", "before", r"/data/[0-9a-f]{16}$", "nothing"),  # recordings made, not yet under their name
+    Point("runner", "torn", r"store/samples-", "nothing"),
+    Point("runner", "before", r"store/clips\.parquet$", "nothing"),
+    Point("runner", "torn", r"store/DONE\.json$", "nothing"),
+    Point("runner", "after", JOB + "BEGUN$"),
+    Point("kernel", "torn", JOB + r"baseline_knn/scores\.parquet$"),
+    Point("kernel", "after", JOB + "baseline_knn/DONE$"),
+    Point("kernel", "torn", AE + r"checkpoint.*\.pt$"),
+    Point("kernel", "after", AE + r"checkpoint.*\.pt$", nth=2),
+    Point("kernel", "torn", AE + r"weights\.safetensors$"),
+    Point("kernel", "torn", AE + r"scores\.parquet$"),
+    Point("kernel", "torn", AE + r"manifest\.json$"),
+    Point("kernel", "torn", AE + "DONE$"),
+    Point("runner", "before", JOB + r"notebook\.ipynb$"),
+    Point("runner", "torn", JOB + "DONE$"),
+    Point("runner", "after", JOB + "DONE$"),  # between stages
+    Point("runner", "torn", r"03_baseline_fan_seed0\.html$"),
+    Point("kernel", "torn", r"faults/scores\.parquet$", "trained"),
+    Point("kernel", "before", r"faults/metrics\.csv$", "trained"),
+    Point("kernel", "torn", r"omega\.png$", "trained"),
+    Point("kernel", "torn", r"report\.json$", "trained"),
+    Point("runner", "torn", r"faults/index\.html$", "trained"),
+    Point("worker", "after", JOB + "BEGUN$", workers=2),
+    Point("worker", "torn", JOB + "DONE$", workers=2),
+    Point("kernel", "after", AE + r"checkpoint.*\.pt$", workers=2),
+]
+
+
+class Home:
+    """A folder with runs/ and reports/ of the study, and the processes that work on it."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.runs, self.reports = folder, folder / "runs" / "faults", folder / "reports"
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def command(self, *words) -> list[str]:
+        return [sys.executable, "-c", CODE, "run", str(STUDY_FILE), "--home", str(self.folder), *map(str, words)]
+
+    def env(self, fault=None) -> dict:
+        path = os.pathsep.join([str(HERE / "faults"), *filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")])])
+        return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "FAULT": json.dumps(fault), "ASDLIB_TEST_HOME": str(self.folder)}
+
+    def asd(self, *words, fault=None, code="", timeout=1200):
+        command = self.command(*words)
+        command[2] = code + command[2]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=self.env(fault), cwd="/")
+
+    def alive(self) -> list[str]:
+        """Processes that were started for this home and are still there."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get("ASDLIB_TEST_HOME") == str(self.folder) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(" ".join(process.cmdline())[:200])
+        return found
+
+    def files(self) -> set[str]:
+        return {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    def scores(self) -> dict[str, pd.DataFrame]:
+        return {path.relative_to(self.runs).as_posix(): pd.read_parquet(path) for path in sorted(self.runs.rglob("scores.parquet"))}
+
+
+STUDY_FILE = Path("faults.toml")
+
+
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory):
+    """Homes of an unbroken run, at three ages: nothing, store (recordings decoded), trained (all but the report), whole."""
+    global STUDY_FILE
+    top = tmp_path_factory.mktemp("faults")
+    STUDY_FILE = top / "faults.toml"
+    STUDY_FILE.write_text(STUDY)
+    kept = {name: Home(top / name) for name in ("nothing", "store", "trained", "whole")}
+    work = Home(top / "unbroken")
+    for name, words in (("store", ["--dry-run"]), ("trained", ["--stages", "01,02,03"]), ("whole", [])):
+        done = work.asd(*words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        shutil.rmtree(kept[name].folder)
+        shutil.copytree(work.folder, kept[name].folder, symlinks=True)
+    return kept
+
+
+def start_from(homes, name, tmp_path) -> Home:
+    shutil.copytree(homes[name].folder, tmp_path / "home", symlinks=True)
+    return Home(tmp_path / "home")
+
+
+def no_orphans(home):
+    for _ in range(60):
+        if not home.alive():
+            return
+        time.sleep(0.25)
+    raise AssertionError(f"still at work: {home.alive()}")
+
+
+def ends_as_unbroken(home, homes, whole=True, words=()):
+    """The same command again: the scores of the unbroken run, its files and no others, no process left."""
+    again = home.asd(*words)
+    assert again.returncode == 0 and "Traceback" not in again.stderr, again.stdout + again.stderr
+    no_orphans(home)
+    expected = homes["whole" if whole else "trained"]
+    found, unbroken = home.scores(), expected.scores()
+    assert set(found) == set(unbroken)
+    for name, table in unbroken.items():
+        pd.testing.assert_frame_equal(found[name], table, check_exact=True)
+    assert home.files() == expected.files()
+    return again
+
+
+CASES: dict[str, Callable[[dict, Path], None]] = {}  # name: what is done, with the homes and a folder of its own
+
+
+def case(*choices):
+    """A function of (homes, tmp_path), or of (choice, homes, tmp_path) for each choice, stands among the cases."""
+
+    def register(function):
+        for choice in choices or [None]:
+            name = function.__name__ if choice is None else f"{function.__name__}[{choice}]"
+            CASES[name] = function if choice is None else functools.partial(function, choice)
+        return function
+
+    return register
+
+
+def words_for(point):
+    """Stages that a point needs; the rest is there already, or not looked at."""
+    return ["--stages", "03"] if point.start != "trained" else []
+
+
+@case(*POINTS)
+def killed_at(point, homes, tmp_path):
+    """Kill at a point, look at what was said, give the same command again, compare."""
+    home = start_from(homes, point.start, tmp_path)
+    fault = {"who": point.who, "how": point.how, "at": point.at, "nth": point.nth, "once": str(tmp_path / "struck")}
+    words = words_for(point) + (["--workers", point.workers] if point.workers else [])
+    broken = home.asd(*words, fault=fault)
+    assert (tmp_path / "struck").exists(), f"the point was never reached: {broken.stdout}{broken.stderr}"
+    if point.workers:  # a lost worker or kernel costs its job, not the run
+        assert broken.returncode == 0, broken.stdout + broken.stderr
+    elif point.who == "runner":
+        assert broken.returncode == -9
+    else:
+        assert broken.returncode == 2 and "its kernel ended from outside" in broken.stderr and "Traceback" not in broken.stderr
+    if point.start == "trained":
+        ends_as_unbroken(home, homes)
+    else:
+        again = home.asd(*words_for(point))
+        assert again.returncode == 0 and "Traceback" not in again.stderr, again.stdout + again.stderr
+        no_orphans(home)
+        for name, table in homes["trained"].scores().items():
+            pd.testing.assert_frame_equal(home.scores()[name], table, check_exact=True)
+        stray = home.files() - homes["trained"].files()
+        assert not stray and not [name for name in homes["trained"].files() - home.files() if "03_baseline" in name]
+
+
+@case("killed", "interrupted", "stopped")
+def a_runner_that_ends_takes_its_workers_and_kernels_along(how, homes, tmp_path):
+    """Killed alone; or interrupted as by Ctrl-C, which reaches workers too; or stopped politely."""
+    number, code = {"killed": (signal.SIGKILL, -9), "interrupted": (signal.SIGINT, 130), "stopped": (signal.SIGTERM, 130)}[how]
+    home = start_from(homes, "store", tmp_path)
+    command, begun = home.command("--stages", "02,03", "--workers", "2"), home.runs / "seed0" / AE / "BEGUN"
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=home.env(), cwd="/", start_new_session=True)
+    while process.poll() is None and not begun.is_file():
+        time.sleep(0.05)
+    os.killpg(process.pid, number) if how == "interrupted" else process.send_signal(number)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == code and "Traceback" not in err, err
+    no_orphans(home)
+    assert home.asd("--stages", "03").returncode == 0
+    for name, table in homes["trained"].scores().items():
+        pd.testing.assert_frame_equal(home.scores()[name], table, check_exact=True)
+
+
+# ---------------------------------------------------------------- damage
+
+
+def flip(path: Path, keep_time: bool):
+    """One bit of a file is turned; a failing disk leaves its time as it was."""
+    content, stat = bytearray(path.read_bytes()), path.stat()
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+    if keep_time:
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@case()
+def a_torn_checkpoint_is_not_used(homes, tmp_path):
+    home = start_from(homes, "store", tmp_path)
+    fault = {"who": "kernel", "how": "after", "at": AE + r"checkpoint.*\.pt$", "nth": 2, "once": str(tmp_path / "struck")}
+    assert home.asd("--stages", "03", fault=fault).returncode == 2
+    checkpoint = next(home.runs.rglob("checkpoint*.pt"))
+    os.truncate(checkpoint, checkpoint.stat().st_size * 2 // 3)
+    assert home.asd("--stages", "03").returncode == 0
+    for name, table in homes["trained"].scores().items():
+        pd.testing.assert_frame_equal(home.scores()[name], table, check_exact=True)
+    no_orphans(home)
+
+
+@case("weights.safetensors", "scores.parquet")
+def a_flipped_bit_in_an_artefact_is_found_and_named(name, homes, tmp_path):
+    home = start_from(homes, "whole", tmp_path)
+    path = next((home.runs / "seed0" / AE).glob(name))
+    flip(path, keep_time=True)
+    told = home.asd("--dry-run").stdout
+    assert f"autoencoder: {path.name} is damaged" in told and "3 fresh" not in told.splitlines()[0]
+    again = ends_as_unbroken(home, homes)
+    assert "03_baseline fan" in again.stdout and "09_report" in again.stdout and "01_data" not in again.stdout
+
+
+@case()
+def a_flipped_bit_in_the_store_is_found_before_anything_is_computed(homes, tmp_path):
+    home = start_from(homes, "trained", tmp_path)
+    assert home.asd("--dry-run").returncode == 0  # the store is that of the recordings in this place
+    flip(next((home.runs / "store").glob("samples-*.i16")), keep_time=True)
+    again = ends_as_unbroken(home, homes)
+    assert "are damaged; decoding again" in again.stdout and "03_baseline" not in again.stdout
+
+
+@case()
+def a_clock_that_goes_backwards_changes_nothing(homes, tmp_path):
+    """Everything that is there comes from the future."""
+    home = start_from(homes, "trained", tmp_path)
+    for path in home.folder.rglob("*"):
+        os.utime(path, (time.time() + 4e7, time.time() + 4e7))
+    before = {path: path.read_bytes() for path in home.runs.rglob("DONE")}
+    ends_as_unbroken(home, homes)
+    assert all(path.read_bytes() == content for path, content in before.items() if "store" not in path.parts)
+
+
+@case()
+def two_runners_at_once(homes, tmp_path):
+    home = start_from(homes, "store", tmp_path)
+    both = [subprocess.Popen(home.command("--stages", "03"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=home.env(), cwd="/")
+            for _ in range(2)]  # fmt: skip
+    ends = [(*process.communicate(timeout=1200), process.returncode) for process in both]
+    codes = sorted(code for *_, code in ends)
+    assert codes in ([0, 2], [0, 0]), ends  # the second may come when the first is done
+    assert all("another run of this study is at work" in err for _, err, code in ends if code == 2)
+    for name, table in homes["trained"].scores().items():
+        pd.testing.assert_frame_equal(home.scores()[name], table, check_exact=True)
+    no_orphans(home)
+
+
+# ---------------------------------------------------------------- disks
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, options: str, again: str):
+    """A small file system of its own, as it is first, and after `change` as it is then; skips where mounting is not allowed."""
+    folder.mkdir()
+    if os.geteuid() != 0 or not shutil.which("mount"):
+        pytest.skip("needs to mount, as root")
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
+    try:
+        yield lambda: subprocess.run(["mount", "-o", f"remount,{again}", str(folder)], check=True)
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@case("400k", "760k")
+def a_full_disk_is_one_sentence_and_no_loss(room, homes, tmp_path):
+    with mounted(tmp_path / "home", f"size={room}", "size=100m") as make_room:
+        home = Home(tmp_path / "home")
+        shutil.copytree(homes["nothing"].folder, home.folder, dirs_exist_ok=True)
+        full = home.asd()
+        assert full.returncode == 2 and "Traceback" not in full.stderr and full.stderr.count("asd: ") == 1, full.stdout + full.stderr
+        assert "No space left on device" in full.stderr
+        no_orphans(home)
+        make_room()
+        ends_as_unbroken(home, homes)
+
+
+@case()
+def a_disk_that_fills_while_training(homes, tmp_path):
+    """A limit on the size of files stands in for the disk where mounting is not allowed."""
+    home = start_from(homes, "store", tmp_path)
+    code = "import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000)); signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    full = home.asd("--stages", "03", code=code)
+    assert full.returncode == 2 and "Traceback" not in full.stderr and full.stderr.count("asd: ") == 1, full.stdout + full.stderr
+    again = home.asd("--stages", "03")
+    assert again.returncode == 0
+    for name, table in homes["trained"].scores().items():
+        pd.testing.assert_frame_equal(home.scores()[name], table, check_exact=True)
+
+
+@case()
+def a_read_only_folder_is_one_sentence_and_no_loss(homes, tmp_path):
+    with mounted(tmp_path / "home", "size=50m", "ro") as lock:
+        home = Home(tmp_path / "home")
+        shutil.copytree(homes["trained"].folder, home.folder, dirs_exist_ok=True)
+        lock()
+        refused = home.asd()
+        assert refused.returncode == 2 and "Traceback" not in refused.stderr, refused.stdout + refused.stderr
+        assert "Read-only file system" in refused.stderr and "--home" in refused.stderr
+        subprocess.run(["mount", "-o", "remount,rw", str(home.folder)], check=True)
+        ends_as_unbroken(home, homes)
+
+
+# ---------------------------------------------------------------- all of them
+
+
+@pytest.fixture(scope="module")
+def struck(homes, request, tmp_path_factory):
+    """Every chosen case in a future: two at a time, as most of their time goes into starting processes."""
+    chosen = [item.callspec.params["name"] for item in request.session.items if "struck" in getattr(item, "fixturenames", ())]
+    pool = ThreadPoolExecutor(2)
+    yield {name: pool.submit(CASES[name], homes, tmp_path_factory.mktemp("case")) for name in chosen}
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_a_fault_costs_nothing_but_time(name, struck):
+    struck[name].result()

@@ -1,0 +1,89 @@
+"""The model card says what was measured and what is not known; a licence is never made up."""
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from asdlib import errors
+from asdlib.data import index
+from asdlib.evaluation import metrics
+from asdlib.studies import model_card
+
+
+def study(context, table, synthetic=False):
+    """What the card asks of a run, with made-up scores: (run, metric table, controls, decisions)."""
+
+    class Run:
+        cfg, store, device, problems = context.cfg, context.store, context.device, index.problem_table([("a.wav", "empty file", True)])
+        roots = [Path(table["path"].iloc[0]).parents[2]]
+
+        def timings(self):
+            return pd.DataFrame([("03_baseline", "pump", 0, 12.4, "310"), ("09_report", "", "", 3.0, "")],
+                                columns=["stage", "machine", "seed", "seconds", "peak_memory_mb"])  # fmt: skip
+
+    run = Run()
+    small = dataclasses.replace(context.cfg.metrics, bootstrap=40, shuffles=10)
+    run.cfg = dataclasses.replace(context.cfg, name="made | up", metrics=small, systems=("baseline_mse",))
+    run.clips, run.machines, run.synthetic = table, sorted(set(table["machine"])), synthetic
+    facts = table[["machine", "section", "split", "domain", "label", "clip"]]
+    score = np.random.default_rng(0).normal(size=len(table)) + 3 * (table["label"] == "anomaly")
+    scores = facts.assign(system="baseline_mse", component="score", score=score, seed=0)[list(errors.SCORE_COLUMNS)]
+    return run, metrics.table(scores, small, 0), metrics.controls(table, scores, small, 0), metrics.decisions(scores, small)
+
+
+def test_the_card_holds_the_numbers_of_the_study(context):
+    run, table, controls, decisions = study(context, context.store.clips)
+    card = model_card.text(run, table, controls, decisions)
+    omega = table[(table["machine"] == "all") & (table["metric"] == "omega")].iloc[0]
+    assert f"{omega['value']:.3f} [{omega['low']:.3f}, {omega['high']:.3f}]" in card
+    row = decisions[(decisions["machine"] == "saw") & (decisions["domain"] == "all")].iloc[0]
+    assert re.search(rf"\| baseline_mse \| saw \| {row['threshold']:.3f} \| gamma|empirical \| 13 \|", card)
+    assert "| pump | 10 | 3 | 8 | 8 | 0 | 1 to 1.25 | none |" in card and "Left out: 1;" in card
+    assert "Few training clips of pump (13), saw (13)" in card and "about 10% are expected above it" in card
+    assert "largest memory of a training 310 MB" in card and "| 03\\_baseline |".replace("\\", "") in card
+    assert "not stated" in card and "nan" not in card.lower().replace("finance", "")
+
+
+def test_a_machine_without_test_clips_has_a_threshold_and_no_invented_number(context):
+    bare = context.store.clips
+    bare = bare[~((bare["machine"] == "pump") & (bare["split"] == "test"))].reset_index(drop=True)
+    run, table, controls, decisions = study(context, bare)
+    mine = decisions[decisions["machine"] == "pump"]
+    assert len(mine) == 3 and mine["threshold"].notna().all() and mine[["precision", "recall", "f1"]].isna().all(axis=None)
+    assert (mine[["normal", "anomaly"]] == 0).all(axis=None) and math.isfinite(mine["train_above"].iloc[0])
+    card = model_card.text(run, table, controls, decisions)
+    assert "No labelled test clips of pump: scores and thresholds, but no measure of how good they are." in card
+    assert re.search(r"\| baseline_mse \| pump \| -?\d+\.\d{3} \|", card)
+    none = bare[bare["split"] == "train"].reset_index(drop=True)
+    run, table, controls, decisions = study(context, none)
+    card = model_card.text(run, table, controls, decisions)
+    assert table["value"].isna().all() and "No labelled test clips of pump, saw" in card and len(decisions) == 6
+
+
+@pytest.mark.parametrize(
+    "stated, file, machines, synthetic, said",
+    [
+        ("CC0", "MIT", ["fan"], False, "CC0 (as the study's settings state)"),
+        ("", "MIT\nmore", ["fan"], False, "MIT (root/LICENCE.txt)"),
+        ("", "", ["fan", "Scanner"], False, "not stated; recordings of DCASE 2024 Task 2, whose names these machines carry, are CC BY 4.0"),
+        ("", "", ["fan", "pump7"], False, "not stated"),
+        ("", "", ["fan"], True, "none: the recordings were computed by this project's models of machines"),
+    ],
+)
+def test_a_licence_is_stated_found_or_not_known(stated, file, machines, synthetic, said, tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    if file:
+        (root / "LICENCE.txt").write_text(file)
+    assert model_card.licence([root], machines, stated, synthetic) == said
+
+
+def test_an_imported_licence_reaches_the_card(tmp_path):
+    (tmp_path / "pump").mkdir()
+    (tmp_path / "pump" / "LICENCE.txt").write_text("CC BY 4.0\n")
+    assert model_card.licence([tmp_path], ["pump"], "", False) == "CC BY 4.0 (pump/LICENCE.txt)"

@@ -1,0 +1,173 @@
+"""Contract over PLOTS: every figure draws, is labelled with units, leaves pyplot alone and says what is missing."""
+
+import sys
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+from asdlib import errors
+from asdlib.evaluation import metrics
+from asdlib.studies import config
+from asdlib.viz import plots, report_plots, tables
+
+rng = np.random.default_rng(0)
+
+
+def clip_table(machines=("fan", "valve"), domains=("source", "target")):
+    rows = []
+    for machine in machines:
+        for domain in domains:
+            kinds = [("train", "normal", 12), ("test", "normal", 8), ("test", "anomaly", 8)]
+            for split, label, n in kinds:
+                rows += [(f"{machine}/{split}/{domain}_{label}_{i}.wav", machine, "00", split, domain, label) for i in range(n)]
+    table = pd.DataFrame(rows, columns=["clip", "machine", "section", "split", "domain", "label"])
+    return table.assign(path=table["clip"], level_db=rng.normal(-30, 2, len(table)), seconds=10.0)
+
+
+def score_table(clips, systems=("baseline_knn", "baseline_mse")):
+    parts = [
+        clips.assign(system=s, component="score", seed=0, score=rng.gamma(5, 1, len(clips)) + (clips["label"] == "anomaly"))
+        for s in systems
+    ]
+    return pd.concat(parts, ignore_index=True)[list(errors.SCORE_COLUMNS)]
+
+
+SETTINGS = config.Metrics(bootstrap=20, shuffles=10)
+CLIPS = clip_table()
+SCORES = score_table(CLIPS)
+METRICS = metrics.table(SCORES, SETTINGS, 0)
+CONTROLS = metrics.controls(CLIPS, SCORES, SETTINGS, 0)
+DECISIONS = metrics.decisions(SCORES, SETTINGS)
+MEL_HZ = 700 * (10 ** (np.linspace(100, 2800, 64) / 2595) - 1)
+HISTORY = pd.DataFrame({"name": ["fold 1"] * 9 + ["fold 2"] * 9, "epoch": [*range(1, 10)] * 2, "loss": 9.0 / np.arange(1, 19)})
+FIGURES = plots.PLOTS | {"score_histograms": report_plots.score_histograms}
+INPUTS = {
+    "metric_dots": (METRICS,),
+    "omega_dots": (METRICS, CONTROLS),
+    "roc": (SCORES, 0.1),
+    "score_histograms": (SCORES, DECISIONS),
+    "losses": (HISTORY,),
+    "spectrogram": (rng.normal(size=(64, 30)), MEL_HZ, 0.016),
+    "waveform": (rng.uniform(-1, 1, 32000), 16000, [(0.0, 1.0), (0.5, 1.5)]),
+    "spectrum": (rng.uniform(0, 1, 8001), 0.5),
+    "spread": (CLIPS, "level_db"),
+    "counts": (CLIPS,),
+}
+
+
+def words(figure):
+    texts = figure.findobj(matplotlib.text.Text)
+    return " | ".join(text.get_text() for text in texts if text.get_text())
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_contract(name):
+    before = dict(matplotlib.rcParams)
+    figure = FIGURES[name](*INPUTS[name])
+    assert figure.alt
+    for kind, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
+        assert plots.image(figure, kind).startswith(start)
+    shown = figure._repr_html_()
+    assert shown.startswith('<div class="plot"><img alt="') and 'src="data:image/' in shown
+    assert any(axis.get_xlabel() for axis in figure.axes)
+    assert dict(matplotlib.rcParams) == before
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_equal_input_gives_equal_bytes(name):
+    first, second = (plots.image(FIGURES[name](*INPUTS[name]), "svg") for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("spectrogram", "frequency (Hz)"),
+        ("spectrogram", "dB"),
+        ("waveform", "time (s)"),
+        ("spread", "dB re full scale"),
+        ("counts", "clips"),
+        ("omega_dots", "Ω"),
+    ],
+)
+def test_units_are_written(name, unit):
+    assert unit in words(FIGURES[name](*INPUTS[name]))
+
+
+def test_missing_target_is_said_in_words():
+    clips = clip_table(("fan",), ("source",))
+    scores = score_table(clips)
+    table = metrics.table(scores, SETTINGS, 0)
+    assert "not available" in words(plots.metric_dots(table))
+    assert "Ω over all machines" in words(plots.omega_dots(table, metrics.controls(clips, scores, SETTINGS, 0)))
+    assert "no target normals" in words(plots.roc(scores))
+    assert "target: no test clips" in words(report_plots.score_histograms(scores, metrics.decisions(scores, SETTINGS)))
+
+
+def outlines(axis):
+    """Line styles of the outlines of training clips: unfilled stairs."""
+    return {str(patch.get_linestyle()) for patch in axis.patches if not patch.get_fill()}
+
+
+def test_the_outline_says_whether_training_clips_were_seen():
+    scores = score_table(CLIPS, ("baseline_knn", "oevae"))
+    figure = report_plots.score_histograms(scores, metrics.decisions(scores, SETTINGS))
+    assert "training, never seen" in words(figure) and "training, seen by the networks" in words(figure)
+    left_out, seen = (outlines(axis) for axis in figure.axes[:2])
+    assert len(left_out) == len(seen) == 1 and left_out != seen
+    for systems, said, silent in (
+        (("baseline_mse",), "never seen", "by the networks"),
+        (("oevae", "classifier", "ensemble", "ensemble_seeds"), "by the networks", "never seen"),
+    ):
+        alone = score_table(CLIPS, systems)
+        told = words(report_plots.score_histograms(alone, metrics.decisions(alone, SETTINGS)))
+        assert said in told and silent not in told
+
+
+def test_no_hatch_is_translucent():
+    """Browsers print a translucent hatched area opaque: it would hide what lies below."""
+    for figure in (FIGURES[name](*INPUTS[name]) for name in ("score_histograms", "counts")):
+        hatched = [patch for axis in figure.axes for patch in axis.patches if patch.get_hatch()]
+        assert hatched and all(patch.get_facecolor()[3] in (0, 1) for patch in hatched)
+
+
+def test_a_tone_is_drawn_at_its_frequency():
+    values = np.zeros((65, 10))
+    values[16] = 1.0
+    axis = plots.spectrogram(values, np.arange(65) * 125.0, 0.01).axes[0]
+    at = {label.get_text(): place for label, place in zip(axis.get_yticklabels(), axis.get_yticks(), strict=True)}
+    assert at["2000"] == 16
+
+
+def test_mel_bands_are_labelled_where_they_are():
+    axis = plots.spectrogram(np.zeros((64, 10)), MEL_HZ, 0.01).axes[0]
+    for label, place in zip(axis.get_yticklabels(), axis.get_yticks(), strict=True):
+        np.testing.assert_allclose(np.interp(place, np.arange(64), MEL_HZ), float(label.get_text()))
+
+
+def test_a_system_looks_the_same_in_every_figure():
+    alone = SCORES[SCORES["system"] == "baseline_mse"]
+    for scores in (SCORES, alone):
+        legend = plots.roc(scores).legends[0]
+        line = next(
+            handle for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True) if text.get_text() == "baseline_mse"
+        )
+        assert line.get_color() == plots.LOOKS["baseline_mse"][0]
+    assert len({look[1] for look in plots.LOOKS.values()}) == len({str(look[2]) for look in plots.LOOKS.values()}) == len(plots.LOOKS)
+    assert sorted(plots.LOOKS, key=list(tables.ORDER).index) == tables.ORDER and list(plots.LOOKS)[: len(tables.SYSTEMS)] == list(tables.SYSTEMS)
+
+
+def test_names_from_data_are_not_formulas():
+    clips = clip_table(("$x^2$", "<b>"))
+    assert "$x^2$" in words(plots.counts(clips))
+    assert "<b>" not in plots.counts(clips)._repr_html_().partition("src=")[0]
+
+
+def test_refusals():
+    with pytest.raises(errors.Refusal, match=r"clip table: an empty table came, expected at least one row"):
+        plots.counts(CLIPS.iloc[:0])
+    with pytest.raises(errors.Refusal, match=r"\(30, 64\) values with 64 frequencies came, expected \(bins, frames\)"):
+        plots.spectrogram(np.zeros((30, 64)), MEL_HZ, 0.016)

@@ -1,0 +1,67 @@
+"""Contract over MODEL_PLOTS: every figure draws, is labelled, repeats byte by byte, and copes with what is missing."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.text import Text
+
+from asdlib import errors
+from asdlib.viz import plots, training_plots
+
+rng = np.random.default_rng(0)
+EPOCHS = np.arange(1, 5)
+HISTORY = pd.DataFrame({"epoch": EPOCHS, "machine": 0.5 / EPOCHS**3, "kl_d": 100.0 / EPOCHS, "kl_c": 9.0 / EPOCHS, "recon": 50.0 / EPOCHS,
+                        "accuracy": 1 - 0.1 / EPOCHS, "held_out_accuracy": 1 - 0.2 / EPOCHS, "held_out_loss": 0.0, "alive_d": 3,
+                        "alive_c": [4, 2, 0, 1]})  # fmt: skip
+CHANNELS = pd.DataFrame({"channel": np.arange(1, 9), "part": ["z_d"] * 3 + ["z_c"] * 5, "kl": rng.uniform(0, 3, 8), "variance": 0.0, "alive": False})
+CLIPS = pd.DataFrame({"machine": np.repeat(["fan", "valve"], 20), "v": np.tile([1.0, 2.0, np.nan, 4.0], 10),
+                      "domain": np.tile(["source", "target"], 20), "label": np.tile(["normal", "normal", "anomaly"], 14)[:40],
+                      "trained": np.arange(40) % 3 == 0, "score": rng.normal(size=40)})
+CLIPS = CLIPS.assign(prior=5 * CLIPS["v"], z_d=4 * CLIPS["v"])
+MEASURES = pd.DataFrame([(m, s, of, "balanced accuracy", 0.8, 0.5) for m in ("fan", "valve") for s in training_plots.SPACES
+                          for of in ("v", "domain")],
+                        columns=["machine", "space", "of", "measure", "value", "chance"])
+WALK = pd.DataFrame({"machine": "fan", "set": np.arange(4.0), "found": np.arange(4.0), "low": np.arange(4.0) - 1, "high": np.arange(4.0) + 1})
+INPUTS = {
+    "training_curves": (HISTORY, (3, 5)),
+    "kl_channels": (CHANNELS, "fan"),
+    "tie": (CLIPS,),
+    "knowledge": (MEASURES, "domain"),
+    "traversal": (WALK,),
+    "by_condition": (CLIPS,),
+    "interpolation": (rng.normal(size=(9, 2)), np.array(["source"] * 6 + ["target"] * 3), rng.normal(size=(4, 2))),
+}
+
+
+def words(figure):
+    return " | ".join(text.get_text() for text in figure.findobj(Text) if text.get_text())
+
+
+@pytest.mark.parametrize("name", training_plots.MODEL_PLOTS)
+def test_contract(name):
+    first, second = (training_plots.MODEL_PLOTS[name](*INPUTS[name]) for _ in range(2))
+    assert plots.image(first, "svg") == plots.image(second, "svg")
+    assert plots.image(first, "png").startswith(b"\x89PNG") and "mathdefault" not in words(first)
+    assert first.alt and (name == "knowledge" or any(axis.get_xlabel() for axis in first.axes))
+
+
+def test_what_was_not_measured_is_left_out_or_said():
+    bare = HISTORY[["epoch", "machine", "kl_d", "kl_c", "recon", "accuracy"]]
+    assert "held-out clips" not in words(training_plots.training_curves(bare, (3, 5)))
+    assert "not available" in words(training_plots.knowledge(MEASURES.assign(value=np.nan), "v"))
+    assert "no v" in words(training_plots.tie(CLIPS.assign(v=np.nan)))
+    training_plots.interpolation(np.zeros((3, 2)), np.array(["source"] * 3), np.zeros((0, 2)))
+
+
+def test_sixteen_machines_stand_in_rows_of_four():
+    many = pd.concat([CLIPS.assign(machine=f"machine{i}") for i in range(6)])
+    figure = training_plots.by_condition(many)
+    assert len([axis for axis in figure.axes if axis.get_visible()]) == 6 and figure.get_figheight() > 5
+    assert [axis.get_ylabel() for axis in figure.axes if axis.get_visible()] == ["α", "", "", "", "α", ""]  # once in a row: it is the same for all
+
+
+def test_refusals():
+    with pytest.raises(errors.Refusal, match="traversal: an empty table came"):
+        training_plots.traversal(WALK.iloc[:0])
+    with pytest.raises(errors.Refusal, match=r"points of shapes \(3, 5\) and \(0, 2\) came"):
+        training_plots.interpolation(np.zeros((3, 5)), np.zeros(3), np.zeros((0, 2)))
