@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,16 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from asdlib import errors
+from asdlib.settings import setting
+
+
+@dataclass(frozen=True)
+class SmoteSettings:
+    """Synthetic items of the smaller domain, interpolated between clips (report 2.2; METHOD 4.13)."""
+
+    space: Literal["embed", "logmel"] = setting("embed", "embed: before the nearest neighbours; logmel: in training (METHOD 3.2)")
+    ratio: float = setting(0.2, "the target domain is brought to this part of the source domain's size; 0: off (METHOD 4.13)", 0.0, 1.0)
+    k: int = setting(2, "neighbours to choose from, in other clips (METHOD 4.13)", 1, 100)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torchaudio
 
-from asdlib import errors
+from asdlib import errors, schemas
 
 SAMPLE_RATE = 16000
 CHUNK = 2**17  # samples whose spectra a CPU makes at a time: 1 MB, which stays in the cache of a core; twice as fast as a batch at once
@@ -80,7 +80,7 @@ def log_mel(
     n_fft, win, hop : samples (64 ms and 16 ms at 16 kHz; n_fft 2048 with win 1024 gives a bank of full rank)
     returns : float32 (n, 1, n_mels, 1 + samples // hop), >= -100 dB.  Source: report 4.2; METHOD 4.10.  Notebook: 02_preprocessing
     """
-    errors.waves(wave)
+    schemas.waves(wave)
     bank = _mel_bank(n_fft, n_mels, low_hz, high_hz, rate, False, wave.device).T
     mel = _in_pieces(wave, lambda part: bank @ _power(_stft(part, n_fft, hop, win, center=True)))
     return mel.clamp_min_(POWER_FLOOR).log10_().mul_(10.0).unsqueeze(1)
@@ -93,7 +93,7 @@ def baseline_mel(wave: torch.Tensor, *, n_fft: int = 1024, hop: int = 512, n_mel
     returns : float32 (n, 1 + samples // hop, n_mels), frames first so that 5 frames in a row are 640 values in a row.
         Source: METHOD 7.5.  Notebook: 03_baseline
     """
-    errors.waves(wave)
+    schemas.waves(wave)
     bank = _mel_bank(n_fft, n_mels, 0.0, rate / 2, rate, True, wave.device)
     mel = _in_pieces(wave, lambda part: _power(_stft(part, n_fft, hop, n_fft, center=True, pad_mode="constant")).mT @ bank)
     return mel.clamp_min_(torch.finfo(torch.float64).eps).log10_().mul_(10.0)
@@ -105,7 +105,7 @@ def spectrum(wave: torch.Tensor) -> torch.Tensor:
     wave : float32 (n, samples)
     returns : float32 (n, 1, samples // 2), bin width 1 / duration Hz.  Source: METHOD 5.2.  Notebook: 02_preprocessing
     """
-    errors.waves(wave)
+    schemas.waves(wave)
     return torch.fft.rfft(wave).abs()[:, None, : wave.shape[1] // 2]
 
 
@@ -117,7 +117,7 @@ def spectrogram(
     kind : `stft` gives n_fft // 2 + 1 linear bins (the cited code), `mel` n_mels bands of it (the report's word)
     returns : float32 (n, 1, bins, frames).  Source: METHOD 5.3, 4.15.  Notebook: 02_preprocessing
     """
-    errors.waves(wave)
+    schemas.waves(wave)
     if kind == "stft":
         return _in_pieces(wave, lambda part: _stft(part, n_fft, hop, n_fft, center=False).abs()).unsqueeze(1)
     bank = _mel_bank(n_fft, n_mels, 0.0, rate / 2, rate, False, wave.device).T
@@ -168,7 +168,7 @@ def phase(wave: torch.Tensor, *, representation: str = "cossin", n_fft: int = 10
         `gd` group delay relative to the frame's centre, / (n_fft / 2) samples
     returns : float32 (n, 1 or 2, n_fft // 2 + 1, frames), [-1, 1] but for `cossin`.  Source: METHOD 3.2, 6.1.  Notebook: 02_preprocessing
     """
-    errors.waves(wave)
+    schemas.waves(wave)
     errors.known_name("phase representation", representation, list(PHASE))
     return _in_pieces(wave, lambda part: PHASE[representation](_stft(part, n_fft, hop, n_fft, center=False), n_fft, hop))
 

@@ -11,6 +11,10 @@ Source: METHOD 8.6 (integrity, hostile input). Notebooks: all (through `study`)
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
+import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +23,7 @@ import pandas as pd
 import pyarrow.parquet
 from safetensors.numpy import load_file
 
-from asdlib import errors
+from asdlib import errors, schemas
 
 MOST_ROWS, MOST_BYTES = 2**22, 2**30  # of a table, as it says of itself
 AGAIN = "delete the folder it lies in and give the same command again"
@@ -56,8 +60,8 @@ def table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def scores(path: Path) -> pd.DataFrame:
-    """A score table (`errors.score_table`)."""
-    return errors.score_table(table(path, errors.SCORE_COLUMNS))
+    """A score table (`schemas.score_table`)."""
+    return schemas.score_table(table(path, schemas.SCORE_COLUMNS))
 
 
 def tensors(path: Path, dimensions: Mapping[str, int]) -> dict[str, np.ndarray]:
@@ -74,3 +78,77 @@ def tensors(path: Path, dimensions: Mapping[str, int]) -> dict[str, np.ndarray]:
             if found[name].dtype.kind == "f" and not np.isfinite(found[name]).all():
                 raise errors.Refusal(f"{path}: {name} has NaN or infinite values, expected finite ones; {AGAIN}")
     return found
+
+
+HOLDS = "ASDLIB_HOLDS"  # environment: the study folder that this process, or the one that started it, has locked
+
+
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A file to write that becomes `path` when the block ends well, and is gone when it does not: `path` is never half there."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file by rename."""
+    with beside(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as parquet or csv (by the path's ending), by rename."""
+    with beside(path) as part:
+        table.to_csv(part, index=False) if path.suffix == ".csv" else table.to_parquet(part, index=False)
+
+
+@functools.cache
+def _content(path: Path, size: int, modified: int) -> str:
+    """Digest of a file's content; read once per process and state of the file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
+
+def content(path: Path) -> list:
+    """[size, digest of the content] of a file, as DONE keeps them."""
+    stat = path.stat()
+    return [stat.st_size, _content(path, stat.st_size, stat.st_mtime_ns)]
+
+
+@contextlib.contextmanager
+def guarded(folder: Path) -> Iterator[None]:
+    """Disk full and missing permissions inside this block become one sentence.  raises : errors.Refusal in place of an OSError"""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename or folder}: {error.strerror or error}"
+        raise errors.Refusal(f"{what}; free space or choose a folder you may write with --home") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path, what: str = "run of this study") -> Iterator[None]:
+    """Hold a study for one process and the kernels that it starts; another process is told so instead of writing there too.
+
+    raises : errors.Refusal where another process holds it
+    """
+    if os.environ.get(HOLDS) == str(folder):
+        yield
+        return
+    with guarded(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "w")
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise errors.Refusal(f"{folder}: another {what} is at work; wait for it or stop it") from error
+        before = os.environ.get(HOLDS)
+        os.environ[HOLDS] = str(folder)
+        try:
+            yield
+        finally:
+            os.environ.pop(HOLDS) if before is None else os.environ.update({HOLDS: before})

@@ -1,6 +1,6 @@
 """Settings dataclasses from nested dicts and back, checked on the way: names, types, ranges.
 
-A section is a frozen dataclass whose fields come from `config.setting`; a setting has one type. What is wrong is refused
+A section is a frozen dataclass whose fields come from `settings.setting`; a setting has one type. What is wrong is refused
 with what was expected and, for a misspelt name, with a suggestion. `digest` turns settings into the name of what they made.
 
 Source: METHOD 8.2. Notebooks: all (through `config`).
@@ -11,24 +11,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tomllib
 import types
 import typing
+from dataclasses import field
 from typing import Literal
 
 from asdlib import errors
 
-MOST_BYTES, MOST_DOTS, DEEPEST = 2**20, 200, 10  # of a file, of a line (each costs its square), of a setting's name
 
-
-def parse(text: str) -> dict:
-    """TOML text as nested dicts; ValueError in words for what is none, or would take minutes."""
-    if len(text) > MOST_BYTES or any(line.count(".") > MOST_DOTS for line in text.splitlines()):
-        raise ValueError(f"more than {MOST_BYTES} letters, or {MOST_DOTS} dots in a line")
-    try:
-        return tomllib.loads(text)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+def setting(default, doc: str, low: float | None = None, high: float | None = None):
+    """A field with its explanation and, for numbers, the closed range of values it may take."""
+    return field(default=default, metadata={"doc": doc, "low": low, "high": high})
 
 
 def shown(value: object) -> str:
@@ -38,28 +31,6 @@ def shown(value: object) -> str:
     except (ValueError, RecursionError):  # numbers of thousands of digits, nests of thousands of lists
         return f"a {type(value).__name__} of great length"
     return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def put(tree: dict, text: str) -> None:
-    """Set one value in nested dicts from `a.b=value`; the right side is TOML, or else taken as a string.
-
-    raises : errors.Refusal where the text has no = or a value stands in the place of a section
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise errors.Refusal(f"--set {shown(text)}: expected name=value, for example autoencoder.epochs=5")
-    try:
-        parsed = parse(f"x = {value}")["x"]
-    except ValueError:
-        parsed = value.strip()
-    *sections, last = key.strip().split(".")
-    if len(sections) > DEEPEST:
-        raise errors.Refusal(f"--set {shown(text)}: expected a name of at most {DEEPEST + 1} parts")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise errors.Refusal(f"--set {shown(text)}: {section} is a value, not a section")
-    tree[last] = parsed
 
 
 def merged(under: dict, over: dict) -> dict:

@@ -13,7 +13,7 @@ from sizes import BASELINE, SMALL, TINY, Context
 from asdlib.data import index
 from asdlib.data.store import open_store
 from asdlib.models import training
-from asdlib.studies.config import Study
+from asdlib.studies.config import StudySettings
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell ignores it, and so would all it starts
 torch.set_num_threads(1)  # as notebooks compute: the same figures on any number of cores
@@ -69,6 +69,6 @@ def context(tmp_path_factory):
                 path = root / machine / split / f"section_00_{domain}_{split}_{label}_{i:04}_noAttribute.wav"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(path, wave, 16000)
-    cfg = Study(autoencoder=BASELINE, oevae=TINY, classifier=SMALL, precision="float32")
+    cfg = StudySettings(autoencoder=BASELINE, oevae=TINY, classifier=SMALL, precision="float32")
     store = open_store(*index.index([root]), tmp_path_factory.mktemp("store"), cfg.data)
     return Context(cfg, store, torch.device("cpu"))

@@ -16,9 +16,8 @@ import pandas as pd
 import pytest
 import soundfile
 
-from asdlib import cli, errors
+from asdlib import cli, schemas
 from asdlib.data import synthetic
-from asdlib.studies import config
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -48,7 +47,7 @@ def said(result):
 def tree(tmp_path_factory):
     """Synthetic recordings of two machines with three bad clips among them."""
     root = tmp_path_factory.mktemp("recordings") / "raw"
-    settings = config.Synthetic(machines=("fan", "gearbox"), train_source=10, train_target=3, test=4, seconds=2.0, severity=(3.0,))
+    settings = synthetic.SyntheticSettings(machines=("fan", "gearbox"), train_source=10, train_target=3, test=4, seconds=2.0, severity=(3.0,))
     synthetic.write_tree(root, settings)
     train = sorted((root / "fan" / "train").glob("*source*.wav"))
     train[0].write_bytes(train[0].read_bytes()[:1000])
@@ -69,15 +68,15 @@ def finished(tmp_path_factory, tree):
 def test_a_study_ends_in_scores_metrics_and_a_report(finished):
     home, result = finished
     runs, reports = home / "runs" / "smoke", home / "reports" / "smoke"
-    scores = errors.score_table(pd.read_parquet(runs / "scores.parquet"))
-    assert list(scores.columns) == list(errors.SCORE_COLUMNS)
+    scores = schemas.score_table(pd.read_parquet(runs / "scores.parquet"))
+    assert list(scores.columns) == list(schemas.SCORE_COLUMNS)
     assert set(scores["system"]) == {"baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier", "ensemble"}
     final = scores[scores["component"] == "score"]
     counts = final.groupby(["system", "machine", "split"]).size().unstack()
     assert (counts.loc[(slice(None), "gearbox"), :] == [16, 13]).all(axis=None)
     assert (counts.loc[(slice(None), "fan"), :] == [16, 10]).all(axis=None)  # three bad clips are left out
     metrics = pd.read_csv(runs / "metrics.csv")
-    assert list(metrics.columns) == list(errors.METRIC_COLUMNS)
+    assert list(metrics.columns) == list(schemas.METRIC_COLUMNS)
     assert {"auc_source", "auc_target", "pauc", "hmean"} <= set(metrics["metric"])
     omega = metrics[(metrics["machine"] == "all") & (metrics["metric"] == "omega") & (metrics["component"] == "score")]
     assert len(omega) == 6 and omega["value"].between(0, 1).all() and (omega["low"] <= omega["value"]).all()

@@ -39,13 +39,13 @@ from torch.utils._pytree import tree_flatten
 
 from asdlib import cli, errors, features
 from asdlib.data.store import Store
-from asdlib.detectors import DETECTORS, autoencoder, detect, exposure
+from asdlib.detectors import DETECTORS, autoencoder, exposure
 from asdlib.detectors import oevae as oevae_detector
-from asdlib.detectors.base import machine_rows
+from asdlib.detectors.base import detect, machine_rows
 from asdlib.detectors.classifier import Classifier
 from asdlib.models import oevae, precision, training
 from asdlib.models.autoencoder import Autoencoder, Vectors
-from asdlib.studies import jobs, model_card, perform, runner, stages, study
+from asdlib.studies import jobs, model_card, notebook, runner, study
 
 PACKAGE = Path(cli.__file__).parent
 
@@ -412,7 +412,7 @@ def test_a_gpu_that_is_too_small_is_said_with_what_to_change(there, tmp_path, mo
     monkeypatch.setattr(exposure.oevae.OEVAE, "loss", Full.loss)
     with there():
         run = study.open_run("smoke", [], str(tmp_path))
-        run.stage, run.machine = stages.stage_of("05_oevae"), "fan"
+        run.stage, run.machine = study.stage_of("05_oevae"), "fan"
         advice = "use a smaller oevae.batch, classifier.batch or autoencoder.batch, or --device cpu"
         words = rf"^oevae of fan: the GPU has too little memory \({FULL}\); {advice}$"
         with pytest.raises(errors.Refusal, match=words):
@@ -444,7 +444,7 @@ AUTO = ["precision='auto'"]
 
 
 def test_a_study_on_a_gpu(there, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(perform, "_execute", in_this_process)
+    monkeypatch.setattr(notebook, "_execute", in_this_process)
     with there():
         assert runner.run_study(study.open_run("smoke", AUTO, str(tmp_path)), "smoke", AUTO) == 11
         score = ["score", "smoke", "--machine", "fan", "--home", str(tmp_path), "--explain", str(tmp_path / "why"), str(tmp_path / "x.wav")]
@@ -470,7 +470,7 @@ def read_on_a_machine_without_one(home, said, capsys):
     assert run.device.type == "cuda"  # read, not trained
     assert {"fresh"} == {job.state for job in jobs.plan({"": (run, [])})}
     strict = study.open_run("smoke", AUTO, str(home))
-    assert all("device was cuda, is cpu" in job.why for job in jobs.plan({"": (strict, [])}) if job.stage is not stages.STAGES[-1])
+    assert all("device was cuda, is cpu" in job.why for job in jobs.plan({"": (strict, [])}) if job.stage is not study.STAGES[-1])
     folder, times = run.stage_folder(run.stage, 0, "fan"), []
     for _ in range(2):  # trained here; then found
         run.detect("oevae", "other", dataclasses.replace(run.cfg.oevae, epochs=1))

@@ -34,7 +34,7 @@ from hypothesis import strategies as st
 from packed import zipped
 from torch import nn
 
-from asdlib import errors
+from asdlib import errors, schemas
 from asdlib import io as io_module
 from asdlib.data import decode, download
 from asdlib.data import index as clip_index
@@ -42,7 +42,7 @@ from asdlib.data.store import Clips, _open, open_store
 from asdlib.evaluation import detectability
 from asdlib.models import training
 from asdlib.settings import from_tree, to_tree
-from asdlib.studies import artifacts, config, report, stages, study
+from asdlib.studies import artifacts, config, report, study
 from asdlib.studies.runner import Parameters
 from asdlib.viz import plots, report_plots, tables
 
@@ -137,7 +137,7 @@ WAVS += [recording(format="WAVEX", subtype="PCM_16", channels=3), recording(form
 FLAC = recording(format="FLAC", subtype="PCM_16")
 
 
-def heard(path: Path, body: bytes, data: config.Data, family: str) -> decode.Decoded:
+def heard(path: Path, body: bytes, data: decode.DataSettings, family: str) -> decode.Decoded:
     path.write_bytes(body)
     with bounded(family):
         found = decode.decode(path, data)
@@ -152,13 +152,13 @@ def heard(path: Path, body: bytes, data: config.Data, family: str) -> decode.Dec
 @hostile(400)
 @given(st.sampled_from(WAVS), CHANGES, st.sampled_from([80, 8080, None]), st.booleans(), st.integers(0, 3))
 def test_mutated_wavs(tmp_path_factory, body, changes, span, resample, channel):
-    heard(tmp_path_factory.getbasetemp() / "x.wav", mutated(body, changes, 0, span), config.Data(resample=resample, channel=channel), "wav")
+    heard(tmp_path_factory.getbasetemp() / "x.wav", mutated(body, changes, 0, span), decode.DataSettings(resample=resample, channel=channel), "wav")
 
 
 @hostile(100)
 @given(CHANGES, st.sampled_from([42, None]), st.booleans())
 def test_mutated_flacs(tmp_path_factory, changes, span, resample):
-    heard(tmp_path_factory.getbasetemp() / "x.flac", mutated(FLAC, changes, 0, span), config.Data(resample=resample), "flac")
+    heard(tmp_path_factory.getbasetemp() / "x.flac", mutated(FLAC, changes, 0, span), decode.DataSettings(resample=resample), "flac")
 
 
 OTHERS = [recording(format=name, subtype="PCM_16") for name in ("AIFF", "AU", "CAF", "W64", "SVX", "NIST")]
@@ -168,7 +168,7 @@ OTHERS += [recording(format="OGG", subtype="VORBIS"), recording(format="AIFF", s
 @hostile(300)
 @given(st.sampled_from(OTHERS), CHANGES, st.sampled_from([60, 300, None]))
 def test_mutated_containers(tmp_path_factory, body, changes, span):
-    heard(tmp_path_factory.getbasetemp() / "x.snd", mutated(body, changes, 0, span), config.Data(resample=True), "container")
+    heard(tmp_path_factory.getbasetemp() / "x.snd", mutated(body, changes, 0, span), decode.DataSettings(resample=True), "container")
 
 
 def claims(frames: int) -> bytes:
@@ -192,13 +192,13 @@ def claims(frames: int) -> bytes:
 )
 def test_headers_that_ask_for_gigabytes_or_hours(tmp_path, name, body, words):
     """Each of them took a process down before there were limits: 128 GiB asked for at once, 12 GB of filter, 17 s of empty parts."""
-    assert re.search(words, heard(tmp_path / name, body, config.Data(resample=True), "header").refused)
+    assert re.search(words, heard(tmp_path / name, body, decode.DataSettings(resample=True), "header").refused)
 
 
 def test_usual_rates_are_resampled_still(tmp_path):
     for rate in (8000, 11025, 22050, 32000, 44100, 48000, 96000, 192000):
         soundfile.write(tmp_path / "x.wav", np.zeros(rate) + 0.01, rate)
-        assert len(decode.decode(tmp_path / "x.wav", config.Data(resample=True)).samples) == 16000
+        assert len(decode.decode(tmp_path / "x.wav", decode.DataSettings(resample=True)).samples) == 16000
 
 
 # ---------------------------------------------------------------- folders and lists
@@ -346,7 +346,7 @@ def test_mutated_studies(tmp_path_factory, changes):
     path.write_bytes(mutated(STUDY, changes))
     with bounded("toml"), said():
         cfg = config.load(str(path))
-        assert from_tree(config.Study, to_tree(cfg)) == cfg
+        assert from_tree(config.StudySettings, to_tree(cfg)) == cfg
 
 
 SETTINGS = st.sampled_from([row[0] for row in config.describe()] + ["", "a.b", "data", "oevae.features.x", ".", "..", "name.x"])
@@ -382,7 +382,7 @@ VALUES = st.one_of(
 def test_settings_of_any_kind(overrides):
     with bounded("setting"), said():
         cfg = config.load("smoke", overrides)
-        assert from_tree(config.Study, to_tree(cfg)) == cfg
+        assert from_tree(config.StudySettings, to_tree(cfg)) == cfg
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ def finished(context, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     found = Finished()
     for name, stage, of in (("baseline_knn", "03", "pump"), ("autoencoder", "03", "pump"), ("oevae", "05", "pump"), ("classifier", "04", "")):
-        run = study.Run(context.cfg, home, 0, stages.stage_of(stage), of or "pump")
+        run = study.Run(context.cfg, home, 0, study.stage_of(stage), of or "pump")
         run.__dict__["store"] = context.store
         _, scores, _ = run.detect(name)
         folder = run.stage_folder(run.stage, 0, run.machine) / name
@@ -446,7 +446,7 @@ def spoil(finished, name: str, file: str, body: bytes, family: str) -> None:
     rows = np.flatnonzero((run.clips["machine"] == run.machine) & (run.clips["split"] == "test"))
     with bounded(family), said():
         detector, scores, history = run.detect(name)
-        assert len(errors.score_table(scores)) > 0 and isinstance(history, pd.DataFrame)
+        assert len(schemas.score_table(scores)) > 0 and isinstance(history, pd.DataFrame)
         with np.errstate(all="ignore"):
             told = detector.components(Clips(detector.store, rows[:2]))  # weights of another size would show here
         assert told and all(len(values) == 2 for values in told.values())
@@ -485,7 +485,7 @@ CELLS = st.one_of(st.none(), st.text(max_size=5), st.integers(-5, 5), st.floats(
 
 
 @hostile(80)
-@given(st.sampled_from(errors.SCORE_COLUMNS), st.lists(CELLS, min_size=1, max_size=3))
+@given(st.sampled_from(schemas.SCORE_COLUMNS), st.lists(CELLS, min_size=1, max_size=3))
 def test_tables_with_foreign_cells(finished, column, cells):
     files = finished["baseline_knn"][2]
     table = pd.read_parquet(io.BytesIO(files["scores.parquet"]))
@@ -501,10 +501,10 @@ def test_tables_with_foreign_cells(finished, column, cells):
     "table, words",
     [
         (pd.DataFrame({"a": [1]}), "lacks the columns system"),
-        (pd.DataFrame({name: ["x"] for name in errors.SCORE_COLUMNS}), "expected numbers"),
-        (pd.DataFrame({name: ["x"] for name in errors.SCORE_COLUMNS} | {"score": [np.nan], "seed": [0]}), "expected a finite number"),
-        (pd.DataFrame({name: [3] for name in errors.SCORE_COLUMNS}), "system has 3, expected text only"),
-        (pd.DataFrame({name: ["x"] for name in errors.SCORE_COLUMNS} | {"clip": [None]}), "clip has None, expected text only"),
+        (pd.DataFrame({name: ["x"] for name in schemas.SCORE_COLUMNS}), "expected numbers"),
+        (pd.DataFrame({name: ["x"] for name in schemas.SCORE_COLUMNS} | {"score": [np.nan], "seed": [0]}), "expected a finite number"),
+        (pd.DataFrame({name: [3] for name in schemas.SCORE_COLUMNS}), "system has 3, expected text only"),
+        (pd.DataFrame({name: ["x"] for name in schemas.SCORE_COLUMNS} | {"clip": [None]}), "clip has None, expected text only"),
     ],
 )
 def test_a_score_table_of_another_form_is_refused(tmp_path, table, words):
@@ -527,7 +527,7 @@ def test_mutated_stores_are_decoded_again(context, tmp_path_factory, file, chang
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source, folder)
     (folder / file).write_bytes(mutated((folder / file).read_bytes(), changes, 0, span))
-    table = context.store.clips[[*errors.CLIP_COLUMNS]]
+    table = context.store.clips[[*schemas.CLIP_COLUMNS]]
     with bounded("store"):
         found = _open(folder, json.loads((source / "DONE.json").read_text())["source"], 16000)
     assert found is None or (found.clips["clip"].tolist() == table["clip"].tolist() and found.fingerprint == context.store.fingerprint)
@@ -625,7 +625,7 @@ def test_pickles_in_the_place_of_artefacts_do_not_run(bomb, finished, tmp_path):
         with bounded("pickle"), pytest.raises(errors.Refusal, match="does not hold the weights"):
             training.load_weights(Line(), tmp_path / "weights.safetensors")
         (tmp_path / "x.wav").write_bytes(body)
-        assert "unreadable" in decode.decode(tmp_path / "x.wav", config.Data()).refused
+        assert "unreadable" in decode.decode(tmp_path / "x.wav", decode.DataSettings()).refused
     kinds = pyarrow.schema(
         [pyarrow.field("a", pyarrow.binary(), metadata={b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": bomb})]
     )
@@ -784,7 +784,7 @@ def marked(request, tmp_path_factory):
         for i in range(count):
             soundfile.write(folder / f"section_00_source_{split}_{label}_{i:04}_key_{mark}.wav", 0.1 * rng.standard_normal(4000), 16000)
         (folder / f"{mark}.wav").write_bytes(b"")
-    store = open_store(*clip_index.index([root]), tmp_path_factory.mktemp("store"), config.Data())
+    store = open_store(*clip_index.index([root]), tmp_path_factory.mktemp("store"), decode.DataSettings())
     return mark, store
 
 
@@ -802,9 +802,9 @@ def test_names_show_as_text_in_tables_players_figures_and_pages(marked, tmp_path
     assert store.clips["machine"].str.contains(mark, regex=False).all() and len(store.problems)
     rows = [
         ("baseline_knn", "score", *row, float(i), 0)
-        for i, row in enumerate(store.clips[list(errors.SCORE_COLUMNS[2:8])].itertuples(index=False, name=None))
+        for i, row in enumerate(store.clips[list(schemas.SCORE_COLUMNS[2:8])].itertuples(index=False, name=None))
     ]
-    scores = errors.score_table(pd.DataFrame(rows, columns=errors.SCORE_COLUMNS))
+    scores = schemas.score_table(pd.DataFrame(rows, columns=schemas.SCORE_COLUMNS))
     decisions = pd.DataFrame([("baseline_knn", f"m{mark}", "all", 0, 3.0)], columns=["system", "machine", "domain", "seed", "threshold"])
     some = scores["clip"][:2]
     behind = tables.behind(scores, decisions, 6)
@@ -838,9 +838,9 @@ def test_names_show_as_text_in_summaries_and_the_index_of_studies(marked, tmp_pa
         for m in (f"m{mark}", "all")
         for name in ("auc_source", "auc_target", "pauc", "hmean", "omega")
     ]
-    table = pd.DataFrame(rows, columns=errors.METRIC_COLUMNS)
+    table = pd.DataFrame(rows, columns=schemas.METRIC_COLUMNS)
     controls = pd.concat([table.assign(system="control_level"), table.assign(system="control_shuffled", component="baseline_knn")])
-    cfg = from_tree(config.Study, {"name": "t", "about": mark})
+    cfg = from_tree(config.StudySettings, {"name": "t", "about": mark})
     report.write_summary(tmp_path / "t", cfg, table, controls, pd.DataFrame({"path": [mark], "reason": [mark], "left_out": [True]}))
     index = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert tags(index) <= SAFE and mark in text_of(index)

@@ -7,16 +7,16 @@ import soundfile
 import torch
 from sizes import BASELINE, SMALL, TINY, Context, detector_of, fit
 
-from asdlib import detectors, errors
+from asdlib import detectors, errors, schemas
 from asdlib.analysis import tuning
 from asdlib.data import index
 from asdlib.data.store import Clips, open_store
-from asdlib.detectors.base import training_rows
+from asdlib.detectors.base import detect, training_rows
 from asdlib.evaluation import challenge, metrics
 from asdlib.scoring import fusion
 from asdlib.studies import config, scorer
 
-FEW = config.Metrics(bootstrap=50, shuffles=10)
+FEW = metrics.MetricsSettings(bootstrap=50, shuffles=10)
 
 
 def made(sections, train=6, seed=0):
@@ -31,11 +31,11 @@ def made(sections, train=6, seed=0):
                     name = f"section_{number:02}_{domain}_{split}_{label}_{i:04}_noAttribute.wav"
                     score = 10.0**number * (rng.normal() + (label == "anomaly")) + 100 * number
                     rows.append((f"{machine}/{split}/{name}", f"{machine}/{split}/{name}", machine, f"{number:02}", split, domain, label, score))
-    return pd.DataFrame(rows, columns=[*errors.CLIP_COLUMNS, "score"])
+    return pd.DataFrame(rows, columns=[*schemas.CLIP_COLUMNS, "score"])
 
 
 def as_scores(table):
-    return table.assign(system="a", component="score", seed=0)[list(errors.SCORE_COLUMNS)]
+    return table.assign(system="a", component="score", seed=0)[list(schemas.SCORE_COLUMNS)]
 
 
 @pytest.mark.parametrize("sections", [1, 2, 6])
@@ -48,7 +48,7 @@ def test_a_study_and_the_official_evaluation_agree(sections, tmp_path):
             lines = [f"{clip.rsplit('/', 1)[1]},{int(value)}\n" for clip, value in zip(rows["clip"], values)]
             path.write_text("".join(lines))
     scores = as_scores(table)
-    challenge.write(tmp_path / "sub", table[list(errors.CLIP_COLUMNS)], index.problem_table([]), scores, FEW, "a", 0)
+    challenge.write(tmp_path / "sub", table[list(schemas.CLIP_COLUMNS)], index.problem_table([]), scores, FEW, "a", 0)
     theirs, quality = challenge.evaluate(tmp_path / "sub", tmp_path / "truth", FEW)
     ours = metrics.table(scores, FEW, 0)
     keys, columns = ["machine", "metric"], ["value", "low", "high"]
@@ -74,13 +74,13 @@ def test_a_section_without_training_clips_is_held_against_those_of_its_machine()
     table = made(3)
     bare = table[(table["machine"] != "pump") | (table["section"] != "02") | (table["split"] == "test")]
     every = {f"{machine}_0{i}" for machine in ("pump", "saw") for i in range(3)}
-    assert set(errors.by_section(bare)["machine"]) == every
-    assert set(errors.by_references(bare)["machine"]) == {"pump"} | {name for name in every if name.startswith("saw")}
-    assert set(errors.by_references(made(1))["machine"]) == set(errors.by_section(made(1))["machine"]) == {"pump", "saw"}
+    assert set(schemas.by_section(bare)["machine"]) == every
+    assert set(schemas.by_references(bare)["machine"]) == {"pump"} | {name for name in every if name.startswith("saw")}
+    assert set(schemas.by_references(made(1))["machine"]) == set(schemas.by_section(made(1))["machine"]) == {"pump", "saw"}
     decided = metrics.decisions(as_scores(bare), FEW).drop_duplicates("machine").set_index("machine")
     assert decided.loc["pump_00", "threshold"] == decided.loc["pump_02", "threshold"] and decided.loc["pump_02", "train_clips"] == 24
     with pytest.raises(errors.Refusal, match="machine pump_01 is named like a section of another machine; rename its folder"):
-        errors.by_section(pd.concat([table, made(1).replace({"machine": {"saw": "pump_01"}})]))
+        schemas.by_section(pd.concat([table, made(1).replace({"machine": {"saw": "pump_01"}})]))
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -91,7 +91,7 @@ def test_the_tuner_judges_sections_as_the_report_does(whole):
     rng = np.random.default_rng(1)
     parts = [as_scores(table).assign(system="oevae", component=name, score=table["score"] + rng.normal(size=len(table)))
              for name in ("alpha", "beta", "beta_k1", "beta_k2", "beta_k4")]  # fmt: skip
-    scores, cfg = pd.concat(parts, ignore_index=True), config.Study()
+    scores, cfg = pd.concat(parts, ignore_index=True), config.StudySettings()
     tuned = tuning.from_scores(scores, cfg)
     official = metrics.table(fusion.systems(scores, cfg.fusion), FEW, 0).query("component == 'score'")
     assert tuned.machines == ("pump_00", "pump_01", "saw_00", "saw_01")
@@ -118,7 +118,7 @@ def stores(tmp_path_factory):
                         path = root / machine / split / f"section_{section}_{domain}_{split}_{label}_{i:04}_noAttribute.wav"
                         path.parent.mkdir(parents=True, exist_ok=True)
                         soundfile.write(path, wave, 16000)
-        cfg = config.Study(autoencoder=BASELINE, oevae=TINY, classifier=SMALL, precision="float32")
+        cfg = config.StudySettings(autoencoder=BASELINE, oevae=TINY, classifier=SMALL, precision="float32")
         out.append((cfg, open_store(*index.index([root]), tmp_path_factory.mktemp("store"), cfg.data)))
     return out
 
@@ -162,7 +162,7 @@ def test_references_are_of_the_section(name, stores, tmp_path):
 def test_a_recording_is_held_against_the_section_it_is_said_to_be_of(stores, tmp_path):
     cfg, store = stores[0]
     detector = detector_of(detectors.DETECTORS["baseline_knn"], Context(cfg, store, torch.device("cpu")))
-    scores = detectors.detect(detector, store, ["pump"])
+    scores = detect(detector, store, ["pump"])
     wave = tmp_path / "new.wav"
     soundfile.write(wave, store.int16(int(np.flatnonzero((store.clips["section"] == "01") & (store.clips["split"] == "train"))[0])), 16000)
     found = [scorer.Scorer(cfg, {"baseline_knn": detector}, scores, "pump", "baseline_knn", 0, section)([wave]).iloc[0] for section in ("00", "01")]

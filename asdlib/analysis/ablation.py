@@ -12,10 +12,10 @@ import dataclasses
 import pandas as pd
 
 from asdlib.analysis import latents
-from asdlib.detectors import detect
+from asdlib.detectors.base import detect
 from asdlib.detectors.oevae import OEVAE
 from asdlib.evaluation import metrics
-from asdlib.studies import config
+from asdlib.models import oevae
 
 OFF = {"outliers": False, "beta": 1.0, "attribute_weight": 0.0, "kl_warmup": 0.0, "near": 0.0}
 ROWS = {
@@ -28,7 +28,7 @@ ROWS = {
 EVERYTHING = {name: value for row in ROWS.values() for name, value in row.items()}
 
 
-def variant(settings: config.OEVAE, epochs: int, **changed) -> config.OEVAE:
+def variant(settings: oevae.OEVAESettings, epochs: int, **changed) -> oevae.OEVAESettings:
     """Settings of one row: all of OFF but what is changed, trained for `epochs`, without refits."""
     values = OFF | changed
     mixup = dataclasses.replace(settings.mixup, outliers=values["outliers"], beta=values["beta"])
@@ -36,7 +36,7 @@ def variant(settings: config.OEVAE, epochs: int, **changed) -> config.OEVAE:
     return dataclasses.replace(settings, mixup=mixup, kl_warmup=values["kl_warmup"] * epochs, epochs=epochs, k_scales=(), **rest)
 
 
-def table(detector: OEVAE, metric: config.Metrics, epochs: int) -> pd.DataFrame:
+def table(detector: OEVAE, metric: metrics.MetricsSettings, epochs: int) -> pd.DataFrame:
     """One training per row, on the clips and with the settings of a fitted detector.
 
     returns : settings, binary loss and separation accuracy on held-out clips, alive z_c (channels), R² of v from z_d, and the harmonic

@@ -32,7 +32,7 @@ from asdlib.detectors.classifier import Classifier
 from asdlib.detectors.oevae import OEVAE
 from asdlib.models import losses
 from asdlib.models.autoencoder import Vectors
-from asdlib.studies.config import OEVAEFeatures
+from asdlib.models.oevae import OEVAEFeatureSettings
 
 USUAL_CLIPS = 64  # training clips, evenly spaced, whose mean is the usual level of a band
 
@@ -198,7 +198,7 @@ def branch_shares(detector: Classifier, rows) -> np.ndarray:
     return np.divide(parts, whole, out=np.zeros_like(parts), where=whole > 1e-12)
 
 
-def why(store: stores.Store, row: int, shape: OEVAEFeatures, *, autoencoder: Autoencoder | None = None, oevae: OEVAE | None = None,
+def why(store: stores.Store, row: int, shape: OEVAEFeatureSettings, *, autoencoder: Autoencoder | None = None, oevae: OEVAE | None = None,
         classifier: Classifier | None = None, of: Literal["alpha", "beta"] = "beta") -> Why:  # fmt: skip
     """Everything above for one clip, by the detectors that there are; those of one machine must be its own.
 

@@ -40,43 +40,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from asdlib import errors, io
-from asdlib.models import training
-from asdlib.models.oevae import VAE, VAEBatch
+from asdlib.detectors.oevae import ALIVE, EMBEDDINGS
+from asdlib.models import oevae
+from asdlib.models.oevae import VAE
 from asdlib.scoring import distances
-from asdlib.studies import config
 
-ALIVE = 0.01  # variance of μ over items below which a channel carries nothing (Burda et al. 2016)
 TIED, LOOSE = 0.8, 0.3  # R² of v from z_d: from the first on it follows v, below the second it does not
 SPACES = ("embedding", "z_d", "z_c")
 PENALTIES = tuple(10.0 ** np.arange(-1, 5))
 DRAWS = 4  # of z from its posterior, over which a classifier's accuracy is averaged
 COLUMNS = ["space", "of", "measure", "value", "chance", "clips"]
-NAME = "embeddings"  # of the file with a detector's tensors
 SPENT = 0.01  # nats: a binary loss below this teaches the extractor nothing more
-
-
-def refit(
-    h: torch.Tensor, prior: torch.Tensor, conditioned: torch.Tensor, settings: config.OEVAE, *, seed: int, what: str = "VAE"
-) -> VAE:
-    """A new VAE on finished embeddings, to study other conditions or another k within seconds.
-
-    h : float32 (n, dim), embeddings of normal training segments, on the device
-    prior, conditioned : (n,) k·v, and whether there is a v
-    settings : sizes, batch, lr, refit_epochs
-    returns : the VAE in evaluation mode.  Source: report 4.2 (the choice of k).  Notebooks: 05_oevae, 08_tuning
-    """
-    with training.seeded_init(seed):
-        vae = VAE(h.shape[1], settings.hidden, settings.latent, settings.domain_latent).to(h.device)
-    n, size = len(h), settings.batch
-    training.fit(
-        vae,
-        lambda draws: (VAEBatch(h[part], prior[part], conditioned[part]) for part in training.shuffled_batches(n, size, draws, h.device)),
-        torch.optim.Adam(vae.parameters(), lr=settings.lr, fused=True),
-        epochs=settings.refit_epochs,
-        seed=seed,
-        what=what,
-    )
-    return vae
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +111,7 @@ class Latents:
 
 def load(folder: Path, table: pd.DataFrame, machine: str, domain: int) -> Latents:
     """What an OEVAE detector left in its folder.  Arguments: `arranged`  raises : errors.Refusal where nothing was written yet"""
-    path = Path(folder) / f"{NAME}.safetensors"
+    path = Path(folder) / f"{EMBEDDINGS}.safetensors"
     if not path.is_file():
         raise errors.Refusal(f"{path}: not there; run stage 05_oevae of {machine} first")
     found = io.tensors(path, {"embedding": 2, "z_mean": 2, "z_logvar": 2, "rows": 1, "clip": 1})
@@ -296,7 +270,7 @@ def saturation(history: pd.DataFrame) -> str:
     )
 
 
-def load_vae(folder: Path, settings: config.OEVAE) -> VAE:
+def load_vae(folder: Path, settings: oevae.OEVAESettings) -> VAE:
     """The VAE of a finished detector, without its extractor; for traversals.
 
     raises : errors.Refusal for weights that are missing, torn or of another shape

@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -31,8 +32,18 @@ from asdlib.analysis import latents
 from asdlib.detectors import classifier
 from asdlib.models import training
 from asdlib.scoring import backends, distances
-from asdlib.settings import digest
-from asdlib.studies import artifacts, config
+from asdlib.settings import digest, setting
+
+
+@dataclass(frozen=True)
+class ProjectionSettings:
+    """Maps of the embeddings in 06_embeddings (METHOD 8.5); PCA is always there."""
+
+    umap: Literal["none", "clips", "segments"] = setting("segments", "UMAP of nothing, of the clips, or of clips and every segment")
+    neighbours: int = setting(15, "neighbours that UMAP keeps together; more show the coarse order, fewer the fine one", 2, 200)
+    min_dist: float = setting(0.1, "how close UMAP may bring items", 0.0, 0.99)
+    epochs: int = setting(200, "of UMAP's layout", 10, 5000)
+
 
 PROJECTIONS = ("UMAP", "PCA")
 ITEMS = ("clips", "segments")
@@ -98,7 +109,7 @@ def explained(x: np.ndarray, xy: np.ndarray) -> float:
     return float(xy.astype(float).var(0).sum() / total) if total > 0 else 0.0
 
 
-def umap(x: np.ndarray, settings: config.Maps, seed: int) -> np.ndarray:
+def umap(x: np.ndarray, settings: ProjectionSettings, seed: int) -> np.ndarray:
     """UMAP, float32 (n, 2); equal for equal x, settings and seed on one machine.  x : (n, dim)"""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImportWarning)  # of an optional part that needs another framework
@@ -113,21 +124,21 @@ def umap(x: np.ndarray, settings: config.Maps, seed: int) -> np.ndarray:
         return model.fit_transform(x).astype(np.float32)
 
 
-def wanted(space: Space, settings: config.Maps) -> list[tuple[str, str]]:
+def wanted(space: Space, settings: ProjectionSettings) -> list[tuple[str, str]]:
     """(projection, items) of the maps that the settings ask of a space."""
     items = ITEMS if space.segmented else ITEMS[:1]
     made = {"none": (), "clips": ("clips",), "segments": ITEMS}[settings.umap]
     return [("UMAP", kind) for kind in items if kind in made] + [("PCA", kind) for kind in items]
 
 
-def coordinates(spaces: Sequence[Space], settings: config.Maps, seed: int, folder: Path) -> Maps:
+def coordinates(spaces: Sequence[Space], settings: ProjectionSettings, seed: int, folder: Path) -> Maps:
     """Every map that the settings ask for, from `folder` where it was made before of the same embeddings, else made and kept there.
 
     folder : of the maps alone; those that no space asks for any more are deleted.  Notebook: 06_embeddings
     raises : errors.Refusal for a space with fewer than 4 clips
     """
     out: Maps = {}
-    with artifacts.guarded(folder):
+    with io.guarded(folder):
         folder.mkdir(parents=True, exist_ok=True)
         used = set()
         for space in spaces:
@@ -141,14 +152,14 @@ def coordinates(spaces: Sequence[Space], settings: config.Maps, seed: int, folde
                     out[space.name, projection, items] = io.table(path, ["x", "y"]).to_numpy(np.float32)
                     continue
                 xy = pca(x) if projection == "PCA" else umap(x, settings, seed)
-                artifacts.write_table(path, pd.DataFrame(xy, columns=["x", "y"]))
+                io.write_table(path, pd.DataFrame(xy, columns=["x", "y"]))
                 out[space.name, projection, items] = xy
         for old in set(folder.glob("*.parquet")) - used:
             old.unlink(missing_ok=True)
     return out
 
 
-def _digest(x: np.ndarray, projection: str, settings: config.Maps, seed: int) -> str:
+def _digest(x: np.ndarray, projection: str, settings: ProjectionSettings, seed: int) -> str:
     """Name of a map: everything that shapes it."""
     shaped_by = (projection, x.shape) if projection == "PCA" else (projection, x.shape, settings.neighbours, settings.min_dist, settings.epochs, seed)
     return hashlib.sha256(digest(shaped_by).encode() + np.ascontiguousarray(x).tobytes()).hexdigest()[:20]

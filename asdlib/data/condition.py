@@ -21,6 +21,20 @@ import pandas as pd
 
 from asdlib import errors
 from asdlib.data import index
+from asdlib.settings import setting
+
+
+@dataclass(frozen=True)
+class ConditionSettings:
+    """The condition v that the latent space is tied to (METHOD 3.3)."""
+
+    attribute: str = setting(
+        "random", "attribute: random (by the seed, report 4.1), most_values (the numeric one with most values, METHOD 3.3), or its name"
+    )
+    missing: Literal["power", "zero"] = setting("power", "v of machines without attributes: power of the raw clip (report 4.1), or 0 (METHOD 4.7)")
+    bins: int = setting(4, "quantile bins of the power (METHOD 4.5)", 2, 1000)
+    k_scale: float = setting(5.0, "k = k_scale / smallest difference between two values of v (report 4.2)", 0.0, 1000.0)
+
 
 NUMBER = re.compile(r"([A-Za-z]*)([-+]?\d+(?:[.,]\d+)?)([A-Za-z]*)")  # 1.5 or 1,5
 

@@ -29,9 +29,22 @@ import pandas as pd
 import torch
 import torchaudio
 
-from asdlib import errors
+from asdlib import schemas
 from asdlib.data import containers, index
-from asdlib.studies.config import Data
+from asdlib.settings import setting
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which recordings, and how they are decoded."""
+
+    roots: tuple[str, ...] = setting((), "folders that hold <machine>/train and <machine>/test; none: the [synthetic] machines are made")
+    recorded: bool = setting(False, "refuse to run without data roots instead of making synthetic recordings")
+    machines: tuple[str, ...] = setting((), "machines to use; none: all that are found")
+    sample_rate: int = setting(16000, "Hz (report 4.2)", 1000, 192000)
+    resample: bool = setting(False, "resample other rates on load; otherwise such clips are left out and reported")
+    channel: int = setting(0, "which channel of a multi-channel recording", 0, 63)
+
 
 SHORTEST_S = 0.15  # s; below, five frames of the autoencoder do not fit
 MOST_SAMPLES = 2**25  # of all channels, before and after resampling: 35 minutes at 16 kHz, decoded in less than 1 GB
@@ -55,7 +68,7 @@ class Decoded:
     rate: int = 0  # Hz, of the file
 
 
-def decode(path: str | Path, data: Data, span: tuple[int, int] | None = None) -> Decoded:
+def decode(path: str | Path, data: DataSettings, span: tuple[int, int] | None = None) -> Decoded:
     """One recording (WAV, FLAC or what else libsndfile reads; any bits and channels) as mono int16 at data.sample_rate.
 
     span : first sample and number of samples of a part, at the recording's own rate; none: all of it
@@ -105,7 +118,7 @@ def _check_length(frames: int, rate: int, shortest_s: float, remark: str) -> Non
         raise ValueError(f"too short: {frames / rate:.3g} s, expected at least {shortest_s:g} s{why}; leave it out or record longer clips")
 
 
-def _read(path: Path, data: Data, span: tuple[int, int] | None) -> tuple[np.ndarray, int, list[str]]:
+def _read(path: Path, data: DataSettings, span: tuple[int, int] | None) -> tuple[np.ndarray, int, list[str]]:
     """Mono int16 at the study's rate, the recording's own rate, and remarks on its header and channels; ValueError in words."""
     with containers.opened(path) as (file, remark):
         first, frames = span or (0, file.frames)
@@ -177,7 +190,7 @@ def _clipped(samples: np.ndarray) -> int:
     return total
 
 
-def _decode_all(table: pd.DataFrame, data: Data, threads: int | None) -> Iterator[Decoded]:
+def _decode_all(table: pd.DataFrame, data: DataSettings, threads: int | None) -> Iterator[Decoded]:
     """Decoded clips in the order of the table, a few ahead at any time, so that memory stays small."""
     threads = threads or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(threads) as pool:
@@ -193,7 +206,7 @@ def _decode_all(table: pd.DataFrame, data: Data, threads: int | None) -> Iterato
 def inspect(
     table: pd.DataFrame,
     problems: pd.DataFrame,
-    data: Data,
+    data: DataSettings,
     threads: int | None = None,
     keep: Callable[[np.ndarray], object] = lambda samples: None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -204,7 +217,7 @@ def inspect(
     Notebook: 01_data
     keep takes int16 (n,); threads: as many as cores
     """
-    table = errors.clip_table(table).drop(columns=list(COLUMNS), errors="ignore")
+    table = schemas.clip_table(table).drop(columns=list(COLUMNS), errors="ignore")
     found, usable, facts = [], [], []
     first: dict[str, tuple[str, str]] = {}  # digest -> (clip, split) of its first appearance
     for clip, path, split, decoded in zip(table["clip"], table["path"], table["split"], _decode_all(table, data, threads), strict=True):

@@ -29,8 +29,7 @@ from typing import NamedTuple
 import pooch
 import requests
 
-from asdlib import errors
-from asdlib.studies import artifacts
+from asdlib import errors, io
 
 ZENODO = "https://zenodo.org"
 DEV, EVAL = "dev_data/raw", "eval_data/raw"
@@ -84,7 +83,7 @@ def download(
         raise errors.Refusal(f"mirror {mirror!r}: expected an address like {ZENODO}")
     work = root / ".download"
     try:
-        with artifacts.locked(work, "download"):
+        with io.locked(work, "download"):
             asked = [(f"{base}/api/records/{record}", folder) for record, folder in chosen]
             listed = [one for url, folder in asked for one in _archives(url, work, folder)]
             for name in machines:
@@ -143,7 +142,7 @@ def _bring(todo: Sequence[Archive], work: Path, root: Path, say: Callable) -> No
         say(f"{what}: {one.size / 1e6:.1f} MB")
         _fetch(one.url, path, one.checksum)
         files = unpack(path, root / one.folder, one.machine)
-        artifacts.write_text(work / f"{one.key}.json", json.dumps({"digest": one.checksum, "files": files}))
+        io.write_text(work / f"{one.key}.json", json.dumps({"digest": one.checksum, "files": files}))
         path.unlink()
         say(f"{what}: {len(files)} files in {root / one.folder / one.machine}")
 
@@ -205,7 +204,7 @@ def unpack(path: Path, folder: Path, machine: str) -> dict[str, int]:
                 raise ValueError(f"{size} bytes that claim {total} in {len(entries)} files are no recordings")
             for name, info in entries.items():
                 (target := folder / name).parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(info) as source, artifacts.beside(target) as part, part.open("wb") as to:
+                with archive.open(info) as source, io.beside(target) as part, part.open("wb") as to:
                     shutil.copyfileobj(source, to)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ArithmeticError, ValueError) as error:
         said = str(error) or "cut short"

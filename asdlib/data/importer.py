@@ -29,7 +29,6 @@ import soundfile
 from asdlib import errors
 from asdlib.data import decode, index
 from asdlib.data.sources import FACTS, found
-from asdlib.studies import config
 
 SHORTEST_S = 1.0  # s
 
@@ -99,7 +98,7 @@ def import_machine(
         Path(root).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{machine}-", dir=root) as scratch:
             beside = Path(scratch) / machine
-            made = _written(table, problems, beside, config.Data(sample_rate=rate, channel=channel, resample=True), clip_seconds, copy)
+            made = _written(table, problems, beside, decode.DataSettings(sample_rate=rate, channel=channel, resample=True), clip_seconds, copy)
             if not (made["split"] == "train").any():
                 first = f"; the first left out is {problems[0][0]}: {problems[0][1]}" if problems else ""
                 held = int((made["label"] == "normal").sum())
@@ -116,7 +115,7 @@ def import_machine(
     return out
 
 
-def _written(table: pd.DataFrame, problems: list, folder: Path, data: config.Data, clip_seconds: float, copy: bool) -> pd.DataFrame:
+def _written(table: pd.DataFrame, problems: list, folder: Path, data: decode.DataSettings, clip_seconds: float, copy: bool) -> pd.DataFrame:
     """Links, copies and decoded clips under challenge names; what cannot be used goes to the problems."""
     numbers: Counter = Counter()
     rows = []

@@ -37,7 +37,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from asdlib import errors
+from asdlib import errors, schemas
 from asdlib.data import folders, lists
 
 AUDIO = (".wav", ".flac")
@@ -65,7 +65,7 @@ def index(roots: Sequence[str | Path], machines: Sequence[str] = ()) -> tuple[pd
 
     roots : folders that hold machine folders, or parents of such folders; a machine found below several is merged
     machines : names to keep; none: all
-    returns : (clip table as in `errors.clip_table` with one text column attr_<key> per attribute, sorted by clip;
+    returns : (clip table as in `schemas.clip_table` with one text column attr_<key> per attribute, sorted by clip;
         problems (path, reason, left_out), left_out = the clip is not in the table)
     raises : errors.Refusal for a missing or unreadable root, no machine, an unknown machine, no usable clip
     Notebook: 01_data
@@ -88,7 +88,7 @@ def index(roots: Sequence[str | Path], machines: Sequence[str] = ()) -> tuple[pd
         raise errors.Refusal(f"no usable clip in {_listed(roots)}; the first problem is {problems[0][0]}: {problems[0][1]}")
     table = pd.DataFrame([clips[name] for name in sorted(clips)]).fillna("")
     keys = [name for name in table if name.startswith("attr_") and (table[name] != "").any()]
-    table = errors.clip_table(table[[*errors.CLIP_COLUMNS, *sorted(keys)]])
+    table = schemas.clip_table(table[[*schemas.CLIP_COLUMNS, *sorted(keys)]])
     trained, sided = set(table.loc[table["split"] == "train", "machine"]), one_sided(table)
     for folder in {folder.name: folder for folder in found}.values():
         if folder.name not in trained:

@@ -28,14 +28,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from asdlib import errors, io
+from asdlib import errors, io, schemas
 from asdlib.data import decode, index
-from asdlib.data.decode import FULL_SCALE, SHORTEST_S, levels, reason, sample_digest
+from asdlib.data.decode import FULL_SCALE, SHORTEST_S, DataSettings, levels, reason, sample_digest
 from asdlib.settings import digest
-from asdlib.studies import artifacts
-from asdlib.studies.config import Data
 
-TABLES = {"clips": (*errors.CLIP_COLUMNS, "samples", "level_db", "digest"), "problems": index.PROBLEM_COLUMNS}
+TABLES = {"clips": (*schemas.CLIP_COLUMNS, "samples", "level_db", "digest"), "problems": index.PROBLEM_COLUMNS}
 TRAINING_BYTES = 12e9  # of a GPU that are left to training; full size in float32, 64 clips of 12 s in five branches take 10.5 GB of activations
 SMALL = 0.1  # of the free memory: a store of no more is moved whatever is left
 
@@ -128,12 +126,12 @@ def _free_bytes(device: torch.device) -> float:
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def find_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, data: Data) -> Store | None:
+def find_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, data: DataSettings) -> Store | None:
     """The store of a clip table in `folder` if it is there, whole and of these very recordings; nothing is written. Notebook: 01_data"""
     return _open(Path(folder), _source(table, problems, data), data.sample_rate)
 
 
-def open_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, data: Data, threads: int | None = None) -> Store:
+def open_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, data: DataSettings, threads: int | None = None) -> Store:
     """The store of a clip table in `folder`: opened if it is there, whole and of these very recordings, else decoded.
 
     threads : of the decoder; none: as many as cores
@@ -161,7 +159,7 @@ def _none_usable(table: pd.DataFrame, problems: pd.DataFrame) -> str:
     return f"none of {len(table)} clips is usable, expected at least one; the last is {worst['path']}: {worst['reason']}"
 
 
-def _build(table, problems, folder: Path, scratch: Path, source: str, data: Data, threads: int | None) -> None:
+def _build(table, problems, folder: Path, scratch: Path, source: str, data: DataSettings, threads: int | None) -> None:
     with (scratch / "samples").open("wb") as file:
         decoded, problems = decode.inspect(table, problems, data, threads, keep=lambda samples: file.write(samples.data))
     if decoded.empty:
@@ -169,7 +167,7 @@ def _build(table, problems, folder: Path, scratch: Path, source: str, data: Data
     decoded.to_parquet(scratch / "clips.parquet")
     problems.to_parquet(scratch / "problems.parquet")
     fingerprint = _fingerprint(decoded)
-    tables = {name: artifacts.content(scratch / name) for name in ("clips.parquet", "problems.parquet")}
+    tables = {name: io.content(scratch / name) for name in ("clips.parquet", "problems.parquet")}
     done = {"source": source, "fingerprint": fingerprint, "tables": tables}
     (scratch / "DONE.json").write_text(json.dumps(done), encoding="utf-8")
     (folder / "DONE.json").unlink(missing_ok=True)
@@ -181,7 +179,7 @@ def _build(table, problems, folder: Path, scratch: Path, source: str, data: Data
             old.unlink(missing_ok=True)
 
 
-def _source(table: pd.DataFrame, problems: pd.DataFrame, data: Data) -> str:
+def _source(table: pd.DataFrame, problems: pd.DataFrame, data: DataSettings) -> str:
     """Digest of everything that shapes a store: recordings by path, size and time, table, problems, settings."""
     stats = []
     for path in table["path"]:
@@ -205,7 +203,7 @@ def _open(folder: Path, source: str, rate: int) -> Store | None:
         done = json.loads((folder / "DONE.json").read_text(encoding="utf-8"))
         if done["source"] != source:
             return None
-        if any(artifacts.content(folder / name) != found for name, found in done["tables"].items()):
+        if any(io.content(folder / name) != found for name, found in done["tables"].items()):
             return None
         table, problems = (io.table(folder / f"{name}.parquet", columns) for name, columns in TABLES.items())
         samples = folder / f"samples-{done['fingerprint']}.i16"
@@ -322,7 +320,7 @@ def load_dcase(
     ------
     errors.Refusal where no clip is usable, in one sentence
     """
-    data = Data(sample_rate=sample_rate, resample=resample, channel=channel)
+    data = DataSettings(sample_rate=sample_rate, resample=resample, channel=channel)
     table, problems = index.index([roots] if isinstance(roots, (str, Path)) else list(roots), list(machines))
     if cache is not None:
         store = open_store(table, problems, cache, data)
@@ -363,7 +361,7 @@ def from_arrays(waves: Sequence[np.ndarray], table: pd.DataFrame | None = None, 
         full = full.assign(path=full["clip"])
     facts = {"seconds": [len(part) / sample_rate for part in samples], "level_db": [levels(part)[0] for part in samples]}
     full = full.assign(**facts, digest=[sample_digest(part) for part in samples])
-    store = in_memory(errors.clip_table(full), samples, sample_rate)
+    store = in_memory(schemas.clip_table(full), samples, sample_rate)
     return Clips(store, np.arange(len(store)))
 
 
@@ -406,7 +404,7 @@ def standardise(waves: torch.Tensor, mean: float | torch.Tensor | None = None, s
     returns : float32 (n, samples); a silent row becomes zeros, never NaN. Notebook: 02_preprocessing
     raises : errors.Refusal for waveforms of another shape, or one of mean and std without the other
     """
-    errors.waves(waves)
+    schemas.waves(waves)
     if (mean is None) != (std is None):
         raise errors.Refusal("standardise: one of mean and std came, expected both or neither")
     if mean is None:

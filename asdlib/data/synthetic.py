@@ -36,6 +36,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +44,25 @@ import soundfile
 from scipy import fft, special
 from scipy.stats import qmc
 
-from asdlib import errors
+from asdlib import errors, schemas
 from asdlib.data.machines import MACHINES, Take, coloured, constants, rms, stream, through
-from asdlib.studies import config
+from asdlib.settings import setting
+
+
+@dataclass(frozen=True)
+class SyntheticSettings:
+    """Machines made from physics, for studies without recordings."""
+
+    machines: tuple[str, ...] = setting(("fan", "gearbox", "valve", "slider"), "which of the modelled machines; NAME:KIND gives one another name")
+    train_source: int = setting(90, "normal training clips per machine, source domain", 0, 100000)
+    train_target: int = setting(10, "normal training clips per machine, target domain", 0, 100000)
+    test: int = setting(25, "test clips per machine, domain and label", 0, 100000)
+    seconds: float = setting(10.0, "s, length of a clip", 1.0, 600.0)
+    severity: tuple[float, ...] = setting(
+        (1.0,), "fault severity, 0 inaudible, 1 as hard as recorded machines, 3 blatant; several: spread over the anomalies", 0.0, 10.0
+    )
+    seed: int = setting(0, "seed of the machines", 0, 2**31 - 1)
+
 
 LEVEL_DB = (-42.0, -34.0)  # RMS of a clip re full scale, drawn uniformly: 34 dB and more are left for the peaks
 LEAD_S = 0.15  # rendered before the clip starts and cut off, so that rooms and resonances have built up
@@ -113,7 +130,7 @@ def _machines(entries: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _plan(name: str, kind: str, settings: config.Synthetic) -> Iterator[tuple[str, tuple, dict[str, str], float | None]]:
+def _plan(name: str, kind: str, settings: SyntheticSettings) -> Iterator[tuple[str, tuple, dict[str, str], float | None]]:
     """(file name, where, attributes, severity or None) of every clip of one machine; conditions in shuffled, even shares."""
     cells = [("train", "source", "normal", settings.train_source), ("train", "target", "normal", settings.train_target)]
     cells += [("test", domain, label, settings.test) for domain in ("source", "target") for label in ("normal", "anomaly")]
@@ -130,7 +147,7 @@ def _plan(name: str, kind: str, settings: config.Synthetic) -> Iterator[tuple[st
             yield file_name, (split, domain, label, index), attributes, severity
 
 
-def _write_machine(root: Path, name: str, kind: str, settings: config.Synthetic, rate: int) -> None:
+def _write_machine(root: Path, name: str, kind: str, settings: SyntheticSettings, rate: int) -> None:
     plan = list(_plan(name, kind, settings))
     samples = round(settings.seconds * rate)
 
@@ -142,7 +159,7 @@ def _write_machine(root: Path, name: str, kind: str, settings: config.Synthetic,
         soundfile.write(memory, clip, rate, subtype="PCM_16", format="WAV")
         (root / file_name).write_bytes(memory.getvalue())
 
-    for split in errors.SPLITS:
+    for split in schemas.SPLITS:
         (root / name / split).mkdir(parents=True)
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         list(pool.map(write, plan))
@@ -155,7 +172,7 @@ def _write_machine(root: Path, name: str, kind: str, settings: config.Synthetic,
     (root / name / "severity.csv").write_text("\n".join(["file_name,severity", *rows]) + "\n", encoding="utf-8")
 
 
-def write_tree(out: Path, settings: config.Synthetic, sample_rate: int = 16000) -> None:
+def write_tree(out: Path, settings: SyntheticSettings, sample_rate: int = 16000) -> None:
     """Write the machines of `settings` as a DCASE 2024 tree: wavs, <machine>/attributes_00.csv, <machine>/severity.csv.
 
     out : a folder that does not exist yet, or is empty; it appears under its name only when all of it is written

@@ -26,7 +26,7 @@ import functools
 import inspect
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -34,14 +34,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from asdlib import errors, io
+from asdlib import errors, io, schemas
 from asdlib.data.store import Clips, Store
-from asdlib.evaluation import metrics
 from asdlib.models import training
 from asdlib.models.precision import DTYPES, NETWORKS, auto
-from asdlib.scoring import fusion
+from asdlib.scoring import fusion, thresholds
 from asdlib.settings import from_tree, merged, to_tree
-from asdlib.studies import artifacts, config
 
 Scores = dict[tuple[str, str], np.ndarray]  # (system, component): one value per clip, higher = more anomalous
 
@@ -121,7 +119,7 @@ class Detector(abc.ABC):
     # ---------------------------------------------------------------- PyOD's names
 
     def score(self, clips: Clips) -> pd.DataFrame:
-        """Score table of clips (errors.SCORE_COLUMNS): the components, and the fused score of each system.
+        """Score table of clips (schemas.SCORE_COLUMNS): the components, and the fused score of each system.
 
         A clip that the detector was trained on has its leave-clip-out score.
         """
@@ -131,7 +129,7 @@ class Detector(abc.ABC):
         tables = [self.training_table_]
         if len(new):
             tables.append(score_table(clips.store.clips, new.rows, self.components(new), self.seed))
-        fused = fusion.systems(pd.concat(tables, ignore_index=True), config.Fusion())
+        fused = fusion.systems(pd.concat(tables, ignore_index=True), fusion.FusionSettings())
         return fused[fused["clip"].isin(clips.table["clip"])].reset_index(drop=True)
 
     def decision_function(self, clips: Clips) -> np.ndarray:
@@ -153,13 +151,13 @@ class Detector(abc.ABC):
     @functools.cached_property
     def decision_scores_(self) -> np.ndarray:
         """Fused score of each training clip, leave-clip-out, float64 (training clips,)."""
-        return self._final(fusion.systems(self.training_table_, config.Fusion()), self.store.clips["clip"].iloc[self.train_rows])
+        return self._final(fusion.systems(self.training_table_, fusion.FusionSettings()), self.store.clips["clip"].iloc[self.train_rows])
 
     @functools.cached_property
-    def thresholds_(self) -> dict[str, metrics.Threshold]:
-        """Threshold by machine, or by <machine>_<section> where a machine has several: see `metrics.gamma_threshold`."""
+    def thresholds_(self) -> dict[str, thresholds.Threshold]:
+        """Threshold by machine, or by <machine>_<section> where a machine has several: see `thresholds.gamma_threshold`."""
         scores = self.decision_scores_
-        return {name: metrics.gamma_threshold(scores[self.group == name], 1 - self.contamination) for name in np.unique(self.group)}
+        return {name: thresholds.gamma_threshold(scores[self.group == name], 1 - self.contamination) for name in np.unique(self.group)}
 
     @property
     def threshold_(self) -> float:
@@ -200,8 +198,8 @@ class Detector(abc.ABC):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         facts = {"detector": self.name, "settings": to_tree(self.settings), "seed": self.seed, "precision": self.precision}
-        artifacts.write_text(folder / SETTINGS_FILE, json.dumps(facts | {"contamination": self.contamination, "system": self.system}, indent=1))
-        artifacts.write_table(folder / TRAINING_FILE, self.training_table_)
+        io.write_text(folder / SETTINGS_FILE, json.dumps(facts | {"contamination": self.contamination, "system": self.system}, indent=1))
+        io.write_table(folder / TRAINING_FILE, self.training_table_)
         self._save(folder)
 
     def restore(self, folder: str | Path, clips: Clips) -> Self:
@@ -332,12 +330,12 @@ def _of_store(others: Clips, store: Store) -> np.ndarray:
 
 
 def reference_groups(clips: pd.DataFrame, train_rows: np.ndarray) -> tuple[np.ndarray, Callable[[pd.DataFrame], np.ndarray]]:
-    """Which references a clip has: those of its machine, or of its section where sections are judged apart (`errors.by_references`).
+    """Which references a clip has: those of its machine, or of its section where sections are judged apart (`schemas.by_references`).
 
     clips : clip table of the training clips' store.  train_rows : int (n,)
     returns : the group of each training clip, str (n,), and a function that names the groups of the clips of any clip table
     """
-    train = errors.by_references(clips)["machine"].to_numpy()[train_rows]
+    train = schemas.by_references(clips)["machine"].to_numpy()[train_rows]
     groups = set(train)
 
     def of(table: pd.DataFrame) -> np.ndarray:
@@ -411,10 +409,33 @@ def training_rows(clips: pd.DataFrame, machine: str) -> np.ndarray:
 
 
 def score_table(clips: pd.DataFrame, rows: np.ndarray, scores: Scores, seed: int) -> pd.DataFrame:
-    """Scores of the clips at `rows` as a score table (errors.SCORE_COLUMNS).
+    """Scores of the clips at `rows` as a score table (schemas.SCORE_COLUMNS).
 
     rows : int (clips,).  scores : (system, component) -> float (clips,).  raises : errors.Refusal for scores that are not finite
     """
     facts = clips.iloc[rows][["machine", "section", "split", "domain", "label", "clip"]]
     parts = [facts.assign(system=system, component=component, score=values, seed=seed) for (system, component), values in scores.items()]
-    return errors.score_table(pd.concat(parts, ignore_index=True)[list(errors.SCORE_COLUMNS)])
+    return schemas.score_table(pd.concat(parts, ignore_index=True)[list(schemas.SCORE_COLUMNS)])
+
+
+def training_clips(store: Store, machines: Sequence[str]) -> tuple[Clips, Clips]:
+    """Normal training clips of some machines, and those of all other machines of the store.
+
+    raises : errors.Refusal for a machine without training clips
+    """
+    own = np.concatenate([training_rows(store.clips, machine) for machine in machines])
+    normal = (store.clips["split"] == "train") & (store.clips["label"] == "normal")
+    return Clips(store, own), Clips(store, np.flatnonzero(normal & ~store.clips["machine"].isin(machines)))
+
+
+def detect(detector: Detector, store: Store, machines: Sequence[str]) -> pd.DataFrame:
+    """Fit a detector to the training clips of the machines (one, or all that share a network) and score all their clips.
+
+    returns : score table of the components; test rows as a clip alone would be scored, train rows leave-clip-out
+    raises : errors.Refusal for a machine without training clips
+    """
+    test = np.concatenate([machine_rows(store.clips, machine, "test") for machine in machines])
+    tables = [detector.fit(*training_clips(store, machines)).training_table_]
+    if len(test):
+        tables.append(score_table(store.clips, test, detector.components(Clips(store, test)), detector.seed))
+    return pd.concat(tables, ignore_index=True)

@@ -9,7 +9,7 @@ Clips are tiled or cropped to `clip_seconds`: in training from a random place th
 embeddings from the start (METHOD 5.1). A tiled clip starts anywhere in the room that its last copy leaves. Waveforms are standardised
 (`classifier.wave_norm`, METHOD 3.2) before they are mixed: with none, as in the cited code, a recording at half the gain scores as an anomaly.
 
-Components of the scores: every back-end of `asdlib.scoring.backends`, and `score`, the one chosen by `classifier.backend`.
+Components of the scores: every back-end of `asdlib.scoring.backends`, and `_score`, the one chosen by `classifier.backend`.
 Sources: report 3.1; METHOD 3.5, 5. Notebook: 04_classifier.
 """
 
@@ -32,7 +32,6 @@ from asdlib.detectors.base import BATCH_SAMPLES, Detector, Scores, clip_by_clip
 from asdlib.models import classifier, training
 from asdlib.models.classifier import Batch
 from asdlib.scoring import backends
-from asdlib.studies import config
 
 WEIGHTS, SPLIT = 4, 5  # streams of the seed: initial weights, held-out clips
 EMBEDDINGS = "embeddings.safetensors"
@@ -51,7 +50,7 @@ def held_out(classes: np.ndarray, share: float, seed: int) -> np.ndarray:
 class Classifier(Detector):
     """System `classifier`. Rows may be of several machines: the network is shared, the back-ends belong to one machine (or section) each."""
 
-    name, Settings, systems = "classifier", config.Classifier, ("classifier",)
+    name, Settings, systems = "classifier", classifier.ClassifierSettings, ("classifier",)
 
     def __init__(self, settings=None, **keywords):
         super().__init__(settings, **keywords)
@@ -295,7 +294,7 @@ def load_embeddings(folder: Path) -> tuple[list[int], np.ndarray]:
         raise errors.Refusal(f"{path}: does not hold embeddings ({type(error).__name__}); run the study again") from error
 
 
-def ablations(settings: config.Classifier) -> dict[str, config.Classifier]:
+def ablations(settings: classifier.ClassifierSettings) -> dict[str, classifier.ClassifierSettings]:
     """Settings of the short trainings that notebook 04 compares: `full`, and each regulariser taken out; none if `ablation` is 0."""
     if not settings.ablation:
         return {}

@@ -2,7 +2,7 @@
 
 Conventions
 -----------
-Components per clip, means over its segments, higher = more anomalous; the final `score` is their fusion (`fusion.systems`):
+Components per clip, means over its segments, higher = more anomalous; the final `_score` is their fusion (`fusion.systems`):
 
     alpha            the α of `oevae.alpha_mode`; alpha_nll, alpha_expected_nll, alpha_kl, alpha_recon, alpha_neg_elbo: all of them
     alpha_k<scale>   the same mode from a VAE that was refitted on the finished embeddings with that k_scale (`oevae.k_scales`)
@@ -27,14 +27,12 @@ import torch
 from safetensors.numpy import save_file
 
 from asdlib import augment, errors, io
-from asdlib.analysis import latents
 from asdlib.data.condition import condition
 from asdlib.detectors import exposure
 from asdlib.detectors.base import Detector, Scores, clip_by_clip
 from asdlib.models import losses, oevae, training
-from asdlib.models.oevae import VAE
+from asdlib.models.oevae import VAE, VAEBatch
 from asdlib.scoring.distances import knn_distances, knn_score, to_clips
-from asdlib.studies import config
 
 KEPT_K = (1, 2, 4)  # neighbours whose β is kept beside the chosen one (report 4.2)
 EVAL_ITEMS = 256  # segments per forward pass when nothing is learnt
@@ -62,7 +60,7 @@ class References(NamedTuple):
 class OEVAE(Detector):
     """The joint outlier-exposed extractor and VAE of one target machine (METHOD 3.4)."""
 
-    name, Settings, systems = "oevae", config.OEVAE, ("oevae",)
+    name, Settings, systems = "oevae", oevae.OEVAESettings, ("oevae",)
 
     def _fit(self, others: np.ndarray) -> None:
         """Train against clips of other machines, then fit the references and the VAEs of the other k_scales.
@@ -171,7 +169,7 @@ class OEVAE(Detector):
             out = [self.net(part) for part in x.split(EVAL_ITEMS)]
             logit = torch.cat([part.logit for part in out])
             t = (torch.arange(2 * n, device=logit.device) < n).float()
-            alive = torch.cat([part.vae.mu for part in out])[:n].var(0, correction=0) > latents.ALIVE
+            alive = torch.cat([part.vae.mu for part in out])[:n].var(0, correction=0) > ALIVE
             accuracy = ((logit > 0) == (t > 0)).float().mean()
             return {
                 "held_out_accuracy": float(accuracy), "held_out_loss": float(losses.machine_loss(logit, t)),
@@ -248,7 +246,7 @@ class OEVAE(Detector):
         h = found.h[np.repeat(self.trained, count)]
         h, prior, conditioned = (torch.as_tensor(values, device=self.device) for values in (h, prior, conditioned))
         what = f"VAE of {self.machine}, k_scale {k_scale:g}"
-        return latents.refit(h, prior, conditioned, self.settings, seed=self.seed + REFIT, what=what)
+        return refit(h, prior, conditioned, self.settings, seed=self.seed + REFIT, what=what)
 
     @torch.inference_mode()
     def _refitted(self, scale: float, h: np.ndarray) -> losses.VAEOutput:
@@ -347,7 +345,7 @@ class OEVAE(Detector):
         """Weights, refitted VAEs, references, and embeddings.safetensors with `tensors`."""
         training.save_weights(self.net, folder / "weights.safetensors")
         heads = {f"{scale:g}/{name}": value.cpu().numpy() for scale, vae in self.heads.items() for name, value in vae.state_dict().items()}
-        for name, content in (("refits", heads), ("references", self.references._asdict()), (latents.NAME, self.tensors())):
+        for name, content in (("refits", heads), ("references", self.references._asdict()), (EMBEDDINGS, self.tensors())):
             whole = {key: np.ascontiguousarray(values) for key, values in content.items()}  # the writer takes no notice of strides
             save_file(whole, folder / f"{name}.safetensors")
 
@@ -356,7 +354,7 @@ class OEVAE(Detector):
         self._open()
         self.net = self._network()
         training.load_weights(self.net, folder / "weights.safetensors")
-        found = io.tensors(folder / f"{latents.NAME}.safetensors", {"rows": 1, "trained": 1})
+        found = io.tensors(folder / f"{EMBEDDINGS}.safetensors", {"rows": 1, "trained": 1})
         trained = dict(zip(found["rows"].tolist(), found["trained"].tolist()))
         self.trained = np.array([bool(trained[row]) for row in self.train_rows])
         self.references = References(**io.tensors(folder / "references.safetensors", {}))
@@ -374,3 +372,29 @@ class OEVAE(Detector):
         other.front, other._passes, other.train_rows = self.front.on(other.store), {}, np.empty(0, np.int64)
         parents = self.references.parents + len(other.store)  # none of the other store's clips is a parent
         other.references = self.references._replace(parents=parents)
+
+
+ALIVE = 0.01  # variance of μ over items below which a channel carries nothing (Burda et al. 2016)
+EMBEDDINGS = "embeddings"  # of the file with a detector's tensors
+
+
+def refit(h: torch.Tensor, prior: torch.Tensor, conditioned: torch.Tensor, settings: oevae.OEVAESettings, *, seed: int, what: str = "VAE") -> VAE:
+    """A new VAE on finished embeddings, to study other conditions or another k within seconds.
+
+    h : float32 (n, dim), embeddings of normal training segments, on the device
+    prior, conditioned : (n,) k·v, and whether there is a v
+    settings : sizes, batch, lr, refit_epochs
+    returns : the VAE in evaluation mode.  Source: report 4.2 (the choice of k).  Notebooks: 05_oevae, 08_tuning
+    """
+    with training.seeded_init(seed):
+        vae = VAE(h.shape[1], settings.hidden, settings.latent, settings.domain_latent).to(h.device)
+    n, size = len(h), settings.batch
+    training.fit(
+        vae,
+        lambda draws: (VAEBatch(h[part], prior[part], conditioned[part]) for part in training.shuffled_batches(n, size, draws, h.device)),
+        torch.optim.Adam(vae.parameters(), lr=settings.lr, fused=True),
+        epochs=settings.refit_epochs,
+        seed=seed,
+        what=what,
+    )
+    return vae

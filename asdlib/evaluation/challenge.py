@@ -29,9 +29,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from asdlib import errors
+from asdlib import errors, schemas
 from asdlib.evaluation import metrics, roc
-from asdlib.studies import config
 
 EVALUATION = ("3DPrinter", "AirCompressor", "BrushlessMotor", "HairDryer", "HoveringDrone", "RoboticArm", "Scanner", "ToothBrush", "ToyCircuit")
 KINDS = ("anomaly_score", "decision_result")
@@ -54,7 +53,7 @@ def _refuse(what: str, listed: list[str]) -> None:
 
 
 def write(
-    folder: str | Path, clips: pd.DataFrame, problems: pd.DataFrame, scores: pd.DataFrame, settings: config.Metrics, system: str, seed: int
+    folder: str | Path, clips: pd.DataFrame, problems: pd.DataFrame, scores: pd.DataFrame, settings: metrics.MetricsSettings, system: str, seed: int
 ) -> list[Path]:
     """Score and decision files of every machine of a study, checked; all of them or none.
 
@@ -214,7 +213,7 @@ def ground_truth(folder: str | Path) -> pd.DataFrame:
 # ---------------------------------------------------------------- the official result
 
 
-def evaluate(folder: str | Path, truth: str | Path, settings: config.Metrics, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+def evaluate(folder: str | Path, truth: str | Path, settings: metrics.MetricsSettings, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The official result of a submission.
 
     folder : of `write`, or of any other system.  truth : the evaluator's ground truth folders.  seed : of the bootstrap
@@ -230,13 +229,13 @@ def evaluate(folder: str | Path, truth: str | Path, settings: config.Metrics, se
         given = {line[0] for kind in KINDS[:1] if _path(folder, kind, key).is_file() for line in _safe_lines(_path(folder, kind, key)) if line}
         expected[key] = set(rows["full"]) if given & (set(rows["full"]) - set(rows["name"])) else set(rows["name"])
     _refuse(f"{folder} cannot be evaluated", faults(folder, expected))
-    judged = errors.by_section(clips.assign(split="test", clip=clips["name"]))["machine"]
+    judged = schemas.by_section(clips.assign(split="test", clip=clips["name"]))["machine"]
     tables, quality = [], []
     for key, rows in clips.groupby(["machine", "section"]):
         named = judged[rows.index[0]]
         scores, decisions = (rows["name"].map(_values(_path(folder, kind, key), full[key])) for kind in KINDS)
         facts = rows[["section", "domain", "label"]].assign(system=folder.name, component="score", split="test", seed=0, machine=key[0], score=scores)
-        tables.append(facts.assign(clip=key[0] + "/test/" + rows["name"])[list(errors.SCORE_COLUMNS)])
+        tables.append(facts.assign(clip=key[0] + "/test/" + rows["name"])[list(schemas.SCORE_COLUMNS)])
         for domain in ("source", "target"):
             here = (rows["domain"] == domain).to_numpy()
             quality.append((named, key[1], domain, *_quality(decisions[here].to_numpy() == 1, (rows["label"] == "anomaly")[here].to_numpy())))

@@ -30,10 +30,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from asdlib import errors
-from asdlib.evaluation import roc
-from asdlib.studies import config
-from asdlib.viz import tables
+from asdlib import errors, schemas
+from asdlib.evaluation import metrics, roc
 
 LEVEL = 0.75  # AUC from which a system counts as detecting: halfway between chance and perfection
 CURVE_COLUMNS = ("system", "machine", "severity", "value", "low", "high", "anomalies")
@@ -90,14 +88,14 @@ def _weights(domain: np.ndarray, normal: np.ndarray, kind: np.ndarray, n: int, s
     group = np.where(normal, -1.0, kind)
     used = normal | ~np.isnan(kind)
     out = np.zeros((n, len(domain)), np.int16)
-    for number, pair in enumerate(itertools.product(errors.DOMAINS, np.unique(group[used]))):
+    for number, pair in enumerate(itertools.product(schemas.DOMAINS, np.unique(group[used]))):
         members = np.flatnonzero(used & (domain == pair[0]) & (group == pair[1]))
         label = np.full(len(members), "normal")
         out[:, members] = roc.bootstrap_weights(np.full(len(members), "source"), label, n, [*seed, number])
     return out
 
 
-def _evaluate(scores: pd.DataFrame, settings: config.Metrics, seed: int) -> tuple[list[str], np.ndarray, np.ndarray, dict[str, _Curves]]:
+def _evaluate(scores: pd.DataFrame, settings: metrics.MetricsSettings, seed: int) -> tuple[list[str], np.ndarray, np.ndarray, dict[str, _Curves]]:
     """Machines, severities, number of anomalies (machines, severities), curves by system."""
     test = scores[(scores["component"] == "score") & (scores["split"] == "test") & (scores["label"] != "unlabelled")]
     test = test[(test["label"] == "normal") | test["severity"].notna()]
@@ -129,19 +127,19 @@ def _evaluate(scores: pd.DataFrame, settings: config.Metrics, seed: int) -> tupl
     return machines, levels, counts, curves
 
 
-def curves(scores: pd.DataFrame, settings: config.Metrics, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def curves(scores: pd.DataFrame, settings: metrics.MetricsSettings, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """AUC by severity of every system and machine, and the severity at which each reaches `LEVEL`.
 
     scores : score table with a column severity (`severities` of its clips, NaN for normal ones);  seed : of the resamples
     returns : CURVE_COLUMNS, and REACH_COLUMNS: severity and interval (inf: not reached) and the largest severity tested. Empty tables where
         no labelled anomaly has a severity.  raises : errors.Refusal without the column severity.  Notebook: 09_report
     """
-    errors.score_table(scores)
+    schemas.score_table(scores)
     if "severity" not in scores:
         raise errors.Refusal("a score table without severity came, expected that column; add detectability.severities of its clips")
     if not (scores["severity"].notna() & (scores["label"] == "anomaly") & (scores["split"] == "test")).any():
         return pd.DataFrame(columns=list(CURVE_COLUMNS)), pd.DataFrame(columns=list(REACH_COLUMNS))
-    machines, levels, counts, found = _evaluate(errors.by_section(scores), settings, seed)
+    machines, levels, counts, found = _evaluate(schemas.by_section(scores), settings, seed)
     tail = (1 - settings.confidence) / 2
     rows, reached = [], []
     for system, curve in found.items():
@@ -186,24 +184,3 @@ def reach(severity: np.ndarray, auc: np.ndarray, weights: np.ndarray, level: flo
         share = (level - y[crosses, left]) / (y[crosses, left + 1] - y[crosses, left])
         out[crosses] = x[left] + share * (x[left + 1] - x[left])
     return np.where(np.isnan(auc).any(1), np.nan, out)
-
-
-def reach_in_words(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per machine, one column per system: the severity at which it reaches `LEVEL`, with its interval, or "not reached".
-
-    table : REACH_COLUMNS.  An end of an interval that lies beyond what was tested is written ">2", 2 being the largest severity tested.
-    Notebook: 09_report
-    """
-    texts = [_words(*row) for row in table[["severity", "low", "high", "tested"]].itertuples(index=False)]
-    order, systems = list(dict.fromkeys(table["machine"])), tables.in_order(table["system"])
-    pivot = table.assign(text=texts).pivot(index="machine", columns="system", values="text").loc[order, systems]
-    return pivot.fillna("—").reset_index()
-
-
-def _words(value: float, low: float, high: float, tested: float) -> str:
-    if np.isnan(value):
-        return "— not available"
-    if np.isinf(low):
-        return "not reached"
-    ends = ", ".join(f"{end:.2f}" if np.isfinite(end) else f">{tested:g}" for end in (low, high))
-    return (f"{value:.2f}" if np.isfinite(value) else "not reached") + f" [{ends}]"

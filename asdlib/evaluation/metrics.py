@@ -7,8 +7,8 @@ Only rows of split `test` with a label count. Values are fractions in [0, 1]. au
     hmean        harmonic mean of the three, each floored at the float epsilon
     omega        machine "all": harmonic mean over machines x 3, the official score
 
-Where a machine has several sections, each section counts as a machine, <machine>_<section> (`errors.by_section`): its metrics, its
-threshold (from the training clips of `errors.by_references`) and its resamples are its own, as in the official evaluation of 2020 to 2022.
+Where a machine has several sections, each section counts as a machine, <machine>_<section> (`schemas.by_section`): its metrics, its
+threshold (from the training clips of `schemas.by_references`) and its resamples are its own, as in the official evaluation of 2020 to 2022.
 
 NaN means not available, never a guess: a metric whose normals or anomalies are absent. An hmean, an omega and any other value of "all" is
 the mean over what is available, as in the published toolkits; `tables.reasons` says what is missing. Machines without a single labelled
@@ -24,17 +24,30 @@ Source: METHOD 7.3 (official evaluator), 7.5 (threshold), 7.6 (Table 1). Noteboo
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from asdlib import errors
+from asdlib import errors, schemas
 from asdlib.evaluation.roc import THREE, bootstrap, bootstrap_weights, grid, harmonic, shuffled
-from asdlib.scoring import fusion
-from asdlib.studies import config
+from asdlib.scoring import fusion, thresholds
+from asdlib.scoring.thresholds import Threshold
+from asdlib.settings import setting
 
-PAIRED_COLUMNS = ("system_a", "system_b", "machine", "metric", "value", "low", "high", "p")
+
+@dataclass(frozen=True)
+class MetricsSettings:
+    """Official metrics, intervals, decisions (METHOD 3.8)."""
+
+    max_fpr: float = setting(0.1, "largest false positive rate of the partial AUC (METHOD 7.3)", 0.001, 1.0)
+    bootstrap: int = setting(2000, "stratified resamples behind every interval", 20, 1000000)
+    confidence: float = setting(0.95, "two-sided coverage of the intervals", 0.5, 0.999)
+    decision_quantile: float = setting(0.9, "quantile of the gamma fit to training scores (METHOD 7.5)", 0.5, 0.9999)
+    shuffles: int = setting(200, "label shuffles of the control", 10, 100000)
+
+
 DECISION_COLUMNS = (
     *("system", "machine", "domain", "threshold", "method", "train_clips", "train_above"),
     *("normal", "anomaly", "precision", "recall", "f1", "seed"),
@@ -67,7 +80,7 @@ class _Block(NamedTuple):
 
 
 def _blocks(scores: pd.DataFrame) -> dict[_Key, list[_Block]]:
-    """(system, component, seed) -> its machines, from the test rows of a score table of `errors.by_section`."""
+    """(system, component, seed) -> its machines, from the test rows of a score table of `schemas.by_section`."""
     test = scores[scores["split"] == "test"]
     codes = {name: pd.factorize(test[name], sort=True) for name in ("system", "component", "seed", "machine", "clip")}
     order = np.lexsort([codes[name][0] for name in ("clip", "machine", "seed", "component", "system")])
@@ -96,7 +109,7 @@ class _Resamples:
         return self.made[key]
 
 
-def _evaluate(blocks: list[_Block], settings: config.Metrics, resamples: _Resamples) -> tuple[np.ndarray, np.ndarray]:
+def _evaluate(blocks: list[_Block], settings: MetricsSettings, resamples: _Resamples) -> tuple[np.ndarray, np.ndarray]:
     """Values (machines, 3) and their resamples (B, machines, 3)."""
     values = np.stack([grid(b.scores, b.domain, b.label, settings.max_fpr) for b in blocks])
     boots = np.stack([bootstrap(b.scores, b.domain, b.label, resamples(b), settings.max_fpr) for b in blocks], axis=1)
@@ -126,20 +139,20 @@ def _rows(key: _Key, machines: list[str], columns: np.ndarray) -> pd.DataFrame:
     """Metric table of one (system, component, seed); columns : (3, n) value, low, high in the order of `_names`."""
     rows = pd.DataFrame(_names(machines), columns=["machine", "metric"])
     value, low, high = columns
-    return rows.assign(system=key[0], component=key[1], seed=key[2], value=value, low=low, high=high)[list(errors.METRIC_COLUMNS)]
+    return rows.assign(system=key[0], component=key[1], seed=key[2], value=value, low=low, high=high)[list(schemas.METRIC_COLUMNS)]
 
 
 def _stack(tables: list[pd.DataFrame], columns: tuple[str, ...]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(columns))
 
 
-def table(scores: pd.DataFrame, settings: config.Metrics, seed: int) -> pd.DataFrame:
+def table(scores: pd.DataFrame, settings: MetricsSettings, seed: int) -> pd.DataFrame:
     """Metrics with intervals of every system, component and training seed, per machine and for "all".
 
     scores : score table;  seed : of the bootstrap
-    returns : metric table (errors.METRIC_COLUMNS); what is NaN and when is said at the top of this module.  Notebook: 09_report
+    returns : metric table (schemas.METRIC_COLUMNS); what is NaN and when is said at the top of this module.  Notebook: 09_report
     """
-    scores = errors.by_section(errors.score_table(scores))
+    scores = schemas.by_section(schemas.score_table(scores))
     resamples, tables, blocks_of = _Resamples(settings.bootstrap, seed), [], _blocks(scores)
     for key, part in scores.groupby(["system", "component", "seed"]):
         machines, blocks = sorted(part["machine"].unique()), blocks_of.get((*key[:2], int(key[2])), [])
@@ -149,7 +162,7 @@ def table(scores: pd.DataFrame, settings: config.Metrics, seed: int) -> pd.DataF
             values[where], boots[:, where] = _evaluate(blocks, settings, resamples)
         columns = np.vstack([with_means(values), _interval(with_means(boots), settings.confidence)])
         tables.append(_rows((key[0], key[1], int(key[2])), machines, columns))
-    return _stack(tables, errors.METRIC_COLUMNS)
+    return _stack(tables, schemas.METRIC_COLUMNS)
 
 
 def paper_table1() -> pd.DataFrame:
@@ -160,94 +173,19 @@ def paper_table1() -> pd.DataFrame:
         every = with_means(values)
         absent = np.full_like(every, np.nan)
         tables.append(_rows((f"paper_{name}", "score", 0), list(PAPER_TABLE1), np.stack([every, absent, absent])))
-    return _stack(tables, errors.METRIC_COLUMNS)
+    return _stack(tables, schemas.METRIC_COLUMNS)
 
 
-class Pairs:
-    """Is one system better than another by more than chance? Differences of any two systems on the same resamples.
-
-    A system is evaluated once, however many it is compared with.
-    scores : score table;  seed : of the resamples;  component : of every system.  Notebook: 09_report (through `claims`)
-    """
-
-    def __init__(self, scores: pd.DataFrame, settings: config.Metrics, seed: int, component: str = "score"):
-        self._settings, self._resamples, self._sides = settings, _Resamples(settings.bootstrap, seed), {}
-        found = _blocks(errors.by_section(errors.score_table(scores)))
-        self._runs: dict[str, list[list[_Block]]] = {}
-        for (system, name, _), blocks in found.items():
-            if name == component:
-                self._runs.setdefault(system, []).append(blocks)
-
-    def _side(self, system: str) -> tuple[np.ndarray, np.ndarray]:
-        """Values and resamples of a system's metrics, means over its training seeds."""
-        if system not in self._sides:
-            found = []
-            for blocks in self._runs[system]:
-                found.append([with_means(part) for part in _evaluate(blocks, self._settings, self._resamples)])
-            self._sides[system] = tuple(np.mean([run[part] for run in found], axis=0) for part in (0, 1))
-        return self._sides[system]
-
-    def __call__(self, system_a: str, system_b: str) -> pd.DataFrame:
-        """Differences a - b; every metric is averaged over the training seeds of its system first.
-
-        returns : PAIRED_COLUMNS; value, interval, and p: twice the smaller share of resamples on either side of zero (a two-sided
-            bootstrap p-value, not below 2 / (resamples + 1))
-        raises : errors.Refusal where a system is unknown or the two did not score the same clips
-        """
-        runs = [run for name in (system_a, system_b) for run in self._runs[errors.known_name("system", name, sorted(self._runs))]]
-        clips = [[(b.machine, b.clip.tolist()) for b in run] for run in runs]
-        if any(one != clips[0] for one in clips):
-            raise errors.Refusal(f"{system_a} and {system_b} did not score the same test clips; run both on the same data")
-        value, boots = (a - b for a, b in zip(self._side(system_a), self._side(system_b), strict=True))
-        low, high = _interval(boots, self._settings.confidence)
-        fewer = np.minimum((boots <= 0).sum(0), (boots >= 0).sum(0))
-        p = np.where(np.isnan(value), np.nan, np.minimum(1.0, 2 * (fewer + 1) / (len(boots) + 1)))
-        rows = pd.DataFrame(_names([b.machine for b in runs[0]]), columns=["machine", "metric"])
-        return rows.assign(system_a=system_a, system_b=system_b, value=value, low=low, high=high, p=p)[list(PAIRED_COLUMNS)]
-
-
-def paired(
-    scores: pd.DataFrame, system_a: str, system_b: str, settings: config.Metrics, seed: int, component: str = "score"
-) -> pd.DataFrame:
-    """Differences of two systems, see `Pairs`.  Notebook: 09_report"""
-    return Pairs(scores, settings, seed, component)(system_a, system_b)
-
-
-# ---------------------------------------------------------------- decisions
-
-
-class Threshold(NamedTuple):
-    """Scores above `value` are called anomalous; method: gamma, or empirical where no gamma fits."""
-
-    value: float
-    method: str
-
-
-def gamma_threshold(train_scores: np.ndarray, quantile: float = 0.9) -> Threshold:
-    """The score that the share `quantile` of normal clips stays below, from leave-clip-out training scores.
-
-    train_scores : (n,) finite, of any sign;  quantile : in (0, 1)
-    A gamma with three parameters is fitted (METHOD 7.5); for fewer than 10 or equal scores, or a fit that misses its own data
-    (`fusion.fit_gamma`), the empirical quantile is taken instead and the method says so.
-    raises : errors.Refusal without scores, or with one that is not finite
-    """
-    train = np.asarray(train_scores, float)
-    if len(train) == 0 or not np.isfinite(train).all():
-        raise errors.Refusal(f"{len(train)} training scores came for a threshold, expected at least one, all finite; score the train split")
-    fit = fusion.fit_gamma(train)
-    return Threshold(float(np.quantile(train, quantile)), "empirical") if fit is None else Threshold(fit.quantile(quantile), "gamma")
-
-
-def decisions(scores: pd.DataFrame, settings: config.Metrics) -> pd.DataFrame:
-    """Threshold, precision, recall and F1 of component `score`: one threshold per machine, counted per domain.
+def decisions(scores: pd.DataFrame, settings: MetricsSettings) -> pd.DataFrame:
+    """Threshold, precision, recall and F1 of component `_score`: one threshold per machine, counted per domain.
 
     returns : DECISION_COLUMNS, domain in source | target | all (all labelled clips); train_above is the share of training clips above
         the threshold. Precision is 0 where nothing was flagged (as in the official evaluator); all three are NaN where a domain lacks
         normals or anomalies, or the machine has no training scores (method none). A machine without test clips has its threshold, no more.
         F1 of a domain uses only its clips (METHOD 7.3).
     """
-    own = errors.score_table(scores[scores["component"] == "score"])
-    scores, references = errors.by_section(own), errors.by_references(own)
+    own = schemas.score_table(scores[scores["component"] == "score"])
+    scores, references = schemas.by_section(own), schemas.by_references(own)
     found, whole = _blocks(scores), dict(zip(scores["machine"], references["machine"]))
     train = {key: part.to_numpy(float) for key, part in references[own["split"] == "train"].groupby(["system", "seed", "machine"])["score"]}
     rows, nothing = [], (np.empty(0, object), np.empty(0, "U7"), np.empty(0, "U10"), np.empty(0))
@@ -258,7 +196,7 @@ def decisions(scores: pd.DataFrame, settings: config.Metrics) -> pd.DataFrame:
     for (system, _, seed), blocks in found.items():
         for block in blocks:
             mine = train.get((system, seed, whole[block.machine]), np.empty(0))
-            threshold = gamma_threshold(mine, settings.decision_quantile) if len(mine) else Threshold(np.nan, "none")
+            threshold = thresholds.gamma_threshold(mine, settings.decision_quantile) if len(mine) else Threshold(np.nan, "none")
             above = float(np.mean(mine > threshold.value)) if len(mine) else np.nan
             for domain in ("source", "target", "all"):
                 here = np.ones(len(block.domain), bool) if domain == "all" else block.domain == domain
@@ -277,7 +215,7 @@ def decisions(scores: pd.DataFrame, settings: config.Metrics) -> pd.DataFrame:
 # ---------------------------------------------------------------- controls
 
 
-def controls(clips: pd.DataFrame, scores: pd.DataFrame, settings: config.Metrics, seed: int) -> pd.DataFrame:
+def controls(clips: pd.DataFrame, scores: pd.DataFrame, settings: MetricsSettings, seed: int) -> pd.DataFrame:
     """Two controls beside every result, because a dataset can leak its labels.
 
     clips : clip table with the column level_db;  scores : score table;  seed : of resamples and shuffles
@@ -288,13 +226,13 @@ def controls(clips: pd.DataFrame, scores: pd.DataFrame, settings: config.Metrics
         within each domain. A result inside the range is chance.
     raises : errors.Refusal for a clip table without level_db
     """
-    if "level_db" not in errors.clip_table(clips):
+    if "level_db" not in schemas.clip_table(clips):
         raise errors.Refusal("clip table without level_db came to the controls, expected the table of the decoded clips (store.clips)")
     trained = scores["seed"][scores["seed"] != fusion.ALL_SEEDS]
     first = int(trained.min()) if len(trained) else 0
     level = clips.assign(system="control_level", component="score", seed=first, score=np.maximum(clips["level_db"], SILENCE_DB))
-    tables = [table(level[list(errors.SCORE_COLUMNS)], settings, seed)]
-    own = errors.by_section(errors.score_table(scores[scores["component"] == "score"]))
+    tables = [table(level[list(schemas.SCORE_COLUMNS)], settings, seed)]
+    own = schemas.by_section(schemas.score_table(scores[scores["component"] == "score"]))
     for (system, _, run), blocks in _blocks(own).items():
         parts = []
         for b in blocks:
@@ -303,4 +241,4 @@ def controls(clips: pd.DataFrame, scores: pd.DataFrame, settings: config.Metrics
         every = with_means(np.stack(parts, axis=1))
         columns = np.vstack([every.mean(0), _interval(every, settings.confidence)])
         tables.append(_rows(("control_shuffled", system, run), [b.machine for b in blocks], columns))
-    return _stack(tables, errors.METRIC_COLUMNS)
+    return _stack(tables, schemas.METRIC_COLUMNS)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from asdlib import errors
+from asdlib import errors, schemas
 
 THREE = ("auc_source", "auc_target", "pauc")
 FIELD = (1 << 15) - 1  # largest count of one kind of clip, see clip_codes
@@ -182,7 +182,7 @@ def bootstrap_weights(domain: np.ndarray, label: np.ndarray, n: int, seed: int |
     rng = np.random.default_rng(seed)
     domain, label = np.asarray(domain), np.asarray(label)
     weights = np.zeros((n, len(label)), np.int16)
-    for stratum in ((d, m) for d in errors.DOMAINS for m in ("normal", "anomaly")):
+    for stratum in ((d, m) for d in schemas.DOMAINS for m in ("normal", "anomaly")):
         members = np.flatnonzero((domain == stratum[0]) & (label == stratum[1]))
         size = len(members)
         if size:
@@ -242,7 +242,7 @@ def shuffled(scores: np.ndarray, domain: np.ndarray, label: np.ndarray, n: int, 
     keep = np.isin(label, ("normal", "anomaly"))
     scores, domain, anomaly = np.asarray(scores, float)[keep], np.asarray(domain)[keep], np.asarray(label)[keep] == "anomaly"
     high = np.zeros((n, len(scores)))
-    for name in errors.DOMAINS:
+    for name in schemas.DOMAINS:
         members = np.flatnonzero(domain == name)
         high[:, members] = rng.permuted(np.tile(anomaly[members], (n, 1)), axis=1)
     return _weighted(scores, high, scores, 1 - high, np.stack([domain == "source", domain == "target"]), max_fpr)

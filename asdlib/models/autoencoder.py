@@ -8,12 +8,35 @@ Sources: METHOD 3.6, 7.5. Notebook: 03_baseline.
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
 from asdlib import errors
-from asdlib.studies import config
+from asdlib.settings import setting
+
+
+@dataclass(frozen=True)
+class AutoencoderSettings:
+    """The official autoencoder baseline (METHOD 7.5)."""
+
+    n_mels: int = setting(128, "mel bands (METHOD 7.5)", 8, 512)
+    n_fft: int = setting(1024, "samples (METHOD 7.5)", 64, 65536)
+    hop_length: int = setting(512, "samples (METHOD 7.5)", 16, 65536)
+    frames: int = setting(5, "consecutive frames per input vector (METHOD 7.5)", 1, 64)
+    hidden: int = setting(128, "units of each hidden layer (METHOD 7.5)", 1, 8192)
+    bottleneck: int = setting(8, "units of the latent layer (METHOD 7.5)", 1, 8192)
+    epochs: int = setting(100, "passes over all training vectors (METHOD 7.5)", 1, 100000)
+    batch: int = setting(256, "vectors per step (METHOD 7.5)", 2, 65536)
+    lr: float = setting(1e-3, "Adam step size (METHOD 7.5)", 0.0, 1.0)
+    holdout: float = setting(0.1, "share of the vectors kept out of training, for the logged error only (METHOD 7.5)", 0.0, 0.9)
+    mahala: Literal["mean_residual", "per_frame"] = setting(
+        "mean_residual", "selective Mahalanobis: of the clip's mean residual (official, METHOD 7.5), or the mean over frames"
+    )
+    folds: int = setting(2, "training clips are scored by networks that never saw them: this many folds", 2, 20)
+
 
 BN_MOMENTUM, BN_EPS = 0.01, 1e-3  # as the official code sets them (Keras' defaults)
 
@@ -51,7 +74,7 @@ class Autoencoder(nn.Module):
     forward : float32 (n, frames · bands) → reconstruction of the same shape
     """
 
-    def __init__(self, settings: config.Autoencoder):
+    def __init__(self, settings: AutoencoderSettings):
         super().__init__()
         width, hidden = settings.frames * settings.n_mels, settings.hidden
         sizes = [width, *[hidden] * 4, settings.bottleneck, *[hidden] * 4, width]

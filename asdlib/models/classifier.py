@@ -11,14 +11,51 @@ Sources: report 3.1; METHOD 3.5, 5.  Notebook: 04_classifier.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from asdlib import augment, errors, features
+from asdlib.augment import SmoteSettings
 from asdlib.models import branches, losses
-from asdlib.studies import config
+from asdlib.settings import setting
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """Classification-based model with three branches (report 3.1; METHOD 3.5)."""
+
+    branches: tuple[str, ...] = setting(("fft", "mel", "phase"), "fft, mel, phase, stft<n_fft>; FeatEx leaves the first in place (report 3.1)")
+    clip_seconds: float = setting(12.0, "s; clips are tiled or cropped to it (METHOD 5.1)", 0.1, 600.0)
+    wave_norm: Literal["clip", "machine", "none"] = setting(
+        "clip", "mean 0, variance 1 of each clip (report 4.2; METHOD 3.2), one mean and std per machine, or none as in the cited code (METHOD 5.1)"
+    )
+    n_fft: int = setting(1024, "samples, of mel and phase (METHOD 5.3)", 64, 65536)
+    hop_length: int = setting(512, "samples, of mel and phase; stft<n> hops n/2 (METHOD 5.3)", 16, 65536)
+    n_mels: int = setting(128, "bands of the mel branch", 8, 512)
+    phase_repr: Literal["angle", "cossin", "if", "gd"] = setting("angle", "representation of the phase (METHOD 3.2)")
+    dim: int = setting(128, "width of each branch's embedding (METHOD 5.2)", 2, 4096)
+    subclusters: int = setting(16, "S of sub-cluster AdaCos (METHOD 5.7)", 1, 1024)
+    scale: Literal["fixed", "adaptive"] = setting("fixed", "scale of sub-cluster AdaCos (METHOD 3.5, 5.7)")
+    train_centres: bool = setting(False, "whether the plain head's centres learn (METHOD 5.6)")
+    train_featex_centres: bool = setting(True, "whether the FeatEx head's centres learn (METHOD 5.6)")
+    mixup_prob: float = setting(0.5, "probability of waveform mixup per clip (METHOD 5.5)", 0.0, 1.0)
+    mixup_beta: float = setting(1.0, "weights from Beta(beta, beta); 1 is uniform (METHOD 5.5)", 0.01, 100.0)
+    featex_prob: float = setting(0.5, "probability of an exchange per clip (METHOD 5.6)", 0.0, 1.0)
+    featex_weight: float = setting(1.0, "weight of the FeatEx loss; 0: no FeatEx head (METHOD 5.6)", 0.0, 1000.0)
+    l2: float = setting(1e-5, "weight of the squared kernels in the loss (METHOD 5.2)", 0.0, 1.0)
+    batch: int = setting(64, "clips per step (METHOD 5.4)", 2, 65536)
+    epochs: int = setting(10, "passes over all training clips (METHOD 5.4)", 1, 100000)
+    lr: float = setting(1e-3, "Adamax step size (METHOD 3.5)", 0.0, 1.0)
+    holdout: float = setting(0.1, "share of each class's training clips kept out of training, for the logged accuracy only", 0.0, 0.9)
+    ablation: int = setting(0, "epochs of the trainings without mixup and without FeatEx that notebook 04 compares; 0: none", 0, 100000)
+    kmeans: int = setting(16, "clusters of the source embeddings (METHOD 5.8)", 1, 1000)
+    backend: Literal["kmeans", "knn", "smote_knn", "local_density"] = setting("kmeans", "back-end of the score (METHOD 5.8); all are kept")
+    density_neighbours: int = setting(4, "K of local-density rescaling (METHOD 5.8)", 1, 100)
+    smote: SmoteSettings = field(default_factory=SmoteSettings)
+
 
 SMALLEST_MAP = 5  # bins and frames: less leaves nothing after the stem's valid 3 x 3 pool
 
@@ -30,7 +67,7 @@ class Batch(NamedTuple):
     y: Tensor
 
 
-def branch_inputs(wave: Tensor, settings: config.Classifier, rate: int = features.SAMPLE_RATE) -> dict[str, Tensor]:
+def branch_inputs(wave: Tensor, settings: ClassifierSettings, rate: int = features.SAMPLE_RATE) -> dict[str, Tensor]:
     """Every branch's input from waveforms (n, samples), on their device, in the order of `settings.branches`.
 
     raises : errors.Refusal for a branch of another name, or waveforms too short for it
@@ -63,7 +100,7 @@ class Classifier(nn.Module):
     Initial values come from torch's global generator: seed it first.
     """
 
-    def __init__(self, settings: config.Classifier, classes: int, rate: int = features.SAMPLE_RATE):
+    def __init__(self, settings: ClassifierSettings, classes: int, rate: int = features.SAMPLE_RATE):
         super().__init__()
         self.settings = settings
         probe = branch_inputs(torch.zeros(1, round(settings.clip_seconds * rate)), settings, rate)

@@ -10,15 +10,76 @@ Sources: report 3.2 and 4.2; METHOD 3.4, 4, 6.2, 6.3.  Notebooks: 05_oevae, 07_l
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from asdlib import errors
+from asdlib.augment import SmoteSettings
+from asdlib.data.condition import ConditionSettings
 from asdlib.models import losses
-from asdlib.studies import config
+from asdlib.settings import setting
+
+
+@dataclass(frozen=True)
+class OEVAEFeatureSettings:
+    """What OEVAE sees of a clip (report 4.2)."""
+
+    segments: int = setting(8, "equally spaced segments per clip (report 4.2)", 1, 1000)
+    segment_s: float = setting(2.0, "s (report 4.2)", 0.05, 60.0)
+    wave_norm: Literal["clip", "machine"] = setting("clip", "mean 0, variance 1 of each clip (report 4.2), or one mean and std per machine")
+    n_fft: int = setting(1024, "samples; 2048 makes the mel bank full rank (METHOD 4.10)", 64, 65536)
+    win_length: int = setting(1024, "samples, 64 ms (report 4.2)", 64, 65536)
+    hop_length: int = setting(256, "samples, 16 ms (report 4.2)", 16, 65536)
+    n_mels: int = setting(224, "mel bands (report 4.2)", 8, 512)
+    low_hz: float = setting(50.0, "Hz (report 4.2)", 0.0, 96000.0)
+    high_hz: float = setting(7800.0, "Hz (report 4.2)", 1.0, 96000.0)
+
+
+@dataclass(frozen=True)
+class OEVAEMixupSettings:
+    """Waveform mixup of segments (report 2.1)."""
+
+    prob: float = setting(0.5, "probability per segment (METHOD 5.5)", 0.0, 1.0)
+    beta: float = setting(1.0, "weights from Beta(beta, beta); 1 is uniform (METHOD 5.5), 0.2 stays near one parent (METHOD 6.3)", 0.01, 100.0)
+    outliers: bool = setting(False, "mix target with pseudo-anomalous segments too, t and attributes become soft (METHOD 3.9)")
+
+
+@dataclass(frozen=True)
+class OEVAESettings:
+    """Outlier-exposed extractor with a domain-invariant VAE (report 3.2; METHOD 3.4)."""
+
+    features: OEVAEFeatureSettings = field(default_factory=OEVAEFeatureSettings)
+    condition: ConditionSettings = field(default_factory=ConditionSettings)
+    mixup: OEVAEMixupSettings = field(default_factory=OEVAEMixupSettings)
+    smote: SmoteSettings = field(default_factory=SmoteSettings)
+    width: int = setting(64, "channels of the first stage; 64 is ResNet-18 (report 4.2), less a narrower network for demos", 4, 256)
+    pretrained: bool = setting(False, "start from ImageNet weights that are on disk; nothing is downloaded (METHOD 4.19)")
+    pretrained_file: str = setting("", "file of these weights; empty: where torch.hub keeps them")
+    hidden: int = setting(256, "units of the VAE's hidden layers (METHOD 4.14)", 2, 8192)
+    latent: int = setting(64, "latent channels (report 4.2)", 2, 4096)
+    domain_latent: int = setting(8, "of these, channels of z_d (report 4.2)", 1, 4095)
+    lambda_vae: float = setting(1e-7, "λ of Eq. 1 (report 4.2)", 0.0, 1000.0)
+    vae_grad: Literal["split", "literal"] = setting(
+        "split", "λ scales the gradient from VAE to extractor (METHOD 3.4), or the VAE's loss (report Eq. 1)"
+    )
+    kl_warmup: float = setting(0.0, "epochs over which the weight of the KL terms rises from 0 to 1 (METHOD 3.9)", 0.0, 10000.0)
+    attribute_weight: float = setting(0.0, "weight of the attribute head's loss; 10 as L_section (METHOD 6.3); 0: no such head (report)", 0.0, 1000.0)
+    near: float = setting(0.0, "part of the pseudo-anomalies drawn from the machines nearest to the target; 0: uniform (METHOD 3.4)", 0.0, 1.0)
+    batch: int = setting(128, "segments per step, half target, half pseudo-anomalous (report 4.2)", 2, 65536)
+    epochs: int = setting(20, "passes over all target segments (report 4.2)", 1, 100000)
+    lr: float = setting(1e-3, "Adam step size (report 4.2)", 0.0, 1.0)
+    holdout: float = setting(0.1, "share of each domain's training clips kept out of training, to measure separation on (METHOD 6.3)", 0.0, 0.9)
+    k_scales: tuple[float, ...] = setting((1.0, 2.5, 5.0, 10.0), "k_scale of VAEs refitted on the finished embeddings, for 08", 0.0, 1000.0)
+    refit_epochs: int = setting(50, "passes over the training embeddings for each of them", 1, 100000)
+    ablation: int = setting(0, "epochs of each row of the ablation in 05_oevae, on the first machine; 0: no ablation", 0, 1000)
+    alpha_mode: Literal["nll", "expected_nll", "kl", "recon", "neg_elbo"] = setting("nll", "α of the score (report 3.2; METHOD 3.4); all are kept")
+    neighbours: int = setting(1, "k of the kNN score β; 1, 2 and 4 are all kept (report 4.2)", 1, 100)
+    neighbour_domains: Literal["pooled", "min"] = setting("pooled", "source and target together (METHOD 4.18), or the nearer of the two")
+
 
 LOGVAR_LIMIT = 20.0  # beyond any useful posterior; keeps exp finite for pseudo-anomalies, which the VAE never learns from
 
@@ -161,7 +222,7 @@ class OEVAE(nn.Module):
     Initial values come from torch's global generator: seed it first.
     """
 
-    def __init__(self, settings: config.OEVAE, attributes: int = 0):
+    def __init__(self, settings: OEVAESettings, attributes: int = 0):
         super().__init__()
         self.settings = settings
         self.extractor = resnet18(settings.width)

@@ -13,9 +13,12 @@ Source: METHOD 8.2. Notebooks: 04_classifier, 05_oevae.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from asdlib.studies import config
+if TYPE_CHECKING:
+    from asdlib.studies import config
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 NETWORKS = ("oevae", "classifier")
@@ -31,7 +34,7 @@ def auto(device: torch.device) -> str:
     return "bf16" if has else "float32"
 
 
-def of(name: str, cfg: config.Study, device: torch.device, ordered: str = "") -> str:
+def of(name: str, cfg: config.StudySettings, device: torch.device, ordered: str = "") -> str:
     """`float32` or `bf16` for the training of detector `name`.
 
     ordered : what `auto` is where another machine decided it; empty: what it is on this one.  Notebooks: 04_classifier, 05_oevae

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from asdlib import errors
-from asdlib.studies import artifacts
+from asdlib.io import beside
 
 Batches = Callable[[torch.Generator], Iterator]
 
@@ -199,7 +199,7 @@ def _save_torch(state: dict, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()  # torch words a full disk as an internal error; a plain write does not
     torch.save(state, content)
-    with artifacts.beside(path) as part:
+    with beside(path) as part:
         part.write_bytes(content.getbuffer())
 
 
@@ -220,7 +220,7 @@ def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path) -> l
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Weights as safetensors, written beside and renamed."""
-    with artifacts.beside(path) as part:
+    with beside(path) as part:
         part.write_bytes(save({name: value.contiguous() for name, value in model.state_dict().items()}))
 
 

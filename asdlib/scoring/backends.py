@@ -29,10 +29,9 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans
 
-from asdlib import augment, errors
-from asdlib.models import training
+from asdlib import augment, errors, schemas
+from asdlib.models import classifier, training
 from asdlib.scoring.distances import knn_distances
-from asdlib.studies import config
 
 FOLDS = 10  # of the source clips, for the k-means that score training clips
 SMALLEST_DENSITY = 1e-6  # distance between unit vectors below which references are copies of each other
@@ -42,7 +41,7 @@ FEWEST = 3  # training clips of a machine: one to be scored, one reference, and 
 class Backend(Protocol):
     """What every back-end answers to; scores are float64, one per row, higher = more anomalous."""
 
-    def __init__(self, train: np.ndarray, target: np.ndarray, settings: config.Classifier, seed: int): ...
+    def __init__(self, train: np.ndarray, target: np.ndarray, settings: classifier.ClassifierSettings, seed: int): ...
     def __call__(self, test: np.ndarray) -> np.ndarray: ...
     def training(self) -> np.ndarray:
         """Scores of the training clips, leave-clip-out."""
@@ -62,7 +61,7 @@ def unit(embedding: np.ndarray) -> np.ndarray:
 
 
 def _references(train: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    errors.embeddings(train, train)
+    schemas.embeddings(train, train)
     if len(train) < FEWEST or len(target) != len(train):
         raise errors.Refusal(
             f"{len(train)} training clips with {len(target)} domains came to a back-end, expected at least {FEWEST} of one machine; add recordings"
@@ -100,7 +99,7 @@ class KMeansCosine:
     target clip by all centres and the other target clips. Exact leave-one-out would need a k-means per clip.
     """
 
-    def __init__(self, train: np.ndarray, target: np.ndarray, settings: config.Classifier, seed: int):
+    def __init__(self, train: np.ndarray, target: np.ndarray, settings: classifier.ClassifierSettings, seed: int):
         self.x, self.target = _references(train, target)
         self.clusters, self.seed = settings.kmeans, seed
         self.centres = self._fit(~self.target)
@@ -109,7 +108,7 @@ class KMeansCosine:
         return centres(self.x[chosen], self.clusters, self.seed) if chosen.any() else np.empty((0, self.x.shape[1]))
 
     def __call__(self, test: np.ndarray) -> np.ndarray:
-        errors.embeddings(test, self.x)
+        schemas.embeddings(test, self.x)
         return (1.0 - unit(test) @ np.vstack([self.centres, self.x[self.target]]).T).min(1)
 
     def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -137,7 +136,7 @@ class KMeansCosine:
 class Nearest:
     """Distance to the nearest training clip, 0 to 2: source and target pooled, which is the smaller of the two domains' distances."""
 
-    def __init__(self, train: np.ndarray, target: np.ndarray, settings: config.Classifier, seed: int):
+    def __init__(self, train: np.ndarray, target: np.ndarray, settings: classifier.ClassifierSettings, seed: int):
         self.x, _ = _references(train, target)
 
     def __call__(self, test: np.ndarray) -> np.ndarray:
@@ -159,7 +158,7 @@ class SmoteNearest:
     A machine with fewer than two target clips gets none, and is scored as by `knn`.
     """
 
-    def __init__(self, train: np.ndarray, target: np.ndarray, settings: config.Classifier, seed: int):
+    def __init__(self, train: np.ndarray, target: np.ndarray, settings: classifier.ClassifierSettings, seed: int):
         x, target = _references(train, target)
         smote, few = settings.smote, int(min(target.sum(), (~target).sum()))
         clip = np.arange(len(x))
@@ -171,7 +170,7 @@ class SmoteNearest:
         self.x = x
 
     def __call__(self, test: np.ndarray) -> np.ndarray:
-        errors.embeddings(test, self.x)
+        schemas.embeddings(test, self.x)
         return distances(unit(test), self.references).min(1)
 
     def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -192,7 +191,7 @@ class LocalDensity:
     The smallest of the divided distances, not the divided smallest. K is at most the number of references left for r.
     """
 
-    def __init__(self, train: np.ndarray, target: np.ndarray, settings: config.Classifier, seed: int):
+    def __init__(self, train: np.ndarray, target: np.ndarray, settings: classifier.ClassifierSettings, seed: int):
         self.x, _ = _references(train, target)
         self.between = distances(self.x, self.x)
         np.fill_diagonal(self.between, np.inf)
@@ -201,7 +200,7 @@ class LocalDensity:
         self.near = np.take_along_axis(self.between, self.order, axis=1)
 
     def __call__(self, test: np.ndarray) -> np.ndarray:
-        errors.embeddings(test, self.x)
+        schemas.embeddings(test, self.x)
         return (distances(unit(test), self.x) / self._density).min(1)
 
     @property

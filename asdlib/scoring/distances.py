@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from asdlib import errors
+from asdlib import errors, schemas
 
 BLOCK_BYTES = 64 * 2**20  # of the distance matrix held at once
 SPARE = 12  # references beyond the k nearest whose distances are computed exactly
@@ -34,7 +34,7 @@ def knn_distances(
     differences in float64, and where the bound of the product's rounding does not rule out that a better one was missed (many
     references equally far), the row is searched by a float64 product.
     """
-    errors.embeddings(test, train)
+    schemas.embeddings(test, train)
     if k_max > len(train):
         raise errors.Refusal(f"{len(train)} training items came, expected at least k = {k_max}; use a smaller k")
     own = None if test_clip is None or train_clip is None else _Own(np.asarray(test_clip), np.reshape(train_clip, (len(train), -1)))

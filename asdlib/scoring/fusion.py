@@ -9,7 +9,7 @@ Scores of different kinds (a log-likelihood, a distance, a cosine) become compar
 
 Conventions
 -----------
-A scale is fitted to the normal *training* scores of the same machine (and section, `errors.by_references`) and training seed, leave-clip-out
+A scale is fitted to the normal *training* scores of the same machine (and section, `schemas.by_references`) and training seed, leave-clip-out
 scores, and to nothing else. It is a fixed increasing function afterwards, so a test clip's score never depends on another
 test clip, and the AUC of a single part is the same before and after. Higher is more anomalous.
 
@@ -24,22 +24,30 @@ Source: METHOD 3.7, 4.11, 4.12. Notebooks: 05_oevae, 08_tuning, 09_report.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy import special, stats
 
-from asdlib import errors
-from asdlib.studies import config
+from asdlib import errors, schemas
+from asdlib.scoring.thresholds import Gamma, ZScore
+from asdlib.settings import setting
+
+
+@dataclass(frozen=True)
+class FusionSettings:
+    """How scores become comparable and are combined (METHOD 3.7)."""
+
+    normalise: Literal["zscore", "none", "rank", "gamma"] = setting("zscore", "scale from normal training scores (METHOD 3.7)")
+    omega: float = setting(0.5, "weight of alpha in OEVAE (report Eq. 6)", 0.0, 1.0)
+    eta: float = setting(0.5, "weight of OEVAE in the ensemble (METHOD 3.7)", 0.0, 1.0)
+
 
 ALL_SEEDS = -1  # the value of `seed` in rows that are means over the training seeds
 SEEDS = "_seeds"  # ending of the systems that are such means
 KEYS = ["machine", "section", "split", "domain", "label", "clip", "seed"]
-TAIL = 1e-100  # probability beyond which the gamma scale goes on along a straight line
-ENOUGH = 10  # fewer training scores than this carry no shape
 
 
 @dataclass(frozen=True)
@@ -53,23 +61,6 @@ class Identity:
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         return np.asarray(scores, float)
-
-
-@dataclass(frozen=True)
-class ZScore:
-    """(score - mean) / std of the training scores; a std of 0 (equal scores, or a single one) counts as 1."""
-
-    mean: float
-    std: float
-
-    @classmethod
-    def fit(cls, train: np.ndarray) -> ZScore:
-        """The scale of training scores (n,)."""
-        mean, std = float(np.mean(train)), float(np.std(train))
-        return cls(mean, std if std > 1e-12 * abs(mean) else 1.0)  # rounding alone gives equal scores a std of 1e-16
-
-    def __call__(self, scores: np.ndarray) -> np.ndarray:
-        return (np.asarray(scores, float) - self.mean) / self.std
 
 
 @dataclass(frozen=True)
@@ -90,67 +81,6 @@ class Rank:
         below = np.searchsorted(self.reference, scores, side="left")
         up_to = np.searchsorted(self.reference, scores, side="right")
         return (below + up_to) / (2 * len(self.reference))
-
-
-@dataclass(frozen=True)
-class Gamma:
-    """-log of the survival probability under a three-parameter gamma fit to the training scores.
-
-    The cdf itself is 1.0 in float64 a few widths above the training scores, where anomalies lie and their order matters; -log sf
-    is the same order, spread out. Where sf < 1e-100 the curve goes on along its tangent, and where cdf < 1e-100 (below the support, at
-    the latest) along a line of slope 1 per standard deviation, so that it increases everywhere.
-    """
-
-    shape: float
-    loc: float
-    scale: float
-
-    @classmethod
-    def fit(cls, train: np.ndarray) -> Gamma | ZScore:
-        """The fit, or `ZScore.fit(train)` where `fit_gamma` finds no gamma (few or equal scores)."""
-        found = fit_gamma(train)
-        return ZScore.fit(train) if found is None else found
-
-    def __call__(self, scores: np.ndarray) -> np.ndarray:
-        z = (np.asarray(scores, float) - self.loc) / self.scale
-        z_low, z_tail = special.gammaincinv(self.shape, TAIL), special.gammainccinv(self.shape, TAIL)
-        inside = np.clip(z, z_low, z_tail)
-        cdf, sf = special.gammainc(self.shape, inside), special.gammaincc(self.shape, inside)
-        low = -np.log1p(-np.minimum(cdf, 0.5))  # keeps the tiny values that 1 - sf would lose
-        high = -np.log(np.maximum(sf, TAIL / 2))
-        hazard = np.exp(special.xlogy(self.shape - 1, z_tail) - z_tail - special.gammaln(self.shape) - np.log(TAIL))
-        beyond = hazard * np.maximum(z - z_tail, 0.0) + np.minimum(z - z_low, 0.0) / np.sqrt(self.shape)
-        return np.where(cdf < 0.5, low, high) + beyond
-
-    def quantile(self, q: float) -> float:
-        """The score below which the share q of normal scores is expected."""
-        return float(self.loc + self.scale * special.gammaincinv(self.shape, q))
-
-
-def fit_gamma(train: np.ndarray) -> Gamma | None:
-    """Three-parameter gamma (shape, location, scale) by maximum likelihood, or None where it means nothing.
-
-    train : (n,) finite scores of any sign
-    None for fewer than 10 scores, for equal scores, and where the fit misses its own data (two groups, one far outlier, a long tail to
-    the left): the share of training scores above its 0.9 quantile must be within 3 binomial standard deviations of 0.1. No warnings.
-    Source: METHOD 7.5 (official threshold)
-    """
-    train = np.asarray(train, float)
-    spread = train.std() if len(train) else 0.0
-    if len(train) < ENOUGH or not spread > 1e-9 * np.abs(train).max():
-        return None
-    unit = (train - train.mean()) / spread  # the optimiser starts from the same place whatever the unit of the scores
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            shape, loc, scale = stats.gamma.fit(unit)
-        except (ValueError, RuntimeError, FloatingPointError):
-            return None
-    found = Gamma(float(shape), float(train.mean() + spread * loc), float(spread * scale))
-    if not (np.isfinite([shape, loc, scale]).all() and shape >= 1 and scale > 0):
-        return None  # below shape 1 the likelihood grows without bound as the location meets the smallest score
-    miss = abs(np.mean(train > found.quantile(0.9)) - 0.1)
-    return found if miss <= 3 * np.sqrt(0.09 / len(train)) + 0.5 / len(train) else None
 
 
 def fit_scale(train_scores: np.ndarray, mode: str) -> Identity | ZScore | Rank | Gamma:
@@ -204,7 +134,7 @@ def aligned(scores: pd.DataFrame, parts: Iterable[tuple[str, str]], mode: str) -
             example = odd[0][KEYS.index("clip")] if len(odd) else columns[first].index[0][KEYS.index("clip")]
             raise errors.Refusal(f"{first} and {name} did not score the same clips (first: {example}), expected equal clips and seeds")
     table = columns[first].index.to_frame(index=False)
-    train, judged = (table["split"] == "train").to_numpy(), errors.by_references(table)
+    train, judged = (table["split"] == "train").to_numpy(), schemas.by_references(table)
     for name, column in columns.items():
         values = column.to_numpy(float).copy()
         for rows in judged.groupby(["machine", "seed"]).indices.values():
@@ -214,7 +144,7 @@ def aligned(scores: pd.DataFrame, parts: Iterable[tuple[str, str]], mode: str) -
 
 
 def fuse(scores: pd.DataFrame, system: str, weights: Mapping[tuple[str, str], float], mode: str) -> pd.DataFrame:
-    """Component `score` of a system made of weighted parts; test and train rows, per seed.
+    """Component `_score` of a system made of weighted parts; test and train rows, per seed.
 
     weights : {("oevae", "alpha"): omega, ("oevae", "beta"): 1 - omega}, or {("oevae", "score"): eta, ("classifier", "score"): 1 - eta}
     mode : a name in MODES
@@ -223,13 +153,13 @@ def fuse(scores: pd.DataFrame, system: str, weights: Mapping[tuple[str, str], fl
     table = aligned(scores, weights, mode)
     named = {"/".join(part): weight for part, weight in weights.items()}
     fused = combine({name: table[name].to_numpy() for name in named}, named)
-    return table[KEYS].assign(system=system, component="score", score=fused)[list(errors.SCORE_COLUMNS)]
+    return table[KEYS].assign(system=system, component="score", score=fused)[list(schemas.SCORE_COLUMNS)]
 
 
-def systems(scores: pd.DataFrame, settings: config.Fusion) -> pd.DataFrame:
-    """The score table with the final `score` of every system of COMPOSED whose parts are in it; earlier final scores of it are replaced.
+def systems(scores: pd.DataFrame, settings: FusionSettings) -> pd.DataFrame:
+    """The score table with the final `_score` of every system of COMPOSED whose parts are in it; earlier final scores of it are replaced.
 
-    scores : score table with alpha and beta of `oevae`, and where there is one with `score` of `classifier`.  settings : normalise, omega, eta
+    scores : score table with alpha and beta of `oevae`, and where there is one with `_score` of `classifier`.  settings : normalise, omega, eta
     returns : a new table. Nothing is trained: a changed ω or η costs no more than this call.  Notebooks: 05_oevae, 08_tuning, 09_report
     """
     for system, (one, other, weight) in COMPOSED.items():
@@ -254,7 +184,7 @@ def average_seeds(scores: pd.DataFrame, source: str, system: str, mode: str) -> 
     if groups.size().nunique() > 1:
         raise errors.Refusal(f"{source}: the seeds did not score the same clips, expected every clip once per seed; finish the study first")
     mean = groups.mean().rename("score").reset_index()
-    return mean.assign(system=system, component="score", seed=ALL_SEEDS)[list(errors.SCORE_COLUMNS)]
+    return mean.assign(system=system, component="score", seed=ALL_SEEDS)[list(schemas.SCORE_COLUMNS)]
 
 
 def seed_ensembles(scores: pd.DataFrame, mode: str) -> pd.DataFrame:
@@ -284,3 +214,10 @@ COMPOSED = {  # system: part with the weight, the other part, name of the weight
     "ensemble": (("oevae", "score"), ("classifier", "score"), "eta"),
 }
 MODES = {"zscore": ZScore, "none": Identity, "rank": Rank, "gamma": Gamma}
+SYSTEMS = ("baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier", "ensemble")  # in the order they are shown
+ORDER = [name + ending for name in SYSTEMS for ending in ("", SEEDS)]
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names without repetition: systems in their usual order, others after them as they came."""
+    return sorted(dict.fromkeys(names), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))

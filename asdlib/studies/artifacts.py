@@ -25,19 +25,18 @@ import re
 import resource
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asdlib import errors
+from asdlib import io
 
 if TYPE_CHECKING:  # a finished study is answered without loading pandas
-    import pandas as pd
+    pass
 
 CLONE = Path(__file__).resolve().parents[2]
 DEVICE = "ASDLIB_DEVICE"  # environment: the device that a job was ordered for
 PRECISION = "ASDLIB_PRECISION"  # environment: what the precision `auto` is for a job
-HOLDS = "ASDLIB_HOLDS"  # environment: the study folder that this process, or the one that started it, has locked
 LIBRARIES = ("torch", "torchvision", "torchaudio", "numpy", "scipy", "scikit-learn", "pandas", "soundfile", "papermill", "nbconvert")
 
 
@@ -64,47 +63,11 @@ def versions() -> dict[str, str]:
     return found | {"commit": git.strip() or "unknown", "source": code_digest()}
 
 
-@contextlib.contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A file to write that becomes `path` when the block ends well, and is gone when it does not: `path` is never half there."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file by rename."""
-    with beside(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a table as parquet or csv (by the path's ending), by rename."""
-    with beside(path) as part:
-        table.to_csv(part, index=False) if path.suffix == ".csv" else table.to_parquet(part, index=False)
-
-
 def tidy(folder: Path) -> None:
     """Remove what writers that were killed left beside their files; only for who holds the folder's lock."""
     for path in [*folder.rglob(".*")]:
         if re.fullmatch(r"\..+\.\d+\.part|\..+\.part\d+|\.decoding-.+", path.name):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-@functools.cache
-def _content(path: Path, size: int, modified: int) -> str:
-    """Digest of a file's content; read once per process and state of the file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
-
-
-def content(path: Path) -> list:
-    """[size, digest of the content] of a file, as DONE keeps them."""
-    stat = path.stat()
-    return [stat.st_size, _content(path, stat.st_size, stat.st_mtime_ns)]
 
 
 def torn(folder: Path) -> list[str]:
@@ -117,7 +80,7 @@ def torn(folder: Path) -> list[str]:
     found = []
     for name, (size, digest) in files.items():
         try:
-            now = content(folder / name)
+            now = io.content(folder / name)
         except OSError:
             found.append(f"{name} is missing")
             continue
@@ -151,7 +114,7 @@ def begin(folder: Path, digest: str) -> None:
                 path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "DONE").unlink(missing_ok=True)
-    write_text(marker, digest)
+    io.write_text(marker, digest)
 
 
 def adopt(folder: Path, digest: str, others: Iterable[Path]) -> None:
@@ -163,7 +126,7 @@ def adopt(folder: Path, digest: str, others: Iterable[Path]) -> None:
                 if path.is_file() and path.name != "DONE":
                     shutil.copyfile(path, folder / path.name)
             (folder / "BEGUN").unlink()
-            write_text(folder / "DONE", (other / "DONE").read_text(encoding="utf-8"))
+            io.write_text(folder / "DONE", (other / "DONE").read_text(encoding="utf-8"))
             return
 
 
@@ -178,48 +141,13 @@ def seal(folder: Path, digest: str, manifest: dict, also: Sequence[Path] = ()) -
     also : files elsewhere that belong to it, kept by their way from here
     """
     manifest = manifest | {"versions": versions(), "finished": datetime.datetime.now().isoformat(timespec="seconds")}
-    write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
+    io.write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
     for leftover in [*folder.glob("checkpoint*.pt"), *folder.glob(".*"), folder / "failed.ipynb", folder / "BEGUN"]:
         if not leftover.is_dir():
             leftover.unlink(missing_ok=True)
-    files = {path.name: content(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != "DONE"}
-    files |= {os.path.relpath(path, folder): content(path) for path in also}
-    write_text(folder / "DONE", json.dumps({"digest": digest, "files": files}))
-
-
-@contextlib.contextmanager
-def guarded(folder: Path) -> Iterator[None]:
-    """Disk full and missing permissions inside this block become one sentence.  raises : errors.Refusal in place of an OSError"""
-    try:
-        yield
-    except OSError as error:
-        what = f"{error.filename or folder}: {error.strerror or error}"
-        raise errors.Refusal(f"{what}; free space or choose a folder you may write with --home") from error
-
-
-@contextlib.contextmanager
-def locked(folder: Path, what: str = "run of this study") -> Iterator[None]:
-    """Hold a study for one process and the kernels that it starts; another process is told so instead of writing there too.
-
-    raises : errors.Refusal where another process holds it
-    """
-    if os.environ.get(HOLDS) == str(folder):
-        yield
-        return
-    with guarded(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / ".lock", "w")
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise errors.Refusal(f"{folder}: another {what} is at work; wait for it or stop it") from error
-        before = os.environ.get(HOLDS)
-        os.environ[HOLDS] = str(folder)
-        try:
-            yield
-        finally:
-            os.environ.pop(HOLDS) if before is None else os.environ.update({HOLDS: before})
+    files = {path.name: io.content(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != "DONE"}
+    files |= {os.path.relpath(path, folder): io.content(path) for path in also}
+    io.write_text(folder / "DONE", json.dumps({"digest": digest, "files": files}))
 
 
 _HELD: dict[Path, int] = {}  # folders of jobs that this process writes, with the handles that say so

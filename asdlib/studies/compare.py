@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from asdlib import errors, io
-from asdlib.evaluation import metrics
+from asdlib import errors, io, schemas
+from asdlib.evaluation import comparison, metrics
+from asdlib.scoring import fusion
 from asdlib.settings import from_tree
-from asdlib.studies import artifacts, config
-from asdlib.viz import claims, pages, tables
+from asdlib.viz import pages, tables
 
 CLIP = ["clip", "domain", "label", "digest"]  # what makes two test clips one and the same
 UNSAID = ("name", "about")  # settings that change nothing
@@ -59,8 +59,8 @@ def load(study: str, home: Path) -> Side:
             _flat(manifest["settings"]),
             manifest["versions"] | {"recordings": manifest["data"], "device": manifest["device"]},
             pd.read_csv(folder / "metrics.csv"),
-            errors.score_table(scores[scores["component"] == "score"]),
-            io.table(folder / "store" / "clips.parquet", errors.CLIP_COLUMNS),
+            schemas.score_table(scores[scores["component"] == "score"]),
+            io.table(folder / "store" / "clips.parquet", schemas.CLIP_COLUMNS),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise errors.Refusal(f"the results of study {study} are not readable ({error}); run `asd run {folder.name}` again") from error
@@ -108,34 +108,34 @@ def results(a: Side, b: Side) -> pd.DataFrame:
         own["text"] = [tables.number(*row) for row in own[["value", "low", "high"]].itertuples(index=False)]
         parts.append(own.set_index(["machine", "metric", "system"])["text"])
     both = pd.concat(parts, axis=1, keys=names).fillna("—").reset_index()
-    place = {system: number for number, system in enumerate(tables.in_order(both["system"]))}
+    place = {system: number for number, system in enumerate(fusion.in_order(both["system"]))}
     metric = {name: number for number, name in enumerate((*tables.OVER_ALL, "hmean"))}
     order = [(m != "all", m, metric[n], place[s]) for m, n, s in both[["machine", "metric", "system"]].itertuples(index=False)]
     both = both.loc[sorted(both.index, key=lambda row: order[row])]
     return both.assign(metric=both["metric"].map(tables.METRIC_NAMES))[["machine", "metric", "system", *names]].reset_index(drop=True)
 
 
-def tested(a: Side, b: Side, machines: list[str], settings: config.Metrics, seed: int = 0) -> pd.DataFrame:
+def tested(a: Side, b: Side, machines: list[str], settings: metrics.MetricsSettings, seed: int = 0) -> pd.DataFrame:
     """The systems of both studies, compared in pairs over machines with the same test clips.
 
-    returns : claims.DIFFERENCES, Ω over these machines (or what there is of its parts), corrected for their number
+    returns : tables.DIFFERENCES, Ω over these machines (or what there is of its parts), corrected for their number
     """
-    systems = tables.in_order(set(a.scores["system"]) & set(b.scores["system"]))
-    settings = claims.enough(3 * len(systems), settings)
+    systems = fusion.in_order(set(a.scores["system"]) & set(b.scores["system"]))
+    settings = comparison.enough(3 * len(systems), settings)
     mine = [side.scores[side.scores["machine"].isin(machines)] for side in (a, b)]
     found = []
     for system in systems:
         pair = [f"{system} of {name}" for name in titles(a, b)]
         both = [part[part["system"] == system].assign(system=name) for part, name in zip(mine, pair, strict=True)]
-        found.append(claims.over_all(metrics.paired(pd.concat(both, ignore_index=True), *pair, settings, seed)))
-    return claims.judged(pd.concat(found, ignore_index=True), settings) if found else pd.DataFrame(columns=list(claims.DIFFERENCES))
+        found.append(comparison.over_all(comparison.paired(pd.concat(both, ignore_index=True), *pair, settings, seed)))
+    return tables.judged(pd.concat(found, ignore_index=True), settings) if found else pd.DataFrame(columns=list(tables.DIFFERENCES))
 
 
-def measured_as(a: Side) -> config.Metrics:
+def measured_as(a: Side) -> metrics.MetricsSettings:
     """The first study's settings of the metrics, as far as this version knows them; both are compared by them."""
     tree = {name: json.loads(value) for name, value in a.settings.items() if name.startswith("metrics.")}
-    known = vars(config.Metrics())
-    return from_tree(config.Metrics, {k.split(".")[1]: v for k, v in tree.items() if k.split(".")[1] in known}, "metrics.")
+    known = vars(metrics.MetricsSettings())
+    return from_tree(metrics.MetricsSettings, {k.split(".")[1]: v for k, v in tree.items() if k.split(".")[1] in known}, "metrics.")
 
 
 def compared(a: Side, b: Side) -> list[tuple[str, str, pd.DataFrame]]:
@@ -148,9 +148,9 @@ def compared(a: Side, b: Side) -> list[tuple[str, str, pd.DataFrame]]:
     told += [f"In one of them only: {', '.join(absent)}."] if absent else []
     if a.settings.get("metrics.max_fpr") != b.settings.get("metrics.max_fpr"):
         told.append(f"pAUC was measured differently (metrics.max_fpr); the paired test takes that of {names[0]}.")
-    pairs = tested(a, b, same, settings) if same else pd.DataFrame(columns=list(claims.DIFFERENCES))
+    pairs = tested(a, b, same, settings) if same else pd.DataFrame(columns=list(tables.DIFFERENCES))
     if len(pairs):
-        told.append(claims.family(pairs, settings))
+        told.append(tables.family(pairs, settings))
     pairs = pairs.rename(columns={"system_a": "first", "system_b": "second", "a − b": "first − second"})
     return [
         ("Settings that differ", "", differing(a.settings, b.settings, names)),
@@ -186,6 +186,6 @@ def write_page(path: Path, a: Side, b: Side) -> None:
     if not path.parent.is_dir():
         raise errors.Refusal(f"{path}: the folder {path.parent} is not there; make it, or give another --html FILE")
     try:
-        artifacts.write_text(path, page(a, b))
+        io.write_text(path, page(a, b))
     except OSError as error:
         raise errors.Refusal(f"{path}: not written ({error.strerror or error}); give another --html FILE") from error

@@ -23,8 +23,8 @@ import torch
 
 from asdlib import errors
 from asdlib.models import precision, training
-from asdlib.studies import notebook, perform
-from asdlib.studies.perform import KernelLost, Order, Outcome
+from asdlib.studies import notebook
+from asdlib.studies.notebook import KernelLost, Order, Outcome
 
 RETRIES = 2  # of a job whose kernel or worker was lost
 PATIENCE_S = 120.0  # for the first worker of a cluster
@@ -148,7 +148,7 @@ def spread(
         for order in ready[: at_once - len(running) if at_once else None]:
             key = f"{order.folder}-{order.digest}"
             future = client.submit(
-                perform.perform, waiting.pop(order.key), key=key, retries=RETRIES, pure=False, resources={"GPU": 1} if gpu else None
+                notebook.perform, waiting.pop(order.key), key=key, retries=RETRIES, pure=False, resources={"GPU": 1} if gpu else None
             )
             running[future] = order
             over.add(future)

@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from asdlib import errors
+from asdlib import errors, io
 from asdlib.analysis import explain
 from asdlib.data.store import Clips, Store
-from asdlib.detectors.autoencoder import SMALLEST_DB
 from asdlib.detectors.base import Detector, training_rows
+from asdlib.detectors.nearest import SMALLEST_DB
 from asdlib.scoring import backends
-from asdlib.studies import artifacts, scorer
+from asdlib.studies import scorer
 from asdlib.viz import audio, embedding_plots, pages, tables
 
 NEAREST = 5  # training clips shown for each detector
@@ -104,7 +104,7 @@ def write(run, ready: scorer.Scorer, paths: Sequence[str | Path], scores: pd.Dat
         none = tables.Html("<p>None of the systems embeds clips.</p>")
         listed = tables.styled(near[["detector", "rank", "clip", "distance"]]) if len(near) else none
         body = f"<p>{tables.escape(said)}</p>{picture}<h2>Nearest training clips</h2>{listed}"
-        artifacts.write_text(folder / f"{name}.html", pages.page(title, f'{body}<div class="clips">{players}</div>'))
+        io.write_text(folder / f"{name}.html", pages.page(title, f'{body}<div class="clips">{players}</div>'))
         written.append(folder / f"{name}.html")
         lines = near.assign(file=shown).reindex(columns=list(COLUMNS))
         lines.to_csv(folder / "nearest.csv", mode="a", index=False, header=not os.path.exists(folder / "nearest.csv"))

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asdlib.studies import artifacts
-from asdlib.studies.stages import STAGES, Stage
-from asdlib.studies.study import Run, jobs
+from asdlib.studies.study import STAGES, Run, Stage, jobs
 
 MOST = 4  # reasons that are printed for a job
 

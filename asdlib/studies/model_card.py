@@ -21,14 +21,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from asdlib import settings
+from asdlib import io, settings
 from asdlib.data import index
 from asdlib.detectors import SYSTEMS
 from asdlib.evaluation import metrics
 from asdlib.evaluation.challenge import EVALUATION
 from asdlib.models import precision
 from asdlib.scoring import fusion
-from asdlib.studies import artifacts
+from asdlib.studies import artifacts, report
 from asdlib.viz import tables
 
 DCASE = {*metrics.PAPER_TABLE1, *EVALUATION}
@@ -104,7 +104,7 @@ def limits(run, decisions: pd.DataFrame) -> list[str]:
 def text(run, table: pd.DataFrame, controls: pd.DataFrame, decisions: pd.DataFrame) -> str:
     """The card. run : study.Run.  table, controls : metric tables.  decisions : of `metrics.decisions`"""
     cfg, share = run.cfg, 1 - run.cfg.metrics.decision_quantile
-    changed = tables.settings(cfg)
+    changed = report.settings(cfg)
     changed = changed[(changed["value"] != changed["default"]) & ~changed["setting"].isin(["about", "name", "systems", "seeds", "data.roots"])]
     spent = run.timings()
     spent = spent.groupby("stage", sort=False).agg(jobs=("seconds", "size"), seconds=("seconds", "sum")).reset_index()
@@ -157,5 +157,5 @@ def text(run, table: pd.DataFrame, controls: pd.DataFrame, decisions: pd.DataFra
 def write(run, table: pd.DataFrame, controls: pd.DataFrame, decisions: pd.DataFrame) -> Path:
     """model_card.md beside the summary, in the study's report folder. Arguments as `text`.  Notebook: 09_report"""
     run.reports.mkdir(parents=True, exist_ok=True)
-    artifacts.write_text(run.reports / "model_card.md", text(run, table, controls, decisions))
+    io.write_text(run.reports / "model_card.md", text(run, table, controls, decisions))
     return run.reports / "model_card.md"

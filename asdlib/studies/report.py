@@ -3,7 +3,7 @@
 Conventions
 -----------
 The frame of a page is that of `pages`. Everything that comes from data is escaped. All clips of one set of players have one common gain,
-so that levels can be compared by ear. Files are written whole or not at all; disk full and missing permissions are worded by `artifacts.guarded`.
+so that levels can be compared by ear. Files are written whole or not at all; disk full and missing permissions are worded by `io.guarded`.
 Source: METHOD 8.4. Notebooks: all become pages; summary and players are those of 09_report.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import operator
 import os
 import urllib.parse
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import MarkdownWithMath
 from traitlets.config import Config
 
-from asdlib import errors
+from asdlib import errors, io
+from asdlib.scoring import fusion
 from asdlib.settings import digest, to_tree
 from asdlib.studies import artifacts, config
 from asdlib.viz import audio, pages, plots, tables
@@ -50,7 +52,7 @@ def html(executed_notebook: Path, out: Path, footer: dict, title: str) -> Path:
         text = exporter.from_notebook_node(book, resources={"page": page})[0]
     except Exception as error:  # one that is JSON but no notebook raises many kinds, and some only on its way to the page
         raise errors.Refusal(f"{executed_notebook}: no readable notebook ({str(error)[:200]!r}); run the stage again") from error
-    artifacts.write_text(out, text)
+    io.write_text(out, text)
     return out
 
 
@@ -74,7 +76,7 @@ def write_index(reports: Path) -> Path:
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             omega = {name: tables.number(v, low, high) for name, (v, low, high) in facts["omega"].items()}
-            lines = "\n".join(f"{name} {omega[name]}" for name in tables.in_order(omega))
+            lines = "\n".join(f"{name} {omega[name]}" for name in fusion.in_order(omega))
             texts = [str(facts[name]) for name in ("finished", "study", "about")]
             rows.append((*texts, ", ".join(facts["machines"]), lines, str(facts["left_out"])))
         except (ValueError, KeyError, OSError, TypeError, AttributeError, RecursionError) as error:
@@ -86,7 +88,7 @@ def write_index(reports: Path) -> Path:
     shown = tables.styled(table[["study", "about", "machines", "Ω", "clips left out", "finished"]])
     page, text = reports / "index.html", pages.page("Reports", shown)
     if not page.is_file() or page.read_bytes() != text.encode():  # what is finished stays untouched
-        artifacts.write_text(page, text)
+        io.write_text(page, text)
     return page
 
 
@@ -123,7 +125,7 @@ def metrics_text(table: pd.DataFrame) -> str:
     return tables.wide(table).to_string(index=False, justify="left")
 
 
-def summary_markdown(cfg: config.Study, table: pd.DataFrame, controls: pd.DataFrame, problems: pd.DataFrame, versions: dict) -> str:
+def summary_markdown(cfg: config.StudySettings, table: pd.DataFrame, controls: pd.DataFrame, problems: pd.DataFrame, versions: dict) -> str:
     """The study in short: claims with controls, metrics per machine, what was left out, settings and versions. Notebook: 09_report."""
     gone = problems[problems["left_out"].astype(bool)]
     parts = [f"# {cfg.name}", tables.markdown(cfg.about), "## Claims, with controls", tables.markdown_table(tables.claims(table, controls))]
@@ -147,11 +149,11 @@ def _plain(table: pd.DataFrame) -> list[dict]:
 
 def save_picture(figure: plots.Plot, path: Path) -> None:
     """A figure as PNG, beside the summary. Notebook: 09_report."""
-    with artifacts.beside(path) as part:
+    with io.beside(path) as part:
         part.write_bytes(plots.image(figure, "png"))
 
 
-def write_summary(folder: Path, cfg: config.Study, table: pd.DataFrame, controls: pd.DataFrame, problems: pd.DataFrame) -> None:
+def write_summary(folder: Path, cfg: config.StudySettings, table: pd.DataFrame, controls: pd.DataFrame, problems: pd.DataFrame) -> None:
     """summary.md for people and report.json for machines, in a study's report folder; then the index of all studies."""
     versions, own = artifacts.versions(), tables.own_scores(table)
     facts = {
@@ -168,6 +170,19 @@ def write_summary(folder: Path, cfg: config.Study, table: pd.DataFrame, controls
         "controls": _plain(controls),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    artifacts.write_text(folder / "summary.md", summary_markdown(cfg, table, controls, problems, versions))
-    artifacts.write_text(folder / "report.json", json.dumps(facts, indent=1, allow_nan=False))
+    io.write_text(folder / "summary.md", summary_markdown(cfg, table, controls, problems, versions))
+    io.write_text(folder / "report.json", json.dumps(facts, indent=1, allow_nan=False))
     write_index(folder.parent)
+
+
+def settings(cfg: config.StudySettings) -> pd.DataFrame:
+    """Every setting of a study: name, value, default, meaning. Notebook: 09_report."""
+    rows = [(name, operator.attrgetter(name)(cfg), default, doc) for name, default, doc in config.describe()]
+    return pd.DataFrame(
+        [[name, _told(value), _told(default), doc] for name, value, default, doc in rows], columns=["setting", "value", "default", "meaning"]
+    )
+
+
+def _told(value: object) -> str:
+    """A setting's value as a person would write it."""
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

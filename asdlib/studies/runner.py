@@ -22,17 +22,16 @@ import torch
 from IPython import get_ipython
 from IPython.display import display
 
-from asdlib import errors, settings
-from asdlib.detectors import SYSTEMS, training_clips
+from asdlib import errors, io, settings
+from asdlib.detectors import SYSTEMS
+from asdlib.detectors.base import training_clips
 from asdlib.detectors.exposure import check_machines
 from asdlib.models import precision
-from asdlib.studies import artifacts, dask, perform, report, sweeps
+from asdlib.studies import artifacts, dask, report, sweeps
+from asdlib.studies import notebook as kernels
 from asdlib.studies.jobs import Job, plan, standing
-from asdlib.studies.notebook import warm
-from asdlib.studies.paths import NOTEBOOKS
-from asdlib.studies.perform import KernelLost, Order, Outcome, export
-from asdlib.studies.stages import Stage
-from asdlib.studies.study import Run
+from asdlib.studies.notebook import KernelLost, Order, Outcome, export, warm
+from asdlib.studies.study import NOTEBOOKS, Run, Stage
 from asdlib.viz import tables
 
 told = functools.partial(print, flush=True)  # a log file shows each line when it is said
@@ -105,7 +104,7 @@ def run_study(
     returns : how many notebooks were executed
     raises : errors.Refusal, in a sentence, when a stage cannot be finished
     """
-    with artifacts.locked(run.study_folder), artifacts.guarded(run.study_folder), contextlib.ExitStack() as stack:
+    with io.locked(run.study_folder), io.guarded(run.study_folder), contextlib.ExitStack() as stack:
         _claim(run.study_folder, study)
         run.reports.mkdir(parents=True, exist_ok=True)
         for folder in (run.study_folder, run.reports):
@@ -168,7 +167,7 @@ def _one_by_one(orders: Sequence[Order], progress: Progress) -> None:
     for order in orders:
         progress.begins(order)
         try:
-            outcome = perform.perform(order)
+            outcome = kernels.perform(order)
         except KernelLost as lost:
             raise errors.Refusal(str(lost)) from lost
         progress.ends(order, outcome)
@@ -214,7 +213,7 @@ def _claim(folder: Path, study: str) -> None:
     """A run folder belongs to one study file; another file of the same name is refused."""
     owner = folder / "study.txt"
     if not owner.is_file():
-        artifacts.write_text(owner, study)
+        io.write_text(owner, study)
     elif (held := owner.read_text(encoding="utf-8", errors="replace")) != study:
         raise errors.Refusal(f"{folder} holds the study {held}, now {study} came; set another name in the study file")
 

@@ -27,15 +27,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from asdlib import errors, io
+from asdlib import errors, io, schemas
 from asdlib.data import decode, folders
 from asdlib.data.folders import shown
 from asdlib.data.sources import SOUNDS
 from asdlib.data.store import Clips, Store, in_memory
 from asdlib.detectors import SYSTEMS
 from asdlib.detectors.base import Detector, score_table
-from asdlib.evaluation import metrics
-from asdlib.scoring import fusion
+from asdlib.scoring import fusion, thresholds
 from asdlib.studies import artifacts, config
 
 COLUMNS = ("file", "score", "threshold", "decision", "alpha", "beta", "classifier", "remark")
@@ -97,11 +96,18 @@ class Scorer:
 
     detectors : name -> trained detector, those of `detectors_of(system)`
     scores : score table of the study with the training rows of this machine and seed
-    section : of the recordings, where the machine's sections are judged apart (`errors.by_references`); "" elsewhere
+    section : of the recordings, where the machine's sections are judged apart (`schemas.by_references`); "" elsewhere
     """
 
     def __init__(
-        self, cfg: config.Study, detectors: Mapping[str, Detector], scores: pd.DataFrame, machine: str, system: str, seed: int, section: str = ""
+        self,
+        cfg: config.StudySettings,
+        detectors: Mapping[str, Detector],
+        scores: pd.DataFrame,
+        machine: str,
+        system: str,
+        seed: int,
+        section: str = "",
     ):
         self.cfg, self.detectors, self.machine, self.system, self.seed, self.section = cfg, detectors, machine, system, seed, section
         own = scores[(scores["machine"] == machine) & (scores["seed"] == seed) & (scores["split"] == "train")]
@@ -109,7 +115,7 @@ class Scorer:
         self.name = f"{machine}_{section}" if section else machine
         self.train = own[own["system"].isin(systems_behind(system))]
         final = self.train[(self.train["system"] == system) & (self.train["component"] == "score")]["score"]
-        self.threshold = metrics.gamma_threshold(final.to_numpy(float), cfg.metrics.decision_quantile)
+        self.threshold = thresholds.gamma_threshold(final.to_numpy(float), cfg.metrics.decision_quantile)
         self.data = dataclasses.replace(cfg.data, resample=True)  # the study may have left such clips out, here the user named them
 
     def decoded(self, paths: Sequence[str | Path]) -> tuple[Store | None, list[decode.Decoded]]:
@@ -172,7 +178,7 @@ def of(run, jobs: Sequence[tuple], machine: str = "", system: str = "") -> Score
     raises : errors.Refusal for an unknown machine or system, and where something is not finished or out of date
     """
     train = run.clips[run.clips["split"] == "train"]
-    judged = errors.by_references(train).drop_duplicates("machine")["machine"]
+    judged = schemas.by_references(train).drop_duplicates("machine")["machine"]
     parts = {name: tuple(train.loc[row, ["machine", "section"]]) for row, name in judged.sort_values().items()}
     if (not machine and len(parts) > 1) or (machine in run.machines and machine not in parts):
         raise errors.Refusal(f"study {run.cfg.name} has the machines {', '.join(parts)}; say which one with --machine")

@@ -9,6 +9,17 @@
 
 What is finished (artifacts.finished) is never computed again; what is not, starts again or goes on from its checkpoint.
 Sources: METHOD 8.2, 8.3. Notebooks: all (second cell, `arrive`).
+
+Where a study's artefacts lie, what shapes each of them, and whether it is finished.
+
+    runs/<study>/store, data                   decoded clips; recordings that were made, where none were given
+    runs/<study>/<stage>                       stages that are the same for all seeds
+    runs/<study>/seed<k>/<stage>[/<machine>]   stages that train
+    runs/<study>/sweep                         jobs and recordings of variants that differ from the study's (asdlib.studies.sweeps)
+
+A digest is made of everything that shapes an artefact, and `shaped_by` says what that is, by name: it stands in the manifest, so that a stale
+artefact can say why it is stale (asdlib.studies.jobs).
+Source: METHOD 8.2, 8.3. Notebooks: all (through `study.Run`).
 """
 
 from __future__ import annotations
@@ -16,26 +27,242 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import threadpoolctl
 import torch
 
-from asdlib import errors, io
+from asdlib import errors, io, schemas
+from asdlib import settings as settings_tree
 from asdlib.analysis import explain, projection
-from asdlib.detectors import DETECTORS, SYSTEMS, detect, training_clips
-from asdlib.detectors.base import Detector
-from asdlib.evaluation import metrics
-from asdlib.models import training
+from asdlib.data import index, store, synthetic
+from asdlib.detectors import DETECTORS, SYSTEMS
+from asdlib.detectors.base import Detector, detect, training_clips
+from asdlib.evaluation import detectability, metrics
+from asdlib.models import precision, training
 from asdlib.scoring import fusion
+from asdlib.settings import to_tree
 from asdlib.studies import artifacts, config, scorer
-from asdlib.studies.paths import Places
-from asdlib.studies.stages import STAGES, Stage, stage_of
+
+NOTEBOOKS = artifacts.CLONE / "notebooks"
+OUTPUTS = {"08_tuning": ("tuned.toml",), "09_report": ("scores.parquet", "metrics.csv", "controls.csv")}  # of a stage, outside its folder
+
+
+class Places:
+    """A study's settings, recordings and folders. Nothing is computed until it is asked for."""
+
+    def __init__(
+        self,
+        cfg: config.StudySettings,
+        home: Path,
+        seed: int,
+        stage: Stage | None = None,
+        machine: str = "",
+        variant: str = "",
+        base: Places | None = None,
+    ):
+        """variant, base : of a sweep: its name, and the study that it varies, whose recordings and finished jobs it shares"""
+        self.cfg, self.home, self.seed, self.stage, self.machine, self.variant, self.base = cfg, home, seed, stage, machine, variant, base
+        self.study_folder = home / "runs" / cfg.name  # one lock for all of it
+        self.folder = self.study_folder / "sweep" / variant if variant else self.study_folder
+        self.reports = home / "reports" / cfg.name
+        made = settings_tree.digest(cfg.data, cfg.synthetic)
+        same = base is None or made == settings_tree.digest(base.cfg.data, base.cfg.synthetic)
+        self.data_folder = self.study_folder if same else self.study_folder / "sweep" / "recordings" / made[:8]
+        self.device = training.pick_device(cfg.device)  # of the artefacts that are meant; whoever else reads them computes `here`
+        self.auto = ""  # what the precision `auto` is for these artefacts, where another machine decided it
+        self.synthetic = not cfg.data.roots
+
+    @property
+    def here(self) -> torch.device:
+        """Where this process computes: on the study's device if it has that, else on the CPU."""
+        return self.device if self.device.type == "cpu" or torch.cuda.is_available() else torch.device("cpu")
+
+    @property
+    def roots(self) -> list[Path]:
+        """Folders of recordings: the study's own, or the synthetic tree."""
+        if not self.synthetic:
+            return [Path(root) for root in self.cfg.data.roots]
+        return [self.data_folder / "data" / settings_tree.digest(self.cfg.synthetic, self.cfg.data.sample_rate)]
+
+    @functools.cached_property
+    def store(self) -> store.Store:
+        """The recordings, decoded; made on first use and found again after."""
+        if self.synthetic and self.cfg.data.recorded:
+            raise errors.Refusal(f"study {self.cfg.name} is for recordings and none were given; add --data-root DIR")
+        if self.base is not None and self.data_folder == self.base.data_folder:
+            return self.base.store
+        if not self.synthetic or self.roots[0].is_dir():
+            table, problems = index.index(self.roots, self.cfg.data.machines)
+            found = store.find_store(table, problems, self.data_folder / "store", self.cfg.data)
+            if found is not None:
+                return found
+        with io.locked(self.study_folder):
+            if self.synthetic and not self.roots[0].is_dir():
+                self.roots[0].parent.mkdir(parents=True, exist_ok=True)
+                synthetic.write_tree(self.roots[0], self.cfg.synthetic, self.cfg.data.sample_rate)
+                for old in self.roots[0].parent.glob("[0-9a-f]" * 16):
+                    if old != self.roots[0]:
+                        shutil.rmtree(old, ignore_errors=True)
+            table, problems = index.index(self.roots, self.cfg.data.machines)
+            return store.open_store(table, problems, self.data_folder / "store", self.cfg.data)
+
+    def decode_again(self) -> None:
+        """Make the store anew from the recordings; only for who holds the study."""
+        (self.data_folder / "store" / "DONE.json").unlink(missing_ok=True)
+        for run in (self, self.base):
+            if run is not None and run.data_folder == self.data_folder:
+                run.__dict__.pop("store", None)
+
+    @property
+    def clips(self) -> pd.DataFrame:
+        """Clip table; row i is item i of the store."""
+        return self.store.clips
+
+    @functools.cached_property
+    def severities(self) -> pd.Series:
+        """Severity of the fault of each clip, by its name; NaN where none is known. For reports only."""
+        return detectability.severities(self.clips)
+
+    @property
+    def problems(self) -> pd.DataFrame:
+        """What is wrong with the recordings: path, reason, left_out."""
+        return self.store.problems
+
+    @property
+    def machines(self) -> list[str]:
+        """Machines that have usable clips, in alphabetical order."""
+        return sorted(self.clips["machine"].unique())
+
+    def stage_folder(self, stage: Stage, seed: int, machine: str = "") -> Path:
+        """Where a stage's artefacts lie; variants that train the same, or the same as their study, share a folder."""
+        folder = self.study_folder
+        if self.base is not None and self._settings(stage) != self.base._settings(stage):
+            folder = folder / "sweep" / "jobs" / settings_tree.digest(self._settings(stage))[:8]
+        folder = folder / f"seed{seed}" if stage.per_seed else folder
+        return folder / stage.notebook / machine if stage.per_machine else folder / stage.notebook
+
+    def _settings(self, stage: Stage) -> dict:
+        """The settings that shape what a stage trains, and its recordings."""
+        return {name: to_tree(self.cfg)[name] for name in (*(stage.detectors or stage.sections), "precision", "data", "synthetic")}
+
+    def detector_folder(self, name: str, machine: str, seed: int) -> Path:
+        """Where a detector that is trained per machine has left its files; one that is not finished, or torn, is refused."""
+        stage = next(stage for stage in STAGES if name in stage.detectors)
+        folder = self.stage_folder(stage, seed, machine) / name
+        if not artifacts.finished(folder, self.detector_digest(name, seed, machine)):
+            wrong = ", ".join(artifacts.torn(folder)) if (folder / "DONE").is_file() else ""
+            what = f"{name} of {machine or 'all machines'} (seed {seed}) is {'not whole' if wrong else 'not finished'} for these settings"
+            raise errors.Refusal(f"{what}{f': {wrong}' if wrong else ''}; run `asd run {self.cfg.name}` with them first")
+        return folder
+
+    def shaped_by(self, stage: Stage, seed: int, machine: str = "") -> dict:
+        """Everything that shapes a stage, by name: settings, recordings, code, notebook, device, seed, machine."""
+        cfg = dataclasses.asdict(self.cfg)
+        settings = {name: cfg[name] for name in (*stage.sections, "precision")}
+        if not stage.detectors:  # pages that list what is wrong with the recordings, or how severe their faults are
+            settings["problems"] = settings_tree.digest(self.problems.to_json(orient="values"))
+            settings["severities"] = settings_tree.digest(self.severities.dropna().to_json())
+        book = hashlib.sha256((NOTEBOOKS / f"{stage.notebook}.ipynb").read_bytes()).hexdigest()[:16]
+        which = {"seed": seed if stage.per_seed else None, "machine": machine if stage.per_machine else None}
+        made_by = {"recordings": self.store.fingerprint, "code": artifacts.code_digest(), "notebook": book, "device": self.device.type}
+        return {"settings": settings, **made_by, **which}
+
+    def digest(self, stage: Stage, seed: int, machine: str = "") -> str:
+        """Digest of everything that shapes a stage."""
+        return settings_tree.digest(self.shaped_by(stage, seed, machine))
+
+    def detector_shaped_by(self, name: str, seed: int, machine: str, settings=None) -> dict:
+        """Everything that shapes a detector: its settings, recordings, code, device, seed, machine ("": all of them)."""
+        cfg = dataclasses.asdict(self.cfg)
+        chosen = {name: cfg[name] if settings is None else dataclasses.asdict(settings), "precision": self.precision_of(name)}
+        made_by = {"recordings": self.store.fingerprint, "code": artifacts.code_digest(), "device": self.device.type}
+        return {"settings": chosen, **made_by, "seed": seed, "machines": [machine] if machine else self.machines}
+
+    def detector_digest(self, name: str, seed: int, machine: str, settings=None) -> str:
+        """Digest of everything that shapes a detector."""
+        return settings_tree.digest(name, self.detector_shaped_by(name, seed, machine, settings))
+
+    def precision_of(self, name: str) -> str:
+        """Precision in which a detector's network is trained (`asdlib.models.precision`)."""
+        return precision.of(name, self.cfg, self.device, self.auto)
+
+    def outputs(self, stage: Stage) -> list[Path]:
+        """Files that a stage leaves outside its folder and that belong to it."""
+        return [self.folder / name for name in OUTPUTS.get(stage.notebook, ())]
+
+    def finished(self, stage: Stage, seed: int, machine: str = "") -> bool:
+        """True if a stage, its detectors and what it leaves elsewhere are there, whole, and made of what holds now."""
+        folder = self.stage_folder(stage, seed, machine)
+        shown = [self.reports / name for name in ("summary.md", "report.json", "model_card.md")] if stage.notebook == "09_report" else []
+        return (
+            artifacts.finished(folder, self.digest(stage, seed, machine))
+            and all(artifacts.finished(folder / name, self.detector_digest(name, seed, machine)) for name in stage.detectors)
+            and all(path.is_file() for path in shown)
+        )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One notebook of the series: how often it runs, and the settings that shape what it writes."""
+
+    notebook: str
+    per_machine: bool
+    per_seed: bool
+    sections: tuple[str, ...]  # of the settings
+    detectors: tuple[str, ...] = ()  # that it trains
+    reads: tuple[str, ...] = ()  # detectors of earlier stages that it is of no use without
+    shows: tuple[str, ...] = ()  # others that it reads where the study has them
+
+    def serves(self, systems: Sequence[str]) -> bool:
+        """Whether a study of these systems has a use for the stage."""
+        for system in systems:
+            errors.known_name("system", system, list(SYSTEMS))
+        about = self.detectors + self.reads
+        return not about or any(SYSTEMS[system] in about for system in systems)
+
+
+STAGES = (
+    Stage("01_data", False, False, ("report", "oevae")),
+    Stage("02_preprocessing", False, False, ("report", "oevae")),
+    Stage("03_baseline", True, True, ("baseline_knn", "autoencoder", "metrics"), ("baseline_knn", "autoencoder")),
+    Stage("04_classifier", False, True, ("classifier", "metrics"), ("classifier",)),
+    Stage("05_oevae", True, True, ("oevae", "fusion", "metrics"), ("oevae",)),
+    Stage(
+        "06_embeddings",
+        False,
+        True,
+        ("systems", "baseline_knn", "autoencoder", "oevae", "classifier", "fusion", "metrics", "maps", "report"),
+        reads=("oevae", "classifier"),
+        shows=("baseline_knn", "autoencoder"),
+    ),
+    Stage("07_latents", False, True, ("oevae",), reads=("oevae",)),
+    Stage("08_tuning", False, False, ("systems", "seeds", "oevae", "classifier", "fusion", "metrics"), reads=("oevae",), shows=("classifier",)),
+    Stage(
+        "09_report",
+        False,
+        False,
+        ("name", "about", "include", "systems", "seeds", "baseline_knn", "autoencoder", "oevae", "classifier", "fusion", "metrics", "report"),
+        shows=("baseline_knn", "autoencoder", "oevae", "classifier"),
+    ),
+)
+
+
+def stage_of(notebook: str) -> Stage:
+    """The stage of a notebook's name or number.  raises : errors.Refusal for an unknown one"""
+    for stage in STAGES:
+        if notebook in (stage.notebook, stage.notebook[:2]):
+            return stage
+    raise errors.Refusal(f"unknown stage {notebook!r}; known: {', '.join(stage.notebook for stage in STAGES)}")
+
 
 VARIANT = "variant="  # among overrides
 
@@ -61,7 +288,7 @@ class Run(Places):
         folder = self.stage_folder(self.stage, self.seed, self.machine) / (variant or name)
         machines = [self.machine] if self.stage.per_machine else self.machines
         of = (name, self.seed, self.machine if self.stage.per_machine else "", settings)
-        mine, ordered = training.pick_device(self.cfg.device), artifacts.HOLDS in os.environ
+        mine, ordered = training.pick_device(self.cfg.device), io.HOLDS in os.environ
         if (self.device != mine or (self.auto and not ordered)) and not artifacts.finished(folder, self.detector_digest(*of)):
             with self._meant_for(mine):
                 return self.detect(name, variant, settings)
@@ -75,14 +302,14 @@ class Run(Places):
                 detector.restore(folder, training_clips(self.store, machines)[0])
             history = io.table(folder / "history.parquet", ["epoch"]) if (folder / "history.parquet").is_file() else pd.DataFrame()
             return detector, io.scores(folder / "scores.parquet"), history
-        with artifacts.locked(self.study_folder), artifacts.guarded(folder):
+        with io.locked(self.study_folder), io.guarded(folder):
             artifacts.begin(folder, digest)
             began = time.perf_counter()
             with training.memory_in_words(f"{name} of {', '.join(machines[:3])}{' …' if len(machines) > 3 else ''}"):
                 scores = detect(detector, self.store, machines)
-            artifacts.write_table(folder / "scores.parquet", scores)
+            io.write_table(folder / "scores.parquet", scores)
             if len(detector.history):
-                artifacts.write_table(folder / "history.parquet", detector.history)
+                io.write_table(folder / "history.parquet", detector.history)
             detector.save(folder)
             facts = {"detector": name, "machines": machines, "seed": self.seed, "settings": cfg[name], "precision": chosen.precision}
             facts |= {"seconds": time.perf_counter() - began}
@@ -91,7 +318,7 @@ class Run(Places):
             artifacts.seal(folder, digest, facts)
         return detector, scores, detector.history
 
-    def _detector(self, name: str, cfg: config.Study, folder: Path) -> Detector:
+    def _detector(self, name: str, cfg: config.StudySettings, folder: Path) -> Detector:
         keywords = {"seed": self.seed, "device": self.here, "precision": self.precision_of(name), "checkpoints": folder}
         return DETECTORS[name](getattr(cfg, name), **keywords)
 
@@ -141,8 +368,8 @@ class Run(Places):
 
     def collect(self) -> pd.DataFrame:
         """Scores of all systems, seeds and machines, and of what is composed of them, written to scores.parquet."""
-        scores = errors.score_table(fusion.seed_ensembles(self.gather(self.cfg.systems), self.cfg.fusion.normalise))
-        artifacts.write_table(self.folder / "scores.parquet", scores)
+        scores = schemas.score_table(fusion.seed_ensembles(self.gather(self.cfg.systems), self.cfg.fusion.normalise))
+        io.write_table(self.folder / "scores.parquet", scores)
         return scores
 
     def gather(self, systems: Sequence[str], seeds: Sequence[int] = ()) -> pd.DataFrame:
@@ -157,7 +384,7 @@ class Run(Places):
         folders = [self.stage_folder(*job) / name for job in jobs(self) if job[1] in chosen for name in job[0].detectors if name in wanted]
         tables = [io.scores(folder / "scores.parquet") for folder in folders]
         scores = fusion.systems(pd.concat(tables, ignore_index=True), self.cfg.fusion)
-        return errors.score_table(scores[scores["system"].isin(fusion.with_composed(systems))].reset_index(drop=True))
+        return schemas.score_table(scores[scores["system"].isin(fusion.with_composed(systems))].reset_index(drop=True))
 
     def missing(self, detectors: Iterable[str], seeds: Sequence[int], coming: Iterable[tuple[Stage, int, str]] = ()) -> list[str]:
         """The stages that have not finished some of these detectors, in words. coming : jobs that are about to"""
@@ -174,8 +401,8 @@ class Run(Places):
         stream = {fusion.ALL_SEEDS: self.seed}  # of the bootstrap
         tables = [metrics.table(part, self.cfg.metrics, stream.get(seed, seed)) for seed, part in scores.groupby("seed")]
         table, controls = pd.concat(tables, ignore_index=True), metrics.controls(self.clips, scores, self.cfg.metrics, self.seed)
-        artifacts.write_table(self.folder / "metrics.csv", table)
-        artifacts.write_table(self.folder / "controls.csv", controls)
+        io.write_table(self.folder / "metrics.csv", table)
+        io.write_table(self.folder / "controls.csv", controls)
         return table, controls
 
     def keep(self, name: str, table: pd.DataFrame) -> None:
@@ -183,7 +410,7 @@ class Run(Places):
         job = (self.stage, self.seed, self.machine if self.stage.per_machine else "")
         marker = self.stage_folder(*job) / "BEGUN"
         if marker.is_file() and marker.read_text(encoding="utf-8") == self.digest(*job):
-            artifacts.write_table(marker.parent / name, table)
+            io.write_table(marker.parent / name, table)
 
     def kept(self, notebook: str, name: str) -> pd.DataFrame:
         """What a stage without machines kept, of all seeds, with the column seed; empty where the stage is not finished for these settings."""
@@ -248,7 +475,7 @@ def open_run(study: str, overrides: Sequence[str] = (), home: str | Path = "", s
     return Run(cfg, Path(home or artifacts.CLONE).resolve(), cfg.seeds[0] if seed is None else seed)
 
 
-def load(study: str, overrides: Sequence[str] = ()) -> config.Study:
+def load(study: str, overrides: Sequence[str] = ()) -> config.StudySettings:
     """Settings of a study (config.load) whose systems are known and whose seeds and systems stand there once; others are refused."""
     cfg = config.load(study, overrides)
     for system in cfg.systems:
@@ -312,7 +539,7 @@ def arrive(notebook: str, *, study: str, overrides: list, home: str, seed: int =
     if run.stage.per_seed and run.stage.reads:
         _of_its_seeds(run)
     run.machine = errors.known_name("machine", machine, run.machines) if machine else run.machines[0]
-    if artifacts.HOLDS in os.environ:
+    if io.HOLDS in os.environ:
         if run.device.type != (ordered := os.environ.get(artifacts.DEVICE, run.device.type)):
             here = f"the job is meant for {ordered} and came to a worker that computes on {run.device.type}"
             raise errors.Refusal(f"{here}; start workers of one kind, or add --device cpu")

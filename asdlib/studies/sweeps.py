@@ -12,7 +12,7 @@ values, is the reference. A variant runs the stages that train; each job lies wh
     runs/<study>/sweep/<variant>/scores.parquet        what a variant says
     runs/<study>/sweep.csv, reports/<study>/sweep.html all of them, and all seeds, in one table; sweep.json: what it was made of
 
-An interval of a difference comes from the same resampled test clips on both sides, averaged over seeds first (metrics.paired); it speaks of
+An interval of a difference comes from the same resampled test clips on both sides, averaged over seeds first (comparison.paired); it speaks of
 other test clips. The standard deviation over seeds speaks of other trainings. Neither contains the other.
 Source: METHOD 3.8, 8.3. Notebook: none; `asd run` writes the page.
 """
@@ -29,8 +29,9 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from asdlib import errors
-from asdlib.evaluation import metrics
+from asdlib import errors, io
+from asdlib.evaluation import comparison, metrics
+from asdlib.scoring import fusion
 from asdlib.settings import digest
 from asdlib.studies import artifacts, config
 from asdlib.studies.study import VARIANT, Run, jobs, open_run
@@ -113,7 +114,7 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     """
     own = table[(table["machine"] == "all") & (table["component"] == "score") & (table["metric"] == "omega")]
     rows = []
-    for system in tables.in_order(own["system"]):
+    for system in fusion.in_order(own["system"]):
         part = own[own["system"] == system].sort_values("seed")
         value = part["value"].to_numpy(float)
         sd = value.std(ddof=1) if len(value) > 1 else np.nan
@@ -121,7 +122,7 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["system", "metric", "seeds", "mean", "low", "high", "sd", "values"])
 
 
-def compare(scores: dict[str, pd.DataFrame], settings: config.Metrics, seed: int, unlike: Sequence[str] = ()) -> pd.DataFrame:
+def compare(scores: dict[str, pd.DataFrame], settings: metrics.MetricsSettings, seed: int, unlike: Sequence[str] = ()) -> pd.DataFrame:
     """Every system at every variant, over seeds, and its paired difference to the study's own settings.
 
     scores : variant ("" is the study) to its score table;  seed : of the resamples
@@ -138,7 +139,7 @@ def compare(scores: dict[str, pd.DataFrame], settings: config.Metrics, seed: int
             two = [part[part["system"] == system].assign(system=name) for part, name in ((table, "variant"), (scores[""], "study"))]
             first, second = (part.set_index(["component", "clip", "seed"])["score"].sort_index() for part in two)
             found.loc[row, "same"] = first.equals(second)
-            pair = metrics.paired(pd.concat(two, ignore_index=True), "variant", "study", settings, seed)
+            pair = comparison.paired(pd.concat(two, ignore_index=True), "variant", "study", settings, seed)
             pair = pair[(pair["machine"] == "all") & (pair["metric"] == metric)]
             found.loc[row, columns] = pair[["value", "low", "high", "p"]].to_numpy(float)[0]
         parts.append(found)
@@ -225,10 +226,10 @@ def write_page(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list])
     for name, (run, _) in opened.items():
         if name:
             run.folder.mkdir(parents=True, exist_ok=True)
-            artifacts.write_table(run.folder / "scores.parquet", scores[name])
+            io.write_table(run.folder / "scores.parquet", scores[name])
     unlike = [name for name, (run, _) in opened.items() if run.store.fingerprint != base.store.fingerprint]
     table = compare(scores, base.cfg.metrics, base.seed, unlike)
-    artifacts.write_table(base.folder / "sweep.csv", table.drop(columns="values"))
+    io.write_table(base.folder / "sweep.csv", table.drop(columns="values"))
     settings = [{"setting": name, "values": ", ".join(map(json.dumps, values))} for name, values in swept.items()]
     about = "Mean over seeds with its interval over test clips; sd: how far single trainings lie apart; difference: to the study's own "
     about += "settings, on the same resampled clips. Look for intervals that leave out 0, and compare a difference with the sd before believing it."
@@ -240,5 +241,5 @@ def write_page(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list])
     parts += [dots(table)._repr_html_(), tables.styled(shown(table))]
     where = {"study": base.cfg.name, "settings": digest(base.cfg), "device": base.device.type, **artifacts.versions()}
     parts.append(tables.folded("Made by", tables.styled(pd.DataFrame(where.items(), columns=["what", "value"]))))
-    artifacts.write_text(base.reports / PAGE, pages.page(f"{base.cfg.name}: seeds and settings", "".join(parts)))
-    artifacts.write_text(base.folder / MADE, json.dumps(_shaped_by(opened, swept)))
+    io.write_text(base.reports / PAGE, pages.page(f"{base.cfg.name}: seeds and settings", "".join(parts)))
+    io.write_text(base.folder / MADE, json.dumps(_shaped_by(opened, swept)))

@@ -26,7 +26,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 from sklearn.metrics import roc_curve
 
-from asdlib import errors
+from asdlib import errors, schemas
 from asdlib.scoring import fusion
 from asdlib.viz import tables
 
@@ -85,7 +85,7 @@ def some(table: pd.DataFrame, what: str) -> pd.DataFrame:
 
 def looks_of(names: Iterable[str]) -> dict[str, tuple]:
     """Colour, marker and line style of each system, in the order in which systems are shown."""
-    return {name: LOOKS.get(name, list(LOOKS.values())[i % len(LOOKS)]) for i, name in enumerate(tables.in_order(names))}
+    return {name: LOOKS.get(name, list(LOOKS.values())[i % len(LOOKS)]) for i, name in enumerate(fusion.in_order(names))}
 
 
 def pale(colour: str) -> tuple[float, ...]:
@@ -282,7 +282,7 @@ def counts(clips: pd.DataFrame) -> Plot:
     figure, axes = panels(1, 2, 1.2 + 0.36 * len(machines), f"number of clips of {', '.join(machines)}", share="y")
     groups = dict.fromkeys(zip(clips["domain"], clips["label"], strict=True))
     looks = {(d, k): {"fc": pale(DOMAIN_COLOURS[d]), "ec": DOMAIN_COLOURS[d], "hatch": KINDS[k][1]} for d, k in groups}
-    for axis, split in zip(axes[0], errors.SPLITS, strict=True):
+    for axis, split in zip(axes[0], schemas.SPLITS, strict=True):
         part = clips[clips["split"] == split]
         left = np.zeros(len(machines))
         for domain, kind in looks:

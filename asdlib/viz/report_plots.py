@@ -16,13 +16,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from asdlib import errors
+from asdlib import schemas
 from asdlib.evaluation import detectability
 from asdlib.scoring import fusion
-from asdlib.viz import plots, tables
+from asdlib.viz import plots
 
 COLUMNS = 3  # panels in a row
-UNSEEN = tuple(name for name in tables.SYSTEMS if name.startswith("baseline_"))  # a training clip is scored by models that never saw it
+UNSEEN = tuple(name for name in fusion.SYSTEMS if name.startswith("baseline_"))  # a training clip is scored by models that never saw it
 OUTLINES = {True: ("training, never seen", "-"), False: ("training, seen by the networks", (0, (1, 1)))}  # never seen -> words, line style
 
 
@@ -42,8 +42,8 @@ def score_histograms(scores: pd.DataFrame, thresholds: pd.DataFrame) -> plots.Pl
     thresholds : system, machine, threshold.  Notebooks: 03_baseline, 05_oevae, 09_report
     """
     table = plots.some(scores[scores["component"] == "score"], "scores")
-    table = errors.by_section(table)
-    machines, systems = list(table["machine"].unique()), tables.in_order(table["system"])
+    table = schemas.by_section(table)
+    machines, systems = list(table["machine"].unique()), fusion.in_order(table["system"])
     limits = thresholds.drop_duplicates(["system", "machine"]).set_index(["system", "machine"])["threshold"]
     alt = f"histograms of the scores of {', '.join(systems)} on {', '.join(machines)}"
     figure, axes = plots.panels(len(machines), len(systems), 0.9 + 1.75 * len(machines), alt, max(plots.WIDTH, 1.7 * len(systems)))

@@ -4,30 +4,39 @@ Conventions
 -----------
 Values are fractions, chance is 0.5; intervals in brackets. What is not available is written so, with the reason; a claim is made only
 against the controls (what shuffled labels and the level of the clips alone would reach). `styled` makes every table; it escapes all but
-what has the type `Html`. Table columns: `errors.SCORE_COLUMNS`, `errors.METRIC_COLUMNS`, `metrics.DECISION_COLUMNS`.
+what has the type `Html`. Table columns: `schemas.SCORE_COLUMNS`, `schemas.METRIC_COLUMNS`, `metrics.DECISION_COLUMNS`.
 Sources: METHOD 3.8; report, Table 1. Notebooks: 03_baseline, 09_report.
+
+Claims that a reviewer may test: is one system better than another, how do we stand beside the paper, what do the latents know.
+
+Conventions
+-----------
+Differences are a − b of two systems on the same resampled test clips, seeds averaged first (`comparison.Pairs`). A study compares many pairs, so
+their p-values are corrected together (Holm 1979: the probability of a single false "better" in the whole table stays below 1 − confidence); a
+pair that is told apart only without the correction is said to be so. The number of resamples rises with the number of pairs, else the
+correction could reach no verdict at all.
+Beside the paper: percent, its Table 1 as printed. What is synthetic compares with nothing and is shown alone.
+
+Sources: METHOD 3.8; report, Table 1; METHOD 7.6. Notebook: 09_report.
 """
 
 from __future__ import annotations
 
 import html
+import itertools
 import math
 import numbers
-import operator
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from asdlib import errors
-from asdlib.evaluation import roc
+from asdlib import schemas
+from asdlib.evaluation import comparison, metrics, roc
 from asdlib.scoring import fusion
-from asdlib.studies import config
 
-SYSTEMS = ("baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier", "ensemble")  # in the order they are shown
-ORDER = [name + ending for name in SYSTEMS for ending in ("", fusion.SEEDS)]
 OVER_ALL = ("omega", *roc.THREE)  # of machine "all", in the order in which a claim is made on the first available
 METRIC_NAMES = {"auc_source": "AUC source", "auc_target": "AUC target", "pauc": "pAUC", "hmean": "harmonic mean", "omega": "Ω"}
 
@@ -57,13 +66,8 @@ def escape(value: object) -> Html:
     return value if isinstance(value, Html) else Html(html.escape(str(value)))
 
 
-def in_order(names: Iterable[str]) -> list[str]:
-    """Names without repetition: systems in their usual order, others after them as they came."""
-    return sorted(dict.fromkeys(names), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
-
-
 def own_scores(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the systems' own scores (component `score`) of a metric table, averaged over seeds; order is kept.
+    """Rows of the systems' own scores (component `_score`) of a metric table, averaged over seeds; order is kept.
 
     table : METRIC_COLUMNS.  returns : system, machine, metric, value, low, high, seeds (how many)
     """
@@ -114,19 +118,6 @@ def folded(title: str, content: Html) -> Html:
     return Html(f"<details><summary>{escape(title)}</summary>{content}</details>")
 
 
-def settings(cfg: config.Study) -> pd.DataFrame:
-    """Every setting of a study: name, value, default, meaning. Notebook: 09_report."""
-    rows = [(name, operator.attrgetter(name)(cfg), default, doc) for name, default, doc in config.describe()]
-    return pd.DataFrame(
-        [[name, _told(value), _told(default), doc] for name, value, default, doc in rows], columns=["setting", "value", "default", "meaning"]
-    )
-
-
-def _told(value: object) -> str:
-    """A setting's value as a person would write it."""
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
 def _text(value: object) -> str:
     """A cell's value as a person would write it; an interval stays on one line."""
     if isinstance(value, (bool, np.bool_)):
@@ -161,7 +152,7 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
     texts = own.pivot(index=["machine", "metric"], columns="system", values="text").fillna("—")
     order = list(dict.fromkeys(zip(own["machine"], own["metric"], strict=True)))
     order.sort(key=lambda row: row[0] == "all")
-    return texts.loc[order, in_order(own["system"])].reset_index()
+    return texts.loc[order, fusion.in_order(own["system"])].reset_index()
 
 
 def metrics_table(table: pd.DataFrame, controls: pd.DataFrame | None = None) -> Html:
@@ -209,7 +200,7 @@ def claims(table: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
     chance = controls[(controls["machine"] == "all") & (controls["component"] != "score")]
     chance = chance.groupby(["component", "metric"])[["value", "low", "high"]].mean()
     rows = []
-    for system in in_order(both.index.get_level_values(0)):
+    for system in fusion.in_order(both.index.get_level_values(0)):
         found = {metric: both.loc[(system, metric), ["value", "low", "high"]] for metric in OVER_ALL}
         told = [metric for metric, row in found.items() if not math.isnan(row["value"])]
         row = {"system": system, "claim": ""} | {METRIC_NAMES[metric]: number(*values) for metric, values in found.items()}
@@ -249,7 +240,7 @@ def standing(scores: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:
     returns : system, machine, domain, label, clip, above_normal (from the training mean), above_threshold; NaN without training scores
     """
     own = scores[scores["component"] == "score"]
-    own = errors.by_section(own).assign(references=errors.by_references(own)["machine"])
+    own = schemas.by_section(own).assign(references=schemas.by_references(own)["machine"])
     key, of_train = ["system", "machine", "seed"], ["system", "references", "seed"]
     train = own[own["split"] == "train"].groupby(of_train)["score"].agg(["mean", "std"])
     limits = decisions.drop_duplicates(key).set_index(key)["threshold"]
@@ -296,7 +287,7 @@ def behind(scores: pd.DataFrame, decisions: pd.DataFrame, most: int) -> pd.DataF
 
 
 def _rank(systems: pd.Series) -> pd.Series:
-    return systems.map({name: i for i, name in enumerate(in_order(systems))})
+    return systems.map({name: i for i, name in enumerate(fusion.in_order(systems))})
 
 
 def markdown(text: object) -> str:
@@ -308,3 +299,143 @@ def markdown_table(table: pd.DataFrame) -> str:
     """A table in Markdown; data cannot break out of its cell."""
     lines = [list(table.columns), ["---"] * table.shape[1], *table.itertuples(index=False, name=None)]
     return "\n".join("| " + " | ".join(markdown(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def reach_in_words(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per machine, one column per system: the severity at which it reaches `LEVEL`, with its interval, or "not reached".
+
+    table : REACH_COLUMNS.  An end of an interval that lies beyond what was tested is written ">2", 2 being the largest severity tested.
+    Notebook: 09_report
+    """
+    texts = [_words(*row) for row in table[["severity", "low", "high", "tested"]].itertuples(index=False)]
+    order, systems = list(dict.fromkeys(table["machine"])), fusion.in_order(table["system"])
+    pivot = table.assign(text=texts).pivot(index="machine", columns="system", values="text").loc[order, systems]
+    return pivot.fillna("—").reset_index()
+
+
+def _words(value: float, low: float, high: float, tested: float) -> str:
+    if np.isnan(value):
+        return "— not available"
+    if np.isinf(low):
+        return "not reached"
+    ends = ", ".join(f"{end:.2f}" if np.isfinite(end) else f">{tested:g}" for end in (low, high))
+    return (f"{value:.2f}" if np.isfinite(value) else "not reached") + f" [{ends}]"
+
+
+DIFFERENCES = ("system_a", "system_b", "metric", "a − b", "p", "p (Holm)", "claim")
+PAPER_NAMES = {"baseline_mse": "Baseline (MSE)", "baseline_mahala": "Baseline (MAHALA)", "oevaes": "OEVAES"}
+PAPER_METRICS = {"auc_source": "AUC (source)", "auc_target": "AUC (target)", "pauc": "pAUC"}
+
+
+def differences(scores: pd.DataFrame, settings: metrics.MetricsSettings, seed: int) -> pd.DataFrame:
+    """Every two systems compared over all machines, by Ω.
+
+    scores : SCORE_COLUMNS.  seed : of the resamples.  returns : DIFFERENCES, text and p.  Notebook: 09_report
+    """
+    tested = scores[scores["split"] == "test"]
+    pairs = list(itertools.combinations(fusion.in_order(tested["system"]), 2))  # without test clips there is nothing to compare
+    settings = comparison.enough(len(pairs), settings)
+    compared = comparison.Pairs(scores, settings, seed)
+    rows = [comparison.over_all(compared(a, b)) for a, b in pairs]
+    return judged(pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(comparison.PAIRED_COLUMNS)), settings)
+
+
+def judged(found: pd.DataFrame, settings: metrics.MetricsSettings) -> pd.DataFrame:
+    """A family of comparisons with corrected p-values, in words.  found : PAIRED_COLUMNS.  returns : DIFFERENCES"""
+    corrected, level, rows = comparison.holm(found["p"]), 1 - settings.confidence, []
+    for row, p in zip(found.itertuples(), corrected, strict=True):
+        better = row.system_a if row.value > 0 else row.system_b
+        claim = f"{better} is better" if p <= level else "no difference shown"
+        if p > level >= row.p:
+            claim = f"undecided: {better} ahead, not after correction"
+        shown = number(row.value, row.low, row.high).replace("-", "−")
+        rows.append((row.system_a, row.system_b, METRIC_NAMES[row.metric], shown, row.p, p, claim))
+    return pd.DataFrame(rows, columns=list(DIFFERENCES))
+
+
+def family(found: pd.DataFrame, settings: metrics.MetricsSettings) -> str:
+    """The comparisons in one sentence: how many there were, what the correction is, and what holds.  found : DIFFERENCES"""
+    if found.empty:
+        return "One system: nothing to compare."
+    level = f"{1 - settings.confidence:.2g}"
+    alone = sum(claim.startswith("undecided") for claim in found["claim"])
+    holds = [f"{r.claim} than {_other(r)}" for r in found.itertuples() if r.claim.endswith("is better")]
+    least = f"smallest p {found['p'].min():.2g}, corrected {found['p (Holm)'].min():.2g}"
+    words = f"{len(found)} comparisons, corrected together after Holm at level {level} ({least}): "
+    words += f"{len(holds)} hold" + (f" ({'; '.join(holds)})" if holds else "")
+    return words + (f"; {alone} more would pass alone and are not claimed." if alone else ".")
+
+
+def _other(row) -> str:
+    return row.system_b if row.claim.startswith(f"{row.system_a} ") else row.system_a
+
+
+def table1(table: pd.DataFrame, synthetic: bool) -> Html:
+    """The paper's Table 1 and ours in one form, in percent; ours alone where the machines are not the paper's, and said so.
+
+    table : METRIC_COLUMNS.  The last row is Ω over the machines that both have, or over ours where there are none.  Notebook: 09_report
+    """
+    own, paper = own_scores(table), own_scores(metrics.paper_table1())
+    machines = [name for name in dict.fromkeys(own["machine"]) if name != "all"]
+    shared = [] if synthetic else [name for name in machines if name in metrics.PAPER_TABLE1]
+    alone = [name for name in machines if name not in shared]
+    ours, counted = fusion.in_order(own["system"]), shared or machines
+    columns = {("paper", title): f"paper_{name}" for name, title in PAPER_NAMES.items()} if shared else {}
+    columns |= {("this study", name): name for name in ours}
+    values = pd.concat([own, paper]).set_index(["system", "machine", "metric"])["value"]
+    rows = []
+    for machine in [*shared, *alone]:
+        for place, (metric, title) in enumerate(PAPER_METRICS.items()):
+            rows.append(("" if place else machine, title, *(values.get((name, machine, metric), math.nan) for name in columns.values())))
+    per_seed = pd.concat([table[table["component"] == "score"], metrics.paper_table1()])
+    omegas = [_omega(per_seed[per_seed["system"] == name], counted) for name in columns.values()]
+    rows.append(("Ω", f"over {len(counted)} machines", *omegas))
+    shown = pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples([("", "machine"), ("", "metric"), *columns]))
+    shown = shown.map(lambda value: value if isinstance(value, str) else "—" if math.isnan(value) else f"{100 * value:.2f}")
+    note = f"In percent, without intervals as in the paper. {_beside(shared, alone, synthetic)}"
+    return styled(shown if shared else shown.droplevel(0, axis=1), note)
+
+
+def _omega(rows: pd.DataFrame, machines: list[str]) -> float:
+    """Ω over some machines, mean over seeds; rows : METRIC_COLUMNS of one system."""
+    rows = rows[rows["machine"].isin(machines) & rows["metric"].isin(roc.THREE)]
+    found = [roc.harmonic(part["value"].to_numpy()) if len(part) == 3 * len(machines) else math.nan for _, part in rows.groupby("seed")]
+    return float(np.mean(found)) if found else math.nan
+
+
+def _beside(shared: list[str], alone: list[str], synthetic: bool) -> str:
+    if synthetic:
+        return "Ours alone: the machines of this study are synthetic, and the paper's numbers belong to recordings."
+    if not shared:
+        return "Ours alone: no machine of this study is in the paper's table."
+    words = "The paper's numbers belong to the DCASE 2024 development recordings; they compare only with ours on the same ones."
+    return words + (f" Not in the paper's table: {', '.join(alone)}." if alone else "")
+
+
+def latents(measures: pd.DataFrame) -> pd.DataFrame:
+    """What z_d and z_c know, one row per machine and seed: R² of v from z_d, accuracy of v and of the domain from z_c, beside chance.
+
+    measures : of stage 07, with the column seed.  returns : text and numbers.  Notebook: 09_report
+    """
+    asked = {
+        "v from z_d (R²)": ("z_d", "v", "R²"), "v from z_c (R²)": ("z_c", "v", "R²"),
+        "domain from z_c": ("z_c", "domain", "balanced accuracy"), "domain from embedding": ("embedding", "domain", "balanced accuracy"),
+    }  # fmt: skip
+    rows = []
+    for (machine, seed), part in measures.groupby(["machine", "seed"], sort=False):
+        found = part.set_index(["space", "of", "measure"])
+        chance = float(found.loc[("z_c", "domain", "balanced accuracy"), "chance"])
+        values = {name: float(found.loc[key, "value"]) for name, key in asked.items()}
+        rows.append({"machine": machine, "seed": int(seed)} | values | {"chance": chance})
+    return pd.DataFrame(rows)
+
+
+def decisions(table: pd.DataFrame) -> pd.DataFrame:
+    """F1, precision and recall over both domains, seeds averaged: one row per machine, one column per system; text.
+
+    table : metrics.DECISION_COLUMNS.  Notebook: 09_report
+    """
+    both = table[table["domain"] == "all"].groupby(["machine", "system"])[["f1", "precision", "recall"]].mean()
+    texts = [f"{f1:.2f} ({precision:.2f}, {recall:.2f})" if f1 == f1 else "—" for f1, precision, recall in both.itertuples(index=False)]
+    wide = pd.Series(texts, index=both.index, dtype=object).unstack("system").fillna("—")
+    return wide[fusion.in_order(wide.columns)].reset_index()

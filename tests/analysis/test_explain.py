@@ -40,7 +40,7 @@ def planted(tmp_path_factory):
                 soundfile.write(path, wave, RATE)
     oevae = dataclasses.replace(TINY, epochs=6, features=dataclasses.replace(TINY.features, segments=4, n_mels=32))
     autoencoder = dataclasses.replace(BASELINE, epochs=25, batch=32, n_mels=32, hidden=32, lr=3e-3)
-    cfg = config.Study(autoencoder=autoencoder, oevae=oevae, classifier=SMALL, precision="float32")
+    cfg = config.StudySettings(autoencoder=autoencoder, oevae=oevae, classifier=SMALL, precision="float32")
     store = open_store(*index.index([root]), tmp_path_factory.mktemp("store"), cfg.data)
     return Context(cfg, store, torch.device("cpu"))
 

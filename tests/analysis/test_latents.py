@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 
 from asdlib import errors
 from asdlib.analysis import latents
+from asdlib.models import oevae
 from asdlib.models.oevae import OEVAE
-from asdlib.studies import config
 
 D, C, CLIPS, SEGMENTS = 3, 5, 120, 4
 
@@ -138,7 +138,7 @@ def test_files_are_read_back_and_a_missing_one_is_refused(tmp_path):
     save_file(tensors, tmp_path / "embeddings.safetensors")
     found = latents.load(tmp_path, table, "fan", D)
     np.testing.assert_array_equal(found.z_mean, tensors["z_mean"])
-    settings = config.OEVAE(width=4, hidden=16, latent=8, domain_latent=3)
+    settings = oevae.OEVAESettings(width=4, hidden=16, latent=8, domain_latent=3)
     torch.manual_seed(0)
     model = OEVAE(settings)
     save_file({name: value.numpy() for name, value in model.state_dict().items()}, tmp_path / "weights.safetensors")

@@ -9,16 +9,17 @@ import pandas as pd
 import pytest
 import traitlets
 
-from asdlib import errors
-from asdlib.analysis import sweep, tuning
+from asdlib import errors, schemas
+from asdlib.analysis import tuning
 from asdlib.analysis.tuning import Choice
 from asdlib.evaluation import metrics
+from asdlib.models import oevae
 from asdlib.scoring import fusion
 from asdlib.studies import config
-from asdlib.viz.widgets.tuner_model import Tuner
+from asdlib.viz.widgets.tuner import Tuner
 
 COMPONENTS = ("alpha", "alpha_k1", "alpha_k5", "alpha_kl", "beta", "beta_k1", "beta_k2", "beta_k4")
-CFG = config.Study(name="tried", oevae=config.OEVAE(k_scales=(1.0, 5.0)), metrics=config.Metrics(bootstrap=20))
+CFG = config.StudySettings(name="tried", oevae=oevae.OEVAESettings(k_scales=(1.0, 5.0)), metrics=metrics.MetricsSettings(bootstrap=20))
 
 
 def scored(machines=3, seeds=(0,), classifier=True, shift=0.4, step=0.25, labels=True, source=25, target=6):
@@ -35,7 +36,7 @@ def scored(machines=3, seeds=(0,), classifier=True, shift=0.4, step=0.25, labels
                 told = kind if split == "train" or labels else "unlabelled"
                 table = pd.DataFrame({"clip": clips, "score": np.round(score / step) * step, "system": system, "component": component, "seed": seed})
                 rows.append(table.assign(machine=f"m{m}", section="00", split=split, domain=domain, label=told))
-    return pd.concat(rows, ignore_index=True)[list(errors.SCORE_COLUMNS)]
+    return pd.concat(rows, ignore_index=True)[list(schemas.SCORE_COLUMNS)]
 
 
 def study_scores(scores, cfg, choice, found):
@@ -54,7 +55,7 @@ def study_scores(scores, cfg, choice, found):
 @pytest.mark.parametrize("mode", list(fusion.MODES))
 @pytest.mark.parametrize("seeds", [(0,), (0, 3)])
 def test_a_tick_is_the_score_of_the_study_and_equals_scikit_learn(mode, seeds):
-    cfg = dataclasses.replace(CFG, fusion=config.Fusion(normalise=mode), seeds=seeds)
+    cfg = dataclasses.replace(CFG, fusion=fusion.FusionSettings(normalise=mode), seeds=seeds)
     scores, rng = scored(seeds=seeds), np.random.default_rng(1)
     found = tuning.from_scores(scores, cfg)
     for _ in range(5 if mode == "zscore" else 1):
@@ -83,7 +84,7 @@ def test_ties_are_there_and_count_half():
 @pytest.fixture(scope="module")
 def tuner():
     found = tuning.from_scores(scored(), CFG)
-    return Tuner(found, sweep.make(found, 0))
+    return Tuner(found, tuning.make(found, 0))
 
 
 def test_the_sweep_holds_what_a_tick_computes(tuner):
@@ -93,9 +94,9 @@ def test_the_sweep_holds_what_a_tick_computes(tuner):
         eta = float(points.etas[slot - 1]) if slot else 0.5
         choice = Choice(float(points.omegas[w]), eta, list(found.betas)[j], list(found.alphas)[p])
         np.testing.assert_allclose(found.table(points.areas[slot, p, j, w]), found.point("ensemble" if slot else "oevae", choice), atol=1e-12)
-        if w % sweep.EVERY == 0:
-            slow = sweep.domain_mismatch(found, found.final("ensemble" if slot else "oevae", choice).train)
-            assert points.mismatch[slot, p, j, w // sweep.EVERY] == pytest.approx(float(slow), abs=1e-12)
+        if w % tuning.EVERY == 0:
+            slow = tuning.domain_mismatch(found, found.final("ensemble" if slot else "oevae", choice).train)
+            assert points.mismatch[slot, p, j, w // tuning.EVERY] == pytest.approx(float(slow), abs=1e-12)
 
 
 def test_curves_pass_through_the_point_and_lie_in_their_bands(tuner):
@@ -104,7 +105,7 @@ def test_curves_pass_through_the_point_and_lie_in_their_bands(tuner):
         curves, (omegas, bands) = tuner.curves(), tuner.bands()
         at = int(np.argmin(abs(tuner.sweep.omegas - 0.4)))
         np.testing.assert_allclose(curves[at], tuner.table(), atol=1e-12)
-        assert (bands[:, 0] <= curves[:: sweep.EVERY] + 0.1).all() and (bands[:, 1] >= curves[:: sweep.EVERY] - 0.1).all()
+        assert (bands[:, 0] <= curves[:: tuning.EVERY] + 0.1).all() and (bands[:, 1] >= curves[:: tuning.EVERY] - 0.1).all()
         np.testing.assert_allclose(tuner.interval(), bands[int(np.argmin(abs(omegas - 0.4)))], atol=1e-12)
     values, eta = tuner.map()
     assert eta == pytest.approx(0.4) and values.shape == (3, 3, 51)
@@ -112,21 +113,21 @@ def test_curves_pass_through_the_point_and_lie_in_their_bands(tuner):
 
 def test_bands_are_those_of_the_resamples_written_out(tuner):
     found, test = tuner.parts, tuner.parts.final("oevae", tuner.parts.default).test
-    weights = sweep.resamples(found, 0)
-    boots = sweep.replicates(found, test, weights)
+    weights = tuning.resamples(found, 0)
+    boots = tuning.replicates(found, test, weights)
     for b in (0, 7):
         for i in range(len(found.machines)):
             n = len(found.domain[i])
             slow = oracle.resampled_metrics(list(test[i, :n]), list(found.domain[i]), list(found.label[i]), weights[i][b])
             np.testing.assert_allclose(boots[b, i, :3], slow, atol=1e-12)
-    np.testing.assert_allclose(sweep.band(found, test[None], weights)[0], np.quantile(boots, [0.025, 0.975], axis=0))
+    np.testing.assert_allclose(tuning.band(found, test[None], weights)[0], np.quantile(boots, [0.025, 0.975], axis=0))
 
 
 def test_domain_mismatch_is_the_auc_counted_pair_by_pair():
     found = tuning.from_scores(scored(machines=2), CFG)
     train = found.final("oevae", found.default).train
     slow = [abs(2 * oracle.pair_auc(train[i, : len(t)][~t], train[i, : len(t)][t]) - 1) for i, t in enumerate(found.target)]
-    assert float(sweep.domain_mismatch(found, train)) == pytest.approx(np.mean(slow), abs=1e-12)
+    assert float(tuning.domain_mismatch(found, train)) == pytest.approx(np.mean(slow), abs=1e-12)
 
 
 def test_the_default_point_is_the_row_of_metrics_csv():
@@ -150,27 +151,27 @@ def test_the_training_rule_never_sees_a_test_clip():
     chosen = []
     for table in (scores, other):
         found = tuning.from_scores(table, CFG)
-        rules = sweep.rules(found, sweep.make(found, 0), 0)
+        rules = tuning.rules(found, tuning.make(found, 0), 0)
         chosen.append(rules)
     assert chosen[0]["training"] == chosen[1]["training"] and chosen[0]["oracle"].choice != chosen[1]["oracle"].choice
 
 
 def test_the_training_rule_leaves_the_default_only_for_more_than_chance():
     kept = tuning.from_scores(scored(shift=0.0, target=3), CFG)
-    rule = sweep.rules(kept, sweep.make(kept, 0), 0)["training"]
+    rule = tuning.rules(kept, tuning.make(kept, 0), 0)["training"]
     assert rule.choice == kept.default and "not more than chance" in rule.why
     scores = scored(shift=0.0, target=25, source=60)  # one part alone tells the domains apart
     scores.loc[(scores["component"] == "alpha") & (scores["domain"] == "target"), "score"] += 6
     moved = tuning.from_scores(scores, CFG)
-    rule = sweep.rules(moved, sweep.make(moved, 0), 0)["training"]
+    rule = tuning.rules(moved, tuning.make(moved, 0), 0)["training"]
     assert rule.choice != moved.default and (rule.choice.omega < 0.5 or rule.choice.prior != moved.default.prior or rule.choice.eta < 0.5)
 
 
 def test_the_oracle_is_the_best_point_there_is(tuner):
     best = tuner.rules["oracle"].choice
     reached = tuner.parts.point("ensemble", best)[-1, 3]
-    assert reached == pytest.approx(np.nanmax(sweep.quality(tuner.parts, tuner.sweep)[1:]), abs=1e-12)
-    assert "oracle, not a claim" in sweep.named("oracle")
+    assert reached == pytest.approx(np.nanmax(tuning.quality(tuner.parts, tuner.sweep)[1:]), abs=1e-12)
+    assert "oracle, not a claim" in tuning.named("oracle")
 
 
 def test_what_a_rule_gains_is_paired(tuner):
@@ -184,7 +185,7 @@ def test_what_a_rule_gains_is_paired(tuner):
 
 def test_a_study_without_classifier_tunes_oevae_alone():
     found = tuning.from_scores(scored(classifier=False), CFG)
-    points = sweep.make(found, 0)
+    points = tuning.make(found, 0)
     tuner = Tuner(found, points)
     assert found.systems == ("oevae",) and points.areas.shape[0] == 1 and len(points.etas) == 0
     assert tuner.rules["oracle"].choice.eta == CFG.fusion.eta and np.isfinite(tuner.table()).all() and tuner.map()[1] is None
@@ -204,7 +205,7 @@ def test_refits_and_neighbours_that_were_not_computed_are_not_offered():
 
 def test_without_labels_only_the_oracle_is_missing():
     found = tuning.from_scores(scored(labels=False), CFG)
-    tuner = Tuner(found, sweep.make(found, 0))
+    tuner = Tuner(found, tuning.make(found, 0))
     assert np.isnan(tuner.table()).all() and tuner.rules["oracle"].choice is None and tuner.rules["training"].choice and np.isnan(tuner.worth)
 
 
@@ -249,11 +250,11 @@ def test_a_batch_run_keeps_what_a_person_wrote(tuner, tmp_path):
 def test_the_sweep_is_found_again_and_made_anew_for_other_scores(tmp_path):
     scores = scored(machines=2)
     found = tuning.from_scores(scores, CFG)
-    first = sweep.open_sweep(tmp_path, found, 0)
-    again = sweep.open_sweep(tmp_path, found, 0)
+    first = tuning.open_sweep(tmp_path, found, 0)
+    again = tuning.open_sweep(tmp_path, found, 0)
     assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, again, strict=True)) and len(list(tmp_path.iterdir())) == 1
     scores.loc[0, "score"] += 1
-    sweep.open_sweep(tmp_path, tuning.from_scores(scores, CFG), 0)
+    tuning.open_sweep(tmp_path, tuning.from_scores(scores, CFG), 0)
     assert len(list(tmp_path.iterdir())) == 2
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import threadpoolctl
 import torch
 
-from asdlib import errors
+from asdlib import errors, io
 from asdlib.studies import artifacts, model_card
 from asdlib.viz import tables
 from tests.bench import autoencoder, cluster, data, jobs, measure, oevae, search, severity_zero, steps
@@ -78,7 +78,7 @@ def main() -> int:
             print(page)
             if given.write:
                 Path(PAGE).parent.mkdir(exist_ok=True)
-                artifacts.write_text(PAGE, page)
+                io.write_text(PAGE, page)
     return 0
 
 

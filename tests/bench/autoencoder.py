@@ -14,9 +14,8 @@ import torch
 from torch import nn
 
 from asdlib import features
-from asdlib.models import training
+from asdlib.models import autoencoder, training
 from asdlib.models.autoencoder import Autoencoder, Vectors
-from asdlib.studies import config
 
 STEPS, ROUNDS = 60, 7
 
@@ -59,7 +58,7 @@ def our_steps(vectors: Vectors, count: int, trainings: int) -> float:
             net.loss(vectors[order[step * 256 : (step + 1) * 256]], None)["loss"].backward()
             optimiser.step()
 
-    nets = [Autoencoder(config.Autoencoder()) for _ in range(trainings)]
+    nets = [Autoencoder(autoencoder.AutoencoderSettings()) for _ in range(trainings)]
     with ThreadPoolExecutor(trainings) as pool:
         began = time.perf_counter()
         list(pool.map(train, range(trainings)))

@@ -12,8 +12,8 @@ import torchaudio
 
 from asdlib import features
 from asdlib.data import index, store
+from asdlib.data.decode import DataSettings
 from asdlib.models import classifier
-from asdlib.studies import config
 from tests.bench.measure import Measure, compare, fourier
 
 RATE = 16000
@@ -41,7 +41,7 @@ _keep: list = []
 
 def opened(folder: Path, name: str = "store") -> store.Store:
     """The store of such a tree."""
-    return store.open_store(*index.index([folder / "raw"]), folder / name, config.Data())
+    return store.open_store(*index.index([folder / "raw"]), folder / name, DataSettings())
 
 
 def decode(device: torch.device) -> list[Measure]:
@@ -53,7 +53,7 @@ def decode(device: torch.device) -> list[Measure]:
     def plain() -> np.ndarray:
         return np.stack([soundfile.read(path, dtype="float32")[0] for path in table["path"]])
 
-    made = compare("decode and store", "clips", lambda: store.open_store(table, problems, folder / f"new{next(count)}", config.Data()), 200,
+    made = compare("decode and store", "clips", lambda: store.open_store(table, problems, folder / f"new{next(count)}", DataSettings()), 200,
                    plain, says="read each file as float32 into one array; nothing checked, nothing kept", moved=4 * size, rounds=3,
                    note="10 s clips; ours also digests, checks and writes each")  # fmt: skip
     many = recordings(1, 1000, 0, 1.0)
@@ -74,7 +74,7 @@ def feature(device: torch.device) -> list[Measure]:
     bands = 16 * 626 * (fourier(1, 1024) + 2 * 513 * 224)
     rows = [compare("log-mel, 224 bands", "s of sound", lambda: features.log_mel(wave), 160, lambda: [decibel(mel(one)) for one in wave],
                     says="torchaudio, one clip at a time", device=device, operations=bands, moved=4 * (wave.numel() + 16 * 224 * 626))]  # fmt: skip
-    settings, long = config.Classifier(), torch.randn(8, 12 * RATE, device=device)
+    settings, long = classifier.ClassifierSettings(), torch.randn(8, 12 * RATE, device=device)
 
     def one_by_one() -> list:
         window, out = torch.hann_window(1024, device=device), []

@@ -12,8 +12,8 @@ import papermill
 import torch
 from nbconvert import HTMLExporter
 
-from asdlib.studies import perform, report
-from asdlib.studies.notebook import WarmKernelManager
+from asdlib.studies import report
+from asdlib.studies.notebook import KERNEL_CONFIG, WarmKernelManager
 from asdlib.viz import plots
 from tests.bench.measure import Measure, compare
 
@@ -36,7 +36,7 @@ def kernel(device: torch.device) -> list[Measure]:
 
         def run(**more) -> None:
             papermill.execute_notebook(f"{folder}/in.ipynb", f"{folder}/out.ipynb", kernel_name="python3", progress_bar=False, cwd=folder,
-                                       config=perform.KERNEL_CONFIG, **more)  # fmt: skip
+                                       config=KERNEL_CONFIG, **more)  # fmt: skip
 
         made = compare("kernel and imports", "notebooks", lambda: run(kernel_manager_class=WarmKernelManager), 1, run, rounds=3,
                        says="a kernel of its own", timer=time.perf_counter)  # fmt: skip

@@ -17,7 +17,7 @@ from sizes import Context, detector_of
 from asdlib.analysis import latents
 from asdlib.data import index, synthetic
 from asdlib.data.store import open_store
-from asdlib.detectors import detect
+from asdlib.detectors.base import detect
 from asdlib.detectors.oevae import OEVAE
 from asdlib.evaluation import metrics
 from asdlib.scoring import fusion

@@ -10,8 +10,9 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from asdlib import errors
+from asdlib import schemas
 from asdlib.evaluation import roc
+from asdlib.models import classifier
 from asdlib.scoring import backends, distances
 from asdlib.studies import config
 from tests.bench.measure import Measure, compare
@@ -47,7 +48,7 @@ def knn(device: torch.device) -> list[Measure]:
 def kmeans(device: torch.device) -> list[Measure]:
     """The classifier's back-end: centres, scores of new clips, and of training clips by folds."""
     rng = np.random.default_rng(0)
-    train, test, settings = rng.normal(size=(CLIPS, 384)), rng.normal(size=(TESTS, 384)), config.Classifier()
+    train, test, settings = rng.normal(size=(CLIPS, 384)), rng.normal(size=(TESTS, 384)), classifier.ClassifierSettings()
     target = np.arange(CLIPS) % 99 == 0
 
     def ours() -> None:
@@ -97,7 +98,7 @@ def metrics_grid(device: torch.device) -> list[Measure]:
 
 def tick(device: torch.device, from_scores) -> list[Measure]:
     """One tick of the tuner for 7 machines of 200 clips.  from_scores : of `asdlib.analysis.tuning`"""
-    rng, cfg, (domain, label) = np.random.default_rng(0), config.Study(), _machine()
+    rng, cfg, (domain, label) = np.random.default_rng(0), config.StudySettings(), _machine()
     names = ["alpha", *(f"alpha_k{k:g}" for k in cfg.oevae.k_scales), "beta", "beta_k1", "beta_k2", "beta_k4"]
     parts = []
     for machine in range(7):
@@ -106,7 +107,7 @@ def tick(device: torch.device, from_scores) -> list[Measure]:
             facts |= {"clip": [f"m{machine}/{split}/{i}" for i in range(TESTS)], "label": label if split == "test" else "normal"}
             facts |= {"system": "oevae", "seed": 0}
             parts += [pd.DataFrame(facts | {"component": name, "score": rng.normal(size=TESTS)}) for name in names]
-    found = from_scores(errors.score_table(pd.concat(parts, ignore_index=True)[list(errors.SCORE_COLUMNS)]), cfg)
+    found = from_scores(schemas.score_table(pd.concat(parts, ignore_index=True)[list(schemas.SCORE_COLUMNS)]), cfg)
     scores = rng.normal(size=(7, TESTS))
     return [compare("one tick", "ticks", lambda: [found.point("oevae", found.default) for _ in range(100)], 100,
                     lambda: [_scikit(row, domain, label) for row in scores], 1, says="scikit-learn, three calls per machine",

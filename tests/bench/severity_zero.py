@@ -17,6 +17,7 @@ from sizes import Context, detector_of
 from asdlib import detectors
 from asdlib.data import index, synthetic
 from asdlib.data.store import open_store
+from asdlib.detectors import base
 from asdlib.evaluation import metrics, roc
 from asdlib.studies import config
 
@@ -34,7 +35,7 @@ def main() -> None:
             synthetic.write_tree(Path(folder) / "data", cfg.synthetic)
             store = open_store(*index.index([Path(folder) / "data"]), Path(folder) / "store", cfg.data)
             context = Context(cfg, store, torch.device("cpu"), seed)
-            table = detectors.detect(detector_of(detectors.DETECTORS["classifier"], context), context.store, sorted(store.clips["machine"].unique()))
+            table = base.detect(detector_of(detectors.DETECTORS["classifier"], context), context.store, sorted(store.clips["machine"].unique()))
         table = table[table["split"] == "test"]
         for (component, _), part in table.groupby(["component", "machine"]):
             for domain in ("source", "target"):

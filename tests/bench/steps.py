@@ -17,7 +17,7 @@ from asdlib.detectors import exposure
 from asdlib.detectors.classifier import Classifier
 from asdlib.detectors.oevae import OEVAE
 from asdlib.models import classifier, oevae, precision, training
-from asdlib.models.autoencoder import Autoencoder, Vectors
+from asdlib.models.autoencoder import Autoencoder, AutoencoderSettings, Vectors
 from asdlib.models.classifier import Batch
 from asdlib.models.precision import DTYPES
 from asdlib.studies import config
@@ -31,7 +31,7 @@ SEGMENTS = 128  # of an OEVAE step, as in the study
 
 def study(device: torch.device, **more) -> Context:
     """The paper's settings on a small store of noise."""
-    cfg = config.Study(**more)
+    cfg = config.StudySettings(**more)
     return Context(cfg, opened(recordings(2, 100, 0, 10.0)).to(device), device)
 
 
@@ -45,7 +45,7 @@ def stepper(net: nn.Module, batch: Callable, optimiser: torch.optim.Optimizer, d
 
 def chosen(name: str, device: torch.device) -> tuple[str, torch.dtype]:
     """The precision that `auto` takes here."""
-    kind = precision.of(name, config.Study(), device)
+    kind = precision.of(name, config.StudySettings(), device)
     return kind, DTYPES[kind]
 
 
@@ -64,7 +64,7 @@ def exposed(context: Context) -> tuple[OEVAE, exposure.Exposure]:
 def oevae_step(device: torch.device) -> list[Measure]:
     """A step of OEVAE beside a plain one, its data beside a loader that reads files, and both together."""
     count = SEGMENTS
-    context = study(device, oevae=config.OEVAE(batch=count))
+    context = study(device, oevae=oevae.OEVAESettings(batch=count))
     kind, dtype = chosen("oevae", device)
     detector, made = exposed(context)
     net = detector._network()
@@ -114,7 +114,7 @@ def _from_files(context: Context, count: int) -> Callable:
 def classifier_step(device: torch.device) -> list[Measure]:
     """A step of the three-branch classifier with its features."""
     count = CLIPS[device.type]
-    context = study(device, classifier=config.Classifier(batch=count, holdout=0.0))
+    context = study(device, classifier=classifier.ClassifierSettings(batch=count, holdout=0.0))
     kind, dtype = chosen("classifier", device)
     detector = detector_of(Classifier, context)
     bound(detector, context.store, np.arange(len(context.store)))._prepare()
@@ -138,7 +138,7 @@ def autoencoder_step(device: torch.device) -> list[Measure]:
     mel = features.baseline_mel(torch.randn(60, 10 * RATE, device=device))
     vectors = Vectors(mel.reshape(-1, 128), [mel.shape[1]] * 60, 5)
     spread, order = vectors[torch.arange(len(vectors), device=device)], torch.randperm(len(vectors), device=device)
-    net, bare = Autoencoder(config.Autoencoder()).to(device), autoencoder.plain_network().to(device)
+    net, bare = Autoencoder(AutoencoderSettings()).to(device), autoencoder.plain_network().to(device)
     optimiser, plain_optimiser = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True), torch.optim.Adam(bare.parameters(), lr=1e-3)
     draws, parts = training.generator_for(0, device=device), order[: 60 * 256].split(256)
 
@@ -193,7 +193,7 @@ def embedding(device: torch.device) -> list[Measure]:
 
 def layouts(device: torch.device) -> list[Measure]:
     """Both networks in both precisions: channels_last beside contiguous."""
-    rows, cfg = [], config.Study()
+    rows, cfg = [], config.StudySettings()
     for name in ("oevae", "classifier"):
         for kind, dtype in DTYPES.items():
             steps = []
@@ -204,7 +204,7 @@ def layouts(device: torch.device) -> list[Measure]:
                     batch = oevae.Batch(torch.randn(n, 1, 224, 126, device=device), torch.ones(n, device=device), torch.zeros(n, device=device),
                                         torch.zeros(n, device=device).bool())  # fmt: skip
                 else:
-                    context = study(device, classifier=config.Classifier(holdout=0.0))
+                    context = study(device, classifier=classifier.ClassifierSettings(holdout=0.0))
                     detector, n = detector_of(Classifier, context), CLIPS[device.type]
                     bound(detector, context.store, np.arange(len(context.store)))._prepare()
                     net, wave = detector.net, torch.randn(n, 12 * RATE, device=device)
@@ -218,7 +218,7 @@ def layouts(device: torch.device) -> list[Measure]:
 
 def waits(device: torch.device) -> float:
     """Share of an epoch of OEVAE in which a GPU has nothing to do: wall time against the time of its kernels."""
-    context = study(device, oevae=config.OEVAE(batch=128))
+    context = study(device, oevae=oevae.OEVAESettings(batch=128))
     detector, made = exposed(context)
     net = detector._network()
     optimiser, draws = torch.optim.Adam(net.parameters(), fused=True), training.generator_for(0, device=device)

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from asdlib.data import containers, decode, importer
-from asdlib.studies.config import Data
+from asdlib.data.decode import DataSettings
 
 RATE = 16000
 SOUND = np.random.default_rng(0).normal(0, 3000, RATE).astype(np.int16)
@@ -69,7 +69,7 @@ def test_a_torn_file_is_refused_with_both_numbers(tmp_path, name):
     raw = whole(name)
     path = tmp_path / "x.wav"
     path.write_bytes(raw[: len(raw) - 20001])
-    refused = decode.decode(path, Data()).refused
+    refused = decode.decode(path, DataSettings()).refused
     assert refused == f"truncated, {BYTES - 20001} of {BYTES} bytes of audio are there; copy or download it again"
     with pytest.raises(ValueError, match="truncated, 11999 of 32000 bytes"):
         decode.shape(path)
@@ -115,7 +115,7 @@ def test_a_flac_stream_without_its_length_is_counted(tmp_path):
     raw[22:26] = bytes(4)
     samples, remark = heard(tmp_path / "x", bytes(raw))
     assert np.array_equal(samples, SOUND) and remark == OPEN
-    part = decode.decode(tmp_path / "x", Data(), (9000, 5000))
+    part = decode.decode(tmp_path / "x", DataSettings(), (9000, 5000))
     assert np.array_equal(part.samples, SOUND[9000:14000]) and part.remarks == ()
 
 
@@ -154,12 +154,12 @@ def test_audio_beyond_4_gib_is_all_there(beyond, behind):
         file.write(behind)
     frames, rate, channels = decode.shape(path)
     assert (frames, rate, channels) == (2**28 + 20 * RATE, RATE, 8)
-    found = decode.decode(path, Data(channel=5), (frames - RATE, RATE))
+    found = decode.decode(path, DataSettings(channel=5), (frames - RATE, RATE))
     np.testing.assert_array_equal(found.samples, last[:, 5])
-    first = decode.decode(path, Data(channel=5), (0, RATE))
+    first = decode.decode(path, DataSettings(channel=5), (0, RATE))
     told = "its header counts only to 4 GiB and names 5120000 bytes of audio, all 4300087296 were read"
     assert first.remarks == (told, "silent (-120 dB re full scale)") and found.remarks == ()
-    refused = decode.decode(path, Data()).refused
+    refused = decode.decode(path, DataSettings()).refused
     assert refused.startswith("too long (16797 s of 8 channels), expected at most 33554432 samples; cut it into clips")
 
 
@@ -171,7 +171,7 @@ def test_an_open_length_beyond_4_gib_is_read_to_the_end(beyond):
             file.write(struct.pack("<I", size))
         frames, _, _ = decode.shape(path)
         assert frames == 2**28 + 20 * RATE
-        np.testing.assert_array_equal(decode.decode(path, Data(channel=7), (frames - 4000, 4000)).samples, last[-4000:, 7])
+        np.testing.assert_array_equal(decode.decode(path, DataSettings(channel=7), (frames - 4000, 4000)).samples, last[-4000:, 7])
 
 
 def test_an_import_cuts_all_of_what_its_header_hides(beyond):

@@ -8,9 +8,8 @@ import pytest
 import soundfile
 
 from asdlib import cli, errors
-from asdlib.data import importer, index
+from asdlib.data import decode, importer, index
 from asdlib.data.store import open_store
-from asdlib.studies import config
 
 
 def sound(path, seconds=1.5, rate=16000, channels=1, hz=440.0, **how):
@@ -45,7 +44,7 @@ def test_plain_folders_become_a_machine_that_studies_read(pump, tmp_path):
     assert len(problems) == 0 and len(done.problems) == 0
     counts = table.groupby(["split", "label", "domain"]).size().to_dict()
     assert counts == {("train", "normal", "source"): 4, ("test", "normal", "source"): 1, ("test", "anomaly", "source"): 1}
-    store = open_store(table, problems, tmp_path / "store", config.Data())  # 16 kHz, one channel, without any resampling
+    store = open_store(table, problems, tmp_path / "store", decode.DataSettings())  # 16 kHz, one channel, without any resampling
     assert sorted(store.clips["seconds"]) == pytest.approx([1.5, 1.5, 1.5, 2.0, 2.0, 2.0], abs=0.01)
     made = done.clips.set_index("source")["made"]
     assert (made[made.index.str.contains("monday")] == "linked").all() and made[str(pump / "normal" / "stereo.flac")] == "decoded"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from asdlib import errors
+from asdlib import errors, schemas
 from asdlib.data import index
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -114,7 +114,7 @@ def test_2024_tree_with_evaluation_clips_and_several_roots(tmp_path):
     found = table.set_index("clip")
     assert found.loc["fan/test/section_00_source_test_anomaly_0000_n_A.wav", ["domain", "label"]].tolist() == ["source", "anomaly"]
     assert found.loc["RoboticArm/test/section_00_0001.wav", ["domain", "label", "section"]].tolist() == ["unknown", "unlabelled", "00"]
-    assert list(table.columns) == [*errors.CLIP_COLUMNS, "attr_Bckg", "attr_n", "attr_weight"]
+    assert list(table.columns) == [*schemas.CLIP_COLUMNS, "attr_Bckg", "attr_n", "attr_weight"]
     assert index.attribute_keys(table[table["machine"] == "RoboticArm"]) == ["Bckg", "weight"]
     assert len(table) == 7
     only, _ = index.index([tmp_path], machines=["fan"])  # a parent of several trees

@@ -17,7 +17,7 @@ from asdlib import errors
 from asdlib.data import decode as data_decode
 from asdlib.data import index
 from asdlib.data import store as stores
-from asdlib.studies.config import Data
+from asdlib.data.decode import DataSettings
 
 RATE = 16000
 LENGTHS = (16000, 16000, 12345, 2500)  # two equal, one shorter, one shorter than any segment
@@ -35,8 +35,8 @@ def tree(tmp_path) -> tuple[pd.DataFrame, pd.DataFrame, list[np.ndarray]]:
     return *index.index([tmp_path / "data"]), truth
 
 
-def opened(tree, tmp_path, data: Data | None = None) -> stores.Store:
-    return stores.open_store(tree[0], tree[1], tmp_path / "store", data or Data(), threads=2)
+def opened(tree, tmp_path, data: DataSettings | None = None) -> stores.Store:
+    return stores.open_store(tree[0], tree[1], tmp_path / "store", data or DataSettings(), threads=2)
 
 
 def test_store_holds_what_was_recorded(tree, tmp_path):
@@ -105,8 +105,8 @@ def test_reopened_without_decoding_and_rebuilt_when_anything_changed(tree, tmp_p
     assert len(calls) == 2 and third.fingerprint != first.fingerprint
     np.testing.assert_array_equal(first.int16(0), tree[2][0])  # an open store keeps what it mapped
     assert len(list((tmp_path / "store").glob("samples-*.i16"))) == 1
-    opened(tree, tmp_path, Data(resample=True))
-    stores.open_store(tree[0].assign(attr_vel="x"), tree[1], tmp_path / "store", Data())
+    opened(tree, tmp_path, DataSettings(resample=True))
+    stores.open_store(tree[0].assign(attr_vel="x"), tree[1], tmp_path / "store", DataSettings())
     assert len(calls) == 4
 
 

@@ -13,7 +13,6 @@ from sklearn.metrics import roc_auc_score
 from asdlib import errors
 from asdlib.data import synthetic
 from asdlib.data.machines import FAN_STEPS, MACHINES, PATTERNS, Take, constants, rms, stream, stroke
-from asdlib.studies import config
 
 RATE = 16000
 
@@ -41,7 +40,7 @@ def render(kind, severity, index=0, *, label="anomaly", fault=None, domain="sour
 
 
 MADE = ("fan", "valve", "ToyCar:gearbox")
-SMALL = config.Synthetic(machines=MADE, train_source=7, train_target=2, test=3, seconds=1.0, severity=(0.0, 2.0))
+SMALL = synthetic.SyntheticSettings(machines=MADE, train_source=7, train_target=2, test=3, seconds=1.0, severity=(0.0, 2.0))
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +175,7 @@ def test_a_name_and_a_seed_make_an_individual():
 
 
 def test_a_clip_does_not_depend_on_how_many_others_are_made(tree, tmp_path):
-    fewer = config.Synthetic(machines=("ToyCar:gearbox",), train_source=5, train_target=0, test=2, seconds=1.0, severity=(0.0, 2.0))
+    fewer = synthetic.SyntheticSettings(machines=("ToyCar:gearbox",), train_source=5, train_target=0, test=2, seconds=1.0, severity=(0.0, 2.0))
     synthetic.write_tree(tmp_path / "fewer", fewer)
     made = sorted(path.relative_to(tmp_path / "fewer") for path in (tmp_path / "fewer").rglob("*.wav"))
     assert len(made) == 5 + 4 * 2
@@ -221,14 +220,14 @@ def test_severities_are_spread_over_the_anomalies(tree):
 
 
 def test_conditions_come_in_even_shares():
-    plan = list(synthetic._plan("gearbox", "gearbox", config.Synthetic(train_source=80, train_target=10)))
+    plan = list(synthetic._plan("gearbox", "gearbox", synthetic.SyntheticSettings(train_source=80, train_target=10)))
     shares = pd.Series([str(attributes) for _, where, attributes, _ in plan if where[:2] == ("train", "source")]).value_counts()
     assert shares.tolist() == [10] * 8
 
 
 # ---- refusals ----
 def wanted(*machines, **changes):
-    return config.Synthetic(machines=machines, train_source=1, train_target=0, test=0, seconds=1.0, **changes)
+    return synthetic.SyntheticSettings(machines=machines, train_source=1, train_target=0, test=0, seconds=1.0, **changes)
 
 
 @pytest.mark.parametrize(("machines", "match"), [

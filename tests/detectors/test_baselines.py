@@ -6,19 +6,20 @@ import torch
 from sizes import Context, detector_of, fit
 from torch import nn
 
-from asdlib import detectors, errors, features, settings
+from asdlib import errors, features, settings
 from asdlib.data.store import Clips
 from asdlib.detectors import base
-from asdlib.detectors.autoencoder import Autoencoder, NearestNeighbor, fold_of
+from asdlib.detectors.autoencoder import Autoencoder, fold_of
+from asdlib.detectors.nearest import NearestNeighbor
 from asdlib.models import autoencoder
 from asdlib.models.autoencoder import Vectors
 from asdlib.studies import config
 
-SETTINGS = config.Autoencoder(epochs=2, n_mels=16, hidden=12, bottleneck=4)
+SETTINGS = autoencoder.AutoencoderSettings(epochs=2, n_mels=16, hidden=12, bottleneck=4)
 
 
 def test_the_official_network_has_its_number_of_parameters():
-    net = autoencoder.Autoencoder(config.Autoencoder())
+    net = autoencoder.Autoencoder(autoencoder.AutoencoderSettings())
     assert sum(p.numel() for p in net.parameters()) == 267_928
     assert {(m.momentum, m.eps) for m in net.modules() if isinstance(m, nn.BatchNorm1d)} == {(0.01, 1e-3)}  # Keras' defaults
 
@@ -34,7 +35,7 @@ def test_vectors_are_five_frames_in_a_row_of_one_clip():
 
 
 def test_tones_that_moved_are_anomalous(context):
-    table = detectors.detect(detector_of(NearestNeighbor, context), context.store, ["saw"])
+    table = base.detect(detector_of(NearestNeighbor, context), context.store, ["saw"])
     test = table[table["split"] == "test"]
     assert test.loc[test["label"] == "anomaly", "score"].min() > test.loc[test["label"] == "normal", "score"].max()
 
@@ -64,7 +65,7 @@ def test_too_few_training_clips_for_k_are_refused(context):
 
 def test_a_machine_without_training_clips_is_refused(context):
     with pytest.raises(errors.Refusal, match="machine lathe has no usable training clip"):
-        detectors.detect(detector_of(NearestNeighbor, context), context.store, ["lathe"])
+        base.detect(detector_of(NearestNeighbor, context), context.store, ["lathe"])
 
 
 def test_autoencoder_scores_equal_the_official_formulas_by_loops(context):
@@ -85,7 +86,7 @@ def test_autoencoder_scores_equal_the_official_formulas_by_loops(context):
 
 
 def test_the_per_frame_form_is_the_mean_of_per_frame_distances(context):
-    cfg = config.Study(autoencoder=settings.from_tree(config.Autoencoder, settings.to_tree(SETTINGS) | {"mahala": "per_frame"}))
+    cfg = config.StudySettings(autoencoder=settings.from_tree(autoencoder.AutoencoderSettings, settings.to_tree(SETTINGS) | {"mahala": "per_frame"}))
     context = Context(cfg, context.store, context.device)
     rows = base.machine_rows(context.store.clips, "pump", "test")[:2]
     detector = detector_of(Autoencoder, context)
@@ -126,7 +127,7 @@ def test_a_training_that_ended_at_a_higher_error_moves_no_threshold(context):
 
 
 def test_a_domain_with_too_few_clips_for_an_inverse_takes_the_covariance_of_the_other(context):
-    cfg = config.Study(autoencoder=config.Autoencoder(epochs=1, n_mels=128, hidden=12, bottleneck=4))
+    cfg = config.StudySettings(autoencoder=autoencoder.AutoencoderSettings(epochs=1, n_mels=128, hidden=12, bottleneck=4))
     wide = Context(cfg, context.store, context.device)
     clips = context.store.clips
     train = base.machine_rows(clips, "pump", "train")

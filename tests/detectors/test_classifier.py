@@ -13,11 +13,11 @@ import torch
 from safetensors.numpy import load_file, save_file
 from sizes import Context, bound, detector_of, fit
 
-from asdlib import detectors, errors
+from asdlib import augment, errors
 from asdlib.data import index
 from asdlib.data.store import Clips, Store, machine_statistics, open_store, standardise
 from asdlib.detectors import classifier as module
-from asdlib.detectors.base import machine_rows, score_table
+from asdlib.detectors.base import detect, machine_rows, score_table
 from asdlib.detectors.classifier import Classifier, ablations, held_out, load_embeddings
 from asdlib.evaluation import metrics
 from asdlib.models import classifier, training
@@ -25,9 +25,9 @@ from asdlib.models.branches import BatchNorm1d
 from asdlib.models.classifier import Batch
 from asdlib.scoring import backends
 from asdlib.studies import config
-from asdlib.viz import classifier_plots
+from asdlib.viz import training_plots
 
-SMALL = config.Classifier(
+SMALL = classifier.ClassifierSettings(
     clip_seconds=0.75, n_fft=256, hop_length=256, n_mels=40, dim=8, subclusters=2, kmeans=3, density_neighbours=2, epochs=2, batch=8, holdout=0.25
 )
 
@@ -48,7 +48,7 @@ def context(tmp_path_factory):
                 path = root / machine / split / f"section_00_{domain}_{split}_{label}_{i:04}_spd_{speed}.wav"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(path, wave, 16000)
-    cfg = config.Study(classifier=SMALL)
+    cfg = config.StudySettings(classifier=SMALL)
     store = open_store(*index.index([root]), tmp_path_factory.mktemp("store"), cfg.data)
     return Context(cfg, store, torch.device("cpu"))
 
@@ -244,7 +244,12 @@ def test_adamax_at_the_setting_s_rate_and_no_decay(context, monkeypatch):
     fit(detector, context.store, rows_of(context, "train"))
     optimiser, rest = made[0]
     assert type(optimiser) is torch.optim.Adamax and optimiser.defaults["lr"] == 2e-3 and optimiser.defaults["weight_decay"] == 0
-    assert config.Classifier().lr == 1e-3 and config.Classifier().l2 == 1e-5 and config.Classifier().batch == 64 and config.Classifier().epochs == 10
+    assert (
+        classifier.ClassifierSettings().lr == 1e-3
+        and classifier.ClassifierSettings().l2 == 1e-5
+        and classifier.ClassifierSettings().batch == 64
+        and classifier.ClassifierSettings().epochs == 10
+    )
     assert rest["precision"] in (torch.float32, torch.bfloat16) and rest["epochs"] == 2
     parts = detector.net.loss(one_epoch(detector, 0)[0], torch.Generator().manual_seed(0))
     total = parts["plain"] + parts["featex"] + 1e-5 * parts["l2"]
@@ -379,14 +384,14 @@ def test_seeds_differ(context, fitted):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"branches": ("mel",)}, {"branches": ("fft", "stft256", "stft1024")}, {"phase_repr": "cossin", "smote": config.Smote(ratio=0.0)},
+        {"branches": ("mel",)}, {"branches": ("fft", "stft256", "stft1024")}, {"phase_repr": "cossin", "smote": augment.SmoteSettings(ratio=0.0)},
         {"scale": "adaptive", "train_centres": True, "mixup_beta": 0.2}, {"featex_weight": 0.0, "holdout": 0.0},
     ],
     ids=["one branch", "resolutions", "cossin", "adaptive", "no FeatEx"],
 )  # fmt: skip
 def test_settings_train_and_score(context, settings):
     detector = detector_of(Classifier, changed(context, epochs=1, **settings))
-    table = detectors.detect(detector, context.store, ["pump", "saw"])
+    table = detect(detector, context.store, ["pump", "saw"])
     assert np.isfinite(table["score"]).all() and set(table["component"]) == {"score", *backends.BACKENDS}
     assert ("machine_accuracy" in detector.history) == (detector.settings.holdout > 0)
     assert len(detector.accuracy()) == (2 if detector.settings.holdout else 0)
@@ -402,7 +407,7 @@ def test_features_of_another_length_are_refused_in_words(context, fitted):
 
 def test_smote_of_spectrograms_is_refused(context):
     with pytest.raises(errors.Refusal, match=r"classifier\.smote\.space: got 'logmel', the classifier knows 'embed' only"):
-        detector_of(Classifier, changed(context, smote=config.Smote(space="logmel")))
+        detector_of(Classifier, changed(context, smote=augment.SmoteSettings(space="logmel")))
 
 
 def test_ablations_take_one_thing_out_each():
@@ -424,30 +429,30 @@ def test_figures_draw_what_the_notebook_shows(context, fitted):
     rows = rows_of(context, "test")
     fitted.components(Clips(context.store, rows))
     table = metrics.table(
-        score_table(context.store.clips, rows, fitted.branch_scores(rows), 0), config.Metrics(bootstrap=20), 0
+        score_table(context.store.clips, rows, fitted.branch_scores(rows), 0), metrics.MetricsSettings(bootstrap=20), 0
     )
-    shown = classifier_plots.as_systems(table, {"all branches": "all branches", "only fft": "spectrum"})
+    shown = training_plots.as_systems(table, {"all branches": "all branches", "only fft": "spectrum"})
     assert set(shown["system"]) == {"all branches", "spectrum"} and set(shown["component"]) == {"score"} and set(shown) == set(table)
     with pytest.raises(errors.Refusal, match="unknown component 'only fff'; did you mean only fft"):
-        classifier_plots.as_systems(table, {"only fff": "x"})
+        training_plots.as_systems(table, {"only fff": "x"})
     scores = pd.DataFrame({"machine": ["pump"] * 4, "group": ["seen", "seen", "held out", "held out"], "score": [0.1, 0.2, 0.3, 0.4]})
     figures = {
         "training_curves": (fitted.history, 2),
         "accuracy_dots": (fitted.accuracy(),),
         "seen_and_unseen": (scores, ["seen", "held out", "test, source"]),
     }
-    assert set(figures) == set(classifier_plots.PLOTS)
+    assert set(figures) == set(training_plots.CLASSIFIER_PLOTS)
     for name, arguments in figures.items():
-        figure = classifier_plots.PLOTS[name](*arguments)
+        figure = training_plots.CLASSIFIER_PLOTS[name](*arguments)
         assert figure.alt and "<img" in figure._repr_html_() and ("pump" in texts(figure) or name == "training_curves")
         with pytest.raises(errors.Refusal, match="an empty table came"):
-            classifier_plots.PLOTS[name](arguments[0].iloc[:0], *arguments[1:])
+            training_plots.CLASSIFIER_PLOTS[name](arguments[0].iloc[:0], *arguments[1:])
     many = pd.concat([scores.assign(machine=f"machine {i}") for i in range(6)])
-    assert "machine 5" in texts(classifier_plots.seen_and_unseen(many, ["seen", "held out"]))
-    words = texts(classifier_plots.training_curves(fitted.history, 2))
+    assert "machine 5" in texts(training_plots.seen_and_unseen(many, ["seen", "held out"]))
+    words = texts(training_plots.classifier_curves(fitted.history, 2))
     assert "accuracy on held-out clips" in words and "mean largest cosine" in words
     bare = fitted.history.drop(columns=["machine_accuracy", "class_accuracy", "featex"])
-    assert "no clip was held out" in texts(classifier_plots.training_curves(bare, 2))
+    assert "no clip was held out" in texts(training_plots.classifier_curves(bare, 2))
 
 
 # ------------------------------------------------------------------------------- what each branch can hear
@@ -513,7 +518,7 @@ def slice_of(width, centre):
 
 def recognised(make, branch, *, samples=4096, steps=40, phase="cossin"):
     """Share of 200 new clips that a network of one branch names rightly after `steps` batches of 32."""
-    settings = config.Classifier(
+    settings = classifier.ClassifierSettings(
         branches=(branch,), clip_seconds=samples / 16000, n_fft=128, hop_length=64, n_mels=20, dim=16, subclusters=4, phase_repr=phase
     )
     with training.seeded_init(0):
@@ -547,7 +552,7 @@ def test_a_spectrogram_averaged_over_time_does_not_hear_it():
     means = []
     for seed in (0, 1):
         wave = modulated_noise(torch.arange(800) % 2, torch.Generator().manual_seed(seed))
-        settings = config.Classifier(branches=("stft128",), clip_seconds=4096 / 16000)
+        settings = classifier.ClassifierSettings(branches=("stft128",), clip_seconds=4096 / 16000)
         means.append(classifier.branch_inputs(wave, settings)["stft128"][:, 0].mean(2).log().numpy())
     sign = np.resize([-1.0, 1.0], 800)
     known, new = (np.column_stack([x, np.ones(800)]) for x in means)

@@ -37,5 +37,5 @@ def test_every_detector_keeps_the_contract(context, name, tmp_path):
 
 @pytest.mark.parametrize("name", list(detectors.DETECTORS))
 def test_same_seed_same_scores(context, name):
-    tables = [detectors.detect(detector_of(detectors.DETECTORS[name], context), context.store, ["saw"]) for _ in range(2)]
+    tables = [base.detect(detector_of(detectors.DETECTORS[name], context), context.store, ["saw"]) for _ in range(2)]
     pd.testing.assert_frame_equal(*tables)

@@ -16,10 +16,10 @@ from asdlib.data import index as clip_index
 from asdlib.data import synthetic
 from asdlib.data.condition import condition
 from asdlib.data.store import Clips, machine_statistics, open_store, segment_starts, standardise
-from asdlib.detectors import detect, exposure
-from asdlib.detectors.base import machine_rows
+from asdlib.detectors import exposure, oevae
+from asdlib.detectors.base import detect, machine_rows
 from asdlib.detectors.oevae import OEVAE
-from asdlib.models import oevae
+from asdlib.models import oevae as oevae_model
 from asdlib.scoring import fusion
 from asdlib.studies import config
 
@@ -98,7 +98,7 @@ def test_sound_label_and_prior_of_a_batch_move_together(context):
 def test_pseudo_anomalies_and_mixtures_with_them_never_reach_the_vae(context):
     made = batches_of(context, mixup={"outliers": True, "prob": 0.8})
     torch.manual_seed(0)
-    model = oevae.OEVAE(changed(context).cfg.oevae).eval()
+    model = oevae_model.OEVAE(changed(context).cfg.oevae).eval()
     soft = 0
     for batch in made.batches(generator()):
         normal = batch.t == 1
@@ -285,7 +285,7 @@ def test_an_interrupted_training_ends_in_the_same_scores(context, tmp_path):
 def test_kl_terms_are_warmed_up(context):
     made = batches_of(context)
     torch.manual_seed(0)
-    model = oevae.OEVAE(changed(context).cfg.oevae).train()
+    model = oevae_model.OEVAE(changed(context).cfg.oevae).train()
     seen = []
     for batch in made.batches(generator(), lambda: (model.steps / 4).clamp(max=1.0)):
         seen.append(float(batch.kl_weight))
@@ -376,7 +376,7 @@ def known_condition(shuffled=False):
     prior, known = exposure.prior_means(told, 5.0, told.mean())
     settings = dataclasses.replace(TINY, hidden=64, batch=32, lr=3e-3, refit_epochs=30)
     fit = slice(0, 300)
-    vae = latents.refit(*(torch.as_tensor(values[fit]) for values in (h, prior, known)), settings, seed=0)
+    vae = oevae.refit(*(torch.as_tensor(values[fit]) for values in (h, prior, known)), settings, seed=0)
     with torch.no_grad():
         mu = vae(torch.from_numpy(h)).mu.numpy()
     return latents.r_squared(mu[fit, :3], v[fit], mu[300:, :3], v[300:]), latents.r_squared(h[fit], v[fit], h[300:], v[300:])
@@ -398,7 +398,7 @@ def test_paper_on_all_machines_by_name_with_and_without_attributes(tmp_path):
     small = ["oevae.epochs=1", "oevae.refit_epochs=1", "oevae.width=4", "oevae.features.n_mels=32", "oevae.batch=16", "precision=float32"]
     cfg = config.load("paper", small)
     for folder, names, test in (("dev", DEV, 1), ("additional", ADDITIONAL, 0)):
-        settings = config.Synthetic(machines=names, train_source=3, train_target=2, test=test, seconds=2.2)
+        settings = synthetic.SyntheticSettings(machines=names, train_source=3, train_target=2, test=test, seconds=2.2)
         synthetic.write_tree(tmp_path / folder, settings)
     store = open_store(*clip_index.index([tmp_path / "dev", tmp_path / "additional"]), tmp_path / "store", cfg.data)
     here, keys = Context(cfg, store, torch.device("cpu")), {}

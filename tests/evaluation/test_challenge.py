@@ -8,12 +8,12 @@ import pytest
 import scipy.stats
 from sklearn import metrics as sk
 
-from asdlib import cli, errors
+from asdlib import cli, errors, schemas
 from asdlib.data import index, synthetic
 from asdlib.evaluation import challenge, metrics
-from asdlib.studies import config
+from asdlib.scoring import thresholds
 
-FEW = config.Metrics(bootstrap=50, shuffles=10)
+FEW = metrics.MetricsSettings(bootstrap=50, shuffles=10)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def tree(tmp_path_factory):
     root = tmp_path_factory.mktemp("nine") / "raw"
     kinds = ("fan", "gearbox", "slider", "valve")
     names = tuple(f"{name}:{kinds[i % 4]}" for i, name in enumerate(challenge.EVALUATION))
-    synthetic.write_tree(root, config.Synthetic(machines=names, train_source=6, train_target=6, test=3, seconds=1.0))
+    synthetic.write_tree(root, synthetic.SyntheticSettings(machines=names, train_source=6, train_target=6, test=3, seconds=1.0))
     return root
 
 
@@ -34,7 +34,7 @@ def study(tree):
     parts = []
     for seed in (0, 1):
         facts = table[["machine", "section", "split", "domain", "label", "clip"]].assign(system="baseline_knn", component="score", seed=seed)
-        parts.append(facts.assign(score=rng.normal(0, 1, len(table)) + (table["label"] == "anomaly"))[list(errors.SCORE_COLUMNS)])
+        parts.append(facts.assign(score=rng.normal(0, 1, len(table)) + (table["label"] == "anomaly"))[list(schemas.SCORE_COLUMNS)])
     return table, problems, pd.concat(parts, ignore_index=True)
 
 
@@ -102,7 +102,7 @@ def test_files_are_as_the_evaluator_reads_them(written, study):
     )
     own = scores[(scores["seed"] == 0) & (scores["machine"] == "Scanner")]
     train = own[own["split"] == "train"]["score"].to_numpy()
-    threshold = metrics.gamma_threshold(train, FEW.decision_quantile).value
+    threshold = thresholds.gamma_threshold(train, FEW.decision_quantile).value
     test = {row.clip.rsplit("/", 1)[1]: row.score for row in own[own["split"] == "test"].itertuples()}
     lines = (written / "anomaly_score_Scanner_section_00_test.csv").read_text().splitlines()
     assert {name: float(value) for name, value in (line.split(",") for line in lines)} == test  # every digit, no header

@@ -7,11 +7,10 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import roc_auc_score
 
 from asdlib import errors
-from asdlib.evaluation import detectability
-from asdlib.studies import config
-from asdlib.viz import report_plots
+from asdlib.evaluation import detectability, metrics
+from asdlib.viz import report_plots, tables
 
-SETTINGS = config.Metrics(bootstrap=100, shuffles=10)
+SETTINGS = metrics.MetricsSettings(bootstrap=100, shuffles=10)
 
 
 def score_table(machines=("fan", "valve"), severities=(0.5, 1.0, 2.0), systems=("oevae", "baseline_knn"), gain=1.5, seeds=(0,)):
@@ -86,7 +85,7 @@ def test_rising_curves_are_isotonic_regressions():
 def test_what_is_beyond_the_tested_severities_is_no_number():
     _, reached = detectability.curves(score_table(gain=0.0), SETTINGS, 0)
     assert np.isinf(reached["severity"]).all() and np.isinf(reached["high"]).all()
-    shown = detectability.reach_in_words(reached)
+    shown = tables.reach_in_words(reached)
     assert list(shown.columns) == ["machine", "baseline_knn", "oevae"] and shown["oevae"].str.startswith("not reached").all()
     _, reached = detectability.curves(score_table(gain=0.9), SETTINGS, 0)
     row = reached.set_index(["system", "machine"]).loc[("oevae", "all")]

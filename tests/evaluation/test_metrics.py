@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from asdlib import errors
-from asdlib.evaluation import metrics, roc
-from asdlib.studies import config
+from asdlib import errors, schemas
+from asdlib.evaluation import comparison, metrics, roc
+from asdlib.scoring import thresholds
 from asdlib.viz import tables
 
-SETTINGS = dataclasses.replace(config.Metrics(), bootstrap=200, shuffles=100)
+SETTINGS = dataclasses.replace(metrics.MetricsSettings(), bootstrap=200, shuffles=100)
 TABLE1 = Path(__file__).resolve().parents[3] / "shared" / "spec" / "table1.csv"
 
 
@@ -36,7 +36,7 @@ def scored(
                 for machine, split, domain, label, clip in clips:
                     score = rng.normal() + gain * (label == "anomaly") + shift * (domain == "target")
                     rows.append((system, component, machine, "00", split, domain, label, clip, score, seed))
-    return pd.DataFrame(rows, columns=list(errors.SCORE_COLUMNS))
+    return pd.DataFrame(rows, columns=list(schemas.SCORE_COLUMNS))
 
 
 def value(table, metric, column="value", **where):
@@ -53,7 +53,7 @@ def test_table_equals_the_official_definitions():
     scores = scored(machines=("fan", "gearbox", "valve"), systems=("a", "b"), seeds=(0, 3), components=("score", "alpha"), shift=0.5)
     scores["score"] = scores["score"].round(1)  # ties
     table = metrics.table(scores, SETTINGS, seed=0)
-    assert tuple(table.columns) == errors.METRIC_COLUMNS
+    assert tuple(table.columns) == schemas.METRIC_COLUMNS
     assert len(table) == 2 * 2 * 2 * (3 * 4 + 4)
     for (system, component, seed), part in scores[scores["split"] == "test"].groupby(["system", "component", "seed"]):
         mine = table[(table["system"] == system) & (table["component"] == component) & (table["seed"] == seed)]
@@ -140,7 +140,7 @@ def test_a_machine_without_test_clips_keeps_its_rows_and_does_not_count():
 
 def test_nothing_scored_gives_an_empty_table_with_columns():
     empty = scored().iloc[:0]
-    assert tuple(metrics.table(empty, SETTINGS, 0).columns) == errors.METRIC_COLUMNS
+    assert tuple(metrics.table(empty, SETTINGS, 0).columns) == schemas.METRIC_COLUMNS
     assert tuple(metrics.decisions(empty, SETTINGS).columns) == metrics.DECISION_COLUMNS
 
 
@@ -178,8 +178,8 @@ def test_table1_is_the_specifications():
 def test_a_system_does_not_differ_from_its_copy():
     one = scored(systems=("a",))
     both = pd.concat([one, one.assign(system="b")])
-    found = metrics.paired(both, "a", "b", SETTINGS, 0)
-    assert tuple(found.columns) == metrics.PAIRED_COLUMNS
+    found = comparison.paired(both, "a", "b", SETTINGS, 0)
+    assert tuple(found.columns) == comparison.PAIRED_COLUMNS
     assert (found[["value", "low", "high"]] == 0).all(axis=None) and (found["p"] == 1).all()
 
 
@@ -187,14 +187,14 @@ def test_a_small_but_steady_difference_is_seen_only_because_it_is_paired():
     one = scored(per_stratum=40, gain=1.0)
     better = one.assign(system="b", score=one["score"] + 0.3 * (one["label"] == "anomaly"))
     both = pd.concat([one, better])
-    found = metrics.paired(both, "b", "a", SETTINGS, 0)
+    found = comparison.paired(both, "b", "a", SETTINGS, 0)
     table = metrics.table(both, SETTINGS, 0)
     difference = value(table, "omega", system="b") - value(table, "omega", system="a")
     assert value(found, "omega") == pytest.approx(difference, abs=1e-12)
     assert value(found, "omega", "low") > 0
     assert value(found, "omega", "p") == pytest.approx(2 / 201)
     assert value(table, "omega", "low", system="b") < value(table, "omega", "high", system="a")  # the two intervals overlap
-    mirrored = metrics.paired(both, "a", "b", SETTINGS, 0)
+    mirrored = comparison.paired(both, "a", "b", SETTINGS, 0)
     np.testing.assert_allclose(mirrored["value"], -found["value"])
     np.testing.assert_allclose(mirrored["low"], -found["high"], atol=1e-12)
     np.testing.assert_allclose(mirrored["p"], found["p"])
@@ -205,7 +205,7 @@ def test_unrelated_equal_systems_rarely_seem_to_differ():
     small = 0
     for i in range(60):
         scores = scored(machines=("fan",), systems=("a", "b"), per_stratum=25, train=0, rng_seed=i)
-        small += value(metrics.paired(scores, "a", "b", settings, i), "omega", "p") < 0.1
+        small += value(comparison.paired(scores, "a", "b", settings, i), "omega", "p") < 0.1
     assert small <= 15  # 6 expected, standard deviation 2.3
 
 
@@ -213,7 +213,7 @@ def test_seeds_are_averaged_before_they_are_compared():
     scores = scored(systems=("a",), seeds=(0, 1, 2))
     scores = pd.concat([scores, scores[scores["seed"] == 0].assign(system="b")])
     table = metrics.table(scores, SETTINGS, 0)
-    found = metrics.paired(scores, "a", "b", SETTINGS, 0)
+    found = comparison.paired(scores, "a", "b", SETTINGS, 0)
     mean = table[(table["system"] == "a") & (table["metric"] == "omega")]["value"].mean()
     assert value(found, "omega") == pytest.approx(mean - value(table, "omega", system="b"), abs=1e-12)
 
@@ -221,10 +221,10 @@ def test_seeds_are_averaged_before_they_are_compared():
 def test_systems_that_cannot_be_compared_are_refused():
     scores = scored(systems=("baseline_mse", "baseline_knn"))
     with pytest.raises(errors.Refusal, match="unknown system 'baseline_mes'; did you mean baseline_mse"):
-        metrics.paired(scores, "baseline_mes", "baseline_knn", SETTINGS, 0)
+        comparison.paired(scores, "baseline_mes", "baseline_knn", SETTINGS, 0)
     fewer = scores.drop(scores[(scores["system"] == "baseline_knn") & (scores["split"] == "test")].index[0])
     with pytest.raises(errors.Refusal, match="baseline_mse and baseline_knn did not score the same test clips"):
-        metrics.paired(fewer, "baseline_mse", "baseline_knn", SETTINGS, 0)
+        comparison.paired(fewer, "baseline_mse", "baseline_knn", SETTINGS, 0)
 
 
 # ---------------------------------------------------------------- decisions
@@ -232,10 +232,10 @@ def test_systems_that_cannot_be_compared_are_refused():
 
 def test_threshold_is_the_quantile_of_the_gamma_that_made_the_scores():
     train = stats.gamma.rvs(3.0, loc=-2.0, scale=0.5, size=4000, random_state=0)
-    threshold = metrics.gamma_threshold(train, 0.9)
+    threshold = thresholds.gamma_threshold(train, 0.9)
     assert threshold.method == "gamma"
     assert threshold.value == pytest.approx(stats.gamma.ppf(0.9, 3.0, loc=-2.0, scale=0.5), abs=0.04)
-    small = metrics.gamma_threshold(train * 1e-6 - 5, 0.9)
+    small = thresholds.gamma_threshold(train * 1e-6 - 5, 0.9)
     assert small.value == pytest.approx(threshold.value * 1e-6 - 5, abs=1e-10)  # the unit of a score does not matter
 
 
@@ -243,7 +243,7 @@ def test_threshold_is_the_quantile_of_the_gamma_that_made_the_scores():
 def test_about_a_tenth_of_fresh_normal_clips_is_flagged(seed):
     rng = np.random.default_rng(seed)
     draw = (rng.normal, rng.exponential, rng.lognormal, lambda size: -rng.gamma(2, size=size))[seed % 4]
-    threshold = metrics.gamma_threshold(draw(size=1000), 0.9)
+    threshold = thresholds.gamma_threshold(draw(size=1000), 0.9)
     assert 0.06 < np.mean(draw(size=20000) > threshold.value) < 0.14
 
 
@@ -251,15 +251,15 @@ def test_about_a_tenth_of_fresh_normal_clips_is_flagged(seed):
     "train", [np.zeros(50), np.full(1000, 0.1), np.arange(9.0), np.array([3.0]), np.r_[np.zeros(99), 1e6], np.repeat([0.0, 1.0, 2.0], 60)]
 )
 def test_scores_without_a_shape_fall_back_to_their_quantile(train):
-    threshold = metrics.gamma_threshold(train, 0.9)
+    threshold = thresholds.gamma_threshold(train, 0.9)
     assert threshold == (float(np.quantile(train, 0.9)), "empirical")
 
 
 def test_no_training_scores_are_refused():
     with pytest.raises(errors.Refusal, match="0 training scores came for a threshold, expected at least one, all finite"):
-        metrics.gamma_threshold([], 0.9)
+        thresholds.gamma_threshold([], 0.9)
     with pytest.raises(errors.Refusal, match="2 training scores came for a threshold"):
-        metrics.gamma_threshold([0.0, np.nan], 0.9)
+        thresholds.gamma_threshold([0.0, np.nan], 0.9)
 
 
 def test_decisions_equal_counting_clip_by_clip():
@@ -269,7 +269,7 @@ def test_decisions_equal_counting_clip_by_clip():
     for row in found.itertuples():
         part = scores[(scores["machine"] == row.machine) & (scores["component"] == "score")]
         train = part.loc[part["split"] == "train", "score"]
-        assert row.threshold == metrics.gamma_threshold(train, 0.9).value
+        assert row.threshold == thresholds.gamma_threshold(train, 0.9).value
         assert row.train_above == np.mean(train > row.threshold) and row.train_clips == 60
         test = part[(part["split"] == "test") & ((part["domain"] == row.domain) | (row.domain == "all"))]
         expected = oracle.decision_quality(test["score"] > row.threshold, test["label"] == "anomaly")
@@ -302,14 +302,14 @@ def test_a_score_equal_to_the_threshold_is_not_flagged():
 
 def clip_rows(scores, level):
     clips = scores.drop_duplicates("clip")[["clip", "machine", "section", "split", "domain", "label"]].assign(path="x.wav")
-    return clips[list(errors.CLIP_COLUMNS)].assign(level_db=level(clips))
+    return clips[list(schemas.CLIP_COLUMNS)].assign(level_db=level(clips))
 
 
 def test_a_level_that_tells_the_label_is_shown():
     scores = scored(systems=("a",))
     clips = clip_rows(scores, lambda c: np.where(c["label"] == "anomaly", -20.0, -np.inf))  # normals are digital silence
     found = metrics.controls(clips, scores, SETTINGS, 0)
-    assert tuple(found.columns) == errors.METRIC_COLUMNS
+    assert tuple(found.columns) == schemas.METRIC_COLUMNS
     level = found[found["system"] == "control_level"]
     assert level["value"].to_numpy() == pytest.approx(np.ones(len(level)))
     assert len(level) == 2 * 4 + 4

@@ -9,7 +9,6 @@ from torch import nn
 
 from asdlib import errors
 from asdlib.models import branches, classifier, losses, oevae
-from asdlib.studies import config
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +140,7 @@ def test_l2_covers_kernels_outside_squeeze_excitation():
 SHORT = {"clip_seconds": 0.75, "n_mels": 40, "dim": 16, "subclusters": 2}
 
 
-def batch(settings: config.Classifier, n: int = 6, classes: int = 4) -> classifier.Batch:
+def batch(settings: classifier.ClassifierSettings, n: int = 6, classes: int = 4) -> classifier.Batch:
     wave = torch.randn(n, round(settings.clip_seconds * 16000), generator=generator(1))
     y = F.one_hot(torch.arange(n) % classes, classes).float()
     return classifier.Batch(classifier.branch_inputs(wave, settings), y)
@@ -152,7 +151,7 @@ def batch(settings: config.Classifier, n: int = 6, classes: int = 4) -> classifi
     [("fft",), ("mel",), ("phase",), ("fft", "mel", "phase"), ("mel", "phase"), ("fft", "stft256", "stft1024", "stft4096")],
 )
 def test_any_subset_of_branches_trains_every_parameter(names):
-    settings = config.Classifier(branches=names, **{**SHORT, "clip_seconds": 1.0})  # 4096-sample frames need a second
+    settings = classifier.ClassifierSettings(branches=names, **{**SHORT, "clip_seconds": 1.0})  # 4096-sample frames need a second
     model = classifier.Classifier(settings, 4).train()
     data = batch(settings)
     assert model(data.features).shape == (6, 16 * len(names))
@@ -168,7 +167,7 @@ def test_any_subset_of_branches_trains_every_parameter(names):
 
 
 def test_loss_is_the_sum_of_its_parts():
-    settings = config.Classifier(featex_weight=0.5, l2=1e-3, **SHORT)
+    settings = classifier.ClassifierSettings(featex_weight=0.5, l2=1e-3, **SHORT)
     parts = classifier.Classifier(settings, 4).loss(batch(settings), generator())
     total = parts["plain"] + 0.5 * parts["featex"] + 1e-3 * parts["l2"]
     torch.testing.assert_close(parts["loss"], total)
@@ -177,14 +176,14 @@ def test_loss_is_the_sum_of_its_parts():
 
 @pytest.mark.parametrize("representation", ["angle", "cossin", "if", "gd"])
 def test_all_phase_representations(representation):
-    settings = config.Classifier(branches=("fft", "phase"), phase_repr=representation, **SHORT)
+    settings = classifier.ClassifierSettings(branches=("fft", "phase"), phase_repr=representation, **SHORT)
     model = classifier.Classifier(settings, 4)
     assert torch.isfinite(model.loss(batch(settings), generator())["loss"])
 
 
 def test_paper_dimensions():
     """12 s, three branches of 128, 148 classes: 384-d embeddings, heads of 148·16 and 4·148·16 centres."""
-    settings = config.Classifier()
+    settings = classifier.ClassifierSettings()
     model = classifier.Classifier(settings, 148)
     assert model.shapes == {"fft": (1, 96000), "mel": (1, 128, 374), "phase": (1, 513, 374)}
     assert model.plain.centres.shape == (148 * 16, 384) and model.featex.centres.shape == (4 * 148 * 16, 384)
@@ -194,7 +193,7 @@ def test_paper_dimensions():
 
 def test_embedding_in_evaluation_depends_on_the_clip_alone():
     torch.manual_seed(0)
-    settings = config.Classifier(**SHORT)
+    settings = classifier.ClassifierSettings(**SHORT)
     model = classifier.Classifier(settings, 4).eval()
     data = batch(settings)
     with torch.no_grad():
@@ -205,7 +204,7 @@ def test_embedding_in_evaluation_depends_on_the_clip_alone():
 
 
 def test_a_few_steps_learn_and_repeat_by_seed():
-    settings = config.Classifier(branches=("fft", "mel"), mixup_prob=0.0, **SHORT)
+    settings = classifier.ClassifierSettings(branches=("fft", "mel"), mixup_prob=0.0, **SHORT)
     tone = torch.sin(2 * torch.pi * torch.arange(12000) * torch.tensor([400.0, 900.0, 1500.0, 2500.0])[:, None] / 16000)
     wave = tone.repeat(2, 1) + 0.1 * torch.randn(8, 12000)
     data = classifier.Batch(classifier.branch_inputs(wave, settings), torch.eye(4).repeat(2, 1))
@@ -226,7 +225,7 @@ def test_a_few_steps_learn_and_repeat_by_seed():
 
 
 def test_classifier_refusals():
-    settings = config.Classifier(**SHORT)
+    settings = classifier.ClassifierSettings(**SHORT)
     model = classifier.Classifier(settings, 4)
     longer = classifier.branch_inputs(torch.zeros(2, 16000), settings)
     with pytest.raises(errors.Refusal, match=r"branch fft: features of shape \(1, 8000\) came, expected \(1, 6000\) for clips of 0.75 s"):
@@ -234,15 +233,15 @@ def test_classifier_refusals():
     with pytest.raises(errors.Refusal, match="no features for branch mel came"):
         model({"fft": torch.zeros(2, 1, 6000)})
     with pytest.raises(errors.Refusal, match="unknown branch 'phases'; did you mean phase"):
-        classifier.Classifier(config.Classifier(branches=("phases",)), 4)
+        classifier.Classifier(classifier.ClassifierSettings(branches=("phases",)), 4)
     with pytest.raises(errors.Refusal, match="expected at least one branch and each of them once"):
-        classifier.Classifier(config.Classifier(branches=("fft", "fft")), 4)
+        classifier.Classifier(classifier.ClassifierSettings(branches=("fft", "fft")), 4)
     with pytest.raises(errors.Refusal, match="expected at least one branch"):
-        classifier.Classifier(config.Classifier(branches=()), 4)
+        classifier.Classifier(classifier.ClassifierSettings(branches=()), 4)
     with pytest.raises(errors.Refusal, match=r"branch stft4096: 2049 bins and 4 frames from 0.75 s, expected at least 5 of each"):
-        classifier.Classifier(config.Classifier(branches=("stft4096",), **SHORT), 4)
+        classifier.Classifier(classifier.ClassifierSettings(branches=("stft4096",), **SHORT), 4)
     with pytest.raises(errors.Refusal, match="expected at least n_fft = 4096"):
-        classifier.Classifier(config.Classifier(branches=("stft4096",), clip_seconds=0.1), 4)
+        classifier.Classifier(classifier.ClassifierSettings(branches=("stft4096",), clip_seconds=0.1), 4)
 
 
 # ------------------------------------------------------------------------------------------------------- OEVAE
@@ -277,7 +276,7 @@ def test_width_scales_every_stage(width):
 
 
 def test_oevae_shapes_of_the_report():
-    model = oevae.OEVAE(config.OEVAE())
+    model = oevae.OEVAE(oevae.OEVAESettings())
     assert [m.out_features for m in model.vae.encoder if isinstance(m, nn.Linear)] == [256, 128]
     assert [m.out_features for m in model.vae.decoder if isinstance(m, nn.Linear)] == [256, 512]
     assert model.machine.in_features == 512 and model.vae.domain == 8 and model.attribute is None
@@ -286,7 +285,7 @@ def test_oevae_shapes_of_the_report():
 @pytest.mark.parametrize("soft", [False, True])
 def test_equation_1_from_its_parts(soft):
     for mode, weight in (("split", 1.0), ("literal", 1e-7)):
-        model = oevae.OEVAE(config.OEVAE(vae_grad=mode, **NARROW)).eval()
+        model = oevae.OEVAE(oevae.OEVAESettings(vae_grad=mode, **NARROW)).eval()
         data = segments(soft=soft)
         parts = model.loss(data, generator())
         with torch.no_grad():
@@ -301,7 +300,7 @@ def test_equation_1_from_its_parts(soft):
 def gradients(mode: str, lam: float, *, machine: bool) -> dict[str, torch.Tensor]:
     """Gradients of every parameter; with machine=False only those that come from the VAE's terms."""
     torch.manual_seed(0)
-    model = oevae.OEVAE(config.OEVAE(vae_grad=mode, lambda_vae=lam, **NARROW)).eval()
+    model = oevae.OEVAE(oevae.OEVAESettings(vae_grad=mode, lambda_vae=lam, **NARROW)).eval()
     parts = model.loss(segments(), generator())
     loss = parts["loss"] if machine else parts["loss"] - parts["machine"]
     grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
@@ -327,7 +326,7 @@ def test_split_gradient():
 
 
 def test_pseudo_anomalies_do_not_move_the_vae():
-    model = oevae.OEVAE(config.OEVAE(**NARROW)).eval()
+    model = oevae.OEVAE(oevae.OEVAESettings(**NARROW)).eval()
     data = segments(soft=True)
     normal = data.t == 1
     assert normal.sum() == 3
@@ -338,14 +337,14 @@ def test_pseudo_anomalies_do_not_move_the_vae():
 
 
 def test_every_parameter_of_oevae_gets_a_gradient():
-    model = oevae.OEVAE(config.OEVAE(attribute_weight=10.0, **NARROW), attributes=3).train()
+    model = oevae.OEVAE(oevae.OEVAESettings(attribute_weight=10.0, **NARROW), attributes=3).train()
     data = segments(soft=True)._replace(attributes=torch.eye(3)[torch.arange(8) % 3] * (torch.arange(8) % 2 == 0)[:, None])
     parts = model.loss(data, generator())
     parts["loss"].backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all() and parameter.grad.abs().sum() > 0, name
     assert set(parts) == {"loss", "machine", "attribute", "kl_d", "kl_c", "recon", "active", "accuracy"}
-    warm = oevae.OEVAE(config.OEVAE(**NARROW)).eval()
+    warm = oevae.OEVAE(oevae.OEVAESettings(**NARROW)).eval()
     cold = segments()
     difference = warm.loss(cold, generator())["loss"] - warm.loss(cold._replace(kl_weight=0.0), generator())["loss"]
     kl = warm.loss(cold, generator())
@@ -383,7 +382,7 @@ def test_refit_ties_z_d_to_the_condition():
 
 
 def test_scores_come_in_every_mode_and_clip_by_clip():
-    model = oevae.OEVAE(config.OEVAE(**NARROW)).eval()
+    model = oevae.OEVAE(oevae.OEVAESettings(**NARROW)).eval()
     x = torch.randn(5, 1, 64, 40)
     h, alpha = model.score(x)
     assert h.shape == (5, 64) and list(alpha) == ["nll", "expected_nll", "kl", "recon", "neg_elbo"]
@@ -395,11 +394,11 @@ def test_scores_come_in_every_mode_and_clip_by_clip():
 
 
 def test_bfloat16_keeps_losses_in_float32():
-    model = oevae.OEVAE(config.OEVAE(**NARROW))
+    model = oevae.OEVAE(oevae.OEVAESettings(**NARROW))
     with torch.autocast("cpu", torch.bfloat16):
         parts = model.loss(segments(), generator())
     assert all(value.dtype == torch.float32 and torch.isfinite(value) for value in parts.values())
-    settings = config.Classifier(**SHORT)
+    settings = classifier.ClassifierSettings(**SHORT)
     net = classifier.Classifier(settings, 4)
     with torch.autocast("cpu", torch.bfloat16):
         value = net.loss(batch(settings), generator())["loss"]
@@ -409,18 +408,18 @@ def test_bfloat16_keeps_losses_in_float32():
 
 def test_pretrained_weights_come_from_disk_only(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    settings = config.OEVAE(pretrained=True)
+    settings = oevae.OEVAESettings(pretrained=True)
     with pytest.raises(errors.Refusal, match=r"no .*checkpoints/resnet18-f37072fd.pth; fetch https://download.pytorch.org"):
         oevae.OEVAE(settings)
     with pytest.raises(errors.Refusal, match="width 8, expected 64"):
-        oevae.OEVAE(config.OEVAE(pretrained=True, width=8))
+        oevae.OEVAE(oevae.OEVAESettings(pretrained=True, width=8))
     file = tmp_path / "weights.pth"
     file.write_bytes(b"not weights")
     with pytest.raises(errors.Refusal, match="does not hold torchvision's resnet18"):
-        oevae.OEVAE(config.OEVAE(pretrained=True, pretrained_file=str(file)))
+        oevae.OEVAE(oevae.OEVAESettings(pretrained=True, pretrained_file=str(file)))
     reference = torchvision.models.resnet18()
     torch.save(reference.state_dict(), file)
-    model = oevae.OEVAE(config.OEVAE(pretrained=True, pretrained_file=str(file)))
+    model = oevae.OEVAE(oevae.OEVAESettings(pretrained=True, pretrained_file=str(file)))
     grey = torch.randn(2, 1, 64, 40)
     with torch.no_grad():
         reference.fc = nn.Identity()
@@ -429,8 +428,8 @@ def test_pretrained_weights_come_from_disk_only(tmp_path, monkeypatch):
 
 def test_oevae_refusals():
     with pytest.raises(errors.Refusal, match="domain_latent is 64 of 64"):
-        oevae.OEVAE(config.OEVAE(domain_latent=64))
-    model = oevae.OEVAE(config.OEVAE(attribute_weight=1.0, **NARROW), attributes=2)
+        oevae.OEVAE(oevae.OEVAESettings(domain_latent=64))
+    model = oevae.OEVAE(oevae.OEVAESettings(attribute_weight=1.0, **NARROW), attributes=2)
     with pytest.raises(errors.Refusal, match="no labels for the attribute head"):
         model.loss(segments(), generator())
     with pytest.raises(errors.Refusal, match=r"log-mel segments came as \(8, 64, 40\), expected \(n, 1, mels, frames\)"):
@@ -438,8 +437,8 @@ def test_oevae_refusals():
 
 
 def test_settings_are_the_report_s():
-    s = config.OEVAE()
+    s = oevae.OEVAESettings()
     f = s.features
     assert (f.n_mels, f.n_fft, f.win_length, f.hop_length, f.low_hz, f.high_hz) == (224, 1024, 1024, 256, 50.0, 7800.0)
     assert (s.latent, s.domain_latent, s.lambda_vae, s.batch, s.epochs, s.lr, s.width) == (64, 8, 1e-7, 128, 20, 1e-3, 64)
-    assert losses.initial_scale(148, config.Classifier().subclusters) == pytest.approx(10.988, abs=5e-4)
+    assert losses.initial_scale(148, classifier.ClassifierSettings().subclusters) == pytest.approx(10.988, abs=5e-4)

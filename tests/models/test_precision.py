@@ -9,14 +9,15 @@ import torch
 from sizes import SMALL, TINY, Context, detector_of
 
 from asdlib.data import index, store
-from asdlib.detectors import DETECTORS, detect
+from asdlib.detectors import DETECTORS
+from asdlib.detectors.base import detect
 from asdlib.evaluation import roc
 from asdlib.models import precision
 from asdlib.scoring import fusion
 from asdlib.studies import config
 
 CPU = torch.device("cpu")
-AUTO = config.Study(precision="auto")
+AUTO = config.StudySettings(precision="auto")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def hard(tmp_path_factory):
                 path = root / machine / split / f"section_00_{domain}_{split}_{label}_{i:04}_noAttribute.wav"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(path, wave, 16000)
-    cfg = config.Study(oevae=dataclasses.replace(TINY, epochs=6, k_scales=()), classifier=dataclasses.replace(SMALL, epochs=3))
+    cfg = config.StudySettings(oevae=dataclasses.replace(TINY, epochs=6, k_scales=()), classifier=dataclasses.replace(SMALL, epochs=3))
     return Context(cfg, store.open_store(*index.index([root]), tmp_path_factory.mktemp("store"), cfg.data), CPU, seed=3)
 
 

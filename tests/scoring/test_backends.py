@@ -5,10 +5,10 @@ import oracle
 import pytest
 
 from asdlib import errors
+from asdlib.models import classifier
 from asdlib.scoring import backends
-from asdlib.studies import config
 
-SETTINGS = config.Classifier(kmeans=5, density_neighbours=3)
+SETTINGS = classifier.ClassifierSettings(kmeans=5, density_neighbours=3)
 NAMES = list(backends.BACKENDS)
 
 
@@ -104,7 +104,7 @@ def test_kmeans_is_the_smallest_cosine_distance_to_unit_centres_and_target_clips
 
 def test_with_a_centre_per_clip_kmeans_is_the_nearest_clip(sets):
     train, target, test = sets
-    many = config.Classifier(kmeans=100)
+    many = classifier.ClassifierSettings(kmeans=100)
     np.testing.assert_allclose(make("kmeans", train, target, many)(test), make("knn", train, target)(test) ** 2 / 2, rtol=1e-5)
 
 

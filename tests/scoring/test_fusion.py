@@ -6,10 +6,9 @@ import pandas as pd
 import pytest
 from scipy import special, stats
 
-from asdlib import errors
+from asdlib import errors, schemas
 from asdlib.evaluation import roc
-from asdlib.scoring import fusion
-from asdlib.studies import config
+from asdlib.scoring import fusion, thresholds
 
 TRAINS = {
     "gamma": np.random.default_rng(0).gamma(3.0, 2.0, 400) - 7,
@@ -31,7 +30,7 @@ def scored(parts=(("oevae", "alpha"), ("oevae", "beta")), machines=("fan", "valv
                     for unit, (system, component) in enumerate(parts):  # parts of quite different units and places
                         score = 10.0**unit * (rng.gamma(4.0) + 2 * (label == "anomaly") + 5 * seed) - 3 * unit
                         rows.append((system, component, *clip, score, seed))
-    return pd.DataFrame(rows, columns=list(errors.SCORE_COLUMNS))
+    return pd.DataFrame(rows, columns=list(schemas.SCORE_COLUMNS))
 
 
 def equal_weights(parts=(("oevae", "alpha"), ("oevae", "beta"))):
@@ -79,7 +78,7 @@ def test_rank_is_the_share_below_with_ties_half():
 
 def test_gamma_is_minus_log_survival_and_goes_on_smoothly():
     scale = fusion.fit_scale(TRAINS["gamma"], "gamma")
-    assert isinstance(scale, fusion.Gamma)
+    assert isinstance(scale, thresholds.Gamma)
     inside = np.linspace(TRAINS["gamma"].min() + 0.1, TRAINS["gamma"].max() + 200, 300)
     truth = stats.gamma(scale.shape, scale.loc, scale.scale)
     inside = inside[truth.sf(inside) > 1e-99]
@@ -100,7 +99,7 @@ def test_gamma_of_its_own_kind_of_scores_is_exponential():
 
 def test_gamma_falls_back_where_there_is_no_shape():
     for name in ("equal", "single", "left_tail"):
-        assert isinstance(fusion.fit_scale(TRAINS[name], "gamma"), fusion.ZScore)
+        assert isinstance(fusion.fit_scale(TRAINS[name], "gamma"), thresholds.ZScore)
 
 
 def test_gamma_does_not_depend_on_the_unit():
@@ -159,8 +158,8 @@ def test_fuse_standardises_by_machine_and_seed_on_training_clips():
     scores = scored()
     weights = {("oevae", "alpha"): 0.3, ("oevae", "beta"): 0.7}
     fused = fusion.fuse(scores, "oevae", weights, "zscore")
-    errors.score_table(fused)
-    assert tuple(fused.columns) == errors.SCORE_COLUMNS
+    schemas.score_table(fused)
+    assert tuple(fused.columns) == schemas.SCORE_COLUMNS
     assert set(fused["system"]) == {"oevae"} and set(fused["component"]) == {"score"}
     assert len(fused) == len(scores) / 2
     for (machine, seed), rows in fused.groupby(["machine", "seed"]):
@@ -187,7 +186,7 @@ def test_ensemble_of_systems_and_of_seeds():
     aligned = fusion.aligned(scores, parts, "zscore")
     np.testing.assert_allclose(only["score"], aligned["oevae/score"])
     mean = fusion.average_seeds(scores, "oevae", "oevae_seeds", "zscore")
-    errors.score_table(mean)
+    schemas.score_table(mean)
     assert set(mean["seed"]) == {fusion.ALL_SEEDS} and set(mean["system"]) == {"oevae_seeds"}
     assert len(mean) == len(only) / 2
     expected = aligned.groupby("clip")["oevae/score"].mean()
@@ -219,11 +218,11 @@ def test_refusals_of_fusion():
 
 def test_a_composed_system_gets_its_final_score_at_any_omega():
     parts = scored()
-    table = fusion.systems(parts, config.Fusion(omega=0.3))
+    table = fusion.systems(parts, fusion.FusionSettings(omega=0.3))
     final = table[table["component"] == "score"]
     expected = fusion.fuse(parts, "oevae", {("oevae", "alpha"): 0.3, ("oevae", "beta"): 0.7}, "zscore")
     pd.testing.assert_frame_equal(final.reset_index(drop=True), expected.reset_index(drop=True))
-    again = fusion.systems(table, config.Fusion(omega=1.0))  # another omega replaces the score and touches nothing else
+    again = fusion.systems(table, fusion.FusionSettings(omega=1.0))  # another omega replaces the score and touches nothing else
     assert len(again) == len(table) and not again.duplicated(["system", "component", "clip", "seed"]).any()
     pd.testing.assert_frame_equal(again[again["component"] != "score"], parts)
     for (machine, seed), rows in again[again["component"].isin(["alpha", "score"])].groupby(["machine", "seed"]):
@@ -233,7 +232,7 @@ def test_a_composed_system_gets_its_final_score_at_any_omega():
 
 def test_systems_without_their_parts_stay_as_they_are():
     only = scored(parts=(("oevae", "alpha"), ("baseline_knn", "score")))
-    pd.testing.assert_frame_equal(fusion.systems(only, config.Fusion()), only)
+    pd.testing.assert_frame_equal(fusion.systems(only, fusion.FusionSettings()), only)
 
 
 # ---------------------------------------------------------------- composed systems, ensembles over seeds
@@ -242,9 +241,9 @@ THREE_PARTS = (("oevae", "alpha"), ("oevae", "beta"), ("classifier", "score"))
 
 
 def test_the_ensemble_is_a_system_of_its_own_on_one_scale():
-    scores, settings = scored(THREE_PARTS), config.Fusion(omega=0.3, eta=0.8)
+    scores, settings = scored(THREE_PARTS), fusion.FusionSettings(omega=0.3, eta=0.8)
     table = fusion.systems(scores, settings)
-    assert set(table["system"]) == {"oevae", "classifier", "ensemble"} and errors.score_table(table) is table
+    assert set(table["system"]) == {"oevae", "classifier", "ensemble"} and schemas.score_table(table) is table
     for (machine, seed), rows in table.groupby(["machine", "seed"]):
         part = {key: block.set_index("clip")["score"].sort_index() for key, block in rows.groupby(["system", "component"])}
         train = part["oevae", "score"].index.str.contains("/train/")
@@ -259,14 +258,14 @@ def test_the_ensemble_is_a_system_of_its_own_on_one_scale():
 def test_composed_systems_come_with_their_parts():
     assert fusion.with_composed(["baseline_knn", "oevae", "classifier"]) == ("baseline_knn", "oevae", "classifier", "ensemble")
     assert fusion.with_composed(["oevae"]) == ("oevae",) and fusion.with_composed(["classifier"]) == ("classifier",)
-    assert "ensemble" not in set(fusion.systems(scored(), config.Fusion())["system"])
+    assert "ensemble" not in set(fusion.systems(scored(), fusion.FusionSettings())["system"])
 
 
 def test_seeds_are_averaged_each_on_its_own_scale():
-    table = fusion.systems(scored(THREE_PARTS, seeds=(0, 4)), config.Fusion())
+    table = fusion.systems(scored(THREE_PARTS, seeds=(0, 4)), fusion.FusionSettings())
     whole = fusion.seed_ensembles(table, "zscore")
     assert set(whole["system"]) - set(table["system"]) == {"oevae_seeds", "classifier_seeds", "ensemble_seeds"}
-    assert set(whole.loc[whole["system"].str.endswith("_seeds"), "seed"]) == {fusion.ALL_SEEDS} and errors.score_table(whole) is whole
+    assert set(whole.loc[whole["system"].str.endswith("_seeds"), "seed"]) == {fusion.ALL_SEEDS} and schemas.score_table(whole) is whole
     one = table[(table["system"] == "classifier") & (table["machine"] == "fan")].pivot(index="clip", columns="seed", values="score")
     train = one.index.str.contains("/train/")
     slow = ((one - one[train].mean()) / one[train].std(ddof=0)).mean(axis=1)

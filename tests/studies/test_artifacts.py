@@ -9,7 +9,7 @@ import sys
 import pandas as pd
 import pytest
 
-from asdlib import errors
+from asdlib import errors, io
 from asdlib.studies import artifacts
 
 
@@ -17,9 +17,9 @@ from asdlib.studies import artifacts
 def sealed(tmp_path):
     folder = tmp_path / "job"
     artifacts.begin(folder, "d1")
-    artifacts.write_text(folder / "a.txt", "some words")
-    artifacts.write_table(folder / "t.parquet", pd.DataFrame({"x": range(100)}))
-    artifacts.write_text(tmp_path / "outside.csv", "x\n1\n")
+    io.write_text(folder / "a.txt", "some words")
+    io.write_table(folder / "t.parquet", pd.DataFrame({"x": range(100)}))
+    io.write_text(tmp_path / "outside.csv", "x\n1\n")
     artifacts.seal(folder, "d1", {"made": "here"}, [tmp_path / "outside.csv"])
     return folder
 
@@ -60,9 +60,9 @@ def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path):
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
-    artifacts.write_text(tmp_path / "f", "old")
+    io.write_text(tmp_path / "f", "old")
     with pytest.raises(UnicodeEncodeError):
-        artifacts.write_text(tmp_path / "f", "new \udc80")
+        io.write_text(tmp_path / "f", "new \udc80")
     assert (tmp_path / "f").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
@@ -88,13 +88,13 @@ def test_one_process_at_a_time_writes_a_job(tmp_path):
 
 
 def test_a_study_belongs_to_one_process_and_its_kernels(tmp_path, monkeypatch):
-    with artifacts.locked(tmp_path), artifacts.locked(tmp_path):
-        assert os.environ[artifacts.HOLDS] == str(tmp_path)
-    assert artifacts.HOLDS not in os.environ
+    with io.locked(tmp_path), io.locked(tmp_path):
+        assert os.environ[io.HOLDS] == str(tmp_path)
+    assert io.HOLDS not in os.environ
     with open(tmp_path / ".lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        with pytest.raises(errors.Refusal, match="another run of this study is at work; wait for it or stop it"), artifacts.locked(tmp_path):
+        with pytest.raises(errors.Refusal, match="another run of this study is at work; wait for it or stop it"), io.locked(tmp_path):
             pass
-        monkeypatch.setenv(artifacts.HOLDS, str(tmp_path))
-        with artifacts.locked(tmp_path):
+        monkeypatch.setenv(io.HOLDS, str(tmp_path))
+        with io.locked(tmp_path):
             pass

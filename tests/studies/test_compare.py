@@ -19,7 +19,7 @@ def study(home, name, gain, epochs=5, digests="a", machine="fan"):
     (folder / "09_report").mkdir()
     clips = clip_table(machine=machine)
     scores = pd.concat([score_table(clips, gain), score_table(clips, 0.0, f"only_{name}")])
-    cfg = settings.from_tree(config.Study, {"name": name, "autoencoder": {"epochs": epochs}, "metrics": {"bootstrap": 50, "shuffles": 50}})
+    cfg = settings.from_tree(config.StudySettings, {"name": name, "autoencoder": {"epochs": epochs}, "metrics": {"bootstrap": 50, "shuffles": 50}})
     clips.assign(digest=digests + clips["clip"]).to_parquet(folder / "store" / "clips.parquet")
     scores.to_parquet(folder / "scores.parquet")
     metrics.table(scores, SETTINGS, 0).to_csv(folder / "metrics.csv", index=False)

@@ -30,7 +30,7 @@ def test_settings_are_frozen_and_survive_a_round_trip():
     cfg = config.load("demo")
     with pytest.raises(dataclasses.FrozenInstanceError):
         cfg.name = "other"
-    assert settings.from_tree(config.Study, settings.to_tree(cfg)) == cfg
+    assert settings.from_tree(config.StudySettings, settings.to_tree(cfg)) == cfg
 
 
 def test_digest_changes_with_every_setting():

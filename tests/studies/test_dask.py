@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from asdlib import errors
-from asdlib.studies import artifacts, dask, perform
+from asdlib.studies import artifacts, dask
+from asdlib.studies import notebook as studies_notebook
 from asdlib.studies.runner import _on_workers
 
 pytest.importorskip("distributed", reason="the extra cluster is not installed")
@@ -37,7 +38,8 @@ def order(folder, name, *lines, needs=()):
     notebook = folder / f"{name}.ipynb"
     nbformat.write(book, notebook)
     job, page = folder / "runs" / name, folder / "reports" / f"{name}.html"
-    return perform.Order(key=name, label=name, needs=needs, study=str(folder), notebook=str(notebook), folder=str(job), page=str(page), outputs=(),
+    return studies_notebook.Order(key=name, label=name, needs=needs, study=str(folder), notebook=str(notebook),
+        folder=str(job), page=str(page), outputs=(),
                          digest="d1", parameters={"home": str(folder)}, facts={"device": "cpu", "auto": "float32"}, footer={})  # fmt: skip
 
 
@@ -113,7 +115,7 @@ def test_what_fails_beside_the_last_job_does_not_cost_that_job(pool, tmp_path):
 
 def test_a_job_that_the_cluster_gives_up_is_a_sentence(pool, tmp_path, monkeypatch):
     """An error that is neither a refusal nor a lost kernel; and workers that are restarted by somebody else."""
-    monkeypatch.setattr(perform, "perform", functools.partial(int, base="ten"))
+    monkeypatch.setattr(studies_notebook, "perform", functools.partial(int, base="ten"))
     with pytest.raises(errors.Refusal, match=r"^odd: the cluster gave it up \(TypeError: .*; see the log of its workers, then give the same"):
         told(pool, [order(tmp_path, "odd", "pass")])
     monkeypatch.undo()

@@ -32,7 +32,7 @@ def trained(context):
     found, tables = {}, []
     for name, kind in detectors.DETECTORS.items():
         found[name] = detector_of(kind, context)
-        tables.append(detectors.detect(found[name], context.store, ["pump", "saw"] if name == "classifier" else ["pump"]))
+        tables.append(base.detect(found[name], context.store, ["pump", "saw"] if name == "classifier" else ["pump"]))
     scores = fusion.systems(pd.concat(tables, ignore_index=True).query("machine == 'pump'"), context.cfg.fusion)
     return Study(context, found), scorer.Scorer(context.cfg, {"oevae": found["oevae"]}, scores, "pump", "oevae", 0)
 

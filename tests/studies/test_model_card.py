@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from asdlib import errors
+from asdlib import schemas
 from asdlib.data import index
 from asdlib.evaluation import metrics
 from asdlib.studies import model_card
@@ -32,7 +32,7 @@ def study(context, table, synthetic=False):
     run.clips, run.machines, run.synthetic = table, sorted(set(table["machine"])), synthetic
     facts = table[["machine", "section", "split", "domain", "label", "clip"]]
     score = np.random.default_rng(0).normal(size=len(table)) + 3 * (table["label"] == "anomaly")
-    scores = facts.assign(system="baseline_mse", component="score", score=score, seed=0)[list(errors.SCORE_COLUMNS)]
+    scores = facts.assign(system="baseline_mse", component="score", score=score, seed=0)[list(schemas.SCORE_COLUMNS)]
     return run, metrics.table(scores, small, 0), metrics.controls(table, scores, small, 0), metrics.decisions(scores, small)
 
 

@@ -15,7 +15,6 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 
 from asdlib.studies import notebook as kernels
-from asdlib.studies import perform
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of papermill and its client, as in the command line
 
@@ -32,7 +31,7 @@ def executed(folder: Path, *cells: str) -> list:
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, folder / "in.ipynb")
     papermill.execute_notebook(str(folder / "in.ipynb"), str(folder / "out.ipynb"), kernel_name="python3", progress_bar=False, cwd=str(folder),
-                               config=perform.KERNEL_CONFIG, kernel_manager_class=kernels.WarmKernelManager)  # fmt: skip
+                               config=kernels.KERNEL_CONFIG, kernel_manager_class=kernels.WarmKernelManager)  # fmt: skip
     return [cell.outputs for cell in nbformat.read(folder / "out.ipynb", 4).cells]
 
 

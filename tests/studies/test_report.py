@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from asdlib import errors, settings
+from asdlib import errors, schemas, settings
 from asdlib.studies import config, report
 from asdlib.viz import audio, pages, plots, tables
 
@@ -117,7 +117,7 @@ def metric_table(value):
     rows = [("baseline_knn", "score", m, name, value) for m in ("fan", "all") for name in ("auc_source", "auc_target", "pauc")]
     rows += [("baseline_knn", "score", "fan", "hmean", value), ("baseline_knn", "score", "all", "omega", value)]
     table = pd.DataFrame(rows, columns=["system", "component", "machine", "metric", "value"])
-    return table.assign(low=table["value"] - 0.1, high=table["value"] + 0.1, seed=0)[list(errors.METRIC_COLUMNS)]
+    return table.assign(low=table["value"] - 0.1, high=table["value"] + 0.1, seed=0)[list(schemas.METRIC_COLUMNS)]
 
 
 CONTROLS = pd.concat(
@@ -128,7 +128,7 @@ PROBLEMS = pd.DataFrame({"path": ["a.wav", "b.wav"], "reason": ["no samples", "c
 
 @pytest.mark.parametrize("value", [0.7, np.nan])
 def test_summary_for_people_and_machines(tmp_path, value):
-    cfg = settings.from_tree(config.Study, {"name": "t", "about": f"About {EVIL}"})
+    cfg = settings.from_tree(config.StudySettings, {"name": "t", "about": f"About {EVIL}"})
     report.write_summary(tmp_path / "t", cfg, metric_table(value), CONTROLS, PROBLEMS)
     text = (tmp_path / "t" / "summary.md").read_text(encoding="utf-8")
     assert "Clips left out: 1" in text and settings.digest(cfg) in text and "<script" not in text and "control_level" in text

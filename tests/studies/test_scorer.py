@@ -14,7 +14,7 @@ import soundfile
 import torch
 from sizes import detector_of
 
-from asdlib import cli, commands, detectors, errors
+from asdlib import cli, detectors, errors
 from asdlib.data.folders import IMPORTED_HEADER
 from asdlib.data.store import Clips
 from asdlib.detectors import base
@@ -31,7 +31,7 @@ def trained(context, tmp_path_factory):
         folders[name] = tmp_path_factory.mktemp(name)
         machines = ["pump", "saw"] if name == "classifier" else ["pump"]
         detector = detector_of(detectors.DETECTORS[name], context)
-        tables.append(detectors.detect(detector, context.store, machines))
+        tables.append(base.detect(detector, context.store, machines))
         detector.save(folders[name])
     return folders, fusion.systems(pd.concat(tables, ignore_index=True).query("machine == 'pump'"), context.cfg.fusion)
 
@@ -41,7 +41,7 @@ def ready(context, trained, system):
     found = {}
     for name in scorer.detectors_of(system):
         machines = ["pump", "saw"] if name == "classifier" else ["pump"]
-        clips, _ = detectors.training_clips(context.store, machines)
+        clips, _ = base.training_clips(context.store, machines)
         found[name] = detector_of(detectors.DETECTORS[name], context).restore(trained[0][name], clips)
     return scorer.Scorer(context.cfg, found, trained[1], "pump", system, 0)
 
@@ -142,7 +142,7 @@ def test_what_is_printed(context, trained, tmp_path, monkeypatch, capsys):
     soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
     soundfile.write(os.fsencode(tmp_path) + b"/\xfc.wav", 0.1 * np.sin(np.arange(16000)), 16000)
     one = ready(context, trained, "baseline_knn")
-    monkeypatch.setattr(commands.study, "open", lambda *_: SimpleNamespace(scorer=lambda *_: one))
+    monkeypatch.setattr(cli.study, "open", lambda *_: SimpleNamespace(scorer=lambda *_: one))
     listed = b"%s/a.wav\n%s/\xfc.wav\n%s/gone.wav\n" % (3 * (os.fsencode(tmp_path),))
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listed), encoding="utf-8"))
     assert cli.main(["score", "smoke", "-"]) == 1

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from asdlib import errors
+from asdlib import errors, io
 from asdlib.data import synthetic
 from asdlib.studies import artifacts, config, study
 
@@ -40,7 +40,7 @@ def test_a_stage_that_serves_nothing_is_refused_by_name():
 @pytest.fixture
 def small(tmp_path):
     """A study of two machines that has recordings, and nothing trained."""
-    settings = config.Synthetic(machines=("fan", "gearbox"), train_source=3, train_target=1, test=1, seconds=1.0)
+    settings = synthetic.SyntheticSettings(machines=("fan", "gearbox"), train_source=3, train_target=1, test=1, seconds=1.0)
     synthetic.write_tree(tmp_path / "raw", settings)
     return study.open_run("smoke", [f"data.roots=['{tmp_path / 'raw'}']"], tmp_path)
 
@@ -67,7 +67,7 @@ def test_a_seed_that_the_study_does_not_have_is_refused_where_there_is_nothing_t
 
 def test_a_job_that_came_to_a_worker_of_another_device_is_refused_before_it_computes(small, monkeypatch):
     given = {"study": "smoke", "overrides": [f"data.roots={[str(root) for root in small.roots]}"], "home": str(small.home)}
-    monkeypatch.setenv(artifacts.HOLDS, str(small.study_folder))
+    monkeypatch.setenv(io.HOLDS, str(small.study_folder))
     monkeypatch.setenv(artifacts.DEVICE, "cuda")
     with pytest.raises(errors.Refusal, match="the job is meant for cuda and came to a worker that computes on cpu; start workers of one kind"):
         study.arrive("05_oevae", **given, machine="fan")

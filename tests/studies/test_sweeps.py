@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from asdlib import errors
-from asdlib.studies import config, jobs, stages, study, sweeps
+from asdlib import errors, schemas
+from asdlib.evaluation import metrics
+from asdlib.studies import jobs, study, sweeps
 
 TREE = """
 seeds = [0, 1]
@@ -70,7 +71,7 @@ def test_variants_of_one_short_name_are_told_apart():
 def test_a_job_lies_where_its_settings_put_it(toml, tmp_path):
     """The study's own where a variant does not touch it, and one folder for variants that agree."""
     opened = sweeps.runs(toml, [], str(tmp_path))
-    three = stages.stage_of("03")
+    three = study.stage_of("03")
     place = {name: run.stage_folder(three, 1, "fan").relative_to(run.study_folder).as_posix() for name, (run, _) in opened.items()}
     assert place[""] == place["epochs=2,normalise=rank"] == "seed1/03_baseline/fan"
     assert place["epochs=4,normalise=zscore"] == place["epochs=4,normalise=rank"]
@@ -88,7 +89,7 @@ def test_a_notebook_opens_the_variant_that_the_runner_means(toml, tmp_path):
     assert (run.variant, run.cfg.autoencoder.epochs, run.cfg.fusion.normalise) == ("epochs=4,normalise=rank", 4, "rank")
     assert (run.base.cfg.autoencoder.epochs, run.base.cfg.fusion.normalise) == (2, "zscore")
     opened = sweeps.runs(toml, [], str(tmp_path))["epochs=4,normalise=rank"][0]
-    three = stages.stage_of("03")
+    three = study.stage_of("03")
     assert run.stage_folder(three, 1, "fan") == opened.stage_folder(three, 1, "fan") and run.seed == 1
     assert run.digest(three, 1, "fan") == opened.digest(three, 1, "fan")
 
@@ -110,10 +111,10 @@ def table_of(shift, seeds=(0, 1), systems=("a", "b"), noise=0.0):
                 label, domain = ("anomaly", "normal")[number % 2], ("source", "target")[number // 2 % 2]
                 score = rng.normal() + noise * seed + (shift if label == "anomaly" else 0)
                 rows.append((system, "score", "fan", "00", "test", domain, label, f"fan/{number}", score, seed))
-    return pd.DataFrame(rows, columns=list(errors.SCORE_COLUMNS))
+    return pd.DataFrame(rows, columns=list(schemas.SCORE_COLUMNS))
 
 
-SETTINGS = config.Metrics(bootstrap=100)
+SETTINGS = metrics.MetricsSettings(bootstrap=100)
 
 
 def test_mean_sd_and_paired_difference():

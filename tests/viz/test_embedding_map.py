@@ -8,16 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
-from asdlib import errors
+from asdlib import errors, schemas
 from asdlib.analysis import explain, projection
-from asdlib.studies import config
 from asdlib.viz import audio
 from asdlib.viz.embedding_plots import map_grid, picture, why
-from asdlib.viz.widgets.embedding_map import AtlasView
-from asdlib.viz.widgets.embedding_map_model import WHY, Atlas
-from asdlib.viz.widgets.embedding_map_static import Sounds, listing, static_maps, why_figure
+from asdlib.viz.widgets.embedding_map import WHY, Atlas, AtlasView, Sounds, listing, static_maps, why_figure
 
-SETTINGS = config.Maps(umap="none")
+SETTINGS = projection.ProjectionSettings(umap="none")
 SEGMENTS = 3
 
 
@@ -45,7 +42,7 @@ def atlas_parts():
         facts.assign(system=system, component=component, seed=0, score=rng.normal(size=len(table)))
         for system, component in (("oevae", "score"), ("oevae", "alpha"), ("oevae", "beta"), ("classifier", "score"))
     ]
-    scores = pd.concat(parts, ignore_index=True)[list(errors.SCORE_COLUMNS)]
+    scores = pd.concat(parts, ignore_index=True)[list(schemas.SCORE_COLUMNS)]
     limits = pd.DataFrame([(s, m, 0, 1.0) for s in ("oevae", "classifier") for m in ("fan", "pump")])
     limits.columns = ["system", "machine", "seed", "threshold"]
     return table, spaces, scores, limits
@@ -100,7 +97,7 @@ def test_umap_is_seeded_and_keeps_groups_apart(tmp_path):
     group = np.repeat([0, 1], 30)
     space = projection.Space("classifier", "classifier", np.arange(60), (rng.normal(size=(60, 8)) + 12 * group[:, None]).astype(np.float32),
                              np.arange(60))  # fmt: skip
-    settings, threads = config.Maps(umap="clips", epochs=60), torch.get_num_threads()
+    settings, threads = projection.ProjectionSettings(umap="clips", epochs=60), torch.get_num_threads()
     found = projection.coordinates([space], settings, 0, tmp_path)["classifier", "UMAP", "clips"]
     assert torch.get_num_threads() == threads == 1  # numba's start gives torch a thread per core
     np.testing.assert_array_equal(found, projection.umap(space.embedding, settings, 0))  # made afresh, equal to the kept one

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from asdlib import errors
+from asdlib import errors, schemas
 from asdlib.evaluation import metrics
-from asdlib.studies import config
-from asdlib.viz import plots, report_plots, tables
+from asdlib.scoring import fusion
+from asdlib.viz import plots, report_plots
 
 rng = np.random.default_rng(0)
 
@@ -31,10 +31,10 @@ def score_table(clips, systems=("baseline_knn", "baseline_mse")):
         clips.assign(system=s, component="score", seed=0, score=rng.gamma(5, 1, len(clips)) + (clips["label"] == "anomaly"))
         for s in systems
     ]
-    return pd.concat(parts, ignore_index=True)[list(errors.SCORE_COLUMNS)]
+    return pd.concat(parts, ignore_index=True)[list(schemas.SCORE_COLUMNS)]
 
 
-SETTINGS = config.Metrics(bootstrap=20, shuffles=10)
+SETTINGS = metrics.MetricsSettings(bootstrap=20, shuffles=10)
 CLIPS = clip_table()
 SCORES = score_table(CLIPS)
 METRICS = metrics.table(SCORES, SETTINGS, 0)
@@ -157,7 +157,7 @@ def test_a_system_looks_the_same_in_every_figure():
         )
         assert line.get_color() == plots.LOOKS["baseline_mse"][0]
     assert len({look[1] for look in plots.LOOKS.values()}) == len({str(look[2]) for look in plots.LOOKS.values()}) == len(plots.LOOKS)
-    assert sorted(plots.LOOKS, key=list(tables.ORDER).index) == tables.ORDER and list(plots.LOOKS)[: len(tables.SYSTEMS)] == list(tables.SYSTEMS)
+    assert sorted(plots.LOOKS, key=list(fusion.ORDER).index) == fusion.ORDER and list(plots.LOOKS)[: len(fusion.SYSTEMS)] == list(fusion.SYSTEMS)
 
 
 def test_names_from_data_are_not_formulas():

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from asdlib import errors
+from asdlib import schemas
 from asdlib.evaluation import metrics
-from asdlib.studies import config
-from asdlib.viz import claims, tables
+from asdlib.studies import config, report
+from asdlib.viz import tables
 
-SETTINGS = config.Metrics(bootstrap=50, shuffles=50)
+SETTINGS = metrics.MetricsSettings(bootstrap=50, shuffles=50)
 
 
 def clip_table(domains=("source", "target"), machine="fan", level_leak=0.0):
@@ -28,7 +28,7 @@ def clip_table(domains=("source", "target"), machine="fan", level_leak=0.0):
 def score_table(clips, gap, system="baseline_knn", seed=0):
     rng = np.random.default_rng(seed + 7)
     scores = rng.normal(size=len(clips)) + gap * (clips["label"] == "anomaly")
-    return clips.assign(system=system, component="score", seed=seed, score=scores)[list(errors.SCORE_COLUMNS)]
+    return clips.assign(system=system, component="score", seed=seed, score=scores)[list(schemas.SCORE_COLUMNS)]
 
 
 def claim_of(clips, scores):
@@ -103,7 +103,7 @@ def test_training_clips_alone_leave_nothing_to_compare_or_to_hear():
     """Additional training sets without test clips: empty tables, no refusal of systems that are there."""
     clips = clip_table().query("split == 'train'")
     scores = pd.concat([score_table(clips, 0.0), score_table(clips, 4.0, "baseline_mse")])
-    assert claims.differences(scores, SETTINGS, 0).empty
+    assert tables.differences(scores, SETTINGS, 0).empty
     heard = tables.behind(scores, metrics.decisions(scores, SETTINGS), 8)
     assert list(heard) == ["clip", "caption"] and heard.empty
 
@@ -151,11 +151,11 @@ def test_rows_and_columns_have_heads_for_screen_readers():
 
 def test_numbers_have_a_minus_sign():
     assert tables.signed("from -1.5 to 2-3, a-1") == "from −1.5 to 2-3, a-1"
-    assert tables.settings(config.Study()).set_index("setting").loc["synthetic.severity", "value"] == "1.0"
+    assert report.settings(config.StudySettings()).set_index("setting").loc["synthetic.severity", "value"] == "1.0"
 
 
 def test_every_setting_is_listed():
-    assert tables.settings(config.Study())["setting"].tolist() == [name for name, _, _ in config.describe()]
+    assert report.settings(config.StudySettings())["setting"].tolist() == [name for name, _, _ in config.describe()]
 
 
 def test_markdown_keeps_quotes_and_disarms_tags():

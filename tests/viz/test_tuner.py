@@ -8,13 +8,12 @@ import pytest
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
-from asdlib.analysis import sweep, tuning
+from asdlib.analysis import tuning
 from asdlib.analysis.tuning import Choice
 from asdlib.evaluation import metrics
-from asdlib.studies import config, report
-from asdlib.viz.widgets import controls, curves
-from asdlib.viz.widgets.tuner import TunerView, paper_machines
-from asdlib.viz.widgets.tuner_model import Tuner
+from asdlib.studies import report
+from asdlib.viz.widgets import controls, tuner
+from asdlib.viz.widgets.tuner import Tuner, TunerView, paper_machines
 from tests.analysis import test_tuning
 
 
@@ -22,7 +21,7 @@ def made(tmp_path, paper=False, **changed):
     scores = test_tuning.scored(machines=2, **changed)
     scores["machine"] = scores["machine"].replace({"m0": "fan"})
     found = tuning.from_scores(scores, test_tuning.CFG)
-    return TunerView(Tuner(found, sweep.make(found, 0)), tmp_path / "tuned.toml", paper)
+    return TunerView(Tuner(found, tuning.make(found, 0)), tmp_path / "tuned.toml", paper)
 
 
 @pytest.fixture
@@ -133,7 +132,7 @@ def test_the_paper_is_beside_recorded_machines_only(tmp_path):
     without = made(tmp_path, paper=False)
     assert "paper" not in without.table_html(without.tuner.table())
     assert "the machines are synthetic" in paper_machines(("fan",), True) and "no machine of this study" in paper_machines(("pump",), False)
-    np.testing.assert_allclose(curves._paper_row("fan")[:3], np.array(metrics.PAPER_TABLE1["fan"][2]) / 100)
+    np.testing.assert_allclose(tuner._paper_row("fan")[:3], np.array(metrics.PAPER_TABLE1["fan"][2]) / 100)
 
 
 def test_what_is_missing_is_written_and_nothing_breaks(tmp_path):
@@ -143,7 +142,7 @@ def test_what_is_missing_is_written_and_nothing_breaks(tmp_path):
     assert "not available" in unlabelled.live.html() and "no labelled test clip" in unlabelled.chosen.html()
     assert widgets(unlabelled.chosen.widget)["asd-rule-oracle"].disabled
     unlabelled.tuner.omega = 0.1
-    assert "not available" in unlabelled.words.value and isinstance(unlabelled.tuner.parts.settings, config.Metrics)
+    assert "not available" in unlabelled.words.value and isinstance(unlabelled.tuner.parts.settings, metrics.MetricsSettings)
 
 
 def boxes(drawn):
@@ -153,12 +152,12 @@ def boxes(drawn):
 
 
 def test_letters_stay_on_the_map_and_beside_each_other():
-    points = curves.Map(["5 (trained)"], [1, 2], np.linspace(0, 1, 51))
+    points = tuner.Map(["5 (trained)"], [1, 2], np.linspace(0, 1, 51))
     letters = {"D": ("5 (trained)", 1, 0.5, ""), "T": ("5 (trained)", 1, 0.52, " (η 0.9)"), "O": ("5 (trained)", 2, 0.0, " (η 0.3)")}
     at_the_end = {name: (prior, k, 1.0 if name == "T" else 0.98 if name == "D" else 1.0, after) for name, (prior, k, _, after) in letters.items()}
-    left, right = curves.MAP_LEFT, curves.MAP_LEFT + 51 * curves.CELL_WIDE
+    left, right = tuner.MAP_LEFT, tuner.MAP_LEFT + 51 * tuner.CELL_WIDE
     for case in (letters, at_the_end):
-        found = boxes(curves.svg(*points.size, points.static(np.zeros((1, 2, 51)), "Ω", case)))
+        found = boxes(tuner.svg(*points.size, points.static(np.zeros((1, 2, 51)), "Ω", case)))
         assert len(found) == 3 and all(a >= left - 0.1 and b <= right + 0.1 for a, b, _ in found)
         first, second = (box for box in found if box[2] == min(box[2] for box in found))
         assert first[1] <= second[0]
@@ -174,9 +173,9 @@ def test_the_map_says_where_a_rule_chose_another_eta(view):
 
 @pytest.mark.parametrize("longest", ["fan", "HoveringDrone", "BrushlessMotor", "WWWWWWWWWW"])
 def test_names_of_machines_leave_room_for_the_numbers_of_the_axis(longest):
-    multiples, omegas = curves.Multiples(("valve", longest), False), np.linspace(0, 1, 3)
+    multiples, omegas = tuner.Multiples(("valve", longest), False), np.linspace(0, 1, 3)
     drawn = multiples.static(omegas, np.full((3, 3, 4), 0.6), omegas, np.full((3, 2, 3, 4), 0.6))
-    shown = ElementTree.fromstring(curves.svg(*multiples.size, drawn, "x")).iter("{http://www.w3.org/2000/svg}text")
+    shown = ElementTree.fromstring(tuner.svg(*multiples.size, drawn, "x")).iter("{http://www.w3.org/2000/svg}text")
     begins, ends, bold = {}, [], FontProperties(family="DejaVu Sans", weight="bold")
     for words in shown:
         width = TextPath((0, 0), words.text, size=11, prop=bold).get_extents().width
@@ -184,4 +183,4 @@ def test_names_of_machines_leave_room_for_the_numbers_of_the_axis(longest):
             begins[longest] = float(words.get("x")) + width
         elif words.get("text-anchor") == "end":
             ends.append(float(words.get("x")) - width)
-    assert begins[longest] < min(ends) and multiples.size[0] == multiples.left + 4 * (curves.WIDE + curves.GAP)
+    assert begins[longest] < min(ends) and multiples.size[0] == multiples.left + 4 * (tuner.WIDE + tuner.GAP)
