@@ -2,8 +2,8 @@
 
 Conventions
 -----------
-A `Blend` says which two items make a new one and at what weight; whatever belongs to the items (sound, feature,
-soft label, condition v) is blended by the same `Blend`, so a label can never part from its sound.
+A `MixPairs` says which two items make a new one and at what weight; whatever belongs to the items (sound, feature,
+soft label, condition v) is blended by the same `MixPairs`, so a label can never part from its sound.
 Soft labels are float (n, classes) with rows that sum to 1. Draws come from the generator that is passed in (for
 speed one on the CPU: only a few numbers per item are drawn); the blending itself runs where the data are.
 
@@ -40,7 +40,7 @@ class SmoteSettings:
 
 
 @dataclass(frozen=True)
-class Blend:
+class MixPairs:
     """New items as weighted pairs: weight · item[first] + (1 − weight) · item[second].
 
     first, second : int64 (m,), positions of the two parents
@@ -85,33 +85,33 @@ class Blend:
 
 def draw_mixup(
     n: int, *, prob: float, generator: torch.Generator, beta: float = 1.0, partners: str = "permutation", groups: Tensor | None = None
-) -> Blend:
+) -> MixPairs:
     """Who is mixed with whom: per item, with probability `prob`, a weight from Beta(beta, beta) and a partner.
 
     n : items in the batch
     beta : 1 is the uniform distribution (METHOD 5.5); 0.2 keeps most mixtures near one parent (METHOD 6.3)
     partners : "permutation" (random; an item may draw itself) or "reversed" (item i with n − 1 − i, as the cited code does)
     groups : int (n,), partners come from the same group: target segments among themselves, pseudo-anomalies among themselves
-    raises : errors.Refusal for values out of range
+    raises : errors.InputError for values out of range
     """
     if not 0 <= prob <= 1 or not beta > 0:
-        raise errors.Refusal(f"mixup: got probability {prob} and beta {beta}, expected 0 to 1 and more than 0")
+        raise errors.InputError(f"mixup: got probability {prob} and beta {beta}, expected 0 to 1 and more than 0")
     device = generator.device
     chosen = torch.rand(n, generator=generator, device=device) < prob
     weight = torch.rand(n, generator=generator, device=device)
     if beta != 1:  # torch's own Beta takes no generator: the inverse distribution function turns the uniform draw into one
         weight = torch.from_numpy(special.betaincinv(beta, beta, weight.double().cpu().numpy())).to(weight)
     first = torch.arange(n, device=device)
-    if errors.known_name("choice of mixup partners", partners, ("permutation", "reversed")) == "reversed":
+    if errors.check_choice("choice of mixup partners", partners, ("permutation", "reversed")) == "reversed":
         if groups is not None:
-            raise errors.Refusal("mixup: partners in reversed order came with groups, expected one of the two; use partners 'permutation'")
+            raise errors.InputError("mixup: partners in reversed order came with groups, expected one of the two; use partners 'permutation'")
         second = first.flip(0)
     else:
         group = torch.zeros(n, dtype=torch.int64, device=device) if groups is None else groups.to(device, torch.int64)
         shuffled = torch.argsort(group + torch.rand(n, generator=generator, device=device, dtype=torch.float64))
         second = torch.empty_like(first)
         second[torch.argsort(group, stable=True)] = shuffled  # group by group, in order against shuffled
-    return Blend(first, torch.where(chosen, second, first), torch.where(chosen, weight, 1.0))
+    return MixPairs(first, torch.where(chosen, second, first), torch.where(chosen, weight, 1.0))
 
 
 def mixup(x: Tensor, y: Tensor, *, prob: float, generator: torch.Generator, beta: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -119,10 +119,10 @@ def mixup(x: Tensor, y: Tensor, *, prob: float, generator: torch.Generator, beta
 
     x : float (n, ...), waveforms or features; y : float (n, classes)
     returns : both, same shapes.  Source: METHOD 5.5.  For conditions v use `draw_mixup` and `Blend.condition`.
-    raises : errors.Refusal for x and y of different lengths, or values out of range
+    raises : errors.InputError for x and y of different lengths, or values out of range
     """
     if len(x) != len(y):
-        raise errors.Refusal(f"mixup: {len(x)} items came with {len(y)} labels, expected one label each")
+        raise errors.InputError(f"mixup: {len(x)} items came with {len(y)} labels, expected one label each")
     blend = draw_mixup(len(x), prob=prob, generator=generator, beta=beta)
     return blend.of(x), blend.of(y)
 
@@ -137,10 +137,10 @@ def featex(branches: Sequence[Tensor], y: Tensor, *, prob: float, generator: tor
         exchanged [0, y_i/B, y_perm2(i)/B, ..., y_permB(i)/B], permB drawn anew for each branch
 
     Source: METHOD 5.6 (general form).  Notebook: 04_classifier
-    raises : errors.Refusal for fewer than two branches, or y of another length
+    raises : errors.InputError for fewer than two branches, or y of another length
     """
     if len(branches) < 2:
-        raise errors.Refusal(f"FeatEx needs at least 2 branches, {len(branches)} came; add one or set classifier.featex_prob = 0")
+        raise errors.InputError(f"FeatEx needs at least 2 branches, {len(branches)} came; add one or set classifier.featex_prob = 0")
     n, count = len(y), len(branches)
     device = generator.device
     exchanged = (torch.rand(n, generator=generator, device=device) < prob).to(y.device).unsqueeze(1)
@@ -152,7 +152,7 @@ def featex(branches: Sequence[Tensor], y: Tensor, *, prob: float, generator: tor
     return torch.cat(embedding, 1), torch.cat(labels, 1)
 
 
-def smote(x, classes: Sequence, clips: Sequence, *, ratio: float, k: int, seed: int) -> Blend:
+def smote(x, classes: Sequence, clips: Sequence, *, ratio: float, k: int, seed: int) -> MixPairs:
     """SMOTE: brings every class that is smaller than ratio × the largest one up to that size, between different clips.
 
     x : Tensor or ndarray (n, ...), the space in which neighbours are sought (embedding or log-mel; flattened)
@@ -161,7 +161,7 @@ def smote(x, classes: Sequence, clips: Sequence, *, ratio: float, k: int, seed: 
     ratio : 0.2 brings 10 target items beside 990 source items to 198; 0 adds nothing
     k : neighbours to choose from, the k nearest items of other clips in the same class
     returns : Blend of the new items only; `Blend.of(x)` gives their vectors, `Blend.condition` their v
-    raises : errors.Refusal where a class to be grown has one clip only, or fewer than k items in other clips
+    raises : errors.InputError where a class to be grown has one clip only, or fewer than k items in other clips
 
     Of each pair the heavier parent stands first. Parents and weights are drawn as imbalanced-learn draws them: with one item
     per clip the result is that library's own on x.  Source: METHOD 4.13, 5.8.
@@ -169,9 +169,9 @@ def smote(x, classes: Sequence, clips: Sequence, *, ratio: float, k: int, seed: 
     classes, clips = np.asarray(classes), np.asarray(clips)
     flat = torch.as_tensor(x).flatten(1).cpu().numpy()
     if not len(flat) == len(classes) == len(clips):
-        raise errors.Refusal(f"SMOTE: {len(flat)} items, {len(classes)} classes and {len(clips)} clips came, expected one each")
+        raise errors.InputError(f"SMOTE: {len(flat)} items, {len(classes)} classes and {len(clips)} clips came, expected one each")
     if not 0 <= ratio <= 1 or k < 1:
-        raise errors.Refusal(f"SMOTE: got ratio {ratio} and k {k}, expected 0 to 1 and at least 1")
+        raise errors.InputError(f"SMOTE: got ratio {ratio} and k {k}, expected 0 to 1 and at least 1")
     names, code, counts = np.unique(classes, return_inverse=True, return_counts=True)
     wanted = np.maximum(counts, (ratio * counts.max(initial=0)).astype(int))
     first, second, weight = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
@@ -183,17 +183,17 @@ def smote(x, classes: Sequence, clips: Sequence, *, ratio: float, k: int, seed: 
         first.append(np.where(step > 0.5, other, one))
         second.append(np.where(step > 0.5, one, other))
         weight.append(np.maximum(step, 1 - step).astype(np.float32))
-    return Blend(*(torch.from_numpy(np.concatenate(parts)) for parts in (first, second, weight)))
+    return MixPairs(*(torch.from_numpy(np.concatenate(parts)) for parts in (first, second, weight)))
 
 
 def _other_clips(x: np.ndarray, clips: np.ndarray, k: int, name) -> np.ndarray:
     """(n, k): positions of each item's k nearest items of other clips, nearest first."""
     _, code, sizes = np.unique(clips, return_inverse=True, return_counts=True)
     if len(sizes) < 2:
-        raise errors.Refusal(f"SMOTE of {name}: all {len(x)} items come from one clip, expected at least 2 clips; set smote.ratio = 0")
+        raise errors.InputError(f"SMOTE of {name}: all {len(x)} items come from one clip, expected at least 2 clips; set smote.ratio = 0")
     most = len(x) - int(sizes.max())
     if k > most:
-        raise errors.Refusal(f"SMOTE of {name}: {k} neighbours asked, an item has {most} in other clips; set smote.k to {most} or less")
+        raise errors.InputError(f"SMOTE of {name}: {k} neighbours asked, an item has {most} in other clips; set smote.k to {most} or less")
     reach = min(len(x), k + int(sizes.max()))  # enough to hold k strangers even if all of the own clip come first
     found = NearestNeighbors(n_neighbors=reach).fit(x).kneighbors(x, return_distance=False)
     strange = code[found] != code[:, None]

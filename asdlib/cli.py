@@ -76,7 +76,7 @@ def _run(args: argparse.Namespace) -> None:
         print("\n".join([*lines, jobs.text(planned)]))
         return
     print("\n".join(lines), flush=True)
-    executed = runner.run_study(run, study, overrides, only, where=runner.Where(args.workers, args.scheduler))
+    executed = runner.run_study(run, study, overrides, only, where=runner.Executor(args.workers, args.scheduler))
     ending = []
     if run.finished(*jobs(run)[-1]):
         with io.refused(run.folder / "metrics.csv", "metrics"):
@@ -91,7 +91,7 @@ def _about(run) -> list[str]:
     """What a run is about: device, folders, recordings, and what is left out of them."""
 
     lines = [f"study {run.cfg.name}, device {run.device.type}, run folder {run.folder}"]
-    with io.locked(run.study_folder), io.guarded(run.study_folder):
+    with io.locked(run.study_folder), io.wrap_os_errors(run.study_folder):
         counts = run.clips.groupby("split").size()
     sizes = ", ".join(f"{n} {split} clips" for split, n in counts.items())
     lines.append(f"data {', '.join(map(str, run.roots))}: {len(run.machines)} machines, {sizes}")
@@ -145,7 +145,7 @@ def _settings(args: argparse.Namespace) -> None:
     rows = [row for row in config.describe() if row[0].startswith(args.name)]
     if not rows:
         known = [row[0] for row in config.describe()]
-        raise errors.Refusal(f"no setting starts with {args.name!r}{errors.did_you_mean(args.name, known)}")
+        raise errors.InputError(f"no setting starts with {args.name!r}{errors.suggest(args.name, known)}")
     for name, default, doc in rows:
         print(f"{name} = {json.dumps(default)}\n    {doc}")
 
@@ -244,7 +244,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite stop is an interrupt: kernels are ended, state stays
     try:
         return args.action(args) or 0
-    except errors.Refusal as refusal:
+    except errors.InputError as refusal:
         print(f"asd: {refusal}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -252,7 +252,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
-    except OSError as error:  # of no artefact, see io.guarded
+    except OSError as error:  # of no artifact, see io.wrap_os_errors
         print(f"asd: {error.filename or 'what is said here'}: {error.strerror or error}; free space, or send it somewhere else", file=sys.stderr)
         return 2
 
@@ -273,16 +273,16 @@ def _import(args: argparse.Namespace) -> None:
 def _score(args: argparse.Namespace) -> int:
     """`asd score`: CSV lines on stdout as they are ready, what could not be scored on stderr; 1 if there was any of that.
 
-    raises : errors.Refusal without a file, or where the folder of --explain exists
+    raises : errors.InputError without a file, or where the folder of --explain exists
     """
 
     listed = [os.fsdecode(line) for line in sys.stdin.buffer.read().splitlines()] if "-" in args.files else []  # names in any encoding
     paths = [line for name in args.files for line in (listed if name == "-" else [name]) if line.strip()]
     if not paths:
-        raise errors.Refusal("no file came, expected recordings, folders of them, or - and a list of paths on stdin")
+        raise errors.InputError("no file came, expected recordings, folders of them, or - and a list of paths on stdin")
     run = studies.open(_name(args.study), args.home, args.seed)
     if args.explain and Path(args.explain).exists():
-        raise errors.Refusal(f"{args.explain} exists and is never overwritten; name another folder for --explain")
+        raise errors.InputError(f"{args.explain} exists and is never overwritten; name another folder for --explain")
     problems: list[tuple[str, str, bool]] = []
     files = scoring_files.recordings(paths, problems)
     for path, words, _ in problems:
@@ -319,7 +319,7 @@ def _submit(args: argparse.Namespace) -> None:
 
     run = studies.open(_name(args.study), args.home, args.seed)
     known = list(with_composed(run.cfg.systems))
-    system = errors.known_name("system", args.system or scoring_files.final_system(run.cfg.systems), known)
+    system = errors.check_choice("system", args.system or scoring_files.final_system(run.cfg.systems), known)
     scoring_files.refuse_stale(run, studies.jobs(run), scoring_files.detectors_of(system))
     scores = io.scores(run.folder / "scores.parquet")
     files = challenge.write(args.out, run.clips, run.problems, scores, run.cfg.metrics, system, run.seed)

@@ -1,5 +1,5 @@
-"""What each stage may assume. Every refusal is worded here or raised as a `Refusal`: what came, what was expected,
-what to do. The command line prints a `Refusal` as one sentence and exits with 2; it is never a traceback.
+"""What each stage may assume. Every refusal is worded here or raised as a `InputError`: what came, what was expected,
+what to do. The command line prints a `InputError` as one sentence and exits with 2; it is never a traceback.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     pass
 
 
-class Refusal(ValueError):
+class InputError(ValueError):
     """Bad input, in one sentence a user can act on."""
 
 
@@ -22,14 +22,14 @@ def closest(word: str, known: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
-def did_you_mean(word: str, known: Sequence[str]) -> str:
+def suggest(word: str, known: Sequence[str]) -> str:
     """'; did you mean X?' or '; known: A, B' for the end of a refusal."""
     close = closest(word, known)
     return f"; did you mean {close}?" if close else f"; known: {', '.join(known) or 'none'}"
 
 
-def known_name(what: str, word: str, known: Sequence[str]) -> str:
+def check_choice(what: str, word: str, known: Sequence[str]) -> str:
     """The word itself, if it is one of the known ones; otherwise a refusal that suggests the nearest."""
     if word not in known:
-        raise Refusal(f"unknown {what} {word!r}{did_you_mean(word, known)}")
+        raise InputError(f"unknown {what} {word!r}{suggest(word, known)}")
     return word

@@ -53,7 +53,7 @@ def _window(length: int, device: torch.device) -> torch.Tensor:
 def _stft(wave: torch.Tensor, n_fft: int, hop: int, win: int, center: bool, pad_mode: str = "reflect") -> torch.Tensor:
     """Complex STFT (n, bins, frames); `win` samples of Hann window, zero-padded to n_fft."""
     if not center and wave.shape[1] < n_fft:
-        raise errors.Refusal(f"waveforms of {wave.shape[1]} samples came, expected at least n_fft = {n_fft}; use longer clips or a smaller n_fft")
+        raise errors.InputError(f"waveforms of {wave.shape[1]} samples came, expected at least n_fft = {n_fft}; use longer clips or a smaller n_fft")
     return torch.stft(
         wave, n_fft, hop, win, _window(win, wave.device), center=center, pad_mode=pad_mode, return_complex=True
     )
@@ -169,7 +169,7 @@ def phase(wave: torch.Tensor, *, representation: str = "cossin", n_fft: int = 10
     returns : float32 (n, 1 or 2, n_fft // 2 + 1, frames), [-1, 1] but for `cossin`.  Source: METHOD 3.2, 6.1.  Notebook: 02_preprocessing
     """
     schemas.waves(wave)
-    errors.known_name("phase representation", representation, list(PHASE))
+    errors.check_choice("phase representation", representation, list(PHASE))
     return _in_pieces(wave, lambda part: PHASE[representation](_stft(part, n_fft, hop, n_fft, center=False), n_fft, hop))
 
 

@@ -34,28 +34,28 @@ def refused(path: Path, what: str) -> Iterator[None]:
     """Whatever goes wrong inside this block becomes the refusal that `path` does not hold `what`."""
     try:
         yield
-    except errors.Refusal:
+    except errors.InputError:
         raise
     except Exception as error:  # parquet, safetensors and torch raise many kinds for torn and foreign files
-        raise errors.Refusal(f"{path}: does not hold {what} ({type(error).__name__}); {AGAIN}") from error
+        raise errors.InputError(f"{path}: does not hold {what} ({type(error).__name__}); {AGAIN}") from error
 
 
 def table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     """A parquet table that has at least these columns, each once.
 
-    raises : errors.Refusal for a file that is no such table, or that claims more than 4 million rows or 1 GB
+    raises : errors.InputError for a file that is no such table, or that claims more than 4 million rows or 1 GB
     """
     with refused(path, "a table"):
         with pyarrow.parquet.ParquetFile(path) as file:
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
             rows, size = max(file.metadata.num_rows, *(g.num_rows for g in groups), 0), sum(group.total_byte_size for group in groups)
         if not 0 <= rows <= MOST_ROWS or size > MOST_BYTES:
-            raise errors.Refusal(f"{path}: claims {rows} rows and {size} bytes, expected at most {MOST_ROWS} and {MOST_BYTES}; {AGAIN}")
+            raise errors.InputError(f"{path}: claims {rows} rows and {size} bytes, expected at most {MOST_ROWS} and {MOST_BYTES}; {AGAIN}")
         pyarrow.parquet.read_table(path).validate(full=True)  # pandas would find texts that are none when they are used, and not here
         found = pd.read_parquet(path)
         missing = [name for name in columns if name not in found.columns]
         if missing or not found.columns.is_unique:
-            raise errors.Refusal(f"{path}: lacks the columns {', '.join(missing) or 'under names of their own'}; {AGAIN}")
+            raise errors.InputError(f"{path}: lacks the columns {', '.join(missing) or 'under names of their own'}; {AGAIN}")
     return found
 
 
@@ -68,15 +68,15 @@ def tensors(path: Path, dimensions: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Tensors of a safetensors file.
 
     dimensions : the tensors that must be there, with their number of dimensions; those of numbers must be finite
-    raises : errors.Refusal for a file that does not hold them
+    raises : errors.InputError for a file that does not hold them
     """
     with refused(path, "the tensors of this detector"):
         found = load_file(path)
         for name, number in dimensions.items():
             if found[name].ndim != number:
-                raise errors.Refusal(f"{path}: {name} has the shape {found[name].shape}, expected {number} dimensions; {AGAIN}")
+                raise errors.InputError(f"{path}: {name} has the shape {found[name].shape}, expected {number} dimensions; {AGAIN}")
             if found[name].dtype.kind == "f" and not np.isfinite(found[name]).all():
-                raise errors.Refusal(f"{path}: {name} has NaN or infinite values, expected finite ones; {AGAIN}")
+                raise errors.InputError(f"{path}: {name} has NaN or infinite values, expected finite ones; {AGAIN}")
     return found
 
 
@@ -84,7 +84,7 @@ HOLDS = "ASDLIB_HOLDS"  # environment: the study folder that this process, or th
 
 
 @contextlib.contextmanager
-def beside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A file to write that becomes `path` when the block ends well, and is gone when it does not: `path` is never half there."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -96,13 +96,13 @@ def beside(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file by rename."""
-    with beside(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table as parquet or csv (by the path's ending), by rename."""
-    with beside(path) as part:
+    with atomic_write(path) as part:
         table.to_csv(part, index=False) if path.suffix == ".csv" else table.to_parquet(part, index=False)
 
 
@@ -120,32 +120,32 @@ def content(path: Path) -> list:
 
 
 @contextlib.contextmanager
-def guarded(folder: Path) -> Iterator[None]:
-    """Disk full and missing permissions inside this block become one sentence.  raises : errors.Refusal in place of an OSError"""
+def wrap_os_errors(folder: Path) -> Iterator[None]:
+    """Disk full and missing permissions inside this block become one sentence.  raises : errors.InputError in place of an OSError"""
     try:
         yield
     except OSError as error:
         what = f"{error.filename or folder}: {error.strerror or error}"
-        raise errors.Refusal(f"{what}; free space or choose a folder you may write with --home") from error
+        raise errors.InputError(f"{what}; free space or choose a folder you may write with --home") from error
 
 
 @contextlib.contextmanager
 def locked(folder: Path, what: str = "run of this study") -> Iterator[None]:
     """Hold a study for one process and the kernels that it starts; another process is told so instead of writing there too.
 
-    raises : errors.Refusal where another process holds it
+    raises : errors.InputError where another process holds it
     """
     if os.environ.get(HOLDS) == str(folder):
         yield
         return
-    with guarded(folder):
+    with wrap_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / ".lock", "w")
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise errors.Refusal(f"{folder}: another {what} is at work; wait for it or stop it") from error
+            raise errors.InputError(f"{folder}: another {what} is at work; wait for it or stop it") from error
         before = os.environ.get(HOLDS)
         os.environ[HOLDS] = str(folder)
         try:

@@ -1,6 +1,6 @@
 """Columns of the clip, score and metric tables and shapes of arrays, checked where they cross a border.
 
-Tables and arrays that do not hold to them are refused with one sentence (`errors.Refusal`).
+Tables and arrays that do not hold to them are refused with one sentence (`errors.InputError`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from asdlib.errors import Refusal
+from asdlib.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,15 +30,15 @@ def clip_table(table: pd.DataFrame) -> pd.DataFrame:
     """The clip table as every stage may assume it: columns, known values, unique clips; others are refused. Returned unchanged."""
     missing = [name for name in CLIP_COLUMNS if name not in table]
     if missing:
-        raise Refusal(f"clip table lacks the columns {', '.join(missing)}; make it with asdlib.clips.index")
+        raise InputError(f"clip table lacks the columns {', '.join(missing)}; make it with asdlib.clips.index")
     texts(table, CLIP_COLUMNS, "clip table")
     for column, allowed in (("split", SPLITS), ("domain", DOMAINS), ("label", LABELS)):
         wrong = set(table[column]) - set(allowed)
         if wrong:
-            raise Refusal(f"clip table: {column} has {sorted(wrong)}, expected {', '.join(allowed)}")
+            raise InputError(f"clip table: {column} has {sorted(wrong)}, expected {', '.join(allowed)}")
     if table["clip"].duplicated().any():
         twice = table.loc[table["clip"].duplicated(), "clip"].iloc[0]
-        raise Refusal(f"clip table: {twice} stands there twice, expected each clip once; check the data roots for overlap")
+        raise InputError(f"clip table: {twice} stands there twice, expected each clip once; check the data roots for overlap")
     return table
 
 
@@ -48,32 +48,32 @@ def texts(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
         every = table[column].dtype == "str"  # pandas' own column of texts needs no look at each
         wrong = None if every else next((value for value in table[column] if not isinstance(value, str)), None)
         if wrong is not None or table[column].isna().any():
-            raise Refusal(f"{what}: {column} has {wrong!r}, expected text only")
+            raise InputError(f"{what}: {column} has {wrong!r}, expected text only")
 
 
 def score_table(table: pd.DataFrame) -> pd.DataFrame:
     """The score table as it crosses the border to metrics: columns, finite scores, one row per clip and component; others are refused."""
     missing = [name for name in SCORE_COLUMNS if name not in table]
     if missing:
-        raise Refusal(f"score table lacks the columns {', '.join(missing)}")
+        raise InputError(f"score table lacks the columns {', '.join(missing)}")
     texts(table, [name for name in SCORE_COLUMNS if name not in ("score", "seed")], "score table")
     if table["score"].dtype.kind not in "fiu" or table["seed"].dtype.kind not in "iu":
-        raise Refusal(f"score table: scores and seeds are {table['score'].dtype} and {table['seed'].dtype}, expected numbers")
+        raise InputError(f"score table: scores and seeds are {table['score'].dtype} and {table['seed'].dtype}, expected numbers")
     bad = ~np.isfinite(table["score"].to_numpy(float))
     if bad.any():
         row = table[bad].iloc[0]
-        raise Refusal(f"{row.system}/{row.component}: score of {row.clip} is {row.score}, expected a finite number")
+        raise InputError(f"{row.system}/{row.component}: score of {row.clip} is {row.score}, expected a finite number")
     if table.duplicated(["system", "component", "clip", "seed"]).any():
-        raise Refusal("score table: a clip was scored twice by one component, expected one row per clip and component")
+        raise InputError("score table: a clip was scored twice by one component, expected one row per clip and component")
     return table
 
 
 def waves(batch, samples: int | None = None):
     """A batch of waveforms: float, (n, samples), finite length > 0; others are refused. Returned unchanged."""
     if batch.ndim != 2 or batch.shape[1] == 0:
-        raise Refusal(f"waveforms came as {tuple(batch.shape)}, expected (n, samples) with samples > 0")
+        raise InputError(f"waveforms came as {tuple(batch.shape)}, expected (n, samples) with samples > 0")
     if samples is not None and batch.shape[1] != samples:
-        raise Refusal(f"waveforms of {batch.shape[1]} samples came, expected {samples}; set the length in the study")
+        raise InputError(f"waveforms of {batch.shape[1]} samples came, expected {samples}; set the length in the study")
     return batch
 
 
@@ -83,11 +83,11 @@ def embeddings(test: np.ndarray, train: np.ndarray) -> None:
     test : (n, dim).  train : (m, dim).  raises : Refusal
     """
     if test.ndim != 2 or train.ndim != 2 or test.shape[1] != train.shape[1]:
-        raise Refusal(f"embeddings of shapes {test.shape} and {train.shape} came, expected (n, dim) with the same dim")
+        raise InputError(f"embeddings of shapes {test.shape} and {train.shape} came, expected (n, dim) with the same dim")
     if len(train) == 0:
-        raise Refusal("no training embedding came, expected at least one; is there a training clip for this machine?")
+        raise InputError("no training embedding came, expected at least one; is there a training clip for this machine?")
     if not (np.isfinite(test).all() and np.isfinite(train).all()):
-        raise Refusal("embeddings with NaN or infinite values came, expected finite ones; did training diverge?")
+        raise InputError("embeddings with NaN or infinite values came, expected finite ones; did training diverge?")
 
 
 def by_section(table: pd.DataFrame) -> pd.DataFrame:
@@ -121,5 +121,5 @@ def _apart(table: pd.DataFrame, several: pd.Series) -> pd.DataFrame:
     named = table["machine"].where(~apart, table["machine"] + "_" + table["section"])
     taken = sorted(set(named[apart]) & set(table["machine"]))
     if taken:
-        raise Refusal(f"machine {taken[0]} is named like a section of another machine; rename its folder")
+        raise InputError(f"machine {taken[0]} is named like a section of another machine; rename its folder")
     return table.assign(machine=named)

@@ -24,7 +24,7 @@ def setting(default, doc: str, low: float | None = None, high: float | None = No
     return field(default=default, metadata={"doc": doc, "low": low, "high": high})
 
 
-def shown(value: object) -> str:
+def describe_value(value: object) -> str:
     """A value for a sentence: its literal, shortened; what cannot be written is named by its type."""
     try:
         text = repr(value)
@@ -48,10 +48,10 @@ def from_tree(cls: type, tree: dict, where: str = ""):
         if key not in hints:
             close = errors.closest(key, list(hints))
             hint = f"; did you mean {where}{close}?" if close else f"; known here: {', '.join(hints)}"
-            raise errors.Refusal(f"unknown setting {shown(name)[1:-1]}{hint}")
+            raise errors.InputError(f"unknown setting {describe_value(name)[1:-1]}{hint}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
-                raise errors.Refusal(f"setting {name}: got {shown(value)}, expected a section [{name}]")
+                raise errors.InputError(f"setting {name}: got {describe_value(value)}, expected a section [{name}]")
             values[key] = from_tree(hints[key], value, f"{name}.")
         else:
             meta = next(f.metadata for f in dataclasses.fields(cls) if f.name == key)
@@ -68,18 +68,18 @@ def _convert(hint, value, name: str, meta: typing.Mapping):
         return tuple(_convert(inner, item, name, meta) for item in value)
     if origin is Literal:
         if value not in typing.get_args(hint):
-            raise errors.Refusal(f"setting {name}: got {shown(value)}, expected one of {', '.join(map(repr, typing.get_args(hint)))}")
+            raise errors.InputError(f"setting {name}: got {describe_value(value)}, expected one of {', '.join(map(repr, typing.get_args(hint)))}")
         return value
     if isinstance(hint, types.UnionType):
         raise TypeError(f"{name}: settings have one type each")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not hint:
-        raise errors.Refusal(f"setting {name}: got {shown(value)} ({type(value).__name__}), expected {hint.__name__}")
+        raise errors.InputError(f"setting {name}: got {describe_value(value)} ({type(value).__name__}), expected {hint.__name__}")
     if hint in (int, float):
         low, high = meta.get("low"), meta.get("high")
         if value != value or (low is not None and value < low) or (high is not None and value > high):
-            raise errors.Refusal(f"setting {name}: got {shown(value)}, expected a number from {low} to {high}")
+            raise errors.InputError(f"setting {name}: got {describe_value(value)}, expected a number from {low} to {high}")
     return value
 
 

@@ -70,7 +70,7 @@ def test_condition_moves_with_the_weight_and_never_across_machines():
     v = torch.tensor([1.0, 3.0, 5.0, float("nan")])
     valid = torch.tensor([True, True, True, False])
     machine = torch.tensor([0, 0, 1, 0])
-    blend = augment.Blend(torch.tensor([0, 0, 0, 2, 3]), torch.tensor([1, 2, 3, 2, 3]), torch.tensor([0.25, 0.5, 0.5, 1.0, 1.0]))
+    blend = augment.MixPairs(torch.tensor([0, 0, 0, 2, 3]), torch.tensor([1, 2, 3, 2, 3]), torch.tensor([0.25, 0.5, 0.5, 1.0, 1.0]))
     mixed, kept = blend.condition(v, valid, machine)
     assert kept.tolist() == [True, False, False, True, False]
     assert mixed.tolist() == [2.5, 0.0, 0.0, 5.0, 0.0]
@@ -177,21 +177,21 @@ def test_nothing_to_grow_gives_nothing():
 
 def test_refusals():
     g = generator()
-    with pytest.raises(errors.Refusal, match="all 8 items come from one clip, expected at least 2 clips"):
+    with pytest.raises(errors.InputError, match="all 8 items come from one clip, expected at least 2 clips"):
         augment.smote(np.zeros((28, 2)), domains(20, 8), [*range(20), *[20] * 8], ratio=1.0, k=2, seed=0)
-    with pytest.raises(errors.Refusal, match=r"SMOTE of target: 5 neighbours asked, an item has 3 in other clips; set smote\.k to 3"):
+    with pytest.raises(errors.InputError, match=r"SMOTE of target: 5 neighbours asked, an item has 3 in other clips; set smote\.k to 3"):
         augment.smote(np.zeros((24, 2)), domains(20, 4), np.arange(24), ratio=1.0, k=5, seed=0)
-    with pytest.raises(errors.Refusal, match="3 items, 2 classes and 3 clips came"):
+    with pytest.raises(errors.InputError, match="3 items, 2 classes and 3 clips came"):
         augment.smote(np.zeros((3, 2)), ["a", "b"], [0, 1, 2], ratio=1.0, k=1, seed=0)
-    with pytest.raises(errors.Refusal, match="ratio 2 and k 1, expected 0 to 1"):
+    with pytest.raises(errors.InputError, match="ratio 2 and k 1, expected 0 to 1"):
         augment.smote(np.zeros((2, 2)), ["a", "b"], [0, 1], ratio=2, k=1, seed=0)
-    with pytest.raises(errors.Refusal, match="FeatEx needs at least 2 branches, 1 came"):
+    with pytest.raises(errors.InputError, match="FeatEx needs at least 2 branches, 1 came"):
         augment.featex([torch.zeros(4, 2)], torch.eye(4), prob=0.5, generator=g)
-    with pytest.raises(errors.Refusal, match=r"probability 1\.5"):
+    with pytest.raises(errors.InputError, match=r"probability 1\.5"):
         augment.draw_mixup(4, prob=1.5, generator=g)
-    with pytest.raises(errors.Refusal, match="did you mean reversed"):
+    with pytest.raises(errors.InputError, match="did you mean reversed"):
         augment.draw_mixup(4, prob=1.0, partners="reverse", generator=g)
-    with pytest.raises(errors.Refusal, match="5 items came with 4 labels"):
+    with pytest.raises(errors.InputError, match="5 items came with 4 labels"):
         augment.mixup(torch.zeros(5, 3), torch.eye(4), prob=0.5, generator=g)
-    with pytest.raises(errors.Refusal, match="reversed order came with groups"):
+    with pytest.raises(errors.InputError, match="reversed order came with groups"):
         augment.draw_mixup(4, prob=1.0, partners="reversed", groups=torch.zeros(4), generator=g)

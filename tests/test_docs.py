@@ -42,8 +42,8 @@ def silent(path, root=ROOT):
             arrays = [each.arg for each in (*node.args.args, *node.args.kwonlyargs) if each.annotation and ARRAY.search(ast.unparse(each.annotation))]
             if arrays and not SHAPE.search(text):
                 out.append(f"{where}: {name} says no shape of {', '.join(arrays)}")
-            if re.search(r"raise (errors\.)?Refusal\(", ast.unparse(node)) and not re.search(r"raises|refus", text, re.IGNORECASE):
-                out.append(f"{where}: {name} refuses input without saying so (raises : checks.Refusal ...)")
+            if re.search(r"raise (errors\.)?InputError\(", ast.unparse(node)) and not re.search(r"raises|refus", text, re.IGNORECASE):
+                out.append(f"{where}: {name} refuses input without saying so (raises : errors.InputError ...)")
     return out
 
 
@@ -53,11 +53,11 @@ def test_everything_public_is_documented(path):
 
 
 def test_what_is_unsaid_is_found(tmp_path):
-    text = "def f(x: np.ndarray):\n    '''Something.'''\n    raise errors.Refusal('no')\nclass A:\n    '''A.'''\n    def g(self): ...\n"
+    text = "def f(x: np.ndarray):\n    '''Something.'''\n    raise errors.InputError('no')\nclass A:\n    '''A.'''\n    def g(self): ...\n"
     (tmp_path / "m.py").write_text(text)
     assert silent(tmp_path / "m.py", tmp_path) == [
         "m.py: the module does not say what it is for", "m.py: f says no shape of x",
-        "m.py: f refuses input without saying so (raises : checks.Refusal ...)", "m.py: A.g has no docstring"]  # fmt: skip
+        "m.py: f refuses input without saying so (raises : errors.InputError ...)", "m.py: A.g has no docstring"]  # fmt: skip
 
 
 def commands():

@@ -105,12 +105,12 @@ def on_gpu(value, mode):
 def oevae_epoch(context, mode, home):
     """A network and its batches, from a function of draws; the recordings are at home on the host or the GPU."""
     rows = machine_rows(context.store.clips, "pump", "train")
-    front = exposure.Front(context.store, context.device, context.cfg.oevae.features, rows)
+    front = exposure.SegmentFeatures(context.store, context.device, context.cfg.oevae.features, rows)
     others = front.items(machine_rows(context.store.clips, "saw", "train"))
     labels = np.eye(2, dtype=np.float32)[np.arange(len(rows)) % 2]
     target = exposure.target_items(front, rows, np.arange(len(rows), dtype=np.float32), np.arange(len(rows)) % 4 != 0, labels)
     settings = dataclasses.replace(context.cfg.oevae, attribute_weight=1.0)
-    made = on_gpu(exposure.Exposure(front, settings, target, others, np.ones(len(others))), mode)
+    made = on_gpu(exposure.OutlierExposureBatches(front, settings, target, others, np.ones(len(others))), mode)
     made.front.store = stored(context.store, mode, home)
     net = on_gpu(oevae.OEVAE(settings, 2), mode)
     return net, lambda draws: made.batches(draws, lambda: (net.steps / 5).clamp(max=1.0))
@@ -323,7 +323,7 @@ def test_detectors_share_one_copy_of_the_recordings(context, there):
     with there():
         moved = dataclasses.replace(context, device=training.pick_device("auto"))
         train = [machine_rows(context.store.clips, machine, "train") for machine in ("pump", "saw")]
-        fronts = [exposure.Front(moved.store, moved.device, moved.cfg.oevae.features, rows) for rows in train]
+        fronts = [exposure.SegmentFeatures(moved.store, moved.device, moved.cfg.oevae.features, rows) for rows in train]
         classifier = bound(detector_of(Classifier, moved), moved.store, np.concatenate(train))
         classifier._prepare()
         stores = [front.store for front in fronts] + [classifier.resident, fronts[0].on(context.store).store]
@@ -333,14 +333,14 @@ def test_detectors_share_one_copy_of_the_recordings(context, there):
 def test_training_clips_go_through_the_network_in_blocks_and_others_alone(context, there, monkeypatch):
     monkeypatch.setattr(oevae_detector, "EVAL_ITEMS", 4 * context.cfg.oevae.features.segments)
     train, test = (machine_rows(context.store.clips, "pump", split) for split in ("train", "test"))
-    sizes, waves = [], exposure.Front.waves
+    sizes, waves = [], exposure.SegmentFeatures.waves
 
     def passes(place):
         detector = detector_of(DETECTORS["oevae"], place)
         bound(detector, context.store, train)._open()
         detector.net = detector._network().eval()
         with monkeypatch.context() as patch:
-            patch.setattr(exposure.Front, "waves", lambda front, items: sizes.append(len(items)) or waves(front, items))
+            patch.setattr(exposure.SegmentFeatures, "waves", lambda front, items: sizes.append(len(items)) or waves(front, items))
             return detector._pass(np.concatenate([test[:2], train]))
 
     expected = passes(context)
@@ -415,8 +415,8 @@ def test_a_gpu_that_is_too_small_is_said_with_what_to_change(there, tmp_path, mo
         run.stage, run.machine = study.stage_of("05_oevae"), "fan"
         advice = "use a smaller oevae.batch, classifier.batch or autoencoder.batch, or --device cpu"
         words = rf"^oevae of fan: the GPU has too little memory \({FULL}\); {advice}$"
-        with pytest.raises(errors.Refusal, match=words):
-            run.detect("oevae")
+        with pytest.raises(errors.InputError, match=words):
+            run.fit_or_load("oevae")
 
 
 def test_a_gpu_that_is_full_is_said_by_asd_score(monkeypatch, tmp_path, capsys):
@@ -464,17 +464,17 @@ def read_on_a_machine_without_one(home, said, capsys):
     file, *numbers = said.splitlines()[1].split(",")
     table = study.open("smoke", str(home)).score([file], machine="fan")
     np.testing.assert_allclose(table[["score", "threshold"]].to_numpy(float)[0], [float(value) for value in numbers[:2]], rtol=1e-3)
-    run = study.arrive("05_oevae", study="smoke", overrides=AUTO, home=str(home), seed=0, machine="fan")
-    assert (run.device.type, run.here.type, run.auto) == ("cuda", "cpu", "bf16") and len(run.spaces()) == 3
-    run.detect("oevae")
+    run = study.open_notebook("05_oevae", study="smoke", overrides=AUTO, home=str(home), seed=0, machine="fan")
+    assert (run.device.type, run.local_device.type, run.auto) == ("cuda", "cpu", "bf16") and len(run.spaces()) == 3
+    run.fit_or_load("oevae")
     assert run.device.type == "cuda"  # read, not trained
     assert {"fresh"} == {job.state for job in jobs.plan({"": (run, [])})}
     strict = study.open_run("smoke", AUTO, str(home))
     assert all("device was cuda, is cpu" in job.why for job in jobs.plan({"": (strict, [])}) if job.stage is not study.STAGES[-1])
     folder, times = run.stage_folder(run.stage, 0, "fan"), []
     for _ in range(2):  # trained here; then found
-        run.detect("oevae", "other", dataclasses.replace(run.cfg.oevae, epochs=1))
-        run.detect("oevae")
+        run.fit_or_load("oevae", "other", dataclasses.replace(run.cfg.oevae, epochs=1))
+        run.fit_or_load("oevae")
         facts = json.loads((folder / "other" / "manifest.json").read_text(encoding="utf-8"))
         assert run.device.type == "cuda" and (facts["device"], facts["precision"]) == ("cpu", "float32") and run.detector("oevae", "gearbox")
         times.append([(folder / name / "DONE").stat().st_mtime_ns for name in ("oevae", "other")])

@@ -81,7 +81,7 @@ def said():
     """A refusal inside this block is one line that a terminal can show."""
     try:
         yield
-    except errors.Refusal as refusal:
+    except errors.InputError as refusal:
         assert len(str(refusal)) > 10 and "\x1b" not in str(refusal)
 
 
@@ -314,9 +314,9 @@ def test_names_of_any_kind(tmp_path_factory, name, stems):
 
 
 def test_a_machine_that_would_pass_for_all_machines_is_refused(tmp_path):
-    with pytest.raises(errors.Refusal, match="stands for all machines in tables; rename the folder"):
+    with pytest.raises(errors.InputError, match="stands for all machines in tables; rename the folder"):
         clip_index.index([machine(tmp_path / "root", "all")])
-    with pytest.raises(errors.Refusal, match="name of at most 100 bytes"):
+    with pytest.raises(errors.InputError, match="name of at most 100 bytes"):
         clip_index.index([machine(tmp_path / "other", "ä" * 60)])
 
 
@@ -391,7 +391,7 @@ def test_settings_of_any_kind(overrides):
 def test_studies_as_deep_as_a_well(tmp_path, text):
     path = tmp_path / "study.toml"
     path.write_text(text)
-    with bounded("toml"), pytest.raises(errors.Refusal):
+    with bounded("toml"), pytest.raises(errors.InputError):
         config.load(str(path))
 
 
@@ -400,13 +400,13 @@ def test_studies_as_deep_as_a_well(tmp_path, text):
 )
 @pytest.mark.parametrize("how", ["study", "include"])
 def test_names_of_studies_that_are_none(name, how):
-    with bounded("setting"), pytest.raises(errors.Refusal):
+    with bounded("setting"), pytest.raises(errors.InputError):
         config.load(*([name] if how == "study" else ["smoke", [f"include={json.dumps([name])}", f"include={json.dumps(['~' + name])}"]]))
 
 
 @pytest.mark.parametrize("root", ["/a\0b", "/" + "a" * 5000, "/dev/null", "/proc/self/mem"])
 def test_roots_that_are_none(tmp_path, root):
-    with bounded("setting"), pytest.raises(errors.Refusal):
+    with bounded("setting"), pytest.raises(errors.InputError):
         run = study.open_run("smoke", ["data.roots=" + json.dumps([root])], tmp_path)
         assert run.clips is None
 
@@ -429,7 +429,7 @@ def finished(context, tmp_path_factory):
     for name, stage, of in (("baseline_knn", "03", "pump"), ("autoencoder", "03", "pump"), ("oevae", "05", "pump"), ("classifier", "04", "")):
         run = study.Run(context.cfg, home, 0, study.stage_of(stage), of or "pump")
         run.__dict__["store"] = context.store
-        _, scores, _ = run.detect(name)
+        _, scores, _ = run.fit_or_load(name)
         folder = run.stage_folder(run.stage, 0, run.machine) / name
         found[name] = (run, folder, {path.name: path.read_bytes() for path in folder.iterdir()}, len(scores))
     return found
@@ -442,10 +442,10 @@ def spoil(finished, name: str, file: str, body: bytes, family: str) -> None:
         path.unlink()
     for other, content in files.items():
         (folder / other).write_bytes(body if other == file else content)
-    artifacts.seal(folder, json.loads(files["DONE"])["digest"], {})
+    artifacts.commit(folder, json.loads(files["DONE"])["digest"], {})
     rows = np.flatnonzero((run.clips["machine"] == run.machine) & (run.clips["split"] == "test"))
     with bounded(family), said():
-        detector, scores, history = run.detect(name)
+        detector, scores, history = run.fit_or_load(name)
         assert len(schemas.score_table(scores)) > 0 and isinstance(history, pd.DataFrame)
         with np.errstate(all="ignore"):
             told = detector.components(Clips(detector.store, rows[:2]))  # weights of another size would show here
@@ -460,7 +460,7 @@ def test_the_detectors_are_read_back_as_they_are(finished):
     assert len(kept(finished, ".safetensors")) >= 8 and len(kept(finished, ".parquet")) >= 6
     for name, (run, _, files, count) in finished.items():
         spoil(finished, name, "scores.parquet", files["scores.parquet"], "whole")
-        assert len(run.detect(name)[1]) == count
+        assert len(run.fit_or_load(name)[1]) == count
 
 
 @hostile(200)
@@ -509,14 +509,14 @@ def test_tables_with_foreign_cells(finished, column, cells):
 )
 def test_a_score_table_of_another_form_is_refused(tmp_path, table, words):
     table.to_parquet(tmp_path / "scores.parquet")
-    with pytest.raises(errors.Refusal, match=words):
+    with pytest.raises(errors.InputError, match=words):
         io_module.scores(tmp_path / "scores.parquet")
 
 
 def test_a_table_that_claims_to_be_huge_is_not_read(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"a": pyarrow.array(["x"]).take(pyarrow.array(np.zeros(2**23, int)))}), tmp_path / "t.parquet")
     assert (tmp_path / "t.parquet").stat().st_size < 10**5
-    with bounded("parquet"), pytest.raises(errors.Refusal, match="claims 8388608 rows"):
+    with bounded("parquet"), pytest.raises(errors.InputError, match="claims 8388608 rows"):
         io_module.table(tmp_path / "t.parquet")
 
 
@@ -546,7 +546,7 @@ def test_markers_of_any_form(finished, value, changes):
     marked.mkdir(exist_ok=True)
     (marked / "BEGUN").write_bytes(done + b"\xff")
     (marked / "old").write_bytes(b"")
-    artifacts.begin(marked, "0123")
+    artifacts.start(marked, "0123")
     assert {path.name for path in marked.iterdir()} == {"BEGUN"}
 
 
@@ -622,7 +622,7 @@ def test_pickles_in_the_place_of_artefacts_do_not_run(bomb, finished, tmp_path):
         with bounded("pickle"):
             assert np.isfinite(trained(path)).all()
         (tmp_path / "weights.safetensors").write_bytes(body)
-        with bounded("pickle"), pytest.raises(errors.Refusal, match="does not hold the weights"):
+        with bounded("pickle"), pytest.raises(errors.InputError, match="does not hold the weights"):
             training.load_weights(Line(), tmp_path / "weights.safetensors")
         (tmp_path / "x.wav").write_bytes(body)
         assert "unreadable" in decode.decode(tmp_path / "x.wav", decode.DataSettings()).refused
@@ -749,8 +749,8 @@ def test_parameters_of_any_kind_stay_constants(text, overrides):
 @pytest.mark.parametrize("text", INJECTIONS)
 def test_a_notebook_that_gets_such_a_parameter_refuses_it(text, tmp_path):
     for given_ in ({"study": text}, {"study": "smoke", "machine": text}, {"study": "smoke", "overrides": [text]}):
-        with pytest.raises(errors.Refusal):
-            study.arrive("03_baseline", **{"overrides": ["data.recorded=true", 'data.roots=["/nowhere"]'], "home": str(tmp_path)} | given_)
+        with pytest.raises(errors.InputError):
+            study.open_notebook("03_baseline", **{"overrides": ["data.recorded=true", 'data.roots=["/nowhere"]'], "home": str(tmp_path)} | given_)
 
 
 # ---------------------------------------------------------------- pages

@@ -32,8 +32,8 @@ def broken(book: dict, name: str) -> list[str]:
     if "parameters" not in code[0]["metadata"].get("tags", []):
         out.append("the first code cell is not tagged parameters")
     out += [f"parameter without type and comment: {line}" for line in source[0].splitlines() if not re.match(r"\w+: \w+ = .+  # .{10,}", line)]
-    if f'.arrive("{name}"' not in source[1]:
-        out.append("the second code cell does not validate the parameters by study.arrive")
+    if f'.open_notebook("{name}"' not in source[1]:
+        out.append("the second code cell does not validate the parameters by study.open_notebook")
     if len(code) > 12:
         out.append(f"{len(code)} code cells, at most 12")
     for cell, text in zip(code, source):

@@ -79,7 +79,7 @@ def test_a_section_without_training_clips_is_held_against_those_of_its_machine()
     assert set(schemas.by_references(made(1))["machine"]) == set(schemas.by_section(made(1))["machine"]) == {"pump", "saw"}
     decided = metrics.decisions(as_scores(bare), FEW).drop_duplicates("machine").set_index("machine")
     assert decided.loc["pump_00", "threshold"] == decided.loc["pump_02", "threshold"] and decided.loc["pump_02", "train_clips"] == 24
-    with pytest.raises(errors.Refusal, match="machine pump_01 is named like a section of another machine; rename its folder"):
+    with pytest.raises(errors.InputError, match="machine pump_01 is named like a section of another machine; rename its folder"):
         schemas.by_section(pd.concat([table, made(1).replace({"machine": {"saw": "pump_01"}})]))
 
 

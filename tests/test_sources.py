@@ -68,7 +68,7 @@ def test_a_list_that_was_not_given_is_not_passed_over_in_silence(rec):
     folder = rec("a.wav", "b.wav")
     (folder / "labels.csv").write_text("path;label\na.wav;normal\nb.wav;anomaly\n")
     (folder / "log.csv").write_text("time,temperature\n1,20\n")
-    with pytest.raises(errors.Refusal, match=r"nothing says what it is but perhaps labels.csv.* add that to the sources"):
+    with pytest.raises(errors.InputError, match=r"nothing says what it is but perhaps labels.csv.* add that to the sources"):
         sources.found([folder])
     rec("normal/c.wav")
     found, left, notes = taken(folder)
@@ -134,7 +134,7 @@ def test_cells_too_few_too_many_and_unknown(rec):
 def test_files_that_are_no_list_are_refused_in_one_sentence(rec, raw, words, tmp_path, capsys):
     folder = rec("a.wav")
     (folder / "labels.csv").write_bytes(raw)
-    with pytest.raises(errors.Refusal, match=words):
+    with pytest.raises(errors.InputError, match=words):
         sources.found([folder / "labels.csv", folder] if raw == b"" else [folder / "labels.csv"])
     assert cli.main(["import", str(folder / "labels.csv"), "--root", str(tmp_path / "root"), "--machine", "m"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -234,7 +234,7 @@ def test_files_passed_over_are_counted(rec, tmp_path):
     assert notes == ["2 .m4a, 1 .txt passed over; .m4a cannot be read here, convert to wav or flac, for example: ffmpeg -i x.m4a x.wav"]
     assert left["normal/b.m4a"].startswith("a file .m4a came, expected audio")
     (folder / "normal" / "a.wav").unlink()
-    with pytest.raises(errors.Refusal, match=r"no usable recording in .*; 2 .m4a, 1 .txt passed over; .m4a cannot be read here"):
+    with pytest.raises(errors.InputError, match=r"no usable recording in .*; 2 .m4a, 1 .txt passed over; .m4a cannot be read here"):
         sources.found([folder])
 
 

@@ -85,7 +85,7 @@ class Why(NamedTuple):
 def _rows(rows) -> np.ndarray:
     rows = np.atleast_1d(np.asarray(rows, dtype=np.int64))
     if not len(rows):
-        raise errors.Refusal("no clip came to be explained, expected at least one store row")
+        raise errors.InputError("no clip came to be explained, expected at least one store row")
     return rows
 
 
@@ -108,9 +108,9 @@ def slope(detector: OEVAE, rows, of: Literal["alpha", "beta"] = "beta") -> Slope
     """Gradient of the segment scores α (in the detector's alpha_mode) or β on the log-mel that the network saw.
 
     The references of β stay as they are, without those that a training clip has a share in.  Source: report 3.2, Eq. 5.  Notebook: 06_embeddings
-    raises : errors.Refusal for another name than alpha and beta
+    raises : errors.InputError for another name than alpha and beta
     """
-    errors.known_name("component of a slope", of, ["alpha", "beta"])
+    errors.check_choice("component of a slope", of, ["alpha", "beta"])
     rows, front, net = _rows(rows), detector.front, detector.net
     items, parts = front.items(rows), []
     net.eval()
@@ -208,7 +208,7 @@ def why(store: stores.Store, row: int, shape: OEVAEFeatureSettings, *, autoencod
     seconds = float(clip["samples"]) / rate
     bands = {"n_fft": shape.n_fft, "low_hz": shape.low_hz, "high_hz": shape.high_hz, "rate": rate}
     hz, hop_s = features.band_hz(shape.n_mels, **bands), shape.hop_length / rate
-    wave = stores.standardise(store.audio([row]))
+    wave = stores.standardize(store.audio([row]))
     level = features.log_mel(wave, n_mels=shape.n_mels, win=shape.win_length, hop=shape.hop_length, **bands)[0, 0].cpu().numpy()
     residual = raised = starts = segments = branches = None
     if autoencoder is not None:

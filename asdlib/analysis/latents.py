@@ -110,10 +110,10 @@ class Latents:
 
 
 def load(folder: Path, table: pd.DataFrame, machine: str, domain: int) -> Latents:
-    """What an OEVAE detector left in its folder.  Arguments: `arranged`  raises : errors.Refusal where nothing was written yet"""
+    """What an OEVAE detector left in its folder.  Arguments: `arranged`  raises : errors.InputError where nothing was written yet"""
     path = Path(folder) / f"{EMBEDDINGS}.safetensors"
     if not path.is_file():
-        raise errors.Refusal(f"{path}: not there; run stage 05_oevae of {machine} first")
+        raise errors.InputError(f"{path}: not there; run stage 05_oevae of {machine} first")
     found = io.tensors(path, {"embedding": 2, "z_mean": 2, "z_logvar": 2, "rows": 1, "clip": 1})
     with io.refused(path, "the latents of these clips"):
         return arranged(found, table, machine, domain)
@@ -273,7 +273,7 @@ def saturation(history: pd.DataFrame) -> str:
 def load_vae(folder: Path, settings: oevae.OEVAESettings) -> VAE:
     """The VAE of a finished detector, without its extractor; for traversals.
 
-    raises : errors.Refusal for weights that are missing, torn or of another shape
+    raises : errors.InputError for weights that are missing, torn or of another shape
     """
     path = Path(folder) / "weights.safetensors"
     try:
@@ -282,7 +282,7 @@ def load_vae(folder: Path, settings: oevae.OEVAESettings) -> VAE:
         vae = VAE(state["decoder.2.weight"].shape[0], settings.hidden, settings.latent, settings.domain_latent)
         vae.load_state_dict(state)
     except Exception as error:  # torch raises many kinds for torn and foreign files
-        raise errors.Refusal(f"{path}: does not hold the weights of this VAE ({type(error).__name__}); run stage 05_oevae again") from error
+        raise errors.InputError(f"{path}: does not hold the weights of this VAE ({type(error).__name__}); run stage 05_oevae again") from error
     return vae.eval()
 
 

@@ -135,15 +135,15 @@ def coordinates(spaces: Sequence[Space], settings: ProjectionSettings, seed: int
     """Every map that the settings ask for, from `folder` where it was made before of the same embeddings, else made and kept there.
 
     folder : of the maps alone; those that no space asks for any more are deleted.  Notebook: 06_embeddings
-    raises : errors.Refusal for a space with fewer than 4 clips
+    raises : errors.InputError for a space with fewer than 4 clips
     """
     out: Maps = {}
-    with io.guarded(folder):
+    with io.wrap_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         used = set()
         for space in spaces:
             if len(space.rows) < FEWEST:
-                raise errors.Refusal(f"{space.name}: {len(space.rows)} clips came, expected at least {FEWEST} for a map; add recordings")
+                raise errors.InputError(f"{space.name}: {len(space.rows)} clips came, expected at least {FEWEST} for a map; add recordings")
             for projection, items in wanted(space, settings):
                 x, _ = space.of(items)
                 path = folder / f"{_digest(x, projection, settings, seed)}.parquet"

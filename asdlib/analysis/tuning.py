@@ -28,9 +28,9 @@ Three rules choose a point, and only two of them may be used for a claim:
 
 What `training` is worth: it sees normal clips only and asks what a shift of domain does, not what a fault does; a score that knows
 nothing passes it best of all, and ten target clips are few. The interval does not count that the best of many points was picked.
-`worth` measures afterwards, with test labels, whether the rule pointed the right way. On the synthetic demo it did not (−0.85: it chose α
+`rule_validity` measures afterwards, with test labels, whether the rule pointed the right way. On the synthetic demo it did not (−0.85: it chose α
 alone), so a batch run keeps the default. Pseudo-anomalies, clips of other machines, would be better grounds; their scores are in no
-artefact and need the networks.
+artifact and need the networks.
 
 Sources: METHOD 3.7, 3.8, 4.11, 7.4.  Notebook: 08_tuning
 """
@@ -53,6 +53,11 @@ from asdlib.detectors.oevae import KEPT_K
 from asdlib.evaluation import metrics, roc
 from asdlib.scoring import fusion
 from asdlib.studies import artifacts
+
+if TYPE_CHECKING:
+    from asdlib.studies import config
+
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from asdlib.studies import config
@@ -151,12 +156,12 @@ class Parts:
 def from_scores(scores: pd.DataFrame, cfg: config.StudySettings) -> Parts:
     """The parts of a study.
 
-    scores : score table with the components of `oevae` and, where there is one, `_score` of `classifier` (`Run.gather`)
-    raises : errors.Refusal without OEVAE, and where the seeds did not score the same clips
+    scores : score table with the components of `oevae` and, where there is one, `_score` of `classifier` (`Run.load_scores`)
+    raises : errors.InputError without OEVAE, and where the seeds did not score the same clips
     """
     own = scores[scores["system"] == "oevae"]
     if own.empty:
-        raise errors.Refusal(f"study {cfg.name} has no scores of oevae, and there is nothing to tune without α and β; add oevae to systems")
+        raise errors.InputError(f"study {cfg.name} has no scores of oevae, and there is nothing to tune without α and β; add oevae to systems")
     found = set(own["component"])
     trained = f"{cfg.oevae.condition.k_scale:g} (trained)"
     alphas = {trained: ("alpha", cfg.oevae.condition.k_scale)}
@@ -200,7 +205,7 @@ def _seeds(rows: pd.DataFrame, machine: str, name: str, seeds: list[int]) -> np.
     """(seeds, clips) of one part, clips in the order of `_facts`."""
     wide = rows.pivot(index="clip", columns="seed", values=name).sort_index()
     if wide.isna().any(axis=None):
-        raise errors.Refusal(f"{name} of {machine}: the seeds did not score the same clips, expected each clip once per seed; finish the study")
+        raise errors.InputError(f"{name} of {machine}: the seeds did not score the same clips, expected each clip once per seed; finish the study")
     return wide.reindex(columns=seeds).to_numpy(float).T
 
 
@@ -309,7 +314,7 @@ def open_sweep(folder: Path, parts: Parts, seed: int) -> Sweep:
             return Sweep(**io.tensors(path, {}))
     found = make(parts, seed)
     beside = path.with_name(f".{path.name}")
-    with io.guarded(folder):
+    with io.wrap_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: np.ascontiguousarray(array) for name, array in found._asdict().items()}, beside)
         beside.replace(path)
@@ -326,7 +331,7 @@ def rules(parts: Parts, sweep: Sweep, seed: int) -> dict[str, Rule]:
             "oracle": _oracle(parts, sweep, first)}  # fmt: skip
 
 
-def worth(parts: Parts, sweep: Sweep) -> float:
+def rule_validity(parts: Parts, sweep: Sweep) -> float:
     """Rank correlation over all points of a small mismatch with a large Ω, −1 to 1; NaN without labels or without target clips.
 
     An afterthought with test labels; nothing is chosen by it.
@@ -378,4 +383,4 @@ def _training(parts: Parts, sweep: Sweep, first: int, seed: int) -> Rule:
 
 def named(name: str) -> str:
     """A rule in words."""
-    return RULES[errors.known_name("rule", name, list(RULES))]
+    return RULES[errors.check_choice("rule", name, list(RULES))]

@@ -63,15 +63,15 @@ def condition(
         with most training values), or the name of an attribute key
     missing : what to take where no key can serve: "power" (level_db in quantile bins of the training clips) or "zero"
     bins : number of quantile bins of the power
-    raises : errors.Refusal for an unknown machine or key, a machine without training clips, or power without level_db
+    raises : errors.InputError for an unknown machine or key, a machine without training clips, or power without level_db
     """
-    errors.known_name("machine", machine, sorted(set(table["machine"])))
+    errors.check_choice("machine", machine, sorted(set(table["machine"])))
     if missing not in ("power", "zero"):
-        raise errors.Refusal(f"condition: missing came as {missing!r}, expected power or zero")
+        raise errors.InputError(f"condition: missing came as {missing!r}, expected power or zero")
     rows = table[table["machine"] == machine]
     train = rows[rows["split"] == "train"]
     if train.empty:
-        raise errors.Refusal(f"no training clip of {machine} came, expected at least one; its condition cannot be chosen")
+        raise errors.InputError(f"no training clip of {machine} came, expected at least one; its condition cannot be chosen")
     values = {key: sorted(set(train[f"attr_{key}"]) - {""}, key=index.natural) for key in index.attribute_keys(train)}
     key, reason = _choose(choice, values, index.attribute_keys(table), np.random.default_rng([seed, zlib.crc32(machine.encode())]))
     if key is None:
@@ -83,7 +83,7 @@ def condition(
 def _choose(choice: str, values: dict[str, list[str]], known: list[str], rng: np.random.Generator) -> tuple[str | None, str]:
     several = sorted(key for key in values if len(values[key]) >= 2)
     if choice not in ("random", "most_values"):
-        errors.known_name("attribute key", choice, ["random", "most_values", *known])
+        errors.check_choice("attribute key", choice, ["random", "most_values", *known])
         if choice in several:
             return choice, f"attribute {choice} as named"
         return None, f"attribute {choice} has {'a single training value' if values.get(choice) else 'no training value'}"
@@ -127,7 +127,7 @@ def _without_attribute(rows: pd.DataFrame, train: pd.DataFrame, missing: str, bi
     if missing == "zero":
         return Condition(machine, "zero", pd.Series(0.0, index=rows.index), 1.0, f"{reason}; zero is used instead")
     if "level_db" not in rows:
-        raise errors.Refusal(f"{machine}: {reason} and no level_db came, expected the table of the audio store; decode the clips first")
+        raise errors.InputError(f"{machine}: {reason} and no level_db came, expected the table of the audio store; decode the clips first")
     edges = np.quantile(train["level_db"], np.arange(1, bins) / bins)
     v = pd.Series(np.searchsorted(edges, rows["level_db"], side="right").astype(float), index=rows.index)
     return Condition(machine, "power", v, _smallest_step(v[train.index]), f"{reason}; power is used instead")

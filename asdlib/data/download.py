@@ -74,27 +74,27 @@ def download(
 
     Raises
     ------
-    errors.Refusal : whatever went wrong, in one sentence; the same call goes on from what was fetched.
+    errors.InputError : whatever went wrong, in one sentence; the same call goes on from what was fetched.
     """
-    known = DATASETS[errors.known_name("data set", dataset, list(DATASETS))]
-    chosen = [known[errors.known_name("part", part, list(known))] for part in parts or known]
+    known = DATASETS[errors.check_choice("data set", dataset, list(DATASETS))]
+    chosen = [known[errors.check_choice("part", part, list(known))] for part in parts or known]
     base = (mirror or ZENODO).rstrip("/")
     if not re.fullmatch(r"https?://[\w.-]+(:\d{1,5})?(/[\w./~-]*)?", base, re.ASCII):
-        raise errors.Refusal(f"mirror {mirror!r}: expected an address like {ZENODO}")
+        raise errors.InputError(f"mirror {mirror!r}: expected an address like {ZENODO}")
     work = root / ".download"
     try:
         with io.locked(work, "download"):
             asked = [(f"{base}/api/records/{record}", folder) for record, folder in chosen]
             listed = [one for url, folder in asked for one in _archives(url, work, folder)]
             for name in machines:
-                errors.known_name("machine", name, sorted({one.machine for one in listed}))
+                errors.check_choice("machine", name, sorted({one.machine for one in listed}))
             todo = [one for one in listed if not machines or one.machine in machines]
             _bring([one for one in todo if not _finished(work, one, root)], work, root, say)
             if truth is not None:
                 rename_eval(root / known["eval"][1], truth, say)
     except OSError as error:
         words = f"{error.filename or root}: {error.strerror or error}; free space or give another --root"
-        raise errors.Refusal(words) from error
+        raise errors.InputError(words) from error
     return list(dict.fromkeys(root / folder for _, folder in chosen))
 
 
@@ -117,7 +117,7 @@ def _archives(url: str, work: Path, folder: str) -> list[Archive]:
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         path.unlink()
         words = f"no list of archives with key, size and md5 ({error!r:.150}); is it a server like {ZENODO}?"
-        raise errors.Refusal(f"{url}: {words}") from error
+        raise errors.InputError(f"{url}: {words}") from error
     return [one for _, (_, one) in sorted(latest.items())]
 
 
@@ -136,7 +136,7 @@ def _bring(todo: Sequence[Archive], work: Path, root: Path, say: Callable) -> No
     need -= sum(path.stat().st_size for path in work.glob("*.zip*"))  # what is here already
     if need > (free := shutil.disk_usage(work).free):
         words = f"about {need / 1e9:.1f} GB are needed, {free / 1e9:.1f} are free"
-        raise errors.Refusal(f"{root}: {words}; free some, or choose --parts or --machines")
+        raise errors.InputError(f"{root}: {words}; free some, or choose --parts or --machines")
     for number, one in enumerate(todo, 1):
         path, what = work / one.key, f"[{number}/{len(todo)}] {one.key}"
         say(f"{what}: {one.size / 1e6:.1f} MB")
@@ -178,10 +178,10 @@ def _fetch(url: str, path: Path, checksum: str | None = None) -> None:
         words = f"no answer ({said}); give the same command again later, or another --mirror"
         if error.response is not None:
             words = f"the server answers {error.response.status_code}; is the address right, or is it busy?"
-        raise errors.Refusal(f"{url}: {words}") from error
+        raise errors.InputError(f"{url}: {words}") from error
     except ValueError as error:
         words = f"what came is not what the record says ({checksum}); try later or another --mirror"
-        raise errors.Refusal(f"{url}: {words}") from error
+        raise errors.InputError(f"{url}: {words}") from error
 
 
 def unpack(path: Path, folder: Path, machine: str) -> dict[str, int]:
@@ -193,7 +193,7 @@ def unpack(path: Path, folder: Path, machine: str) -> dict[str, int]:
 
     Raises
     ------
-    errors.Refusal : for an archive that is damaged or, before anything is written, not trusted.
+    errors.InputError : for an archive that is damaged or, before anything is written, not trusted.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -204,11 +204,11 @@ def unpack(path: Path, folder: Path, machine: str) -> dict[str, int]:
                 raise ValueError(f"{size} bytes that claim {total} in {len(entries)} files are no recordings")
             for name, info in entries.items():
                 (target := folder / name).parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(info) as source, io.beside(target) as part, part.open("wb") as to:
+                with archive.open(info) as source, io.atomic_write(target) as part, part.open("wb") as to:
                     shutil.copyfileobj(source, to)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ArithmeticError, ValueError) as error:
         said = str(error) or "cut short"
-        raise errors.Refusal(f"{path}: not unpacked, {said}; try another --mirror") from error
+        raise errors.InputError(f"{path}: not unpacked, {said}; try another --mirror") from error
     return {name: (folder / name).stat().st_size for name in entries}
 
 
@@ -240,7 +240,7 @@ def rename_eval(folder: Path, truth: Path, say: Callable[[str], None] = print) -
 
     Raises
     ------
-    errors.Refusal : for a list of another form, or one that lacks a clip.
+    errors.InputError : for a list of another form, or one that lacks a clip.
     """
     names: dict[str, dict[str, str]] = {}
     machine = ""
@@ -255,7 +255,7 @@ def rename_eval(folder: Path, truth: Path, say: Callable[[str], None] = print) -
                 raise ValueError(f"{','.join(line)[:120]!r} is no machine and no NAME.wav,TRUE_NAME.wav")
     except (OSError, ValueError, csv.Error) as error:
         words = f"no list of true names ({error}); give that of the organizers"
-        raise errors.Refusal(f"{truth}: {words}") from error
+        raise errors.InputError(f"{truth}: {words}") from error
     found = 0
     for machine, true_names in names.items():
         there = sorted(path.name for path in (folder / machine / "test").glob("*.wav"))
@@ -263,11 +263,11 @@ def rename_eval(folder: Path, truth: Path, say: Callable[[str], None] = print) -
         made, scratch = folder / machine / "test_rename", folder / machine / ".test_rename"
         found += len(there)
         if None in wanted or len(wanted) < len(there):
-            raise errors.Refusal(f"{truth}: not one true name per clip of {machine}; is it of this year?")
+            raise errors.InputError(f"{truth}: not one true name per clip of {machine}; is it of this year?")
         if not there or (made.is_dir() and {path.name for path in made.iterdir()} == wanted):
             continue
         if made.exists():
-            raise errors.Refusal(f"{made}: holds other names than {truth} says; move it away and try again")
+            raise errors.InputError(f"{made}: holds other names than {truth} says; move it away and try again")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         for name in there:
@@ -275,4 +275,4 @@ def rename_eval(folder: Path, truth: Path, say: Callable[[str], None] = print) -
         os.replace(scratch, made)
         say(f"{machine}: {len(there)} evaluation clips under their true names in {made}")
     if not found:
-        raise errors.Refusal(f"{folder}: has no evaluation clip of a machine in {truth}; add the part eval")
+        raise errors.InputError(f"{folder}: has no evaluation clip of a machine in {truth}; add the part eval")

@@ -84,15 +84,15 @@ def import_machine(
     clip_seconds : s; longer recordings are cut into clips of this length, a rest of half of it or more becomes a clip too; 0: never
     copy : whole copies instead of links.  licence : of the recordings, written to LICENCE.txt for the model card
     accept : names of folders that say nothing about the recordings in them
-    raises : errors.Refusal for a machine that exists, no training recording, a folder that cannot be read or written
+    raises : errors.InputError for a machine that exists, no training recording, a folder that cannot be read or written
     """
     folder = Path(root) / machine
     if not re.fullmatch(r"[\w-]+", machine) or machine in index.SPLIT_OF:
-        raise errors.Refusal(f"machine name {machine!r}: expected letters, digits, - and _, and not the name of a split; give another --machine")
+        raise errors.InputError(f"machine name {machine!r}: expected letters, digits, - and _, and not the name of a split; give another --machine")
     if folder.exists() or folder.is_symlink():
-        raise errors.Refusal(f"{folder} exists and is never overwritten; give another --machine or --root, or remove it first")
+        raise errors.InputError(f"{folder} exists and is never overwritten; give another --machine or --root, or remove it first")
     if clip_seconds and clip_seconds < SHORTEST_S:
-        raise errors.Refusal(f"clips of {clip_seconds:g} s were asked for, expected {SHORTEST_S:g} s or more; give a larger --clip-seconds")
+        raise errors.InputError(f"clips of {clip_seconds:g} s were asked for, expected {SHORTEST_S:g} s or more; give a larger --clip-seconds")
     table, problems, notes = found(sources, accept)
     try:
         Path(root).mkdir(parents=True, exist_ok=True)
@@ -104,14 +104,14 @@ def import_machine(
                 held = int((made["label"] == "normal").sum())
                 back = f"; {held} normal ones lie in a test folder, name it in --accept-folders if it is none" if held else ""
                 where = ", ".join(map(str, sources))
-                raise errors.Refusal(f"no normal training recording in {where}, expected some in a folder normal or train{back}{first}")
+                raise errors.InputError(f"no normal training recording in {where}, expected some in a folder normal or train{back}{first}")
             out = Imported(folder, made, index.problem_table(problems), tuple(notes))
             _write_lists(beside, out, licence)
             beside.chmod(0o755)
             os.rename(beside, folder)
     except OSError as error:
         what = f"{error.filename or root}: {error.strerror or error}"
-        raise errors.Refusal(f"{what}; free space, choose another --root, or --copy where links are not possible") from error
+        raise errors.InputError(f"{what}; free space, choose another --root, or --copy where links are not possible") from error
     return out
 
 
@@ -122,7 +122,7 @@ def _written(table: pd.DataFrame, problems: list, folder: Path, data: decode.Dat
     keys = [name.removeprefix("attr_") for name in table if name.startswith("attr_")]
     bad = [key for key in keys if not index.KEY.fullmatch(key)]
     if bad:
-        raise errors.Refusal(f"attribute {bad[0]!r}: expected a name of letters, digits and -, beginning with a letter; rename the column")
+        raise errors.InputError(f"attribute {bad[0]!r}: expected a name of letters, digits and -, beginning with a letter; rename the column")
     for fact in table.to_dict("records"):
         path = Path(fact["path"])
         try:

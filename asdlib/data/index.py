@@ -67,13 +67,13 @@ def index(roots: Sequence[str | Path], machines: Sequence[str] = ()) -> tuple[pd
     machines : names to keep; none: all
     returns : (clip table as in `schemas.clip_table` with one text column attr_<key> per attribute, sorted by clip;
         problems (path, reason, left_out), left_out = the clip is not in the table)
-    raises : errors.Refusal for a missing or unreadable root, no machine, an unknown machine, no usable clip
+    raises : errors.InputError for a missing or unreadable root, no machine, an unknown machine, no usable clip
     Notebook: 01_data
     """
     problems: folders.Problems = []
     found = _machine_folders(roots, problems)
     for name in machines:
-        errors.known_name("machine", name, sorted({folder.name for folder in found}))
+        errors.check_choice("machine", name, sorted({folder.name for folder in found}))
     found = [folder for folder in found if not machines or folder.name in machines]
     forms = _ending_forms(found)
     clips: dict[str, dict[str, str]] = {}
@@ -85,7 +85,7 @@ def index(roots: Sequence[str | Path], machines: Sequence[str] = ()) -> tuple[pd
             else:
                 clips[row["clip"]] = row
     if not clips:
-        raise errors.Refusal(f"no usable clip in {_listed(roots)}; the first problem is {problems[0][0]}: {problems[0][1]}")
+        raise errors.InputError(f"no usable clip in {_listed(roots)}; the first problem is {problems[0][0]}: {problems[0][1]}")
     table = pd.DataFrame([clips[name] for name in sorted(clips)]).fillna("")
     keys = [name for name in table if name.startswith("attr_") and (table[name] != "").any()]
     table = schemas.clip_table(table[[*schemas.CLIP_COLUMNS, *sorted(keys)]])
@@ -133,20 +133,20 @@ def _machine_folders(roots: Sequence[str | Path], problems: list) -> list[Path]:
             os.listdir(root)
         except OSError as error:
             what = "no such folder" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-            raise errors.Refusal(f"{root}: {what}, expected a folder of machines; check the path and its permissions") from error
+            raise errors.InputError(f"{root}: {what}, expected a folder of machines; check the path and its permissions") from error
 
         for folder, names, _ in folders.walk(root.absolute(), problems):
             if any(_recordings(folder / name) for name in names if name in SPLIT_OF):
                 if folder.name == "all" or len(os.fsencode(folder.name)) > LONGEST_NAME:
                     rule = f"expected a machine's name of at most {LONGEST_NAME} bytes other than all, which stands for all machines in tables"
-                    raise errors.Refusal(f"{folder}: {rule}; rename the folder")
+                    raise errors.InputError(f"{folder}: {rule}; rename the folder")
                 found.setdefault(os.path.realpath(folder), folder)
                 names.clear()
     if not found:
         loose = [path for root in roots for path in _recordings(Path(root))]
         what = f"{len(loose)} recordings but no machine folder" if loose else "no recording (wav or flac) in any machine folder"
         first = f"; the first problem is {problems[0][0]}: {problems[0][1]}" if problems else ""
-        raise errors.Refusal(f"{_listed(roots)}: {what}, expected <machine>/train and <machine>/test; arrange the files like that{first}")
+        raise errors.InputError(f"{_listed(roots)}: {what}, expected <machine>/train and <machine>/test; arrange the files like that{first}")
     return list(found.values())
 
 

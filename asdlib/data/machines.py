@@ -120,7 +120,7 @@ def through(x: np.ndarray, response: np.ndarray) -> np.ndarray:
     return fft.irfft(fft.rfft(x) * response, len(x))
 
 
-def coloured(rng: np.random.Generator, response: np.ndarray, n: int) -> np.ndarray:
+def colored(rng: np.random.Generator, response: np.ndarray, n: int) -> np.ndarray:
     """Gaussian noise of RMS 1 with the magnitude spectrum |response|, (n,)."""
     spectrum = rng.standard_normal((2, len(response)), dtype=np.float32)
     noise = fft.irfft((spectrum[0] + 1j * spectrum[1]) * response, n)
@@ -162,7 +162,7 @@ def fan(take: Take) -> tuple[np.ndarray, np.ndarray]:
     uneven = 0.08 * take.make.rayleigh(1.0, len(orders))
     pressure = np.where(orders % blades == 0, (orders / blades) ** -1.1, uneven * (orders / blades) ** -0.8)
     blade_tones = cycle(turns, orders, pressure, take.make.uniform(size=len(orders))) * (1 + 0.12 * drift(take, 6.0))
-    air = coloured(take.rng, hump(f, c["turbulence_hz"], 1.6) * (0.6 + np.abs(resonances(f, c["body_hz"], 6.0))), take.n)
+    air = colored(take.rng, hump(f, c["turbulence_hz"], 1.6) * (0.6 + np.abs(resonances(f, c["body_hz"], 6.0))), take.n)
     swish = 1 + 0.25 * np.cos(2 * np.pi * blades * turns)
     healthy = blade_tones + c["air"] * (0.85 + 0.3 * take.roughness) * swish * air
     fault = np.zeros(take.n)
@@ -170,7 +170,7 @@ def fan(take: Take) -> tuple[np.ndarray, np.ndarray]:
         fault = np.cos(2 * np.pi * (turns + take.flaw.uniform())) * healthy
     elif take.fault == "rubbing":  # one blade touches the shroud over a tenth of a turn
         touch = np.maximum(np.cos(2 * np.pi * (turns + take.flaw.uniform())), 0.0) ** 12
-        fault = touch * coloured(take.flaw, hump(f, take.flaw.uniform(2200, 3800), 0.7), take.n)
+        fault = touch * colored(take.flaw, hump(f, take.flaw.uniform(2200, 3800), 0.7), take.n)
     elif take.fault == "bearing":
         fault = bearing_strikes(take, turns, 3.57, resonances(f, c["body_hz"][-2:], 12.0))
     return healthy, fault
@@ -188,7 +188,7 @@ def gearbox(take: Take) -> tuple[np.ndarray, np.ndarray]:
     wheel = turns * teeth / c["wheel_teeth"]
     mesh = mesh * (1 + 0.2 * np.cos(2 * np.pi * wheel)) * (1 + 0.08 * drift(take, 6.0))
     shaft = cycle(turns, np.array([1, 2, 3]), np.array([0.5, 0.3, 0.15]), take.make.uniform(size=3))
-    rolling = coloured(take.rng, hump(f, c["rolling_hz"], 1.5), take.n) * (1 + 0.3 * np.cos(2 * np.pi * teeth * turns))
+    rolling = colored(take.rng, hump(f, c["rolling_hz"], 1.5), take.n) * (1 + 0.3 * np.cos(2 * np.pi * teeth * turns))
     body = resonances(f, c["body_hz"], 5.0, floor=0.25)
     healthy = through(mesh + shaft + c["rolling"] * (0.85 + 0.3 * take.roughness) * rolling, body)
     fault = np.zeros(take.n)
@@ -215,7 +215,7 @@ def valve(take: Take) -> tuple[np.ndarray, np.ndarray]:
     ring = resonances(f, c["body_hz"], 18.0)
     second = at + int(c["bounce_s"] * take.rate)  # the armature bounces once
     decay = np.exp(-np.arange(take.n) / (0.06 * take.rate))
-    hiss = coloured(take.rng, hump(f, c["hiss_hz"], 0.8), take.n)
+    hiss = colored(take.rng, hump(f, c["hiss_hz"], 0.8), take.n)
 
     def puff(strength):  # air that goes after each opening
         return through(impulses(take.n, at[:, ::2], strength[:, ::2]), fft.rfft(decay))
@@ -233,7 +233,7 @@ def valve(take: Take) -> tuple[np.ndarray, np.ndarray]:
         hum = cycle(100 / take.rate * np.arange(take.n), np.arange(1, 13), np.arange(1, 13) ** -0.5, take.flaw.uniform(size=12))
         fault = (0.4 * hum * puff(stuck) - clicks(stuck)) / max(take.depth, 1e-9)
     elif take.fault == "leak":  # air goes all the time, more or less as the seat wears
-        fault = coloured(take.flaw, hump(f, take.flaw.uniform(0.8, 1.25) * c["hiss_hz"], 0.6), take.n)
+        fault = colored(take.flaw, hump(f, take.flaw.uniform(0.8, 1.25) * c["hiss_hz"], 0.6), take.n)
     elif take.fault == "chatter":  # the armature strikes again and again before it rests
         lag = (np.cumsum(take.flaw.uniform(0.010, 0.035, (*at.shape, 6)), -1) * take.rate).astype(int)
         fault = 40.0 * through(impulses(take.n, at[..., None] + lag, force[..., None] * 0.8 ** np.arange(6)), ring)
@@ -262,14 +262,14 @@ def slider(take: Take) -> tuple[np.ndarray, np.ndarray]:
     rel = speed / 600.0
     motor = cycle(path / c["lead_mm"], np.arange(1, 25), c["motor"] * take.make.rayleigh(0.5, 24), take.make.uniform(size=24))
     balls = cycle(path / c["ball_mm"], np.arange(1, 9), np.arange(1, 9) ** -0.5, take.make.uniform(size=8))
-    friction = coloured(take.rng, hump(f, c["friction_hz"], 1.3), take.n) * (0.85 + 0.3 * take.roughness)
+    friction = colored(take.rng, hump(f, c["friction_hz"], 1.3), take.n) * (0.85 + 0.3 * take.roughness)
     ends = np.concatenate([passes(clock / period), passes((clock - lasts) / period)])
     body = resonances(f, c["body_hz"], 8.0, floor=0.3)
     knocks = impulses(take.n, ends, 40.0 * ac**0.5 * take.rng.uniform(0.8, 1.2, len(ends)))
     healthy = through((motor + 0.5 * balls) * np.minimum(rel, 1.0) ** 0.5 + 1.5 * friction * rel + knocks, body)
     fault = np.zeros(take.n)
     if take.fault == "dry rail":  # without oil the carriage sticks and slips: a squeal while it is fast
-        squeal = coloured(take.flaw, resonances(f, take.flaw.uniform(1800, 4200, 2), 40.0), take.n)
+        squeal = colored(take.flaw, resonances(f, take.flaw.uniform(1800, 4200, 2), 40.0), take.n)
         fault = squeal * rel * (1 + np.cos(2 * np.pi * path / (3 * c["ball_mm"])))
     elif take.fault == "pitted rail":  # strikes wherever the carriage passes a pit
         where = c["rail_mm"] * np.sort(take.flaw.uniform(0.1, 0.9, 8))
@@ -287,7 +287,7 @@ def bearing(take: Take) -> tuple[np.ndarray, np.ndarray]:
     vel = float(take.attributes["vel"])
     turns = turn(take, vel, 0.003)
     lines = cycle(turns, np.arange(1, 41), take.make.rayleigh(0.3, 40) * np.arange(1, 41) ** -0.3, take.make.uniform(size=40))
-    rolling = coloured(take.rng, hump(f, c["rolling_hz"] * (vel / 10) ** 0.3, 1.4), take.n)
+    rolling = colored(take.rng, hump(f, c["rolling_hz"] * (vel / 10) ** 0.3, 1.4), take.n)
     rolling = rolling * (0.85 + 0.3 * take.roughness) * (1 + 0.3 * np.cos(2 * np.pi * 0.4 * turns))
     place = resonances(f, 500 * 2.0 ** (3 * stream(take.attributes["loc"]).uniform(size=3)), 2.0, floor=0.7)
     body = resonances(f, c["body_hz"], 7.0, floor=0.3) * place
@@ -297,7 +297,7 @@ def bearing(take: Take) -> tuple[np.ndarray, np.ndarray]:
         order = c["balls"] * (0.6 if take.fault == "inner race" else 0.4)
         fault = bearing_strikes(take, turns, order, resonances(f, c["body_hz"][-2:], 12.0) * place)
     elif take.fault == "dry":  # no grease: metal on metal, rising and falling with the cage
-        grind = coloured(take.flaw, hump(f, take.flaw.uniform(3000, 5000), 0.5), take.n)
+        grind = colored(take.flaw, hump(f, take.flaw.uniform(3000, 5000), 0.5), take.n)
         fault = through(grind * (1 + np.cos(2 * np.pi * 0.4 * turns)), place)
     return healthy, fault
 

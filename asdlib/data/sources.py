@@ -54,12 +54,12 @@ def found(sources: Sequence[str | Path], accept: Sequence[str] = ()) -> tuple[pd
 
     Raises
     ------
-    errors.Refusal for a source that does not exist, an unreadable list, or no recording at all
+    errors.InputError for a source that does not exist, an unreadable list, or no recording at all
     """
     places = [Path(source) for source in sources]
     for place in places:
         if not place.exists():
-            raise errors.Refusal(f"{place}: {folders.dangling(place) or 'no such file or folder; check the path'}")
+            raise errors.InputError(f"{place}: {folders.dangling(place) or 'no such file or folder; check the path'}")
     search = _Search(frozenset(accept))
     given = [place for place in places if place.suffix.lower() == ".csv" and place.is_file()]
     search.read_lists(given)
@@ -90,7 +90,7 @@ class _Search:
         passed = folders.passed_over(self.passed)
         if not self.rows:
             first = f"; the first problem is {self.problems[0][0]}: {self.problems[0][1]}" if self.problems else ""
-            raise errors.Refusal(f"no usable recording in {sources}, expected audio files{f'; {passed}' if passed else ''}{first}")
+            raise errors.InputError(f"no usable recording in {sources}, expected audio files{f'; {passed}' if passed else ''}{first}")
         table = pd.DataFrame(list(self.rows.values())).drop(columns="strange", errors="ignore").fillna("")
         numbers = labels.sections(set(table["section"]))
         if len(set(numbers[name] for name in table["section"])) > 1:
@@ -181,7 +181,7 @@ class _Search:
             return {}, {}
         try:
             table, problems = index.index([source])
-        except errors.Refusal:  # not laid out like that
+        except errors.InputError:  # not laid out like that
             return {}, {}
         self.problems += [(row.path, row.reason, False) for row in problems[~problems["left_out"]].itertuples() if not os.path.isdir(row.path)]
         refused = problems[problems["left_out"]]
@@ -275,14 +275,14 @@ def _list_rows(path: Path, problems: folders.Problems) -> Iterator[tuple[str, Pa
         header, lines = lists.read(path)
     except (OSError, ValueError) as error:
         what = getattr(error, "strerror", None) or error
-        raise errors.Refusal(f"{path}: not readable as csv ({what}), expected a header with path and label") from error
+        raise errors.InputError(f"{path}: not readable as csv ({what}), expected a header with path and label") from error
     names = [ALIKE.get(name.lower(), name.lower()) for name in header]
     names = [low if low in LIST_COLUMNS else name for low, name in zip(names, header)]
     if not {"path", "label"} <= set(names):
-        raise errors.Refusal(f"{path}: columns {', '.join(header)} came, expected path and label, and where known split, domain and attributes")
+        raise errors.InputError(f"{path}: columns {', '.join(header)} came, expected path and label, and where known split, domain and attributes")
     twice = [name for place, name in enumerate(names) if name and name in names[:place]]
     if twice:
-        raise errors.Refusal(f"{path}: two columns are called {twice[0]}, expected each name once; rename one of them")
+        raise errors.InputError(f"{path}: two columns are called {twice[0]}, expected each name once; rename one of them")
     for number, cells in lines:
         where, row = f"{path}:{number}", dict(zip(names, [*cells, *[""] * (len(names) - len(cells))]))
         if not row["path"]:

@@ -95,14 +95,14 @@ class Store:
     def audio(self, rows, *, device: torch.device | str | None = None, length: int | None = None, start: int = 0) -> torch.Tensor:
         """Whole clips, float32 (n, samples) in [-1, 1); with `length`, tiled or cropped to it from sample `start`.
 
-        raises : errors.Refusal for clips of different lengths without `length`. Notebook: 02_preprocessing
+        raises : errors.InputError for clips of different lengths without `length`. Notebook: 02_preprocessing
         """
         rows = torch.as_tensor(rows, dtype=torch.int64, device=self.samples.device)
         if length is None:
             found = self.count[rows].unique().tolist()
             if len(found) != 1:
                 came = " and ".join(map(str, found)) or "no"
-                raise errors.Refusal(f"clips of {came} samples came, expected one length; give length to tile or crop them")
+                raise errors.InputError(f"clips of {came} samples came, expected one length; give length to tile or crop them")
             length = int(found[0])
         batch = self.segments(rows, torch.full_like(rows, start), length)
         return batch if device is None else batch.to(device)
@@ -113,10 +113,10 @@ class Store:
         return self.samples[first : first + count].cpu().numpy()
 
     def verify(self) -> None:
-        """Read every sample against its digest; errors.Refusal if one differs."""
+        """Read every sample against its digest; errors.InputError if one differs."""
         for row, expected in enumerate(self.clips["digest"]):
             if sample_digest(self.int16(row)) != expected:
-                raise errors.Refusal(f"{self.folder}: samples of {self.clips['clip'][row]} are damaged; delete the folder to decode again")
+                raise errors.InputError(f"{self.folder}: samples of {self.clips['clip'][row]} are damaged; delete the folder to decode again")
 
 
 def _free_bytes(device: torch.device) -> float:
@@ -135,7 +135,7 @@ def open_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, 
     """The store of a clip table in `folder`: opened if it is there, whole and of these very recordings, else decoded.
 
     threads : of the decoder; none: as many as cores
-    raises : errors.Refusal if no clip is usable or the folder cannot be written; no half store is left. Notebook: 01_data
+    raises : errors.InputError if no clip is usable or the folder cannot be written; no half store is left. Notebook: 01_data
     """
     folder = Path(folder)
     store = find_store(table, problems, folder, data)
@@ -147,10 +147,10 @@ def open_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, 
         with tempfile.TemporaryDirectory(prefix=".decoding-", dir=folder) as scratch:
             _build(table, problems, folder, Path(scratch), source, data, threads)
     except OSError as error:
-        raise errors.Refusal(f"{folder}: decoded clips cannot be written ({reason(error)}); free space or choose another folder") from error
+        raise errors.InputError(f"{folder}: decoded clips cannot be written ({reason(error)}); free space or choose another folder") from error
     store = _open(folder, source, data.sample_rate)
     if store is None:
-        raise errors.Refusal(f"{folder}: another run changed the decoded clips meanwhile; start again")
+        raise errors.InputError(f"{folder}: another run changed the decoded clips meanwhile; start again")
     return store
 
 
@@ -163,7 +163,7 @@ def _build(table, problems, folder: Path, scratch: Path, source: str, data: Data
     with (scratch / "samples").open("wb") as file:
         decoded, problems = decode.inspect(table, problems, data, threads, keep=lambda samples: file.write(samples.data))
     if decoded.empty:
-        raise errors.Refusal(_none_usable(table, problems))
+        raise errors.InputError(_none_usable(table, problems))
     decoded.to_parquet(scratch / "clips.parquet")
     problems.to_parquet(scratch / "problems.parquet")
     fingerprint = _fingerprint(decoded)
@@ -271,20 +271,20 @@ class Clips:
 
         Raises
         ------
-        errors.Refusal for a machine that these clips do not have
+        errors.InputError for a machine that these clips do not have
         """
         own = self._of(machine, without)
         return own.where((own.table["split"] == "train") & (own.table["label"] == "normal"))
 
     def test(self, machine: str = "") -> Clips:
-        """Test clips of one machine ("": of all); errors.Refusal for a machine that these clips do not have."""
+        """Test clips of one machine ("": of all); errors.InputError for a machine that these clips do not have."""
         own = self._of(machine)
         return own.where(own.table["split"] == "test")
 
     def _of(self, machine: str, without: str = "") -> Clips:
         for name in (machine, without):
             if name:
-                errors.known_name("machine", name, self.machines)
+                errors.check_choice("machine", name, self.machines)
         keep = np.ones(len(self), bool)
         if machine:
             keep &= (self.table["machine"] == machine).to_numpy()
@@ -318,7 +318,7 @@ def load_dcase(
 
     Raises
     ------
-    errors.Refusal where no clip is usable, in one sentence
+    errors.InputError where no clip is usable, in one sentence
     """
     data = DataSettings(sample_rate=sample_rate, resample=resample, channel=channel)
     table, problems = index.index([roots] if isinstance(roots, (str, Path)) else list(roots), list(machines))
@@ -328,7 +328,7 @@ def load_dcase(
         samples: list[np.ndarray] = []
         decoded, problems = decode.inspect(table, problems, data, keep=samples.append)
         if decoded.empty:
-            raise errors.Refusal(_none_usable(table, problems))
+            raise errors.InputError(_none_usable(table, problems))
         store = in_memory(decoded, samples, sample_rate, problems)
     return Clips(store, np.arange(len(store)))
 
@@ -345,11 +345,11 @@ def from_arrays(waves: Sequence[np.ndarray], table: pd.DataFrame | None = None, 
 
     Raises
     ------
-    errors.Refusal for no wave, a wave of another shape, too short, not finite or beyond [-1, 1], and for a table of another length
+    errors.InputError for no wave, a wave of another shape, too short, not finite or beyond [-1, 1], and for a table of another length
     """
     given = pd.DataFrame(index=range(len(waves))) if table is None else table.reset_index(drop=True)
     if not len(waves) or len(given) != len(waves):
-        raise errors.Refusal(f"{len(waves)} waveforms and a table of {len(given)} rows came, expected one row per waveform, at least one")
+        raise errors.InputError(f"{len(waves)} waveforms and a table of {len(given)} rows came, expected one row per waveform, at least one")
     samples = [_as_int16(wave, f"waveform {i}", sample_rate, channel) for i, wave in enumerate(waves)]
     default = {"machine": "machine", "section": "00", "split": "train", "domain": "source"}
     full = given.assign(**{name: value for name, value in default.items() if name not in given})
@@ -369,19 +369,19 @@ def _as_int16(wave: np.ndarray, name: str, rate: int, channel: int) -> np.ndarra
     x = np.asarray(wave)
     if x.ndim == 2 and x.shape[0] <= 64:
         if not 0 <= channel < x.shape[0]:
-            raise errors.Refusal(f"{name}: channel {channel} was asked for, it has channels 0 to {x.shape[0] - 1}")
+            raise errors.InputError(f"{name}: channel {channel} was asked for, it has channels 0 to {x.shape[0] - 1}")
         x = x[channel]
     if x.ndim != 1:
         what = "; did you give (samples, channels)?" if x.ndim == 2 else ""
-        raise errors.Refusal(f"{name}: shape {np.shape(wave)}, expected (samples,) or (channels, samples){what}")
+        raise errors.InputError(f"{name}: shape {np.shape(wave)}, expected (samples,) or (channels, samples){what}")
     if len(x) < SHORTEST_S * rate:
-        raise errors.Refusal(f"{name}: {len(x)} samples, expected at least {SHORTEST_S:g} s ({math.ceil(SHORTEST_S * rate)} samples)")
+        raise errors.InputError(f"{name}: {len(x)} samples, expected at least {SHORTEST_S:g} s ({math.ceil(SHORTEST_S * rate)} samples)")
     if x.dtype == np.int16:
         return np.ascontiguousarray(x)
     if x.dtype.kind != "f" or not np.isfinite(x).all():
-        raise errors.Refusal(f"{name}: {x.dtype} with NaN, infinite or other values, expected int16, or finite floats in [-1, 1]")
+        raise errors.InputError(f"{name}: {x.dtype} with NaN, infinite or other values, expected int16, or finite floats in [-1, 1]")
     if np.abs(x).max(initial=0) > 1:
-        raise errors.Refusal(f"{name}: values up to {np.abs(x).max():g}, expected floats in [-1, 1]; did you mean int16?")
+        raise errors.InputError(f"{name}: values up to {np.abs(x).max():g}, expected floats in [-1, 1]; did you mean int16?")
     return np.clip(np.rint(x * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
 
 
@@ -397,16 +397,16 @@ def segment_starts(n_samples: int, n_segments: int = 8, length: int = 32000) -> 
     return starts
 
 
-def standardise(waves: torch.Tensor, mean: float | torch.Tensor | None = None, std: float | torch.Tensor | None = None) -> torch.Tensor:
+def standardize(waves: torch.Tensor, mean: float | torch.Tensor | None = None, std: float | torch.Tensor | None = None) -> torch.Tensor:
     """Waveforms with mean 0 and variance 1: each row by itself, or all by the mean and std given (METHOD 3.2, wave_norm).
 
     waves : float32 (n, samples); mean, std : a number, or (n,) one per row, both or neither
     returns : float32 (n, samples); a silent row becomes zeros, never NaN. Notebook: 02_preprocessing
-    raises : errors.Refusal for waveforms of another shape, or one of mean and std without the other
+    raises : errors.InputError for waveforms of another shape, or one of mean and std without the other
     """
     schemas.waves(waves)
     if (mean is None) != (std is None):
-        raise errors.Refusal("standardise: one of mean and std came, expected both or neither")
+        raise errors.InputError("standardise: one of mean and std came, expected both or neither")
     if mean is None:
         std, mean = torch.std_mean(waves, dim=1, correction=0)
     mean, std = (torch.as_tensor(value, dtype=waves.dtype, device=waves.device).reshape(-1, 1) for value in (mean, std))
@@ -417,7 +417,7 @@ def machine_statistics(store: Store, rows: Sequence[int]) -> tuple[float, float]
     """Mean and std of all samples of the given clips (one machine's training clips), in units of the waveforms.
 
     Exact: sums of integers, clip by clip. Source: METHOD 3.2, wave_norm = machine. Notebook: 02_preprocessing
-    raises : errors.Refusal without a clip
+    raises : errors.InputError without a clip
     """
     total = squares = number = 0
     for row in rows:
@@ -426,5 +426,5 @@ def machine_statistics(store: Store, rows: Sequence[int]) -> tuple[float, float]
         squares += int(samples @ samples)
         number += len(samples)
     if not number:
-        raise errors.Refusal("machine_statistics: no clip came, expected the rows of a machine's training clips")
+        raise errors.InputError("machine_statistics: no clip came, expected the rows of a machine's training clips")
     return total / number / FULL_SCALE, math.sqrt(squares * number - total * total) / number / FULL_SCALE

@@ -45,7 +45,7 @@ from scipy import fft, special
 from scipy.stats import qmc
 
 from asdlib import errors, schemas
-from asdlib.data.machines import MACHINES, Take, coloured, constants, rms, stream, through
+from asdlib.data.machines import MACHINES, Take, colored, constants, rms, stream, through
 from asdlib.settings import setting
 
 
@@ -108,7 +108,7 @@ def render(kind: str, name: str, *, seed: int, where: tuple, domain: str, attrib
     healthy, added = model.sound(take)
     heard, noise = _surroundings(take, name, seed, model.shift, special.ndtri(luck[:9]))
     snr_db = model.snr_db + SNR_SPREAD_DB * special.ndtri(luck[9])
-    sound = (healthy + depth * added) / rms(healthy) + 10 ** (-snr_db / 20) * coloured(rng, noise, n)
+    sound = (healthy + depth * added) / rms(healthy) + 10 ** (-snr_db / 20) * colored(rng, noise, n)
     clip = through(sound, heard)[n - samples :]
     clip *= 10 ** (np.interp(luck[10], (0, 1), LEVEL_DB) / 20) / rms(clip)
     return clip * min(1.0, 0.99 / np.abs(clip).max())
@@ -119,14 +119,14 @@ def _machines(entries: tuple[str, ...]) -> dict[str, str]:
     found = {}
     for entry in entries:
         name, _, kind = entry.partition(":")
-        kind = errors.known_name("kind of synthetic machine", kind or name, list(MACHINES))
+        kind = errors.check_choice("kind of synthetic machine", kind or name, list(MACHINES))
         if not re.fullmatch("[A-Za-z0-9]+", name):
-            raise errors.Refusal(f"machine name {name!r}: expected letters and digits only, as in fan or ToyCar:gearbox")
+            raise errors.InputError(f"machine name {name!r}: expected letters and digits only, as in fan or ToyCar:gearbox")
         if name in found:
-            raise errors.Refusal(f"machine {name!r} was asked for twice, expected each name once; give one of them another name")
+            raise errors.InputError(f"machine {name!r} was asked for twice, expected each name once; give one of them another name")
         found[name] = kind
     if not found:
-        raise errors.Refusal(f"no machine was asked for, expected some of {', '.join(MACHINES)}")
+        raise errors.InputError(f"no machine was asked for, expected some of {', '.join(MACHINES)}")
     return found
 
 
@@ -177,13 +177,13 @@ def write_tree(out: Path, settings: SyntheticSettings, sample_rate: int = 16000)
 
     out : a folder that does not exist yet, or is empty; it appears under its name only when all of it is written
     sample_rate : Hz; mono, 16 bit
-    raises : errors.Refusal for unknown kinds, a folder that is not empty, or a disk that is full or not writable
+    raises : errors.InputError for unknown kinds, a folder that is not empty, or a disk that is full or not writable
     """
     machines, out = _machines(settings.machines), Path(out).absolute()
     if not settings.severity:
-        raise errors.Refusal("setting synthetic.severity: no value came, expected at least one, for example 1.0")
+        raise errors.InputError("setting synthetic.severity: no value came, expected at least one, for example 1.0")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise errors.Refusal(f"{out}: already there and not an empty folder, expected a new one; remove it or choose another name")
+        raise errors.InputError(f"{out}: already there and not an empty folder, expected a new one; remove it or choose another name")
     part = out.with_name(f".{out.name}.part{os.getpid()}")
     try:
         part.mkdir(parents=True)
@@ -191,6 +191,6 @@ def write_tree(out: Path, settings: SyntheticSettings, sample_rate: int = 16000)
             _write_machine(part, name, kind, settings, sample_rate)
         part.rename(out)
     except OSError as error:
-        raise errors.Refusal(f"{out}: not written ({error.strerror or error}); make room or choose a folder you may write to") from error
+        raise errors.InputError(f"{out}: not written ({error.strerror or error}); make room or choose a folder you may write to") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -109,7 +109,7 @@ class Autoencoder(Detector):
         for i, name in enumerate(names):
             try:
                 found[name] = precision(moments[i].cpu().numpy(), int(counts[i]))
-            except errors.Refusal as refusal:
+            except errors.InputError as refusal:
                 refused = refusal
         if not found:
             raise refused
@@ -191,7 +191,7 @@ class Autoencoder(Detector):
         self.precisions = io.tensors(folder / "precisions.safetensors", dict.fromkeys(names, 2))
         square = (self.settings.n_mels, self.settings.n_mels)
         if set(self.precisions) != set(names) or any(matrix.shape != square for matrix in self.precisions.values()):
-            raise errors.Refusal(f"{folder}: its covariances are not of {square[0]} bands in source and target; {io.AGAIN}")
+            raise errors.InputError(f"{folder}: its covariances are not of {square[0]} bands in source and target; {io.AGAIN}")
 
 def fold_of(domain: np.ndarray, folds: int) -> np.ndarray:
     """Fold number of each clip: the clips of a domain are dealt out in turn, so that each fold holds its share.

@@ -63,7 +63,7 @@ class Detector(abc.ABC):
 
     Raises
     ------
-    errors.Refusal for an unknown name, with a suggestion, and for values out of range
+    errors.InputError for an unknown name, with a suggestion, and for values out of range
     """
 
     name: ClassVar[str]
@@ -77,9 +77,9 @@ class Detector(abc.ABC):
     ):  # fmt: skip
         self.settings = configured(self.Settings, settings, fields)
         if not 0 < contamination < 1:
-            raise errors.Refusal(f"contamination: got {contamination}, expected a share between 0 and 1")
-        errors.known_name("precision", precision, ["auto", "float32", "bf16"])
-        self.system = errors.known_name("system", system, list(self.systems)) if system else ""
+            raise errors.InputError(f"contamination: got {contamination}, expected a share between 0 and 1")
+        errors.check_choice("precision", precision, ["auto", "float32", "bf16"])
+        self.system = errors.check_choice("system", system, list(self.systems)) if system else ""
         self.seed, self.device_name, self.precision, self.contamination = seed, device, precision, contamination
         self.device = device if isinstance(device, torch.device) else training.pick_device(device)
         self.checkpoints = Path(checkpoints) if checkpoints is not None else None
@@ -97,7 +97,7 @@ class Detector(abc.ABC):
 
         Raises
         ------
-        errors.Refusal for no clip, clips that are not normal ones, and for what the detector itself needs
+        errors.InputError for no clip, clips that are not normal ones, and for what the detector itself needs
         """
         _check_training(clips)
         self._bind(clips)
@@ -163,7 +163,7 @@ class Detector(abc.ABC):
     def threshold_(self) -> float:
         """The threshold, where the detector was fitted to one machine and section; else see `thresholds_`."""
         if len(self.thresholds_) > 1:
-            raise errors.Refusal(f"{self.name} was fitted to {', '.join(self.thresholds_)}, each with its own threshold; see thresholds_")
+            raise errors.InputError(f"{self.name} was fitted to {', '.join(self.thresholds_)}, each with its own threshold; see thresholds_")
         return next(iter(self.thresholds_.values())).value
 
     def get_params(self, deep: bool = True) -> dict:
@@ -207,7 +207,7 @@ class Detector(abc.ABC):
 
         Raises
         ------
-        errors.Refusal for a file that is missing, damaged or of another detector
+        errors.InputError for a file that is missing, damaged or of another detector
         """
         _check_training(clips)
         self._bind(clips)
@@ -228,13 +228,13 @@ class Detector(abc.ABC):
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             if facts["detector"] != cls.name:
-                raise errors.Refusal(f"{path}: is a {facts['detector']}, expected a {cls.name}")
+                raise errors.InputError(f"{path}: is a {facts['detector']}, expected a {cls.name}")
             settings = from_tree(cls.Settings, facts["settings"])
             rest = {name: facts[name] for name in ("seed", "precision", "contamination", "system")}
-        except errors.Refusal:
+        except errors.InputError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise errors.Refusal(f"{path}: does not hold a detector ({type(error).__name__}); save it again") from error
+            raise errors.InputError(f"{path}: does not hold a detector ({type(error).__name__}); save it again") from error
         return cls(settings, device=device, **rest).restore(folder, clips)
 
     # ---------------------------------------------------------------- what a detector fills in
@@ -276,7 +276,7 @@ class Detector(abc.ABC):
         if store is self.store:
             return self
         if store.rate != self.store.rate:
-            raise errors.Refusal(f"clips at {store.rate} Hz came to a detector fitted at {self.store.rate} Hz; load them at its rate")
+            raise errors.InputError(f"clips at {store.rate} Hz came to a detector fitted at {self.store.rate} Hz; load them at its rate")
         other = copy.copy(self)
         other.home, other.store = self, store
         self._moved(other)
@@ -290,7 +290,7 @@ class Detector(abc.ABC):
 
     def _fitted(self) -> None:
         if not hasattr(self, "store"):
-            raise errors.Refusal(f"this {type(self).__name__} is not fitted; call fit first")
+            raise errors.InputError(f"this {type(self).__name__} is not fitted; call fit first")
 
     def _final(self, table: pd.DataFrame, clips: pd.Series) -> np.ndarray:
         own = table[(table["system"] == (self.system or self.systems[-1])) & (table["component"] == "score")]
@@ -301,10 +301,10 @@ def configured(cls: type, settings, fields: dict):
     """Settings of a class with some fields replaced, checked: unknown names, types and ranges are refused."""
     base = cls() if settings is None else settings
     if not isinstance(base, cls):
-        raise errors.Refusal(f"settings: got {type(base).__name__}, expected {cls.__name__}")
+        raise errors.InputError(f"settings: got {type(base).__name__}, expected {cls.__name__}")
     known = [item.name for item in dataclasses.fields(cls)]
     for name, value in fields.items():
-        errors.known_name(f"setting of {cls.__name__}", name, known)
+        errors.check_choice(f"setting of {cls.__name__}", name, known)
         if isinstance(value, dict):
             nested = type(getattr(base, name))
             fields = fields | {name: from_tree(nested, merged(to_tree(getattr(base, name)), value))}
@@ -315,17 +315,17 @@ def configured(cls: type, settings, fields: dict):
 
 def _check_training(clips: Clips) -> None:
     if not isinstance(clips, Clips):
-        raise errors.Refusal(f"{type(clips).__name__} came, expected Clips; make them with load_dcase or from_arrays")
+        raise errors.InputError(f"{type(clips).__name__} came, expected Clips; make them with load_dcase or from_arrays")
     if not len(clips):
-        raise errors.Refusal("no training clip came, expected at least one normal clip; is there a train folder?")
+        raise errors.InputError("no training clip came, expected at least one normal clip; is there a train folder?")
     odd = clips.table[clips.table["label"] != "normal"]
     if len(odd):
-        raise errors.Refusal(f"{odd['clip'].iloc[0]} is {odd['label'].iloc[0]}, expected normal clips to fit; take clips.train(...)")
+        raise errors.InputError(f"{odd['clip'].iloc[0]} is {odd['label'].iloc[0]}, expected normal clips to fit; take clips.train(...)")
 
 
 def _of_store(others: Clips, store: Store) -> np.ndarray:
     if others.store is not store:
-        raise errors.Refusal("clips of other machines came from another store, expected the store of the training clips; load them together")
+        raise errors.InputError("clips of other machines came from another store, expected the store of the training clips; load them together")
     return np.asarray(others.rows, np.int64)
 
 
@@ -400,18 +400,18 @@ def machine_rows(clips: pd.DataFrame, machine: str, split: str) -> np.ndarray:
 def training_rows(clips: pd.DataFrame, machine: str) -> np.ndarray:
     """Store rows of a machine's normal training clips; a machine without one is refused.
 
-    returns : int (clips,), rising.  raises : errors.Refusal
+    returns : int (clips,), rising.  raises : errors.InputError
     """
     rows = machine_rows(clips, machine, "train")
     if len(rows) == 0:
-        raise errors.Refusal(f"machine {machine} has no usable training clip; add recordings or leave it out with --machines")
+        raise errors.InputError(f"machine {machine} has no usable training clip; add recordings or leave it out with --machines")
     return rows
 
 
 def score_table(clips: pd.DataFrame, rows: np.ndarray, scores: Scores, seed: int) -> pd.DataFrame:
     """Scores of the clips at `rows` as a score table (schemas.SCORE_COLUMNS).
 
-    rows : int (clips,).  scores : (system, component) -> float (clips,).  raises : errors.Refusal for scores that are not finite
+    rows : int (clips,).  scores : (system, component) -> float (clips,).  raises : errors.InputError for scores that are not finite
     """
     facts = clips.iloc[rows][["machine", "section", "split", "domain", "label", "clip"]]
     parts = [facts.assign(system=system, component=component, score=values, seed=seed) for (system, component), values in scores.items()]
@@ -421,7 +421,7 @@ def score_table(clips: pd.DataFrame, rows: np.ndarray, scores: Scores, seed: int
 def training_clips(store: Store, machines: Sequence[str]) -> tuple[Clips, Clips]:
     """Normal training clips of some machines, and those of all other machines of the store.
 
-    raises : errors.Refusal for a machine without training clips
+    raises : errors.InputError for a machine without training clips
     """
     own = np.concatenate([training_rows(store.clips, machine) for machine in machines])
     normal = (store.clips["split"] == "train") & (store.clips["label"] == "normal")
@@ -432,7 +432,7 @@ def detect(detector: Detector, store: Store, machines: Sequence[str]) -> pd.Data
     """Fit a detector to the training clips of the machines (one, or all that share a network) and score all their clips.
 
     returns : score table of the components; test rows as a clip alone would be scored, train rows leave-clip-out
-    raises : errors.Refusal for a machine without training clips
+    raises : errors.InputError for a machine without training clips
     """
     test = np.concatenate([machine_rows(store.clips, machine, "test") for machine in machines])
     tables = [detector.fit(*training_clips(store, machines)).training_table_]

@@ -27,7 +27,7 @@ from safetensors.numpy import load_file, save_file
 
 from asdlib import augment, errors
 from asdlib.data.index import training_classes
-from asdlib.data.store import Store, machine_statistics, standardise
+from asdlib.data.store import Store, machine_statistics, standardize
 from asdlib.detectors.base import BATCH_SAMPLES, Detector, Scores, clip_by_clip
 from asdlib.models import classifier, training
 from asdlib.models.classifier import Batch
@@ -55,7 +55,7 @@ class Classifier(Detector):
     def __init__(self, settings=None, **keywords):
         super().__init__(settings, **keywords)
         if self.settings.smote.space != "embed":
-            raise errors.Refusal(f"setting classifier.smote.space: got {self.settings.smote.space!r}, the classifier knows 'embed' only; set that")
+            raise errors.InputError(f"setting classifier.smote.space: got {self.settings.smote.space!r}, the classifier knows 'embed' only; set that")
 
     def _prepare(self) -> None:
         """Classes, the held-out clips, and a network with fresh weights."""
@@ -64,12 +64,12 @@ class Classifier(Detector):
         names = training_classes(self.store.clips)[self.train_rows]
         self.classes, self.codes = np.unique(names.to_numpy(dtype=object).astype(str), return_inverse=True)
         if len(self.classes) < 2:
-            raise errors.Refusal(
+            raise errors.InputError(
                 f"the training clips make 1 class ({self.classes[0]}), expected 2 or more; add machines, or take classifier out of systems"
             )
         for machine, count in zip(*np.unique(self.machines[self.train_rows], return_counts=True)):
             if count < backends.FEWEST:  # said before hours of training, not after
-                raise errors.Refusal(
+                raise errors.InputError(
                     f"machine {machine} has {count} training clip{'s' * int(count > 1)}, the classifier's back-ends expect at least "
                     f"{backends.FEWEST}; add recordings or leave it out with --machines"
                 )
@@ -101,7 +101,7 @@ class Classifier(Detector):
         if self.settings.wave_norm == "none":
             return wave
         index = rows.to(self.mean.device)
-        return standardise(wave) if self.settings.wave_norm == "clip" else standardise(wave, self.mean[index], self.std[index])
+        return standardize(wave) if self.settings.wave_norm == "clip" else standardize(wave, self.mean[index], self.std[index])
 
     def _fit(self, others: np.ndarray) -> None:
         """Train on the training clips of all machines, less the held-out ones, then embed all of them."""
@@ -167,7 +167,7 @@ class Classifier(Detector):
         """(machine or section, positions in rows); one that was not trained on is refused."""
         of = self.group_of(self.store.clips.iloc[rows])
         for machine in np.unique(of):
-            errors.known_name("machine of a trained classifier", machine, sorted(set(self.group)))
+            errors.check_choice("machine of a trained classifier", machine, sorted(set(self.group)))
             yield machine, np.flatnonzero(of == machine)
 
     def _backends_of(self, machine: str) -> dict[str, backends.Backend]:
@@ -273,7 +273,7 @@ class Classifier(Detector):
         training.load_weights(self.net, folder / "weights.safetensors")
         self.embeddings = dict(zip(*load_embeddings(folder)))
         if not set(self.train_rows.tolist()) <= set(self.embeddings):
-            raise errors.Refusal(f"{folder / EMBEDDINGS}: lacks the embeddings of some training clips; run the study again")
+            raise errors.InputError(f"{folder / EMBEDDINGS}: lacks the embeddings of some training clips; run the study again")
         self._keep(self.train_rows, self._vectors(self.train_rows))
 
     def _moved(self, other: Classifier) -> None:
@@ -284,14 +284,14 @@ class Classifier(Detector):
 def load_embeddings(folder: Path) -> tuple[list[int], np.ndarray]:
     """Store rows and their embeddings float32 (n, dim · branches) of a finished classifier, without its network.
 
-    raises : errors.Refusal for a file that is missing, torn or foreign
+    raises : errors.InputError for a file that is missing, torn or foreign
     """
     path = folder / EMBEDDINGS
     try:
         found = load_file(path)
         return found["clip"].tolist(), found["embedding"]
     except Exception as error:
-        raise errors.Refusal(f"{path}: does not hold embeddings ({type(error).__name__}); run the study again") from error
+        raise errors.InputError(f"{path}: does not hold embeddings ({type(error).__name__}); run the study again") from error
 
 
 def ablations(settings: classifier.ClassifierSettings) -> dict[str, classifier.ClassifierSettings]:

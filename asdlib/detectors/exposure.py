@@ -28,7 +28,7 @@ from torch import Tensor
 
 from asdlib import augment, errors, features
 from asdlib.data.index import attribute_keys
-from asdlib.data.store import Store, machine_statistics, segment_starts, standardise
+from asdlib.data.store import Store, machine_statistics, segment_starts, standardize
 from asdlib.detectors.base import BATCH_SAMPLES
 from asdlib.models import oevae
 
@@ -37,7 +37,7 @@ LISTEN = 32  # clips of a machine that are compared to find the nearest machines
 
 
 @dataclass(frozen=True)
-class Items:
+class Segments:
     """Segments of clips, tensors (n,) on the device: store row, first sample, mean and std that standardise them.
 
     whole : whether every segment lies within its clip
@@ -52,21 +52,21 @@ class Items:
     def __len__(self) -> int:
         return len(self.row)
 
-    def __getitem__(self, index: Tensor) -> Items:
-        return Items(self.row[index], self.start[index], self.mean[index], self.std[index], self.whole)
+    def __getitem__(self, index: Tensor) -> Segments:
+        return Segments(self.row[index], self.start[index], self.mean[index], self.std[index], self.whole)
 
     def distinct(self) -> Tensor:
         """Positions of all segments but those that repeat the one before: a clip no longer than a segment has only one."""
         new = (self.row.diff() != 0) | (self.start.diff() != 0)
         return torch.cat([new.new_ones(1), new]).nonzero()[:, 0]
 
-    def joined(self, other: Items) -> Items:
+    def joined(self, other: Segments) -> Segments:
         """These, then the others."""
         pairs = [torch.cat([getattr(self, name), getattr(other, name)]) for name in ("row", "start", "mean", "std")]
-        return Items(*pairs, self.whole and other.whole)
+        return Segments(*pairs, self.whole and other.whole)
 
 
-class Front:
+class SegmentFeatures:
     """From store rows to segments, and from segments to the log-mel that the network sees (OEVAEFeatures).
 
     train_rows : the target machine's training clips; with wave_norm = "machine" their one mean and std standardise
@@ -79,20 +79,20 @@ class Front:
         self.length = round(self.settings.segment_s * self.rate)
         self.fixed = machine_statistics(store, train_rows) if self.settings.wave_norm == "machine" else None
 
-    def on(self, store: Store) -> Front:
+    def on(self, store: Store) -> SegmentFeatures:
         """The same front for the clips of another store, standardised as before."""
         other = copy.copy(self)
         other.store = store.to(self.store.device)
         return other
 
-    def items(self, rows: np.ndarray) -> Items:
+    def items(self, rows: np.ndarray) -> Segments:
         """All segments of some clips, clip by clip."""
         samples, count = self.store.clips["samples"].to_numpy()[rows], self.settings.segments
         starts = {size: segment_starts(size, count, self.length) for size in np.unique(samples)}
         start = np.concatenate([starts[size] for size in samples])
         mean, std = (torch.from_numpy(values).to(self.store.device).repeat_interleave(count) for values in self._statistics(rows, samples))
         row, start = (torch.as_tensor(values, device=self.store.device) for values in (np.repeat(rows, count), start))
-        return Items(row, start, mean, std, bool((samples >= self.length).all()))
+        return Segments(row, start, mean, std, bool((samples >= self.length).all()))
 
     def _statistics(self, rows: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and std of each whole clip, or the machine's."""
@@ -104,9 +104,9 @@ class Front:
                 std[part], mean[part] = (values.cpu().numpy() for values in found)
         return mean, std
 
-    def waves(self, items: Items) -> Tensor:
+    def waves(self, items: Segments) -> Tensor:
         """Standardised waveforms, float32 (n, samples)."""
-        return standardise(self.store.segments(items.row, items.start, self.length, whole=items.whole), items.mean, items.std)
+        return standardize(self.store.segments(items.row, items.start, self.length, whole=items.whole), items.mean, items.std)
 
     def log_mel(self, waves: Tensor) -> Tensor:
         """float32 (n, 1, mels, frames), dB."""
@@ -115,7 +115,7 @@ class Front:
         return features.log_mel(waves, **shape, rate=self.rate)
 
     @torch.inference_mode()
-    def all_log_mels(self, items: Items) -> Tensor:
+    def all_log_mels(self, items: Segments) -> Tensor:
         """Log-mel of many segments, block by block."""
         step = max(1, BATCH_SAMPLES // self.length)
         return torch.cat([self.log_mel(self.waves(items[part])) for part in torch.arange(len(items), device=items.row.device).split(step)])
@@ -145,7 +145,7 @@ def nearest_machines(store: Store, device: torch.device, settings, machine: str,
     centres = {}
     for name in [machine, *others]:
         rows = np.flatnonzero(normal & (table["machine"] == name))[:LISTEN]
-        front = Front(store, device, settings, rows)
+        front = SegmentFeatures(store, device, settings, rows)
         centres[name] = front.all_log_mels(front.items(rows)).mean((0, 1, 3))
     gap = {name: float((centres[name] - centres[machine]).square().sum()) for name in others}
     return sorted(others, key=gap.get)[: max(1, round(NEAREST * len(others)))]
@@ -169,7 +169,7 @@ class Target:
     prior : float, k·v; conditioned : bool; labels : float (n, A); mels : log-mel of the synthetic items, None without
     """
 
-    items: Items
+    items: Segments
     prior: Tensor
     conditioned: Tensor
     labels: Tensor
@@ -178,7 +178,7 @@ class Target:
     def __len__(self) -> int:
         return len(self.items)
 
-    def with_synthetic(self, blend: augment.Blend, mels: Tensor) -> Target:
+    def with_synthetic(self, blend: augment.MixPairs, mels: Tensor) -> Target:
         """The same and new items interpolated between pairs of them (SMOTE in log-mel space)."""
         same = torch.zeros(len(self), dtype=torch.int64, device=self.prior.device)
         prior, conditioned = blend.condition(self.prior, self.conditioned, same)
@@ -187,7 +187,7 @@ class Target:
         return Target(self.items.joined(parents), *new, mels)
 
 
-def same_segments(front: Front) -> str:
+def same_segments(front: SegmentFeatures) -> str:
     """What to say where all segments of every clip of the store start at its first sample; "" elsewhere."""
     s = front.settings
     if s.segments == 1 or front.store.clips["samples"].max() > front.length:
@@ -195,13 +195,13 @@ def same_segments(front: Front) -> str:
     return f"no clip is longer than a segment ({s.segment_s:g} s): its {s.segments} segments are one and the same, and one of them is used"
 
 
-class Exposure:
+class OutlierExposureBatches:
     """The batches of one target machine's training.
 
     others, weights : items of the other machines and their probabilities, float64 (m,)
     """
 
-    def __init__(self, front: Front, settings, target: Target, others: Items, weights: np.ndarray):
+    def __init__(self, front: SegmentFeatures, settings, target: Target, others: Segments, weights: np.ndarray):
         self.front, self.settings, self.target = front, settings, target
         self.others, n, device = others, len(target), target.prior.device
         self.items = target.items.joined(others)
@@ -229,7 +229,7 @@ class Exposure:
         dice = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
         return torch.searchsorted(self.cumulative, dice).clamp_(max=len(self.others) - 1)
 
-    def plan(self, generator: torch.Generator) -> tuple[Tensor, augment.Blend]:
+    def plan(self, generator: torch.Generator) -> tuple[Tensor, augment.MixPairs]:
         """One epoch: items (2n,) in the order of the batches, target before pseudo-anomalous in each, and who is mixed with whom.
 
         Partners are of the same batch; without `mixup.outliers` target segments mix among themselves, and so do the others.
@@ -250,10 +250,10 @@ class Exposure:
         index, blend = self.plan(generator)
         for low in range(0, len(index), 2 * self.half):
             part = slice(low, min(low + 2 * self.half, len(index)))
-            mixed = augment.Blend(blend.first[part] - low, blend.second[part] - low, blend.weight[part])
+            mixed = augment.MixPairs(blend.first[part] - low, blend.second[part] - low, blend.weight[part])
             yield self.batch(index[part], mixed, kl_weight())
 
-    def batch(self, index: Tensor, blend: augment.Blend, kl_weight=1.0) -> oevae.Batch:
+    def batch(self, index: Tensor, blend: augment.MixPairs, kl_weight=1.0) -> oevae.Batch:
         """Items by position, mixed: sound, t, prior and labels move together."""
         x = self.front.log_mel(blend.of(self.front.waves(self.items[index])))
         if self.target.mels is not None:
@@ -265,7 +265,7 @@ class Exposure:
         return oevae.Batch(x, blend.of(self.t[index]), prior, conditioned, labels, kl_weight)
 
 
-def target_items(front: Front, rows: np.ndarray, prior: np.ndarray, conditioned: np.ndarray, labels: np.ndarray) -> Target:
+def target_items(front: SegmentFeatures, rows: np.ndarray, prior: np.ndarray, conditioned: np.ndarray, labels: np.ndarray) -> Target:
     """Items of some of the target machine's training clips.
 
     prior, conditioned : (clips,) of `prior_means`.  labels : float32 (clips, A) of `attribute_labels`
@@ -295,15 +295,15 @@ def held_out(groups: np.ndarray, share: float, rng: np.random.Generator) -> np.n
 
 
 def check_machines(table: pd.DataFrame, rows: np.ndarray, others: np.ndarray) -> None:
-    """Refuse (errors.Refusal) training clips of several machines, and pseudo-anomalies that are none.
+    """Refuse (errors.InputError) training clips of several machines, and pseudo-anomalies that are none.
 
     rows, others : int (clips,) of the store
     """
     machine = table["machine"].iloc[rows].unique()
     if len(machine) != 1:
-        raise errors.Refusal(f"oevae: training clips of {', '.join(machine)} came, expected those of one machine; train one model per machine")
+        raise errors.InputError(f"oevae: training clips of {', '.join(machine)} came, expected those of one machine; train one model per machine")
     if len(others) == 0:
-        raise errors.Refusal(f"oevae: {machine[0]} is the only machine with training clips, expected others as pseudo-anomalies; "
+        raise errors.InputError(f"oevae: {machine[0]} is the only machine with training clips, expected others as pseudo-anomalies; "
                              "add recordings of other machines, or leave oevae out of systems")  # fmt: skip
     if (table["machine"].iloc[others] == machine[0]).any() or (table["label"].iloc[others] != "normal").any():
-        raise errors.Refusal(f"oevae: others hold clips of {machine[0]} or clips that are not normal; take clips.train(without={machine[0]!r})")
+        raise errors.InputError(f"oevae: others hold clips of {machine[0]} or clips that are not normal; take clips.train(without={machine[0]!r})")

@@ -67,7 +67,9 @@ class NearestNeighbor(Detector):
         x = train.astype(np.float64) - train.mean(0, dtype=np.float64)
         n = len(x)
         if n <= self.settings.k:
-            raise errors.Refusal(f"{n} training clips came, expected more than baseline_knn.k = {self.settings.k}; add recordings or use a smaller k")
+            raise errors.InputError(
+                f"{n} training clips came, expected more than baseline_knn.k = {self.settings.k}; add recordings or use a smaller k"
+            )
         mean = (x.sum(0) - x) / (n - 1)
         variance = ((x * x).sum(0) - x * x) / (n - 1) - mean * mean
         weight = 1.0 / np.maximum(variance, SMALLEST_DB**2)  # (n, dim): row i as clip i sees the others

@@ -39,7 +39,7 @@ EVAL_ITEMS = 256  # segments per forward pass when nothing is learnt
 INIT, SPLIT, EVALUATE, MIX, REFIT = range(101, 106)  # purposes of random draws, beside the epochs
 
 
-class Pass(NamedTuple):
+class ForwardPass(NamedTuple):
     """Segments through the network: h (n, dim), mu, logvar (n, latent), α mode -> (n,), all float32; clip int (n,), position in the rows."""
 
     h: np.ndarray
@@ -49,7 +49,7 @@ class Pass(NamedTuple):
     clip: np.ndarray
 
 
-class References(NamedTuple):
+class MemoryBank(NamedTuple):
     """What β measures distances to: h float32 (n, dim); parents int64 (n, 2), store rows of the clips behind each; target bool (n,)."""
 
     h: np.ndarray
@@ -65,7 +65,7 @@ class OEVAE(Detector):
     def _fit(self, others: np.ndarray) -> None:
         """Train against clips of other machines, then fit the references and the VAEs of the other k_scales.
 
-        raises : errors.Refusal for clips of several machines, and without those of another one
+        raises : errors.InputError for clips of several machines, and without those of another one
         """
         s, clips, train_rows = self.settings, self.store.clips, self.train_rows
         exposure.check_machines(clips, train_rows, others)
@@ -85,7 +85,7 @@ class OEVAE(Detector):
             machine = clips["machine"].to_numpy()[items.row.cpu().numpy()] if items else None
             parts.append((items, exposure.draw_weights(machine, near, s.near)) if items else None)
         target = self._target(train_rows[~kept])
-        outliers = exposure.Exposure(self.front, s, target, *parts[0])
+        outliers = exposure.OutlierExposureBatches(self.front, s, target, *parts[0])
         self.net = self._network()
         warm = max(s.kl_warmup * outliers.steps, 1.0)
         self.history = training.fit(
@@ -111,9 +111,9 @@ class OEVAE(Detector):
         self.condition = condition(clips, **choice, seed=self.seed, machine=self.machine)
         v = self._v(train_rows)
         self.centre = float(v[np.isfinite(v)].mean()) if np.isfinite(v).any() else 0.0
-        self.front = exposure.Front(self.store, self.device, s.features, train_rows)
+        self.front = exposure.SegmentFeatures(self.store, self.device, s.features, train_rows)
         self.labels = exposure.attribute_labels(clips.iloc[train_rows], v) if s.attribute_weight > 0 else np.zeros((len(train_rows), 0), np.float32)
-        self._passes: dict[int, Pass] = {}
+        self._passes: dict[int, ForwardPass] = {}
 
     def _v(self, rows: np.ndarray) -> np.ndarray:
         return self.condition.v.reindex(self.store.clips.index[rows]).to_numpy(float)
@@ -138,7 +138,7 @@ class OEVAE(Detector):
             self.synthetic_parents = blend.parents(target.items.row.cpu().numpy())
         return target
 
-    def _smote(self, x: np.ndarray | torch.Tensor, items: exposure.Items) -> augment.Blend:
+    def _smote(self, x: np.ndarray | torch.Tensor, items: exposure.Segments) -> augment.MixPairs:
         """SMOTE between the items of each domain (and section). One clip gets no items, few clips choose among as many as there are."""
         smote, (domain, rows) = self.settings.smote, self._groups(items)
         domain = domain.astype(object) + self.group[np.searchsorted(self.train_rows, rows)]
@@ -148,20 +148,20 @@ class OEVAE(Detector):
         most = (min((count for count in clips.values() if count > 1), default=2) - 1) * per_clip
         blend = augment.smote(x[several], domain[several], rows[several], ratio=smote.ratio, k=min(smote.k, most), seed=self.seed)
         place = torch.from_numpy(several)
-        return augment.Blend(place[blend.first], place[blend.second], blend.weight)
+        return augment.MixPairs(place[blend.first], place[blend.second], blend.weight)
 
-    def _groups(self, items: exposure.Items) -> tuple[np.ndarray, np.ndarray]:
+    def _groups(self, items: exposure.Segments) -> tuple[np.ndarray, np.ndarray]:
         """Domain and clip of each item."""
         rows = items.row.cpu().numpy()
         return self.store.clips["domain"].to_numpy()[rows], rows
 
-    def _evaluation(self, kept: np.ndarray, others: exposure.Items, weights: np.ndarray) -> Callable[[], dict[str, float]]:
+    def _evaluation(self, kept: np.ndarray, others: exposure.Segments, weights: np.ndarray) -> Callable[[], dict[str, float]]:
         """Measures separation on clips that are not trained on, and how many latent channels move over the normal ones."""
         items = self.front.items(kept)
         labels = torch.zeros(len(items), 0, device=self.device)
         normal = exposure.Target(items, labels.new_zeros(len(items)), labels.new_zeros(len(items)).bool(), labels)
         draws = training.generator_for(self.seed, EVALUATE, device=self.device)
-        drawn = exposure.Exposure(self.front, self.settings, normal, others, weights).draw_others(len(items), draws)
+        drawn = exposure.OutlierExposureBatches(self.front, self.settings, normal, others, weights).draw_others(len(items), draws)
         x = self.front.all_log_mels(items.joined(others[drawn]))
         n, domain = len(items), self.settings.domain_latent
 
@@ -180,7 +180,7 @@ class OEVAE(Detector):
 
     @training.one_thread()
     @torch.inference_mode()
-    def _pass(self, rows: np.ndarray) -> Pass:
+    def _pass(self, rows: np.ndarray) -> ForwardPass:
         """Clips through the network in float32, each computed once: one after the other (see `clip_by_clip`), on a GPU training clips in blocks."""
         count, new = self.settings.features.segments, rows[~np.isin(rows, list(self._passes))]
         own, size = np.isin(new, self.train_rows), max(1, EVAL_ITEMS // count) if self.device.type == "cuda" else 1
@@ -190,13 +190,13 @@ class OEVAE(Detector):
             alpha = losses.alpha_scores(out.vae, domain=self.net.vae.domain)
             parts = [np.split(values.cpu().numpy(), len(block)) for values in (out.h, out.vae.mu, out.vae.logvar, *alpha.values())]
             for row, *of_clip in zip(block, *parts):
-                self._passes[int(row)] = Pass(*of_clip[:3], dict(zip(alpha, of_clip[3:])), np.zeros(count, int))
+                self._passes[int(row)] = ForwardPass(*of_clip[:3], dict(zip(alpha, of_clip[3:])), np.zeros(count, int))
         found = [self._passes[int(row)] for row in rows]
         h, mu, logvar = (np.concatenate([getattr(part, name) for part in found]) for name in ("h", "mu", "logvar"))
         alpha = {mode: np.concatenate([part.alpha[mode] for part in found]) for mode in found[0].alpha}
-        return Pass(h, mu, logvar, alpha, np.repeat(np.arange(len(rows)), self.settings.features.segments))
+        return ForwardPass(h, mu, logvar, alpha, np.repeat(np.arange(len(rows)), self.settings.features.segments))
 
-    def _made_references(self, target: exposure.Target) -> References:
+    def _made_references(self, target: exposure.Target) -> MemoryBank:
         """Embeddings of the training segments, of SMOTE items between them and of mixtures of their waveforms."""
         s, device = self.settings, self.device
         items = self.front.items(self.train_rows)
@@ -206,17 +206,17 @@ class OEVAE(Detector):
         draws = training.generator_for(self.seed, MIX, device="cpu")
         mixed = augment.draw_mixup(len(items), prob=s.mixup.prob, beta=s.mixup.beta, generator=draws)
         some = mixed.weight < 1
-        mixed = augment.Blend(mixed.first[some], mixed.second[some], mixed.weight[some])
-        parts = [(embedded, np.stack([rows, rows], 1), domain == "target"), (self._of_mixtures(items, mixed), *self._kin(mixed, rows, domain))]
+        mixed = augment.MixPairs(mixed.first[some], mixed.second[some], mixed.weight[some])
+        parts = [(embedded, np.stack([rows, rows], 1), domain == "target"), (self._of_mixtures(items, mixed), *self._parents(mixed, rows, domain))]
         if s.smote.space == "embed" and s.smote.ratio > 0:
             blend = self._smote(embedded, items)
-            parts.append((blend.of(embedded), *self._kin(blend, rows, domain)))
+            parts.append((blend.of(embedded), *self._parents(blend, rows, domain)))
         elif target.mels is not None:
             with torch.inference_mode():
                 h = torch.cat([self.net.embed(part.to(device)) for part in target.mels.split(EVAL_ITEMS)]).cpu().numpy()
             clips = self.store.clips["domain"].to_numpy()
             parts.append((h, self.synthetic_parents, clips[self.synthetic_parents[:, 0]] == "target"))
-        return References(*(np.concatenate(values) for values in zip(*parts)))
+        return MemoryBank(*(np.concatenate(values) for values in zip(*parts)))
 
     def _reference_groups(self) -> np.ndarray:
         """Group of each reference, str (references,); "" for a mixture of clips of two groups, which is a reference of none."""
@@ -224,13 +224,13 @@ class OEVAE(Detector):
         return np.where(first == second, first, "")
 
     @staticmethod
-    def _kin(blend: augment.Blend, rows: np.ndarray, domain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _parents(blend: augment.MixPairs, rows: np.ndarray, domain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Both parents' rows, and whether the heavier parent is of the target domain."""
         heavier = np.where(blend.weight.numpy() >= 0.5, blend.first.numpy(), blend.second.numpy())
         return blend.parents(rows), domain[heavier] == "target"
 
     @torch.inference_mode()
-    def _of_mixtures(self, items: exposure.Items, blend: augment.Blend) -> np.ndarray:
+    def _of_mixtures(self, items: exposure.Segments, blend: augment.MixPairs) -> np.ndarray:
         """Embeddings of mixed waveforms, float32 (mixtures, dim)."""
         device, out = items.row.device, [np.zeros((0, self.net.dim), np.float32)]
         for part in torch.arange(len(blend)).split(EVAL_ITEMS) if len(blend) else ():
@@ -357,7 +357,7 @@ class OEVAE(Detector):
         found = io.tensors(folder / f"{EMBEDDINGS}.safetensors", {"rows": 1, "trained": 1})
         trained = dict(zip(found["rows"].tolist(), found["trained"].tolist()))
         self.trained = np.array([bool(trained[row]) for row in self.train_rows])
-        self.references = References(**io.tensors(folder / "references.safetensors", {}))
+        self.references = MemoryBank(**io.tensors(folder / "references.safetensors", {}))
         self.reference_group = self._reference_groups()
         state, self.heads, s = io.tensors(folder / "refits.safetensors", {}), {}, self.settings
         for scale in s.k_scales:
@@ -366,7 +366,7 @@ class OEVAE(Detector):
             try:
                 self.heads[scale].load_state_dict({name.partition("/")[2]: value for name, value in named.items()})
             except RuntimeError as error:
-                raise errors.Refusal(f"{folder}: holds no VAE for k_scale {scale:g}; run stage 05_oevae again") from error
+                raise errors.InputError(f"{folder}: holds no VAE for k_scale {scale:g}; run stage 05_oevae again") from error
 
     def _moved(self, other: OEVAE) -> None:
         other.front, other._passes, other.train_rows = self.front.on(other.store), {}, np.empty(0, np.int64)

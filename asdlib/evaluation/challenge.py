@@ -46,7 +46,7 @@ def _path(folder: Path, kind: str, key: Key) -> Path:
 def _refuse(what: str, listed: list[str]) -> None:
     if listed:
         lines = "".join(f"\n  {line}" for line in listed)
-        raise errors.Refusal(f"{what}, expected none of these; correct them:{lines}")
+        raise errors.InputError(f"{what}, expected none of these; correct them:{lines}")
 
 
 # ---------------------------------------------------------------- writing
@@ -59,13 +59,13 @@ def write(
 
     folder : new or empty.  clips, problems : of the store; recordings in test folders that were left out are refused
     scores : score table with train and test rows of `system`, component score, and `seed`; the threshold comes from the train rows
-    returns : the files.  raises : errors.Refusal with the list of what the official evaluator would skip, swallow or crash on
+    returns : the files.  raises : errors.InputError with the list of what the official evaluator would skip, swallow or crash on
     """
     folder, test = Path(folder), clips[clips["split"] == "test"]
     own = scores[(scores["system"] == system) & (scores["component"] == "score") & (scores["seed"] == seed)]
     _refuse(f"{system} cannot be submitted", _gaps(clips, problems, own))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise errors.Refusal(f"{folder} exists and is not empty, expected a new folder; nothing is overwritten, name another")
+        raise errors.InputError(f"{folder} exists and is not empty, expected a new folder; nothing is overwritten, name another")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
@@ -83,7 +83,7 @@ def write(
                 folder.rmdir()
             os.rename(beside, folder)
     except OSError as error:
-        raise errors.Refusal(f"{error.filename or folder}: {error.strerror or error}; free space or name another folder") from error
+        raise errors.InputError(f"{error.filename or folder}: {error.strerror or error}; free space or name another folder") from error
     return sorted(folder.glob("*.csv"))
 
 
@@ -183,7 +183,7 @@ def ground_truth(folder: str | Path) -> pd.DataFrame:
 
     folder : holds ground_truth_data and ground_truth_domain, and maybe ground_truth_attributes
     returns : machine, section, name, label (normal, anomaly), domain (source, target), full (name with attributes, or the name again)
-    raises : errors.Refusal with the list of what is missing or does not fit together
+    raises : errors.InputError with the list of what is missing or does not fit together
     """
     folder, tables, wrong = Path(folder), [], []
     for path in sorted((folder / "ground_truth_data").glob("ground_truth_*_test.csv")):
@@ -206,7 +206,7 @@ def ground_truth(folder: str | Path) -> pd.DataFrame:
         tables.append(pd.DataFrame(rows, columns=["machine", "section", "name", "label", "domain", "full"]))
     _refuse(f"{folder}: ground truth does not fit together", wrong)
     if not tables:
-        raise errors.Refusal(f"{folder}: no ground_truth_data/ground_truth_<machine>_section_<NN>_test.csv, expected the evaluator's folders")
+        raise errors.InputError(f"{folder}: no ground_truth_data/ground_truth_<machine>_section_<NN>_test.csv, expected the evaluator's folders")
     return pd.concat(tables, ignore_index=True)
 
 
@@ -220,7 +220,7 @@ def evaluate(folder: str | Path, truth: str | Path, settings: metrics.MetricsSet
     returns : (metric table of system = the folder's name, machine "all" and metric omega is the official score; RESULT_COLUMNS, where
         domain is source or target and machine "all" holds the harmonic means over machines). Machines of several sections stand as
         <machine>_<section>
-    raises : errors.Refusal with the list of faults
+    raises : errors.InputError with the list of faults
     """
     folder, clips = Path(folder), ground_truth(truth)
     expected, full = {}, {}

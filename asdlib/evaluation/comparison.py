@@ -44,12 +44,12 @@ class Pairs:
 
         returns : PAIRED_COLUMNS; value, interval, and p: twice the smaller share of resamples on either side of zero (a two-sided
             bootstrap p-value, not below 2 / (resamples + 1))
-        raises : errors.Refusal where a system is unknown or the two did not score the same clips
+        raises : errors.InputError where a system is unknown or the two did not score the same clips
         """
-        runs = [run for name in (system_a, system_b) for run in self._runs[errors.known_name("system", name, sorted(self._runs))]]
+        runs = [run for name in (system_a, system_b) for run in self._runs[errors.check_choice("system", name, sorted(self._runs))]]
         clips = [[(b.machine, b.clip.tolist()) for b in run] for run in runs]
         if any(one != clips[0] for one in clips):
-            raise errors.Refusal(f"{system_a} and {system_b} did not score the same test clips; run both on the same data")
+            raise errors.InputError(f"{system_a} and {system_b} did not score the same test clips; run both on the same data")
         value, boots = (a - b for a, b in zip(self._side(system_a), self._side(system_b), strict=True))
         low, high = metrics._interval(boots, self._settings.confidence)
         fewer = np.minimum((boots <= 0).sum(0), (boots >= 0).sum(0))

@@ -43,7 +43,7 @@ def severities(clips: pd.DataFrame) -> pd.Series:
 
     clips : clip table; <machine>/severity.csv is looked for beside the folder that holds a clip
     returns : float (n_clips,), index `clip`
-    raises : errors.Refusal for a severity.csv without its columns, or with severities that are no numbers >= 0.  Notebook: 09_report
+    raises : errors.InputError for a severity.csv without its columns, or with severities that are no numbers >= 0.  Notebook: 09_report
     """
     found: dict[str, float] = {}
     for folder in dict.fromkeys(Path(path).parent.parent for path in clips["path"]):
@@ -55,9 +55,9 @@ def severities(clips: pd.DataFrame) -> pd.Series:
             values = rows["severity"].astype(float)
             names = [Path(name).name for name in rows["file_name"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise errors.Refusal(f"{path}: not readable ({error}), expected the columns file_name,severity; correct or remove it") from error
+            raise errors.InputError(f"{path}: not readable ({error}), expected the columns file_name,severity; correct or remove it") from error
         if not (np.isfinite(values) & (values >= 0)).all():
-            raise errors.Refusal(f"{path}: a severity is no number of at least 0, expected one for every file; correct or remove it")
+            raise errors.InputError(f"{path}: a severity is no number of at least 0, expected one for every file; correct or remove it")
         found |= dict(zip((str(folder / name) for name in names), values, strict=True))
     keys = [str(Path(path).parent.parent / Path(path).name) for path in clips["path"]]
     return pd.Series([found.get(key, np.nan) for key in keys], index=clips["clip"].to_numpy(), dtype=float)
@@ -132,11 +132,11 @@ def curves(scores: pd.DataFrame, settings: metrics.MetricsSettings, seed: int) -
 
     scores : score table with a column severity (`severities` of its clips, NaN for normal ones);  seed : of the resamples
     returns : CURVE_COLUMNS, and REACH_COLUMNS: severity and interval (inf: not reached) and the largest severity tested. Empty tables where
-        no labelled anomaly has a severity.  raises : errors.Refusal without the column severity.  Notebook: 09_report
+        no labelled anomaly has a severity.  raises : errors.InputError without the column severity.  Notebook: 09_report
     """
     schemas.score_table(scores)
     if "severity" not in scores:
-        raise errors.Refusal("a score table without severity came, expected that column; add detectability.severities of its clips")
+        raise errors.InputError("a score table without severity came, expected that column; add detectability.severities of its clips")
     if not (scores["severity"].notna() & (scores["label"] == "anomaly") & (scores["split"] == "test")).any():
         return pd.DataFrame(columns=list(CURVE_COLUMNS)), pd.DataFrame(columns=list(REACH_COLUMNS))
     machines, levels, counts, found = _evaluate(schemas.by_section(scores), settings, seed)

@@ -224,10 +224,10 @@ def controls(clips: pd.DataFrame, scores: pd.DataFrame, settings: MetricsSetting
         side, the recordings tell the labels without any machine being understood.
         control_shuffled, component <system>: mean and central range (settings.confidence) of each metric when the labels are shuffled
         within each domain. A result inside the range is chance.
-    raises : errors.Refusal for a clip table without level_db
+    raises : errors.InputError for a clip table without level_db
     """
     if "level_db" not in schemas.clip_table(clips):
-        raise errors.Refusal("clip table without level_db came to the controls, expected the table of the decoded clips (store.clips)")
+        raise errors.InputError("clip table without level_db came to the controls, expected the table of the decoded clips (store.clips)")
     trained = scores["seed"][scores["seed"] != fusion.ALL_SEEDS]
     first = int(trained.min()) if len(trained) else 0
     level = clips.assign(system="control_level", component="score", seed=first, score=np.maximum(clips["level_db"], SILENCE_DB))

@@ -46,13 +46,13 @@ def grid(scores: np.ndarray, domain: np.ndarray, label: np.ndarray, max_fpr: flo
     scores : (..., n_clips), for example (51 omegas, 32 k, 200)
     domain, label : (n_clips,) of str, as in the score table
     returns : float64 (..., 3) in the order of THREE; NaN where normals or anomalies are absent
-    raises : errors.Refusal for NaN or infinite scores, or lengths that differ
+    raises : errors.InputError for NaN or infinite scores, or lengths that differ
     """
     scores, domain, label = np.asarray(scores, float), np.asarray(domain), np.asarray(label)
     if scores.shape[-1:] != domain.shape or domain.shape != label.shape:
-        raise errors.Refusal(f"scores of {scores.shape}, {domain.shape} domains and {label.shape} labels came, expected one each per clip")
+        raise errors.InputError(f"scores of {scores.shape}, {domain.shape} domains and {label.shape} labels came, expected one each per clip")
     if not np.isfinite(scores).all():
-        raise errors.Refusal("scores with NaN or infinite values came, expected finite numbers; did training diverge?")
+        raise errors.InputError("scores with NaN or infinite values came, expected finite numbers; did training diverge?")
     code = clip_codes(domain, label)
     flat = scores.reshape(-1, scores.shape[-1])
     if not code.all():
@@ -71,7 +71,7 @@ def clip_codes(domain: np.ndarray, label: np.ndarray) -> np.ndarray:
     """
     anomaly, normal = label == "anomaly", label == "normal"
     if anomaly.sum() + normal.sum() > FIELD:
-        raise errors.Refusal(
+        raise errors.InputError(
             f"{anomaly.sum() + normal.sum()} labelled test clips of one machine came, expected at most {FIELD}; evaluate sections apart"
         )
     one = np.array([1, (1 << 48) + (1 << 16), (1 << 48) + (1 << 32), 1 << 48])
@@ -150,7 +150,7 @@ def auc(normal: np.ndarray, anomaly: np.ndarray) -> np.ndarray:
     """Probability that an anomaly scores above a normal clip, ties counted half.
 
     normal, anomaly : (..., n) and (..., m) scores
-    raises : errors.Refusal for NaN and for an empty class
+    raises : errors.InputError for NaN and for an empty class
     """
     return _two_samples(normal, anomaly, 0.1)[..., 0]
 
@@ -158,7 +158,7 @@ def auc(normal: np.ndarray, anomaly: np.ndarray) -> np.ndarray:
 def pauc(normal: np.ndarray, anomaly: np.ndarray, max_fpr: float = 0.1) -> np.ndarray:
     """Area under the ROC curve up to max_fpr in (0, 1], standardised after McClish; equal to scikit-learn's roc_auc_score(max_fpr=...).
 
-    normal, anomaly : (..., n) and (..., m) scores.  raises : errors.Refusal for NaN and for an empty class
+    normal, anomaly : (..., n) and (..., m) scores.  raises : errors.InputError for NaN and for an empty class
     """
     return _two_samples(normal, anomaly, max_fpr)[..., 2]
 
@@ -166,7 +166,7 @@ def pauc(normal: np.ndarray, anomaly: np.ndarray, max_fpr: float = 0.1) -> np.nd
 def _two_samples(normal: np.ndarray, anomaly: np.ndarray, max_fpr: float) -> np.ndarray:
     normal, anomaly = np.asarray(normal, float), np.asarray(anomaly, float)
     if normal.shape[-1] == 0 or anomaly.shape[-1] == 0:
-        raise errors.Refusal(f"{normal.shape[-1]} normal and {anomaly.shape[-1]} anomalous scores came, expected at least one of each")
+        raise errors.InputError(f"{normal.shape[-1]} normal and {anomaly.shape[-1]} anomalous scores came, expected at least one of each")
     label = np.repeat(["normal", "anomaly"], [normal.shape[-1], anomaly.shape[-1]])
     return grid(np.concatenate([normal, anomaly], axis=-1), np.full(len(label), "source"), label, max_fpr)
 

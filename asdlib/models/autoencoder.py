@@ -51,7 +51,7 @@ class Vectors:
 
     def __init__(self, mel: torch.Tensor, lengths: list[int], frames: int):
         if min(lengths) < frames:
-            raise errors.Refusal(f"a clip of {min(lengths)} frames came, expected at least {frames}; use longer clips or fewer autoencoder.frames")
+            raise errors.InputError(f"a clip of {min(lengths)} frames came, expected at least {frames}; use longer clips or fewer autoencoder.frames")
         bands = mel.shape[1]
         self._rows = mel.view(-1).as_strided((len(mel) - frames + 1, frames * bands), (bands, 1))
         size = torch.tensor(lengths, device=mel.device)

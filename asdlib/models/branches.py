@@ -207,12 +207,12 @@ class SpectrogramBranch(nn.Module):
         return self.head(x.amax(3).flatten(1))
 
 
-def regularised(module: nn.Module) -> list[nn.Parameter]:
+def regularized(module: nn.Module) -> list[nn.Parameter]:
     """Kernels that the L2 penalty covers: convolutions and dense layers outside squeeze-excitation (METHOD 5.2, 5.9)."""
     if isinstance(module, SqueezeExcite):
         return []
     own = [module.weight] if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)) else []
-    return own + [weight for child in module.children() for weight in regularised(child)]
+    return own + [weight for child in module.children() for weight in regularized(child)]
 
 
 def l2_penalty(kernels: list[nn.Parameter]) -> Tensor:

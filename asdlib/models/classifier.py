@@ -70,7 +70,7 @@ class Batch(NamedTuple):
 def branch_inputs(wave: Tensor, settings: ClassifierSettings, rate: int = features.SAMPLE_RATE) -> dict[str, Tensor]:
     """Every branch's input from waveforms (n, samples), on their device, in the order of `settings.branches`.
 
-    raises : errors.Refusal for a branch of another name, or waveforms too short for it
+    raises : errors.InputError for a branch of another name, or waveforms too short for it
     """
     known = ("fft", "mel", "phase", "stft256", "stft1024", "stft4096")
     inputs = {}
@@ -86,9 +86,9 @@ def branch_inputs(wave: Tensor, settings: ClassifierSettings, rate: int = featur
         elif name.startswith("stft") and name[4:].isdigit() and int(name[4:]) >= 16:
             inputs[name] = features.spectrogram(wave, kind="stft", n_fft=int(name[4:]), hop=int(name[4:]) // 2)
         else:
-            raise errors.Refusal(f"unknown branch {name!r}{errors.did_you_mean(name, known)}")
+            raise errors.InputError(f"unknown branch {name!r}{errors.suggest(name, known)}")
     if not inputs or len(inputs) < len(settings.branches):
-        raise errors.Refusal(f"classifier.branches = {list(settings.branches)}, expected at least one branch and each of them once")
+        raise errors.InputError(f"classifier.branches = {list(settings.branches)}, expected at least one branch and each of them once")
     return inputs
 
 
@@ -108,7 +108,7 @@ class Classifier(nn.Module):
         self.branches = nn.ModuleDict()
         for name, shape in self.shapes.items():
             if name != "fft" and min(shape[1:]) < SMALLEST_MAP:
-                raise errors.Refusal(
+                raise errors.InputError(
                     f"branch {name}: {shape[1]} bins and {shape[2]} frames from {settings.clip_seconds:g} s, expected at least "
                     f"{SMALLEST_MAP} of each; use longer clips or another n_fft"
                 )
@@ -129,10 +129,10 @@ class Classifier(nn.Module):
         embeddings = []
         for name, expected in self.shapes.items():
             if name not in inputs:
-                raise errors.Refusal(f"no features for branch {name} came; make them with the settings that the model was built with")
+                raise errors.InputError(f"no features for branch {name} came; make them with the settings that the model was built with")
             came = tuple(inputs[name].shape[1:])
             if came != expected:
-                raise errors.Refusal(
+                raise errors.InputError(
                     f"branch {name}: features of shape {came} came, expected {expected} for clips of {self.settings.clip_seconds:g} s; "
                     "tile or crop the clips, or set classifier.clip_seconds"
                 )
@@ -152,7 +152,7 @@ class Classifier(nn.Module):
             exchanged = augment.featex(embeddings, batch.y, prob=self.settings.featex_prob, generator=generator)
             parts["featex"] = self.featex(*exchanged)
             total = total + self.settings.featex_weight * parts["featex"]
-        parts["l2"] = branches.l2_penalty(branches.regularised(self.branches))
+        parts["l2"] = branches.l2_penalty(branches.regularized(self.branches))
         total = total + self.settings.l2 * parts["l2"]
         with torch.no_grad():
             parts["max_cosine"] = self.plain.cosines(joined).amax(1).mean()

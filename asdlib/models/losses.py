@@ -28,10 +28,10 @@ ACTIVE_NATS = 0.01  # a latent channel whose mean KL is below this carries nothi
 def initial_scale(classes: int, subclusters: int) -> float:
     """√2 · ln(C·S − 1): 10.988 for 148 classes of 16 sub-clusters.  Source: METHOD 5.7
 
-    raises : errors.Refusal for a single class of a single sub-cluster
+    raises : errors.InputError for a single class of a single sub-cluster
     """
     if classes * subclusters < 3:
-        raise errors.Refusal(f"{classes} classes of {subclusters} sub-clusters came, expected 3 centres or more; train on more machines")
+        raise errors.InputError(f"{classes} classes of {subclusters} sub-clusters came, expected 3 centres or more; train on more machines")
     return math.sqrt(2) * math.log(classes * subclusters - 1)
 
 
@@ -51,7 +51,7 @@ class SubClusterAdaCos(nn.Module):
 
     def __init__(self, dim: int, classes: int, subclusters: int = 16, *, trainable: bool = True, scale: str = "fixed"):
         super().__init__()
-        errors.known_name("scale of sub-cluster AdaCos", scale, ("fixed", "adaptive"))
+        errors.check_choice("scale of sub-cluster AdaCos", scale, ("fixed", "adaptive"))
         self.classes, self.subclusters, self.adaptive = classes, subclusters, scale == "adaptive"
         centres = nn.init.xavier_uniform_(torch.empty(classes * subclusters, dim))
         if trainable:
@@ -81,7 +81,7 @@ class SubClusterAdaCos(nn.Module):
         """Mean loss of embeddings (n, dim) with soft labels (n, C)."""
         if y.shape != (len(e), self.classes):
             expected = (len(e), self.classes)
-            raise errors.Refusal(f"labels came as {tuple(y.shape)}, expected {expected}: one row per item, one column per class")
+            raise errors.InputError(f"labels came as {tuple(y.shape)}, expected {expected}: one row per item, one column per class")
         with torch.autocast(e.device.type, enabled=False):
             cosines = self.cosines(e)
             if self.adaptive and self.training:

@@ -158,14 +158,14 @@ def load_pretrained(net: nn.Module, file: str = "") -> None:
     """ImageNet weights from disk into `resnet18(64)`; the first layer's three colour kernels are summed.
 
     file : path of the weights; empty: torch.hub's folder. Nothing is ever downloaded here.
-    raises : errors.Refusal for a file that is missing or holds something else
+    raises : errors.InputError for a file that is missing or holds something else
     """
     from torchvision.models import resnet
 
     url = resnet.ResNet18_Weights.IMAGENET1K_V1.url
     path = Path(file) if file else Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not path.is_file():
-        raise errors.Refusal(
+        raise errors.InputError(
             f"oevae.pretrained: no {path}; fetch {url} to it, name the file in oevae.pretrained_file, or set pretrained = false"
         )
     try:
@@ -175,7 +175,7 @@ def load_pretrained(net: nn.Module, file: str = "") -> None:
         net.load_state_dict(kept)
     except Exception as error:  # torch raises many kinds for a file that is none of its own
         kind = type(error).__name__
-        raise errors.Refusal(f"oevae.pretrained: {path} does not hold torchvision's resnet18 ({kind}); fetch {url}") from error
+        raise errors.InputError(f"oevae.pretrained: {path} does not hold torchvision's resnet18 ({kind}); fetch {url}") from error
 
 
 class VAE(nn.Module):
@@ -187,7 +187,7 @@ class VAE(nn.Module):
     def __init__(self, dim: int, hidden: int, latent: int, domain: int):
         super().__init__()
         if not 0 < domain < latent:
-            raise errors.Refusal(f"oevae.domain_latent is {domain} of {latent} latent channels, expected at least 1 in each of z_d and z_c")
+            raise errors.InputError(f"oevae.domain_latent is {domain} of {latent} latent channels, expected at least 1 in each of z_d and z_c")
         self.domain = domain
         self.encoder = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent))
         self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, dim))
@@ -228,7 +228,7 @@ class OEVAE(nn.Module):
         self.extractor = resnet18(settings.width)
         if settings.pretrained:
             if settings.width != 64:
-                raise errors.Refusal(f"oevae.pretrained came with width {settings.width}, expected 64: the published weights fit no other")
+                raise errors.InputError(f"oevae.pretrained came with width {settings.width}, expected 64: the published weights fit no other")
             load_pretrained(self.extractor, settings.pretrained_file)
         self.dim = 8 * settings.width
         self.machine = nn.Linear(self.dim, 1)
@@ -239,7 +239,7 @@ class OEVAE(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """f_FE(X): log-mel (n, 1, mels, frames) to float32 (n, dim)."""
         if x.ndim != 4 or x.shape[1] != 1:
-            raise errors.Refusal(f"log-mel segments came as {tuple(x.shape)}, expected (n, 1, mels, frames)")
+            raise errors.InputError(f"log-mel segments came as {tuple(x.shape)}, expected (n, 1, mels, frames)")
         return self.extractor(x).float()
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Output:
@@ -259,7 +259,7 @@ class OEVAE(nn.Module):
         total = parts["machine"] + (vae if self.settings.vae_grad == "split" else self.settings.lambda_vae * vae)
         if self.attribute is not None:
             if batch.attributes is None:
-                raise errors.Refusal("the batch has no labels for the attribute head; pass them or set oevae.attribute_weight = 0")
+                raise errors.InputError("the batch has no labels for the attribute head; pass them or set oevae.attribute_weight = 0")
             parts["attribute"] = losses.attribute_loss(out.attributes, batch.attributes)
             total = total + self.settings.attribute_weight * parts["attribute"]
         accuracy = ((out.logit > 0) == (batch.t > 0.5)).float().mean()

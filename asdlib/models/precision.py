@@ -20,6 +20,11 @@ import torch
 if TYPE_CHECKING:
     from asdlib.studies import config
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from asdlib.studies import config
+
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 NETWORKS = ("oevae", "classifier")
 

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from asdlib import errors
-from asdlib.io import beside
+from asdlib.io import atomic_write
 
 Batches = Callable[[torch.Generator], Iterator]
 
@@ -34,7 +34,7 @@ Batches = Callable[[torch.Generator], Iterator]
 def pick_device(name: str) -> torch.device:
     """The device of a setting `auto`, `cpu` or `cuda`; a GPU that is asked for and missing is refused."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise errors.Refusal("device cuda was asked for, but torch sees no GPU; use --device auto or cpu")
+        raise errors.InputError("device cuda was asked for, but torch sees no GPU; use --device auto or cpu")
     device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         _repeatable_gpu()
@@ -54,12 +54,12 @@ def _repeatable_gpu() -> None:
 
 @contextlib.contextmanager
 def memory_in_words(what: str, advice: str = "use a smaller oevae.batch, classifier.batch or autoencoder.batch, or --device cpu"):
-    """A GPU that is too small for `what` is a refusal (errors.Refusal) that says what to change."""
+    """A GPU that is too small for `what` is a refusal (errors.InputError) that says what to change."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         said = ". ".join(str(error).split(". ")[:3])
-        raise errors.Refusal(f"{what}: the GPU has too little memory ({said}); {advice}") from error
+        raise errors.InputError(f"{what}: the GPU has too little memory ({said}); {advice}") from error
 
 
 def generator_for(seed: int, *path: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -160,7 +160,7 @@ def fit(
     precision : torch.bfloat16 computes the losses under autocast; weights and optimiser stay float32
     evaluate : called in evaluation mode after each epoch; what it measures joins the history
     returns : history, one row per epoch with the mean of every term that `loss` names, and seconds
-    raises : errors.Refusal when the loss stops being finite
+    raises : errors.InputError when the loss stops being finite
     """
     history: list[dict] = []
     if checkpoint is not None and checkpoint.is_file():
@@ -181,7 +181,7 @@ def fit(
                 sums[name] = sums[name] + value if name in sums else value
         row = {name: float(value) / steps for name, value in sums.items()}
         if not math.isfinite(row["loss"]):
-            raise errors.Refusal(f"{what}: the loss became {row['loss']} in epoch {epoch + 1}; use a smaller learning rate")
+            raise errors.InputError(f"{what}: the loss became {row['loss']} in epoch {epoch + 1}; use a smaller learning rate")
         if evaluate is not None:
             model.eval()
             with torch.inference_mode():
@@ -199,7 +199,7 @@ def _save_torch(state: dict, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()  # torch words a full disk as an internal error; a plain write does not
     torch.save(state, content)
-    with beside(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(content.getbuffer())
 
 
@@ -220,7 +220,7 @@ def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path) -> l
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Weights as safetensors, written beside and renamed."""
-    with beside(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(save({name: value.contiguous() for name, value in model.state_dict().items()}))
 
 
@@ -232,5 +232,5 @@ def load_weights(model: nn.Module, path: Path) -> None:
         if not all(bool(torch.isfinite(value).all()) for value in found.values()):
             raise ValueError("NaN or infinite weights")
     except Exception as error:
-        raise errors.Refusal(f"{path}: does not hold the weights of this model ({type(error).__name__}); run the study again") from error
+        raise errors.InputError(f"{path}: does not hold the weights of this model ({type(error).__name__}); run the study again") from error
     model.eval()

@@ -63,7 +63,7 @@ def unit(embedding: np.ndarray) -> np.ndarray:
 def _references(train: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     schemas.embeddings(train, train)
     if len(train) < FEWEST or len(target) != len(train):
-        raise errors.Refusal(
+        raise errors.InputError(
             f"{len(train)} training clips with {len(target)} domains came to a back-end, expected at least {FEWEST} of one machine; add recordings"
         )
     return unit(train), np.asarray(target, bool)
@@ -80,7 +80,7 @@ def _decisive(away: np.ndarray, references: np.ndarray, parents: np.ndarray, own
     return references[np.where(barred, np.inf, away).argmin(1)]
 
 
-def centres(x: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+def centers(x: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     """k-means centres of unit rows, brought back to unit length.
 
     The cited code leaves them as means, shorter than 1, so that 1 − ⟨e, c⟩ is larger for a wide cluster than for a narrow one at the
@@ -105,7 +105,7 @@ class KMeansCosine:
         self.centres = self._fit(~self.target)
 
     def _fit(self, chosen: np.ndarray) -> np.ndarray:
-        return centres(self.x[chosen], self.clusters, self.seed) if chosen.any() else np.empty((0, self.x.shape[1]))
+        return centers(self.x[chosen], self.clusters, self.seed) if chosen.any() else np.empty((0, self.x.shape[1]))
 
     def __call__(self, test: np.ndarray) -> np.ndarray:
         schemas.embeddings(test, self.x)

@@ -28,7 +28,7 @@ def knn_distances(
     test_clip, train_clip : int, clip numbers; where both are given, references of the item's own clip are left out. An
         interpolated reference has several parents, train_clip (n_train, parents), and is left out for each of them
     returns : float64 (n_test, k_max), >= 0; column j − 1 is the j-th nearest.  Source: report 3.2.  Notebooks: 03_baseline, 05_oevae
-    raises : errors.Refusal when fewer than k_max references remain
+    raises : errors.InputError when fewer than k_max references remain
 
     Exact, although the search is a float32 matrix product: the distances of the k_max + SPARE best are computed again from the
     differences in float64, and where the bound of the product's rounding does not rule out that a better one was missed (many
@@ -36,7 +36,7 @@ def knn_distances(
     """
     schemas.embeddings(test, train)
     if k_max > len(train):
-        raise errors.Refusal(f"{len(train)} training items came, expected at least k = {k_max}; use a smaller k")
+        raise errors.InputError(f"{len(train)} training items came, expected at least k = {k_max}; use a smaller k")
     own = None if test_clip is None or train_clip is None else _Own(np.asarray(test_clip), np.reshape(train_clip, (len(train), -1)))
     exact = train.astype(np.float64)
     centre = exact.mean(0)  # cancels in every difference, and takes with it most of what float32 would round
@@ -51,7 +51,7 @@ def knn_distances(
         every = np.arange(start, start + len(items))
         reached, found = _nearest(items.astype(np.float32), rounded, norms32, near, own and own(every))
         if (np.isfinite(reached).sum(1) < k_max).any():
-            raise errors.Refusal(f"fewer than k = {k_max} training items of other clips came; use a smaller k or more training clips")
+            raise errors.InputError(f"fewer than k = {k_max} training items of other clips came; use a smaller k or more training clips")
         square = _squares(items, exact, reached, found)[:, :k_max]
         length = np.einsum("ij,ij->i", items, items)
         rounding = 2.0**-24 * ((2 * dim + 8) * np.sqrt(length) * widest + 4 * widest**2)
@@ -116,11 +116,11 @@ def precision(moments: np.ndarray, n_vectors: int) -> np.ndarray:
     n_vectors : input vectors, of several residual rows each; the official divisor is n_vectors − 1, hence about 5 ×
         the usual covariance, a constant that changes no order
     returns : (bands, bands).  Source: METHOD 7.5.  Notebook: 03_baseline
-    raises : errors.Refusal when there are too few vectors for an inverse
+    raises : errors.InputError when there are too few vectors for an inverse
     """
     covariance = moments / max(n_vectors - 1, 1)
     if np.linalg.matrix_rank(covariance, hermitian=True) < len(covariance):
-        raise errors.Refusal(
+        raise errors.InputError(
             f"the residual covariance of {n_vectors} vectors is singular; use more or longer training clips, or fewer autoencoder.n_mels"
         )
     return np.linalg.inv(covariance)

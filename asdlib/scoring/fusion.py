@@ -89,14 +89,14 @@ def fit_scale(train_scores: np.ndarray, mode: str) -> Identity | ZScore | Rank |
     train_scores : (n,) leave-clip-out scores of normal training clips
     mode : a name in MODES
     returns : an increasing function of scores of any shape
-    raises : errors.Refusal for an unknown mode, no training score, or one that is not finite
+    raises : errors.InputError for an unknown mode, no training score, or one that is not finite
     """
-    errors.known_name("normalise mode", mode, list(MODES))
+    errors.check_choice("normalise mode", mode, list(MODES))
     train = np.asarray(train_scores, float).ravel()
     if len(train) == 0:
-        raise errors.Refusal("no training score came, expected those of the machine's normal training clips; score the train split too")
+        raise errors.InputError("no training score came, expected those of the machine's normal training clips; score the train split too")
     if not np.isfinite(train).all():
-        raise errors.Refusal("training scores with NaN or infinite values came, expected finite ones; did training diverge?")
+        raise errors.InputError("training scores with NaN or infinite values came, expected finite ones; did training diverge?")
     return MODES[mode].fit(train)
 
 
@@ -105,10 +105,10 @@ def combine(parts: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np
 
     parts : name -> scores, shapes that broadcast
     weights : name -> weight, one for each part; an array (51, 1) of omegas gives a whole grid (51, n) at once
-    raises : errors.Refusal for parts without weights, and the other way round
+    raises : errors.InputError for parts without weights, and the other way round
     """
     if set(parts) != set(weights) or not parts:
-        raise errors.Refusal(f"fusion of {list(parts)} with weights for {list(weights)}, expected one weight for each part")
+        raise errors.InputError(f"fusion of {list(parts)} with weights for {list(weights)}, expected one weight for each part")
     return sum(np.asarray(weights[name]) * np.asarray(scores, float) for name, scores in parts.items())
 
 
@@ -118,21 +118,21 @@ def aligned(scores: pd.DataFrame, parts: Iterable[tuple[str, str]], mode: str) -
     scores : score table
     parts : (system, component) pairs
     returns : a row per clip and seed: machine, section, split, domain, label, clip, seed, then one column system/component for each part
-    raises : errors.Refusal where a part is missing, or two parts did not score the same clips
+    raises : errors.InputError where a part is missing, or two parts did not score the same clips
     """
     columns = {}
     for system, component in parts:
         rows = scores[(scores["system"] == system) & (scores["component"] == component)]
         if rows.empty:
             known = ", ".join(sorted(set(scores["system"] + "/" + scores["component"]))) or "none"
-            raise errors.Refusal(f"fusion needs {system}/{component}, the score table has {known}; run that system first")
+            raise errors.InputError(f"fusion needs {system}/{component}, the score table has {known}; run that system first")
         columns[f"{system}/{component}"] = rows.set_index(KEYS)["score"].sort_index()
     first, *others = columns
     for name in others:
         if not columns[name].index.equals(columns[first].index):
             odd = columns[name].index.symmetric_difference(columns[first].index)
             example = odd[0][KEYS.index("clip")] if len(odd) else columns[first].index[0][KEYS.index("clip")]
-            raise errors.Refusal(f"{first} and {name} did not score the same clips (first: {example}), expected equal clips and seeds")
+            raise errors.InputError(f"{first} and {name} did not score the same clips (first: {example}), expected equal clips and seeds")
     table = columns[first].index.to_frame(index=False)
     train, judged = (table["split"] == "train").to_numpy(), schemas.by_references(table)
     for name, column in columns.items():
@@ -176,13 +176,13 @@ def average_seeds(scores: pd.DataFrame, source: str, system: str, mode: str) -> 
     """Ensemble over training seeds: the mean of the scores of system `source`, each seed on its own scale.
 
     returns : score table of `system` with seed ALL_SEEDS
-    raises : errors.Refusal where the seeds did not score the same clips
+    raises : errors.InputError where the seeds did not score the same clips
     """
     table = aligned(scores, [(source, "score")], mode)
     keys = [key for key in KEYS if key != "seed"]
     groups = table.groupby(keys, sort=True)[f"{source}/score"]
     if groups.size().nunique() > 1:
-        raise errors.Refusal(f"{source}: the seeds did not score the same clips, expected every clip once per seed; finish the study first")
+        raise errors.InputError(f"{source}: the seeds did not score the same clips, expected every clip once per seed; finish the study first")
     mean = groups.mean().rename("score").reset_index()
     return mean.assign(system=system, component="score", seed=ALL_SEEDS)[list(schemas.SCORE_COLUMNS)]
 

@@ -27,11 +27,11 @@ def gamma_threshold(train_scores: np.ndarray, quantile: float = 0.9) -> Threshol
     train_scores : (n,) finite, of any sign;  quantile : in (0, 1)
     A gamma with three parameters is fitted (METHOD 7.5); for fewer than 10 or equal scores, or a fit that misses its own data
     (`thresholds.fit_gamma`), the empirical quantile is taken instead and the method says so.
-    raises : errors.Refusal without scores, or with one that is not finite
+    raises : errors.InputError without scores, or with one that is not finite
     """
     train = np.asarray(train_scores, float)
     if len(train) == 0 or not np.isfinite(train).all():
-        raise errors.Refusal(f"{len(train)} training scores came for a threshold, expected at least one, all finite; score the train split")
+        raise errors.InputError(f"{len(train)} training scores came for a threshold, expected at least one, all finite; score the train split")
     fit = fit_gamma(train)
     return Threshold(float(np.quantile(train, quantile)), "empirical") if fit is None else Threshold(fit.quantile(quantile), "gamma")
 

@@ -1,4 +1,4 @@
-"""Artefacts: files and folders that are either whole or not there.
+"""Artifacts: files and folders that are either whole or not there.
 
 A folder is finished when its DONE file holds the digest of everything that shaped it (settings, recordings, code,
 seed, machine) and the sizes and digests of its files; DONE is written last, by rename. A folder that was begun for the
@@ -6,7 +6,7 @@ same digest keeps its checkpoints; one that was begun for another is emptied. Su
 what it says of the files: nothing here waits for the disk, so a crash of the machine may tear any of them, and shows.
 
 Who writes where: a study belongs to the process that holds its lock and to the kernels that this process starts
-(`locked`); a job's folder to one kernel at a time, so that one whose runner was killed ends before the next begins (`alone`).
+(`locked`); a job's folder to one kernel at a time, so that one whose runner was killed ends before the next begins (`lock_dir`).
 Source: METHOD 8.2. Notebooks: all (through `study`).
 """
 
@@ -42,7 +42,7 @@ LIBRARIES = ("torch", "torchvision", "torchaudio", "numpy", "scipy", "scikit-lea
 
 @functools.cache
 def code_digest() -> str:
-    """Digest of the package's source: artefacts of other code are stale."""
+    """Digest of the package's source: artifacts of other code are stale."""
     return digest_of(sorted((CLONE / "asdlib").rglob("*.py")))
 
 
@@ -53,7 +53,7 @@ def digest_of(files: Sequence[Path]) -> str:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions behind an artefact: Python, libraries, the package, its commit and source digest."""
+    """Versions behind an artifact: Python, libraries, the package, its commit and source digest."""
     try:
         git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=CLONE, capture_output=True, text=True).stdout
     except OSError:  # no git on this machine
@@ -63,14 +63,14 @@ def versions() -> dict[str, str]:
     return found | {"commit": git.strip() or "unknown", "source": code_digest()}
 
 
-def tidy(folder: Path) -> None:
+def remove_temp(folder: Path) -> None:
     """Remove what writers that were killed left beside their files; only for who holds the folder's lock."""
     for path in [*folder.rglob(".*")]:
         if re.fullmatch(r"\..+\.\d+\.part|\..+\.part\d+|\.decoding-.+", path.name):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def torn(folder: Path) -> list[str]:
+def corrupt_files(folder: Path) -> list[str]:
     """What is wrong with the files of a folder that has a DONE, in words: gone, cut short, or of another content. Empty: whole."""
     try:
         done = json.loads((folder / "DONE").read_text(encoding="utf-8"))
@@ -99,10 +99,10 @@ def sealed_for(folder: Path) -> str:
 
 def finished(folder: Path, digest: str) -> bool:
     """True if a folder's DONE carries this digest and every file it names is there with the content it had."""
-    return sealed_for(folder) == digest and not torn(folder)
+    return sealed_for(folder) == digest and not corrupt_files(folder)
 
 
-def begin(folder: Path, digest: str) -> None:
+def start(folder: Path, digest: str) -> None:
     """A folder without files for this digest; what was begun for the same digest stays, so that checkpoints are used.
 
     Folders inside it carry a digest of their own and are left alone.
@@ -117,11 +117,11 @@ def begin(folder: Path, digest: str) -> None:
     io.write_text(marker, digest)
 
 
-def adopt(folder: Path, digest: str, others: Iterable[Path]) -> None:
+def copy_from(folder: Path, digest: str, others: Iterable[Path]) -> None:
     """Copy the first of other folders that is finished for this digest, unless the folder is."""
     for other in others if sealed_for(folder) != digest else []:
-        if other != folder and sealed_for(other) == digest and not torn(other):
-            begin(folder, digest)
+        if other != folder and sealed_for(other) == digest and not corrupt_files(other):
+            start(folder, digest)
             for path in other.iterdir():
                 if path.is_file() and path.name != "DONE":
                     shutil.copyfile(path, folder / path.name)
@@ -135,7 +135,7 @@ def peak_memory_mb() -> int:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def seal(folder: Path, digest: str, manifest: dict, also: Sequence[Path] = ()) -> None:
+def commit(folder: Path, digest: str, manifest: dict, also: Sequence[Path] = ()) -> None:
     """Write manifest.json, drop what was temporary, and write DONE last.
 
     also : files elsewhere that belong to it, kept by their way from here
@@ -153,7 +153,7 @@ def seal(folder: Path, digest: str, manifest: dict, also: Sequence[Path] = ()) -
 _HELD: dict[Path, int] = {}  # folders of jobs that this process writes, with the handles that say so
 
 
-def alone(folder: Path) -> None:
+def lock_dir(folder: Path) -> None:
     """Wait until no other process writes this folder; it is this process's until its end.
 
     The lock is on the folder itself. Where the file system knows no such locks (NFS), nothing waits: what two kernels of one
@@ -166,7 +166,7 @@ def alone(folder: Path) -> None:
             fcntl.flock(_HELD[folder], fcntl.LOCK_EX)
 
 
-def let_go(folder: Path) -> None:
-    """Give a folder up again that `alone` took."""
+def unlock_dir(folder: Path) -> None:
+    """Give a folder up again that `lock_dir` took."""
     if folder in _HELD:
         os.close(_HELD.pop(folder))

@@ -43,14 +43,14 @@ class Side:
 def load(study: str, home: Path) -> Side:
     """A study by name below `home`/runs, or by the path of its run folder.
 
-    raises : errors.Refusal where there is no such study, or it has no results
+    raises : errors.InputError where there is no such study, or it has no results
     """
     folder = Path(study) if Path(study).is_dir() and (Path(study) / "study.txt").is_file() else home / "runs" / study
     if not folder.is_dir():
         known = sorted(path.parent.name for path in (home / "runs").glob("*/study.txt"))
-        raise errors.Refusal(f"no study {study!r} in {home / 'runs'}{errors.did_you_mean(study, known)}")
+        raise errors.InputError(f"no study {study!r} in {home / 'runs'}{errors.suggest(study, known)}")
     if not (folder / "09_report" / "DONE").is_file():
-        raise errors.Refusal(f"study {study} has no results: {folder} holds no finished report; run `asd run {folder.name}` first")
+        raise errors.InputError(f"study {study} has no results: {folder} holds no finished report; run `asd run {folder.name}` first")
     try:
         manifest = json.loads((folder / "09_report" / "manifest.json").read_text(encoding="utf-8"))
         scores = io.scores(folder / "scores.parquet")
@@ -63,7 +63,7 @@ def load(study: str, home: Path) -> Side:
             io.table(folder / "store" / "clips.parquet", schemas.CLIP_COLUMNS),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise errors.Refusal(f"the results of study {study} are not readable ({error}); run `asd run {folder.name}` again") from error
+        raise errors.InputError(f"the results of study {study} are not readable ({error}); run `asd run {folder.name}` again") from error
 
 
 def _flat(tree: dict, where: str = "") -> dict[str, str]:
@@ -128,7 +128,7 @@ def tested(a: Side, b: Side, machines: list[str], settings: metrics.MetricsSetti
         pair = [f"{system} of {name}" for name in titles(a, b)]
         both = [part[part["system"] == system].assign(system=name) for part, name in zip(mine, pair, strict=True)]
         found.append(comparison.over_all(comparison.paired(pd.concat(both, ignore_index=True), *pair, settings, seed)))
-    return tables.judged(pd.concat(found, ignore_index=True), settings) if found else pd.DataFrame(columns=list(tables.DIFFERENCES))
+    return tables.verdicts(pd.concat(found, ignore_index=True), settings) if found else pd.DataFrame(columns=list(tables.DIFFERENCES))
 
 
 def measured_as(a: Side) -> metrics.MetricsSettings:
@@ -184,8 +184,8 @@ def page(a: Side, b: Side) -> str:
 def write_page(path: Path, a: Side, b: Side) -> None:
     """`page` into a file, whole or not at all; a folder that is not there, or not writable, is refused."""
     if not path.parent.is_dir():
-        raise errors.Refusal(f"{path}: the folder {path.parent} is not there; make it, or give another --html FILE")
+        raise errors.InputError(f"{path}: the folder {path.parent} is not there; make it, or give another --html FILE")
     try:
         io.write_text(path, page(a, b))
     except OSError as error:
-        raise errors.Refusal(f"{path}: not written ({error.strerror or error}); give another --html FILE") from error
+        raise errors.InputError(f"{path}: not written ({error.strerror or error}); give another --html FILE") from error

@@ -2,7 +2,7 @@
 
 A study is a small TOML file in `notebooks/studies` that says only what differs from the defaults below. Names and
 types are checked on arrival: an unknown name is refused with a suggestion, a wrong type with what was expected.
-Nothing is read from anywhere else; `digest` of the resolved settings stands beside every artefact.
+Nothing is read from anywhere else; `digest` of the resolved settings stands beside every artifact.
 
     cfg = load("demo", overrides=["autoencoder.epochs=5"])
 
@@ -31,7 +31,7 @@ from asdlib.models.autoencoder import AutoencoderSettings
 from asdlib.models.classifier import ClassifierSettings
 from asdlib.models.oevae import OEVAESettings
 from asdlib.scoring.fusion import FusionSettings
-from asdlib.settings import from_tree, merged, setting, shown
+from asdlib.settings import describe_value, from_tree, merged, setting
 
 MOST_BYTES, MOST_DOTS, DEEPEST = 2**20, 200, 10  # of a file, of a line (each costs its square), of a setting's name
 
@@ -49,22 +49,22 @@ def parse(text: str) -> dict:
 def put(tree: dict, text: str) -> None:
     """Set one value in nested dicts from `a.b=value`; the right side is TOML, or else taken as a string.
 
-    raises : errors.Refusal where the text has no = or a value stands in the place of a section
+    raises : errors.InputError where the text has no = or a value stands in the place of a section
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise errors.Refusal(f"--set {shown(text)}: expected name=value, for example autoencoder.epochs=5")
+        raise errors.InputError(f"--set {describe_value(text)}: expected name=value, for example autoencoder.epochs=5")
     try:
         parsed = parse(f"x = {value}")["x"]
     except ValueError:
         parsed = value.strip()
     *sections, last = key.strip().split(".")
     if len(sections) > DEEPEST:
-        raise errors.Refusal(f"--set {shown(text)}: expected a name of at most {DEEPEST + 1} parts")
+        raise errors.InputError(f"--set {describe_value(text)}: expected a name of at most {DEEPEST + 1} parts")
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
-            raise errors.Refusal(f"--set {shown(text)}: {section} is a value, not a section")
+            raise errors.InputError(f"--set {describe_value(text)}: {section} is a value, not a section")
     tree[last] = parsed
 
 
@@ -115,16 +115,16 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> StudySettings:
     name : name of a study, or the path of a TOML file
     overrides : strings like "autoencoder.epochs=5"; the right side is TOML, or else taken as a string
     returns : the settings; `include` holds whole paths
-    raises : errors.Refusal for unknown studies, names, types and values out of range, and for an included file that is missing
+    raises : errors.InputError for unknown studies, names, types and values out of range, and for an included file that is missing
     """
     tree = read(name, overrides)
     tree.pop("sweep", None)
     cfg = from_tree(StudySettings, tree)
     for root in cfg.data.roots:
         if "\0" in root or not Path(root).is_absolute():
-            raise errors.Refusal(f"setting data.roots: {root!r} is relative; give the whole path, or --data-root DIR on the command line")
+            raise errors.InputError(f"setting data.roots: {root!r} is relative; give the whole path, or --data-root DIR on the command line")
     if not cfg.name.replace("_", "").replace("-", "").isalnum():
-        raise errors.Refusal(f"setting name: got {cfg.name!r}, expected letters, digits, _ and - only; rename the study")
+        raise errors.InputError(f"setting name: got {cfg.name!r}, expected letters, digits, _ and - only; rename the study")
     return cfg
 
 
@@ -135,7 +135,7 @@ def read(name: str, overrides: typing.Sequence[str] = ()) -> dict:
     """
     path = Path(name) if name.endswith(".toml") else STUDIES / f"{name}.toml"
     if not _there(path):
-        raise errors.Refusal(f"unknown study {shown(name)}" + errors.did_you_mean(name, study_names()))
+        raise errors.InputError(f"unknown study {describe_value(name)}" + errors.suggest(name, study_names()))
     tree = _read(path)
     for text in overrides:
         put(tree, text)
@@ -144,7 +144,7 @@ def read(name: str, overrides: typing.Sequence[str] = ()) -> dict:
         try:
             tree["include"] = [str((path.parent / Path(file).expanduser()).resolve()) for file in given]
         except (OSError, ValueError, RuntimeError) as error:  # no user of that name, or no path at all
-            raise errors.Refusal(f"setting include: {shown(list(given))} are no paths ({error}), expected TOML files") from error
+            raise errors.InputError(f"setting include: {describe_value(list(given))} are no paths ({error}), expected TOML files") from error
         under: dict = {}
         for file in tree["include"]:
             under = merged(under, _included(Path(file), path))
@@ -164,20 +164,20 @@ def _read(path: Path) -> dict:
     try:
         return parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise errors.Refusal(f"{path}: not readable as TOML ({error}); correct the file") from error
+        raise errors.InputError(f"{path}: not readable as TOML ({error}); correct the file") from error
 
 
 def _included(file: Path, study: Path) -> dict:
     """Settings of an included file; name and about stay the study's own."""
     if not _there(file):
-        raise errors.Refusal(f"{study.name} includes {file}, and there is no such file; run the study that writes it, or take it out of include")
+        raise errors.InputError(f"{study.name} includes {file}, and there is no such file; run the study that writes it, or take it out of include")
     tree = _read(file)
     if "include" in tree:
-        raise errors.Refusal(f"{file} is included by {study.name} and has an include of its own; name all files in {study.name}")
+        raise errors.InputError(f"{file} is included by {study.name} and has an include of its own; name all files in {study.name}")
     try:
         from_tree(StudySettings, tree)
-    except errors.Refusal as refusal:
-        raise errors.Refusal(f"{file}: {refusal}") from refusal
+    except errors.InputError as refusal:
+        raise errors.InputError(f"{file}: {refusal}") from refusal
     return {key: value for key, value in tree.items() if key not in ("name", "about")}
 
 

@@ -24,7 +24,7 @@ import torch
 from asdlib import errors
 from asdlib.models import precision, training
 from asdlib.studies import notebook
-from asdlib.studies.notebook import KernelLost, Order, Outcome
+from asdlib.studies.notebook import JobResult, JobSpec, KernelLost
 
 RETRIES = 2  # of a job whose kernel or worker was lost
 PATIENCE_S = 120.0  # for the first worker of a cluster
@@ -41,7 +41,9 @@ else:
 def needed() -> None:
     """Refuse where the extra is not installed."""
     if Client is None:
-        raise errors.Refusal("--workers and --scheduler need the package distributed; install it: pip install 'asdlib[cluster]' -c constraints.txt")
+        raise errors.InputError(
+            "--workers and --scheduler need the package distributed; install it: pip install 'asdlib[cluster]' -c constraints.txt"
+        )
 
 
 @contextlib.contextmanager
@@ -49,7 +51,7 @@ def local(workers: int, gpus: int = 0) -> Iterator[Client]:
     """Worker processes on this machine, reached over loopback only; fewer than 1 are refused. gpus : how many this process sees, one for a worker."""
     needed()
     if workers < 1:
-        raise errors.Refusal(f"--workers {workers}: expected 1 or more")
+        raise errors.InputError(f"--workers {workers}: expected 1 or more")
     spec, mine = {}, _visible_gpus(gpus)
     for number in range(min(workers, gpus) if gpus else workers):
         env = {"OMP_NUM_THREADS": "1"} | ({"CUDA_VISIBLE_DEVICES": mine[number]} if gpus else {})
@@ -63,7 +65,7 @@ def local(workers: int, gpus: int = 0) -> Iterator[Client]:
         try:
             client.wait_for_workers(len(spec), timeout=PATIENCE_S)
         except TimeoutError as error:
-            raise errors.Refusal(f"--workers {workers}: no more than {len(pool.workers)} came up within {PATIENCE_S:.0f} s; use fewer") from error
+            raise errors.InputError(f"--workers {workers}: no more than {len(pool.workers)} came up within {PATIENCE_S:.0f} s; use fewer") from error
         yield client
 
 
@@ -80,28 +82,28 @@ def existing(address: str) -> Iterator[Client]:
     try:
         client = Client(address, timeout=10)
     except (OSError, ValueError, TimeoutError) as error:
-        raise errors.Refusal(f"--scheduler {address}: nobody answers there ({type(error).__name__}); start one with `dask scheduler`") from error
+        raise errors.InputError(f"--scheduler {address}: nobody answers there ({type(error).__name__}); start one with `dask scheduler`") from error
     with client:
         try:
             client.wait_for_workers(1, timeout=PATIENCE_S)
         except TimeoutError as error:
-            raise errors.Refusal(f"--scheduler {address}: has no worker; start some with `dask worker {address} --nthreads 1`") from error
+            raise errors.InputError(f"--scheduler {address}: has no worker; start some with `dask worker {address} --nthreads 1`") from error
         yield client
 
 
 def device_of(client: Client) -> tuple[str, bool]:
     """Where workers of a cluster compute with device "auto": "cpu" or "cuda", and whether a job has to ask for the resource GPU.
 
-    raises : errors.Refusal where some see a GPU and others none, and nobody offers one: a study is computed on one kind of device
+    raises : errors.InputError where some see a GPU and others none, and nobody offers one: a study is computed on one kind of device
     """
     if any("GPU" in worker.get("resources", {}) for worker in client.scheduler_info(n_workers=-1)["workers"].values()):
         return "cuda", True
     seen = _asked(client, _picked)
     if not seen:
-        raise errors.Refusal("the cluster's last worker has gone; start some with `dask worker ADDRESS --nthreads 1`")
+        raise errors.InputError("the cluster's last worker has gone; start some with `dask worker ADDRESS --nthreads 1`")
     if len(seen) > 1:
         advice = "start those that do with `--resources GPU=1`, or add --device cpu"
-        raise errors.Refusal(f"some workers of the cluster see a GPU and others none; {advice}")
+        raise errors.InputError(f"some workers of the cluster see a GPU and others none; {advice}")
     return seen.pop(), False
 
 
@@ -110,7 +112,7 @@ def _asked(client: Client, *question) -> set[str]:
         return set(client.run(*question).values())
     except Exception as error:  # of many kinds
         said = f"{type(error).__name__}: {str(error)[:200]}"
-        raise errors.Refusal(f"the workers of the cluster cannot say where they compute ({said}); install this asdlib where they run") from error
+        raise errors.InputError(f"the workers of the cluster cannot say where they compute ({said}); install this asdlib where they run") from error
 
 
 def _picked() -> str:
@@ -128,7 +130,7 @@ def _auto(device: str) -> str:
 
 
 def spread(
-    client: Client, orders: Sequence[Order], gpu: bool, done: Callable[[Order, Outcome], None],
+    client: Client, orders: Sequence[JobSpec], gpu: bool, done: Callable[[JobSpec, JobResult], None],
     meanwhile: Callable[[], None] | None = None, after: Iterable[str] = (), at_once: int = 0,
 ) -> None:  # fmt: skip
     """Do jobs side by side, each after those it needs; `done` is told of each as it ends.
@@ -136,7 +138,7 @@ def spread(
     Those that most others wait for come first; of equals the later ones, as the first of the line keep for any gap.
     gpu : whether a job asks for the resource GPU;  meanwhile : what this process does beside or after the last of them, after these keys
     at_once : how many are given out at a time; 0: all that can run, as a cluster that grows with what it is given needs it
-    raises : errors.Refusal of the first job that cannot be finished; jobs that run already are brought to their end, others are not begun
+    raises : errors.InputError of the first job that cannot be finished; jobs that run already are brought to their end, others are not begun
     """
     waiting, running, over = {order.key: order for order in orders}, {}, as_completed()
     open_keys, refusal, failed = set(waiting), "", None
@@ -148,7 +150,7 @@ def spread(
         for order in ready[: at_once - len(running) if at_once else None]:
             key = f"{order.folder}-{order.digest}"
             future = client.submit(
-                notebook.perform, waiting.pop(order.key), key=key, retries=RETRIES, pure=False, resources={"GPU": 1} if gpu else None
+                notebook.run_job, waiting.pop(order.key), key=key, retries=RETRIES, pure=False, resources={"GPU": 1} if gpu else None
             )
             running[future] = order
             over.add(future)
@@ -158,7 +160,7 @@ def spread(
             meanwhile, now = None, meanwhile
             try:
                 now()
-            except (errors.Refusal, OSError) as error:  # told when the jobs that run have come to their end
+            except (errors.InputError, OSError) as error:  # told when the jobs that run have come to their end
                 failed = error
         future = next(over)
         order = running.pop(future, None)
@@ -172,7 +174,7 @@ def spread(
             idle = _called_back(client, running)
             running = {future: order for future, order in running.items() if future not in idle}
     if refusal:
-        raise errors.Refusal(refusal)
+        raise errors.InputError(refusal)
     if failed is not None:
         raise failed
     if meanwhile is not None:
@@ -195,14 +197,14 @@ def _executing(dask_worker) -> list[str]:
     return [task.key for task in dask_worker.state.executing]
 
 
-def _outcome(order: Order, future) -> Outcome:
+def _outcome(order: JobSpec, future) -> JobResult:
     """How a job ended, in words also where its kernel or its workers were lost more often than it is tried."""
     try:
         return future.result()
     except KilledWorker:
-        return Outcome(0.0, f"{order.label}: the workers that ran it died, most likely for want of memory; use fewer --workers")
+        return JobResult(0.0, f"{order.label}: the workers that ran it died, most likely for want of memory; use fewer --workers")
     except KernelLost as lost:
-        return Outcome(0.0, str(lost))
+        return JobResult(0.0, str(lost))
     except (Exception, CancelledError) as error:  # of the cluster, whatever it is
         what = f"{order.label}: the cluster gave it up ({type(error).__name__}: {str(error)[:200]})"
-        return Outcome(0.0, f"{what}; see the log of its workers, then give the same command again")
+        return JobResult(0.0, f"{what}; see the log of its workers, then give the same command again")

@@ -62,9 +62,9 @@ def nearest(name: str, detector: Detector, store: Store, row: int, machine: str,
 
     name : one of DISTANCES.  store, row : of the recording, which the detector was not trained on
     returns : detector, rank (1: nearest), clip, distance, path, row (in the study's store); nearest first
-    raises : errors.Refusal for a detector without embeddings of training clips
+    raises : errors.InputError for a detector without embeddings of training clips
     """
-    errors.known_name("detector with embeddings of clips", name, list(DISTANCES))
+    errors.check_choice("detector with embeddings of clips", name, list(DISTANCES))
     table = detector.store.clips
     own = training_rows(table, machine)
     away = DISTANCES[name](detector, own, detector.at(store), row)

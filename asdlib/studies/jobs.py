@@ -2,7 +2,7 @@
 
 A job is one notebook for one seed and machine. It is `fresh` when its folder, its detectors and what it leaves elsewhere are whole and made
 of the settings, recordings, code, notebook and device that hold now; `missing` when it never came to its end; else `stale`, and the
-reasons say which setting, which file. The manifest beside every artefact keeps what shaped it, which is what it is compared with.
+reasons say which setting, which file. The manifest beside every artifact keeps what shaped it, which is what it is compared with.
 
 Stages that train wait for nothing but the store; stages that read detectors wait for these; the last waits for all.
 Source: METHOD 8.2, 8.3. Notebooks: all (run by asdlib.studies.runner); `asd run STUDY --dry-run` prints it.
@@ -37,7 +37,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where its artefacts lie."""
+        """Where its artifacts lie."""
         return self.run.stage_folder(self.stage, self.seed, self.machine)
 
     @property
@@ -51,7 +51,7 @@ def plan(opened: dict[str, tuple[Run, list[str]]], only: Sequence[str] = ()) -> 
     """The jobs of a study and of its variants in an order in which they can run one after another.
 
     opened : of `sweeps.runs`;  only : stages by name or number, none: all
-    raises : errors.Refusal for stages that the study has no use for
+    raises : errors.InputError for stages that the study has no use for
     """
     found: dict[Path, Job] = {}
     wanted = []
@@ -63,7 +63,7 @@ def plan(opened: dict[str, tuple[Run, list[str]]], only: Sequence[str] = ()) -> 
         if folder in found:  # shared with the study or another variant
             continue
         needs = tuple(job.key for job in found.values() if _needs(stage, seed, job, run))
-        state, why = standing(run, stage, seed, machine)
+        state, why = job_state(run, stage, seed, machine)
         again = [job.label for job in found.values() if job.key in needs and job.why] if stage is STAGES[-1] else []
         if state == "fresh" and again:
             state, why = "stale", [f"computed again: {', '.join(again[:MOST])}{' …' if len(again) > MOST else ''}"]
@@ -89,7 +89,7 @@ def _needs(stage: Stage, seed: int, other: Job, run: Run) -> bool:
 # ---------------------------------------------------------------- states
 
 
-def standing(run: Run, stage: Stage, seed: int, machine: str) -> tuple[str, list[str]]:
+def job_state(run: Run, stage: Stage, seed: int, machine: str) -> tuple[str, list[str]]:
     """State of a job, and why it is not fresh: ("fresh" | "stale" | "missing", reasons)."""
     folder = run.stage_folder(stage, seed, machine)
     if not (folder / "DONE").is_file():
@@ -111,7 +111,7 @@ def standing(run: Run, stage: Stage, seed: int, machine: str) -> tuple[str, list
 def _reasons(folder: Path, digest: str, shaped_by: dict) -> list[str]:
     if not (folder / "DONE").is_file():
         return ["not finished"]
-    found = artifacts.torn(folder)
+    found = artifacts.corrupt_files(folder)
     if artifacts.sealed_for(folder) != digest:
         found += changes(folder, shaped_by) or (["made of something else"] if not found else [])
     return found

@@ -9,8 +9,8 @@ Source: METHOD 8.3. Notebooks: all (through `notebook`).
 
 One job of a study, by itself: a notebook executed by papermill, its folder sealed, its page written.
 
-An `Order` holds plain values, so that it can cross to another process or machine that sees the same folders. What a user can mend comes
-back as a sentence in the `Outcome`; only what another try may mend (a kernel that was killed) is raised, for a cluster to try again.
+An `JobSpec` holds plain values, so that it can cross to another process or machine that sees the same folders. What a user can mend comes
+back as a sentence in the `JobResult`; only what another try may mend (a kernel that was killed) is raised, for a cluster to try again.
 Sources: METHOD 8.2, 8.3. Notebooks: all (by asdlib.studies.runner and asdlib.studies.dask).
 """
 
@@ -153,7 +153,7 @@ class KernelLost(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Order:
+class JobSpec:
     """A job as plain values.
 
     key : its name within the study;  label : its name for people;  needs : keys of jobs that come before it
@@ -176,14 +176,14 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobResult:
     """How a job ended: seconds, and the refusal in a sentence or ""."""
 
     seconds: float
     refusal: str = ""
 
 
-def perform(order: Order) -> Outcome:
+def run_job(order: JobSpec) -> JobResult:
     """Do one job, or nothing if it is finished already. Runs in the runner's process or in a worker's.
 
     raises : KernelLost
@@ -194,26 +194,26 @@ def perform(order: Order) -> Outcome:
     os.environ.update(tell)
     began, folder = time.perf_counter(), Path(order.folder)
     try:
-        with io.guarded(folder):
-            artifacts.alone(folder)  # a kernel whose worker was killed may live for another second
-            artifacts.let_go(folder)
+        with io.wrap_os_errors(folder):
+            artifacts.lock_dir(folder)  # a kernel whose worker was killed may live for another second
+            artifacts.unlock_dir(folder)
             if not artifacts.finished(folder, order.digest):
-                artifacts.begin(folder, order.digest)
+                artifacts.start(folder, order.digest)
                 Path(order.page).unlink(missing_ok=True)
                 _execute(order)
                 io.write_text(folder / "params.json", json.dumps(order.parameters, indent=1))
                 facts = order.facts | {"seconds": round(time.perf_counter() - began, 2)}
-                artifacts.seal(folder, order.digest, facts, [Path(path) for path in order.outputs])
+                artifacts.commit(folder, order.digest, facts, [Path(path) for path in order.outputs])
             export(order)
-    except errors.Refusal as refusal:
-        return Outcome(time.perf_counter() - began, str(refusal))
+    except errors.InputError as refusal:
+        return JobResult(time.perf_counter() - began, str(refusal))
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-    return Outcome(time.perf_counter() - began)
+    return JobResult(time.perf_counter() - began)
 
 
-def _execute(order: Order) -> None:
+def _execute(order: JobSpec) -> None:
     """Run one notebook to its end; the executed copy is put in place only then, a broken one stays as failed.ipynb."""
     folder = Path(order.folder)
     failed = folder / "failed.ipynb"
@@ -223,16 +223,16 @@ def _execute(order: Order) -> None:
             config=KERNEL_CONFIG, kernel_manager_class=WarmKernelManager,
         )  # fmt: skip
     except PapermillExecutionError as error:
-        if error.ename == "Refusal":
-            raise errors.Refusal(f"{order.label}: {error.evalue}") from error
-        raise errors.Refusal(f"{order.label} failed with {error.ename}: {error.evalue}; see {failed}") from error
+        if error.ename == "InputError":
+            raise errors.InputError(f"{order.label}: {error.evalue}") from error
+        raise errors.InputError(f"{order.label} failed with {error.ename}: {error.evalue}; see {failed}") from error
     except RuntimeError as error:  # the kernel died or never came up
         advice = "most likely for want of memory; free some or use fewer or shorter clips, then give the same command again"
         raise KernelLost(f"{order.label}: its kernel ended from outside ({type(error).__name__}), {advice}") from error
     os.replace(failed, folder / "notebook.ipynb")
 
 
-def export(order: Order) -> None:
+def export(order: JobSpec) -> None:
     """The executed notebook as a page of the report, if that is not there."""
     folder, page = Path(order.folder), Path(order.page)
     if page.is_file():

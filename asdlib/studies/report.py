@@ -3,7 +3,7 @@
 Conventions
 -----------
 The frame of a page is that of `pages`. Everything that comes from data is escaped. All clips of one set of players have one common gain,
-so that levels can be compared by ear. Files are written whole or not at all; disk full and missing permissions are worded by `io.guarded`.
+so that levels can be compared by ear. Files are written whole or not at all; disk full and missing permissions are worded by `io.wrap_os_errors`.
 Source: METHOD 8.4. Notebooks: all become pages; summary and players are those of 09_report.
 """
 
@@ -40,7 +40,7 @@ def html(executed_notebook: Path, out: Path, footer: dict, title: str) -> Path:
     """One page from one executed notebook: contents, folded code, outputs, footer. Written whole or not at all.
 
     executed_notebook : .ipynb with outputs.  out : .html.  footer : name -> value, what made this page (run, device, versions).
-    raises : errors.Refusal if there is no such notebook
+    raises : errors.InputError if there is no such notebook
     """
     settings = Config({"NbConvertBase": {"display_data_priority": FACES}, "HTMLExporter": {"anchor_link_text": ""}})
     exporter = HTMLExporter(config=settings, template_name="basic", template_file=str(pages.TEMPLATES / "report.html.j2"))
@@ -51,7 +51,7 @@ def html(executed_notebook: Path, out: Path, footer: dict, title: str) -> Path:
         page = {"title": title, "footer": footer, "contents": _contents(book), "head": pages.head(title)}
         text = exporter.from_notebook_node(book, resources={"page": page})[0]
     except Exception as error:  # one that is JSON but no notebook raises many kinds, and some only on its way to the page
-        raise errors.Refusal(f"{executed_notebook}: no readable notebook ({str(error)[:200]!r}); run the stage again") from error
+        raise errors.InputError(f"{executed_notebook}: no readable notebook ({str(error)[:200]!r}); run the stage again") from error
     io.write_text(out, text)
     return out
 
@@ -103,7 +103,7 @@ def players(store, clips: Sequence[str], captions: Sequence[str], sample_rate: i
     """Players of several clips of a store, all with the same gain. clips : as in the clip table.  Notebooks: 01_data, 09_report."""
     row_of = {name: row for row, name in enumerate(store.clips["clip"])}
     for name in clips:
-        errors.known_name("clip", name, list(row_of))
+        errors.check_choice("clip", name, list(row_of))
     if not len(clips):
         return tables.Html('<p class="note">No clips to listen to.</p>')
     waves = [store.int16(row_of[name]) / 32768.0 for name in clips]
@@ -149,7 +149,7 @@ def _plain(table: pd.DataFrame) -> list[dict]:
 
 def save_picture(figure: plots.Plot, path: Path) -> None:
     """A figure as PNG, beside the summary. Notebook: 09_report."""
-    with io.beside(path) as part:
+    with io.atomic_write(path) as part:
         part.write_bytes(plots.image(figure, "png"))
 
 

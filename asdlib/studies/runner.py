@@ -29,12 +29,12 @@ from asdlib.detectors.exposure import check_machines
 from asdlib.models import precision
 from asdlib.studies import artifacts, dask, report, sweeps
 from asdlib.studies import notebook as kernels
-from asdlib.studies.jobs import Job, plan, standing
-from asdlib.studies.notebook import KernelLost, Order, Outcome, export, warm
+from asdlib.studies.jobs import Job, job_state, plan
+from asdlib.studies.notebook import JobResult, JobSpec, KernelLost, export, warm
 from asdlib.studies.study import NOTEBOOKS, Run, Stage
 from asdlib.viz import tables
 
-told = functools.partial(print, flush=True)  # a log file shows each line when it is said
+log = functools.partial(print, flush=True)  # a log file shows each line when it is said
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Parameters:
         values = dataclasses.asdict(self)
         unknown = declared - set(values)
         if unknown or not {"study", "overrides", "home"} <= declared:
-            raise errors.Refusal(f"{path.name}: declares the parameters {', '.join(sorted(declared))}, expected some of {', '.join(values)}")
+            raise errors.InputError(f"{path.name}: declares the parameters {', '.join(sorted(declared))}, expected some of {', '.join(values)}")
         return json.loads(json.dumps({name: value for name, value in values.items() if name in declared}))
 
 
@@ -68,17 +68,17 @@ class Progress:
     def _table(self) -> tables.Html:
         return tables.styled(pd.DataFrame(list(self.rows.values()), columns=["job", "state", "seconds", "why"]))
 
-    def begins(self, order: Order) -> None:
+    def begins(self, order: JobSpec) -> None:
         """A job was taken up."""
         self._tell(order, "at work", "", f"[{self.ended + 1}/{self.total}] {order.label}")
 
-    def ends(self, order: Order, outcome: Outcome) -> None:
+    def ends(self, order: JobSpec, outcome: JobResult) -> None:
         """A job came to its end, good or bad."""
         self.ended += 1
         line = f"[{self.ended}/{self.total}] {order.label}: {outcome.seconds:.0f} s, {time.perf_counter() - self.began:.0f} s in all"
         self._tell(order, "refused" if outcome.refusal else "fresh", f"{outcome.seconds:.0f}", line)
 
-    def _tell(self, order: Order, state: str, seconds: str, line: str) -> None:
+    def _tell(self, order: JobSpec, state: str, seconds: str, line: str) -> None:
         self.rows[order.key][1:3] = [state, seconds]
         if self.handle is not None:
             self.handle.update(self._table())
@@ -87,7 +87,7 @@ class Progress:
 
 
 @dataclasses.dataclass(frozen=True)
-class Where:
+class Executor:
     """Where jobs are done: 0 workers and no scheduler: here, one after another."""
 
     workers: int = 0
@@ -95,20 +95,20 @@ class Where:
 
 
 def run_study(
-    run: Run, study: str, overrides: Sequence[str], only: Sequence[str] = (), say: Callable[[str], None] = told, where: Where = Where()
+    run: Run, study: str, overrides: Sequence[str], only: Sequence[str] = (), say: Callable[[str], None] = log, where: Executor = Executor()
 ) -> int:
     """Bring a study, its seeds and its sweep up to date.
 
     study, overrides : as the notebooks are to open it again
     only : stages by name or number; none: all
     returns : how many notebooks were executed
-    raises : errors.Refusal, in a sentence, when a stage cannot be finished
+    raises : errors.InputError, in a sentence, when a stage cannot be finished
     """
-    with io.locked(run.study_folder), io.guarded(run.study_folder), contextlib.ExitStack() as stack:
+    with io.locked(run.study_folder), io.wrap_os_errors(run.study_folder), contextlib.ExitStack() as stack:
         _claim(run.study_folder, study)
         run.reports.mkdir(parents=True, exist_ok=True)
         for folder in (run.study_folder, run.reports):
-            artifacts.tidy(folder)
+            artifacts.remove_temp(folder)
         opened, client, gpu = sweeps.runs(study, overrides, str(run.home)), None, run.device.type == "cuda"
         if where.scheduler:
             client = stack.enter_context(dask.existing(where.scheduler))
@@ -156,31 +156,31 @@ def _on_workers(client, opened: Sequence[Run]) -> bool:
     chosen = opened[0].cfg.device
     device, offered = ("cpu", False) if chosen == "cpu" else dask.device_of(client)
     if chosen == "cuda" and device == "cpu":
-        raise errors.Refusal("device cuda was asked for, but no worker of the cluster sees a GPU; use --device auto or cpu")
+        raise errors.InputError("device cuda was asked for, but no worker of the cluster sees a GPU; use --device auto or cpu")
     auto = dask.auto_of(client, device)
     for one in opened:
         one.device, one.auto = torch.device(device), auto
     return offered
 
 
-def _one_by_one(orders: Sequence[Order], progress: Progress) -> None:
+def _one_by_one(orders: Sequence[JobSpec], progress: Progress) -> None:
     for order in orders:
         progress.begins(order)
         try:
-            outcome = kernels.perform(order)
+            outcome = kernels.run_job(order)
         except KernelLost as lost:
-            raise errors.Refusal(str(lost)) from lost
+            raise errors.InputError(str(lost)) from lost
         progress.ends(order, outcome)
         if outcome.refusal:
-            raise errors.Refusal(outcome.refusal)
+            raise errors.InputError(outcome.refusal)
 
 
 def _came_true(done: Sequence[Job]) -> None:
     """What was computed is what was meant: a kernel that loaded other code, or a worker with another device, does not pass."""
     for job in done:
-        state, why = standing(job.run, job.stage, job.seed, job.machine)
+        state, why = job_state(job.run, job.stage, job.seed, job.machine)
         if state != "fresh":
-            raise errors.Refusal(f"{job.label}: came to its end, but not as it was meant ({'; '.join(why)}); give the same command again")
+            raise errors.InputError(f"{job.label}: came to its end, but not as it was meant ({'; '.join(why)}); give the same command again")
 
 
 def _can_be_finished(planned: Sequence[Job], todo: Sequence[Job]) -> None:
@@ -196,7 +196,7 @@ def _can_be_finished(planned: Sequence[Job], todo: Sequence[Job]) -> None:
         missing = job.run.missing(used, [job.seed] if job.stage.per_seed else job.run.cfg.seeds, coming)
         if missing:
             again = f"run `asd run {job.run.cfg.name}` with these settings first"
-            raise errors.Refusal(f"{job.label}: scores are missing of {', '.join(missing)}; {again}")
+            raise errors.InputError(f"{job.label}: scores are missing of {', '.join(missing)}; {again}")
 
 
 def _whole_store(opened: Sequence[Run], say: Callable[[str], None]) -> None:
@@ -204,7 +204,7 @@ def _whole_store(opened: Sequence[Run], say: Callable[[str], None]) -> None:
     for run in opened:
         try:
             run.store.verify()
-        except errors.Refusal as damage:
+        except errors.InputError as damage:
             say(f"{damage.args[0].split(';')[0]}; decoding again")
             run.decode_again()
 
@@ -215,17 +215,17 @@ def _claim(folder: Path, study: str) -> None:
     if not owner.is_file():
         io.write_text(owner, study)
     elif (held := owner.read_text(encoding="utf-8", errors="replace")) != study:
-        raise errors.Refusal(f"{folder} holds the study {held}, now {study} came; set another name in the study file")
+        raise errors.InputError(f"{folder} holds the study {held}, now {study} came; set another name in the study file")
 
 
-def _order(job: Job, study: str) -> Order:
+def _order(job: Job, study: str) -> JobSpec:
     """A job as plain values."""
     run, stage, seed, machine = job.run, job.stage, job.seed, job.machine
     notebook = NOTEBOOKS / f"{stage.notebook}.ipynb"
     facts = {"stage": stage.notebook, "machine": machine, "seed": seed, "device": run.device.type, "data": run.store.fingerprint}
     facts |= {"auto": run.auto or precision.auto(run.device), "settings": settings.to_tree(run.cfg), "shaped_by": run.shaped_by(stage, seed, machine)}
     footer = {"study": run.cfg.name, **({"variant": run.variant} if run.variant else {}), "seed": seed, "machine": machine or "all"}
-    return Order(
+    return JobSpec(
         key=job.key, label=job.label, needs=job.needs, study=str(run.study_folder), notebook=str(notebook), folder=str(job.folder),
         page=str(page_of(run, stage, seed, machine)), outputs=tuple(map(str, run.outputs(stage))), digest=run.digest(stage, seed, machine),
         parameters=Parameters(study, list(job.overrides), str(run.home), seed, machine).for_notebook(notebook), facts=facts,

@@ -45,7 +45,7 @@ def recordings(paths: Iterable[str | Path], problems: folders.Problems | None = 
     """Files as they are named, and for every folder the recordings below it, each once, in the order of their names.
 
     problems : gets what is wrong with these folders, and what they hold that is no recording (path, words, whether something is left out)
-    raises : errors.Refusal for a folder without a recording.  A file that is not there stays in the list: it is told when it is scored
+    raises : errors.InputError for a folder without a recording.  A file that is not there stays in the list: it is told when it is scored
     """
     found: list[Path] = []
     problems = [] if problems is None else problems
@@ -58,7 +58,7 @@ def recordings(paths: Iterable[str | Path], problems: folders.Problems | None = 
         others = folders.passed_over(passed)
         if not inside:
             why = "".join(f"; {what}" for what in (others, *(f"{where}: {words}" for where, words, _ in problems[before:])) if what)
-            raise errors.Refusal(f"{path}: no recording in this folder, expected audio files ({', '.join(SOUNDS[:6])}, ...); check the path{why}")
+            raise errors.InputError(f"{path}: no recording in this folder, expected audio files ({', '.join(SOUNDS[:6])}, ...); check the path{why}")
         problems += [(str(path), others, False)] if others else []
         found += sorted(inside.values())
     return found
@@ -175,16 +175,16 @@ def of(run, jobs: Sequence[tuple], machine: str = "", system: str = "") -> Score
 
     run : study.Run.  jobs : study.jobs(run).  machine : "" is the study's only one; <machine>_<section> where sections are judged apart
     system : "" is `final_system`
-    raises : errors.Refusal for an unknown machine or system, and where something is not finished or out of date
+    raises : errors.InputError for an unknown machine or system, and where something is not finished or out of date
     """
     train = run.clips[run.clips["split"] == "train"]
     judged = schemas.by_references(train).drop_duplicates("machine")["machine"]
     parts = {name: tuple(train.loc[row, ["machine", "section"]]) for row, name in judged.sort_values().items()}
     if (not machine and len(parts) > 1) or (machine in run.machines and machine not in parts):
-        raise errors.Refusal(f"study {run.cfg.name} has the machines {', '.join(parts)}; say which one with --machine")
-    name = errors.known_name("machine", machine or next(iter(parts)), list(parts))
+        raise errors.InputError(f"study {run.cfg.name} has the machines {', '.join(parts)}; say which one with --machine")
+    name = errors.check_choice("machine", machine or next(iter(parts)), list(parts))
     machine, section = parts[name] if name not in run.machines else (name, "")
-    system = errors.known_name("system", system or final_system(run.cfg.systems), list(fusion.with_composed(run.cfg.systems)))
+    system = errors.check_choice("system", system or final_system(run.cfg.systems), list(fusion.with_composed(run.cfg.systems)))
     needed = detectors_of(system)
     refuse_stale(run, jobs, needed, machine)
     scores = io.scores(run.folder / "scores.parquet")
@@ -192,7 +192,7 @@ def of(run, jobs: Sequence[tuple], machine: str = "", system: str = "") -> Score
 
 
 def refuse_stale(run, jobs: Sequence[tuple], detectors: Sequence[str], machine: str = "") -> None:
-    """Refuse (errors.Refusal) if the report or one of these detectors (of one machine; "": of all) is not finished, or not of what holds now."""
+    """Refuse (errors.InputError) if the report or one of these detectors (of one machine; "": of all) is not finished, or not of what holds now."""
     odd = []
     for stage, seed, of_machine in jobs:
         folder, where = run.stage_folder(stage, seed, of_machine), f"{stage.notebook} of {of_machine or 'all machines'}"
@@ -203,4 +203,4 @@ def refuse_stale(run, jobs: Sequence[tuple], detectors: Sequence[str], machine: 
     odd += [] if artifacts.finished(folder, digest) and (run.folder / "scores.parquet").is_file() else [where]
     if odd:
         what = f"{', '.join(odd)} is missing or was made of other settings, recordings, code or device"
-        raise errors.Refusal(f"study {run.cfg.name} is not finished: {what}; run `asd run {run.cfg.name}` as before, then ask again")
+        raise errors.InputError(f"study {run.cfg.name} is not finished: {what}; run `asd run {run.cfg.name}` as before, then ask again")

@@ -1,4 +1,4 @@
-"""A study as a graph of notebooks: where its artefacts lie, what is stale, how it is run and resumed.
+"""A study as a graph of notebooks: where its artifacts lie, what is stale, how it is run and resumed.
 
     runs/<study>/store                         decoded clips; runs/<study>/data: synthetic recordings, where there are none
     runs/<study>/<stage>                       stages 01, 02, 08 and 09, which are the same for all seeds
@@ -8,17 +8,17 @@
     runs/<study>/tuned.toml                    ω, η and both k as 08 chose them, for any study to include
 
 What is finished (artifacts.finished) is never computed again; what is not, starts again or goes on from its checkpoint.
-Sources: METHOD 8.2, 8.3. Notebooks: all (second cell, `arrive`).
+Sources: METHOD 8.2, 8.3. Notebooks: all (second cell, `open_notebook`).
 
-Where a study's artefacts lie, what shapes each of them, and whether it is finished.
+Where a study's artifacts lie, what shapes each of them, and whether it is finished.
 
     runs/<study>/store, data                   decoded clips; recordings that were made, where none were given
     runs/<study>/<stage>                       stages that are the same for all seeds
     runs/<study>/seed<k>/<stage>[/<machine>]   stages that train
     runs/<study>/sweep                         jobs and recordings of variants that differ from the study's (asdlib.studies.sweeps)
 
-A digest is made of everything that shapes an artefact, and `shaped_by` says what that is, by name: it stands in the manifest, so that a stale
-artefact can say why it is stale (asdlib.studies.jobs).
+A digest is made of everything that shapes an artifact, and `shaped_by` says what that is, by name: it stands in the manifest, so that a stale
+artifact can say why it is stale (asdlib.studies.jobs).
 Source: METHOD 8.2, 8.3. Notebooks: all (through `study.Run`).
 """
 
@@ -56,7 +56,7 @@ NOTEBOOKS = artifacts.CLONE / "notebooks"
 OUTPUTS = {"08_tuning": ("tuned.toml",), "09_report": ("scores.parquet", "metrics.csv", "controls.csv")}  # of a stage, outside its folder
 
 
-class Places:
+class StudyPaths:
     """A study's settings, recordings and folders. Nothing is computed until it is asked for."""
 
     def __init__(
@@ -67,7 +67,7 @@ class Places:
         stage: Stage | None = None,
         machine: str = "",
         variant: str = "",
-        base: Places | None = None,
+        base: StudyPaths | None = None,
     ):
         """variant, base : of a sweep: its name, and the study that it varies, whose recordings and finished jobs it shares"""
         self.cfg, self.home, self.seed, self.stage, self.machine, self.variant, self.base = cfg, home, seed, stage, machine, variant, base
@@ -77,12 +77,12 @@ class Places:
         made = settings_tree.digest(cfg.data, cfg.synthetic)
         same = base is None or made == settings_tree.digest(base.cfg.data, base.cfg.synthetic)
         self.data_folder = self.study_folder if same else self.study_folder / "sweep" / "recordings" / made[:8]
-        self.device = training.pick_device(cfg.device)  # of the artefacts that are meant; whoever else reads them computes `here`
-        self.auto = ""  # what the precision `auto` is for these artefacts, where another machine decided it
+        self.device = training.pick_device(cfg.device)  # of the artifacts that are meant; whoever else reads them computes `here`
+        self.auto = ""  # what the precision `auto` is for these artifacts, where another machine decided it
         self.synthetic = not cfg.data.roots
 
     @property
-    def here(self) -> torch.device:
+    def local_device(self) -> torch.device:
         """Where this process computes: on the study's device if it has that, else on the CPU."""
         return self.device if self.device.type == "cpu" or torch.cuda.is_available() else torch.device("cpu")
 
@@ -97,7 +97,7 @@ class Places:
     def store(self) -> store.Store:
         """The recordings, decoded; made on first use and found again after."""
         if self.synthetic and self.cfg.data.recorded:
-            raise errors.Refusal(f"study {self.cfg.name} is for recordings and none were given; add --data-root DIR")
+            raise errors.InputError(f"study {self.cfg.name} is for recordings and none were given; add --data-root DIR")
         if self.base is not None and self.data_folder == self.base.data_folder:
             return self.base.store
         if not self.synthetic or self.roots[0].is_dir():
@@ -143,7 +143,7 @@ class Places:
         return sorted(self.clips["machine"].unique())
 
     def stage_folder(self, stage: Stage, seed: int, machine: str = "") -> Path:
-        """Where a stage's artefacts lie; variants that train the same, or the same as their study, share a folder."""
+        """Where a stage's artifacts lie; variants that train the same, or the same as their study, share a folder."""
         folder = self.study_folder
         if self.base is not None and self._settings(stage) != self.base._settings(stage):
             folder = folder / "sweep" / "jobs" / settings_tree.digest(self._settings(stage))[:8]
@@ -159,9 +159,9 @@ class Places:
         stage = next(stage for stage in STAGES if name in stage.detectors)
         folder = self.stage_folder(stage, seed, machine) / name
         if not artifacts.finished(folder, self.detector_digest(name, seed, machine)):
-            wrong = ", ".join(artifacts.torn(folder)) if (folder / "DONE").is_file() else ""
+            wrong = ", ".join(artifacts.corrupt_files(folder)) if (folder / "DONE").is_file() else ""
             what = f"{name} of {machine or 'all machines'} (seed {seed}) is {'not whole' if wrong else 'not finished'} for these settings"
-            raise errors.Refusal(f"{what}{f': {wrong}' if wrong else ''}; run `asd run {self.cfg.name}` with them first")
+            raise errors.InputError(f"{what}{f': {wrong}' if wrong else ''}; run `asd run {self.cfg.name}` with them first")
         return folder
 
     def shaped_by(self, stage: Stage, seed: int, machine: str = "") -> dict:
@@ -225,7 +225,7 @@ class Stage:
     def serves(self, systems: Sequence[str]) -> bool:
         """Whether a study of these systems has a use for the stage."""
         for system in systems:
-            errors.known_name("system", system, list(SYSTEMS))
+            errors.check_choice("system", system, list(SYSTEMS))
         about = self.detectors + self.reads
         return not about or any(SYSTEMS[system] in about for system in systems)
 
@@ -257,20 +257,20 @@ STAGES = (
 
 
 def stage_of(notebook: str) -> Stage:
-    """The stage of a notebook's name or number.  raises : errors.Refusal for an unknown one"""
+    """The stage of a notebook's name or number.  raises : errors.InputError for an unknown one"""
     for stage in STAGES:
         if notebook in (stage.notebook, stage.notebook[:2]):
             return stage
-    raise errors.Refusal(f"unknown stage {notebook!r}; known: {', '.join(stage.notebook for stage in STAGES)}")
+    raise errors.InputError(f"unknown stage {notebook!r}; known: {', '.join(stage.notebook for stage in STAGES)}")
 
 
 VARIANT = "variant="  # among overrides
 
 
-class Run(Places):
+class Run(StudyPaths):
     """A study opened: its settings, recordings, folders, and what has been computed.
 
-    Notebooks get one from `arrive`; scripts from `open_run`. Nothing is computed until it is asked for.
+    Notebooks get one from `open_notebook`; scripts from `open_run`. Nothing is computed until it is asked for.
     """
 
     @functools.cached_property
@@ -278,7 +278,7 @@ class Run(Places):
         """Finished detectors, by their folder."""
         return {}
 
-    def detect(self, name: str, variant: str = "", settings=None) -> tuple[object, pd.DataFrame, pd.DataFrame]:
+    def fit_or_load(self, name: str, variant: str = "", settings=None) -> tuple[object, pd.DataFrame, pd.DataFrame]:
         """A detector of this run's machine: fitted now, or loaded if it is finished.
 
         variant, settings : a folder of its own, and the detector's section of the settings in place of the study's
@@ -291,19 +291,19 @@ class Run(Places):
         mine, ordered = training.pick_device(self.cfg.device), io.HOLDS in os.environ
         if (self.device != mine or (self.auto and not ordered)) and not artifacts.finished(folder, self.detector_digest(*of)):
             with self._meant_for(mine):
-                return self.detect(name, variant, settings)
+                return self.fit_or_load(name, variant, settings)
         chosen = dataclasses.replace(self.cfg, precision=self.precision_of(name), **({} if settings is None else {name: settings}))
         cfg, digest = dataclasses.asdict(chosen), self.detector_digest(*of)
         detector = self._detector(name, chosen, folder)
         if self.base is not None:  # trained already for the study or for another variant
-            artifacts.adopt(folder, digest, self.study_folder.glob(f"**/{folder.relative_to(folder.parents[1 + self.stage.per_machine])}"))
+            artifacts.copy_from(folder, digest, self.study_folder.glob(f"**/{folder.relative_to(folder.parents[1 + self.stage.per_machine])}"))
         if artifacts.finished(folder, digest):
             with io.refused(folder, f"a {name} detector"):
                 detector.restore(folder, training_clips(self.store, machines)[0])
             history = io.table(folder / "history.parquet", ["epoch"]) if (folder / "history.parquet").is_file() else pd.DataFrame()
             return detector, io.scores(folder / "scores.parquet"), history
-        with io.locked(self.study_folder), io.guarded(folder):
-            artifacts.begin(folder, digest)
+        with io.locked(self.study_folder), io.wrap_os_errors(folder):
+            artifacts.start(folder, digest)
             began = time.perf_counter()
             with training.memory_in_words(f"{name} of {', '.join(machines[:3])}{' …' if len(machines) > 3 else ''}"):
                 scores = detect(detector, self.store, machines)
@@ -315,16 +315,16 @@ class Run(Places):
             facts |= {"seconds": time.perf_counter() - began}
             facts |= {"device": self.device.type, "data": self.store.fingerprint, "peak_memory_mb": artifacts.peak_memory_mb()}
             facts |= {"shaped_by": self.detector_shaped_by(*of)}
-            artifacts.seal(folder, digest, facts)
+            artifacts.commit(folder, digest, facts)
         return detector, scores, detector.history
 
     def _detector(self, name: str, cfg: config.StudySettings, folder: Path) -> Detector:
-        keywords = {"seed": self.seed, "device": self.here, "precision": self.precision_of(name), "checkpoints": folder}
+        keywords = {"seed": self.seed, "device": self.local_device, "precision": self.precision_of(name), "checkpoints": folder}
         return DETECTORS[name](getattr(cfg, name), **keywords)
 
     @contextlib.contextmanager
     def _meant_for(self, device: torch.device):
-        """Inside, artefacts are those of another device, as this machine trains there."""
+        """Inside, artifacts are those of another device, as this machine trains there."""
         before = self.device, self.auto
         self.device, self.auto = device, ""
         try:
@@ -332,14 +332,14 @@ class Run(Places):
         finally:
             self.device, self.auto = before
 
-    def trained(self, name: str, machine: str) -> tuple[Path, str]:
+    def detector_path(self, name: str, machine: str) -> tuple[Path, str]:
         """Folder of a finished detector and the machine it belongs to ("": all); one that is not there, or of other settings, is refused."""
         stage = next(stage for stage in STAGES if name in stage.detectors)
         machine = machine if stage.per_machine else ""
         folder = self.stage_folder(stage, self.seed, machine) / name
         if not artifacts.finished(folder, self.detector_digest(name, self.seed, machine)):
             where = f"{stage.notebook} of {machine or 'all machines'} (seed {self.seed})"
-            raise errors.Refusal(f"what {where} writes is missing; run `asd run {self.cfg.name}` with these settings first")
+            raise errors.InputError(f"what {where} writes is missing; run `asd run {self.cfg.name}` with these settings first")
         return folder, machine
 
     def spaces(self) -> list[projection.Space]:
@@ -347,14 +347,14 @@ class Run(Places):
         found = []
         if "oevae" in self.cfg.systems:
             domain = self.cfg.oevae.domain_latent
-            found += [projection.oevae_space(self.trained("oevae", machine)[0], self.clips, machine, domain) for machine in self.machines]
+            found += [projection.oevae_space(self.detector_path("oevae", machine)[0], self.clips, machine, domain) for machine in self.machines]
         if "classifier" in self.cfg.systems:
-            found.append(projection.classifier_space(self.trained("classifier", "")[0]))
+            found.append(projection.classifier_space(self.detector_path("classifier", "")[0]))
         return found
 
     def detector(self, name: str, machine: str) -> object:
         """A finished detector, loaded once and never trained. machine : any of those it was trained on"""
-        folder, own = self.trained(name, machine)
+        folder, own = self.detector_path(name, machine)
         if folder not in self._loaded:
             clips = training_clips(self.store, [own] if own else self.machines)[0]
             self._loaded[folder] = self._detector(name, self.cfg, folder).restore(folder, clips)
@@ -368,19 +368,19 @@ class Run(Places):
 
     def collect(self) -> pd.DataFrame:
         """Scores of all systems, seeds and machines, and of what is composed of them, written to scores.parquet."""
-        scores = schemas.score_table(fusion.seed_ensembles(self.gather(self.cfg.systems), self.cfg.fusion.normalise))
+        scores = schemas.score_table(fusion.seed_ensembles(self.load_scores(self.cfg.systems), self.cfg.fusion.normalise))
         io.write_table(self.folder / "scores.parquet", scores)
         return scores
 
-    def gather(self, systems: Sequence[str], seeds: Sequence[int] = ()) -> pd.DataFrame:
+    def load_scores(self, systems: Sequence[str], seeds: Sequence[int] = ()) -> pd.DataFrame:
         """Scores of these systems of the study, all machines, these seeds (none: all), and of what `fusion.COMPOSED` makes of them.
 
-        raises : errors.Refusal that names every stage whose scores are missing.  Notebooks: 06, 08; 09 (through `collect`)
+        raises : errors.InputError that names every stage whose scores are missing.  Notebooks: 06, 08; 09 (through `collect`)
         """
         wanted, chosen = {SYSTEMS[system] for system in systems}, seeds or self.cfg.seeds
         missing = self.missing(wanted, chosen) if wanted and set(chosen) <= set(self.cfg.seeds) else ["every stage"]
         if missing:
-            raise errors.Refusal(f"scores are missing of {', '.join(missing)}; run `asd run {self.cfg.name}` with these settings first")
+            raise errors.InputError(f"scores are missing of {', '.join(missing)}; run `asd run {self.cfg.name}` with these settings first")
         folders = [self.stage_folder(*job) / name for job in jobs(self) if job[1] in chosen for name in job[0].detectors if name in wanted]
         tables = [io.scores(folder / "scores.parquet") for folder in folders]
         scores = fusion.systems(pd.concat(tables, ignore_index=True), self.cfg.fusion)
@@ -405,14 +405,14 @@ class Run(Places):
         io.write_table(self.folder / "controls.csv", controls)
         return table, controls
 
-    def keep(self, name: str, table: pd.DataFrame) -> None:
+    def save_table(self, name: str, table: pd.DataFrame) -> None:
         """A table of this run's stage, beside its notebook. Only `asd run` writes it; a notebook opened by hand leaves what is there."""
         job = (self.stage, self.seed, self.machine if self.stage.per_machine else "")
         marker = self.stage_folder(*job) / "BEGUN"
         if marker.is_file() and marker.read_text(encoding="utf-8") == self.digest(*job):
             io.write_table(marker.parent / name, table)
 
-    def kept(self, notebook: str, name: str) -> pd.DataFrame:
+    def load_table(self, notebook: str, name: str) -> pd.DataFrame:
         """What a stage without machines kept, of all seeds, with the column seed; empty where the stage is not finished for these settings."""
         stage, found = stage_of(notebook), []
         for seed in self.cfg.seeds if stage.per_seed else self.cfg.seeds[:1]:
@@ -445,13 +445,13 @@ class Run(Places):
 def jobs(run: Run, only: Sequence[str] = ()) -> list[tuple[Stage, int, str]]:
     """The notebooks of a study in order: (stage, seed, machine); stages that serve none of its systems are left out.
 
-    raises : errors.Refusal for such a stage that was asked for by name
+    raises : errors.InputError for such a stage that was asked for by name
     """
     chosen = [stage_of(name) for name in only]
     for stage in chosen:
         if not stage.serves(run.cfg.systems):
             wanted = ", ".join(system for system, name in SYSTEMS.items() if name in stage.detectors + stage.reads)
-            raise errors.Refusal(f"stage {stage.notebook} serves {wanted}, the study has {', '.join(run.cfg.systems)}; add it to systems")
+            raise errors.InputError(f"stage {stage.notebook} serves {wanted}, the study has {', '.join(run.cfg.systems)}; add it to systems")
     chosen = chosen or [stage for stage in STAGES if stage.serves(run.cfg.systems)]
     out = []
     for stage in (stage for stage in STAGES if stage in chosen):
@@ -464,7 +464,7 @@ def open_run(study: str, overrides: Sequence[str] = (), home: str | Path = "", s
     """Open a study by name (see notebooks/studies) or TOML path; `home` holds runs/ and reports/ (default: the clone).
 
     overrides : `name=value`; after `variant=NAME` follow the settings of one variant of a sweep
-    raises : errors.Refusal for an unknown study, setting or system, and for seeds or systems that stand there twice
+    raises : errors.InputError for an unknown study, setting or system, and for seeds or systems that stand there twice
     """
     for number, text in enumerate(overrides):
         if text.startswith(VARIANT):  # what follows it varies the study that stands before it
@@ -481,11 +481,11 @@ def load(study: str, overrides: Sequence[str] = ()) -> config.StudySettings:
     for system in cfg.systems:
         if system in fusion.COMPOSED and system not in SYSTEMS:
             parts = " and ".join(part[0] for part in fusion.COMPOSED[system][:2])
-            raise errors.Refusal(f"setting systems: {system} is made wherever {parts} are among the systems; name those and leave it out")
-        errors.known_name("system", system, list(SYSTEMS))
+            raise errors.InputError(f"setting systems: {system} is made wherever {parts} are among the systems; name those and leave it out")
+        errors.check_choice("system", system, list(SYSTEMS))
     for name, values in (("seeds", cfg.seeds), ("systems", cfg.systems)):
         if not values or len(set(values)) < len(values):
-            raise errors.Refusal(f"setting {name}: got {list(values)}, expected at least one value and none twice")
+            raise errors.InputError(f"setting {name}: got {list(values)}, expected at least one value and none twice")
     return cfg
 
 
@@ -493,13 +493,13 @@ def open(study: str, home: str | Path = "", seed: int | None = None) -> Run:
     """A study that was run to its end, with the settings it was run with: `open("demo").score(["clip.wav"], machine="fan")`.
 
     study : name or TOML path.  home : holds runs/ and reports/ (default: the clone).  seed : one of the study's, none: the first
-    raises : errors.Refusal where it was never run to its end; what is out of date is told when it is asked for (`Run.scorer`)
+    raises : errors.InputError where it was never run to its end; what is out of date is told when it is asked for (`Run.scorer`)
     """
     home, name = Path(home or artifacts.CLONE).resolve(), config.load(study).name
     try:
         came = json.loads((home / "runs" / name / "09_report" / "params.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise errors.Refusal(f"study {name} was not run to its end in {home}; run `asd run {name}` first, or name its folder by --home") from error
+        raise errors.InputError(f"study {name} was not run to its end in {home}; run `asd run {name}` first, or name its folder by --home") from error
     return _of_its_seeds(_as_computed(open_run(came["study"], [*came["overrides"], 'device="auto"'], home, seed)))
 
 
@@ -520,31 +520,31 @@ def _as_computed(run: Run) -> Run:
 def _of_its_seeds(run: Run) -> Run:
     """The run, or a refusal if the study does not have its seed."""
     if run.seed not in run.cfg.seeds:
-        raise errors.Refusal(f"seed {run.seed} came, the study has {', '.join(map(str, run.cfg.seeds))}; take one of them")
+        raise errors.InputError(f"seed {run.seed} came, the study has {', '.join(map(str, run.cfg.seeds))}; take one of them")
     return run
 
 
-def arrive(notebook: str, *, study: str, overrides: list, home: str, seed: int = 0, machine: str = "") -> Run:
+def open_notebook(notebook: str, *, study: str, overrides: list, home: str, seed: int = 0, machine: str = "") -> Run:
     """The second cell of every notebook: check the parameters' names and types, then open the study.
 
     machine : "" takes the first machine of the study
-    raises : errors.Refusal for a wrong type, an unknown machine, or a seed of which there is nothing to read
+    raises : errors.InputError for a wrong type, an unknown machine, or a seed of which there is nothing to read
     """
     came = {"study": (study, str), "overrides": (overrides, list), "home": (home, str), "seed": (seed, int), "machine": (machine, str)}
     for name, (value, kind) in came.items():
         if type(value) is not kind:
-            raise errors.Refusal(f"parameter {name}: got {value!r} ({type(value).__name__}), expected {kind.__name__}")
+            raise errors.InputError(f"parameter {name}: got {value!r} ({type(value).__name__}), expected {kind.__name__}")
     run = open_run(study, overrides, home, seed)
     run.stage = stage_of(notebook)
     if run.stage.per_seed and run.stage.reads:
         _of_its_seeds(run)
-    run.machine = errors.known_name("machine", machine, run.machines) if machine else run.machines[0]
+    run.machine = errors.check_choice("machine", machine, run.machines) if machine else run.machines[0]
     if io.HOLDS in os.environ:
         if run.device.type != (ordered := os.environ.get(artifacts.DEVICE, run.device.type)):
             here = f"the job is meant for {ordered} and came to a worker that computes on {run.device.type}"
-            raise errors.Refusal(f"{here}; start workers of one kind, or add --device cpu")
+            raise errors.InputError(f"{here}; start workers of one kind, or add --device cpu")
         run.auto = os.environ.get(artifacts.PRECISION, "")
-        artifacts.alone(run.stage_folder(run.stage, run.seed, run.machine if run.stage.per_machine else ""))
+        artifacts.lock_dir(run.stage_folder(run.stage, run.seed, run.machine if run.stage.per_machine else ""))
     elif run.cfg.device == "auto":  # by hand
         _as_computed(run)
     torch.set_num_threads(1)  # two spinning threads on two busy cores are ten times slower than one

@@ -46,27 +46,27 @@ COLUMNS = ("variant", "system", "metric", "seeds", "mean", "low", "high", "sd", 
 def axes(study: str, overrides: Sequence[str] = ()) -> dict[str, list]:
     """The swept settings of a study and their values, in the order of the file; empty without a sweep.
 
-    raises : errors.Refusal for unknown settings, values of the wrong type, no or repeated values
+    raises : errors.InputError for unknown settings, values of the wrong type, no or repeated values
     """
     tree = config.read(study, overrides).get("sweep", {})
     if not isinstance(tree, dict):
-        raise errors.Refusal(f"sweep: got {tree!r}, expected a table of settings, for example \"oevae.condition.k_scale\" = [1, 5]")
+        raise errors.InputError(f"sweep: got {tree!r}, expected a table of settings, for example \"oevae.condition.k_scale\" = [1, 5]")
     found = {name: values for name, values in _leaves(tree)}
     sizes = [len(values) for values in found.values() if isinstance(values, list)]
     if math.prod(sizes) > MOST:
-        raise errors.Refusal(f"sweep: {' × '.join(map(str, sizes))} variants, expected at most {MOST}; list fewer values")
+        raise errors.InputError(f"sweep: {' × '.join(map(str, sizes))} variants, expected at most {MOST}; list fewer values")
     for name, values in found.items():
         if not isinstance(values, list) or not values:
-            raise errors.Refusal(f"sweep {name}: got {values!r}, expected a list of values")
+            raise errors.InputError(f"sweep {name}: got {values!r}, expected a list of values")
         if name.split(".")[0] in ("name", "about", "seeds", "systems"):
-            raise errors.Refusal(f"sweep {name}: cannot be swept, expected a setting of a section; give seeds as seeds = [...]")
+            raise errors.InputError(f"sweep {name}: cannot be swept, expected a setting of a section; give seeds as seeds = [...]")
         for value in values:
             text = f"{name}={json.dumps(value, ensure_ascii=False)}"
             if isinstance(value, dict):
-                raise errors.Refusal(f"sweep {name}: got the table {value!r} as a value, expected settings' values")
+                raise errors.InputError(f"sweep {name}: got the table {value!r} as a value, expected settings' values")
             config.load(study, [*overrides, text])  # names, types and ranges are refused here
         if len({json.dumps(value) for value in values}) < len(values):
-            raise errors.Refusal(f"sweep {name}: got {values}, expected each value once")
+            raise errors.InputError(f"sweep {name}: got {values}, expected each value once")
     return found
 
 
@@ -222,7 +222,7 @@ def write_page(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list])
     """
     base = opened[""][0]
     (base.folder / MADE).unlink(missing_ok=True)
-    scores = {name: run.gather(run.cfg.systems) for name, (run, _) in opened.items()}
+    scores = {name: run.load_scores(run.cfg.systems) for name, (run, _) in opened.items()}
     for name, (run, _) in opened.items():
         if name:
             run.folder.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from asdlib.viz.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYL
 SHAPES = ("circle", "cross", "square", "triangle", "diamond", "plus", "down", "star")
 MARKERS = dict(zip(SHAPES, ("o", "X", "s", "^", "D", "P", "v", "*")))
 GLYPHS = dict(zip(SHAPES, "●✖■▲◆✚▼★"))
-COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY)
+COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY)
 NUMBERS = "viridis"  # rises evenly in lightness, also for the colour-blind and in print
 LEFT, TOP, WIDE, HIGH = 62, 22, 560, 150  # of a picture, px
 BRANCHES = ((BLUE, ""), (ORANGE, "////"), (GREEN, "...."), (PURPLE, "xxxx"), (SKY, "----"), (VERMILION, "++++"))

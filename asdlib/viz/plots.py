@@ -38,13 +38,13 @@ LOOKS = {  # system -> colour, marker, line style, in the order in which systems
 }  # fmt: skip
 LOOKS |= {name + fusion.SEEDS: (look[0], "hd<p*>"[i], (0, (1, i + 1))) for i, (name, look) in enumerate(LOOKS.items())}
 KINDS = {"normal": (BLUE, "", "o"), "anomaly": (VERMILION, "////", "X"), "unlabelled": (GREY, "..", "s")}  # colour, hatch, marker
-DOMAIN_COLOURS = {"source": BLUE, "target": ORANGE, "unknown": GREY}
+DOMAIN_COLORS = {"source": BLUE, "target": ORANGE, "unknown": GREY}
 STYLE = {
     "font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9, "hatch.linewidth": 0.7,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#DDDDDD", "axes.axisbelow": True,
     "legend.frameon": False, "figure.dpi": 96, "savefig.dpi": 120, "hatch.color": BLACK, "text.parse_math": False, "svg.hashsalt": "asdlib",
 }  # fmt: skip
-Colours = Literal["magma", "twilight", "PuOr"]
+Colors = Literal["magma", "twilight", "PuOr"]
 WIDTH = 8.6  # inches; the text column of a report
 
 
@@ -79,7 +79,7 @@ def panels(rows: int, columns: int, height: float, alt: str, width=WIDTH, share=
 def some(table: pd.DataFrame, what: str) -> pd.DataFrame:
     """The table, or a refusal if it has no row."""
     if table.empty:
-        raise errors.Refusal(f"{what}: an empty table came, expected at least one row; was the stage before it run?")
+        raise errors.InputError(f"{what}: an empty table came, expected at least one row; was the stage before it run?")
     return table
 
 
@@ -209,7 +209,7 @@ def losses(history: pd.DataFrame, label: str = "mean squared error") -> Plot:
 
 @matplotlib.rc_context(STYLE)
 def spectrogram(
-    values: np.ndarray, frequencies_hz: np.ndarray, hop_s: float, *, unit: str = "dB", title: str = "", colours: Colours = "magma"
+    values: np.ndarray, frequencies_hz: np.ndarray, hop_s: float, *, unit: str = "dB", title: str = "", colours: Colors = "magma"
 ) -> Plot:
     """A time-frequency picture with axes in s and Hz and a colour bar with a unit.
 
@@ -217,7 +217,7 @@ def spectrogram(
     hop_s : s between frames.  colours : magma for levels, twilight for angles, PuOr for signed values. Others are refused.
     """
     if values.ndim != 2 or len(frequencies_hz) != len(values):
-        raise errors.Refusal(f"{values.shape} values with {len(frequencies_hz)} frequencies came, expected (bins, frames) and one per bin")
+        raise errors.InputError(f"{values.shape} values with {len(frequencies_hz)} frequencies came, expected (bins, frames) and one per bin")
     alt = f"{title or 'spectrogram'}, {values.shape[1] * hop_s:.1f} s, up to {frequencies_hz[-1]:.0f} Hz"
     figure, axes = panels(1, 1, 3.0, alt, vector=False)
     limit = {"magma": None, "twilight": np.pi, "PuOr": np.abs(values).max()}[colours]
@@ -281,7 +281,7 @@ def counts(clips: pd.DataFrame) -> Plot:
     machines = list(some(clips, "clip table")["machine"].unique())
     figure, axes = panels(1, 2, 1.2 + 0.36 * len(machines), f"number of clips of {', '.join(machines)}", share="y")
     groups = dict.fromkeys(zip(clips["domain"], clips["label"], strict=True))
-    looks = {(d, k): {"fc": pale(DOMAIN_COLOURS[d]), "ec": DOMAIN_COLOURS[d], "hatch": KINDS[k][1]} for d, k in groups}
+    looks = {(d, k): {"fc": pale(DOMAIN_COLORS[d]), "ec": DOMAIN_COLORS[d], "hatch": KINDS[k][1]} for d, k in groups}
     for axis, split in zip(axes[0], schemas.SPLITS, strict=True):
         part = clips[clips["split"] == split]
         left = np.zeros(len(machines))

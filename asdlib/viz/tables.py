@@ -252,13 +252,13 @@ def standing(scores: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:
 
 
 def most_anomalous(scores: pd.DataFrame, decisions: pd.DataFrame, n: int) -> pd.DataFrame:
-    """The n test clips of each system that lie farthest above normal training clips. Columns as `standing`, and why."""
+    """The n test clips of each system that lie farthest above normal training clips. Columns as `job_state`, and why."""
     table = standing(scores, decisions).sort_values("above_normal", ascending=False, kind="stable", na_position="last")
     return table.groupby("system").head(n).assign(why="most anomalous").sort_values("system", kind="stable", key=_rank)
 
 
 def most_confused(scores: pd.DataFrame, decisions: pd.DataFrame, n: int) -> pd.DataFrame:
-    """Of each system the n anomalies farthest below and the n normals farthest above the threshold. Columns as `standing`, and why."""
+    """Of each system the n anomalies farthest below and the n normals farthest above the threshold. Columns as `job_state`, and why."""
     table = standing(scores, decisions).sort_values("above_threshold", kind="stable")
     missed = table[(table["label"] == "anomaly") & (table["above_threshold"] <= 0)].groupby("system").head(n)
     false = table[(table["label"] == "normal") & (table["above_threshold"] > 0)].iloc[::-1].groupby("system").head(n)
@@ -337,10 +337,10 @@ def differences(scores: pd.DataFrame, settings: metrics.MetricsSettings, seed: i
     settings = comparison.enough(len(pairs), settings)
     compared = comparison.Pairs(scores, settings, seed)
     rows = [comparison.over_all(compared(a, b)) for a, b in pairs]
-    return judged(pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(comparison.PAIRED_COLUMNS)), settings)
+    return verdicts(pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(comparison.PAIRED_COLUMNS)), settings)
 
 
-def judged(found: pd.DataFrame, settings: metrics.MetricsSettings) -> pd.DataFrame:
+def verdicts(found: pd.DataFrame, settings: metrics.MetricsSettings) -> pd.DataFrame:
     """A family of comparisons with corrected p-values, in words.  found : PAIRED_COLUMNS.  returns : DIFFERENCES"""
     corrected, level, rows = comparison.holm(found["p"]), 1 - settings.confidence, []
     for row, p in zip(found.itertuples(), corrected, strict=True):

@@ -26,7 +26,7 @@ from scipy import stats
 
 from asdlib import errors
 from asdlib.viz import plots
-from asdlib.viz.plots import BELOW, BLACK, BLUE, CHANCE, DOMAIN_COLOURS, GREEN, GREY, KINDS, ORANGE, PURPLE, SKY, STYLE, VERMILION, Plot
+from asdlib.viz.plots import BELOW, BLACK, BLUE, CHANCE, DOMAIN_COLORS, GREEN, GREY, KINDS, ORANGE, PURPLE, SKY, STYLE, VERMILION, Plot
 
 MARKERS = ("o", "s", "^", "D", "P", "v", "X", "*")
 PARTS = {"z_d": (ORANGE, "////"), "z_c": (SKY, "")}
@@ -123,13 +123,13 @@ def tie(latents: pd.DataFrame) -> Plot:
         axis.plot(line["v"], line["prior"], color=BLACK, lw=1, ls="--")
         for (domain, trained), rows in part.groupby(["domain", "trained"]):
             look = {"marker": {"source": "o", "target": "s"}.get(domain, "D"), "s": 16, "alpha": 0.6, "lw": 0.8}
-            fill = "none" if trained else DOMAIN_COLOURS[domain]
-            axis.scatter(rows["v"], rows["z_d"], facecolors=fill, edgecolors=DOMAIN_COLOURS[domain], **look)
+            fill = "none" if trained else DOMAIN_COLORS[domain]
+            axis.scatter(rows["v"], rows["z_d"], facecolors=fill, edgecolors=DOMAIN_COLORS[domain], **look)
         axis.set(title=machine, xlabel="condition v")
         if part.empty:
             plots.note(axis, 0.5, 0.5, "no v", axis.transAxes, ha="center")
-    looks = [(f"{domain}, {kind}", marker, DOMAIN_COLOURS[domain], fill) for domain, marker in (("source", "o"), ("target", "s"))
-             for kind, fill in (("new", DOMAIN_COLOURS[domain]), ("trained on", "none"))]  # fmt: skip
+    looks = [(f"{domain}, {kind}", marker, DOMAIN_COLORS[domain], fill) for domain, marker in (("source", "o"), ("target", "s"))
+             for kind, fill in (("new", DOMAIN_COLORS[domain]), ("trained on", "none"))]  # fmt: skip
     handles = [Line2D([], [], ls="", marker=m, mfc=fill, mec=colour, label=label) for label, m, colour, fill in looks]
     figure.legend(handles=[*handles, Line2D([], [], color=BLACK, ls="--", label="prior mean k·v")], **BELOW)
     return figure
@@ -210,15 +210,15 @@ def interpolation(points: np.ndarray, domain: np.ndarray, new: np.ndarray, title
     """Items in two dimensions by domain, and the synthetic ones among them.
 
     points : float (n, 2); domain : (n,); new : float (m, 2), synthetic items in the same two dimensions.  Notebook: 02_preprocessing
-    raises : errors.Refusal for other shapes
+    raises : errors.InputError for other shapes
     """
     if points.ndim != 2 or points.shape[1] != 2 or new.shape[1:] != (2,):
-        raise errors.Refusal(f"points of shapes {points.shape} and {new.shape} came, expected (n, 2) and (m, 2)")
+        raise errors.InputError(f"points of shapes {points.shape} and {new.shape} came, expected (n, 2) and (m, 2)")
     figure, axes = plots.panels(1, 1, 3.6, f"{len(points)} items and {len(new)} synthetic ones {title}", 6.4)
     for name, marker in (("source", "o"), ("target", "s"), ("unknown", "D")):
         rows = points[domain == name]
         if len(rows):
-            axes[0, 0].scatter(*rows.T, s=22, c=DOMAIN_COLOURS[name], marker=marker, alpha=0.6, lw=0, label=name)
+            axes[0, 0].scatter(*rows.T, s=22, c=DOMAIN_COLORS[name], marker=marker, alpha=0.6, lw=0, label=name)
     axes[0, 0].scatter(*new.T, s=34, c=VERMILION, marker="x", lw=1.2, label="SMOTE")
     axes[0, 0].set(title=title, xlabel="first principal component", ylabel="second")
     axes[0, 0].legend()
@@ -245,10 +245,10 @@ def as_systems(metrics: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
 
     metrics : METRIC_COLUMNS;  names : component -> its name in the figure, in the order shown
     returns : METRIC_COLUMNS with system = name and component = score
-    raises : errors.Refusal for a component that is not in the table
+    raises : errors.InputError for a component that is not in the table
     """
     for name in names:
-        errors.known_name("component", name, list(dict.fromkeys(metrics["component"])))
+        errors.check_choice("component", name, list(dict.fromkeys(metrics["component"])))
     parts = [metrics[metrics["component"] == name].assign(system=shown, component="score") for name, shown in names.items()]
     return pd.concat(parts, ignore_index=True)
 
@@ -259,10 +259,10 @@ def classifier_curves(history: pd.DataFrame, machines: int) -> Plot:
 
     history : epoch, plain, max_cosine, scale, and where there are such: featex, machine_accuracy, class_accuracy
     machines : how many; guessing names the right machine with about 1 / machines.  Notebook: 04_classifier
-    raises : errors.Refusal for a history without epochs
+    raises : errors.InputError for a history without epochs
     """
     if history.empty:
-        raise errors.Refusal(NEVER_EMPTY.format("training history"))
+        raise errors.InputError(NEVER_EMPTY.format("training history"))
     figure, axes = _panels(2, 2, 4.6, f"loss, accuracy, cosine and scale over {len(history)} epochs")
     panels = (
         ("loss of the heads (nats)", ("plain", "featex")), ("accuracy on held-out clips", ("machine_accuracy", "class_accuracy")),
@@ -290,10 +290,10 @@ def accuracy_dots(accuracy: pd.DataFrame, confidence: float = 0.95) -> Plot:
     """Accuracy of machine and class per machine on held-out training clips, with Wilson intervals.
 
     accuracy : machine, clips, machine_accuracy, class_accuracy (`ClassifierDetector.accuracy`).  Notebook: 04_classifier
-    raises : errors.Refusal for an empty table
+    raises : errors.InputError for an empty table
     """
     if accuracy.empty:
-        raise errors.Refusal(NEVER_EMPTY.format("accuracy"))
+        raise errors.InputError(NEVER_EMPTY.format("accuracy"))
     names = [f"{row.machine} ({row.clips} clips)" for row in accuracy.itertuples()]
     figure, axes = _panels(1, 2, 1.0 + 0.32 * len(names), f"accuracy on held-out clips of {', '.join(accuracy['machine'])}")
     for axis, column, title in zip(axes[0], ("machine_accuracy", "class_accuracy"), ("the right machine", "the right class")):
@@ -311,10 +311,10 @@ def seen_and_unseen(table: pd.DataFrame, groups: Sequence[str]) -> Plot:
     """Scores of normal clips the network saw, of held-out ones, and of test ones: every clip, and the median as a bar.
 
     table : machine, group, score;  groups : those shown, in order.  Notebook: 04_classifier
-    raises : errors.Refusal for an empty table
+    raises : errors.InputError for an empty table
     """
     if table.empty:
-        raise errors.Refusal(NEVER_EMPTY.format("scores"))
+        raise errors.InputError(NEVER_EMPTY.format("scores"))
     machines = list(table["machine"].unique())
     rows, columns = math.ceil(len(machines) / PER_ROW), min(len(machines), PER_ROW)
     figure, axes = _panels(rows, columns, 2.6 * rows, f"scores of normal clips of {', '.join(machines)}: {', '.join(groups)}")

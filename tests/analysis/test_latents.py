@@ -133,7 +133,7 @@ def test_a_traversal_finds_what_it_set():
 
 def test_files_are_read_back_and_a_missing_one_is_refused(tmp_path):
     tensors, table = made()
-    with pytest.raises(errors.Refusal, match=r"embeddings\.safetensors: not there; run stage 05_oevae of fan first"):
+    with pytest.raises(errors.InputError, match=r"embeddings\.safetensors: not there; run stage 05_oevae of fan first"):
         latents.load(tmp_path, table, "fan", D)
     save_file(tensors, tmp_path / "embeddings.safetensors")
     found = latents.load(tmp_path, table, "fan", D)
@@ -145,5 +145,5 @@ def test_files_are_read_back_and_a_missing_one_is_refused(tmp_path):
     vae = latents.load_vae(tmp_path, settings)
     for name, value in vae.state_dict().items():
         assert torch.equal(value, model.vae.state_dict()[name])
-    with pytest.raises(errors.Refusal, match="does not hold the weights of this VAE"):
+    with pytest.raises(errors.InputError, match="does not hold the weights of this VAE"):
         latents.load_vae(tmp_path, dataclasses.replace(settings, latent=6))

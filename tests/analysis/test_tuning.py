@@ -193,7 +193,7 @@ def test_a_study_without_classifier_tunes_oevae_alone():
 
 def test_a_study_without_oevae_is_refused():
     scores = scored()
-    with pytest.raises(errors.Refusal, match=r"study tried has no scores of oevae.*add oevae to systems"):
+    with pytest.raises(errors.InputError, match=r"study tried has no scores of oevae.*add oevae to systems"):
         tuning.from_scores(scores[scores["system"] == "classifier"], CFG)
 
 
@@ -211,7 +211,7 @@ def test_without_labels_only_the_oracle_is_missing():
 
 def test_seeds_that_scored_other_clips_are_refused():
     scores = scored(seeds=(0, 1))
-    with pytest.raises(errors.Refusal, match="the seeds did not score the same clips"):
+    with pytest.raises(errors.InputError, match="the seeds did not score the same clips"):
         tuning.from_scores(scores[~((scores["seed"] == 1) & (scores["clip"] == scores["clip"].iloc[0]))], CFG)
 
 
@@ -221,9 +221,9 @@ def test_seeds_that_scored_other_clips_are_refused():
 def test_values_out_of_range_are_refused(tuner):
     with pytest.raises(traitlets.TraitError):
         tuner.omega = 1.5
-    with pytest.raises(errors.Refusal, match=r"k: got 3, expected one of 1, 2, 4"):
+    with pytest.raises(errors.InputError, match=r"k: got 3, expected one of 1, 2, 4"):
         tuner.k = 3
-    with pytest.raises(errors.Refusal, match="prior: got '7', expected one of"):
+    with pytest.raises(errors.InputError, match="prior: got '7', expected one of"):
         tuner.prior = "7"
 
 

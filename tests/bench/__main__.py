@@ -59,8 +59,8 @@ def main() -> int:
     given = parser.parse_args()
     try:
         for name in given.names:
-            errors.known_name("benchmark", name, [*STAGES, *CHECKS])
-    except errors.Refusal as refusal:
+            errors.check_choice("benchmark", name, [*STAGES, *CHECKS])
+    except errors.InputError as refusal:
         print(refusal, file=sys.stderr)
         return 2
     torch.set_num_threads(1)

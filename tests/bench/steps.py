@@ -49,7 +49,7 @@ def chosen(name: str, device: torch.device) -> tuple[str, torch.dtype]:
     return kind, DTYPES[kind]
 
 
-def exposed(context: Context) -> tuple[OEVAE, exposure.Exposure]:
+def exposed(context: Context) -> tuple[OEVAE, exposure.OutlierExposureBatches]:
     """An OEVAE detector and its batches, as `fit` makes them."""
     table = context.store.clips
     rows = np.flatnonzero(table["machine"] == "machine0")
@@ -58,7 +58,7 @@ def exposed(context: Context) -> tuple[OEVAE, exposure.Exposure]:
     others = np.flatnonzero((table["machine"] != "machine0") & (table["split"] == "train"))
     items, settings = detector.front.items(others), context.cfg.oevae
     weights = exposure.draw_weights(np.repeat(table["machine"].to_numpy()[others], settings.features.segments), [], 0.0)
-    return detector, exposure.Exposure(detector.front, settings, detector._target(rows), items, weights)
+    return detector, exposure.OutlierExposureBatches(detector.front, settings, detector._target(rows), items, weights)
 
 
 def oevae_step(device: torch.device) -> list[Measure]:

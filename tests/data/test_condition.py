@@ -81,13 +81,13 @@ def test_power_bins_have_edges_of_training_clips_only():
 
 def test_refusals():
     rows = table({"vel": ["4", "8"]})
-    with pytest.raises(errors.Refusal, match=r"unknown machine 'n'; known: m"):
+    with pytest.raises(errors.InputError, match=r"unknown machine 'n'; known: m"):
         condition.condition(rows, **SETTINGS | {"machine": "n"})
-    with pytest.raises(errors.Refusal, match=r"unknown attribute key 'velo'; did you mean vel?"):
+    with pytest.raises(errors.InputError, match=r"unknown attribute key 'velo'; did you mean vel?"):
         condition.condition(rows, **SETTINGS | {"choice": "velo"})
-    with pytest.raises(errors.Refusal, match="missing came as 'nought', expected power or zero"):
+    with pytest.raises(errors.InputError, match="missing came as 'nought', expected power or zero"):
         condition.condition(rows, **SETTINGS | {"missing": "nought"})
-    with pytest.raises(errors.Refusal, match="no level_db came, expected the table of the audio store"):
+    with pytest.raises(errors.InputError, match="no level_db came, expected the table of the audio store"):
         condition.condition(table({"id": ["1"] * 4}), **SETTINGS)
-    with pytest.raises(errors.Refusal, match="no training clip of m came"):
+    with pytest.raises(errors.InputError, match="no training clip of m came"):
         condition.condition(table({"id": ["1"]}).assign(split="test"), **SETTINGS)

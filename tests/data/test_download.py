@@ -172,11 +172,11 @@ def test_machines_and_parts_choose_and_later_calls_bring_only_the_rest(run):
     assert {name.split("/")[2] for name in run.files()} == {"valve"}
     run()
     assert run.asked() == [("dev_valve.zip", None), ("dev_fan.zip", None)]
-    with pytest.raises(errors.Refusal, match="unknown machine 'valv'; did you mean valve"):
+    with pytest.raises(errors.InputError, match="unknown machine 'valv'; did you mean valve"):
         run(machines=("valv",))
-    with pytest.raises(errors.Refusal, match="unknown part 'evall'; did you mean eval"):
+    with pytest.raises(errors.InputError, match="unknown part 'evall'; did you mean eval"):
         run(parts=("evall",))
-    with pytest.raises(errors.Refusal, match="unknown data set 'dcase2042'; did you mean dcase2024"):
+    with pytest.raises(errors.InputError, match="unknown data set 'dcase2042'; did you mean dcase2024"):
         download.download("dcase2042", run.root)
 
 
@@ -267,7 +267,7 @@ LOOP = f"/api/records/{DEV}/files/dev_valve.zip/content"
 )
 def test_what_does_not_pass_is_refused_in_words_and_leaves_no_file(server, run, what, value, words):
     server.script = [(what, value)] * (200 if value == LOOP else 5)
-    with pytest.raises(errors.Refusal, match=words) as caught:
+    with pytest.raises(errors.InputError, match=words) as caught:
         run(machines=("valve",))
     assert str(caught.value).isprintable() and run.files() == {} and len(run.pauses) == 4
     server.script = []
@@ -278,13 +278,13 @@ def test_what_does_not_pass_is_refused_in_words_and_leaves_no_file(server, run, 
 def test_no_server_at_all_is_said(server, run):
     server.shutdown()
     server.server_close()
-    with pytest.raises(errors.Refusal, match=r"no answer \(Connection refused\); give the same"):
+    with pytest.raises(errors.InputError, match=r"no answer \(Connection refused\); give the same"):
         run()
 
 
 @pytest.mark.parametrize("mirror", ["file:///etc", "zenodo.org", "http://", "http://x/?a", "http://ä"])
 def test_an_address_that_is_none_is_refused(tmp_path, mirror):
-    with pytest.raises(errors.Refusal, match=r"expected an address like https://zenodo\.org"):
+    with pytest.raises(errors.InputError, match=r"expected an address like https://zenodo\.org"):
         download.download("dcase2024", tmp_path, mirror=mirror)
 
 
@@ -310,7 +310,7 @@ def entry(key="dev_fan.zip", size=10, checksum="md5:" + "0" * 32):
 )
 def test_a_record_with_other_files_than_expected_is_refused_and_asked_for_again(server, run, listed, words):
     server.lists[DEV] = listed
-    with pytest.raises(errors.Refusal, match=words):
+    with pytest.raises(errors.InputError, match=words):
         run()
     assert run.files() == {}
     server.lists.clear()
@@ -322,10 +322,10 @@ def test_too_little_space_and_a_full_disk_are_said_and_the_next_call_goes_on(run
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as context, pytest.raises(errors.Refusal, match="GB are needed, 0"):
+    with monkeypatch.context() as context, pytest.raises(errors.InputError, match="GB are needed, 0"):
         context.setattr(download.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=10**4))
         run(machines=("fan",))
-    with monkeypatch.context() as context, pytest.raises(errors.Refusal, match="No space left on device"):
+    with monkeypatch.context() as context, pytest.raises(errors.InputError, match="No space left on device"):
         context.setattr(download.shutil, "copyfileobj", full)
         run(machines=("fan",))
     assert run.files() == {}
@@ -337,10 +337,10 @@ def test_two_downloads_at_once_and_a_file_for_a_folder_are_refused(run, tmp_path
     (run.root / ".download").mkdir(parents=True)
     with open(run.root / ".download/.lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        with pytest.raises(errors.Refusal, match="another download is at work"):
+        with pytest.raises(errors.InputError, match="another download is at work"):
             run()
     (tmp_path / "file").write_text("")
-    with pytest.raises(errors.Refusal, match=r"Not a directory|File exists"):
+    with pytest.raises(errors.InputError, match=r"Not a directory|File exists"):
         Run(run.server, tmp_path / "file")()
 
 
@@ -378,7 +378,7 @@ def test_an_archive_that_is_not_trusted_writes_nothing(tmp_path, info, content, 
     path = written(tmp_path / "a.zip", (entry_of("fan/train/good.wav"), b"x"), (info, content))
     if "0 files" in words:
         written(path, (info, content))
-    with pytest.raises(errors.Refusal, match=rf"a\.zip: not unpacked.*{words}"):
+    with pytest.raises(errors.InputError, match=rf"a\.zip: not unpacked.*{words}"):
         download.unpack(path, tmp_path / "in/out", "fan")
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
@@ -392,7 +392,7 @@ def test_encrypted_and_damaged_archives_are_refused(tmp_path):
     damaged = whole.replace(body[:300], bytes(300))
     for content, words in ((locked, "is encrypted"), (damaged, "CRC"), (whole[:-30], "not a zip file")):
         (tmp_path / "a.zip").write_bytes(content)
-        with pytest.raises(errors.Refusal, match=f"not unpacked.*{words}"):
+        with pytest.raises(errors.InputError, match=f"not unpacked.*{words}"):
             download.unpack(tmp_path / "a.zip", tmp_path / "out", "fan")
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "a.zip"]
 
@@ -400,7 +400,7 @@ def test_encrypted_and_damaged_archives_are_refused(tmp_path):
 def test_a_hostile_archive_from_a_server_leaves_no_file_and_names_itself(server, run, tmp_path):
     bad = written(tmp_path / "a.zip", (entry_of("fan/../../../../x.wav"), b"x"))
     server.records[DEV] = {"dev_fan.zip": bad.read_bytes()}
-    with pytest.raises(errors.Refusal, match=r"dev_fan\.zip: not unpacked.*leads out of its folder"):
+    with pytest.raises(errors.InputError, match=r"dev_fan\.zip: not unpacked.*leads out of its folder"):
         run()
     assert run.files() == {} and not list(tmp_path.rglob("x.wav"))
 
@@ -427,7 +427,7 @@ def test_true_names_are_given_and_the_missing_word_is_put_in(run, tmp_path):
     test = index.index([folder.parent])[0].query("split == 'test'")
     assert list(test["label"]) == ["normal", "anomaly"] and list(test["attr_weight"]) == ["15", "35"]
     next((folder / "test_rename").iterdir()).unlink()
-    with pytest.raises(errors.Refusal, match="holds other names than"):
+    with pytest.raises(errors.InputError, match="holds other names than"):
         run(parts=("additional", "eval"), truth=truth)
 
 
@@ -447,7 +447,7 @@ def test_true_names_are_given_and_the_missing_word_is_put_in(run, tmp_path):
 def test_a_list_of_names_that_is_none_is_refused(run, tmp_path, text, words):
     truth = tmp_path / "truth.csv"
     truth.write_text(text, encoding="utf-8", errors="surrogateescape")
-    with pytest.raises(errors.Refusal, match=words):
+    with pytest.raises(errors.InputError, match=words):
         run(parts=("eval",), truth=truth)
     assert not (run.root / "eval_data/raw/RoboticArm/test_rename").exists()
 

@@ -142,9 +142,9 @@ def test_nothing_is_overwritten_and_a_failed_import_leaves_nothing(pump, tmp_pat
     importer.import_machine([pump], root, "pump", copy=True, licence="CC0")
     assert not any(path.is_symlink() for path in root.rglob("*")) and (root / "pump" / "LICENCE.txt").read_text() == "CC0\n"
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    with pytest.raises(errors.Refusal, match="pump exists and is never overwritten; give another --machine or --root"):
+    with pytest.raises(errors.InputError, match="pump exists and is never overwritten; give another --machine or --root"):
         importer.import_machine([pump], root, "pump")
-    with pytest.raises(errors.Refusal, match=r"no normal training recording in .*, expected some in a folder normal or train"):
+    with pytest.raises(errors.InputError, match=r"no normal training recording in .*, expected some in a folder normal or train"):
         importer.import_machine([pump / "test"], root, "test_only")
     assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*")}
 
@@ -162,7 +162,7 @@ def test_nothing_is_overwritten_and_a_failed_import_leaves_nothing(pump, tmp_pat
 def test_a_wrong_list_is_refused_in_words(text, words, tmp_path):
     sound(tmp_path / "a.wav")
     (tmp_path / "list.csv").write_text(text)
-    with pytest.raises(errors.Refusal, match=words):
+    with pytest.raises(errors.InputError, match=words):
         importer.import_machine([tmp_path / "list.csv"], tmp_path / "root", "m")
     assert not (tmp_path / "root" / "m").exists()
 

@@ -276,21 +276,21 @@ def test_machine_without_training_clip_is_a_problem(tmp_path):
 
 
 def test_refusals(tmp_path):
-    with pytest.raises(errors.Refusal, match="nowhere: no such folder, expected a folder of machines"):
+    with pytest.raises(errors.InputError, match="nowhere: no such folder, expected a folder of machines"):
         index.index([tmp_path / "nowhere"])
-    with pytest.raises(errors.Refusal, match=r"no recording .* in any machine folder, expected <machine>/train"):
+    with pytest.raises(errors.InputError, match=r"no recording .* in any machine folder, expected <machine>/train"):
         index.index([tmp_path])
-    with pytest.raises(errors.Refusal, match="no folder: no recording"):
+    with pytest.raises(errors.InputError, match="no folder: no recording"):
         index.index([])
     make(tmp_path, ["one.wav", "two.flac"])
-    with pytest.raises(errors.Refusal, match="2 recordings but no machine folder"):
+    with pytest.raises(errors.InputError, match="2 recordings but no machine folder"):
         index.index([tmp_path])
-    with pytest.raises(errors.Refusal, match="Not a directory"):
+    with pytest.raises(errors.InputError, match="Not a directory"):
         index.index([tmp_path / "one.wav"])
     make(tmp_path, ["gearbox/train/odd.wav"])
-    with pytest.raises(errors.Refusal, match=r"unknown machine 'gearbx'; did you mean gearbox?"):
+    with pytest.raises(errors.InputError, match=r"unknown machine 'gearbx'; did you mean gearbox?"):
         index.index([tmp_path], machines=["gearbx"])
-    with pytest.raises(errors.Refusal, match=r"no usable clip .*odd.wav: name cannot be parsed"):
+    with pytest.raises(errors.InputError, match=r"no usable clip .*odd.wav: name cannot be parsed"):
         index.index([tmp_path])
 
 
@@ -306,7 +306,7 @@ def test_folders_without_permission(tmp_path, monkeypatch):
 
         monkeypatch.setattr(os, "listdir", listdir)
         if locked == tmp_path:
-            with pytest.raises(errors.Refusal, match=r"cannot be read .Permission denied.*check the path and its permissions"):
+            with pytest.raises(errors.InputError, match=r"cannot be read .Permission denied.*check the path and its permissions"):
                 index.index([tmp_path])
         else:
             table, problems = index.index([tmp_path])
@@ -417,7 +417,7 @@ def test_recorded_fans():
     part = index.summary(table, problems)["machines"]["fan"]
     assert problems.empty and part["attributes"] == {} and part["train"] == {"source": 60, "target": 0}
     assert (part["test"]["source_normal"], part["test"]["source_anomaly"]) == (18, 16)
-    with pytest.raises(errors.Refusal, match="10 recordings but no machine folder"):
+    with pytest.raises(errors.InputError, match="10 recordings but no machine folder"):
         index.index([SHARED / "loose"])
 
 

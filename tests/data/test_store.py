@@ -75,7 +75,7 @@ def test_whole_clips(tree, tmp_path):
     tiled = store.audio(np.array([3, 2]), length=1500, start=100, device="cpu").numpy() * 32768
     np.testing.assert_array_equal(tiled[0], np.resize(tree[2][3], 1600)[100:])
     np.testing.assert_array_equal(tiled[1], tree[2][2][100:1600])
-    with pytest.raises(errors.Refusal, match="clips of 12345 and 16000 samples came, expected one length; give length"):
+    with pytest.raises(errors.InputError, match="clips of 12345 and 16000 samples came, expected one length; give length"):
         store.audio([0, 2])
 
 
@@ -172,7 +172,7 @@ def test_damaged_samples_are_found_by_verify(tree, tmp_path):
     with next((tmp_path / "store").glob("samples-*.i16")).open("r+b") as file:
         file.seek(40000)
         file.write(b"\x55\xaa")
-    with pytest.raises(errors.Refusal, match=r"samples of fan/train/section_00_source_train_normal_0001_vel_1.wav are damaged; delete"):
+    with pytest.raises(errors.InputError, match=r"samples of fan/train/section_00_source_train_normal_0001_vel_1.wav are damaged; delete"):
         opened(tree, tmp_path).verify()
     assert len(store) == 4
 
@@ -184,7 +184,7 @@ def test_bad_clips_are_left_out_and_told(tree, tmp_path):
     np.testing.assert_array_equal(store.int16(1), tree[2][2])
     for path in tree[0]["path"]:
         Path(path).write_bytes(b"")
-    with pytest.raises(errors.Refusal, match=r"none of 4 clips is usable, expected at least one; the last is .*empty file"):
+    with pytest.raises(errors.InputError, match=r"none of 4 clips is usable, expected at least one; the last is .*empty file"):
         opened(tree, tmp_path)
     assert not list((tmp_path / "store").glob(".decoding*"))
 
@@ -193,7 +193,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tree, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20000, hard))  # no file may grow beyond 20 kB, as on a full disk
     try:
-        with pytest.raises(errors.Refusal, match=r"store: decoded clips cannot be written .*; free space or choose another folder"):
+        with pytest.raises(errors.InputError, match=r"store: decoded clips cannot be written .*; free space or choose another folder"):
             opened(tree, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -203,7 +203,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tree, tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_refused(tree, tmp_path):
     (tmp_path / "store").write_text("a file stands here")
-    with pytest.raises(errors.Refusal, match=r"store: decoded clips cannot be written .File exists.; free space or choose another folder"):
+    with pytest.raises(errors.InputError, match=r"store: decoded clips cannot be written .File exists.; free space or choose another folder"):
         opened(tree, tmp_path)
 
 
@@ -220,18 +220,18 @@ def test_standardise():
     generator = torch.Generator().manual_seed(0)
     waves = torch.randn(4, 5000, generator=generator) * 0.01 + 0.3
     waves[2] = 0
-    found = stores.standardise(waves)
+    found = stores.standardize(waves)
     for row in (0, 1, 3):
         assert found[row].mean().abs() < 1e-4
         assert found[row].var(correction=0) == pytest.approx(1, abs=1e-4)
     assert torch.equal(found[2], torch.zeros(5000))
-    torch.testing.assert_close(stores.standardise(waves, 0.3, 0.01), (waves - 0.3) / 0.01)
-    per_row = stores.standardise(waves, torch.arange(4.0), torch.ones(4))
+    torch.testing.assert_close(stores.standardize(waves, 0.3, 0.01), (waves - 0.3) / 0.01)
+    per_row = stores.standardize(waves, torch.arange(4.0), torch.ones(4))
     torch.testing.assert_close(per_row[3], waves[3] - 3)
-    with pytest.raises(errors.Refusal, match="one of mean and std came, expected both or neither"):
-        stores.standardise(waves, mean=0.1)
-    with pytest.raises(errors.Refusal, match=r"expected \(n, samples\)"):
-        stores.standardise(waves[0])
+    with pytest.raises(errors.InputError, match="one of mean and std came, expected both or neither"):
+        stores.standardize(waves, mean=0.1)
+    with pytest.raises(errors.InputError, match=r"expected \(n, samples\)"):
+        stores.standardize(waves[0])
 
 
 def test_machine_statistics_are_exact(tree, tmp_path):
@@ -239,9 +239,9 @@ def test_machine_statistics_are_exact(tree, tmp_path):
     together = np.concatenate([tree[2][0], tree[2][2], tree[2][3]]).astype(np.float64) / 32768
     mean, std = stores.machine_statistics(store, [0, 2, 3])
     assert mean == pytest.approx(together.mean(), rel=1e-12) and std == pytest.approx(together.std(), rel=1e-12)
-    waves = stores.standardise(store.audio([0, 1]), *stores.machine_statistics(store, [0, 1]))
+    waves = stores.standardize(store.audio([0, 1]), *stores.machine_statistics(store, [0, 1]))
     assert waves.mean().abs() < 1e-5 and waves.var(correction=0) == pytest.approx(1, abs=1e-5)
-    with pytest.raises(errors.Refusal, match="no clip came"):
+    with pytest.raises(errors.InputError, match="no clip came"):
         stores.machine_statistics(store, [])
 
 

@@ -30,7 +30,7 @@ def test_vectors_are_five_frames_in_a_row_of_one_clip():
     expected = torch.stack([part[i : i + 5].reshape(-1) for part in parts for i in range(len(part) - 4)])
     assert len(vectors) == 9 and vectors.clip.tolist() == [0] * 3 + [1] + [2] * 5
     torch.testing.assert_close(vectors[torch.arange(9)], expected)
-    with pytest.raises(errors.Refusal, match="a clip of 4 frames came, expected at least 5"):
+    with pytest.raises(errors.InputError, match="a clip of 4 frames came, expected at least 5"):
         Vectors(torch.zeros(9, 3), [5, 4], 5)
 
 
@@ -59,12 +59,12 @@ def test_nearest_neighbour_scores_by_loops(context):
 def test_too_few_training_clips_for_k_are_refused(context):
     detector = detector_of(NearestNeighbor, context)
     fit(detector, context.store, base.machine_rows(context.store.clips, "pump", "train")[:2])
-    with pytest.raises(errors.Refusal, match=r"2 training clips came, expected more than baseline_knn\.k = 2"):
+    with pytest.raises(errors.InputError, match=r"2 training clips came, expected more than baseline_knn\.k = 2"):
         detector.training_components()
 
 
 def test_a_machine_without_training_clips_is_refused(context):
-    with pytest.raises(errors.Refusal, match="machine lathe has no usable training clip"):
+    with pytest.raises(errors.InputError, match="machine lathe has no usable training clip"):
         base.detect(detector_of(NearestNeighbor, context), context.store, ["lathe"])
 
 

@@ -15,7 +15,7 @@ from sizes import Context, bound, detector_of, fit
 
 from asdlib import augment, errors
 from asdlib.data import index
-from asdlib.data.store import Clips, Store, machine_statistics, open_store, standardise
+from asdlib.data.store import Clips, Store, machine_statistics, open_store, standardize
 from asdlib.detectors import classifier as module
 from asdlib.detectors.base import detect, machine_rows, score_table
 from asdlib.detectors.classifier import Classifier, ablations, held_out, load_embeddings
@@ -141,14 +141,14 @@ def test_held_out_is_a_share_of_each_class_and_never_all_of_it():
 def test_one_class_is_refused(context):
     rows = machine_rows(context.store.clips, "pump", "train")
     rows = rows[(context.store.clips["attr_spd"].iloc[rows] == "3").to_numpy()]
-    with pytest.raises(errors.Refusal, match=r"make 1 class \(pump/00/spd=3/target\), expected 2 or more; add machines"):
+    with pytest.raises(errors.InputError, match=r"make 1 class \(pump/00/spd=3/target\), expected 2 or more; add machines"):
         fit(detector_of(Classifier, context), context.store, rows)
 
 
 def test_a_machine_of_two_clips_is_refused_by_name_before_training(context, monkeypatch):
     monkeypatch.setattr(module.training, "fit", lambda *_, **__: pytest.fail("trained first"))
     pump, saw = (machine_rows(context.store.clips, machine, "train") for machine in ("pump", "saw"))
-    with pytest.raises(errors.Refusal, match="machine saw has 2 training clips, the classifier's back-ends expect at least 3; add recordings"):
+    with pytest.raises(errors.InputError, match="machine saw has 2 training clips, the classifier's back-ends expect at least 3; add recordings"):
         fit(detector_of(Classifier, context), context.store, np.concatenate([pump, saw[:2]]))
 
 
@@ -211,7 +211,7 @@ def test_waveforms_are_standardised_by_clip_by_machine_or_not(context, monkeypat
             list(detector._inputs(row))
             raw = context.store.audio(row, length=12000)
             mean, std = machine_statistics(context.store, machine_rows(table, machine, "train"))
-            expected = {"clip": standardise(raw), "machine": standardise(raw, mean, std), "none": raw}[norm]
+            expected = {"clip": standardize(raw), "machine": standardize(raw, mean, std), "none": raw}[norm]
             torch.testing.assert_close(seen[0], expected)
         seen.clear()
         made = changed(context, wave_norm=norm, mixup_prob=0.0)
@@ -340,7 +340,7 @@ def test_branches_are_scored_on_their_own_columns(context, fitted):
 def test_a_machine_that_was_not_trained_on_is_refused(context):
     detector = detector_of(Classifier, changed(context, epochs=1))
     fit(detector, context.store, machine_rows(context.store.clips, "pump", "train"))
-    with pytest.raises(errors.Refusal, match="unknown machine of a trained classifier 'saw'"):
+    with pytest.raises(errors.InputError, match="unknown machine of a trained classifier 'saw'"):
         detector.components(Clips(detector.store, machine_rows(context.store.clips, "saw", "test")))
 
 
@@ -357,10 +357,10 @@ def test_embeddings_are_kept_for_whoever_has_no_network(context, fitted, tmp_pat
         np.testing.assert_array_equal(values, expected[key])
     content = load_file(tmp_path / module.EMBEDDINGS)
     save_file({name: value[:-5].copy() for name, value in content.items()}, tmp_path / module.EMBEDDINGS)
-    with pytest.raises(errors.Refusal, match="lacks the embeddings of some training clips; run the study again"):
+    with pytest.raises(errors.InputError, match="lacks the embeddings of some training clips; run the study again"):
         detector_of(Classifier, context).restore(tmp_path, Clips(context.store, rows_of(context, "train")))
     (tmp_path / module.EMBEDDINGS).write_bytes(b"torn")
-    with pytest.raises(errors.Refusal, match="does not hold embeddings"):
+    with pytest.raises(errors.InputError, match="does not hold embeddings"):
         load_embeddings(tmp_path)
 
 
@@ -399,14 +399,16 @@ def test_settings_train_and_score(context, settings):
 
 def test_features_of_another_length_are_refused_in_words(context, fitted):
     wave = context.store.audio(rows_of(context, "test")[:2], length=8000)
-    with pytest.raises(errors.Refusal, match=r"expected \(1, 6000\) for clips of 0\.75 s; tile or crop the clips, or set classifier\.clip_seconds"):
+    with pytest.raises(
+        errors.InputError, match=r"expected \(1, 6000\) for clips of 0\.75 s; tile or crop the clips, or set classifier\.clip_seconds"
+    ):
         fitted.net(classifier.branch_inputs(wave, SMALL))
-    with pytest.raises(errors.Refusal, match=r"branch mel: 40 bins and 2 frames from 0\.1 s, expected at least 5 of each; use longer clips"):
+    with pytest.raises(errors.InputError, match=r"branch mel: 40 bins and 2 frames from 0\.1 s, expected at least 5 of each; use longer clips"):
         fit(detector_of(Classifier, changed(context, clip_seconds=0.1, hop_length=1024)), context.store, rows_of(context, "train"))
 
 
 def test_smote_of_spectrograms_is_refused(context):
-    with pytest.raises(errors.Refusal, match=r"classifier\.smote\.space: got 'logmel', the classifier knows 'embed' only"):
+    with pytest.raises(errors.InputError, match=r"classifier\.smote\.space: got 'logmel', the classifier knows 'embed' only"):
         detector_of(Classifier, changed(context, smote=augment.SmoteSettings(space="logmel")))
 
 
@@ -433,7 +435,7 @@ def test_figures_draw_what_the_notebook_shows(context, fitted):
     )
     shown = training_plots.as_systems(table, {"all branches": "all branches", "only fft": "spectrum"})
     assert set(shown["system"]) == {"all branches", "spectrum"} and set(shown["component"]) == {"score"} and set(shown) == set(table)
-    with pytest.raises(errors.Refusal, match="unknown component 'only fff'; did you mean only fft"):
+    with pytest.raises(errors.InputError, match="unknown component 'only fff'; did you mean only fft"):
         training_plots.as_systems(table, {"only fff": "x"})
     scores = pd.DataFrame({"machine": ["pump"] * 4, "group": ["seen", "seen", "held out", "held out"], "score": [0.1, 0.2, 0.3, 0.4]})
     figures = {
@@ -445,7 +447,7 @@ def test_figures_draw_what_the_notebook_shows(context, fitted):
     for name, arguments in figures.items():
         figure = training_plots.CLASSIFIER_PLOTS[name](*arguments)
         assert figure.alt and "<img" in figure._repr_html_() and ("pump" in texts(figure) or name == "training_curves")
-        with pytest.raises(errors.Refusal, match="an empty table came"):
+        with pytest.raises(errors.InputError, match="an empty table came"):
             training_plots.CLASSIFIER_PLOTS[name](arguments[0].iloc[:0], *arguments[1:])
     many = pd.concat([scores.assign(machine=f"machine {i}") for i in range(6)])
     assert "machine 5" in texts(training_plots.seen_and_unseen(many, ["seen", "held out"]))

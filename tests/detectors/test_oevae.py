@@ -15,7 +15,7 @@ from asdlib.analysis import ablation, latents
 from asdlib.data import index as clip_index
 from asdlib.data import synthetic
 from asdlib.data.condition import condition
-from asdlib.data.store import Clips, machine_statistics, open_store, segment_starts, standardise
+from asdlib.data.store import Clips, machine_statistics, open_store, segment_starts, standardize
 from asdlib.detectors import exposure, oevae
 from asdlib.detectors.base import detect, machine_rows
 from asdlib.detectors.oevae import OEVAE
@@ -42,12 +42,12 @@ def batches_of(context, machine="pump", **settings):
     """The exposure that a detector would train on, without training."""
     context = changed(context, **settings)
     table, rows = context.store.clips, machine_rows(context.store.clips, machine, "train")
-    front = exposure.Front(context.store, context.device, context.cfg.oevae.features, rows)
+    front = exposure.SegmentFeatures(context.store, context.device, context.cfg.oevae.features, rows)
     others = machine_rows(table, "saw", "train")
     labels = np.eye(2, dtype=np.float32)[(table["domain"].to_numpy()[rows] == "target").astype(int)]
     target = exposure.target_items(front, rows, np.arange(len(rows), dtype=np.float32), np.arange(len(rows)) % 4 != 0, labels)
     weights = exposure.draw_weights(np.repeat(table["machine"].to_numpy()[others], front.settings.segments), [], 0.0)
-    return exposure.Exposure(front, context.cfg.oevae, target, front.items(others), weights)
+    return exposure.OutlierExposureBatches(front, context.cfg.oevae, target, front.items(others), weights)
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +135,12 @@ def test_draws_follow_the_weights(context):
 def test_segments_are_cut_from_the_standardised_clip(context):
     rows = machine_rows(context.store.clips, "pump", "train")
     for norm in ("clip", "machine"):
-        front = exposure.Front(context.store, context.device, changed(context, features={"wave_norm": norm}).cfg.oevae.features, rows)
+        front = exposure.SegmentFeatures(context.store, context.device, changed(context, features={"wave_norm": norm}).cfg.oevae.features, rows)
         made = front.waves(front.items(rows)).reshape(len(rows), 3, -1)
         mean, std = machine_statistics(context.store, rows)
         for i, row in enumerate(rows):
             wave = context.store.audio([row])
-            whole = standardise(wave) if norm == "clip" else standardise(wave, mean, std)
+            whole = standardize(wave) if norm == "clip" else standardize(wave, mean, std)
             starts = segment_starts(wave.shape[1], 3, 8000)
             expected = torch.stack([whole[0, start : start + 8000] for start in starts])
             torch.testing.assert_close(made[i], expected, rtol=1e-3, atol=1e-3)
@@ -148,10 +148,10 @@ def test_segments_are_cut_from_the_standardised_clip(context):
 
 def test_clips_shorter_than_a_segment_are_tiled(context):
     rows = machine_rows(context.store.clips, "pump", "train")[:2]
-    front = exposure.Front(context.store, context.device, changed(context, features={"segment_s": 3.0}).cfg.oevae.features, rows)
+    front = exposure.SegmentFeatures(context.store, context.device, changed(context, features={"segment_s": 3.0}).cfg.oevae.features, rows)
     items = front.items(rows)
     assert not items.whole
-    wave = standardise(context.store.audio(rows[:1]))
+    wave = standardize(context.store.audio(rows[:1]))
     torch.testing.assert_close(front.waves(items)[0], wave[0].repeat(3)[:48000], rtol=1e-3, atol=1e-3)
 
 
@@ -305,7 +305,7 @@ def test_smote_in_log_mel_space_joins_training_and_references(context):
     target = detector._target(detector.train_rows)
     assert len(target) == 60 and len(target.mels) == 21  # 3 target clips grow to the size of 10 source clips
     assert len(detector.references.h) == 60 and (detector.references.parents[39:, 0] != detector.references.parents[39:, 1]).all()
-    made = exposure.Exposure(detector.front, detector.settings, target, detector.front.items(machine_rows(context.store.clips, "saw", "train")),
+    made = exposure.OutlierExposureBatches(detector.front, detector.settings, target, detector.front.items(machine_rows(context.store.clips, "saw", "train")),
                              np.ones(39))  # fmt: skip
     index, _ = made.plan(generator())
     assert sorted(index[index < 60].tolist()) == list(range(60))
@@ -348,9 +348,9 @@ def test_one_machine_alone_is_refused(context):
     table = context.store.clips
     alone = dataclasses.replace(context.store, clips=table.assign(split=table["split"].where(table["machine"] == "pump", "test")))
     detector = detector_of(OEVAE, dataclasses.replace(context, store=alone))
-    with pytest.raises(errors.Refusal, match="pump is the only machine with training clips, expected others as pseudo-anomalies; add recordings"):
+    with pytest.raises(errors.InputError, match="pump is the only machine with training clips, expected others as pseudo-anomalies; add recordings"):
         fit(detector, alone, machine_rows(alone.clips, "pump", "train"))
-    with pytest.raises(errors.Refusal, match="training clips of pump, saw came, expected those of one machine"):
+    with pytest.raises(errors.InputError, match="training clips of pump, saw came, expected those of one machine"):
         fit(detector_of(OEVAE, context), context.store, np.flatnonzero(table["split"] == "train"))
 
 

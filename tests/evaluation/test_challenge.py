@@ -142,7 +142,7 @@ def test_hostile_files_are_refused_with_a_list(kind, written, truth):
     (written / "decision_result_HairDryer_section_00_test.csv").unlink()
     change(written / "decision_result_ToyCircuit_section_00_test.csv", lambda lines: [lines[0][:-1] + "2", *lines[1:]])
     (written / "anomaly_score_scanner_section_00_test.csv").write_text("")
-    with pytest.raises(errors.Refusal, match=f"anomaly_score_Scanner_section_00_test.csv: .*{words}") as refused:
+    with pytest.raises(errors.InputError, match=f"anomaly_score_Scanner_section_00_test.csv: .*{words}") as refused:
         challenge.evaluate(written, truth, FEW)
     told = str(refused.value)
     assert "decision_result_HairDryer_section_00_test.csv: missing; the evaluator skips the whole system" in told
@@ -152,7 +152,7 @@ def test_hostile_files_are_refused_with_a_list(kind, written, truth):
 
 def test_bytes_that_are_no_text_are_refused(written, truth):
     (written / "anomaly_score_Scanner_section_00_test.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(errors.Refusal, match=r"anomaly_score_Scanner_section_00_test\.csv: cannot be read"):
+    with pytest.raises(errors.InputError, match=r"anomaly_score_Scanner_section_00_test\.csv: cannot be read"):
         challenge.evaluate(written, truth, FEW)
 
 
@@ -170,7 +170,7 @@ def test_what_cannot_be_submitted_is_refused_with_a_list(study, tmp_path):
         ((bare[bare["machine"] != "Scanner"], problems, scores), "Scanner: machine of the evaluation set without a test clip"),
         ((table, problems, broken), "score is nan, expected a finite number"),
     ):
-        with pytest.raises(errors.Refusal) as refused:
+        with pytest.raises(errors.InputError) as refused:
             challenge.write(tmp_path / "sub", *args, FEW, "baseline_knn", 0)
         assert words in str(refused.value) and not (tmp_path / "sub").exists()
 
@@ -178,7 +178,7 @@ def test_what_cannot_be_submitted_is_refused_with_a_list(study, tmp_path):
 def test_a_submission_is_never_overwritten(written, study):
     table, problems, scores = study
     before = {path: path.stat().st_mtime_ns for path in written.iterdir()}
-    with pytest.raises(errors.Refusal, match="exists and is not empty, expected a new folder"):
+    with pytest.raises(errors.InputError, match="exists and is not empty, expected a new folder"):
         challenge.write(written, table, problems, scores, FEW, "baseline_knn", 1)
     assert before == {path: path.stat().st_mtime_ns for path in written.iterdir()}
 
@@ -207,5 +207,5 @@ def test_ground_truth_that_does_not_fit_is_refused(file, content, words, written
     for what in ("ground_truth_data", "ground_truth_domain"):
         (tmp_path / what).mkdir()
         (tmp_path / what / "ground_truth_fan_section_00_test.csv").write_text(content if what == file else "a.wav,0\n")
-    with pytest.raises(errors.Refusal, match=words):
+    with pytest.raises(errors.InputError, match=words):
         challenge.evaluate(written, tmp_path, FEW)

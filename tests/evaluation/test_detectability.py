@@ -102,7 +102,7 @@ def test_machines_with_other_severities_meet_where_both_have_them():
 def test_without_severities_there_is_nothing_and_no_error():
     curves, reached = detectability.curves(score_table().assign(severity=np.nan), SETTINGS, 0)
     assert len(curves) == len(reached) == 0
-    with pytest.raises(errors.Refusal, match="a score table without severity came"):
+    with pytest.raises(errors.InputError, match="a score table without severity came"):
         detectability.curves(score_table().drop(columns="severity"), SETTINGS, 0)
 
 
@@ -116,7 +116,7 @@ def test_severities_are_read_beside_the_recordings(tmp_path):
     assert np.isnan(found["a"]) and found["b"] == 0.5
     for text, words in (("name\n1\n", "not readable"), ("file_name,severity\ny,loud\n", "not readable"), ("file_name,severity\ny,-1\n", "no number")):
         (folder / "severity.csv").write_text(text)
-        with pytest.raises(errors.Refusal, match=words):
+        with pytest.raises(errors.InputError, match=words):
             detectability.severities(clips)
 
 
@@ -125,5 +125,5 @@ def test_the_figure_draws_every_machine_and_system():
     figure = report_plots.detectability_curves(curves)
     assert [axis.get_title() for axis in figure.axes if axis.axison] == ["fan", "gearbox", "valve", "all machines"]
     assert {text.get_text() for text in figure.legends[0].get_texts()} >= {"oevae", "baseline_knn", "AUC 0.75"}
-    with pytest.raises(errors.Refusal, match="curves: an empty table came"):
+    with pytest.raises(errors.InputError, match="curves: an empty table came"):
         report_plots.detectability_curves(curves.iloc[:0])

@@ -147,7 +147,7 @@ def test_nothing_scored_gives_an_empty_table_with_columns():
 def test_a_score_that_is_not_finite_is_refused():
     scores = scored()
     scores.loc[5, "score"] = np.nan
-    with pytest.raises(errors.Refusal, match="expected a finite number"):
+    with pytest.raises(errors.InputError, match="expected a finite number"):
         metrics.table(scores, SETTINGS, 0)
 
 
@@ -220,10 +220,10 @@ def test_seeds_are_averaged_before_they_are_compared():
 
 def test_systems_that_cannot_be_compared_are_refused():
     scores = scored(systems=("baseline_mse", "baseline_knn"))
-    with pytest.raises(errors.Refusal, match="unknown system 'baseline_mes'; did you mean baseline_mse"):
+    with pytest.raises(errors.InputError, match="unknown system 'baseline_mes'; did you mean baseline_mse"):
         comparison.paired(scores, "baseline_mes", "baseline_knn", SETTINGS, 0)
     fewer = scores.drop(scores[(scores["system"] == "baseline_knn") & (scores["split"] == "test")].index[0])
-    with pytest.raises(errors.Refusal, match="baseline_mse and baseline_knn did not score the same test clips"):
+    with pytest.raises(errors.InputError, match="baseline_mse and baseline_knn did not score the same test clips"):
         comparison.paired(fewer, "baseline_mse", "baseline_knn", SETTINGS, 0)
 
 
@@ -256,9 +256,9 @@ def test_scores_without_a_shape_fall_back_to_their_quantile(train):
 
 
 def test_no_training_scores_are_refused():
-    with pytest.raises(errors.Refusal, match="0 training scores came for a threshold, expected at least one, all finite"):
+    with pytest.raises(errors.InputError, match="0 training scores came for a threshold, expected at least one, all finite"):
         thresholds.gamma_threshold([], 0.9)
-    with pytest.raises(errors.Refusal, match="2 training scores came for a threshold"):
+    with pytest.raises(errors.InputError, match="2 training scores came for a threshold"):
         thresholds.gamma_threshold([0.0, np.nan], 0.9)
 
 
@@ -332,5 +332,5 @@ def test_shuffled_labels_stand_for_chance():
 def test_controls_without_a_level_are_refused():
     scores = scored()
     clips = clip_rows(scores, lambda c: np.zeros(len(c))).drop(columns="level_db")
-    with pytest.raises(errors.Refusal, match="clip table without level_db came to the controls"):
+    with pytest.raises(errors.InputError, match="clip table without level_db came to the controls"):
         metrics.controls(clips, scores, SETTINGS, 0)

@@ -197,18 +197,18 @@ def test_shuffles_equal_the_official_metrics_of_some_labelling(seed):
 
 def test_refusals():
     domain, label = np.repeat("source", 3), np.array(["normal", "anomaly", "normal"])
-    with pytest.raises(errors.Refusal, match="NaN or infinite values came, expected finite numbers; did training diverge"):
+    with pytest.raises(errors.InputError, match="NaN or infinite values came, expected finite numbers; did training diverge"):
         roc.grid([0.0, np.nan, 1.0], domain, label)
-    with pytest.raises(errors.Refusal, match=r"scores of \(4,\), \(3,\) domains and \(3,\) labels came, expected one each per clip"):
+    with pytest.raises(errors.InputError, match=r"scores of \(4,\), \(3,\) domains and \(3,\) labels came, expected one each per clip"):
         roc.grid(np.zeros(4), domain, label)
-    with pytest.raises(errors.Refusal, match="0 normal and 2 anomalous scores came, expected at least one of each"):
+    with pytest.raises(errors.InputError, match="0 normal and 2 anomalous scores came, expected at least one of each"):
         roc.auc([], [1.0, 2.0])
-    with pytest.raises(errors.Refusal, match="2 normal and 0 anomalous scores came"):
+    with pytest.raises(errors.InputError, match="2 normal and 0 anomalous scores came"):
         roc.pauc([1.0, 2.0], [])
-    with pytest.raises(errors.Refusal, match="NaN or infinite"):
+    with pytest.raises(errors.InputError, match="NaN or infinite"):
         roc.auc([1.0, np.inf], [1.0])
     many = roc.FIELD + 1
-    with pytest.raises(errors.Refusal, match="32768 labelled test clips of one machine came, expected at most 32767"):
+    with pytest.raises(errors.InputError, match="32768 labelled test clips of one machine came, expected at most 32767"):
         roc.grid(np.zeros(many), np.repeat("source", many), np.repeat("normal", many))
 
 

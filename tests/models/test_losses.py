@@ -203,9 +203,9 @@ def test_alpha_of_a_perfect_latent():
 
 
 def test_refusals():
-    with pytest.raises(errors.Refusal, match=r"labels came as \(8, 4\), expected \(8, 5\)"):
+    with pytest.raises(errors.InputError, match=r"labels came as \(8, 4\), expected \(8, 5\)"):
         losses.SubClusterAdaCos(D, C, S)(torch.randn(N, D), torch.rand(N, 4))
-    with pytest.raises(errors.Refusal, match="1 classes of 2 sub-clusters came, expected 3 centres or more"):
+    with pytest.raises(errors.InputError, match="1 classes of 2 sub-clusters came, expected 3 centres or more"):
         losses.SubClusterAdaCos(D, 1, 2)
-    with pytest.raises(errors.Refusal, match="did you mean adaptive"):
+    with pytest.raises(errors.InputError, match="did you mean adaptive"):
         losses.SubClusterAdaCos(D, C, S, scale="adaptiv")

@@ -127,12 +127,12 @@ def test_time_centring_removes_a_constant_spectrum():
 
 def test_l2_covers_kernels_outside_squeeze_excitation():
     branch = branches.SpectrumBranch(4000)
-    kernels = branches.regularised(branch)
+    kernels = branches.regularized(branch)
     assert len(kernels) == 3 + 5
     covered = [value for name, value in branch.named_parameters() if value.ndim > 1 and "gate" not in name]
     expected = sum(float(value.detach().double().square().sum()) for value in covered)
     assert branches.l2_penalty(kernels).item() == pytest.approx(expected, rel=1e-5)
-    assert len(branches.regularised(branches.SpectrogramBranch(1, 65, centre_time=True))) == 1 + 4 + 3 * 5 + 1
+    assert len(branches.regularized(branches.SpectrogramBranch(1, 65, centre_time=True))) == 1 + 4 + 3 * 5 + 1
 
 
 # -------------------------------------------------------------------------------------------------- classifier
@@ -228,19 +228,19 @@ def test_classifier_refusals():
     settings = classifier.ClassifierSettings(**SHORT)
     model = classifier.Classifier(settings, 4)
     longer = classifier.branch_inputs(torch.zeros(2, 16000), settings)
-    with pytest.raises(errors.Refusal, match=r"branch fft: features of shape \(1, 8000\) came, expected \(1, 6000\) for clips of 0.75 s"):
+    with pytest.raises(errors.InputError, match=r"branch fft: features of shape \(1, 8000\) came, expected \(1, 6000\) for clips of 0.75 s"):
         model(longer)
-    with pytest.raises(errors.Refusal, match="no features for branch mel came"):
+    with pytest.raises(errors.InputError, match="no features for branch mel came"):
         model({"fft": torch.zeros(2, 1, 6000)})
-    with pytest.raises(errors.Refusal, match="unknown branch 'phases'; did you mean phase"):
+    with pytest.raises(errors.InputError, match="unknown branch 'phases'; did you mean phase"):
         classifier.Classifier(classifier.ClassifierSettings(branches=("phases",)), 4)
-    with pytest.raises(errors.Refusal, match="expected at least one branch and each of them once"):
+    with pytest.raises(errors.InputError, match="expected at least one branch and each of them once"):
         classifier.Classifier(classifier.ClassifierSettings(branches=("fft", "fft")), 4)
-    with pytest.raises(errors.Refusal, match="expected at least one branch"):
+    with pytest.raises(errors.InputError, match="expected at least one branch"):
         classifier.Classifier(classifier.ClassifierSettings(branches=()), 4)
-    with pytest.raises(errors.Refusal, match=r"branch stft4096: 2049 bins and 4 frames from 0.75 s, expected at least 5 of each"):
+    with pytest.raises(errors.InputError, match=r"branch stft4096: 2049 bins and 4 frames from 0.75 s, expected at least 5 of each"):
         classifier.Classifier(classifier.ClassifierSettings(branches=("stft4096",), **SHORT), 4)
-    with pytest.raises(errors.Refusal, match="expected at least n_fft = 4096"):
+    with pytest.raises(errors.InputError, match="expected at least n_fft = 4096"):
         classifier.Classifier(classifier.ClassifierSettings(branches=("stft4096",), clip_seconds=0.1), 4)
 
 
@@ -409,13 +409,13 @@ def test_bfloat16_keeps_losses_in_float32():
 def test_pretrained_weights_come_from_disk_only(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     settings = oevae.OEVAESettings(pretrained=True)
-    with pytest.raises(errors.Refusal, match=r"no .*checkpoints/resnet18-f37072fd.pth; fetch https://download.pytorch.org"):
+    with pytest.raises(errors.InputError, match=r"no .*checkpoints/resnet18-f37072fd.pth; fetch https://download.pytorch.org"):
         oevae.OEVAE(settings)
-    with pytest.raises(errors.Refusal, match="width 8, expected 64"):
+    with pytest.raises(errors.InputError, match="width 8, expected 64"):
         oevae.OEVAE(oevae.OEVAESettings(pretrained=True, width=8))
     file = tmp_path / "weights.pth"
     file.write_bytes(b"not weights")
-    with pytest.raises(errors.Refusal, match="does not hold torchvision's resnet18"):
+    with pytest.raises(errors.InputError, match="does not hold torchvision's resnet18"):
         oevae.OEVAE(oevae.OEVAESettings(pretrained=True, pretrained_file=str(file)))
     reference = torchvision.models.resnet18()
     torch.save(reference.state_dict(), file)
@@ -427,12 +427,12 @@ def test_pretrained_weights_come_from_disk_only(tmp_path, monkeypatch):
 
 
 def test_oevae_refusals():
-    with pytest.raises(errors.Refusal, match="domain_latent is 64 of 64"):
+    with pytest.raises(errors.InputError, match="domain_latent is 64 of 64"):
         oevae.OEVAE(oevae.OEVAESettings(domain_latent=64))
     model = oevae.OEVAE(oevae.OEVAESettings(attribute_weight=1.0, **NARROW), attributes=2)
-    with pytest.raises(errors.Refusal, match="no labels for the attribute head"):
+    with pytest.raises(errors.InputError, match="no labels for the attribute head"):
         model.loss(segments(), generator())
-    with pytest.raises(errors.Refusal, match=r"log-mel segments came as \(8, 64, 40\), expected \(n, 1, mels, frames\)"):
+    with pytest.raises(errors.InputError, match=r"log-mel segments came as \(8, 64, 40\), expected \(n, 1, mels, frames\)"):
         model.embed(torch.zeros(8, 64, 40))
 
 

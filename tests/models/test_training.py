@@ -80,7 +80,7 @@ def test_divergence_is_refused_in_words():
             return {"loss": super().loss(batch, generator)["loss"] * float("nan")}
 
     model = Broken()
-    with pytest.raises(errors.Refusal, match="toy: the loss became nan in epoch 1; use a smaller learning rate"):
+    with pytest.raises(errors.InputError, match="toy: the loss became nan in epoch 1; use a smaller learning rate"):
         training.fit(model, batches, torch.optim.SGD(model.parameters(), lr=1.0), epochs=2, seed=0, what="toy")
 
 
@@ -104,7 +104,7 @@ def test_weights_survive_a_round_trip_and_a_torn_file_is_refused(tmp_path):
     training.load_weights(other, tmp_path / "w.safetensors")
     assert torch.equal(model.line.weight, other.line.weight)
     (tmp_path / "w.safetensors").write_bytes(b"torn")
-    with pytest.raises(errors.Refusal, match=r"w\.safetensors: does not hold the weights of this model"):
+    with pytest.raises(errors.InputError, match=r"w\.safetensors: does not hold the weights of this model"):
         training.load_weights(other, tmp_path / "w.safetensors")
 
 
@@ -115,5 +115,5 @@ def test_generators_of_different_purposes_differ():
 
 def test_a_missing_gpu_is_refused():
     assert training.pick_device("auto").type == "cpu"
-    with pytest.raises(errors.Refusal, match="device cuda was asked for, but torch sees no GPU"):
+    with pytest.raises(errors.InputError, match="device cuda was asked for, but torch sees no GPU"):
         training.pick_device("cuda")

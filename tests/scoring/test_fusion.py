@@ -118,11 +118,11 @@ def test_a_scale_leaves_the_auc_of_one_part_alone(mode):
 
 
 def test_refusals_of_scales():
-    with pytest.raises(errors.Refusal, match="unknown normalise mode 'zscor'; did you mean zscore"):
+    with pytest.raises(errors.InputError, match="unknown normalise mode 'zscor'; did you mean zscore"):
         fusion.fit_scale([1.0, 2.0], "zscor")
-    with pytest.raises(errors.Refusal, match="no training score came, expected those of the machine's normal training clips"):
+    with pytest.raises(errors.InputError, match="no training score came, expected those of the machine's normal training clips"):
         fusion.fit_scale([], "zscore")
-    with pytest.raises(errors.Refusal, match="training scores with NaN or infinite values came"):
+    with pytest.raises(errors.InputError, match="training scores with NaN or infinite values came"):
         fusion.fit_scale([1.0, np.inf], "rank")
 
 
@@ -138,7 +138,7 @@ def test_combine_is_the_weighted_sum_and_takes_a_grid():
     np.testing.assert_array_equal(grid[0], beta)
     for row, w in zip(grid, omega[:, 0], strict=True):
         np.testing.assert_allclose(row, [w * a + (1 - w) * b for a, b in zip(alpha, beta, strict=True)], rtol=1e-14)
-    with pytest.raises(errors.Refusal, match="expected one weight for each part"):
+    with pytest.raises(errors.InputError, match="expected one weight for each part"):
         fusion.combine({"alpha": alpha}, {"beta": 1.0})
 
 
@@ -202,14 +202,14 @@ def test_one_part_of_one_system_is_that_part():
 
 def test_refusals_of_fusion():
     scores = scored()
-    with pytest.raises(errors.Refusal, match="fusion needs classifier/score, the score table has"):
+    with pytest.raises(errors.InputError, match="fusion needs classifier/score, the score table has"):
         fusion.fuse(scores, "ensemble", {("oevae", "alpha"): 0.5, ("classifier", "score"): 0.5}, "zscore")
     fewer = scores.drop(scores[(scores["component"] == "beta") & (scores["clip"] == "fan/test/normal_003.wav")].index[0])
-    with pytest.raises(errors.Refusal, match=r"did not score the same clips \(first: fan/test/normal_003.wav\)"):
+    with pytest.raises(errors.InputError, match=r"did not score the same clips \(first: fan/test/normal_003.wav\)"):
         fusion.fuse(fewer, "oevae", equal_weights(), "zscore")
-    with pytest.raises(errors.Refusal, match="no training score came"):
+    with pytest.raises(errors.InputError, match="no training score came"):
         fusion.fuse(scores[scores["split"] == "test"], "oevae", equal_weights(), "zscore")
-    with pytest.raises(errors.Refusal, match="the seeds did not score the same clips"):
+    with pytest.raises(errors.InputError, match="the seeds did not score the same clips"):
         fusion.average_seeds(fewer.assign(component="score", system=fewer["component"]), "beta", "x", "zscore")
 
 

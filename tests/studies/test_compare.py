@@ -82,10 +82,10 @@ def test_refusals(tmp_path, capsys):
         assert cli.main(["compare", *words, "--home", str(tmp_path)]) == 2
         assert sentence in capsys.readouterr().err
     (folder / "scores.parquet").write_text("torn")
-    with pytest.raises(errors.Refusal, match="the results of study one are not readable"):
+    with pytest.raises(errors.InputError, match="the results of study one are not readable"):
         compare.load("one", tmp_path)
     (folder / "09_report" / "DONE").unlink()
-    with pytest.raises(errors.Refusal, match=r"study one has no results: .* run `asd run one` first"):
+    with pytest.raises(errors.InputError, match=r"study one has no results: .* run `asd run one` first"):
         compare.load("one", tmp_path)
 
 

@@ -66,19 +66,19 @@ def test_digest_changes_with_every_setting():
     ],
 )
 def test_what_is_wrong_is_refused_in_words(override, words):
-    with pytest.raises(errors.Refusal, match=words):
+    with pytest.raises(errors.InputError, match=words):
         config.load("demo", [override])
 
 
 def test_unknown_study_is_refused_with_a_suggestion():
-    with pytest.raises(errors.Refusal, match=r"unknown study 'dmeo'; did you mean demo\?"):
+    with pytest.raises(errors.InputError, match=r"unknown study 'dmeo'; did you mean demo\?"):
         config.load("dmeo")
 
 
 def test_broken_toml_is_refused(tmp_path):
     path = tmp_path / "broken.toml"
     path.write_text("a = [")
-    with pytest.raises(errors.Refusal, match=r"broken\.toml: not readable as TOML"):
+    with pytest.raises(errors.InputError, match=r"broken\.toml: not readable as TOML"):
         config.load(str(path))
 
 
@@ -120,5 +120,5 @@ def test_a_study_that_is_included_gives_neither_name_nor_words(tmp_path):
 )
 def test_what_is_wrong_with_an_included_file_is_said(tmp_path, content, words):
     study = including(tmp_path, "include = ['a.toml']", {"a.toml": content} if content else {})
-    with pytest.raises(errors.Refusal, match=words):
+    with pytest.raises(errors.InputError, match=words):
         config.load(study)

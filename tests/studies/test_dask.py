@@ -38,7 +38,7 @@ def order(folder, name, *lines, needs=()):
     notebook = folder / f"{name}.ipynb"
     nbformat.write(book, notebook)
     job, page = folder / "runs" / name, folder / "reports" / f"{name}.html"
-    return studies_notebook.Order(key=name, label=name, needs=needs, study=str(folder), notebook=str(notebook),
+    return studies_notebook.JobSpec(key=name, label=name, needs=needs, study=str(folder), notebook=str(notebook),
         folder=str(job), page=str(page), outputs=(),
                          digest="d1", parameters={"home": str(folder)}, facts={"device": "cpu", "auto": "float32"}, footer={})  # fmt: skip
 
@@ -82,9 +82,9 @@ def test_a_finished_job_is_not_done_again(pool, tmp_path):
 
 
 def test_a_refusal_is_a_sentence_and_ends_what_waits(pool, tmp_path):
-    bad = order(tmp_path, "bad", "from asdlib import errors", "raise errors.Refusal('three came, expected two; leave one out')")
+    bad = order(tmp_path, "bad", "from asdlib import errors", "raise errors.InputError('three came, expected two; leave one out')")
     after = order(tmp_path, "after", "pass", needs=("bad",))
-    with pytest.raises(errors.Refusal, match=r"^bad: three came, expected two; leave one out$"):
+    with pytest.raises(errors.InputError, match=r"^bad: three came, expected two; leave one out$"):
         told(pool, [bad, after])
     assert not finished(after) and not os.path.exists(after.folder)
 
@@ -92,10 +92,10 @@ def test_a_refusal_is_a_sentence_and_ends_what_waits(pool, tmp_path):
 @pytest.mark.parametrize("at_once", [0, 2])
 def test_after_a_refusal_what_runs_ends_and_nothing_else_begins(pool, tmp_path, at_once):
     """Also what a worker has been given and has not taken up; and what would be done beside the last job is not done."""
-    bad = order(tmp_path, "z", "from asdlib import errors", "raise errors.Refusal('three came, expected two; leave one out')")
+    bad = order(tmp_path, "z", "from asdlib import errors", "raise errors.InputError('three came, expected two; leave one out')")
     others = [order(tmp_path, name, f"open(f'{{home}}/{name}', 'w'); time.sleep(4)") for name in "abcdefgh"]
     ended, said = [], []
-    with pytest.raises(errors.Refusal, match=r"^z: three came"):
+    with pytest.raises(errors.InputError, match=r"^z: three came"):
         dask.spread(pool, [*others, bad], False, lambda order, _: ended.append(order.key), lambda: said.append(1), ["z"], at_once)
     begun = sorted(name for name in "abcdefgh" if (tmp_path / name).exists())
     assert sorted(ended) == [*begun, "z"] and len(begun) <= 5 and not said
@@ -115,8 +115,8 @@ def test_what_fails_beside_the_last_job_does_not_cost_that_job(pool, tmp_path):
 
 def test_a_job_that_the_cluster_gives_up_is_a_sentence(pool, tmp_path, monkeypatch):
     """An error that is neither a refusal nor a lost kernel; and workers that are restarted by somebody else."""
-    monkeypatch.setattr(studies_notebook, "perform", functools.partial(int, base="ten"))
-    with pytest.raises(errors.Refusal, match=r"^odd: the cluster gave it up \(TypeError: .*; see the log of its workers, then give the same"):
+    monkeypatch.setattr(studies_notebook, "run_job", functools.partial(int, base="ten"))
+    with pytest.raises(errors.InputError, match=r"^odd: the cluster gave it up \(TypeError: .*; see the log of its workers, then give the same"):
         told(pool, [order(tmp_path, "odd", "pass")])
     monkeypatch.undo()
     line = "open(f'{home}/begun', 'w'); time.sleep(60)"
@@ -128,7 +128,7 @@ def test_a_job_that_the_cluster_gives_up_is_a_sentence(pool, tmp_path, monkeypat
 
     thread = Thread(target=restart)
     thread.start()
-    with pytest.raises(errors.Refusal, match=r"^long: the cluster gave it up"):
+    with pytest.raises(errors.InputError, match=r"^long: the cluster gave it up"):
         told(pool, [order(tmp_path, "long", line)])
     thread.join()
     pool.wait_for_workers(2, timeout=60)
@@ -159,7 +159,7 @@ def test_workers_do_not_hear_ctrl_c_and_the_runner_does(tmp_path):
 
 
 def test_a_kernel_that_is_lost_every_time_is_a_sentence(pool, tmp_path):
-    with pytest.raises(errors.Refusal, match="hopeless: its kernel ended from outside"):
+    with pytest.raises(errors.InputError, match="hopeless: its kernel ended from outside"):
         told(pool, [order(tmp_path, "hopeless", "open(f'{home}/count', 'a').write('x')", "os.kill(os.getpid(), 9)")])
     assert (tmp_path / "count").read_text() == "x" * (1 + dask.RETRIES)
 
@@ -195,7 +195,7 @@ def test_an_existing_cluster_is_used_and_nobody_there_is_said(pool, tmp_path):
         assert dask.device_of(client) == ("cpu", False)
         one = order(tmp_path, "one", "pass")
         assert told(client, [one]) == [("one", "")] and finished(one)
-    with pytest.raises(errors.Refusal, match=r"--scheduler tcp://127\.0\.0\.1:9: nobody answers there"), dask.existing("tcp://127.0.0.1:9"):
+    with pytest.raises(errors.InputError, match=r"--scheduler tcp://127\.0\.0\.1:9: nobody answers there"), dask.existing("tcp://127.0.0.1:9"):
         pass
 
 
@@ -232,7 +232,7 @@ class Workers:
 def test_jobs_are_meant_for_the_device_of_the_workers_whatever_the_runner_has(workers, setting, expected, runner):
     run = types.SimpleNamespace(cfg=types.SimpleNamespace(device=setting), device=torch.device(runner))
     if isinstance(expected, str):
-        with pytest.raises(errors.Refusal, match=expected):
+        with pytest.raises(errors.InputError, match=expected):
             _on_workers(workers, [run])
     else:
         assert (_on_workers(workers, [run]), run.device) == (expected[1], torch.device(expected[0]))
@@ -260,5 +260,5 @@ def test_workers_share_the_gpus_that_the_runner_was_told_to_use(monkeypatch, tol
 
 
 def test_workers_below_one_are_refused():
-    with pytest.raises(errors.Refusal, match="--workers -1: expected 1 or more"), dask.local(-1):
+    with pytest.raises(errors.InputError, match="--workers -1: expected 1 or more"), dask.local(-1):
         pass

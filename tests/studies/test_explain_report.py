@@ -20,7 +20,7 @@ class Study:
     """What `explain_report.write` asks of a run, without the notebooks."""
 
     def __init__(self, context, found):
-        self.cfg, self.store, self.here, self.found = context.cfg, context.store, context.device, found
+        self.cfg, self.store, self.local_device, self.found = context.cfg, context.store, context.device, found
 
     def detector(self, name, machine):
         return self.found[name]
@@ -91,5 +91,5 @@ def test_a_page_says_the_remark_and_escapes_a_name_that_is_not_utf_8(trained, tm
 def test_a_detector_without_embeddings_of_clips_is_refused(context, trained):
     run, ready = trained
     store, _ = ready.decoded([context.store.clips["path"][0]])
-    with pytest.raises(errors.Refusal, match="unknown detector with embeddings of clips 'autoencoder'"):
+    with pytest.raises(errors.InputError, match="unknown detector with embeddings of clips 'autoencoder'"):
         explain_report.nearest("autoencoder", run.found["autoencoder"], store, 0, "pump")

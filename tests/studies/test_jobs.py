@@ -22,12 +22,12 @@ def home(tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("x")
         for name in job.stage.detectors:
-            artifacts.begin(folder / name, "")
+            artifacts.start(folder / name, "")
             (folder / name / "weights").write_text("w" * 100)
             facts = {"shaped_by": run.detector_shaped_by(name, job.seed, job.machine)}
-            artifacts.seal(folder / name, run.detector_digest(name, job.seed, job.machine), facts)
-        artifacts.begin(folder, "")
-        artifacts.seal(folder, run.digest(*of), {"shaped_by": run.shaped_by(*of)}, run.outputs(job.stage))
+            artifacts.commit(folder / name, run.detector_digest(name, job.seed, job.machine), facts)
+        artifacts.start(folder, "")
+        artifacts.commit(folder, run.digest(*of), {"shaped_by": run.shaped_by(*of)}, run.outputs(job.stage))
     return home
 
 
@@ -110,7 +110,7 @@ def test_a_lost_table_and_a_job_that_was_begun(home):
     (job.run.folder / "metrics.csv").write_text("xx")
     assert plan(home)["09_report"].why == ("../metrics.csv is torn (2 bytes, expected 1)",)
     (job.run.folder / "metrics.csv").write_text("x")
-    artifacts.begin(job.folder / "probe", job.run.digest(job.stage, 0))
+    artifacts.start(job.folder / "probe", job.run.digest(job.stage, 0))
     (job.folder / "probe" / "BEGUN").rename(job.folder / "BEGUN")
     done = (job.folder / "DONE").read_text()
     (job.folder / "DONE").unlink()

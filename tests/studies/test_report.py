@@ -68,10 +68,10 @@ def test_page_folds_code_and_has_contents_and_footer(page):
 
 
 def test_page_is_refused_without_a_notebook(tmp_path):
-    with pytest.raises(errors.Refusal, match=r"no readable notebook .*; run the stage again"):
+    with pytest.raises(errors.InputError, match=r"no readable notebook .*; run the stage again"):
         report.html(tmp_path / "absent.ipynb", tmp_path / "index.html", {}, "t")
     (tmp_path / "half.ipynb").write_text('{"cells": [')
-    with pytest.raises(errors.Refusal, match="no readable notebook"):
+    with pytest.raises(errors.InputError, match="no readable notebook"):
         report.html(tmp_path / "half.ipynb", tmp_path / "index.html", {}, "t")
     assert not (tmp_path / "index.html").exists()
 
@@ -102,7 +102,7 @@ def test_players_share_one_gain_so_that_levels_stay_comparable():
     assert np.abs(loud).max() == pytest.approx(audio.PEAK, abs=0.05) and "+9.5 dB" in shown
     assert "All with one gain" in shown and "<p class=\"note\">Gain of " in report.players(store, ["b"], ["fan/train_normal"], 16000)
     assert "<figcaption>fan/<wbr>train_<wbr>normal<" in report.players(store, ["b"], ["fan/train_normal"], 16000)
-    with pytest.raises(errors.Refusal, match="unknown clip 'c'"):
+    with pytest.raises(errors.InputError, match="unknown clip 'c'"):
         report.players(store, ["c"], ["?"], 16000)
 
 

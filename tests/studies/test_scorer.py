@@ -160,10 +160,10 @@ def test_folders_are_searched_and_empty_ones_refused(tmp_path):
         (tmp_path / "in" / name).touch()
     assert scorer.recordings([tmp_path / "in", "x.wav"]) == [tmp_path / "in" / "b.wav", tmp_path / "in" / "deep" / "a.FLAC", Path("x.wav")]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(errors.Refusal, match="empty: no recording in this folder, expected audio files"):
+    with pytest.raises(errors.InputError, match="empty: no recording in this folder, expected audio files"):
         scorer.recordings([tmp_path / "empty"])
     (tmp_path / "empty" / "a.m4a").touch()
-    with pytest.raises(errors.Refusal, match=r"no recording in this folder.*; 1 .m4a passed over; .m4a cannot be read here"):
+    with pytest.raises(errors.InputError, match=r"no recording in this folder.*; 1 .m4a passed over; .m4a cannot be read here"):
         scorer.recordings([tmp_path / "empty"])
 
 
@@ -197,7 +197,7 @@ def test_one_thread_is_one_thread():
 
 
 def test_a_study_that_was_not_run_is_refused(tmp_path):
-    with pytest.raises(errors.Refusal, match=r"study smoke was not run to its end in .*; run `asd run smoke` first"):
+    with pytest.raises(errors.InputError, match=r"study smoke was not run to its end in .*; run `asd run smoke` first"):
         study.open("smoke", tmp_path)
-    with pytest.raises(errors.Refusal, match="unknown study 'smok'; did you mean smoke"):
+    with pytest.raises(errors.InputError, match="unknown study 'smok'; did you mean smoke"):
         study.open("smok", tmp_path)

@@ -31,9 +31,9 @@ def test_stages_that_serve_no_system_of_the_study_are_left_out():
 
 
 def test_a_stage_that_serves_nothing_is_refused_by_name():
-    with pytest.raises(errors.Refusal, match=r"stage 05_oevae serves oevae, the study has baseline_knn, .*; add it to systems"):
+    with pytest.raises(errors.InputError, match=r"stage 05_oevae serves oevae, the study has baseline_knn, .*; add it to systems"):
         study.jobs(run("real"), ["05"])
-    with pytest.raises(errors.Refusal, match="unknown system 'oeva'; did you mean oevae"):
+    with pytest.raises(errors.InputError, match="unknown system 'oeva'; did you mean oevae"):
         study.jobs(run("demo", "systems=['oeva']"))
 
 
@@ -46,11 +46,11 @@ def small(tmp_path):
 
 
 def test_embeddings_that_are_not_there_are_named(small):
-    with pytest.raises(errors.Refusal, match=r"what 05_oevae of fan \(seed 0\) writes is missing; run `asd run smoke` with these settings first"):
+    with pytest.raises(errors.InputError, match=r"what 05_oevae of fan \(seed 0\) writes is missing; run `asd run smoke` with these settings first"):
         small.spaces()
-    with pytest.raises(errors.Refusal, match=r"what 04_classifier of all machines \(seed 0\) writes is missing"):
+    with pytest.raises(errors.InputError, match=r"what 04_classifier of all machines \(seed 0\) writes is missing"):
         small.detector("classifier", "fan")
-    with pytest.raises(errors.Refusal, match=r"what 03_baseline of gearbox"):
+    with pytest.raises(errors.InputError, match=r"what 03_baseline of gearbox"):
         small.explain(len(small.clips) - 1)
 
 
@@ -58,21 +58,23 @@ def test_a_seed_that_the_study_does_not_have_is_refused_where_there_is_nothing_t
     """Notebooks that read seed 0 unless told otherwise, opened by hand on a study of other seeds; one that trains may train any."""
     given = {"study": "smoke", "overrides": [f"data.roots={[str(root) for root in small.roots]}", "seeds=[3, 4]"], "home": str(small.home)}
     for notebook in ("06_embeddings", "07_latents"):
-        with pytest.raises(errors.Refusal, match="seed 0 came, the study has 3, 4; take one of them"):
-            study.arrive(notebook, **given, seed=0)
-    assert study.arrive("06_embeddings", **given, seed=4).seed == 4 and study.arrive("05_oevae", **given, seed=0, machine="fan").seed == 0
-    with pytest.raises(errors.Refusal, match="scores are missing of every stage"):
-        small.gather(["baseline_knn"], [7])
+        with pytest.raises(errors.InputError, match="seed 0 came, the study has 3, 4; take one of them"):
+            study.open_notebook(notebook, **given, seed=0)
+    assert (
+        study.open_notebook("06_embeddings", **given, seed=4).seed == 4 and study.open_notebook("05_oevae", **given, seed=0, machine="fan").seed == 0
+    )
+    with pytest.raises(errors.InputError, match="scores are missing of every stage"):
+        small.load_scores(["baseline_knn"], [7])
 
 
 def test_a_job_that_came_to_a_worker_of_another_device_is_refused_before_it_computes(small, monkeypatch):
     given = {"study": "smoke", "overrides": [f"data.roots={[str(root) for root in small.roots]}"], "home": str(small.home)}
     monkeypatch.setenv(io.HOLDS, str(small.study_folder))
     monkeypatch.setenv(artifacts.DEVICE, "cuda")
-    with pytest.raises(errors.Refusal, match="the job is meant for cuda and came to a worker that computes on cpu; start workers of one kind"):
-        study.arrive("05_oevae", **given, machine="fan")
+    with pytest.raises(errors.InputError, match="the job is meant for cuda and came to a worker that computes on cpu; start workers of one kind"):
+        study.open_notebook("05_oevae", **given, machine="fan")
     monkeypatch.setenv(artifacts.DEVICE, "cpu")
-    assert study.arrive("05_oevae", **given, machine="fan").machine == "fan"
+    assert study.open_notebook("05_oevae", **given, machine="fan").machine == "fan"
 
 
 def test_a_study_without_embeddings_has_no_space(small):
@@ -80,10 +82,10 @@ def test_a_study_without_embeddings_has_no_space(small):
 
 
 def test_the_ensemble_needs_no_setting_and_takes_none():
-    with pytest.raises(errors.Refusal, match="ensemble is made wherever oevae and classifier are among the systems; name those and leave it out"):
+    with pytest.raises(errors.InputError, match="ensemble is made wherever oevae and classifier are among the systems; name those and leave it out"):
         study.open_run("demo", ["systems=['oevae', 'classifier', 'ensemble']"])
 
 
 def test_the_tuner_says_that_it_needs_oevae():
-    with pytest.raises(errors.Refusal, match=r"stage 08_tuning serves oevae, the study has baseline_knn, .*; add it to systems"):
+    with pytest.raises(errors.InputError, match=r"stage 08_tuning serves oevae, the study has baseline_knn, .*; add it to systems"):
         study.jobs(run("real"), ["08"])

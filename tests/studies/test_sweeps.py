@@ -59,7 +59,7 @@ def test_all_combinations_but_the_study_itself(toml):
     ],
 )
 def test_what_is_wrong_with_a_sweep_is_said(text, sentence):
-    with pytest.raises(errors.Refusal, match=sentence):
+    with pytest.raises(errors.InputError, match=sentence):
         sweeps.axes("smoke", [text])
 
 

@@ -38,7 +38,7 @@ def test_systems_compared_in_words():
 
 def test_what_passes_alone_only_is_not_claimed():
     rows = [("a", "b", "all", "omega", 0.1, 0.01, 0.2, 0.03), ("a", "c", "all", "omega", -0.1, -0.2, 0.1, 0.5)]
-    found = tables.judged(pd.DataFrame(rows, columns=list(comparison.PAIRED_COLUMNS)), SETTINGS)
+    found = tables.verdicts(pd.DataFrame(rows, columns=list(comparison.PAIRED_COLUMNS)), SETTINGS)
     assert found["claim"].tolist() == ["undecided: a ahead, not after correction", "no difference shown"]
     assert "1 more would pass alone and are not claimed" in tables.family(found, SETTINGS) and "0 hold" in tables.family(found, SETTINGS)
 

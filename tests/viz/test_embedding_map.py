@@ -12,7 +12,7 @@ from asdlib import errors, schemas
 from asdlib.analysis import explain, projection
 from asdlib.viz import audio
 from asdlib.viz.embedding_plots import map_grid, picture, why
-from asdlib.viz.widgets.embedding_map import WHY, Atlas, AtlasView, Sounds, listing, static_maps, why_figure
+from asdlib.viz.widgets.embedding_map import WHY, ClipMedia, EmbeddingMap, EmbeddingMapView, listing, static_maps, why_figure
 
 SETTINGS = projection.ProjectionSettings(umap="none")
 SEGMENTS = 3
@@ -51,7 +51,7 @@ def atlas_parts():
 @pytest.fixture
 def atlas(atlas_parts, tmp_path):
     table, spaces, scores, limits = atlas_parts
-    return Atlas(spaces, projection.coordinates(spaces, SETTINGS, 0, tmp_path), table, scores, limits)
+    return EmbeddingMap(spaces, projection.coordinates(spaces, SETTINGS, 0, tmp_path), table, scores, limits)
 
 
 class Store:
@@ -108,7 +108,7 @@ def test_umap_is_seeded_and_keeps_groups_apart(tmp_path):
 
 def test_too_few_clips_make_no_map(tmp_path):
     space = projection.Space("oevae fan", "oevae", np.arange(3), np.zeros((3, 4), np.float32), np.arange(3))
-    with pytest.raises(errors.Refusal, match="oevae fan: 3 clips came, expected at least 4 for a map; add recordings"):
+    with pytest.raises(errors.InputError, match="oevae fan: 3 clips came, expected at least 4 for a map; add recordings"):
         projection.coordinates([space], SETTINGS, 0, tmp_path)
 
 
@@ -149,15 +149,15 @@ def test_views_choices_and_fallbacks(atlas):
     assert (atlas.items, atlas.row, atlas.segment) == ("clips", 2, -1) and "machine" in atlas.colours
     atlas.choose(view="oevae pump")
     assert atlas.row == -1 and atlas.colour == "domain"  # the pump has no attribute
-    with pytest.raises(errors.Refusal, match="unknown view 'oevae fun'; did you mean oevae fan"):
+    with pytest.raises(errors.InputError, match="unknown view 'oevae fun'; did you mean oevae fan"):
         atlas.choose(view="oevae fun")
-    with pytest.raises(errors.Refusal, match="unknown colour 'machine'"):
+    with pytest.raises(errors.InputError, match="unknown colour 'machine'"):
         atlas.choose(colour="machine")
 
 
 def test_a_study_without_maps_says_so(atlas_parts):
-    with pytest.raises(errors.Refusal, match="no embedding came, expected those of oevae or classifier"):
-        Atlas([], {}, *[atlas_parts[i] for i in (0, 2, 3)])
+    with pytest.raises(errors.InputError, match="no embedding came, expected those of oevae or classifier"):
+        EmbeddingMap([], {}, *[atlas_parts[i] for i in (0, 2, 3)])
 
 
 @pytest.mark.parametrize("right, up", [(1, 0), (-1, 0), (0, 1), (0, -1)])
@@ -198,14 +198,14 @@ def test_standing_is_in_sd_of_training_scores(atlas):
 
 
 def test_the_lists_are_what_they_say(atlas):
-    found = atlas.listed("oevae", 2)
+    found = atlas.ranked_clips("oevae", 2)
     score = atlas.standing["oevae"]
     test = atlas.table[atlas.table["split"] == "test"]
     anomalies, normals = (score[test.index[test["label"] == label]] for label in ("anomaly", "normal"))
     expected = {"most anomalous": score[test.index].nlargest(2), "most missed": anomalies.nsmallest(2), "most falsely alarmed": normals.nlargest(2)}
     for why_listed in WHY:
         assert found.loc[found["why"] == why_listed, "row"].tolist() == expected[why_listed].index.tolist()
-    assert set(atlas.listed("oevae", 9, "fan")["machine"]) == {"fan"}
+    assert set(atlas.ranked_clips("oevae", 9, "fan")["machine"]) == {"fan"}
 
 
 def test_the_chosen_clip_in_words(atlas):
@@ -219,7 +219,7 @@ def test_the_chosen_clip_in_words(atlas):
 
 
 def test_the_view_follows_clicks_keys_and_choices(atlas):
-    view = AtlasView(atlas, Sounds(Store(atlas.table), 16000))
+    view = EmbeddingMapView(atlas, ClipMedia(Store(atlas.table), 16000))
     sent = []
     view.canvas.send = lambda message: sent.append(message)
     xy = np.frombuffer(view.canvas.xy, "<f4").reshape(-1, 2)
@@ -248,9 +248,11 @@ def test_a_hostile_name_stays_text(atlas_parts, tmp_path):
     evil = "fan/test/<img src=x onerror=alert(1)>.wav"
     swap = {table["clip"][0]: evil}
     renamed = table.assign(clip=table["clip"].replace(swap), attr_spd=table["attr_spd"].replace({"0": "<b>0</b>"}))
-    atlas = Atlas(spaces, projection.coordinates(spaces, SETTINGS, 0, tmp_path), renamed, scores.assign(clip=scores["clip"].replace(swap)), limits)
-    sounds = Sounds(Store(renamed), 16000)
-    view = AtlasView(atlas, sounds)
+    atlas = EmbeddingMap(
+        spaces, projection.coordinates(spaces, SETTINGS, 0, tmp_path), renamed, scores.assign(clip=scores["clip"].replace(swap)), limits
+    )
+    sounds = ClipMedia(Store(renamed), 16000)
+    view = EmbeddingMapView(atlas, sounds)
     view._message({"kind": "pick", "number": 0})
     view.choices["colour"].value = "attribute spd"
     for shown in (view.detail.value, view.legend.value, listing(atlas, sounds, 30)):
@@ -260,14 +262,14 @@ def test_a_hostile_name_stays_text(atlas_parts, tmp_path):
 def test_both_faces_of_the_view(atlas):
     atlas.choose(view="oevae pump")
     atlas.pick(20)
-    bundle = AtlasView(atlas, Sounds(Store(atlas.table), 16000))._repr_mimebundle_()
+    bundle = EmbeddingMapView(atlas, ClipMedia(Store(atlas.table), 16000))._repr_mimebundle_()
     static = bundle["text/html"]
     assert "application/vnd.jupyter.widget-view+json" in bundle and static.count("<img alt=") == 2 and "<script" not in static
     assert (atlas.view, atlas.row) == ("oevae pump", 20)  # drawing the twin leaves the atlas as it was
 
 
 def test_the_view_follows_the_model(atlas):
-    view = AtlasView(atlas, Sounds(Store(atlas.table), 16000))
+    view = EmbeddingMapView(atlas, ClipMedia(Store(atlas.table), 16000))
     atlas.choose(view="oevae pump", colour="domain")
     atlas.pick(20)
     assert view.choices["view"].value == "oevae pump" and view.choices["colour"].value == "domain"
@@ -277,7 +279,7 @@ def test_the_view_follows_the_model(atlas):
 
 
 def test_lists_with_players_are_limited(atlas):
-    sounds = Sounds(Store(atlas.table), 16000)
+    sounds = ClipMedia(Store(atlas.table), 16000)
     for most in (0, 6, 9):
         shown = listing(atlas, sounds, most)
         assert shown.count("<audio") <= most and "most missed" in shown and "<script" not in shown
@@ -285,7 +287,7 @@ def test_lists_with_players_are_limited(atlas):
 
 
 def test_one_gain_for_all_clips_of_a_machine(atlas):
-    sounds = Sounds(Store(atlas.table), 16000)
+    sounds = ClipMedia(Store(atlas.table), 16000)
     assert sounds.gain("fan") == pytest.approx(0.5 * audio.PEAK / (3000 / 32768), rel=1e-3)
 
 

@@ -167,7 +167,7 @@ def test_names_from_data_are_not_formulas():
 
 
 def test_refusals():
-    with pytest.raises(errors.Refusal, match=r"clip table: an empty table came, expected at least one row"):
+    with pytest.raises(errors.InputError, match=r"clip table: an empty table came, expected at least one row"):
         plots.counts(CLIPS.iloc[:0])
-    with pytest.raises(errors.Refusal, match=r"\(30, 64\) values with 64 frequencies came, expected \(bins, frames\)"):
+    with pytest.raises(errors.InputError, match=r"\(30, 64\) values with 64 frequencies came, expected \(bins, frames\)"):
         plots.spectrogram(np.zeros((30, 64)), MEL_HZ, 0.016)

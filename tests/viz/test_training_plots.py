@@ -61,7 +61,7 @@ def test_sixteen_machines_stand_in_rows_of_four():
 
 
 def test_refusals():
-    with pytest.raises(errors.Refusal, match="traversal: an empty table came"):
+    with pytest.raises(errors.InputError, match="traversal: an empty table came"):
         training_plots.traversal(WALK.iloc[:0])
-    with pytest.raises(errors.Refusal, match=r"points of shapes \(3, 5\) and \(0, 2\) came"):
+    with pytest.raises(errors.InputError, match=r"points of shapes \(3, 5\) and \(0, 2\) came"):
         training_plots.interpolation(np.zeros((3, 5)), np.zeros(3), np.zeros((0, 2)))

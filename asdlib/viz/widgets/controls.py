@@ -59,7 +59,7 @@ export default { render({ model }) {
     within = traitlets.Unicode().tag(sync=True)
 
 
-class Face:
+class DualView:
     """One output with two faces: the widget in JupyterLab, the HTML in reports, which show no widgets and run no scripts."""
 
     def __init__(self, widget, html: Callable[[], str]):

@@ -57,7 +57,7 @@ from asdlib.data import index
 from asdlib.data.store import Store
 from asdlib.scoring import fusion
 from asdlib.viz import audio, embedding_plots, pages, plots, tables
-from asdlib.viz.embedding_plots import COLOURS, SHAPES, Points
+from asdlib.viz.embedding_plots import COLORS, SHAPES, Points
 
 LEVELS = 64  # steps of a numeric colouring
 PLAIN = "font:13px/1.5 system-ui,sans-serif;color:#1b1f24"
@@ -76,10 +76,10 @@ class Canvas(anywidget.AnyWidget):
     sound, sound_name = traitlets.Unicode().tag(sync=True), traitlets.Unicode().tag(sync=True)
 
 
-class AtlasView(ipywidgets.VBox):
+class EmbeddingMapView(ipywidgets.VBox):
     """The atlas in JupyterLab; in a report its static twin."""
 
-    def __init__(self, atlas: Atlas, sounds: Sounds, explained: Callable[[int], explain.Why] | None = None, listed: int = 6):
+    def __init__(self, atlas: EmbeddingMap, sounds: ClipMedia, explained: Callable[[int], explain.Why] | None = None, listed: int = 6):
         """explained : row -> what explains that clip, computed when asked for; None: no such button.  listed : clips per reason of the list"""
         self.atlas, self.sounds, self.explained, self.most = atlas, sounds, explained, listed
         self.canvas, self.legend, self.detail, self.reason = Canvas(), ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
@@ -138,7 +138,7 @@ class AtlasView(ipywidgets.VBox):
         self.button.description = "computing"
         try:
             self.reason.value = why_figure(self.atlas, self.explained(self.atlas.row))._repr_html_()
-        except errors.Refusal as refusal:
+        except errors.InputError as refusal:
             self.reason.value = f'<p style="{PLAIN}">{html.escape(str(refusal))}</p>'
         finally:
             self.button.disabled, self.button.description = False, before
@@ -157,7 +157,7 @@ class AtlasView(ipywidgets.VBox):
                 self.choices[name].options = there
             self.choices[name].value = getattr(atlas, name)
             self.choices[name].disabled = len(there) < 2
-        listed = atlas.listed(atlas.space.system, self.most, atlas.views[atlas.view][1] or self._only_machine())
+        listed = atlas.ranked_clips(atlas.space.system, self.most, atlas.views[atlas.view][1] or self._only_machine())
         options = [("—", None)]
         for row, why, clip, sd in listed[["row", "why", "clip", "sd"]].itertuples(index=False):
             options.append((f"{why}, {tables.signed(f'{sd:+.1f}')} sd: {short(clip)}", (row, -1)))
@@ -267,12 +267,12 @@ KNOWN = {
 }  # as in all other figures
 
 
-class Atlas(HasTraits):
+class EmbeddingMap(HasTraits):
     """All spaces of a study and seed, with the view that is shown of them.
 
     view, projection, items, colour : by name; the choices are `views`, `projections`, `all_items` and `colours`; set them by `choose`
     row, segment : the chosen clip and, where segments are shown, segment; -1: none; set them by `pick` and `step`
-    raises : errors.Refusal without a space
+    raises : errors.InputError without a space
     """
 
     view, projection, items, colour = Unicode(), Unicode(), Unicode(), Unicode()
@@ -288,7 +288,7 @@ class Atlas(HasTraits):
     ):
         """spaces, xy : of `maps`.  table : the store's clip table.  scores : SCORE_COLUMNS of one seed.  decisions : of `metrics.decisions`"""
         if not spaces:
-            raise errors.Refusal("no embedding came, expected those of oevae or classifier; add one of them to the study's systems and run it")
+            raise errors.InputError("no embedding came, expected those of oevae or classifier; add one of them to the study's systems and run it")
         self.spaces, self.xy, self.table = {space.name: space for space in spaces}, xy, table
         self.scores, self.decisions = scores, decisions
         self.judged, self._referred = schemas.by_references(table)["machine"], schemas.by_references(scores)
@@ -304,9 +304,9 @@ class Atlas(HasTraits):
         made = [projection for space, projection, items in xy if space == self.views[first][0] and items == "clips"]
         super().__init__(view=first, projection=made[0], items="clips", colour="label")
 
-    def fresh(self) -> Atlas:
+    def fresh(self) -> EmbeddingMap:
         """Another atlas of the same maps and scores, whose choices are its own."""
-        return Atlas(list(self.spaces.values()), self.xy, self.table, self.scores, self.decisions)
+        return EmbeddingMap(list(self.spaces.values()), self.xy, self.table, self.scores, self.decisions)
 
     def _standing(self) -> pd.DataFrame:
         """Score of every clip in sd above the normal training mean; index: store row, a column for each system."""
@@ -351,15 +351,15 @@ class Atlas(HasTraits):
     def choose(self, view: str = "", items: str = "", projection: str = "", colour: str = "") -> None:
         """Change what is shown; "" keeps it. What the new view does not have falls back to its first choice.
 
-        raises : errors.Refusal for what the view asked for does not have
+        raises : errors.InputError for what the view asked for does not have
         """
         if view:
-            errors.known_name("view", view, list(self.views))
+            errors.check_choice("view", view, list(self.views))
         with self.hold_trait_notifications():
             self.view = view or self.view
             for name, wanted, there in (("items", items, "all_items"), ("projection", projection, "projections"), ("colour", colour, "colours")):
                 if wanted:
-                    errors.known_name(name, wanted, getattr(self, there))
+                    errors.check_choice(name, wanted, getattr(self, there))
                 wanted = wanted or getattr(self, name)
                 setattr(self, name, wanted if wanted in getattr(self, there) else getattr(self, there)[0])
             if self.row not in self._rows():
@@ -407,7 +407,7 @@ class Atlas(HasTraits):
             looks = [KNOWN[key][name] for name in names]
         else:
             names = sorted(found - {""}, key=index.natural)
-            looks = [(COLOURS[i % len(COLOURS)], SHAPES[(i + i // len(COLOURS)) % len(SHAPES)]) for i in range(len(names))]
+            looks = [(COLORS[i % len(COLORS)], SHAPES[(i + i // len(COLORS)) % len(SHAPES)]) for i in range(len(names))]
             if len(names) > MOST_GROUPS or "" in found:
                 rest = ["other"] if len(names) > MOST_GROUPS else ["none"]
                 names, looks = names[:MOST_GROUPS] + rest, [*looks[:MOST_GROUPS], (plots.GREY, "circle")]
@@ -510,7 +510,7 @@ class Atlas(HasTraits):
         words = ", ".join([*facts[["machine", "split", "domain", "label"]], self.attributes(self.row)])
         return f"{short(facts['clip'])}{part}: {words}.{scored}{next_to}"
 
-    def listed(self, system: str, n: int, machine: str = "") -> pd.DataFrame:
+    def ranked_clips(self, system: str, n: int, machine: str = "") -> pd.DataFrame:
         """The n test clips for each of WHY by one system: row, why, clip, machine, domain, label, attributes, sd, above_threshold (sd).
 
         machine : "" takes all.  Sorted from the most telling; a reason without labels has no rows.  Notebook: 06_embeddings
@@ -537,7 +537,7 @@ FADE_DB = 50.0  # below it a phase is noise and fades
 HEARD = 64  # clips, evenly spaced over a machine, that set its common gain
 
 
-class Sounds:
+class ClipMedia:
     """Clips as they are heard and seen: one gain for all clips of a machine, log-mel and phase."""
 
     def __init__(self, store: Store, rate: int):
@@ -575,7 +575,7 @@ class Sounds:
         return shown + embedding_plots.picture(phase, title=title, unit="π rad", colours="twilight", limits=(-1.0, 1.0), weight=weight)
 
 
-def static_maps(shown: Atlas) -> list[plots.Plot]:
+def static_maps(shown: EmbeddingMap) -> list[plots.Plot]:
     """The maps of all spaces, clip by clip, as figures: OEVAE a row for each machine, the classifier one for all."""
     atlas, out = shown.fresh(), []
     for system in dict.fromkeys(space.system for space in atlas.spaces.values()):
@@ -591,14 +591,14 @@ def static_maps(shown: Atlas) -> list[plots.Plot]:
     return out
 
 
-def _coloured(atlas: Atlas, colour: str) -> Points | None:
+def _coloured(atlas: EmbeddingMap, colour: str) -> Points | None:
     if colour not in atlas.colours:
         return None
     atlas.choose(colour=colour)
     return atlas.points()
 
 
-def why_figure(atlas: Atlas, found: explain.Why) -> plots.Plot:
+def why_figure(atlas: EmbeddingMap, found: explain.Why) -> plots.Plot:
     """What explains one clip, with where the training clips of its machine lie."""
     machine = atlas.table["machine"].iloc[found.row]
     train = atlas.scores[(atlas.scores["machine"] == machine) & (atlas.scores["split"] == "train") & (atlas.scores["system"] == "oevae")]
@@ -606,7 +606,7 @@ def why_figure(atlas: Atlas, found: explain.Why) -> plots.Plot:
     return embedding_plots.why(found, usual, f"{machine}: {short(atlas.table['clip'].iloc[found.row])}")
 
 
-def listing(atlas: Atlas, sounds: Sounds, players: int) -> tables.Html:
+def listing(atlas: EmbeddingMap, sounds: ClipMedia, players: int) -> tables.Html:
     """For each system with a map: the most anomalous, most missed and most falsely alarmed clips, with players, usable without any script.
 
     players : at most so many in all, shared evenly; a clip that stands in several lists has its player once.  Notebook: 06_embeddings
@@ -615,7 +615,7 @@ def listing(atlas: Atlas, sounds: Sounds, players: int) -> tables.Html:
     n = max(players // (len(WHY) * len(systems)), 1)
     parts, heard = [], set()
     for system in systems:
-        listed = atlas.listed(system, n)
+        listed = atlas.ranked_clips(system, n)
         for why, rows in listed.groupby("why", sort=False):
             items = []
             for place in rows.itertuples():
@@ -634,7 +634,7 @@ def listing(atlas: Atlas, sounds: Sounds, players: int) -> tables.Html:
     return tables.Html(f'<div class="asd-atlas-clips">{"".join(parts)}</div>')
 
 
-def _nearest(atlas: Atlas, system: str, row: int) -> str:
+def _nearest(atlas: EmbeddingMap, system: str, row: int) -> str:
     """The training clip next to a clip, in words."""
     found = atlas.neighbours_of(system, row, 1)
     return "".join(f"Nearest training clip at distance {one.distance:.3g}: {short(one.clip)}, {one.attributes}." for one in found.itertuples())

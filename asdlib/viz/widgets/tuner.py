@@ -64,8 +64,8 @@ class TunerView:
         names = ("asd-tuner-curves", "asd-tuner-live", "asd-tuner-table", "asd-tuner-map", "asd-tuner-cell", "asd-tuner-rules")
         self.drawn = {name: _classed(ipywidgets.HTML(), name) for name in names}
         self.words, self.status = (_classed(controls.Region(), name) for name in ("asd-tuner-words", "asd-tuner-status"))
-        self.live = controls.Face(self._live_widget(), self.live_html)
-        self.chosen = controls.Face(self._chosen_widget(), self.chosen_html)
+        self.live = controls.DualView(self._live_widget(), self.live_html)
+        self.chosen = controls.DualView(self._chosen_widget(), self.chosen_html)
         self.drawn["asd-tuner-rules"].value = self.rules_html(tuner)
         self._mapped: tuple = ()
         self._redraw()
@@ -110,7 +110,7 @@ class TunerView:
         try:
             self.tuner.save(self.path)
             self.status.value = f"written to {tables.escape(self.path)}; chosen {tables.escape(self.tuner.rule())}"
-        except errors.Refusal as refusal:
+        except errors.InputError as refusal:
             self.status.value = str(tables.escape(refusal))
 
     # ---------------------------------------------------------------- drawing
@@ -409,7 +409,7 @@ class Tuner(traitlets.HasTraits):
     def __init__(self, parts: Parts, sweep: sweeps.Sweep, seed: int = 0):
         self.parts, self.sweep, self._weights = parts, sweep, sweeps.resamples(parts, seed)
         self.rules = sweeps.rules(parts, sweep, seed)
-        self.worth, self._quality = sweeps.worth(parts, sweep), sweeps.quality(parts, sweep)
+        self.worth, self._quality = sweeps.rule_validity(parts, sweep), sweeps.quality(parts, sweep)
         self._made: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
         super().__init__(system=parts.systems[-1], **parts.default._asdict())
 
@@ -417,7 +417,7 @@ class Tuner(traitlets.HasTraits):
     def _known(self, proposal):
         known = {"system": self.parts.systems, "k": tuple(self.parts.betas), "prior": tuple(self.parts.alphas)}[proposal.trait.name]
         if proposal.value not in known:
-            raise errors.Refusal(f"{proposal.trait.name}: got {proposal.value!r}, expected one of {', '.join(map(str, known))}")
+            raise errors.InputError(f"{proposal.trait.name}: got {proposal.value!r}, expected one of {', '.join(map(str, known))}")
         return proposal.value
 
     @property
@@ -509,8 +509,8 @@ class Tuner(traitlets.HasTraits):
         )
 
     def save(self, path: Path, by: str = "a person") -> None:
-        """Write `toml` whole or not at all. raises : errors.Refusal where the folder cannot be written or a run is at work in it"""
-        with io.locked(path.parent), io.guarded(path.parent):
+        """Write `toml` whole or not at all. raises : errors.InputError where the folder cannot be written or a run is at work in it"""
+        with io.locked(path.parent), io.wrap_os_errors(path.parent):
             io.write_text(path, self.toml(by))
 
     def keep(self, path: Path, included: tuple[str, ...] = ()) -> str:
