@@ -118,7 +118,7 @@ def mixup(x: Tensor, y: Tensor, *, prob: float, generator: torch.Generator, beta
     """A batch and its soft labels, mixed by one draw of `draw_mixup`.
 
     x : float (n, ...), waveforms or features; y : float (n, classes)
-    returns : both, same shapes.  Source: METHOD 5.5.  For conditions v use `draw_mixup` and `Blend.condition`.
+    returns : both, same shapes.  Source: METHOD 5.5.  For conditions v use `draw_mixup` and `MixPairs.condition`.
     raises : errors.InputError for x and y of different lengths, or values out of range
     """
     if len(x) != len(y):
@@ -160,7 +160,7 @@ def smote(x, classes: Sequence, clips: Sequence, *, ratio: float, k: int, seed: 
     clips : (n,) clip of each item: two segments of one clip are never interpolated
     ratio : 0.2 brings 10 target items beside 990 source items to 198; 0 adds nothing
     k : neighbours to choose from, the k nearest items of other clips in the same class
-    returns : Blend of the new items only; `Blend.of(x)` gives their vectors, `Blend.condition` their v
+    returns : MixPairs of the new items only; `MixPairs.of(x)` gives their vectors, `MixPairs.condition` their v
     raises : errors.InputError where a class to be grown has one clip only, or fewer than k items in other clips
 
     Of each pair the heavier parent stands first. Parents and weights are drawn as imbalanced-learn draws them: with one item

@@ -6,16 +6,13 @@
     asd synth OUT --machines fan gearbox                recordings of modelled machines
     asd compare STUDY STUDY [--html FILE]               two finished studies: settings, results, is one better
     asd settings [NAME]                                 every setting with its default and meaning
-    asd import, score, submit, evaluate                 your own machine, and challenge files: `asdlib.cli`
+    asd import FOLDER... --root DIR --machine NAME      recordings as people have them become a machine
+    asd score STUDY --machine M FILE...                 score, threshold and decision of any recording
+    asd submit STUDY OUT                                the challenge's score and decision files
+    asd evaluate OUT --truth DIR                        the official result of such files
 
-The commands for one's own machine: import recordings, score files, write and evaluate challenge files.
-
-    asd import FOLDER... --root DIR --machine NAME     recordings as people have them become a machine
-    asd score STUDY --machine M FILE...                score, threshold and decision of any recording
-    asd submit STUDY OUT                               the challenge's score and decision files
-    asd evaluate OUT --truth DIR                       the official result of such files
-
-Every function takes the parsed arguments and returns an exit code, or None for 0. Source: METHOD 8.6, 7.3.
+Every command is a function of the parsed arguments that imports what it needs and returns an exit code, or None for 0.
+Source: METHOD 8.6, 7.3.
 """
 
 from __future__ import annotations
@@ -31,28 +28,18 @@ import sys
 import warnings
 from pathlib import Path
 
-from asdlib import errors, io
-from asdlib.data import decode, importer, machines, synthetic
-from asdlib.data import download as data_download
-from asdlib.data import index as clip_index
-from asdlib.data.folders import shown
-from asdlib.data.synthetic import write_tree
-from asdlib.evaluation import challenge, metrics
-from asdlib.models.training import memory_in_words
-from asdlib.scoring.fusion import with_composed
-from asdlib.settings import from_tree
-from asdlib.studies import artifacts, config, explain_report, jobs, runner
-from asdlib.studies import compare as comparison
-from asdlib.studies import scorer as scoring_files
-from asdlib.studies import study as studies
-from asdlib.studies.report import metrics_text
-from asdlib.studies.study import open_run
-from asdlib.studies.sweeps import runs
-from asdlib.viz import tables as viz_tables
+from asdlib import errors
 
 
 def _run(args: argparse.Namespace) -> None:
     import pandas as pd
+
+    from asdlib import io
+    from asdlib.studies import config, jobs, runner
+    from asdlib.studies import study as studies
+    from asdlib.studies.report import metrics_text
+    from asdlib.studies.study import open_run
+    from asdlib.studies.sweeps import runs
 
 
     overrides = list(args.set)
@@ -89,6 +76,9 @@ def _run(args: argparse.Namespace) -> None:
 
 def _about(run) -> list[str]:
     """What a run is about: device, folders, recordings, and what is left out of them."""
+    from asdlib import io
+    from asdlib.data import index as clip_index
+
 
     lines = [f"study {run.cfg.name}, device {run.device.type}, run folder {run.folder}"]
     with io.locked(run.study_folder), io.wrap_os_errors(run.study_folder):
@@ -103,6 +93,9 @@ def _about(run) -> list[str]:
 
 def _index(args: argparse.Namespace) -> None:
 
+    from asdlib.data import decode
+    from asdlib.data import index as clip_index
+
     data = decode.DataSettings(roots=tuple(args.roots))
     table, problems = clip_index.index(args.roots)
     table, problems = decode.inspect(table, problems, data)
@@ -116,6 +109,8 @@ def _words(text: str) -> list[str]:
 
 def _download(args: argparse.Namespace) -> None:
 
+    from asdlib.data import download as data_download
+
     truth = Path(args.truth) if args.truth else None
     given = {"parts": _words(args.parts), "machines": _words(args.machines), "mirror": args.mirror, "truth": truth}
     folders = data_download.download(args.dataset, Path(args.root).absolute(), **given)
@@ -123,6 +118,10 @@ def _download(args: argparse.Namespace) -> None:
 
 
 def _synth(args: argparse.Namespace) -> None:
+
+    from asdlib.data import synthetic
+    from asdlib.data.synthetic import write_tree
+    from asdlib.settings import from_tree
 
     names = ("machines", "train_source", "train_target", "test", "seconds", "severity", "seed")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
@@ -133,6 +132,9 @@ def _synth(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace) -> None:
 
+    from asdlib.studies import artifacts
+    from asdlib.studies import compare as comparison
+
     home = Path(args.home or artifacts.CLONE).resolve()
     first, second = (comparison.load(study, home) for study in args.study)
     print(comparison.text(first, second))
@@ -142,6 +144,8 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _settings(args: argparse.Namespace) -> None:
+    from asdlib.studies import config
+
     rows = [row for row in config.describe() if row[0].startswith(args.name)]
     if not rows:
         known = [row[0] for row in config.describe()]
@@ -152,6 +156,10 @@ def _settings(args: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
+    from asdlib.data import download as data_download
+    from asdlib.data import machines
+    from asdlib.studies import config
+
 
     top = argparse.ArgumentParser(prog="asd", description="Anomalous sound detection of machines: run studies, look at recordings.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -262,6 +270,8 @@ BLOCK = 16  # files whose lines are printed together
 
 def _import(args: argparse.Namespace) -> None:
     """`asd import`: see `importer.import_machine`."""
+    from asdlib.data import importer
+
 
     choices = {"rate": args.rate, "channel": args.channel, "clip_seconds": args.clip_seconds, "copy": args.copy, "licence": args.licence,
                "accept": args.accept_folders}  # fmt: skip
@@ -275,6 +285,11 @@ def _score(args: argparse.Namespace) -> int:
 
     raises : errors.InputError without a file, or where the folder of --explain exists
     """
+    from asdlib.data.folders import shown
+    from asdlib.models.training import memory_in_words
+    from asdlib.studies import scorer as scoring_files
+    from asdlib.studies import study as studies
+
 
     listed = [os.fsdecode(line) for line in sys.stdin.buffer.read().splitlines()] if "-" in args.files else []  # names in any encoding
     paths = [line for name in args.files for line in (listed if name == "-" else [name]) if line.strip()]
@@ -293,6 +308,9 @@ def _score(args: argparse.Namespace) -> int:
 
 
 def _scored(args: argparse.Namespace, run, files: list[Path], ready) -> int:
+
+    from asdlib.studies import explain_report
+    from asdlib.studies import scorer as scoring_files
 
     print(f"{ready.system} of {ready.name}, threshold by {ready.threshold.method}, seed {ready.seed}", file=sys.stderr)
     bad, odd = 0, []
@@ -316,6 +334,12 @@ def _scored(args: argparse.Namespace, run, files: list[Path], ready) -> int:
 
 def _submit(args: argparse.Namespace) -> None:
     """`asd submit`: see `challenge.write`."""
+    from asdlib import io
+    from asdlib.evaluation import challenge
+    from asdlib.scoring.fusion import with_composed
+    from asdlib.studies import scorer as scoring_files
+    from asdlib.studies import study as studies
+
 
     run = studies.open(_name(args.study), args.home, args.seed)
     known = list(with_composed(run.cfg.systems))
@@ -328,6 +352,9 @@ def _submit(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     """`asd evaluate`: see `challenge.evaluate`."""
+    from asdlib.evaluation import challenge, metrics
+    from asdlib.viz import tables as viz_tables
+
 
     table, quality = challenge.evaluate(args.out, args.truth, metrics.MetricsSettings(bootstrap=args.bootstrap))
     if not args.json:

@@ -25,6 +25,7 @@ from safetensors.numpy import load_file
 
 from asdlib import errors, schemas
 
+CLONE = Path(__file__).resolve().parents[1]  # of the package; studies and notebooks lie beside it
 MOST_ROWS, MOST_BYTES = 2**22, 2**30  # of a table, as it says of itself
 AGAIN = "delete the folder it lies in and give the same command again"
 
@@ -152,3 +153,14 @@ def locked(folder: Path, what: str = "run of this study") -> Iterator[None]:
             yield
         finally:
             os.environ.pop(HOLDS) if before is None else os.environ.update({HOLDS: before})
+
+
+@functools.cache
+def code_digest() -> str:
+    """Digest of the package's source: artifacts of other code are stale."""
+    return digest_of(sorted((CLONE / "asdlib").rglob("*.py")))
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    """Digest of the names and contents of some files."""
+    return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()[:16]

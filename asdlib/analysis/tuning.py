@@ -52,7 +52,6 @@ from asdlib import errors, io, schemas
 from asdlib.detectors.oevae import KEPT_K
 from asdlib.evaluation import metrics, roc
 from asdlib.scoring import fusion
-from asdlib.studies import artifacts
 
 if TYPE_CHECKING:
     from asdlib.studies import config
@@ -304,7 +303,7 @@ def domain_mismatch(parts: Parts, train: np.ndarray) -> np.ndarray:
 def open_sweep(folder: Path, parts: Parts, seed: int) -> Sweep:
     """`make`, or what an earlier run left in the folder for exactly these scores, labels, settings and code."""
     split = [array for part in (*parts.alphas.values(), *parts.betas.values(), *filter(None, [parts.classifier])) for array in part]
-    facts = (parts.machines, parts.mode, parts.settings, parts.default, list(parts.alphas), list(parts.betas), seed, artifacts.code_digest())
+    facts = (parts.machines, parts.mode, parts.settings, parts.default, list(parts.alphas), list(parts.betas), seed, io.code_digest())
     content = hashlib.sha256(repr(facts).encode())
     for array in (*split, parts.code, *parts.target):
         content.update(np.ascontiguousarray(array).tobytes())

@@ -1,14 +1,9 @@
 """Detectors: a network or a feature, its training and its back-ends, as one thing that scores clips; `base` says what each answers to.
 
-`detect` fits one to the training clips of some machines and scores all their clips. Notebooks: 03_baseline, 04_classifier, 05_oevae.
+`base.detect` fits one to the training clips of some machines and scores all their clips. Notebooks: 03_baseline, 04_classifier, 05_oevae.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-
-import numpy as np
-import pandas as pd
 
 from asdlib.detectors.autoencoder import Autoencoder
 from asdlib.detectors.base import Detector

@@ -165,6 +165,26 @@ def table(scores: pd.DataFrame, settings: MetricsSettings, seed: int) -> pd.Data
     return _stack(tables, schemas.METRIC_COLUMNS)
 
 
+def evaluate(scores: pd.DataFrame, *, bootstrap: int = 2000, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
+    """Official metrics of the final scores in a score table, with bootstrap intervals.
+
+    Parameters
+    ----------
+    scores : SCORE_COLUMNS, for example of `Detector.score`; rows of the component `score` and split `test` count
+    bootstrap : resamples behind each interval.  confidence : of the intervals, in (0, 1).  seed : of the resamples
+
+    Returns
+    -------
+    METRIC_COLUMNS: AUC source, AUC target, pAUC and their harmonic mean per machine (and section), and over all machines the official
+    score (metric "omega"); fractions in [0, 1], NaN where normals or anomalies are absent.  Source: METHOD 7.3
+    """
+    settings = MetricsSettings(bootstrap=bootstrap, confidence=confidence)
+    final = scores[scores["component"] == "score"]
+    if final.empty:
+        raise errors.InputError("no final score came, expected rows with component 'score'; give what a detector's score() returns")
+    return table(final, settings, seed)
+
+
 def paper_table1() -> pd.DataFrame:
     """Table 1 of the report (METHOD 7.6) as a metric table in fractions, systems paper_<column>, without intervals."""
     tables = []

@@ -16,7 +16,6 @@ import contextlib
 import datetime
 import fcntl
 import functools
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -27,28 +26,13 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from asdlib import io
+from asdlib.io import CLONE, code_digest
 
-if TYPE_CHECKING:  # a finished study is answered without loading pandas
-    pass
-
-CLONE = Path(__file__).resolve().parents[2]
 DEVICE = "ASDLIB_DEVICE"  # environment: the device that a job was ordered for
 PRECISION = "ASDLIB_PRECISION"  # environment: what the precision `auto` is for a job
 LIBRARIES = ("torch", "torchvision", "torchaudio", "numpy", "scipy", "scikit-learn", "pandas", "soundfile", "papermill", "nbconvert")
-
-
-@functools.cache
-def code_digest() -> str:
-    """Digest of the package's source: artifacts of other code are stale."""
-    return digest_of(sorted((CLONE / "asdlib").rglob("*.py")))
-
-
-def digest_of(files: Sequence[Path]) -> str:
-    """Digest of the names and contents of some files."""
-    return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 @functools.cache

@@ -305,11 +305,11 @@ def test_smote_in_log_mel_space_joins_training_and_references(context):
     target = detector._target(detector.train_rows)
     assert len(target) == 60 and len(target.mels) == 21  # 3 target clips grow to the size of 10 source clips
     assert len(detector.references.h) == 60 and (detector.references.parents[39:, 0] != detector.references.parents[39:, 1]).all()
-    made = exposure.OutlierExposureBatches(detector.front, detector.settings, target, detector.front.items(machine_rows(context.store.clips, "saw", "train")),
-                             np.ones(39))  # fmt: skip
+    others = detector.front.items(machine_rows(context.store.clips, "saw", "train"))
+    made = exposure.OutlierExposureBatches(detector.front, detector.settings, target, others, np.ones(39))
     index, _ = made.plan(generator())
     assert sorted(index[index < 60].tolist()) == list(range(60))
-    batch = made.batch(torch.tensor([0, 59]), exposure.augment.Blend(torch.tensor([0, 1]), torch.tensor([0, 1]), torch.ones(2)))
+    batch = made.batch(torch.tensor([0, 59]), exposure.augment.MixPairs(torch.tensor([0, 1]), torch.tensor([0, 1]), torch.ones(2)))
     torch.testing.assert_close(batch.x[1], target.mels[20])
     assert batch.t.tolist() == [1, 1] and np.isfinite(detector.training_components()["oevae", "beta"]).all()
 

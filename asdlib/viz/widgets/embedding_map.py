@@ -2,7 +2,7 @@
 
 Conventions
 -----------
-The model is `explore.atlas.Atlas`; this module only shows it. The map is one anywidget canvas (`atlas.js`): a click chooses and plays, arrow keys
+`EmbeddingMap` is the model, `EmbeddingMapView` shows it. The map is one anywidget canvas (`embedding_map.js`): a click chooses and plays, arrow keys
 go to the nearest point that way, Enter plays. What is chosen is said in words in an aria-live region. In a report, which runs no
 script, the same object is its static twin: small multiples of the maps. The lists are plain HTML in both (`embedding_map.listing`).
 
@@ -232,7 +232,7 @@ def _scale(steps: int) -> list[str]:
     return [to_hex(colour) for colour in matplotlib.colormaps[embedding_plots.NUMBERS](np.linspace(0, 1, steps))]
 
 
-def _legend(atlas: Atlas, points: Points) -> str:
+def _legend(atlas: EmbeddingMap, points: Points) -> str:
     """Names of colours and shapes as inline SVG marks, and what the axes are."""
     marks = ""
     for name, (colour, shape) in zip(points.names, points.looks):
@@ -247,7 +247,7 @@ def _legend(atlas: Atlas, points: Points) -> str:
     return f'<div style="{PLAIN}">{marks}{scale}<br>{axes_words(atlas)} Filled: test, hollow: training, dashed rings: nearest training clips.</div>'
 
 
-def axes_words(atlas: Atlas) -> str:
+def axes_words(atlas: EmbeddingMap) -> str:
     """What the two axes of the shown map are, in a sentence."""
     if atlas.projection == "PCA":
         kept = atlas.explained()

@@ -1,0 +1,261 @@
+"""The public face: what a researcher types in a fresh notebook, and PyOD's contract over all detectors, on plain arrays."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+
+import asdlib as asd
+from asdlib.data import synthetic
+
+RATE = 16000
+SMALL = {
+    "NearestNeighbor": {},
+    "Autoencoder": {"epochs": 2, "n_mels": 16, "hidden": 12, "bottleneck": 4},
+    "Classifier": {"clip_seconds": 1.0, "n_fft": 256, "hop_length": 256, "n_mels": 40, "dim": 8, "subclusters": 2, "kmeans": 4, "epochs": 1,
+                   "batch": 8},
+    "OEVAE": {"features": {"segments": 2, "segment_s": 0.5, "n_mels": 16, "n_fft": 512, "win_length": 512, "hop_length": 256}, "width": 4,
+              "hidden": 16, "latent": 8, "domain_latent": 3, "batch": 16, "epochs": 1, "refit_epochs": 2, "k_scales": (5.0,)},
+}  # fmt: skip
+
+
+def detector(name, **more):
+    return getattr(asd, name)(**(SMALL[name] | {"precision": "float32"} | more))
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """Two machines of tones, without any folder; anomalies are higher tones."""
+    rng, waves, rows = np.random.default_rng(0), [], []
+    for machine, base in (("pump", 400.0), ("saw", 900.0)):
+        plan = [("train", "source", "normal", 9), ("train", "target", "normal", 3)]
+        plan += [("test", domain, label, 3) for domain in ("source", "target") for label in ("normal", "anomaly")]
+        for split, domain, label, count in plan:
+            for _ in range(count):
+                hz = base * (1.5 if label == "anomaly" else 1.0) * (1.02 if domain == "target" else 1.0)
+                tone = 0.1 * np.sin(2 * np.pi * hz * np.arange(RATE) / RATE + rng.uniform(0, 6))
+                waves.append((tone + 0.01 * rng.normal(size=RATE)).astype(np.float32))
+                rows.append((machine, split, domain, label))
+    return asd.from_arrays(waves, pd.DataFrame(rows, columns=["machine", "split", "domain", "label"]), sample_rate=RATE)
+
+
+def fitted(name, clips, **more):
+    own = clips.train() if name == "Classifier" else clips.train("pump")
+    return detector(name, **more).fit(own, others=clips.train(without="pump") if name == "OEVAE" else None)
+
+
+@pytest.fixture(scope="module")
+def every(clips):
+    return {name: fitted(name, clips) for name in SMALL}
+
+
+def test_import_is_quick_and_loads_nothing_heavy():
+    code = "import sys, asdlib as asd; print(asd.__version__, {'torch', 'pandas', 'sklearn', 'scipy', 'numpy'} & set(sys.modules))"
+    began = time.perf_counter()
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    print(f"{time.perf_counter() - began:.2f} s")
+    assert said.stdout.strip() == f"{asd.__version__} set()"
+
+
+@pytest.mark.parametrize("name", asd.__all__)
+def test_everything_that_is_promised_is_there(name):
+    assert getattr(asd, name).__doc__ and name in dir(asd)
+
+
+def test_an_unknown_name_is_said():
+    with pytest.raises(AttributeError, match=r"has no attribute 'OVEA'; it has .*OEVAE"):
+        asd.OVEA  # noqa: B018
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_fit_twice_gives_the_same_numbers(name, clips, every):
+    again = fitted(name, clips)
+    test = clips.test("pump")
+    np.testing.assert_array_equal(again.decision_function(test), every[name].decision_function(test))
+    np.testing.assert_array_equal(again.decision_scores_, every[name].decision_scores_)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_parameters_can_be_read_set_and_cloned(name):
+    one = detector(name, seed=3, contamination=0.2)
+    same = clone(one)
+    assert same is not one and same.get_params() == one.get_params() and same.seed == 3
+    assert one.set_params(seed=4).seed == 4 and type(one).__name__ in repr(one) and "seed=4" in repr(one)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_unknown_and_impossible_settings_are_refused_at_once(name):
+    field = {"NearestNeighbor": "k", "Autoencoder": "epochs", "Classifier": "epochs", "OEVAE": "epochs"}[name]
+    with pytest.raises(asd.InputError, match=rf"{field}.*got -5, expected"):
+        detector(name, **{field: -5})
+    with pytest.raises(asd.InputError, match=r"unknown .*epocs|unknown .*nmels"):
+        detector(name, **({"nmels": 64} if name == "NearestNeighbor" else {"epocs": 5}))
+    with pytest.raises(asd.InputError, match="contamination: got 2, expected a share between 0 and 1"):
+        detector(name, contamination=2)
+    with pytest.raises(asd.InputError, match="unknown precision 'bfloat'"):
+        detector(name, precision="bfloat")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_one_clip_does_not_depend_on_others(name, clips, every):
+    test = clips.test("pump")
+    together = every[name].decision_function(test)
+    alone = [every[name].decision_function(test.where(np.arange(len(test)) == i))[0] for i in (0, 7)]
+    np.testing.assert_array_equal(alone, together[[0, 7]])
+    shifted = asd.from_arrays([test.store.int16(row) for row in test.rows[:2]], test.table.iloc[:2].drop(columns="clip"))
+    np.testing.assert_array_equal(every[name].decision_function(shifted), together[:2])  # the same audio in another store
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_scores_of_training_clips_leave_the_clip_out(name, clips, every):
+    det = every[name]
+    train = clips.train("pump")
+    own = det.decision_function(train)
+    expected = det.decision_scores_[np.isin(det.train_rows, train.rows)]
+    np.testing.assert_array_equal(own, expected)
+    if name == "NearestNeighbor":  # as a new clip it would find itself
+        assert det.components(train)["baseline_knn", "score"].mean() < own.mean()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_thresholds_decisions_and_metrics(name, clips, every):
+    det, test = every[name], clips.test("pump")
+    value = det.thresholds_["pump"].value
+    assert (det.predict(test) == (det.decision_function(test) > value)).all()
+    if name == "Classifier":
+        with pytest.raises(asd.InputError, match="fitted to pump, saw, each with its own threshold"):
+            det.threshold_  # noqa: B018
+    else:
+        assert det.threshold_ == value
+    scores = det.score(test)
+    assert set(scores["clip"]) == set(test.table["clip"])
+    table = asd.evaluate(scores, bootstrap=50)
+    assert {"auc_source", "auc_target", "pauc", "omega"} <= set(table["metric"])
+    assert set(table["system"]) <= set(det.systems) and table["value"].between(0, 1).all()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_what_is_saved_is_loaded(name, clips, every, tmp_path):
+    det = every[name]
+    det.save(tmp_path / "det")
+    loaded = type(det).load(tmp_path / "det", asd.Clips(det.store, det.train_rows))
+    test = clips.test("pump")
+    np.testing.assert_array_equal(loaded.decision_function(test), det.decision_function(test))
+    np.testing.assert_array_equal(loaded.decision_scores_, det.decision_scores_)
+    assert loaded.get_params() == det.get_params() | {"device": "auto"}
+    with pytest.raises(asd.InputError, match="does not hold a detector"):
+        type(det).load(tmp_path, clips.train("pump"))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_bad_input_is_refused_in_words(name, clips, every):
+    with pytest.raises(asd.InputError, match="not fitted; call fit first"):
+        detector(name).decision_function(clips.test("pump"))
+    with pytest.raises(asd.InputError, match="ndarray came, expected Clips"):
+        detector(name).fit(np.zeros((3, RATE)))
+    with pytest.raises(asd.InputError, match="no training clip came"):
+        detector(name).fit(clips.where(np.zeros(len(clips), bool)))
+    with pytest.raises(asd.InputError, match="is anomaly, expected normal clips to fit"):
+        detector(name).fit(clips)
+    slow = asd.from_arrays([np.zeros(8000, np.int16)], sample_rate=8000)
+    with pytest.raises(asd.InputError, match="clips at 8000 Hz came to a detector fitted at 16000 Hz"):
+        every[name].decision_function(slow)
+
+
+@pytest.mark.parametrize(
+    ("waves", "words"),
+    [
+        ([], "0 waveforms and a table of 0 rows came"),
+        ([np.zeros((RATE, 100))], r"did you give \(samples, channels\)\?"),
+        ([np.full(RATE, np.nan)], "with NaN, infinite or other values"),
+        ([np.full(RATE, 3.0)], r"values up to 3, expected floats in \[-1, 1\]; did you mean int16\?"),
+        ([np.zeros(10)], "10 samples, expected at least 0.15 s"),
+    ],
+)
+def test_waves_that_cannot_be_are_refused(waves, words):
+    with pytest.raises(asd.InputError, match=words):
+        asd.from_arrays(waves)
+
+
+def test_a_channel_is_chosen():
+    wave = np.stack([np.zeros(RATE), 0.5 * np.ones(RATE)])
+    assert asd.from_arrays([wave], channel=1).store.int16(0).tolist() == [16384] * RATE
+    with pytest.raises(asd.InputError, match="channel 2 was asked for, it has channels 0 to 1"):
+        asd.from_arrays([wave], channel=2)
+
+
+def test_oevae_needs_other_machines(clips):
+    with pytest.raises(asd.InputError, match="pump is the only machine"):
+        detector("OEVAE").fit(clips.train("pump"))
+    with pytest.raises(asd.InputError, match="others hold clips of pump"):
+        detector("OEVAE").fit(clips.train("pump"), others=clips.train())
+
+
+def test_recordings_in_folders_without_a_study(tmp_path):
+    """The block of the README, on a synthetic tree in an empty folder."""
+    few = {"train_source": 8, "train_target": 4, "test": 3, "seconds": 1.0}
+    synthetic.write_tree(tmp_path / "raw", synthetic.SyntheticSettings(machines=("fan", "valve"), **few))
+    clips = asd.load_dcase(tmp_path / "raw", machines=["fan", "valve"])
+    det = detector("OEVAE", seed=0).fit(clips.train("fan"), others=clips.train(without="fan"))
+    table = asd.evaluate(det.score(clips.test("fan")), bootstrap=50)
+    assert set(table["machine"]) == {"fan", "all"} and not len(clips.problems)
+    assert det.predict(clips.test("fan")).shape == (12,) and np.isfinite(det.threshold_)
+    with pytest.raises(asd.InputError, match="unknown machine 'fann'; did you mean fan"):
+        clips.train("fann")
+
+
+# ---------------------------------------------------------------- recipes of notebooks/README.md
+
+
+def test_recipe_back_ends_on_embeddings_of_your_own():
+    rng = np.random.default_rng(0)
+    here, there = np.eye(5)[0] * 4, np.eye(5)[1] * 4
+    train = rng.normal(here, 1, (60, 5))
+    test = np.concatenate([rng.normal(here, 1, (20, 5)), rng.normal(there, 1, (20, 5))])
+    for estimator in (asd.scoring.KNN(k=2), asd.scoring.KMeansCosine(clusters=4), asd.scoring.LocalDensity(k=3)):
+        found = clone(estimator).fit(train)
+        scores = found.decision_function(test)
+        assert scores[20:].mean() > scores[:20].mean() and found.decision_scores_.shape == (60,)
+        np.testing.assert_allclose([found.decision_function(test[i : i + 1])[0] for i in (0, 30)], scores[[0, 30]], rtol=1e-6)
+        assert set(found.predict(test)) <= {0, 1} and np.isfinite(found.threshold_)
+    away = np.sort(np.linalg.norm(test[:, None] - train[None], axis=2), axis=1)[:, :2].mean(1)
+    np.testing.assert_allclose(asd.scoring.KNN(k=2).fit(train).decision_function(test), away, rtol=1e-5)
+    with pytest.raises(asd.InputError, match="vectors of width 3 came, expected 5"):
+        asd.scoring.KNN().fit(train).decision_function(test[:, :3])
+    with pytest.raises(asd.InputError, match="k: got 0, expected a whole number of at least 1"):
+        asd.scoring.KNN(k=0)
+
+
+def test_recipe_sub_cluster_adacos_in_your_own_training_loop():
+    torch.manual_seed(0)
+    net, loss = torch.nn.Linear(10, 16), asd.losses.SubClusterAdaCos(dim=16, classes=4, subclusters=2)
+    optimizer = torch.optim.Adam([*net.parameters(), *loss.parameters()], lr=0.01)
+    y = torch.arange(64) % 4
+    x = torch.randn(64, 10) + 3 * torch.nn.functional.one_hot(y, 10)
+    first = None
+    for _ in range(60):
+        value = loss(net(x), torch.nn.functional.one_hot(y, 4).float()).mean()
+        first = float(value.detach()) if first is None else first
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    assert float(value.detach()) < 0.5 * first
+
+
+def test_recipe_a_feature_of_your_own_in_a_nearest_neighbor(clips):
+    """Any function from waveforms to vectors, scored by the library's back-end and judged by its metrics."""
+    train, test = clips.train("pump"), clips.test("pump")
+
+    def feature(part):
+        wave = part.store.audio(part.rows)
+        return asd.features.log_mel(wave, n_mels=32, hop=512)[:, 0].mean(-1).numpy()
+
+    scores = asd.scoring.KNN(k=1).fit(feature(train)).decision_function(feature(test))
+    facts = test.table[["machine", "section", "split", "domain", "label", "clip"]]
+    table = asd.evaluate(facts.assign(system="mine", component="score", score=scores, seed=0), bootstrap=50)
+    assert table.query("metric == 'omega'")["value"].item() > 0.9
