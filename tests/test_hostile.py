@@ -226,7 +226,7 @@ def shown(table: pd.DataFrame, problems: pd.DataFrame) -> None:
     lines = clip_index.summary_text(summary).splitlines()
     assert not any("\x1b" in line or "\r" in line for line in lines)
     for part in (table, problems):
-        assert tags(tables.styled(part)) <= {"style", "table", "thead", "tbody", "tr", "th", "td", "p"}
+        assert tags(tables.styled(part)) <= {"style", "table", "thead", "tbody", "tr", "th", "td", "wbr", "p"}
 
 
 class _Tags(html.parser.HTMLParser):

@@ -40,12 +40,14 @@ from asdlib.scoring import fusion
 OVER_ALL = ("omega", *roc.THREE)  # of machine "all", in the order in which a claim is made on the first available
 METRIC_NAMES = {"auc_source": "AUC source", "auc_target": "AUC target", "pauc": "pAUC", "hmean": "harmonic mean", "omega": "Ω"}
 
-FIGURES = (*"0123456789+-−—*[>", "not reached")  # what a text starts with that stands right-aligned, as numbers do
+NO_NUMBER = ("— not available", "not reached")  # words in the place of a number
+LONG = 24  # characters: texts that need room and, being names of files, may be broken
 LOOK = {  # of every table, in notebooks and reports
     "": "border-collapse: collapse; border-bottom: 1px solid #8886; margin: 1em 0; font-size: .8125em; line-height: 1.5",
     "caption": "text-align: left",
     "th, td": "padding: .25em .4em; border: 0; border-top: 1px solid #8886; text-align: left; vertical-align: top",
     "thead th": "border-top: 0; vertical-align: bottom",
+    "thead .col_heading": "white-space: normal",
     "tbody tr:first-child > *": "border-top: 2px solid #888",
     "tbody": "font-variant-numeric: tabular-nums",
     "tbody th": "font-weight: 500",
@@ -104,8 +106,8 @@ def styled(table: pd.DataFrame, caption: str = "", best: np.ndarray | None = Non
     shown.columns.names = [*[None] * (table.columns.nlevels - 1), np.ravel(table.columns[0])[-1]]
     look = LOOK | {f".col{i - 1}" if i else ".row_heading": _look(column, i == 0) for i, column in enumerate(texts.T)}
     made = zlib.crc32(repr((caption, list(table), texts.tolist())).encode(errors="replace"))
-    styler = shown.style.format(escape="html").format_index(escape="html", axis=1).format_index_names(escape="html", axis=1)
-    styler.format_index([escape(text) for text in texts[:, 0]].__getitem__).set_caption(escape(caption)).set_uuid(f"{made:08x}")
+    styler = shown.style.format(_cell).format_index(_cell, axis=1).format_index_names(_cell, axis=1)
+    styler.format_index(lambda row: _cell(texts[row, 0])).set_caption(escape(caption)).set_uuid(f"{made:08x}")
     styler.set_table_styles([{"selector": name, "props": props} for name, props in look.items() if props])
     if best is not None:
         styler.apply(lambda _: np.where(best[:, 1:], "font-weight: bold", ""), axis=None)
@@ -128,18 +130,22 @@ def _text(value: object) -> str:
     return text.replace(", ", ",\u00a0") if text.endswith("]") and text.count(",") == 1 else text
 
 
+def _cell(value: object) -> Html:
+    return breakable(value) if len(str(value)) > LONG else escape(value)
+
+
 def _look(texts: Sequence[str], heads: bool) -> str:
     """How a column of texts is set."""
-    if all(text.startswith(FIGURES) or not text for text in texts) and not heads:
+    if all(text.startswith(NO_NUMBER) or not any(map(str.isalpha, text)) for text in texts) and not heads:
         return "text-align: right" if any("[" in text for text in texts) else "text-align: right; white-space: nowrap"
     if any("\n" in text for text in texts):
         return "white-space: pre"
-    return "min-width: 15em; overflow-wrap: anywhere" if any(len(text) > 24 for text in texts if not isinstance(text, Html)) else ""
+    return "min-width: 15em" if any(len(text) > LONG for text in texts if not isinstance(text, Html)) else ""
 
 
-def breakable(text: str) -> Html:
+def breakable(text: object) -> Html:
     """Escaped text that may be broken after _ and /, for names of files."""
-    return Html(escape(text).replace("_", "_<wbr>").replace("/", "/<wbr>"))
+    return text if isinstance(text, Html) else Html(escape(text).replace("_", "_<wbr>").replace("/", "/<wbr>"))
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:

@@ -32,7 +32,7 @@ AUTO = config.StudySettings(precision="auto")
     ],
 )
 def test_auto_is_bf16_where_the_device_has_units_for_it(monkeypatch, device, has, expected):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has if device == "cpu" else {})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has is True or including_emulation)
     device = torch.device(device)
     for name in precision.NETWORKS:

@@ -146,7 +146,7 @@ def test_the_index_lists_a_system_on_each_line(tmp_path):
     omega = {"oevae": [0.5, 0.4, 0.6], EVIL: [0.5, None, None], "baseline_knn": [0.7, 0.6, 0.8]}
     (tmp_path / "t" / "report.json").write_text(json.dumps(facts | {"omega": omega}))
     shown = report.write_index(tmp_path).read_text(encoding="utf-8")
-    assert "baseline_knn 0.700 [0.600, 0.800]\noevae 0.500" in shown and "<script" not in shown and ">2026-01-02 03:04</td>" in shown
+    assert "baseline_<wbr>knn 0.700 [0.600, 0.800]\noevae 0.500" in shown and "<script" not in shown and ">2026-01-02 03:04</td>" in shown
 
 
 def test_the_parameters_of_a_run_stand_beside_their_defaults(tmp_path):

@@ -146,6 +146,7 @@ def test_numbers_are_written_for_people():
 def test_rows_and_columns_have_heads_for_screen_readers():
     shown = tables.styled(pd.DataFrame({"a": ["{x}", "{x}"], "<b>": [1, 2]}))  # names may repeat
     assert shown.count("<th ") == 4 and shown.count("row_heading") == 2 and ">a</th>" in shown and ">&lt;b&gt;</th>" in shown and ">{x}</th>" in shown
+    assert ">2.5</th>" in tables.styled(pd.DataFrame({1: ["x"], 2.5: ["y"]}))
     assert ">a</th>" in tables.styled(pd.DataFrame({"a": [1]})) and "<caption" not in shown
 
 
