@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace) -> None:
     print("\n".join(lines), flush=True)
     executed = runner.run_study(run, study, overrides, only, where=runner.Executor(args.workers, args.scheduler))
     ending = []
-    if run.finished(*jobs(run)[-1]):
+    if run.finished(*studies.jobs(run)[-1]):
         with io.refused(run.folder / "metrics.csv", "metrics"):
             ending.append(metrics_text(pd.read_csv(run.folder / "metrics.csv")))
         ending.append(f"report {run.reports / 'index.html'}")

@@ -21,6 +21,7 @@ from asdlib.detectors import base
 from asdlib.models import training
 from asdlib.scoring import fusion
 from asdlib.studies import scorer, study
+from asdlib.studies import study as studies
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def test_what_is_printed(context, trained, tmp_path, monkeypatch, capsys):
     soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
     soundfile.write(os.fsencode(tmp_path) + b"/\xfc.wav", 0.1 * np.sin(np.arange(16000)), 16000)
     one = ready(context, trained, "baseline_knn")
-    monkeypatch.setattr(cli.study, "open", lambda *_: SimpleNamespace(scorer=lambda *_: one))
+    monkeypatch.setattr(studies, "open", lambda *_: SimpleNamespace(scorer=lambda *_: one))
     listed = b"%s/a.wav\n%s/\xfc.wav\n%s/gone.wav\n" % (3 * (os.fsencode(tmp_path),))
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listed), encoding="utf-8"))
     assert cli.main(["score", "smoke", "-"]) == 1
