@@ -41,7 +41,6 @@ def _run(args: argparse.Namespace) -> None:
     from asdlib.studies.study import open_run
     from asdlib.studies.sweeps import runs
 
-
     overrides = list(args.set)
     if args.data_root:
         overrides.append("data.roots=" + json.dumps([str(Path(root).resolve()) for root in args.data_root], ensure_ascii=False))
@@ -78,7 +77,6 @@ def _about(run) -> list[str]:
     """What a run is about: device, folders, recordings, and what is left out of them."""
     from asdlib import io
     from asdlib.data import index as clip_index
-
 
     lines = [f"study {run.cfg.name}, device {run.device.type}, run folder {run.folder}"]
     with io.locked(run.study_folder), io.wrap_os_errors(run.study_folder):
@@ -156,16 +154,11 @@ def _settings(args: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    from asdlib.data import download as data_download
-    from asdlib.data import machines
-    from asdlib.studies import config
-
-
     top = argparse.ArgumentParser(prog="asd", description="Anomalous sound detection of machines: run studies, look at recordings.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run a study and write its report",
-        description=f"Run a study ({', '.join(config.study_names())}, or a .toml file): reads recordings, writes runs/STUDY and "
+        description="Run a study (a name in notebooks/studies, for example demo, or a .toml file): reads recordings, writes runs/STUDY and "
         "reports/STUDY. What is up to date is not computed again.",
         epilog="example: asd run demo --set autoencoder.epochs=5")  # fmt: skip
     run.add_argument("study", help="name in notebooks/studies, or path of a .toml file")
@@ -194,11 +187,11 @@ def parser() -> argparse.ArgumentParser:
         description="Reads public records (DCASE 2024: 19,200 clips), writes their recordings into DIR, verified and unpacked. What is in place is "
         "not fetched again; an interrupted download goes on.",
         epilog="example: asd download dcase2024 --root data/dcase2024 --parts dev --machines fan,valve")  # fmt: skip
-    fetch.add_argument("dataset", help=f"of {', '.join(data_download.DATASETS)}")
+    fetch.add_argument("dataset", help="name of the challenge, for example dcase2024")
     fetch.add_argument("--root", required=True, metavar="DIR", help="folder to fill")
     fetch.add_argument("--parts", default="", help="only these, separated by commas: dev, additional (training clips for eval), eval")
     fetch.add_argument("--machines", default="", help="only these, separated by commas")
-    fetch.add_argument("--mirror", default="", metavar="URL", help=f"another server with the same interface (default: {data_download.ZENODO})")
+    fetch.add_argument("--mirror", default="", metavar="URL", help="another server with Zenodo's interface (default: Zenodo)")
     fetch.add_argument("--truth", default="", metavar="FILE", help="the organisers' list of true evaluation names (eval_data_list_2024.csv)")
     fetch.set_defaults(action=_download)
 
@@ -206,7 +199,7 @@ def parser() -> argparse.ArgumentParser:
         description="Reads nothing; writes a DCASE 2024-style tree of physically modelled machines with faults to a new folder.",
         epilog="example: asd synth data/toy --machines fan gearbox --severity 0.5 1 2")  # fmt: skip
     synth.add_argument("out", help="folder to make")
-    synth.add_argument("--machines", nargs="+", help=f"of {', '.join(machines.MACHINES)}; NAME:KIND gives a machine another name")
+    synth.add_argument("--machines", nargs="+", help="modelled machines, for example fan gearbox; NAME:KIND gives one another name")
     for name, kind, text in (("train-source", int, "training clips, source domain"), ("train-target", int, "training clips, target domain"),
                              ("test", int, "test clips per domain and label"), ("seconds", float, "length"), ("seed", int, "seed")):  # fmt: skip
         synth.add_argument(f"--{name}", type=kind, help=text)
@@ -272,7 +265,6 @@ def _import(args: argparse.Namespace) -> None:
     """`asd import`: see `importer.import_machine`."""
     from asdlib.data import importer
 
-
     choices = {"rate": args.rate, "channel": args.channel, "clip_seconds": args.clip_seconds, "copy": args.copy, "licence": args.licence,
                "accept": args.accept_folders}  # fmt: skip
     done = importer.import_machine(args.folders, args.root, args.machine, **choices)
@@ -289,7 +281,6 @@ def _score(args: argparse.Namespace) -> int:
     from asdlib.models.training import memory_in_words
     from asdlib.studies import scorer as scoring_files
     from asdlib.studies import study as studies
-
 
     listed = [os.fsdecode(line) for line in sys.stdin.buffer.read().splitlines()] if "-" in args.files else []  # names in any encoding
     paths = [line for name in args.files for line in (listed if name == "-" else [name]) if line.strip()]
@@ -340,7 +331,6 @@ def _submit(args: argparse.Namespace) -> None:
     from asdlib.studies import scorer as scoring_files
     from asdlib.studies import study as studies
 
-
     run = studies.open(_name(args.study), args.home, args.seed)
     known = list(with_composed(run.cfg.systems))
     system = errors.check_choice("system", args.system or scoring_files.final_system(run.cfg.systems), known)
@@ -354,7 +344,6 @@ def _evaluate(args: argparse.Namespace) -> None:
     """`asd evaluate`: see `challenge.evaluate`."""
     from asdlib.evaluation import challenge, metrics
     from asdlib.viz import tables as viz_tables
-
 
     table, quality = challenge.evaluate(args.out, args.truth, metrics.MetricsSettings(bootstrap=args.bootstrap))
     if not args.json:

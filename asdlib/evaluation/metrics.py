@@ -177,6 +177,7 @@ def evaluate(scores: pd.DataFrame, *, bootstrap: int = 2000, confidence: float =
     -------
     METRIC_COLUMNS: AUC source, AUC target, pAUC and their harmonic mean per machine (and section), and over all machines the official
     score (metric "omega"); fractions in [0, 1], NaN where normals or anomalies are absent.  Source: METHOD 7.3
+    raises : errors.InputError for a table without a final score
     """
     settings = MetricsSettings(bootstrap=bootstrap, confidence=confidence)
     final = scores[scores["component"] == "score"]

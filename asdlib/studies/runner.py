@@ -186,10 +186,9 @@ def _came_true(done: Sequence[Job]) -> None:
 def _can_be_finished(planned: Sequence[Job], todo: Sequence[Job]) -> None:
     """What cannot be finished is said before anything runs, and before anything that is there is cleared."""
     for run in {id(job.run): job.run for job in planned}.values():
-        for machine in run.machines:
-            own, others = training_clips(run.store, [machine])
-            if any("oevae" in job.stage.detectors for job in planned):
-                check_machines(run.clips, own.rows, others.rows)
+        parts = [training_clips(run.store, [machine]) for machine in run.machines]
+        for own, others in parts if any("oevae" in job.stage.detectors for job in planned) else ():
+            check_machines(run.clips, own.rows, others.rows)
     coming = {(job.stage, job.seed, job.machine) for job in todo}
     for job in todo:
         used = {*job.stage.reads, *job.stage.shows} & {SYSTEMS[system] for system in job.run.cfg.systems}
