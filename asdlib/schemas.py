@@ -80,7 +80,7 @@ def waves(batch, samples: int | None = None):
 def embeddings(test: np.ndarray, train: np.ndarray) -> None:
     """Two sets of embeddings that can be compared: two-dimensional, same width, finite, train not empty.
 
-    test : (n, dim).  train : (m, dim).  raises : Refusal
+    test : (n, dim).  train : (m, dim).  raises : errors.InputError
     """
     if test.ndim != 2 or train.ndim != 2 or test.shape[1] != train.shape[1]:
         raise InputError(f"embeddings of shapes {test.shape} and {train.shape} came, expected (n, dim) with the same dim")
@@ -95,7 +95,7 @@ def by_section(table: pd.DataFrame) -> pd.DataFrame:
 
     Metrics, thresholds and intervals are per machine and section, as in the official evaluation of DCASE 2020 to 2022.
     table : with the columns machine and section.  returns : a new table, or the same one where nothing changes
-    raises : Refusal where such a name is the name of another machine
+    raises : errors.InputError where such a name is the name of another machine
     """
     return _apart(table, table.groupby("machine")["section"].nunique().gt(1))
 

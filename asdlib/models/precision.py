@@ -6,7 +6,7 @@ Conventions
 (`python -m tests.bench layouts`). Networks that are not in NETWORKS are trained in float32.
 
 `auto` is bf16 where the device multiplies bfloat16 matrices in hardware, else float32: the same machine always trains alike. What it comes
-to is part of the digest of what was trained with it. A runner decides it for all its jobs, on whatever machine they run (`Places.auto`).
+to is part of the digest of what was trained with it. A runner decides it for all its jobs, on whatever machine they run (`StudyPaths.auto`).
 
 Source: METHOD 8.2. Notebooks: 04_classifier, 05_oevae.
 """
