@@ -1,4 +1,5 @@
-"""Anomalous sound detection of machines: features, augmentations, losses, models, detectors, scores and metrics.
+"""Anomalous sound detection of machines: features, augmentations, losses, models, detectors, scores and
+metrics.
 
     import asdlib as asd
 
@@ -7,8 +8,9 @@
     scores = det.score(clips.test("fan"))
     asd.evaluate(scores)
 
-Nothing here needs a study, a notebook or a folder convention: `from_arrays` takes waveforms and a table. Names are loaded when they are
-first used, so `import asdlib` is quick. Higher scores are more anomalous throughout.
+Nothing here needs a study, a notebook or a folder convention: `from_arrays` takes waveforms and a table.
+Names are loaded when they are first used, so `import asdlib` is quick. Higher scores are more anomalous
+throughout.
 """
 
 from __future__ import annotations
@@ -18,16 +20,33 @@ import importlib
 __version__ = "0.1.0"
 
 _MODULES = {  # modules and packages under the name that a user writes
-    **{name: f"asdlib.{name}" for name in ("features", "augment", "data", "models", "scoring", "detectors", "evaluation", "analysis", "viz")},
+    **{
+        name: f"asdlib.{name}"
+        for name in (
+            "features",
+            "augment",
+            "data",
+            "models",
+            "scoring",
+            "detectors",
+            "evaluation",
+            "analysis",
+            "viz",
+        )
+    },
     "losses": "asdlib.models.losses",
 }
 _NAMES = {  # classes and functions, with the module that they live in
     "InputError": "asdlib.errors",
-    "load_dcase": "asdlib.data.store", "from_arrays": "asdlib.data.store", "Clips": "asdlib.data.store",
-    "NearestNeighbor": "asdlib.detectors.nearest", "Autoencoder": "asdlib.detectors.autoencoder",
-    "Classifier": "asdlib.detectors.classifier", "OEVAE": "asdlib.detectors.oevae",
+    "load_dcase": "asdlib.data.store",
+    "from_arrays": "asdlib.data.store",
+    "Clips": "asdlib.data.store",
+    "NearestNeighbor": "asdlib.detectors.nearest",
+    "Autoencoder": "asdlib.detectors.autoencoder",
+    "Classifier": "asdlib.detectors.classifier",
+    "OEVAE": "asdlib.detectors.oevae",
     "evaluate": "asdlib.evaluation.metrics",
-}  # fmt: skip
+}
 __all__ = [*_MODULES, *_NAMES]
 
 

@@ -2,10 +2,11 @@
 
 Conventions
 -----------
-A `MixPairs` says which two items make a new one and at what weight; whatever belongs to the items (sound, feature,
-soft label, condition v) is blended by the same `MixPairs`, so a label can never part from its sound.
-Soft labels are float (n, classes) with rows that sum to 1. Draws come from the generator that is passed in (for
-speed one on the CPU: only a few numbers per item are drawn); the blending itself runs where the data are.
+A `MixPairs` says which two items make a new one and at what weight; whatever belongs to the items (sound,
+feature, soft label, condition v) is blended by the same `MixPairs`, so a label can never part from its sound.
+Soft labels are float (n, classes) with rows that sum to 1. Draws come from the generator that is passed in
+(for speed one on the CPU: only a few numbers per item are drawn); the blending itself runs where the data
+are.
 
 mixup : Zhang et al. 2018; waveforms of one batch, per item with a probability (report 2.1; METHOD 5.5, 6.3)
 SMOTE : Chawla et al. 2002; items of one class, never two of one clip (report 2.2; METHOD 4.13)
@@ -34,8 +35,15 @@ from asdlib.settings import setting
 class SmoteSettings:
     """Synthetic items of the smaller domain, interpolated between clips (report 2.2; METHOD 4.13)."""
 
-    space: Literal["embed", "logmel"] = setting("embed", "embed: before the nearest neighbours; logmel: in training (METHOD 3.2)")
-    ratio: float = setting(0.2, "the target domain is brought to this part of the source domain's size; 0: off (METHOD 4.13)", 0.0, 1.0)
+    space: Literal["embed", "logmel"] = setting(
+        "embed", "embed: before the nearest neighbours; logmel: in training (METHOD 3.2)"
+    )
+    ratio: float = setting(
+        0.2,
+        "the target domain is brought to this part of the source domain's size; 0: off (METHOD 4.13)",
+        0.0,
+        1.0,
+    )
     k: int = setting(2, "neighbours to choose from, in other clips (METHOD 4.13)", 1, 100)
 
 
@@ -66,7 +74,8 @@ class MixPairs:
         return mixed.numpy() if isinstance(values, np.ndarray) else mixed
 
     def condition(self, v: Tensor, valid: Tensor, machine: Tensor) -> tuple[Tensor, Tensor]:
-        """Conditions v of the new items: blended as the sound is; only where both parents have one and are of one machine.
+        """Conditions v of the new items: blended as the sound is; only where both parents have one and are of
+        one machine.
 
         v : float (n,); valid : bool (n,), whether the item has a v; machine : int (n,), code of its machine
         returns : v (m,), 0 where there is none, and valid (m,).  Source: METHOD 4.3, 4.8
@@ -84,41 +93,68 @@ class MixPairs:
 
 
 def draw_mixup(
-    n: int, *, prob: float, generator: torch.Generator, beta: float = 1.0, partners: str = "permutation", groups: Tensor | None = None
+    n: int,
+    *,
+    prob: float,
+    generator: torch.Generator,
+    beta: float = 1.0,
+    partners: str = "permutation",
+    groups: Tensor | None = None,
 ) -> MixPairs:
-    """Who is mixed with whom: per item, with probability `prob`, a weight from Beta(beta, beta) and a partner.
+    """Who is mixed with whom: per item, with probability `prob`, a weight from Beta(beta, beta) and a
+    partner.
 
     n : items in the batch
     beta : 1 is the uniform distribution (METHOD 5.5); 0.2 keeps most mixtures near one parent (METHOD 6.3)
-    partners : "permutation" (random; an item may draw itself) or "reversed" (item i with n − 1 − i, as the cited code does)
-    groups : int (n,), partners come from the same group: target segments among themselves, pseudo-anomalies among themselves
+    partners : "permutation" (random; an item may draw itself) or "reversed" (item i with n − 1 − i, as the
+        cited code does)
+    groups : int (n,), partners come from the same group: target segments among themselves, pseudo-anomalies
+        among themselves
     raises : errors.InputError for values out of range
     """
     if not 0 <= prob <= 1 or not beta > 0:
-        raise errors.InputError(f"mixup: got probability {prob} and beta {beta}, expected 0 to 1 and more than 0")
+        raise errors.InputError(
+            f"mixup: got probability {prob} and beta {beta}, expected 0 to 1 and more than 0"
+        )
     device = generator.device
     chosen = torch.rand(n, generator=generator, device=device) < prob
     weight = torch.rand(n, generator=generator, device=device)
-    if beta != 1:  # torch's own Beta takes no generator: the inverse distribution function turns the uniform draw into one
+    if (
+        beta != 1
+        # torch's own Beta takes no generator: the inverse distribution function turns the uniform draw into
+        # one
+    ):
         weight = torch.from_numpy(special.betaincinv(beta, beta, weight.double().cpu().numpy())).to(weight)
     first = torch.arange(n, device=device)
     if errors.check_choice("choice of mixup partners", partners, ("permutation", "reversed")) == "reversed":
         if groups is not None:
-            raise errors.InputError("mixup: partners in reversed order came with groups, expected one of the two; use partners 'permutation'")
+            raise errors.InputError(
+                "mixup: partners in reversed order came with groups, expected one of the two; use partners"
+                " 'permutation'"
+            )
         second = first.flip(0)
     else:
-        group = torch.zeros(n, dtype=torch.int64, device=device) if groups is None else groups.to(device, torch.int64)
-        shuffled = torch.argsort(group + torch.rand(n, generator=generator, device=device, dtype=torch.float64))
+        group = (
+            torch.zeros(n, dtype=torch.int64, device=device)
+            if groups is None
+            else groups.to(device, torch.int64)
+        )
+        shuffled = torch.argsort(
+            group + torch.rand(n, generator=generator, device=device, dtype=torch.float64)
+        )
         second = torch.empty_like(first)
         second[torch.argsort(group, stable=True)] = shuffled  # group by group, in order against shuffled
     return MixPairs(first, torch.where(chosen, second, first), torch.where(chosen, weight, 1.0))
 
 
-def mixup(x: Tensor, y: Tensor, *, prob: float, generator: torch.Generator, beta: float = 1.0) -> tuple[Tensor, Tensor]:
+def mixup(
+    x: Tensor, y: Tensor, *, prob: float, generator: torch.Generator, beta: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """A batch and its soft labels, mixed by one draw of `draw_mixup`.
 
     x : float (n, ...), waveforms or features; y : float (n, classes)
-    returns : both, same shapes.  Source: METHOD 5.5.  For conditions v use `draw_mixup` and `MixPairs.condition`.
+    returns : both, same shapes.  Source: METHOD 5.5.  For conditions v use `draw_mixup` and
+        `MixPairs.condition`.
     raises : errors.InputError for x and y of different lengths, or values out of range
     """
     if len(x) != len(y):
@@ -127,10 +163,14 @@ def mixup(x: Tensor, y: Tensor, *, prob: float, generator: torch.Generator, beta
     return blend.of(x), blend.of(y)
 
 
-def featex(branches: Sequence[Tensor], y: Tensor, *, prob: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Feature exchange: with probability `prob` an item keeps its first branch and takes the others from other items.
+def featex(
+    branches: Sequence[Tensor], y: Tensor, *, prob: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Feature exchange: with probability `prob` an item keeps its first branch and takes the others from
+    other items.
 
-    branches : B >= 2 embeddings (n, dim_b) of the same items; the first one stays (the spectrum in the cited code)
+    branches : B >= 2 embeddings (n, dim_b) of the same items; the first one stays (the spectrum in the cited
+        code)
     y : float (n, C), soft labels
     returns : joined embedding (n, sum of dim_b) and labels (n, (B + 1)·C), where row i is
         kept      [y_i, 0, ..., 0]
@@ -140,7 +180,10 @@ def featex(branches: Sequence[Tensor], y: Tensor, *, prob: float, generator: tor
     raises : errors.InputError for fewer than two branches, or y of another length
     """
     if len(branches) < 2:
-        raise errors.InputError(f"FeatEx needs at least 2 branches, {len(branches)} came; add one or set classifier.featex_prob = 0")
+        raise errors.InputError(
+            f"FeatEx needs at least 2 branches, {len(branches)} came; add one or set"
+            " classifier.featex_prob = 0"
+        )
     n, count = len(y), len(branches)
     device = generator.device
     exchanged = (torch.rand(n, generator=generator, device=device) < prob).to(y.device).unsqueeze(1)
@@ -153,23 +196,29 @@ def featex(branches: Sequence[Tensor], y: Tensor, *, prob: float, generator: tor
 
 
 def smote(x, classes: Sequence, clips: Sequence, *, ratio: float, k: int, seed: int) -> MixPairs:
-    """SMOTE: brings every class that is smaller than ratio × the largest one up to that size, between different clips.
+    """SMOTE: brings every class that is smaller than ratio × the largest one up to that size, between
+    different clips.
 
     x : Tensor or ndarray (n, ...), the space in which neighbours are sought (embedding or log-mel; flattened)
     classes : (n,) class of each item, usually its domain, so that the target domain grows
     clips : (n,) clip of each item: two segments of one clip are never interpolated
     ratio : 0.2 brings 10 target items beside 990 source items to 198; 0 adds nothing
     k : neighbours to choose from, the k nearest items of other clips in the same class
-    returns : MixPairs of the new items only; `MixPairs.of(x)` gives their vectors, `MixPairs.condition` their v
-    raises : errors.InputError where a class to be grown has one clip only, or fewer than k items in other clips
+    returns : MixPairs of the new items only; `MixPairs.of(x)` gives their vectors, `MixPairs.condition` their
+        v
+    raises : errors.InputError where a class to be grown has one clip only, or fewer than k items in other
+        clips
 
-    Of each pair the heavier parent stands first. Parents and weights are drawn as imbalanced-learn draws them: with one item
+    Of each pair the heavier parent stands first. Parents and weights are drawn as imbalanced-learn draws
+    them: with one item
     per clip the result is that library's own on x.  Source: METHOD 4.13, 5.8.
     """
     classes, clips = np.asarray(classes), np.asarray(clips)
     flat = torch.as_tensor(x).flatten(1).cpu().numpy()
     if not len(flat) == len(classes) == len(clips):
-        raise errors.InputError(f"SMOTE: {len(flat)} items, {len(classes)} classes and {len(clips)} clips came, expected one each")
+        raise errors.InputError(
+            f"SMOTE: {len(flat)} items, {len(classes)} classes and {len(clips)} clips came, expected one each"
+        )
     if not 0 <= ratio <= 1 or k < 1:
         raise errors.InputError(f"SMOTE: got ratio {ratio} and k {k}, expected 0 to 1 and at least 1")
     names, code, counts = np.unique(classes, return_inverse=True, return_counts=True)
@@ -190,11 +239,19 @@ def _other_clips(x: np.ndarray, clips: np.ndarray, k: int, name) -> np.ndarray:
     """(n, k): positions of each item's k nearest items of other clips, nearest first."""
     _, code, sizes = np.unique(clips, return_inverse=True, return_counts=True)
     if len(sizes) < 2:
-        raise errors.InputError(f"SMOTE of {name}: all {len(x)} items come from one clip, expected at least 2 clips; set smote.ratio = 0")
+        raise errors.InputError(
+            f"SMOTE of {name}: all {len(x)} items come from one clip, expected at least 2 clips; set"
+            " smote.ratio = 0"
+        )
     most = len(x) - int(sizes.max())
     if k > most:
-        raise errors.InputError(f"SMOTE of {name}: {k} neighbours asked, an item has {most} in other clips; set smote.k to {most} or less")
-    reach = min(len(x), k + int(sizes.max()))  # enough to hold k strangers even if all of the own clip come first
+        raise errors.InputError(
+            f"SMOTE of {name}: {k} neighbours asked, an item has {most} in other clips; set smote.k to {most}"
+            " or less"
+        )
+    reach = min(
+        len(x), k + int(sizes.max())
+    )  # enough to hold k strangers even if all of the own clip come first
     found = NearestNeighbors(n_neighbors=reach).fit(x).kneighbors(x, return_distance=False)
     strange = code[found] != code[:, None]
     order = np.argsort(~strange, axis=1, kind="stable")[:, :k]

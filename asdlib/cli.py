@@ -1,4 +1,5 @@
-"""`asd`: the workbench from a terminal. Bad input is one sentence and exit code 2; an interrupted run exits with 130.
+"""`asd`: the workbench from a terminal. Bad input is one sentence and exit code 2; an interrupted run exits
+with 130.
 
     asd run demo                                        a study: notebooks in order, then the report
     asd index ROOT... [--json]                          what recordings there are, and what is wrong with them
@@ -11,8 +12,8 @@
     asd submit STUDY OUT                                the challenge's score and decision files
     asd evaluate OUT --truth DIR                        the official result of such files
 
-Every command is a function of the parsed arguments that imports what it needs and returns an exit code, or None for 0.
-Source: METHOD 8.6, 7.3.
+Every command is a function of the parsed arguments that imports what it needs and returns an exit code, or
+None for 0. Source: METHOD 8.6, 7.3.
 """
 
 from __future__ import annotations
@@ -43,14 +44,20 @@ def _run(args: argparse.Namespace) -> None:
 
     overrides = list(args.set)
     if args.data_root:
-        overrides.append("data.roots=" + json.dumps([str(Path(root).resolve()) for root in args.data_root], ensure_ascii=False))
+        overrides.append(
+            "data.roots="
+            + json.dumps([str(Path(root).resolve()) for root in args.data_root], ensure_ascii=False)
+        )
     if args.machines:
         overrides.append("data.machines=" + json.dumps([name.strip() for name in args.machines.split(",")]))
     if args.device:
         overrides.append(f"device={json.dumps(args.device)}")
     study = str(Path(args.study).resolve()) if args.study.endswith(".toml") else args.study
     if args.include:
-        files = [*config.load(study, overrides).include, *(str(Path(file).resolve()) for file in args.include)]
+        files = [
+            *config.load(study, overrides).include,
+            *(str(Path(file).resolve()) for file in args.include),
+        ]
         overrides.append("include=" + json.dumps(files, ensure_ascii=False))
     only = args.stages.split(",") if args.stages else []
     for name in only:
@@ -62,7 +69,9 @@ def _run(args: argparse.Namespace) -> None:
         print("\n".join([*lines, jobs.text(planned)]))
         return
     print("\n".join(lines), flush=True)
-    executed = runner.run_study(run, study, overrides, only, where=runner.Executor(args.workers, args.scheduler))
+    executed = runner.run_study(
+        run, study, overrides, only, where=runner.Executor(args.workers, args.scheduler)
+    )
     ending = []
     if run.finished(*studies.jobs(run)[-1]):
         with io.refused(run.folder / "metrics.csv", "metrics"):
@@ -110,7 +119,12 @@ def _download(args: argparse.Namespace) -> None:
     from asdlib.data import download as data_download
 
     truth = Path(args.truth) if args.truth else None
-    given = {"parts": _words(args.parts), "machines": _words(args.machines), "mirror": args.mirror, "truth": truth}
+    given = {
+        "parts": _words(args.parts),
+        "machines": _words(args.machines),
+        "mirror": args.mirror,
+        "truth": truth,
+    }
     folders = data_download.download(args.dataset, Path(args.root).absolute(), **given)
     print(f"all there; next: asd run paper --data-root {shlex.join(map(str, folders))}")
 
@@ -154,69 +168,169 @@ def _settings(args: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="asd", description="Anomalous sound detection of machines: run studies, look at recordings.")
+    top = argparse.ArgumentParser(
+        prog="asd", description="Anomalous sound detection of machines: run studies, look at recordings."
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run a study and write its report",
-        description="Run a study (a name in notebooks/studies, for example demo, or a .toml file): reads recordings, writes runs/STUDY and "
-        "reports/STUDY. What is up to date is not computed again.",
-        epilog="example: asd run demo --set autoencoder.epochs=5")  # fmt: skip
+    run = commands.add_parser(
+        "run",
+        help="run a study and write its report",
+        description=(
+            "Run a study (a name in notebooks/studies, for example demo, or a .toml file): reads recordings,"
+            " writes runs/STUDY and reports/STUDY. What is up to date is not computed again."
+        ),
+        epilog="example: asd run demo --set autoencoder.epochs=5",
+    )
     run.add_argument("study", help="name in notebooks/studies, or path of a .toml file")
-    run.add_argument("--data-root", nargs="+", action="extend", metavar="DIR", help="folders of recordings (development, additional, evaluation)")
+    run.add_argument(
+        "--data-root",
+        nargs="+",
+        action="extend",
+        metavar="DIR",
+        help="folders of recordings (development, additional, evaluation)",
+    )
     run.add_argument("--machines", help="only these, separated by commas")
-    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting, for example autoencoder.epochs=5")
-    run.add_argument("--include", nargs="+", action="extend", default=[], metavar="FILE",
-        help="TOML files whose settings hold where the study says nothing, for example runs/demo/tuned.toml")  # fmt: skip
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a setting, for example autoencoder.epochs=5",
+    )
+    run.add_argument(
+        "--include",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="TOML files whose settings hold where the study says nothing, for example runs/demo/tuned.toml",
+    )
     run.add_argument("--stages", help="only these notebooks, for example 01,03")
     run.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute")
-    run.add_argument("--home", default="", metavar="DIR", help="folder for runs/ and reports/ (default: the clone)")
-    run.add_argument("--dry-run", action="store_true", help="print the jobs: what is fresh, stale or missing, and why; compute nothing")
+    run.add_argument(
+        "--home", default="", metavar="DIR", help="folder for runs/ and reports/ (default: the clone)"
+    )
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the jobs: what is fresh, stale or missing, and why; compute nothing",
+    )
     where = run.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=int, default=0, metavar="N", help="this many jobs side by side on this machine (extra: cluster)")
-    where.add_argument("--scheduler", default="", metavar="ADDRESS", help="do the jobs on this Dask cluster, for example tcp://host:8786")
+    where.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="this many jobs side by side on this machine (extra: cluster)",
+    )
+    where.add_argument(
+        "--scheduler",
+        default="",
+        metavar="ADDRESS",
+        help="do the jobs on this Dask cluster, for example tcp://host:8786",
+    )
     run.set_defaults(action=_run)
 
-    index = commands.add_parser("index", help="say what recordings there are and what is wrong with them",
-        description="Reads DCASE-style trees and prints counts, attributes, classes, durations and problems; writes nothing.",
-        epilog="example: asd index data/dev_data data/eval_data --json")  # fmt: skip
-    index.add_argument("roots", nargs="+", metavar="ROOT", help="folder that holds <machine>/train and <machine>/test")
+    index = commands.add_parser(
+        "index",
+        help="say what recordings there are and what is wrong with them",
+        description=(
+            "Reads DCASE-style trees and prints counts, attributes, classes, durations and problems; writes"
+            " nothing."
+        ),
+        epilog="example: asd index data/dev_data data/eval_data --json",
+    )
+    index.add_argument(
+        "roots", nargs="+", metavar="ROOT", help="folder that holds <machine>/train and <machine>/test"
+    )
     index.add_argument("--json", action="store_true", help="machine-readable")
     index.set_defaults(action=_index)
 
-    fetch = commands.add_parser("download", help="fetch the challenge's recordings",
-        description="Reads public records (DCASE 2024: 19,200 clips), writes their recordings into DIR, verified and unpacked. What is in place is "
-        "not fetched again; an interrupted download goes on.",
-        epilog="example: asd download dcase2024 --root data/dcase2024 --parts dev --machines fan,valve")  # fmt: skip
+    fetch = commands.add_parser(
+        "download",
+        help="fetch the challenge's recordings",
+        description=(
+            "Reads public records (DCASE 2024: 19,200 clips), writes their recordings into DIR, verified and"
+            " unpacked. What is in place is not fetched again; an interrupted download goes on."
+        ),
+        epilog="example: asd download dcase2024 --root data/dcase2024 --parts dev --machines fan,valve",
+    )
     fetch.add_argument("dataset", help="name of the challenge, for example dcase2024")
     fetch.add_argument("--root", required=True, metavar="DIR", help="folder to fill")
-    fetch.add_argument("--parts", default="", help="only these, separated by commas: dev, additional (training clips for eval), eval")
+    fetch.add_argument(
+        "--parts",
+        default="",
+        help="only these, separated by commas: dev, additional (training clips for eval), eval",
+    )
     fetch.add_argument("--machines", default="", help="only these, separated by commas")
-    fetch.add_argument("--mirror", default="", metavar="URL", help="another server with Zenodo's interface (default: Zenodo)")
-    fetch.add_argument("--truth", default="", metavar="FILE", help="the organisers' list of true evaluation names (eval_data_list_2024.csv)")
+    fetch.add_argument(
+        "--mirror", default="", metavar="URL", help="another server with Zenodo's interface (default: Zenodo)"
+    )
+    fetch.add_argument(
+        "--truth",
+        default="",
+        metavar="FILE",
+        help="the organisers' list of true evaluation names (eval_data_list_2024.csv)",
+    )
     fetch.set_defaults(action=_download)
 
-    synth = commands.add_parser("synth", help="write recordings of modelled machines",
-        description="Reads nothing; writes a DCASE 2024-style tree of physically modelled machines with faults to a new folder.",
-        epilog="example: asd synth data/toy --machines fan gearbox --severity 0.5 1 2")  # fmt: skip
+    synth = commands.add_parser(
+        "synth",
+        help="write recordings of modelled machines",
+        description=(
+            "Reads nothing; writes a DCASE 2024-style tree of physically modelled machines with faults to a"
+            " new folder."
+        ),
+        epilog="example: asd synth data/toy --machines fan gearbox --severity 0.5 1 2",
+    )
     synth.add_argument("out", help="folder to make")
-    synth.add_argument("--machines", nargs="+", help="modelled machines, for example fan gearbox; NAME:KIND gives one another name")
-    for name, kind, text in (("train-source", int, "training clips, source domain"), ("train-target", int, "training clips, target domain"),
-                             ("test", int, "test clips per domain and label"), ("seconds", float, "length"), ("seed", int, "seed")):  # fmt: skip
+    synth.add_argument(
+        "--machines",
+        nargs="+",
+        help="modelled machines, for example fan gearbox; NAME:KIND gives one another name",
+    )
+    for name, kind, text in (
+        ("train-source", int, "training clips, source domain"),
+        ("train-target", int, "training clips, target domain"),
+        ("test", int, "test clips per domain and label"),
+        ("seconds", float, "length"),
+        ("seed", int, "seed"),
+    ):
         synth.add_argument(f"--{name}", type=kind, help=text)
-    synth.add_argument("--severity", type=float, nargs="+", help="fault severity, 0 inaudible to 3 blatant; several are spread over the anomalies")
+    synth.add_argument(
+        "--severity",
+        type=float,
+        nargs="+",
+        help="fault severity, 0 inaudible to 3 blatant; several are spread over the anomalies",
+    )
     synth.set_defaults(action=_synth)
 
-    pair = commands.add_parser("compare", help="say how two finished studies differ, in settings and in results",
-        description="Reads two studies that `asd run` has finished and compares them: settings, metrics with intervals, and a paired test where both "
-        "scored the same clips. Prints text; writes nothing but the page that --html asks for.",
-        epilog="example: asd compare paper best --html difference.html")  # fmt: skip
-    pair.add_argument("study", nargs=2, metavar="STUDY", help="name of a study below runs/, or path of its run folder")
+    pair = commands.add_parser(
+        "compare",
+        help="say how two finished studies differ, in settings and in results",
+        description=(
+            "Reads two studies that `asd run` has finished and compares them: settings, metrics with"
+            " intervals, and a paired test where both scored the same clips. Prints text; writes nothing but"
+            " the page that --html asks for."
+        ),
+        epilog="example: asd compare paper best --html difference.html",
+    )
+    pair.add_argument(
+        "study", nargs=2, metavar="STUDY", help="name of a study below runs/, or path of its run folder"
+    )
     pair.add_argument("--html", default="", metavar="FILE", help="write the comparison as a page too")
-    pair.add_argument("--home", default="", metavar="DIR", help="folder that holds runs/ (default: the clone)")
+    pair.add_argument(
+        "--home", default="", metavar="DIR", help="folder that holds runs/ (default: the clone)"
+    )
     pair.set_defaults(action=_compare)
 
-    settings = commands.add_parser("settings", help="list every setting with its default and meaning",
-        description="Reads the settings' own explanations and prints them; writes nothing.", epilog="example: asd settings autoencoder")  # fmt: skip
+    settings = commands.add_parser(
+        "settings",
+        help="list every setting with its default and meaning",
+        description="Reads the settings' own explanations and prints them; writes nothing.",
+        epilog="example: asd settings autoencoder",
+    )
     settings.add_argument("name", nargs="?", default="", help="only settings whose name starts so")
     settings.set_defaults(action=_settings)
     _add_own_machine(commands)
@@ -224,7 +338,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def command() -> int:
-    """`asd` as a process: `main`, and what cannot be said is lost here, as Python's end would make a traceback of it."""
+    """`asd` as a process: `main`, and what cannot be said is lost here, as Python's end would make a
+    traceback of it.
+    """
     code = main()
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -240,9 +356,15 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `asd`; returns the exit code."""
     args = parser().parse_args(argv)
     warnings.simplefilter("ignore")
-    for name in ("asyncio", "traitlets", "papermill"):  # an interrupt leaves tasks behind that they would report as tracebacks
+    for name in (
+        "asyncio",
+        "traitlets",
+        "papermill",
+    ):  # an interrupt leaves tasks behind that they would report as tracebacks
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite stop is an interrupt: kernels are ended, state stays
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # a polite stop is an interrupt: kernels are ended, state stays
     try:
         return args.action(args) or 0
     except errors.InputError as refusal:
@@ -254,7 +376,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except OSError as error:  # of no artifact, see io.wrap_os_errors
-        print(f"asd: {error.filename or 'what is said here'}: {error.strerror or error}; free space, or send it somewhere else", file=sys.stderr)
+        print(
+            f"asd: {error.filename or 'what is said here'}: {error.strerror or error}; free space, or send it"
+            " somewhere else",
+            file=sys.stderr,
+        )
         return 2
 
 
@@ -265,15 +391,22 @@ def _import(args: argparse.Namespace) -> None:
     """`asd import`: see `importer.import_machine`."""
     from asdlib.data import importer
 
-    choices = {"rate": args.rate, "channel": args.channel, "clip_seconds": args.clip_seconds, "copy": args.copy, "licence": args.licence,
-               "accept": args.accept_folders}  # fmt: skip
+    choices = {
+        "rate": args.rate,
+        "channel": args.channel,
+        "clip_seconds": args.clip_seconds,
+        "copy": args.copy,
+        "licence": args.licence,
+        "accept": args.accept_folders,
+    }
     done = importer.import_machine(args.folders, args.root, args.machine, **choices)
     print(done.text())
     print(f"next: asd run own --data-root {args.root}")
 
 
 def _score(args: argparse.Namespace) -> int:
-    """`asd score`: CSV lines on stdout as they are ready, what could not be scored on stderr; 1 if there was any of that.
+    """`asd score`: CSV lines on stdout as they are ready, what could not be scored on stderr; 1 if there was
+    any of that.
 
     raises : errors.InputError without a file, or where the folder of --explain exists
     """
@@ -282,13 +415,19 @@ def _score(args: argparse.Namespace) -> int:
     from asdlib.studies import scorer as scoring_files
     from asdlib.studies import study as studies
 
-    listed = [os.fsdecode(line) for line in sys.stdin.buffer.read().splitlines()] if "-" in args.files else []  # names in any encoding
+    listed = (
+        [os.fsdecode(line) for line in sys.stdin.buffer.read().splitlines()] if "-" in args.files else []
+    )  # names in any encoding
     paths = [line for name in args.files for line in (listed if name == "-" else [name]) if line.strip()]
     if not paths:
-        raise errors.InputError("no file came, expected recordings, folders of them, or - and a list of paths on stdin")
+        raise errors.InputError(
+            "no file came, expected recordings, folders of them, or - and a list of paths on stdin"
+        )
     run = studies.open(_name(args.study), args.home, args.seed)
     if args.explain and Path(args.explain).exists():
-        raise errors.InputError(f"{args.explain} exists and is never overwritten; name another folder for --explain")
+        raise errors.InputError(
+            f"{args.explain} exists and is never overwritten; name another folder for --explain"
+        )
     problems: list[tuple[str, str, bool]] = []
     files = scoring_files.recordings(paths, problems)
     for path, words, _ in problems:
@@ -303,7 +442,10 @@ def _scored(args: argparse.Namespace, run, files: list[Path], ready) -> int:
     from asdlib.studies import explain_report
     from asdlib.studies import scorer as scoring_files
 
-    print(f"{ready.system} of {ready.name}, threshold by {ready.threshold.method}, seed {ready.seed}", file=sys.stderr)
+    print(
+        f"{ready.system} of {ready.name}, threshold by {ready.threshold.method}, seed {ready.seed}",
+        file=sys.stderr,
+    )
     bad, odd = 0, []
     for start in range(0, len(files), BLOCK):
         table = ready(files[start : start + BLOCK])
@@ -317,7 +459,10 @@ def _scored(args: argparse.Namespace, run, files: list[Path], ready) -> int:
         table.loc[~wrong, list(scoring_files.COLUMNS)].to_csv(sys.stdout, index=False, header=start == 0)
         sys.stdout.flush()
     if odd:
-        print(f"asd: {len(odd)} of {len(files)} files have a remark, see the last column; the first: {odd[0]}", file=sys.stderr)
+        print(
+            f"asd: {len(odd)} of {len(files)} files have a remark, see the last column; the first: {odd[0]}",
+            file=sys.stderr,
+        )
     if bad:
         print(f"asd: {bad} of {len(files)} files could not be scored", file=sys.stderr)
     return 1 if bad else 0
@@ -345,13 +490,28 @@ def _evaluate(args: argparse.Namespace) -> None:
     from asdlib.evaluation import challenge, metrics
     from asdlib.viz import tables as viz_tables
 
-    table, quality = challenge.evaluate(args.out, args.truth, metrics.MetricsSettings(bootstrap=args.bootstrap))
+    table, quality = challenge.evaluate(
+        args.out, args.truth, metrics.MetricsSettings(bootstrap=args.bootstrap)
+    )
     if not args.json:
         print("\n".join([challenge.result_text(table, quality), *viz_tables.reasons(table)]))
         return
     rows = {"metrics": table.drop(columns=["component", "seed"]), "decisions": quality}
-    print(json.dumps({name: [{key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
-                             for row in part.to_dict("records")] for name, part in rows.items()}, indent=1))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                name: [
+                    {
+                        key: None if isinstance(value, float) and math.isnan(value) else value
+                        for key, value in row.items()
+                    }
+                    for row in part.to_dict("records")
+                ]
+                for name, part in rows.items()
+            },
+            indent=1,
+        )
+    )
 
 
 def _name(text: str) -> str:
@@ -360,58 +520,149 @@ def _name(text: str) -> str:
 
 def _add_own_machine(commands) -> None:
     """Add these commands to the command line. commands : what `ArgumentParser.add_subparsers` returns."""
-    bring = commands.add_parser("import", help="make a machine of recordings as you have them",
-        description="Reads recordings (any format, rate, channels and length from 1 s) from folders (normal/, test/normal, test/anomaly, loose "
-        "files, the challenge's layout) or a csv (path, label, and where known split, domain, section, attributes), which governs what it names; "
-        "writes DIR/NAME in the layout that studies read, by links or copies, and says what it found and left out. Nothing is overwritten.",
-        epilog="example: asd import rec/pump7 --root machines --machine pump7 && asd run own --data-root machines")  # fmt: skip
-    bring.add_argument("folders", nargs="+", metavar="FOLDER", help="folders, single recordings, or csv files")
-    bring.add_argument("--root", required=True, metavar="DIR", help="folder that holds machines; made where it is missing")
+    bring = commands.add_parser(
+        "import",
+        help="make a machine of recordings as you have them",
+        description=(
+            "Reads recordings (any format, rate, channels and length from 1 s) from folders (normal/,"
+            " test/normal, test/anomaly, loose files, the challenge's layout) or a csv (path, label, and"
+            " where known split, domain, section, attributes), which governs what it names; writes DIR/NAME"
+            " in the layout that studies read, by links or copies, and says what it found and left out."
+            " Nothing is overwritten."
+        ),
+        epilog=(
+            "example: asd import rec/pump7 --root machines --machine pump7 && asd run own --data-root"
+            " machines"
+        ),
+    )
+    bring.add_argument(
+        "folders", nargs="+", metavar="FOLDER", help="folders, single recordings, or csv files"
+    )
+    bring.add_argument(
+        "--root", required=True, metavar="DIR", help="folder that holds machines; made where it is missing"
+    )
     bring.add_argument("--machine", required=True, metavar="NAME", help="name of the new machine")
-    bring.add_argument("--accept-folders", nargs="+", action="extend", default=[], metavar="NAME",
-        help="these folder names say nothing: their recordings are read as if they lay one folder higher")  # fmt: skip
-    bring.add_argument("--clip-seconds", type=float, default=0.0, metavar="S", help="cut longer recordings into clips of this length")
-    bring.add_argument("--rate", type=int, default=16000, metavar="HZ", help="bring other rates to this one (default: 16000)")
-    bring.add_argument("--channel", type=int, default=0, metavar="N", help="channel of recordings with several (default: 0)")
+    bring.add_argument(
+        "--accept-folders",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="these folder names say nothing: their recordings are read as if they lay one folder higher",
+    )
+    bring.add_argument(
+        "--clip-seconds",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="cut longer recordings into clips of this length",
+    )
+    bring.add_argument(
+        "--rate", type=int, default=16000, metavar="HZ", help="bring other rates to this one (default: 16000)"
+    )
+    bring.add_argument(
+        "--channel", type=int, default=0, metavar="N", help="channel of recordings with several (default: 0)"
+    )
     bring.add_argument("--copy", action="store_true", help="copy what fits instead of linking to it")
-    bring.add_argument("--licence", default="", metavar="TEXT", help="licence of the recordings, for the model card")
+    bring.add_argument(
+        "--licence", default="", metavar="TEXT", help="licence of the recordings, for the model card"
+    )
     bring.set_defaults(action=_import)
 
-    ask = commands.add_parser("score", help="score recordings with a finished study",
-        description="Reads the trained weights in runs/STUDY and recordings; writes CSV to stdout: "
-        "file,score,threshold,decision,alpha,beta,classifier,remark (alpha to classifier: raw scores of these parts, empty where the system has "
-        "none; remark: what is odd about the recording, such as silence), and with --explain a page per recording. Higher scores are more "
-        "anomalous; above the threshold (from training clips) the decision is "
-        "anomaly. A bad file is told on stderr, the others are scored, and the exit code is 1.",
-        epilog="example: asd score demo --machine fan new/*.wav > scores.csv; find new -name '*.flac' | asd score demo --machine fan -")  # fmt: skip
+    ask = commands.add_parser(
+        "score",
+        help="score recordings with a finished study",
+        description=(
+            "Reads the trained weights in runs/STUDY and recordings; writes CSV to stdout:"
+            " file,score,threshold,decision,alpha,beta,classifier,remark (alpha to classifier: raw scores of"
+            " these parts, empty where the system has none; remark: what is odd about the recording, such as"
+            " silence), and with --explain a page per recording. Higher scores are more anomalous; above the"
+            " threshold (from training clips) the decision is anomaly. A bad file is told on stderr, the"
+            " others are scored, and the exit code is 1."
+        ),
+        epilog=(
+            "example: asd score demo --machine fan new/*.wav > scores.csv; find new -name '*.flac' | asd"
+            " score demo --machine fan -"
+        ),
+    )
     _common(ask)
-    ask.add_argument("files", nargs="+", metavar="FILE", help="recordings, folders of them, or - for a list of paths on stdin")
-    ask.add_argument("--machine", default="", help="machine of the study that the recordings are of (default: its only one)")
-    ask.add_argument("--explain", default="", metavar="DIR", help="write a page for each: what made the score, and the nearest training clips")
+    ask.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="recordings, folders of them, or - for a list of paths on stdin",
+    )
+    ask.add_argument(
+        "--machine",
+        default="",
+        help="machine of the study that the recordings are of (default: its only one)",
+    )
+    ask.add_argument(
+        "--explain",
+        default="",
+        metavar="DIR",
+        help="write a page for each: what made the score, and the nearest training clips",
+    )
     ask.set_defaults(action=_score)
 
-    hand_in = commands.add_parser("submit", help="write the challenge's score and decision files",
-        description="Reads scores of a finished study; writes anomaly_score_... and decision_result_... of every machine to a new folder, as the "
-        "official evaluator reads them, and refuses with a list what it would skip, swallow or crash on.",
-        epilog="example: asd submit paper submission/me_task2_1")  # fmt: skip
+    hand_in = commands.add_parser(
+        "submit",
+        help="write the challenge's score and decision files",
+        description=(
+            "Reads scores of a finished study; writes anomaly_score_... and decision_result_... of every"
+            " machine to a new folder, as the official evaluator reads them, and refuses with a list what it"
+            " would skip, swallow or crash on."
+        ),
+        epilog="example: asd submit paper submission/me_task2_1",
+    )
     _common(hand_in)
     hand_in.add_argument("out", metavar="OUT", help="folder to make")
     hand_in.set_defaults(action=_submit)
 
-    judge = commands.add_parser("evaluate", help="the official result of score and decision files",
-        description="Reads a folder of challenge files (of any system) and the ground truth in the official evaluator's layout; writes the official "
-        "result to stdout, with intervals. Faulty files are refused with a list.",
-        epilog="example: asd evaluate submission/me_task2_1 --truth dcase2024_task2_evaluator")  # fmt: skip
+    judge = commands.add_parser(
+        "evaluate",
+        help="the official result of score and decision files",
+        description=(
+            "Reads a folder of challenge files (of any system) and the ground truth in the official"
+            " evaluator's layout; writes the official result to stdout, with intervals. Faulty files are"
+            " refused with a list."
+        ),
+        epilog="example: asd evaluate submission/me_task2_1 --truth dcase2024_task2_evaluator",
+    )
     judge.add_argument("out", metavar="OUT", help="folder of anomaly_score_... and decision_result_... files")
-    judge.add_argument("--truth", required=True, metavar="DIR", help="folder that holds ground_truth_data and ground_truth_domain")
-    judge.add_argument("--bootstrap", type=int, default=2000, metavar="N", help="resamples behind every interval (default: 2000)")
+    judge.add_argument(
+        "--truth",
+        required=True,
+        metavar="DIR",
+        help="folder that holds ground_truth_data and ground_truth_domain",
+    )
+    judge.add_argument(
+        "--bootstrap",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="resamples behind every interval (default: 2000)",
+    )
     judge.add_argument("--json", action="store_true", help="machine-readable, fractions in full precision")
     judge.set_defaults(action=_evaluate)
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
     """Arguments of the commands that read a finished study."""
-    parser.add_argument("study", help="name in notebooks/studies, or path of a .toml file; it must have been run to its end")
-    parser.add_argument("--system", default="", help="whose scores (default: the system that combines most, else the study's last)")
-    parser.add_argument("--seed", type=int, metavar="N", help="which training of a study with several seeds (default: the first)")
-    parser.add_argument("--home", default="", metavar="DIR", help="folder of runs/ and reports/ (default: the clone)")
+    parser.add_argument(
+        "study", help="name in notebooks/studies, or path of a .toml file; it must have been run to its end"
+    )
+    parser.add_argument(
+        "--system",
+        default="",
+        help="whose scores (default: the system that combines most, else the study's last)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="which training of a study with several seeds (default: the first)",
+    )
+    parser.add_argument(
+        "--home", default="", metavar="DIR", help="folder of runs/ and reports/ (default: the clone)"
+    )

@@ -1,5 +1,6 @@
-"""What each stage may assume. Every refusal is worded here or raised as a `InputError`: what came, what was expected,
-what to do. The command line prints a `InputError` as one sentence and exits with 2; it is never a traceback.
+"""What each stage may assume. Every refusal is worded here or raised as a `InputError`: what came, what was
+expected, what to do. The command line prints a `InputError` as one sentence and exits with 2; it is never a
+traceback.
 """
 
 from __future__ import annotations

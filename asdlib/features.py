@@ -1,17 +1,24 @@
 """Features: what the models see of a waveform.
 
-A batch of waveforms float32 (n, samples) goes in, features float32 come out, computed on the device of the batch:
+A batch of waveforms float32 (n, samples) goes in, features float32 come out, computed on the device of the
+batch:
 
-| function         | shape                                | unit                                   | read by               |
+| function         | shape                                | unit                                   | read by
+|
 |------------------|--------------------------------------|----------------------------------------|-----------------------|
-| `log_mel`        | (n, 1, mels, frames)                 | dB, 10·log10 of mel power              | OEVAE, nearest neighbour |
-| `baseline_mel`   | (n, frames, mels), frame-major       | dB, as the official autoencoder reads it | autoencoder         |
-| `spectrum`       | (n, 1, samples // 2)                 | linear magnitude                       | classifier, FFT branch |
-| `spectrogram`    | (n, 1, bins, frames)                 | linear magnitude (`stft`) or mel magnitude (`mel`) | classifier |
-| `phase`          | (n, 1 or 2, bins, frames)            | see `PHASE`                            | classifier, phase branch |
+| `log_mel`        | (n, 1, mels, frames)                 | dB, 10·log10 of mel power              | OEVAE,
+nearest neighbour |
+| `baseline_mel`   | (n, frames, mels), frame-major       | dB, as the official autoencoder reads it |
+autoencoder         |
+| `spectrum`       | (n, 1, samples // 2)                 | linear magnitude                       |
+classifier, FFT branch |
+| `spectrogram`    | (n, 1, bins, frames)                 | linear magnitude (`stft`) or mel magnitude (`mel`)
+| classifier |
+| `phase`          | (n, 1 or 2, bins, frames)            | see `PHASE`                            |
+classifier, phase branch |
 
-Filter banks and windows are made once per setting and device. Sources: report 4.2; METHOD 3.2, 5.2, 5.3, 6.1, 7.5.
-Notebook: 02_preprocessing.
+Filter banks and windows are made once per setting and device. Sources: report 4.2; METHOD 3.2, 5.2, 5.3, 6.1,
+7.5. Notebook: 02_preprocessing.
 """
 
 from __future__ import annotations
@@ -28,19 +35,30 @@ import torchaudio
 from asdlib import errors, schemas
 
 SAMPLE_RATE = 16000
-CHUNK = 2**17  # samples whose spectra a CPU makes at a time: 1 MB, which stays in the cache of a core; twice as fast as a batch at once
+CHUNK = (
+    2**17
+    # samples whose spectra a CPU makes at a time: 1 MB, which stays in the cache of a core; twice as fast as
+    # a
+    # batch at once
+)
 POWER_FLOOR = 1e-10  # -100 dB: below the noise of 16-bit sound after standardisation
 
 
 @functools.lru_cache(maxsize=32)
-def _mel_bank(n_fft: int, n_mels: int, low_hz: float, high_hz: float, rate: int, slaney: bool, device: torch.device) -> torch.Tensor:
+def _mel_bank(
+    n_fft: int, n_mels: int, low_hz: float, high_hz: float, rate: int, slaney: bool, device: torch.device
+) -> torch.Tensor:
     scale, norm = ("slaney", "slaney") if slaney else ("htk", None)
     bank = torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, low_hz, high_hz, n_mels, rate, norm, scale)
     return bank.to(device)  # (bins, mels)
 
 
-def band_hz(n_mels: int, *, n_fft: int, low_hz: float, high_hz: float, rate: int = SAMPLE_RATE, slaney: bool = False) -> np.ndarray:
-    """Centre of gravity of each mel band, Hz, float64 (n_mels,), rising; for the axes of figures.  slaney : the bank of `baseline_mel`"""
+def band_hz(
+    n_mels: int, *, n_fft: int, low_hz: float, high_hz: float, rate: int = SAMPLE_RATE, slaney: bool = False
+) -> np.ndarray:
+    """Centre of gravity of each mel band, Hz, float64 (n_mels,), rising; for the axes of figures.  slaney :
+    the bank of `baseline_mel`
+    """
     bank = _mel_bank(n_fft, n_mels, low_hz, high_hz, rate, slaney, torch.device("cpu")).double().numpy()
     return (np.arange(len(bank)) * rate / n_fft) @ bank / np.maximum(bank.sum(0), 1e-12)
 
@@ -50,12 +68,24 @@ def _window(length: int, device: torch.device) -> torch.Tensor:
     return torch.hann_window(length, device=device)
 
 
-def _stft(wave: torch.Tensor, n_fft: int, hop: int, win: int, center: bool, pad_mode: str = "reflect") -> torch.Tensor:
+def _stft(
+    wave: torch.Tensor, n_fft: int, hop: int, win: int, center: bool, pad_mode: str = "reflect"
+) -> torch.Tensor:
     """Complex STFT (n, bins, frames); `win` samples of Hann window, zero-padded to n_fft."""
     if not center and wave.shape[1] < n_fft:
-        raise errors.InputError(f"waveforms of {wave.shape[1]} samples came, expected at least n_fft = {n_fft}; use longer clips or a smaller n_fft")
+        raise errors.InputError(
+            f"waveforms of {wave.shape[1]} samples came, expected at least n_fft = {n_fft}; use longer clips"
+            " or a smaller n_fft"
+        )
     return torch.stft(
-        wave, n_fft, hop, win, _window(win, wave.device), center=center, pad_mode=pad_mode, return_complex=True
+        wave,
+        n_fft,
+        hop,
+        win,
+        _window(win, wave.device),
+        center=center,
+        pad_mode=pad_mode,
+        return_complex=True,
     )
 
 
@@ -71,14 +101,22 @@ def _in_pieces(wave: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor])
 
 
 def log_mel(
-    wave: torch.Tensor, *, n_fft: int = 1024, win: int = 1024, hop: int = 256, n_mels: int = 224,
-    low_hz: float = 50.0, high_hz: float = 7800.0, rate: int = SAMPLE_RATE,
-) -> torch.Tensor:  # fmt: skip
+    wave: torch.Tensor,
+    *,
+    n_fft: int = 1024,
+    win: int = 1024,
+    hop: int = 256,
+    n_mels: int = 224,
+    low_hz: float = 50.0,
+    high_hz: float = 7800.0,
+    rate: int = SAMPLE_RATE,
+) -> torch.Tensor:
     """Log-mel spectrogram in dB, centred frames: 2 s at the defaults become 224 x 126.
 
     wave : float32 (n, samples)
     n_fft, win, hop : samples (64 ms and 16 ms at 16 kHz; n_fft 2048 with win 1024 gives a bank of full rank)
-    returns : float32 (n, 1, n_mels, 1 + samples // hop), >= -100 dB.  Source: report 4.2; METHOD 4.10.  Notebook: 02_preprocessing
+    returns : float32 (n, 1, n_mels, 1 + samples // hop), >= -100 dB.  Source: report 4.2; METHOD 4.10.
+        Notebook: 02_preprocessing
     """
     schemas.waves(wave)
     bank = _mel_bank(n_fft, n_mels, low_hz, high_hz, rate, False, wave.device).T
@@ -86,16 +124,21 @@ def log_mel(
     return mel.clamp_min_(POWER_FLOOR).log10_().mul_(10.0).unsqueeze(1)
 
 
-def baseline_mel(wave: torch.Tensor, *, n_fft: int = 1024, hop: int = 512, n_mels: int = 128, rate: int = SAMPLE_RATE) -> torch.Tensor:
+def baseline_mel(
+    wave: torch.Tensor, *, n_fft: int = 1024, hop: int = 512, n_mels: int = 128, rate: int = SAMPLE_RATE
+) -> torch.Tensor:
     """The official baseline's log-mel: Slaney bank, power 2, centred with zeros, 10·log10(max(mel, 2.2e-16)).
 
     wave : float32 (n, samples) in [-1, 1), not standardised
-    returns : float32 (n, 1 + samples // hop, n_mels), frames first so that 5 frames in a row are 640 values in a row.
+    returns : float32 (n, 1 + samples // hop, n_mels), frames first so that 5 frames in a row are 640 values
+        in a row.
         Source: METHOD 7.5.  Notebook: 03_baseline
     """
     schemas.waves(wave)
     bank = _mel_bank(n_fft, n_mels, 0.0, rate / 2, rate, True, wave.device)
-    mel = _in_pieces(wave, lambda part: _power(_stft(part, n_fft, hop, n_fft, center=True, pad_mode="constant")).mT @ bank)
+    mel = _in_pieces(
+        wave, lambda part: _power(_stft(part, n_fft, hop, n_fft, center=True, pad_mode="constant")).mT @ bank
+    )
     return mel.clamp_min_(torch.finfo(torch.float64).eps).log10_().mul_(10.0)
 
 
@@ -103,25 +146,35 @@ def spectrum(wave: torch.Tensor) -> torch.Tensor:
     """Magnitude spectrum of the whole clip, first half without Nyquist; linear, not normalised.
 
     wave : float32 (n, samples)
-    returns : float32 (n, 1, samples // 2), bin width 1 / duration Hz.  Source: METHOD 5.2.  Notebook: 02_preprocessing
+    returns : float32 (n, 1, samples // 2), bin width 1 / duration Hz.  Source: METHOD 5.2.  Notebook:
+        02_preprocessing
     """
     schemas.waves(wave)
     return torch.fft.rfft(wave).abs()[:, None, : wave.shape[1] // 2]
 
 
 def spectrogram(
-    wave: torch.Tensor, *, kind: Literal["mel", "stft"] = "stft", n_fft: int = 1024, hop: int = 512, n_mels: int = 128, rate: int = SAMPLE_RATE
+    wave: torch.Tensor,
+    *,
+    kind: Literal["mel", "stft"] = "stft",
+    n_fft: int = 1024,
+    hop: int = 512,
+    n_mels: int = 128,
+    rate: int = SAMPLE_RATE,
 ) -> torch.Tensor:
     """Linear magnitude over time, no padding: 374 frames for 12 s at the defaults.
 
-    kind : `stft` gives n_fft // 2 + 1 linear bins (the cited code), `mel` n_mels bands of it (the report's word)
+    kind : `stft` gives n_fft // 2 + 1 linear bins (the cited code), `mel` n_mels bands of it (the report's
+        word)
     returns : float32 (n, 1, bins, frames).  Source: METHOD 5.3, 4.15.  Notebook: 02_preprocessing
     """
     schemas.waves(wave)
     if kind == "stft":
         return _in_pieces(wave, lambda part: _stft(part, n_fft, hop, n_fft, center=False).abs()).unsqueeze(1)
     bank = _mel_bank(n_fft, n_mels, 0.0, rate / 2, rate, False, wave.device).T
-    return _in_pieces(wave, lambda part: bank @ _stft(part, n_fft, hop, n_fft, center=False).abs()).unsqueeze(1)
+    return _in_pieces(wave, lambda part: bank @ _stft(part, n_fft, hop, n_fft, center=False).abs()).unsqueeze(
+        1
+    )
 
 
 def _wrap(angle: torch.Tensor) -> torch.Tensor:
@@ -134,12 +187,16 @@ def _phase_angle(spec: torch.Tensor, n_fft: int, hop: int) -> torch.Tensor:
 
 
 def _advance(spec: torch.Tensor, n_fft: int, hop: int) -> torch.Tensor:
-    """Complex frame-to-frame product, turned back by the 2π·bin·hop/n_fft that a tone at the bin's centre advances."""
+    """Complex frame-to-frame product, turned back by the 2π·bin·hop/n_fft that a tone at the bin's centre
+    advances.
+    """
     bins = torch.arange(spec.shape[1], device=spec.device, dtype=torch.float64)
     expected = torch.remainder(2 * math.pi * bins * hop / n_fft, 2 * math.pi).to(torch.float32)
     turn = torch.polar(torch.ones_like(expected), -expected)
     product = spec[:, :, 1:] * spec[:, :, :-1].conj() * turn[:, None]
-    return torch.cat([product[:, :, :1], product], dim=2)  # the first frame repeats its only difference: frames stay aligned
+    return torch.cat(
+        [product[:, :, :1], product], dim=2
+    )  # the first frame repeats its only difference: frames stay aligned
 
 
 def _phase_cossin(spec: torch.Tensor, n_fft: int, hop: int) -> torch.Tensor:
@@ -154,23 +211,29 @@ def _phase_if(spec: torch.Tensor, n_fft: int, hop: int) -> torch.Tensor:
 
 
 def _phase_gd(spec: torch.Tensor, n_fft: int, hop: int) -> torch.Tensor:
-    # The window's centre alone gives a delay of n_fft/2 samples, a turn of -π per bin; it is taken out before wrapping.
+    # The window's centre alone gives a delay of n_fft/2 samples, a turn of -π per bin; it is taken out before
+    # wrapping.
     step = torch.angle(spec[:, 1:] * spec[:, :-1].conj())
     delay = _wrap(-step - math.pi) / math.pi
     return torch.cat([delay[:, :1], delay], dim=1).unsqueeze(1)
 
 
-def phase(wave: torch.Tensor, *, representation: str = "cossin", n_fft: int = 1024, hop: int = 512) -> torch.Tensor:
+def phase(
+    wave: torch.Tensor, *, representation: str = "cossin", n_fft: int = 1024, hop: int = 512
+) -> torch.Tensor:
     """STFT phase in one of four representations; frames and bins as in `spectrogram(kind="stft")`.
 
-    representation : `angle` wrapped phase / π (`paper`); `cossin` cosine and sine of the frame-to-frame phase difference,
-        weighted by log(1 + magnitude) (`best`, two channels); `if` that difference / π, 0 for a tone at the bin's centre;
-        `gd` group delay relative to the frame's centre, / (n_fft / 2) samples
-    returns : float32 (n, 1 or 2, n_fft // 2 + 1, frames), [-1, 1] but for `cossin`.  Source: METHOD 3.2, 6.1.  Notebook: 02_preprocessing
+    representation : `angle` wrapped phase / π (`paper`); `cossin` cosine and sine of the frame-to-frame phase
+        difference, weighted by log(1 + magnitude) (`best`, two channels); `if` that difference / π, 0 for a
+        tone at the bin's centre; `gd` group delay relative to the frame's centre, / (n_fft / 2) samples
+    returns : float32 (n, 1 or 2, n_fft // 2 + 1, frames), [-1, 1] but for `cossin`.  Source: METHOD 3.2, 6.1.
+        Notebook: 02_preprocessing
     """
     schemas.waves(wave)
     errors.check_choice("phase representation", representation, list(PHASE))
-    return _in_pieces(wave, lambda part: PHASE[representation](_stft(part, n_fft, hop, n_fft, center=False), n_fft, hop))
+    return _in_pieces(
+        wave, lambda part: PHASE[representation](_stft(part, n_fft, hop, n_fft, center=False), n_fft, hop)
+    )
 
 
 PHASE = {"angle": _phase_angle, "cossin": _phase_cossin, "if": _phase_if, "gd": _phase_gd}

@@ -2,8 +2,9 @@
 
 Task
 ----
-A file that a crash, a disk or a person changed is refused in one sentence, whatever the library below says of it, and before it takes the
-memory that it asks for. Nothing here can run code: tables are parquet, tensors are safetensors, and neither holds objects of Python.
+A file that a crash, a disk or a person changed is refused in one sentence, whatever the library below says of
+it, and before it takes the memory that it asks for. Nothing here can run code: tables are parquet, tensors
+are safetensors, and neither holds objects of Python.
 
 Source: METHOD 8.6 (integrity, hostile input). Notebooks: all (through `study`)
 """
@@ -44,19 +45,30 @@ def refused(path: Path, what: str) -> Iterator[None]:
 def table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     """A parquet table that has at least these columns, each once.
 
-    raises : errors.InputError for a file that is no such table, or that claims more than 4 million rows or 1 GB
+    raises : errors.InputError for a file that is no such table, or that claims more than 4 million rows or 1
+        GB
     """
     with refused(path, "a table"):
         with pyarrow.parquet.ParquetFile(path) as file:
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-            rows, size = max(file.metadata.num_rows, *(g.num_rows for g in groups), 0), sum(group.total_byte_size for group in groups)
+            rows, size = (
+                max(file.metadata.num_rows, *(g.num_rows for g in groups), 0),
+                sum(group.total_byte_size for group in groups),
+            )
         if not 0 <= rows <= MOST_ROWS or size > MOST_BYTES:
-            raise errors.InputError(f"{path}: claims {rows} rows and {size} bytes, expected at most {MOST_ROWS} and {MOST_BYTES}; {AGAIN}")
-        pyarrow.parquet.read_table(path).validate(full=True)  # pandas would find texts that are none when they are used, and not here
+            raise errors.InputError(
+                f"{path}: claims {rows} rows and {size} bytes, expected at most {MOST_ROWS} and {MOST_BYTES};"
+                f" {AGAIN}"
+            )
+        pyarrow.parquet.read_table(path).validate(
+            full=True
+        )  # pandas would find texts that are none when they are used, and not here
         found = pd.read_parquet(path)
         missing = [name for name in columns if name not in found.columns]
         if missing or not found.columns.is_unique:
-            raise errors.InputError(f"{path}: lacks the columns {', '.join(missing) or 'under names of their own'}; {AGAIN}")
+            raise errors.InputError(
+                f"{path}: lacks the columns {', '.join(missing) or 'under names of their own'}; {AGAIN}"
+            )
     return found
 
 
@@ -68,25 +80,34 @@ def scores(path: Path) -> pd.DataFrame:
 def tensors(path: Path, dimensions: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Tensors of a safetensors file.
 
-    dimensions : the tensors that must be there, with their number of dimensions; those of numbers must be finite
+    dimensions : the tensors that must be there, with their number of dimensions; those of numbers must be
+        finite
     raises : errors.InputError for a file that does not hold them
     """
     with refused(path, "the tensors of this detector"):
         found = load_file(path)
         for name, number in dimensions.items():
             if found[name].ndim != number:
-                raise errors.InputError(f"{path}: {name} has the shape {found[name].shape}, expected {number} dimensions; {AGAIN}")
+                raise errors.InputError(
+                    f"{path}: {name} has the shape {found[name].shape}, expected {number} dimensions; {AGAIN}"
+                )
             if found[name].dtype.kind == "f" and not np.isfinite(found[name]).all():
-                raise errors.InputError(f"{path}: {name} has NaN or infinite values, expected finite ones; {AGAIN}")
+                raise errors.InputError(
+                    f"{path}: {name} has NaN or infinite values, expected finite ones; {AGAIN}"
+                )
     return found
 
 
-HOLDS = "ASDLIB_HOLDS"  # environment: the study folder that this process, or the one that started it, has locked
+HOLDS = (  # environment: the study folder that this process, or the one that started it, has locked
+    "ASDLIB_HOLDS"
+)
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A file to write that becomes `path` when the block ends well, and is gone when it does not: `path` is never half there."""
+    """A file to write that becomes `path` when the block ends well, and is gone when it does not: `path` is
+    never half there.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
@@ -122,7 +143,9 @@ def content(path: Path) -> list:
 
 @contextlib.contextmanager
 def wrap_os_errors(folder: Path) -> Iterator[None]:
-    """Disk full and missing permissions inside this block become one sentence.  raises : errors.InputError in place of an OSError"""
+    """Disk full and missing permissions inside this block become one sentence.  raises : errors.InputError in
+    place of an OSError
+    """
     try:
         yield
     except OSError as error:
@@ -132,7 +155,8 @@ def wrap_os_errors(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(folder: Path, what: str = "run of this study") -> Iterator[None]:
-    """Hold a study for one process and the kernels that it starts; another process is told so instead of writing there too.
+    """Hold a study for one process and the kernels that it starts; another process is told so instead of
+    writing there too.
 
     raises : errors.InputError where another process holds it
     """

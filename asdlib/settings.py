@@ -1,7 +1,8 @@
 """Settings dataclasses from nested dicts and back, checked on the way: names, types, ranges.
 
-A section is a frozen dataclass whose fields come from `settings.setting`; a setting has one type. What is wrong is refused
-with what was expected and, for a misspelt name, with a suggestion. `digest` turns settings into the name of what they made.
+A section is a frozen dataclass whose fields come from `settings.setting`; a setting has one type. What is
+wrong is refused with what was expected and, for a misspelt name, with a suggestion. `digest` turns settings
+into the name of what they made.
 
 Source: METHOD 8.2. Notebooks: all (through `config`).
 """
@@ -34,13 +35,20 @@ def describe_value(value: object) -> str:
 
 
 def merged(under: dict, over: dict) -> dict:
-    """Two nested dicts as one; where both say something, `over` wins, section by section. Neither is changed."""
-    both = {key: merged(under[key], value) if isinstance(value, dict) and isinstance(under.get(key), dict) else value for key, value in over.items()}
+    """Two nested dicts merged; where both have a value, `over` wins. Neither is changed."""
+    both = {
+        key: (
+            merged(under[key], value)
+            if isinstance(value, dict) and isinstance(under.get(key), dict)
+            else value
+        )
+        for key, value in over.items()
+    }
     return under | both
 
 
 def from_tree(cls: type, tree: dict, where: str = ""):
-    """A settings dataclass from nested dicts; unknown names, wrong types and values out of range are refused."""
+    """A settings class from nested dicts; unknown names, wrong types and bad values are refused."""
     hints = typing.get_type_hints(cls)
     values = {}
     for key, value in tree.items():
@@ -51,7 +59,9 @@ def from_tree(cls: type, tree: dict, where: str = ""):
             raise errors.InputError(f"unknown setting {describe_value(name)[1:-1]}{hint}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
-                raise errors.InputError(f"setting {name}: got {describe_value(value)}, expected a section [{name}]")
+                raise errors.InputError(
+                    f"setting {name}: got {describe_value(value)}, expected a section [{name}]"
+                )
             values[key] = from_tree(hints[key], value, f"{name}.")
         else:
             meta = next(f.metadata for f in dataclasses.fields(cls) if f.name == key)
@@ -68,18 +78,25 @@ def _convert(hint, value, name: str, meta: typing.Mapping):
         return tuple(_convert(inner, item, name, meta) for item in value)
     if origin is Literal:
         if value not in typing.get_args(hint):
-            raise errors.InputError(f"setting {name}: got {describe_value(value)}, expected one of {', '.join(map(repr, typing.get_args(hint)))}")
+            raise errors.InputError(
+                f"setting {name}: got {describe_value(value)}, expected one of"
+                f" {', '.join(map(repr, typing.get_args(hint)))}"
+            )
         return value
     if isinstance(hint, types.UnionType):
         raise TypeError(f"{name}: settings have one type each")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not hint:
-        raise errors.InputError(f"setting {name}: got {describe_value(value)} ({type(value).__name__}), expected {hint.__name__}")
+        raise errors.InputError(
+            f"setting {name}: got {describe_value(value)} ({type(value).__name__}), expected {hint.__name__}"
+        )
     if hint in (int, float):
         low, high = meta.get("low"), meta.get("high")
         if value != value or (low is not None and value < low) or (high is not None and value > high):
-            raise errors.InputError(f"setting {name}: got {describe_value(value)}, expected a number from {low} to {high}")
+            raise errors.InputError(
+                f"setting {name}: got {describe_value(value)}, expected a number from {low} to {high}"
+            )
     return value
 
 
@@ -89,6 +106,8 @@ def to_tree(settings) -> dict:
 
 
 def digest(*parts) -> str:
-    """Hexadecimal digest (16 digits) of settings dataclasses and JSON-able values: equal content, equal digest."""
+    """Hexadecimal digest (16 digits) of settings dataclasses and JSON-able values: equal content, equal
+    digest.
+    """
     plain = [to_tree(part) if dataclasses.is_dataclass(part) else part for part in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]

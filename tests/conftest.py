@@ -15,22 +15,40 @@ from asdlib.data.store import open_store
 from asdlib.models import training
 from asdlib.studies.config import StudySettings
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell ignores it, and so would all it starts
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a suite in the background of a shell ignores it, and so would all it starts
 torch.set_num_threads(1)  # as notebooks compute: the same figures on any number of cores
 
 # Minutes each, so begun first: what is left for the end is then short.
-LONG = ("test_cli.py", "test_gpu.py", "test_hostile.py", "test_dask.py", "test_classifier.py", "test_sweeps.py", "test_notebook.py")
+LONG = (
+    "test_cli.py",
+    "test_gpu.py",
+    "test_hostile.py",
+    "test_dask.py",
+    "test_classifier.py",
+    "test_sweeps.py",
+    "test_notebook.py",
+)
 
 
 def pytest_xdist_auto_num_workers(config):
-    """The plain suite runs two files at a time; chosen files, tests or marks run in this process, where they begin and can be debugged at once."""
-    plain = config.args_source != pytest.Config.ArgsSource.ARGS and not config.option.keyword and "not faults" in config.option.markexpr
+    """The plain suite runs two files at a time; chosen files, tests or marks run in this process, where they
+    begin and can be debugged at once.
+    """
+    plain = (
+        config.args_source != pytest.Config.ArgsSource.ARGS
+        and not config.option.keyword
+        and "not faults" in config.option.markexpr
+    )
     return min(2, training.cores()) if plain else 0
 
 
 def pytest_configure(config):
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests, and what they start, see none: the same figures on any machine
+        os.environ["CUDA_VISIBLE_DEVICES"] = (
+            ""  # the tests, and what they start, see none: the same figures on any machine
+        )
 
 
 def pytest_runtest_setup(item):
@@ -60,7 +78,9 @@ def context(tmp_path_factory):
     rng = np.random.default_rng(0)
     for machine, base in (("pump", 400.0), ("saw", 900.0)):
         plan = [("train", "source", "normal", 10), ("train", "target", "normal", 3)]
-        plan += [("test", domain, label, 4) for domain in ("source", "target") for label in ("normal", "anomaly")]
+        plan += [
+            ("test", domain, label, 4) for domain in ("source", "target") for label in ("normal", "anomaly")
+        ]
         for split, domain, label, count in plan:
             for i in range(count):
                 t = np.arange(16000 + (4000 if i == 2 else 0)) / 16000

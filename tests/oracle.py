@@ -24,10 +24,17 @@ def pair_auc(normal, anomaly) -> float:
 
 
 def trapezoid_pauc(normal, anomaly, max_fpr: float) -> float:
-    """Walk the ROC curve threshold by threshold, cut it at max_fpr by interpolation, standardise after McClish."""
+    """Walk the ROC curve threshold by threshold, cut it at max_fpr by interpolation, standardise after
+    McClish.
+    """
     points = [(0.0, 0.0)]
     for threshold in sorted({*normal, *anomaly}, reverse=True):
-        points.append((sum(x >= threshold for x in normal) / len(normal), sum(x >= threshold for x in anomaly) / len(anomaly)))
+        points.append(
+            (
+                sum(x >= threshold for x in normal) / len(normal),
+                sum(x >= threshold for x in anomaly) / len(anomaly),
+            )
+        )
     area = 0.0
     for (f0, t0), (f1, t1) in pairwise(points):
         if f1 == f0 or f0 >= max_fpr:
@@ -40,22 +47,36 @@ def trapezoid_pauc(normal, anomaly, max_fpr: float) -> float:
 
 
 def official_metrics(scores, domain, label, max_fpr: float = 0.1) -> list[float]:
-    """AUC_source, AUC_target, pAUC as the official evaluator takes them, by scikit-learn; NaN where a class is absent."""
+    """AUC_source, AUC_target, pAUC as the official evaluator takes them, by scikit-learn; NaN where a class
+    is absent.
+    """
     out = []
     for wanted in ("source", "target", None):
-        rows = [i for i, m in enumerate(label) if m == "anomaly" or (m == "normal" and wanted in (None, domain[i]))]
+        rows = [
+            i
+            for i, m in enumerate(label)
+            if m == "anomaly" or (m == "normal" and wanted in (None, domain[i]))
+        ]
         truth = [int(label[i] == "anomaly") for i in rows]
         if len(set(truth)) < 2:
             out.append(float("nan"))
         else:
-            out.append(float(roc_auc_score(truth, [scores[i] for i in rows], max_fpr=max_fpr if wanted is None else None)))
+            out.append(
+                float(
+                    roc_auc_score(
+                        truth, [scores[i] for i in rows], max_fpr=max_fpr if wanted is None else None
+                    )
+                )
+            )
     return out
 
 
 def resampled_metrics(scores, domain, label, counts, max_fpr: float = 0.1) -> list[float]:
     """The same on a resample written out: every clip as often as it was drawn."""
     rows = [i for i, times in enumerate(counts) for _ in range(int(times))]
-    return official_metrics([scores[i] for i in rows], [domain[i] for i in rows], [label[i] for i in rows], max_fpr)
+    return official_metrics(
+        [scores[i] for i in rows], [domain[i] for i in rows], [label[i] for i in rows], max_fpr
+    )
 
 
 def harmonic_mean(values) -> float:
@@ -67,7 +88,9 @@ def harmonic_mean(values) -> float:
 
 def decision_quality(flagged, anomalous) -> tuple[float, float, float]:
     """Precision, recall, F1 by scikit-learn, 0 where nothing was flagged."""
-    precision, recall, f1, _ = precision_recall_fscore_support(anomalous, flagged, average="binary", zero_division=0.0)
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        anomalous, flagged, average="binary", zero_division=0.0
+    )
     return float(precision), float(recall), float(f1)
 
 
@@ -119,13 +142,20 @@ def oevae_terms(t, logit, mu, logvar, h, h_hat, kv, domain: int) -> dict[str, fl
         normals += 1
         for c in range(len(mu[i])):
             prior = float(kv[i]) if c < domain else 0.0
-            kl = 0.5 * (math.exp(float(logvar[i][c])) + (float(mu[i][c]) - prior) ** 2 - 1 - float(logvar[i][c]))
+            kl = 0.5 * (
+                math.exp(float(logvar[i][c])) + (float(mu[i][c]) - prior) ** 2 - 1 - float(logvar[i][c])
+            )
             if c < domain:
                 kl_d += kl
             else:
                 kl_c += kl
         recon += sum((float(a) - float(b)) ** 2 for a, b in zip(h[i], h_hat[i]))
-    return {"machine": machine / len(t), "kl_d": kl_d / normals, "kl_c": kl_c / normals, "recon": recon / normals}
+    return {
+        "machine": machine / len(t),
+        "kl_d": kl_d / normals,
+        "kl_c": kl_c / normals,
+        "recon": recon / normals,
+    }
 
 
 def same_conv_size(size: int, stride: int) -> int:
@@ -153,7 +183,10 @@ def nearest_unit(test, references) -> list[float]:
 
 def smallest_cosine_distance(test, references) -> list[float]:
     """Smallest 1 − cosine to any reference."""
-    return [min(1 - sum(float(p) * float(q) for p, q in zip(x, r)) / _length(x) / _length(r) for r in references) for x in test]
+    return [
+        min(1 - sum(float(p) * float(q) for p, q in zip(x, r)) / _length(x) / _length(r) for r in references)
+        for x in test
+    ]
 
 
 def local_density(test, references, k: int) -> list[float]:

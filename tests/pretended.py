@@ -1,8 +1,10 @@
-"""A GPU that is not there: tensors that say they are on it, and refuse what a GPU refuses, while a CPU computes their values.
+"""A GPU that is not there: tensors that say they are on it, and refuse what a GPU refuses, while a CPU
+computes their values.
 
-What is made with `device=cuda`, moved there, or computed from such tensors is of class `OnGPU`. Its operations refuse tensors of the host, and it
-refuses to become an array, in torch's words. Generators say they are the GPU's. What is not pretended: speed, memory, the GPU's own rounding,
-autocast (on the host it leaves a GPU's operations alone).
+What is made with `device=cuda`, moved there, or computed from such tensors is of class `OnGPU`. Its
+operations refuse tensors of the host, and it refuses to become an array, in torch's words. Generators say
+they are the GPU's. What is not pretended: speed, memory, the GPU's own rounding, autocast (on the host it
+leaves a GPU's operations alone).
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ GPU, HOST = torch.device("cuda", 0), torch.Generator
 ACROSS = {torch.Tensor.copy_, torch._has_compatible_shallow_copy_type}  # may see both
 
 
-FLAGS = [(torch.backends.cudnn, "allow_tf32"), (torch.backends.cuda.matmul, "allow_tf32"), (torch.utils.deterministic, "fill_uninitialized_memory")]
+FLAGS = [
+    (torch.backends.cudnn, "allow_tf32"),
+    (torch.backends.cuda.matmul, "allow_tf32"),
+    (torch.utils.deterministic, "fill_uninitialized_memory"),
+]
 
 
 class Draws(torch.Generator):
@@ -38,9 +44,16 @@ class OnGPU(torch.Tensor):
     """A tensor of the pretended GPU."""
 
     def __reduce_ex__(self, protocol):
-        """As a tensor of the host: where there is no GPU, a file that says it is to lie on one cannot be read."""
+        """As a tensor of the host: where there is no GPU, a file that says it is to lie on one cannot be
+        read.
+        """
         with torch._C.DisableTorchFunctionSubclass():
-            return self.detach().as_subclass(torch.Tensor).requires_grad_(self.requires_grad).__reduce_ex__(protocol)
+            return (
+                self.detach()
+                .as_subclass(torch.Tensor)
+                .requires_grad_(self.requires_grad)
+                .__reduce_ex__(protocol)
+            )
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -54,7 +67,10 @@ class OnGPU(torch.Tensor):
         if func is torch.Tensor.to:
             return _moved(args, kwargs)
         if func in (torch.Tensor.numpy, torch.Tensor.__array__):
-            raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
+            raise TypeError(
+                "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to"
+                " host memory first."
+            )
         if func == torch.Tensor.grad.__get__:
             grad = super().__torch_function__(func, types, args, kwargs)
             return grad if grad is None else grad.as_subclass(OnGPU)
@@ -65,10 +81,15 @@ class OnGPU(torch.Tensor):
 def _refuse_mixtures(func, args, kwargs) -> None:
     tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
     host = [x for x in tensors if not isinstance(x, OnGPU) and x.ndim]
-    indexing = func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and isinstance(args[0], OnGPU)  # a GPU takes indices of the host
+    indexing = func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and isinstance(
+        args[0], OnGPU
+    )  # a GPU takes indices of the host
     if host and len(host) < len(tensors) and func not in ACROSS and not indexing:
         name = getattr(func, "__name__", func)
-        raise RuntimeError(f"{name}: expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu")
+        raise RuntimeError(
+            f"{name}: expected all tensors to be on the same device, but found at least two devices, cuda:0"
+            " and cpu"
+        )
 
 
 def _to(x: torch.Tensor, device: torch.device | None) -> torch.Tensor:
@@ -107,7 +128,10 @@ class _Factories(TorchFunctionMode):
         device = kwargs.get("device")
         on_gpu = device is not None and torch.device(device).type == "cuda"
         if (draws := kwargs.get("generator")) is not None and isinstance(draws, Draws) != on_gpu:
-            raise RuntimeError(f"Expected a '{'cuda' if on_gpu else 'cpu'}' device type for generator but found '{draws.device.type}'")
+            raise RuntimeError(
+                f"Expected a '{'cuda' if on_gpu else 'cpu'}' device type for generator but found"
+                f" '{draws.device.type}'"
+            )
         if on_gpu:
             return func(*args, **{**kwargs, "device": "cpu"}).as_subclass(OnGPU)
         return func(*args, **kwargs)
@@ -132,12 +156,19 @@ def as_before():
 def gpu(free: float = 1e12):
     """Inside, torch has a GPU with `free` bytes left."""
     answers = {
-        "is_available": lambda: True, "is_bf16_supported": lambda including_emulation=True: True, "synchronize": lambda *_: None,
-        "get_device_name": lambda *_: "pretended", "mem_get_info": lambda *_: (free, free),
-        "is_current_stream_capturing": lambda: False, "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0,
-    }  # fmt: skip
+        "is_available": lambda: True,
+        "is_bf16_supported": lambda including_emulation=True: True,
+        "synchronize": lambda *_: None,
+        "get_device_name": lambda *_: "pretended",
+        "mem_get_info": lambda *_: (free, free),
+        "is_current_stream_capturing": lambda: False,
+        "memory_reserved": lambda *_: 0,
+        "memory_allocated": lambda *_: 0,
+    }
     before = torch.__future__.get_overwrite_module_params_on_conversion()
-    torch.__future__.set_overwrite_module_params_on_conversion(True)  # parameters take the class of what they are moved to
+    torch.__future__.set_overwrite_module_params_on_conversion(
+        True
+    )  # parameters take the class of what they are moved to
     try:
         with pytest.MonkeyPatch.context() as patch, as_before(), _Factories():
             for name, answer in answers.items():

@@ -26,7 +26,9 @@ def detector_of(kind, context):
     """A detector with the settings of a test."""
     precision = "float32" if context.cfg.precision == "auto" else context.cfg.precision
     settings = getattr(context.cfg, kind.name)
-    return kind(settings, seed=context.seed, device=context.device, precision=precision, checkpoints=context.folder)
+    return kind(
+        settings, seed=context.seed, device=context.device, precision=precision, checkpoints=context.folder
+    )
 
 
 def bound(detector, store, rows):
@@ -38,11 +40,29 @@ def bound(detector, store, rows):
 def fit(detector, store, rows):
     """Fit a detector to rows of a store, against the normal training clips of all other machines."""
     table = store.clips
-    others = (table["split"] == "train") & (table["label"] == "normal") & ~table["machine"].isin(table["machine"].iloc[rows])
+    others = (
+        (table["split"] == "train")
+        & (table["label"] == "normal")
+        & ~table["machine"].isin(table["machine"].iloc[rows])
+    )
     return detector.fit(Clips(store, np.asarray(rows)), Clips(store, np.flatnonzero(others)))
 
 
 BASELINE = autoencoder.AutoencoderSettings(epochs=2, n_mels=16, hidden=12, bottleneck=4)
-FEATURES = oevae.OEVAEFeatureSettings(segments=3, segment_s=0.5, n_mels=16, n_fft=512, win_length=512, hop_length=256)
-TINY = oevae.OEVAESettings(features=FEATURES, width=4, hidden=16, latent=8, domain_latent=3, batch=16, epochs=2, refit_epochs=3, k_scales=(1.0, 5.0))
-SMALL = classifier.ClassifierSettings(clip_seconds=1.0, n_fft=256, hop_length=256, n_mels=40, dim=8, subclusters=2, kmeans=4, epochs=2, batch=8)
+FEATURES = oevae.OEVAEFeatureSettings(
+    segments=3, segment_s=0.5, n_mels=16, n_fft=512, win_length=512, hop_length=256
+)
+TINY = oevae.OEVAESettings(
+    features=FEATURES,
+    width=4,
+    hidden=16,
+    latent=8,
+    domain_latent=3,
+    batch=16,
+    epochs=2,
+    refit_epochs=3,
+    k_scales=(1.0, 5.0),
+)
+SMALL = classifier.ClassifierSettings(
+    clip_seconds=1.0, n_fft=256, hop_length=256, n_mels=40, dim=8, subclusters=2, kmeans=4, epochs=2, batch=8
+)

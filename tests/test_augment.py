@@ -42,7 +42,10 @@ def test_mixup_probability_and_weights():
     blend = augment.draw_mixup(20000, prob=0.5, generator=generator())
     mixed = blend.weight < 1
     assert 0.48 < mixed.float().mean() < 0.52
-    assert abs(float(blend.weight[mixed].mean()) - 0.5) < 0.02 and abs(float(blend.weight[mixed].var()) - 1 / 12) < 0.005
+    assert (
+        abs(float(blend.weight[mixed].mean()) - 0.5) < 0.02
+        and abs(float(blend.weight[mixed].var()) - 1 / 12) < 0.005
+    )
     assert len(blend.second[mixed].unique()) == mixed.sum()  # a permutation: nobody is a partner twice
     none = augment.draw_mixup(50, prob=0.0, generator=generator())
     x = torch.randn(50, 7)
@@ -52,7 +55,9 @@ def test_mixup_probability_and_weights():
 def test_beta_weights_have_the_moments_of_their_distribution():
     weight = augment.draw_mixup(20000, prob=1.0, beta=0.2, generator=generator()).weight
     reference = torch.distributions.Beta(0.2, 0.2)
-    assert abs(float(weight.mean()) - 0.5) < 0.02 and abs(float(weight.var()) - float(reference.variance)) < 0.01
+    assert (
+        abs(float(weight.mean()) - 0.5) < 0.02 and abs(float(weight.var()) - float(reference.variance)) < 0.01
+    )
     assert 0 <= float(weight.min()) and float(weight.max()) <= 1
 
 
@@ -70,14 +75,16 @@ def test_condition_moves_with_the_weight_and_never_across_machines():
     v = torch.tensor([1.0, 3.0, 5.0, float("nan")])
     valid = torch.tensor([True, True, True, False])
     machine = torch.tensor([0, 0, 1, 0])
-    blend = augment.MixPairs(torch.tensor([0, 0, 0, 2, 3]), torch.tensor([1, 2, 3, 2, 3]), torch.tensor([0.25, 0.5, 0.5, 1.0, 1.0]))
+    blend = augment.MixPairs(
+        torch.tensor([0, 0, 0, 2, 3]), torch.tensor([1, 2, 3, 2, 3]), torch.tensor([0.25, 0.5, 0.5, 1.0, 1.0])
+    )
     mixed, kept = blend.condition(v, valid, machine)
     assert kept.tolist() == [True, False, False, True, False]
     assert mixed.tolist() == [2.5, 0.0, 0.0, 5.0, 0.0]
 
 
 def test_two_of_one_kind_stay_exactly_of_that_kind():
-    """A mixture of two normal items has t = 1 exactly, whatever the weight: the VAE's mask asks for equality."""
+    """A mixture of two normal items has t = 1 exactly, whatever the weight: the VAE masks by equality."""
     blend = augment.draw_mixup(1000, prob=1.0, generator=generator())
     assert torch.equal(blend.of(torch.ones(1000)), torch.ones(1000))
     assert torch.equal(blend.of(torch.zeros(1000)), torch.zeros(1000))
@@ -92,7 +99,9 @@ def test_draws_repeat_by_seed():
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_featex_by_loops(count):
     n, c = 40, 5
-    branches = [torch.arange(n, dtype=torch.float32)[:, None] + 100 * b for b in range(count)]  # an item's embedding is its number
+    branches = [
+        torch.arange(n, dtype=torch.float32)[:, None] + 100 * b for b in range(count)
+    ]  # an item's embedding is its number
     y = torch.rand(n, c).softmax(1)
     joined, labels = augment.featex(branches, y, prob=0.5, generator=generator(5))
     assert joined.shape == (n, count) and labels.shape == (n, (count + 1) * c)
@@ -106,7 +115,9 @@ def test_featex_by_loops(count):
             torch.testing.assert_close(labels[i], torch.cat([y[i], torch.zeros(count * c)]))
         else:
             exchanged += 1
-            torch.testing.assert_close(labels[i], torch.cat([torch.zeros(c), *(y[taken[b]] / count for b in range(count))]))
+            torch.testing.assert_close(
+                labels[i], torch.cat([torch.zeros(c), *(y[taken[b]] / count for b in range(count))])
+            )
     assert 10 < exchanged < 30
 
 
@@ -140,8 +151,12 @@ def test_smote_size_of_the_field():
 def test_smote_never_interpolates_within_a_clip():
     rng = np.random.default_rng(1)
     clips = np.repeat(np.arange(16), 8)
-    x = rng.normal(size=(16, 1, 4)).repeat(8, 1).reshape(128, 4) + 1e-3 * rng.normal(size=(128, 4))  # a clip's own segments are nearest
-    blend = augment.smote(torch.from_numpy(x).reshape(128, 2, 2), domains(96, 32), clips, ratio=1.0, k=5, seed=0)
+    x = rng.normal(size=(16, 1, 4)).repeat(8, 1).reshape(128, 4) + 1e-3 * rng.normal(
+        size=(128, 4)
+    )  # a clip's own segments are nearest
+    blend = augment.smote(
+        torch.from_numpy(x).reshape(128, 2, 2), domains(96, 32), clips, ratio=1.0, k=5, seed=0
+    )
     parents = blend.parents(clips)
     assert len(blend) == 64 and (parents[:, 0] != parents[:, 1]).all()
     assert (parents >= 12).all()  # and stays in its class
@@ -179,7 +194,10 @@ def test_refusals():
     g = generator()
     with pytest.raises(errors.InputError, match="all 8 items come from one clip, expected at least 2 clips"):
         augment.smote(np.zeros((28, 2)), domains(20, 8), [*range(20), *[20] * 8], ratio=1.0, k=2, seed=0)
-    with pytest.raises(errors.InputError, match=r"SMOTE of target: 5 neighbours asked, an item has 3 in other clips; set smote\.k to 3"):
+    with pytest.raises(
+        errors.InputError,
+        match=r"SMOTE of target: 5 neighbours asked, an item has 3 in other clips; set smote\.k to 3",
+    ):
         augment.smote(np.zeros((24, 2)), domains(20, 4), np.arange(24), ratio=1.0, k=5, seed=0)
     with pytest.raises(errors.InputError, match="3 items, 2 classes and 3 clips came"):
         augment.smote(np.zeros((3, 2)), ["a", "b"], [0, 1, 2], ratio=1.0, k=1, seed=0)

@@ -1,4 +1,6 @@
-"""The whole line, by the command line, on the smoke study: what it leaves behind, what a second run does, and what breaks it."""
+"""The whole line, by the command line, on the smoke study: what it leaves behind, what a second run does, and
+what breaks it.
+"""
 
 import contextlib
 import io
@@ -24,8 +26,14 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
 def asd(*words, timeout=400):
     """The command as a user types it, in a process of its own, from another folder."""
-    return subprocess.run([sys.executable, "-c", "import sys; from asdlib.cli import main; sys.exit(main())", *map(str, words)],
-                          capture_output=True, text=True, timeout=timeout, cwd="/", env=ENV)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-c", "import sys; from asdlib.cli import main; sys.exit(main())", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd="/",
+        env=ENV,
+    )
 
 
 def asd_here(*words):
@@ -47,7 +55,9 @@ def said(result):
 def tree(tmp_path_factory):
     """Synthetic recordings of two machines with three bad clips among them."""
     root = tmp_path_factory.mktemp("recordings") / "raw"
-    settings = synthetic.SyntheticSettings(machines=("fan", "gearbox"), train_source=10, train_target=3, test=4, seconds=2.0, severity=(3.0,))
+    settings = synthetic.SyntheticSettings(
+        machines=("fan", "gearbox"), train_source=10, train_target=3, test=4, seconds=2.0, severity=(3.0,)
+    )
     synthetic.write_tree(root, settings)
     train = sorted((root / "fan" / "train").glob("*source*.wav"))
     train[0].write_bytes(train[0].read_bytes()[:1000])
@@ -70,7 +80,14 @@ def test_a_study_ends_in_scores_metrics_and_a_report(finished):
     runs, reports = home / "runs" / "smoke", home / "reports" / "smoke"
     scores = schemas.score_table(pd.read_parquet(runs / "scores.parquet"))
     assert list(scores.columns) == list(schemas.SCORE_COLUMNS)
-    assert set(scores["system"]) == {"baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier", "ensemble"}
+    assert set(scores["system"]) == {
+        "baseline_knn",
+        "baseline_mse",
+        "baseline_mahala",
+        "oevae",
+        "classifier",
+        "ensemble",
+    }
     final = scores[scores["component"] == "score"]
     counts = final.groupby(["system", "machine", "split"]).size().unstack()
     assert (counts.loc[(slice(None), "gearbox"), :] == [16, 13]).all(axis=None)
@@ -78,11 +95,17 @@ def test_a_study_ends_in_scores_metrics_and_a_report(finished):
     metrics = pd.read_csv(runs / "metrics.csv")
     assert list(metrics.columns) == list(schemas.METRIC_COLUMNS)
     assert {"auc_source", "auc_target", "pauc", "hmean"} <= set(metrics["metric"])
-    omega = metrics[(metrics["machine"] == "all") & (metrics["metric"] == "omega") & (metrics["component"] == "score")]
+    omega = metrics[
+        (metrics["machine"] == "all") & (metrics["metric"] == "omega") & (metrics["component"] == "score")
+    ]
     assert len(omega) == 6 and omega["value"].between(0, 1).all() and (omega["low"] <= omega["value"]).all()
     page = (reports / "index.html").read_text(encoding="utf-8")
-    assert not re.search(r"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", page), "a page that asks the network for something"
-    assert "left out: 3" in page and (reports / "summary.md").is_file() and (reports / "report.json").is_file()
+    assert not re.search(r"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", page), (
+        "a page that asks the network for something"
+    )
+    assert (
+        "left out: 3" in page and (reports / "summary.md").is_file() and (reports / "report.json").is_file()
+    )
     assert "report " + str(reports / "index.html") in result.stdout and "baseline_mahala" in result.stdout
     assert result.stdout.count("left out: ") == 3 and "44100 Hz" in result.stdout
 
@@ -90,27 +113,50 @@ def test_a_study_ends_in_scores_metrics_and_a_report(finished):
 def test_everything_finished_says_of_what_it_was_made(finished):
     home, _ = finished
     done = list((home / "runs").rglob("DONE"))
-    assert len(done) == 6 + 2 * 5 + 2  # 01, 02, 06, 07, 08, 09; per machine two notebooks and three detectors; 04 and its detector
+    assert (
+        len(done) == 6 + 2 * 5 + 2
+    )  # 01, 02, 06, 07, 08, 09; per machine two notebooks and three detectors; 04 and its detector
     for path in done:
         manifest = json.loads((path.parent / "manifest.json").read_text())
-        assert manifest["versions"]["torch"] and manifest["versions"]["source"] and manifest["device"] == "cpu" and manifest["data"]
-    assert not [path for path in (home / "runs").rglob("*") if path.name.startswith(".") and path.name != ".lock"]
+        assert (
+            manifest["versions"]["torch"]
+            and manifest["versions"]["source"]
+            and manifest["device"] == "cpu"
+            and manifest["data"]
+        )
+    assert not [
+        path for path in (home / "runs").rglob("*") if path.name.startswith(".") and path.name != ".lock"
+    ]
     assert not list((home / "runs").rglob("checkpoint*")) and not list((home / "runs").rglob("failed.ipynb"))
 
 
 def test_a_second_run_does_nothing_but_say_so(finished, tree):
     home, _ = finished
-    before = {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file() and path.name != ".lock"}
+    before = {
+        path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file() and path.name != ".lock"
+    }
     result = asd("run", "smoke", "--data-root", tree, "--home", home)
-    assert result.returncode == 0 and "nothing to do: everything is up to date" in result.stdout and "baseline_mse" in result.stdout
-    assert before == {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert (
+        result.returncode == 0
+        and "nothing to do: everything is up to date" in result.stdout
+        and "baseline_mse" in result.stdout
+    )
+    assert before == {
+        path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file() and path.name != ".lock"
+    }
 
 
 def test_an_interrupted_run_goes_on_to_the_same_scores(finished, tree, tmp_path):
     home, _ = finished
     words = ["run", "smoke", "--data-root", str(tree), "--home", str(tmp_path), "--stages", "03"]
     code = "import sys; from asdlib.cli import main; sys.exit(main())"
-    process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENV,
+    )
     begun = tmp_path / "runs" / "smoke" / "seed0" / "03_baseline" / "fan" / "autoencoder"
     while process.poll() is None and not list(begun.glob("checkpoint*")):
         time.sleep(0.05)
@@ -126,8 +172,16 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(finished, tree, tmp_path)
 
 
 def test_a_report_without_scores_says_what_is_missing(tree, tmp_path):
-    result = asd_here("run", "smoke", "--data-root", tree, "--home", tmp_path, "--stages", "09", "--machines", "gearbox")
-    told, missing = said(result), "03_baseline of gearbox (seed 0), 04_classifier of all machines (seed 0), 05_oevae of gearbox (seed 0)"
+    result = asd_here(
+        "run", "smoke", "--data-root", tree, "--home", tmp_path, "--stages", "09", "--machines", "gearbox"
+    )
+    told, missing = (
+        said(result),
+        (
+            "03_baseline of gearbox (seed 0), 04_classifier of all machines (seed 0), 05_oevae of gearbox"
+            " (seed 0)"
+        ),
+    )
     assert f"scores are missing of {missing}; run `asd run smoke` with these settings first" in told
 
 
@@ -135,8 +189,14 @@ def test_a_report_without_scores_says_what_is_missing(tree, tmp_path):
     "words, sentence",
     [
         (["run", "smok"], "unknown study 'smok'; did you mean smoke?"),
-        (["run", "smoke", "--set", "autoencoder.epoch=1"], "unknown setting autoencoder.epoch; did you mean autoencoder.epochs?"),
-        (["run", "smoke", "--data-root", "{tree}", "--machines", "fann"], "unknown machine 'fann'; did you mean fan?"),
+        (
+            ["run", "smoke", "--set", "autoencoder.epoch=1"],
+            "unknown setting autoencoder.epoch; did you mean autoencoder.epochs?",
+        ),
+        (
+            ["run", "smoke", "--data-root", "{tree}", "--machines", "fann"],
+            "unknown machine 'fann'; did you mean fan?",
+        ),
         (["run", "smoke", "--data-root", "{tmp}/nowhere"], "nowhere"),
         (["run", "smoke", "--data-root", "{tmp}"], "expected <machine>/train"),
         (["run", "smoke", "--data-root", "{tree}", "--stages", "33"], "unknown stage '33'; known: 01_data"),
@@ -144,13 +204,21 @@ def test_a_report_without_scores_says_what_is_missing(tree, tmp_path):
         (["synth", "{tmp}/out", "--machines", "fann"], "did you mean fan?"),
         (["synth", "{tree}"], "raw"),
         (["settings", "autoencodr.epochs"], "did you mean autoencoder.epochs?"),
-        (["run", "smoke", "--set", "seeds=[]"], "setting seeds: got [], expected at least one value and none twice"),
-        (["run", "smoke", "--set", "systems=['baseline_mses']"], "unknown system 'baseline_mses'; did you mean baseline_mse?"),
+        (
+            ["run", "smoke", "--set", "seeds=[]"],
+            "setting seeds: got [], expected at least one value and none twice",
+        ),
+        (
+            ["run", "smoke", "--set", "systems=['baseline_mses']"],
+            "unknown system 'baseline_mses'; did you mean baseline_mse?",
+        ),
         (["run", "smoke", "--set", "data.roots=['tree']"], "setting data.roots: 'tree' is relative"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(words, sentence, tree, tmp_path, capsys):
-    words = [word.format(tree=tree, tmp=tmp_path / "t") for word in words] + (["--home", str(tmp_path / "h")] if words[0] == "run" else [])
+    words = [word.format(tree=tree, tmp=tmp_path / "t") for word in words] + (
+        ["--home", str(tmp_path / "h")] if words[0] == "run" else []
+    )
     (tmp_path / "t").mkdir()
     assert cli.main(words) == 2
     assert sentence in capsys.readouterr().err
@@ -166,7 +234,10 @@ def test_a_machine_without_training_clips_is_refused_before_anything_runs(tree, 
 
 def test_one_machine_alone_is_refused_before_anything_runs(tree, tmp_path):
     result = asd_here("run", "smoke", "--data-root", tree, "--machines", "fan", "--home", tmp_path)
-    assert "fan is the only machine with training clips, expected others as pseudo-anomalies" in said(result) and "[1/" not in result.stdout
+    assert (
+        "fan is the only machine with training clips, expected others as pseudo-anomalies" in said(result)
+        and "[1/" not in result.stdout
+    )
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
@@ -175,7 +246,9 @@ def test_a_full_disk_is_one_sentence(tree, tmp_path):
     code = "import resource, signal, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
     code += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from asdlib.cli import main; sys.exit(main())"
     words = ["run", "smoke", "--data-root", str(tree), "--home", str(tmp_path)]
-    result = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120, env=ENV)
+    result = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120, env=ENV
+    )
     assert "free" in said(result)
     assert not list((tmp_path / "runs").rglob("DONE*"))
 
@@ -193,22 +266,35 @@ def test_two_runs_of_one_study_do_not_meet(tree, tmp_path):
     folder.mkdir(parents=True)
     with open(folder / ".lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        assert "another run of this study is at work" in said(asd_here("run", "smoke", "--data-root", tree, "--home", tmp_path))
+        assert "another run of this study is at work" in said(
+            asd_here("run", "smoke", "--data-root", tree, "--home", tmp_path)
+        )
 
 
 def test_index_prints_the_agreed_json(tree, capsys):
     assert cli.main(["index", str(tree), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
-    assert set(content) == {"machines", "classes", "problems"} and set(content["machines"]) == {"fan", "gearbox"}
+    assert set(content) == {"machines", "classes", "problems"} and set(content["machines"]) == {
+        "fan",
+        "gearbox",
+    }
     fan = content["machines"]["fan"]
     assert fan["train"] == {"source": 7, "target": 3}
-    assert fan["test"] == {"source_normal": 4, "source_anomaly": 4, "target_normal": 4, "target_anomaly": 4, "unlabelled": 0}
+    assert fan["test"] == {
+        "source_normal": 4,
+        "source_anomaly": 4,
+        "target_normal": 4,
+        "target_anomaly": 4,
+        "unlabelled": 0,
+    }
     assert fan["seconds"] == [2.0, 2.0] and fan["attributes"] == {} and len(content["problems"]) >= 3
     assert all(set(problem) == {"path", "reason"} for problem in content["problems"])
 
 
 def test_recordings_without_labels_or_without_test_clips_end_in_a_report(tree, tmp_path):
-    """An evaluation machine, a machine with training clips only, a silent clip: what is not available is said, nothing stops."""
+    """An evaluation machine, a machine with training clips only, a silent clip: what is not available is
+    said, nothing stops.
+    """
     odd = tmp_path / "raw"
     shutil.copytree(tree, odd)
     shutil.rmtree(odd / "fan" / "test")
@@ -220,58 +306,111 @@ def test_recordings_without_labels_or_without_test_clips_end_in_a_report(tree, t
     metrics = pd.read_csv(tmp_path / "runs" / "smoke" / "metrics.csv")
     assert set(metrics["machine"]) == {"fan", "gearbox", "all"} and metrics["value"].isna().all()
     assert "not available" in result.stdout and (tmp_path / "reports" / "smoke" / "index.html").is_file()
-    shutil.rmtree(odd / "gearbox" / "test")  # additional training sets alone: embeddings for others, nothing to score
+    shutil.rmtree(
+        odd / "gearbox" / "test"
+    )  # additional training sets alone: embeddings for others, nothing to score
     result = asd("run", "smoke", "--data-root", odd, "--home", tmp_path / "bare", "--stages", "04")
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_lost_outputs_are_restored_without_training_again(finished, tree):
     home, _ = finished
-    weights = home / "runs" / "smoke" / "seed0" / "03_baseline" / "fan" / "autoencoder" / "weights.safetensors"
+    weights = (
+        home / "runs" / "smoke" / "seed0" / "03_baseline" / "fan" / "autoencoder" / "weights.safetensors"
+    )
     before = weights.stat().st_mtime_ns
     shutil.rmtree(home / "reports" / "smoke")
     (home / "runs" / "smoke" / "scores.parquet").unlink()
     result = asd("run", "smoke", "--data-root", tree, "--home", home)
     assert result.returncode == 0 and "03_baseline" not in result.stdout, result.stdout + result.stderr
-    assert (home / "reports" / "smoke" / "index.html").is_file() and (home / "runs" / "smoke" / "scores.parquet").is_file()
-    assert (home / "reports" / "smoke" / "03_baseline_fan_seed0.html").is_file() and weights.stat().st_mtime_ns == before
+    assert (home / "reports" / "smoke" / "index.html").is_file() and (
+        home / "runs" / "smoke" / "scores.parquet"
+    ).is_file()
+    assert (
+        home / "reports" / "smoke" / "03_baseline_fan_seed0.html"
+    ).is_file() and weights.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("name", ["real", "paper"])
 def test_studies_of_recordings_do_not_make_up_any(name, tmp_path, capsys):
     assert cli.main(["run", name, "--home", str(tmp_path)]) == 2
-    assert f"study {name} is for recordings and none were given; add --data-root DIR" in capsys.readouterr().err
+    assert (
+        f"study {name} is for recordings and none were given; add --data-root DIR" in capsys.readouterr().err
+    )
 
 
 def test_two_study_files_of_one_name_do_not_share_a_folder(finished, tree, tmp_path):
     home, _ = finished
     (tmp_path / "smoke.toml").write_text("about = 'another study'")
-    assert "set another name in the study file" in said(asd_here("run", tmp_path / "smoke.toml", "--data-root", tree, "--home", home))
+    assert "set another name in the study file" in said(
+        asd_here("run", tmp_path / "smoke.toml", "--data-root", tree, "--home", home)
+    )
 
 
 def test_files_have_the_scores_that_the_study_gave_them(finished, tree):
-    """From another process, in another order, beside a file that is none: bit for bit, by the system that stands for the study and by another."""
+    """From another process, in another order, beside a file that is none: bit for bit, by the system that
+    stands for the study and by another.
+    """
     home, _ = finished
     scores = pd.read_parquet(home / "runs" / "smoke" / "scores.parquet")
     paths = sorted((tree / "gearbox" / "test").glob("*.wav"))[::-1]
-    for ask, words, system in ((asd, [], "ensemble"), (asd_here, ["--system", "baseline_mahala"], "baseline_mahala")):
-        result = ask("score", "smoke", "--home", home, "--machine", "gearbox", *words, *paths[:3], tree / "nothing.wav", *paths[3:])
-        assert result.returncode == 1 and "nothing.wav: unreadable" in result.stderr and "1 of 17 files could not be scored" in result.stderr
+    for ask, words, system in (
+        (asd, [], "ensemble"),
+        (asd_here, ["--system", "baseline_mahala"], "baseline_mahala"),
+    ):
+        result = ask(
+            "score",
+            "smoke",
+            "--home",
+            home,
+            "--machine",
+            "gearbox",
+            *words,
+            *paths[:3],
+            tree / "nothing.wav",
+            *paths[3:],
+        )
+        assert (
+            result.returncode == 1
+            and "nothing.wav: unreadable" in result.stderr
+            and "1 of 17 files could not be scored" in result.stderr
+        )
         table = pd.read_csv(io.StringIO(result.stdout), dtype=str)
-        own = scores[(scores["system"] == system) & (scores["component"] == "score")].set_index("clip")["score"]
+        own = scores[(scores["system"] == system) & (scores["component"] == "score")].set_index("clip")[
+            "score"
+        ]
         assert table["file"].tolist() == list(map(str, paths))
-        np.testing.assert_array_equal(table["score"].map(float), own[[f"gearbox/test/{path.name}" for path in paths]])
-        assert table["decision"].isin(["normal", "anomaly"]).all() and table["alpha"].notna().all() == (system == "ensemble")
-    assert "study smoke has the machines fan, gearbox; say which one with --machine" in said(asd_here("score", "smoke", "--home", home, paths[0]))
-    assert "seed 7 came, the study has 0" in said(asd_here("score", "smoke", "--home", home, "--seed", "7", "--machine", "fan", paths[0]))
+        np.testing.assert_array_equal(
+            table["score"].map(float), own[[f"gearbox/test/{path.name}" for path in paths]]
+        )
+        assert table["decision"].isin(["normal", "anomaly"]).all() and table["alpha"].notna().all() == (
+            system == "ensemble"
+        )
+    assert "study smoke has the machines fan, gearbox; say which one with --machine" in said(
+        asd_here("score", "smoke", "--home", home, paths[0])
+    )
+    assert "seed 7 came, the study has 0" in said(
+        asd_here("score", "smoke", "--home", home, "--seed", "7", "--machine", "fan", paths[0])
+    )
 
 
 def test_a_finished_study_leaves_a_model_card_and_can_be_submitted(finished, tmp_path):
     home, _ = finished
     card = (home / "reports" / "smoke" / "model_card.md").read_text(encoding="utf-8")
-    for heading in ("Data", "Intended use and limits", "Results, with intervals", "Controls", "Thresholds and what they mean", "Hardware and time"):
+    for heading in (
+        "Data",
+        "Intended use and limits",
+        "Results, with intervals",
+        "Controls",
+        "Thresholds and what they mean",
+        "Hardware and time",
+    ):
         assert f"## {heading}" in card
-    assert "Licence of the recordings: not stated" in card and "| gearbox |" in card and "Few training clips of" in card
+    assert (
+        "Licence of the recordings: not stated" in card
+        and "| gearbox |" in card
+        and "Few training clips of" in card
+    )
     result = asd("submit", "smoke", tmp_path / "sub", "--home", home)
     assert result.returncode == 0 and "system ensemble" in result.stdout, result.stderr
     assert len(list((tmp_path / "sub").glob("*_section_00_test.csv"))) == 4
@@ -280,7 +419,15 @@ def test_a_finished_study_leaves_a_model_card_and_can_be_submitted(finished, tmp
 def test_scores_of_other_settings_are_not_taken(finished, tree):
     """And what is there stays as it is."""
     home, _ = finished
-    kept = {path: path.read_bytes() for path in (home / "runs" / "smoke" / "09_report").iterdir() if path.is_file()}
-    result = asd_here("run", "smoke", "--data-root", tree, "--home", home, "--stages", "09", "--set", "autoencoder.epochs=3")
+    kept = {
+        path: path.read_bytes()
+        for path in (home / "runs" / "smoke" / "09_report").iterdir()
+        if path.is_file()
+    }
+    result = asd_here(
+        "run", "smoke", "--data-root", tree, "--home", home, "--stages", "09", "--set", "autoencoder.epochs=3"
+    )
     assert "scores are missing of 03_baseline of fan (seed 0)" in said(result)
-    assert "DONE" in {path.name for path in kept} and all(path.read_bytes() == content for path, content in kept.items())
+    assert "DONE" in {path.name for path in kept} and all(
+        path.read_bytes() == content for path, content in kept.items()
+    )

@@ -1,5 +1,7 @@
-"""Documentation that can be checked: every module, function and class says what it is for; arrays have shapes; refusals are announced;
-every command says what it reads and writes, with an example; every notebook stands in the list of notebooks."""
+"""Documentation that can be checked: every module, function and class says what it is for; arrays have
+shapes; refusals are announced; every command says what it reads and writes, with an example; every notebook
+stands in the list of notebooks.
+"""
 
 import argparse
 import ast
@@ -15,7 +17,9 @@ from asdlib import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 ARRAY = re.compile(r"np\.ndarray|Tensor|ArrayLike")
-SHAPE = re.compile(r"\((?:\.\.\.|[\w·]+(?: [+\-−·*/]+ [\w·]+)*)(?:, ?[^()]*)?\)|[Rr]ows?\b|scalar")  # (n, dim), (n,), (frames of all clips, bands)
+SHAPE = re.compile(
+    r"\((?:\.\.\.|[\w·]+(?: [+\-−·*/]+ [\w·]+)*)(?:, ?[^()]*)?\)|[Rr]ows?\b|scalar"
+)  # (n, dim), (n,), (frames of all clips, bands)
 INTERFACE = ("forward", "backward")  # torch's own; the class says what goes in and out
 
 
@@ -25,7 +29,11 @@ def public(tree):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             yield node.name, node
             for inner in node.body if isinstance(node, ast.ClassDef) else []:
-                if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_") and inner.name not in INTERFACE:
+                if (
+                    isinstance(inner, ast.FunctionDef)
+                    and not inner.name.startswith("_")
+                    and inner.name not in INTERFACE
+                ):
                     yield f"{node.name}.{inner.name}", inner
 
 
@@ -39,25 +47,41 @@ def silent(path, root=ROOT):
         if not text:
             out.append(f"{where}: {name} has no docstring")
         elif isinstance(node, ast.FunctionDef) and node in tree.body:
-            arrays = [each.arg for each in (*node.args.args, *node.args.kwonlyargs) if each.annotation and ARRAY.search(ast.unparse(each.annotation))]
+            arrays = [
+                each.arg
+                for each in (*node.args.args, *node.args.kwonlyargs)
+                if each.annotation and ARRAY.search(ast.unparse(each.annotation))
+            ]
             if arrays and not SHAPE.search(text):
                 out.append(f"{where}: {name} says no shape of {', '.join(arrays)}")
-            if re.search(r"raise (errors\.)?InputError\(", ast.unparse(node)) and not re.search(r"raises|refus", text, re.IGNORECASE):
-                out.append(f"{where}: {name} refuses input without saying so (raises : errors.InputError ...)")
+            if re.search(r"raise (errors\.)?InputError\(", ast.unparse(node)) and not re.search(
+                r"raises|refus", text, re.IGNORECASE
+            ):
+                out.append(
+                    f"{where}: {name} refuses input without saying so (raises : errors.InputError ...)"
+                )
     return out
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "asdlib").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "asdlib").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_everything_public_is_documented(path):
     assert silent(path) == []
 
 
 def test_what_is_unsaid_is_found(tmp_path):
-    text = "def f(x: np.ndarray):\n    '''Something.'''\n    raise errors.InputError('no')\nclass A:\n    '''A.'''\n    def g(self): ...\n"
+    text = (
+        "def f(x: np.ndarray):\n    '''Something.'''\n    raise errors.InputError('no')\nclass A:\n   "
+        " '''A.'''\n    def g(self): ...\n"
+    )
     (tmp_path / "m.py").write_text(text)
     assert silent(tmp_path / "m.py", tmp_path) == [
-        "m.py: the module does not say what it is for", "m.py: f says no shape of x",
-        "m.py: f refuses input without saying so (raises : errors.InputError ...)", "m.py: A.g has no docstring"]  # fmt: skip
+        "m.py: the module does not say what it is for",
+        "m.py: f says no shape of x",
+        "m.py: f refuses input without saying so (raises : errors.InputError ...)",
+        "m.py: A.g has no docstring",
+    ]
 
 
 def commands():
@@ -69,13 +93,18 @@ def commands():
 @pytest.mark.parametrize("name", list(commands()))
 def test_every_command_says_what_it_reads_and_writes_with_an_example(name):
     one = commands()[name]
-    assert re.search(r"\b[Rr]eads?\b", one.description) and re.search(r"\b[Ww]rites?\b", one.description), one.description
+    assert re.search(r"\b[Rr]eads?\b", one.description) and re.search(r"\b[Ww]rites?\b", one.description), (
+        one.description
+    )
     assert re.search(rf"example: asd {name}\b", one.epilog)
     assert all(action.help for action in one._actions)
 
 
 def test_help_comes_without_torch_or_pandas():
-    code = "import sys; from asdlib import cli; cli.parser().format_help(); print({'torch', 'pandas', 'matplotlib'} & set(sys.modules))"
+    code = (
+        "import sys; from asdlib import cli; cli.parser().format_help(); print({'torch', 'pandas',"
+        " 'matplotlib'} & set(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
@@ -89,7 +118,9 @@ def test_every_example_is_a_command_that_is_understood():
 def test_every_notebook_stands_in_the_list_of_notebooks():
     text = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        assert f"`{path.stem}`" in text, f"notebooks/README.md does not say which question {path.stem} answers"
+        assert f"`{path.stem}`" in text, (
+            f"notebooks/README.md does not say which question {path.stem} answers"
+        )
     for path in sorted((ROOT / "notebooks" / "studies").glob("*.toml")):
         assert f"`{path.stem}`" in text, f"notebooks/README.md does not say what study {path.stem} is for"
     for stem in re.findall(r"^\| `(\d\d_\w+)`", text, re.MULTILINE):
@@ -97,9 +128,22 @@ def test_every_notebook_stands_in_the_list_of_notebooks():
 
 
 @pytest.mark.parametrize("buffered", ["", "1"])
-@pytest.mark.parametrize("where, codes, said", [(">&-", [0], ""), ("2>&-", [0], ""), (">/dev/full", [1, 2], "asd: "), ("| head -c 1", [0, 1], "")])
+@pytest.mark.parametrize(
+    "where, codes, said",
+    [(">&-", [0], ""), ("2>&-", [0], ""), (">/dev/full", [1, 2], "asd: "), ("| head -c 1", [0, 1], "")],
+)
 def test_a_command_ends_without_a_traceback_wherever_its_words_go(where, codes, said, buffered):
     """Closed from the start, as by a daemon; a full disk; a reader that has seen enough."""
-    command = f"set -o pipefail; {sys.executable} -c 'import sys; from asdlib.cli import command; sys.exit(command())' settings autoencoder {where}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=os.environ | {"PYTHONUNBUFFERED": buffered})
-    assert done.returncode in codes and (not done.stderr or (done.stderr.count("\n") == 1 and said and done.stderr.startswith(said))), done
+    command = (
+        f"set -o pipefail; {sys.executable} -c 'import sys; from asdlib.cli import command;"
+        f" sys.exit(command())' settings autoencoder {where}"
+    )
+    done = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": buffered},
+    )
+    assert done.returncode in codes and (
+        not done.stderr or (done.stderr.count("\n") == 1 and said and done.stderr.startswith(said))
+    ), done

@@ -24,7 +24,9 @@ def noise():
 
 
 def test_log_mel_equals_torchaudio(noise):
-    reference = torchaudio.transforms.MelSpectrogram(RATE, 1024, hop_length=256, f_min=50, f_max=7800, n_mels=224)(noise)
+    reference = torchaudio.transforms.MelSpectrogram(
+        RATE, 1024, hop_length=256, f_min=50, f_max=7800, n_mels=224
+    )(noise)
     made = features.log_mel(noise)
     assert made.shape == (3, 1, 224, 126)
     torch.testing.assert_close(made[:, 0], 10 * reference.clamp_min(1e-10).log10(), rtol=1e-4, atol=1e-3)
@@ -32,17 +34,29 @@ def test_log_mel_equals_torchaudio(noise):
 
 def test_baseline_mel_equals_torchaudio(noise):
     reference = torchaudio.transforms.MelSpectrogram(
-        RATE, 1024, hop_length=512, n_mels=128, f_min=0.0, f_max=8000, norm="slaney", mel_scale="slaney", pad_mode="constant"
+        RATE,
+        1024,
+        hop_length=512,
+        n_mels=128,
+        f_min=0.0,
+        f_max=8000,
+        norm="slaney",
+        mel_scale="slaney",
+        pad_mode="constant",
     )(noise)
     made = features.baseline_mel(noise)
     assert made.shape == (3, 63, 128) and features.baseline_mel(torch.zeros(1, 160000)).shape == (1, 313, 128)
     torch.testing.assert_close(made.mT, 10 * reference.clamp_min(2.2e-16).log10(), rtol=1e-4, atol=1e-3)
-    assert features.baseline_mel(torch.zeros(1, 16000)).min() == pytest.approx(10 * math.log10(2.220446e-16), abs=1e-3)
+    assert features.baseline_mel(torch.zeros(1, 16000)).min() == pytest.approx(
+        10 * math.log10(2.220446e-16), abs=1e-3
+    )
 
 
 def test_stft_equals_scipy(noise):
     made = features.spectrogram(noise, kind="stft")
-    _, _, reference = scipy.signal.stft(noise.numpy(), nperseg=1024, noverlap=512, boundary=None, padded=False, scaling="spectrum")
+    _, _, reference = scipy.signal.stft(
+        noise.numpy(), nperseg=1024, noverlap=512, boundary=None, padded=False, scaling="spectrum"
+    )
     window_sum = scipy.signal.get_window("hann", 1024).sum()
     np.testing.assert_allclose(made[:, 0].numpy(), np.abs(reference) * window_sum, rtol=1e-3, atol=2e-3)
     angle = features.phase(noise, representation="angle")[:, 0].numpy() * np.pi
@@ -52,7 +66,12 @@ def test_stft_equals_scipy(noise):
 
 
 def test_spectrum_equals_numpy(noise):
-    np.testing.assert_allclose(features.spectrum(noise)[:, 0].numpy(), np.abs(np.fft.rfft(noise.numpy()))[:, :16000], rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(
+        features.spectrum(noise)[:, 0].numpy(),
+        np.abs(np.fft.rfft(noise.numpy()))[:, :16000],
+        rtol=1e-3,
+        atol=1e-2,
+    )
 
 
 @pytest.mark.parametrize("n_fft, empty", [(1024, 0), (2048, 0)])
@@ -78,7 +97,9 @@ def test_a_tone_lands_in_its_bin_at_its_level(hz):
     stft = features.spectrogram(tone(hz, amplitude=0.5))[0, 0]
     assert int(stft.mean(1).argmax()) == round(hz / RATE * 1024)
     louder, quieter = features.log_mel(tone(hz)), features.log_mel(tone(hz, amplitude=0.1))
-    assert float(louder.max() - quieter.max()) == pytest.approx(20.0, abs=0.05)  # a tenth of the amplitude is 20 dB less
+    assert float(louder.max() - quieter.max()) == pytest.approx(
+        20.0, abs=0.05
+    )  # a tenth of the amplitude is 20 dB less
 
 
 def test_instantaneous_frequency_says_how_far_a_tone_is_from_its_bin():
@@ -110,26 +131,44 @@ def test_a_shift_of_the_clip_changes_angle_but_not_if():
     a, b = wave[:, :32000], wave[:, 77 : 77 + 32000]
     k = round(1003 / RATE * 1024)
     change = {
-        name: (features.phase(a, representation=name) - features.phase(b, representation=name))[0, 0, k].abs().mean() for name in ("angle", "if")
+        name: (
+            (features.phase(a, representation=name) - features.phase(b, representation=name))[0, 0, k]
+            .abs()
+            .mean()
+        )
+        for name in ("angle", "if")
     }
     assert change["angle"] > 0.1 and change["if"] < 1e-3
 
 
 def test_a_clip_alone_has_the_features_it_has_in_a_batch(noise):
-    for make in (features.log_mel, features.baseline_mel, features.spectrum, features.spectrogram, features.phase):
+    for make in (
+        features.log_mel,
+        features.baseline_mel,
+        features.spectrum,
+        features.spectrogram,
+        features.phase,
+    ):
         torch.testing.assert_close(make(noise)[1:2], make(noise[1:2]), rtol=1e-4, atol=1e-4)
 
 
 def test_refusals():
     with pytest.raises(errors.InputError, match=r"waveforms came as \(100,\), expected \(n, samples\)"):
         features.log_mel(torch.zeros(100))
-    with pytest.raises(errors.InputError, match="waveforms of 100 samples came, expected at least n_fft = 1024"):
+    with pytest.raises(
+        errors.InputError, match="waveforms of 100 samples came, expected at least n_fft = 1024"
+    ):
         features.spectrogram(torch.zeros(1, 100))
     with pytest.raises(errors.InputError, match="unknown phase representation 'cosin'; did you mean cossin"):
         features.phase(torch.zeros(1, 2048), representation="cosin")
 
 
-VARIANTS = [(features.log_mel, {}), (features.baseline_mel, {}), (features.spectrogram, {}), (features.spectrogram, {"kind": "mel"})]
+VARIANTS = [
+    (features.log_mel, {}),
+    (features.baseline_mel, {}),
+    (features.spectrogram, {}),
+    (features.spectrogram, {"kind": "mel"}),
+]
 VARIANTS += [(features.phase, {"representation": name}) for name in features.PHASE]
 
 

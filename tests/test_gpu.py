@@ -1,12 +1,12 @@
 """What a GPU would refuse or wait for, seen without one.
 
-First an epoch of each network on torch's fake tensors, which have a device and no values. Two devices in one operation are an error, and
-so is every question for a value (`.item()`, `bool(…)`, a mask as index): on a GPU that is where the host waits. Copies between the host and
-the GPU by `.to` and its kin, which wait too, are counted. The optimiser gets gradients of zero, as the engine that goes backwards asks for
-the GPU itself.
+First an epoch of each network on torch's fake tensors, which have a device and no values. Two devices in one
+operation are an error, and so is every question for a value (`.item()`, `bool(…)`, a mask as index): on a GPU
+that is where the host waits. Copies between the host and the GPU by `.to` and its kin, which wait too, are
+counted. The optimiser gets gradients of zero, as the engine that goes backwards asks for the GPU itself.
 
-Then detectors, and a whole study with a file scored by it, on a GPU that is pretended (`pretended`): values are computed, devices are kept
-apart. `test_oevae` and `test_audio` hold what needs a real one.
+Then detectors, and a whole study with a file scored by it, on a GPU that is pretended (`pretended`): values
+are computed, devices are kept apart. `test_oevae` and `test_audio` hold what needs a real one.
 """
 
 import ast
@@ -33,7 +33,12 @@ import torch
 from pretended import GPU, Draws
 from sizes import bound, detector_of
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -51,7 +56,9 @@ PACKAGE = Path(cli.__file__).parent
 
 
 class Copies(TorchDispatchMode):
-    """Counts what crosses between the host and the GPU: copies, and operations on tensors (not numbers) of both."""
+    """Counts what crosses between the host and the GPU: copies, and operations on tensors (not numbers) of
+    both.
+    """
 
     def __init__(self):
         super().__init__()
@@ -59,7 +66,10 @@ class Copies(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        given, made = ([x for x in tree_flatten(values)[0] if isinstance(x, torch.Tensor)] for values in ((args, kwargs), out))
+        given, made = (
+            [x for x in tree_flatten(values)[0] if isinstance(x, torch.Tensor)]
+            for values in ((args, kwargs), out)
+        )
         if func is torch.ops.aten._to_copy.default and args[0].device != out.device:
             self.seen.append(f"{tuple(out.shape)} from {args[0].device} to {out.device}")
         elif len({x.device for x in given + made if x.ndim}) > 1:
@@ -69,7 +79,9 @@ class Copies(TorchDispatchMode):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """The mode under which tensors have no values, where autocast is possible; filter banks, which torchaudio looks at, are made outside of it."""
+    """The mode under which tensors have no values, where autocast is possible; filter banks, which torchaudio
+    looks at, are made outside of it.
+    """
     mode, make = FakeTensorMode(), features._mel_bank
 
     @functools.cache
@@ -103,14 +115,18 @@ def on_gpu(value, mode):
 
 
 def oevae_epoch(context, mode, home):
-    """A network and its batches, from a function of draws; the recordings are at home on the host or the GPU."""
+    """A network and its batches, from a function of draws."""
     rows = machine_rows(context.store.clips, "pump", "train")
     front = exposure.SegmentFeatures(context.store, context.device, context.cfg.oevae.features, rows)
     others = front.items(machine_rows(context.store.clips, "saw", "train"))
     labels = np.eye(2, dtype=np.float32)[np.arange(len(rows)) % 2]
-    target = exposure.target_items(front, rows, np.arange(len(rows), dtype=np.float32), np.arange(len(rows)) % 4 != 0, labels)
+    target = exposure.target_items(
+        front, rows, np.arange(len(rows), dtype=np.float32), np.arange(len(rows)) % 4 != 0, labels
+    )
     settings = dataclasses.replace(context.cfg.oevae, attribute_weight=1.0)
-    made = on_gpu(exposure.OutlierExposureBatches(front, settings, target, others, np.ones(len(others))), mode)
+    made = on_gpu(
+        exposure.OutlierExposureBatches(front, settings, target, others, np.ones(len(others))), mode
+    )
     made.front.store = stored(context.store, mode, home)
     net = on_gpu(oevae.OEVAE(settings, 2), mode)
     return net, lambda draws: made.batches(draws, lambda: (net.steps / 5).clamp(max=1.0))
@@ -119,11 +135,15 @@ def oevae_epoch(context, mode, home):
 def classifier_epoch(context, mode, home):
     """As `oevae_epoch`."""
     detector = detector_of(Classifier, context)
-    rows = np.concatenate([machine_rows(context.store.clips, machine, "train") for machine in ("pump", "saw")])
+    rows = np.concatenate(
+        [machine_rows(context.store.clips, machine, "train") for machine in ("pump", "saw")]
+    )
     bound(detector, context.store, rows)._prepare()
     other = copy.copy(detector)
     other.device, other.resident = GPU, stored(context.store, mode, home)
-    other.net, other.mean, other.std = (on_gpu(value, mode) for value in (detector.net, detector.mean, detector.std))
+    other.net, other.mean, other.std = (
+        on_gpu(value, mode) for value in (detector.net, detector.mean, detector.std)
+    )
     return other.net, other._batches
 
 
@@ -132,14 +152,18 @@ def autoencoder_epoch(context, mode, home):
     s = context.cfg.autoencoder
     vectors = on_gpu(Vectors(torch.rand(400, s.n_mels), [100, 300], s.frames), mode)
     net = on_gpu(Autoencoder(s), mode)
-    return net, lambda draws: (vectors[index] for index in training.shuffled_batches(len(vectors), 64, draws, GPU))
+    return net, lambda draws: (
+        vectors[index] for index in training.shuffled_batches(len(vectors), 64, draws, GPU)
+    )
 
 
 def stored(store, mode, home):
     """The recordings for a GPU, where they lie on it, or do not fit and stay on the host."""
     place = GPU if home == "on the GPU" else torch.device("cpu")
     with mode:
-        parts = {name: mode.from_tensor(getattr(store, name)).to(place) for name in ("samples", "offset", "count")}
+        parts = {
+            name: mode.from_tensor(getattr(store, name)).to(place) for name in ("samples", "offset", "count")
+        }
     return dataclasses.replace(store, device=GPU, **parts)
 
 
@@ -147,9 +171,15 @@ EPOCHS = {"oevae": oevae_epoch, "classifier": classifier_epoch, "autoencoder": a
 
 
 def copies_of_an_epoch(context, mode, monkeypatch, name, home, kind):
-    """Copies between host and GPU of each step of the second epoch; an operation that a GPU would refuse, or wait for, is raised."""
+    """Copies between host and GPU of each step of the second epoch; an operation that a GPU would refuse, or
+    wait for, is raised.
+    """
     net, batches = EPOCHS[name](context, mode, home)
-    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: [setattr(p, "grad", torch.zeros_like(p)) for p in net.train().parameters()])
+    monkeypatch.setattr(
+        torch.Tensor,
+        "backward",
+        lambda loss: [setattr(p, "grad", torch.zeros_like(p)) for p in net.train().parameters()],
+    )
     with mode:
         optimiser = torch.optim.Adam(net.train().parameters(), lr=1e-3, fused=True)
         for _ in range(2):  # windows are made in the first
@@ -164,15 +194,21 @@ def copies_of_an_epoch(context, mode, monkeypatch, name, home, kind):
     return copies
 
 
-@pytest.mark.parametrize("name, kind", [(name, kind) for name in EPOCHS for kind in ("float32", *["bf16"] * (name in precision.NETWORKS))])
+@pytest.mark.parametrize(
+    "name, kind",
+    [(name, kind) for name in EPOCHS for kind in ("float32", *["bf16"] * (name in precision.NETWORKS))],
+)
 def test_between_the_steps_of_an_epoch_nothing_waits(context, gpu, monkeypatch, name, kind):
     copies = copies_of_an_epoch(context, gpu, monkeypatch, name, "on the GPU", kind)
-    assert not any(copies[1:]), copies  # the first step comes with what is drawn and laid out for the whole epoch
+    assert not any(copies[1:]), (
+        copies
+    )  # the first step comes with what is drawn and laid out for the whole epoch
 
 
 @pytest.mark.parametrize("name", ["oevae", "classifier"])
 def test_recordings_that_stay_on_the_host_are_moved_batch_by_batch(context, gpu, monkeypatch, name):
-    # whether all segments lie within their clips is asked of tensors on the host, which here have no values either
+    # whether all segments lie within their clips is asked of tensors on the host, which here have no values
+    # either
     monkeypatch.setattr(Store, "segments", functools.partialmethod(Store.segments, whole=False))
     copies = copies_of_an_epoch(context, gpu, monkeypatch, name, "on the host", "bf16")
     assert all(any("to cuda:0" in copy for copy in step) for step in copies), copies
@@ -215,22 +251,50 @@ class Inline:
         return job
 
 
-# ---------------------------------------------------------------- operations whose sums a GPU adds in any order
+# ---------------------------------------------------------------- operations whose sums a GPU adds in any
+# order
 
-# By torch's own list (`torch.use_deterministic_algorithms`) those that have no other form on a GPU; cumsum of integers and bincount without
+# By torch's own list (`torch.use_deterministic_algorithms`) those that have no other form on a GPU; cumsum of
+# integers and bincount without
 # weights have.
 UNREPEATABLE = {
-    "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward", "_ctc_loss_backward", "_embedding_bag", "adaptive_max_pool2d_backward",
-    "avg_pool3d_backward", "bincount", "cumsum", "fractional_max_pool2d_backward", "fractional_max_pool3d_backward", "grid_sampler_2d_backward",
-    "grid_sampler_3d_backward", "histc", "max_pool3d_with_indices_backward", "max_unpool2d", "max_unpool3d", "median", "nll_loss2d_forward",
-    "nll_loss2d_backward", "nll_loss_forward", "nll_loss_backward", "put_", "reflection_pad1d_backward", "reflection_pad2d_backward",
-    "reflection_pad3d_backward", "scatter_reduce", "upsample_linear1d_backward", "upsample_bilinear2d_backward", "upsample_bicubic2d_backward",
+    "_adaptive_avg_pool2d_backward",
+    "_adaptive_avg_pool3d_backward",
+    "_ctc_loss_backward",
+    "_embedding_bag",
+    "adaptive_max_pool2d_backward",
+    "avg_pool3d_backward",
+    "bincount",
+    "cumsum",
+    "fractional_max_pool2d_backward",
+    "fractional_max_pool3d_backward",
+    "grid_sampler_2d_backward",
+    "grid_sampler_3d_backward",
+    "histc",
+    "max_pool3d_with_indices_backward",
+    "max_unpool2d",
+    "max_unpool3d",
+    "median",
+    "nll_loss2d_forward",
+    "nll_loss2d_backward",
+    "nll_loss_forward",
+    "nll_loss_backward",
+    "put_",
+    "reflection_pad1d_backward",
+    "reflection_pad2d_backward",
+    "reflection_pad3d_backward",
+    "scatter_reduce",
+    "upsample_linear1d_backward",
+    "upsample_bilinear2d_backward",
+    "upsample_bicubic2d_backward",
     "upsample_trilinear3d_backward",
-}  # fmt: skip
+}
 
 
 class Operations(TorchDispatchMode):
-    """The names of all operations, those of the way back among them; of cumsum on floats and bincount with weights only."""
+    """The names of all operations, those of the way back among them; of cumsum on floats and bincount with
+    weights only.
+    """
 
     def __init__(self):
         super().__init__()
@@ -239,7 +303,9 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         weights = args[1] if len(args) > 1 else (kwargs or {}).get("weights")
-        exact = (name == "cumsum" and not args[0].is_floating_point()) or (name == "bincount" and weights is None)
+        exact = (name == "cumsum" and not args[0].is_floating_point()) or (
+            name == "bincount" and weights is None
+        )
         self.seen |= set() if exact else {name}
         return func(*args, **(kwargs or {}))
 
@@ -247,12 +313,23 @@ class Operations(TorchDispatchMode):
 @pytest.mark.parametrize("name", list(DETECTORS))
 def test_a_detector_asks_for_nothing_that_a_gpu_cannot_repeat(context, monkeypatch, name):
     monkeypatch.setattr(autoencoder, "ThreadPoolExecutor", Inline)  # the mode belongs to this thread
-    trains = {"oevae": "convolution_backward", "classifier": "convolution_backward", "autoencoder": "native_batch_norm_backward"}
+    trains = {
+        "oevae": "convolution_backward",
+        "classifier": "convolution_backward",
+        "autoencoder": "native_batch_norm_backward",
+    }
     cfg = dataclasses.replace(context.cfg, oevae=dataclasses.replace(context.cfg.oevae, attribute_weight=1.0))
     with Operations() as operations:
         context = dataclasses.replace(context, cfg=cfg)
-        detect(detector_of(DETECTORS[name], context), context.store, ["pump", "saw"] if name == "classifier" else ["pump"])
-    assert {"_fft_r2c", trains.get(name, "_fft_r2c")} <= operations.seen and not operations.seen & UNREPEATABLE
+        detect(
+            detector_of(DETECTORS[name], context),
+            context.store,
+            ["pump", "saw"] if name == "classifier" else ["pump"],
+        )
+    assert {
+        "_fft_r2c",
+        trains.get(name, "_fft_r2c"),
+    } <= operations.seen and not operations.seen & UNREPEATABLE
 
 
 def test_that_oracle_sees_the_way_back():
@@ -269,7 +346,12 @@ def test_that_oracle_sees_the_way_back():
 def test_the_pretended_gpu_refuses_what_a_gpu_refuses():
     with pretended.gpu():
         x, host = torch.rand(3, device="cuda", generator=torch.Generator("cuda")), torch.rand(3)
-        for mixed in (lambda: x + host, lambda: torch.cat([x, host]), lambda: host[x.long()], lambda: torch.where(x > 0, x, host)):
+        for mixed in (
+            lambda: x + host,
+            lambda: torch.cat([x, host]),
+            lambda: host[x.long()],
+            lambda: torch.where(x > 0, x, host),
+        ):
             with pytest.raises(RuntimeError, match="at least two devices"):
                 mixed()
         for array in (x.numpy, lambda: np.asarray(x)):
@@ -280,7 +362,9 @@ def test_the_pretended_gpu_refuses_what_a_gpu_refuses():
             net(host)
         net(x).sum().backward()
         assert {p.device for p in net.parameters()} == {p.grad.device for p in net.parameters()} == {GPU}
-        assert (x.cpu() + host.to(x).cpu()).device.type == "cpu" and float(x[host.argmax()]) >= 0  # a GPU takes indices of the host
+        assert (x.cpu() + host.to(x).cpu()).device.type == "cpu" and float(
+            x[host.argmax()]
+        ) >= 0  # a GPU takes indices of the host
 
 
 @pytest.fixture
@@ -302,8 +386,12 @@ def there(monkeypatch, context):
 
 
 # the baselines keep their recordings on the host wherever there is room
-PLACES = {f"{name}-{where}": (name, free) for name in DETECTORS for where, free in {"on the GPU": 1e12, "on the host": 0.0}.items()
-          if free or name in precision.NETWORKS}  # fmt: skip
+PLACES = {
+    f"{name}-{where}": (name, free)
+    for name in DETECTORS
+    for where, free in {"on the GPU": 1e12, "on the host": 0.0}.items()
+    if free or name in precision.NETWORKS
+}
 
 
 @pytest.mark.parametrize("name, free", PLACES.values(), ids=list(PLACES))
@@ -315,7 +403,8 @@ def test_a_detector_trains_and_scores_on_a_gpu(context, there, monkeypatch, name
         moved = dataclasses.replace(context, device=training.pick_device("auto"))
         found = detect(detector_of(DETECTORS[name], moved), moved.store, machines)
         assert moved.store.to(GPU).samples.device.type == ("cuda" if free else "cpu")
-    # gradients of OEVAE differ in their last bits, which its training makes much of: 4 % of a score at most were seen
+    # gradients of OEVAE differ in their last bits, which its training makes much of: 4 % of a score at most
+    # were seen
     pd.testing.assert_frame_equal(found, expected, rtol=0.1 if name == "oevae" else 1e-4)
 
 
@@ -323,11 +412,16 @@ def test_detectors_share_one_copy_of_the_recordings(context, there):
     with there():
         moved = dataclasses.replace(context, device=training.pick_device("auto"))
         train = [machine_rows(context.store.clips, machine, "train") for machine in ("pump", "saw")]
-        fronts = [exposure.SegmentFeatures(moved.store, moved.device, moved.cfg.oevae.features, rows) for rows in train]
+        fronts = [
+            exposure.SegmentFeatures(moved.store, moved.device, moved.cfg.oevae.features, rows)
+            for rows in train
+        ]
         classifier = bound(detector_of(Classifier, moved), moved.store, np.concatenate(train))
         classifier._prepare()
         stores = [front.store for front in fronts] + [classifier.resident, fronts[0].on(context.store).store]
-        assert {store.samples.device for store in stores} == {GPU} and all(store is stores[0] for store in stores)
+        assert {store.samples.device for store in stores} == {GPU} and all(
+            store is stores[0] for store in stores
+        )
 
 
 def test_training_clips_go_through_the_network_in_blocks_and_others_alone(context, there, monkeypatch):
@@ -340,7 +434,11 @@ def test_training_clips_go_through_the_network_in_blocks_and_others_alone(contex
         bound(detector, context.store, train)._open()
         detector.net = detector._network().eval()
         with monkeypatch.context() as patch:
-            patch.setattr(exposure.SegmentFeatures, "waves", lambda front, items: sizes.append(len(items)) or waves(front, items))
+            patch.setattr(
+                exposure.SegmentFeatures,
+                "waves",
+                lambda front, items: sizes.append(len(items)) or waves(front, items),
+            )
             return detector._pass(np.concatenate([test[:2], train]))
 
     expected = passes(context)
@@ -348,8 +446,12 @@ def test_training_clips_go_through_the_network_in_blocks_and_others_alone(contex
     sizes.clear()
     with there():
         found = passes(dataclasses.replace(context, device=training.pick_device("auto")))
-    assert len(train) == 13 and sizes == [context.cfg.oevae.features.segments * clips for clips in (4, 4, 4, 1, 1, 1)]
-    for one, other in zip(*([made.h, made.mu, made.logvar, *made.alpha.values()] for made in (found, expected))):
+    assert len(train) == 13 and sizes == [
+        context.cfg.oevae.features.segments * clips for clips in (4, 4, 4, 1, 1, 1)
+    ]
+    for one, other in zip(
+        *([made.h, made.mu, made.logvar, *made.alpha.values()] for made in (found, expected))
+    ):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
     np.testing.assert_array_equal(found.clip, expected.clip)
 
@@ -358,7 +460,10 @@ def test_a_gpu_that_is_picked_computes_what_it_computed_before(there):
     with there():
         assert training.pick_device("cpu").type == "cpu" and not torch.are_deterministic_algorithms_enabled()
         assert training.pick_device("auto") == torch.device("cuda")
-        assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+        assert (
+            torch.are_deterministic_algorithms_enabled()
+            and torch.is_deterministic_algorithms_warn_only_enabled()
+        )
         assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.allow_tf32
@@ -376,25 +481,42 @@ class Drawing(nn.Module):
         return {"loss": (self.line(batch) + noise - batch.sum(1, keepdim=True)).square().mean()}
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adamax, functools.partial(torch.optim.Adam, fused=True)], ids=["Adamax", "fused Adam"])
+@pytest.mark.parametrize(
+    "kind",
+    [torch.optim.Adamax, functools.partial(torch.optim.Adam, fused=True)],
+    ids=["Adamax", "fused Adam"],
+)
 def test_a_training_on_a_gpu_goes_on_from_its_checkpoint(there, tmp_path, capsys, kind):
     def trained(epochs, path):
         with training.seeded_init(0):
             net = Drawing().to(GPU)
         optimiser = kind(net.parameters(), lr=0.05)
         x = torch.rand(20, 3, device=GPU, generator=training.generator_for(0, device=GPU))
-        training.fit(net, lambda draws: iter(x.split(5)), optimiser, epochs=epochs, seed=0, what="line", checkpoint=tmp_path / path)
+        training.fit(
+            net,
+            lambda draws: iter(x.split(5)),
+            optimiser,
+            epochs=epochs,
+            seed=0,
+            what="line",
+            checkpoint=tmp_path / path,
+        )
         return net.line.weight.cpu(), {state["step"].device.type for state in optimiser.state.values()}
 
     with there():
         whole, counts = trained(4, "whole.pt")
         trained(2, "broken.pt")
         resumed, counted = trained(4, "broken.pt")
-        assert torch.equal(whole, resumed) and counts == counted == {"cpu" if kind is torch.optim.Adamax else "cuda"}
+        assert torch.equal(whole, resumed) and counts == counted == {
+            "cpu" if kind is torch.optim.Adamax else "cuda"
+        }
     assert not capsys.readouterr().err  # where a checkpoint cannot be read it says so, and begins again
 
 
-FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.56 GiB of which 1.10 GiB is free"
+FULL = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.56 GiB of which 1.10"
+    " GiB is free"
+)
 
 
 class Full(nn.Module):
@@ -447,36 +569,70 @@ def test_a_study_on_a_gpu(there, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(notebook, "_execute", in_this_process)
     with there():
         assert runner.run_study(study.open_run("smoke", AUTO, str(tmp_path)), "smoke", AUTO) == 11
-        score = ["score", "smoke", "--machine", "fan", "--home", str(tmp_path), "--explain", str(tmp_path / "why"), str(tmp_path / "x.wav")]
+        score = [
+            "score",
+            "smoke",
+            "--machine",
+            "fan",
+            "--home",
+            str(tmp_path),
+            "--explain",
+            str(tmp_path / "why"),
+            str(tmp_path / "x.wav"),
+        ]
         soundfile.write(tmp_path / "x.wav", np.random.default_rng(0).normal(0, 0.1, 40000), 16000)
         capsys.readouterr()
         args = cli.parser().parse_args(score)
         assert args.action(args) == 0
     said = capsys.readouterr()
-    assert len(said.out.splitlines()) == 2 and said.err.startswith("ensemble of fan") and list((tmp_path / "why").glob("*.html"))
-    assert "computed on cuda, oevae trained in bf16" in (tmp_path / "reports" / "smoke" / "model_card.md").read_text(encoding="utf-8")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # it computed in bf16, for which the other machine has no units
+    assert (
+        len(said.out.splitlines()) == 2
+        and said.err.startswith("ensemble of fan")
+        and list((tmp_path / "why").glob("*.html"))
+    )
+    assert "computed on cuda, oevae trained in bf16" in (
+        tmp_path / "reports" / "smoke" / "model_card.md"
+    ).read_text(encoding="utf-8")
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", dict
+    )  # it computed in bf16, for which the other machine has no units
     read_on_a_machine_without_one(tmp_path, said.out, capsys)
 
 
 def read_on_a_machine_without_one(home, said, capsys):
-    """What the GPU computed is read, scored and explained; what is asked of it that is not there yet is computed here, as this machine's."""
+    """What the GPU computed is read, scored and explained; what is asked of it that is not there yet is
+    computed here, as this machine's.
+    """
     file, *numbers = said.splitlines()[1].split(",")
     table = study.open("smoke", str(home)).score([file], machine="fan")
-    np.testing.assert_allclose(table[["score", "threshold"]].to_numpy(float)[0], [float(value) for value in numbers[:2]], rtol=1e-3)
-    run = study.open_notebook("05_oevae", study="smoke", overrides=AUTO, home=str(home), seed=0, machine="fan")
-    assert (run.device.type, run.local_device.type, run.auto) == ("cuda", "cpu", "bf16") and len(run.spaces()) == 3
+    np.testing.assert_allclose(
+        table[["score", "threshold"]].to_numpy(float)[0], [float(value) for value in numbers[:2]], rtol=1e-3
+    )
+    run = study.open_notebook(
+        "05_oevae", study="smoke", overrides=AUTO, home=str(home), seed=0, machine="fan"
+    )
+    assert (run.device.type, run.local_device.type, run.auto) == ("cuda", "cpu", "bf16") and len(
+        run.spaces()
+    ) == 3
     run.fit_or_load("oevae")
     assert run.device.type == "cuda"  # read, not trained
     assert {"fresh"} == {job.state for job in jobs.plan({"": (run, [])})}
     strict = study.open_run("smoke", AUTO, str(home))
-    assert all("device was cuda, is cpu" in job.why for job in jobs.plan({"": (strict, [])}) if job.stage is not study.STAGES[-1])
+    assert all(
+        "device was cuda, is cpu" in job.why
+        for job in jobs.plan({"": (strict, [])})
+        if job.stage is not study.STAGES[-1]
+    )
     folder, times = run.stage_folder(run.stage, 0, "fan"), []
     for _ in range(2):  # trained here; then found
         run.fit_or_load("oevae", "other", dataclasses.replace(run.cfg.oevae, epochs=1))
         run.fit_or_load("oevae")
         facts = json.loads((folder / "other" / "manifest.json").read_text(encoding="utf-8"))
-        assert run.device.type == "cuda" and (facts["device"], facts["precision"]) == ("cpu", "float32") and run.detector("oevae", "gearbox")
+        assert (
+            run.device.type == "cuda"
+            and (facts["device"], facts["precision"]) == ("cpu", "float32")
+            and run.detector("oevae", "gearbox")
+        )
         times.append([(folder / name / "DONE").stat().st_mtime_ns for name in ("oevae", "other")])
     assert times[0] == times[1]
     assert model_card.hardware(torch.device("cuda")) == "a GPU of another machine"
@@ -501,16 +657,25 @@ def test_a_study_on_a_real_gpu(tmp_path):
     for said in ("report ", "nothing to do: everything is up to date"):
         result = subprocess.run(words, capture_output=True, text=True)
         assert result.returncode == 0 and said in result.stdout, result.stdout + result.stderr
-    assert "computed on cuda" in (tmp_path / "reports" / "smoke" / "model_card.md").read_text(encoding="utf-8")
+    assert "computed on cuda" in (tmp_path / "reports" / "smoke" / "model_card.md").read_text(
+        encoding="utf-8"
+    )
 
 
 # ---------------------------------------------------------------- names
 
 
 def library_names(path):
-    """(name, line) of every attribute chain that starts at an imported module, such as torch.cuda.get_device_name."""
+    """(name, line) of every attribute chain that starts at an imported module, such as
+    torch.cuda.get_device_name.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    roots = {alias.asname or alias.name: alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    roots = {
+        alias.asname or alias.name: alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
     roots = {name: module for name, module in roots.items() if "." not in name}
     for node in ast.walk(tree):
         chain, inner = [], node
@@ -521,7 +686,9 @@ def library_names(path):
             yield roots[inner.id], chain, node.lineno
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix()
+)
 def test_what_is_asked_of_a_library_exists(path):
     for module, chain, line in library_names(path):
         found = importlib.import_module(module)

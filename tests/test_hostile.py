@@ -1,7 +1,9 @@
-"""Files that strangers, crashes and disks made: each ends in a worded refusal or in a correct result, never in a traceback, a hang or a flood.
+"""Files that strangers, crashes and disks made: each ends in a worded refusal or in a correct result, never
+in a traceback, a hang or a flood.
 
-Mutations are drawn by hypothesis without randomness, so many of each family, counted in INPUTS. A test that reads one of them runs inside
-`bounded`: 5 s of computing, 1 GB of memory more than before. Archives and servers are those of test_download.
+Mutations are drawn by hypothesis without randomness, so many of each family, counted in INPUTS. A test that
+reads one of them runs inside `bounded`: 5 s of computing, 1 GB of memory more than before. Archives and
+servers are those of test_download.
 """
 
 import ast
@@ -49,12 +51,27 @@ from asdlib.viz import plots, report_plots, tables
 ROOT = Path(__file__).resolve().parent.parent
 INPUTS: collections.Counter = collections.Counter()  # family: hostile inputs that were read
 EVIL = "<script>alert(1)</script>"
-NUMBERS = [b"\0\0\0\0", b"\1\0\0\0", b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"\xff\xff\xff\xff", b"\xfe\xff\xff\xff", b"\0\0\1\0", b"\x7f\xff\xff\xff"]
+NUMBERS = [
+    b"\0\0\0\0",
+    b"\1\0\0\0",
+    b"\xff\xff\xff\x7f",
+    b"\0\0\0\x80",
+    b"\xff\xff\xff\xff",
+    b"\xfe\xff\xff\xff",
+    b"\0\0\1\0",
+    b"\x7f\xff\xff\xff",
+]
 
 
 def hostile(count: int):
     """So many examples, always the same ones."""
-    return settings(max_examples=count, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=count,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 @contextlib.contextmanager
@@ -73,7 +90,9 @@ def bounded(family: str):
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, signal.SIG_DFL)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20, "a hostile input took more than 1 GB"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20, (
+        "a hostile input took more than 1 GB"
+    )
 
 
 @contextlib.contextmanager
@@ -119,7 +138,11 @@ def mutated(body: bytes, changes: list, first: int = 0, span: int | None = None)
 
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5))
 KEYS = st.text(max_size=5)
-JSONS = st.recursive(LEAVES, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=3)), max_leaves=6)
+JSONS = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=3)),
+    max_leaves=6,
+)
 
 
 # ---------------------------------------------------------------- recordings
@@ -144,7 +167,11 @@ def heard(path: Path, body: bytes, data: decode.DataSettings, family: str) -> de
     if found.samples is None:
         assert len(found.refused) > 10 and found.refused.isprintable()
     else:
-        assert found.samples.dtype == np.int16 and found.samples.ndim == 1 and len(found.samples) >= decode.SHORTEST_S * 16000 - 1
+        assert (
+            found.samples.dtype == np.int16
+            and found.samples.ndim == 1
+            and len(found.samples) >= decode.SHORTEST_S * 16000 - 1
+        )
         assert np.isfinite(found.level_db) and found.digest
     return found
 
@@ -152,23 +179,41 @@ def heard(path: Path, body: bytes, data: decode.DataSettings, family: str) -> de
 @hostile(400)
 @given(st.sampled_from(WAVS), CHANGES, st.sampled_from([80, 8080, None]), st.booleans(), st.integers(0, 3))
 def test_mutated_wavs(tmp_path_factory, body, changes, span, resample, channel):
-    heard(tmp_path_factory.getbasetemp() / "x.wav", mutated(body, changes, 0, span), decode.DataSettings(resample=resample, channel=channel), "wav")
+    heard(
+        tmp_path_factory.getbasetemp() / "x.wav",
+        mutated(body, changes, 0, span),
+        decode.DataSettings(resample=resample, channel=channel),
+        "wav",
+    )
 
 
 @hostile(100)
 @given(CHANGES, st.sampled_from([42, None]), st.booleans())
 def test_mutated_flacs(tmp_path_factory, changes, span, resample):
-    heard(tmp_path_factory.getbasetemp() / "x.flac", mutated(FLAC, changes, 0, span), decode.DataSettings(resample=resample), "flac")
+    heard(
+        tmp_path_factory.getbasetemp() / "x.flac",
+        mutated(FLAC, changes, 0, span),
+        decode.DataSettings(resample=resample),
+        "flac",
+    )
 
 
 OTHERS = [recording(format=name, subtype="PCM_16") for name in ("AIFF", "AU", "CAF", "W64", "SVX", "NIST")]
-OTHERS += [recording(format="OGG", subtype="VORBIS"), recording(format="AIFF", subtype="PCM_24", endian="LITTLE")]
+OTHERS += [
+    recording(format="OGG", subtype="VORBIS"),
+    recording(format="AIFF", subtype="PCM_24", endian="LITTLE"),
+]
 
 
 @hostile(300)
 @given(st.sampled_from(OTHERS), CHANGES, st.sampled_from([60, 300, None]))
 def test_mutated_containers(tmp_path_factory, body, changes, span):
-    heard(tmp_path_factory.getbasetemp() / "x.snd", mutated(body, changes, 0, span), decode.DataSettings(resample=True), "container")
+    heard(
+        tmp_path_factory.getbasetemp() / "x.snd",
+        mutated(body, changes, 0, span),
+        decode.DataSettings(resample=True),
+        "container",
+    )
 
 
 def claims(frames: int) -> bytes:
@@ -185,14 +230,22 @@ def claims(frames: int) -> bytes:
         ("x.flac", claims(2**36 - 1), r"too long \(4294967 s"),
         ("x.flac", claims(2**31 - 1), r"too long \(134218 s"),
         ("x.wav", WAVS[0][:24] + struct.pack("<I", 1) + WAVS[0][28:], r"too long \(4000 s|too long"),
-        ("x.wav", WAVS[0][:24] + struct.pack("<I", 14699) + WAVS[0][28:], "the rates have too little in common"),
+        (
+            "x.wav",
+            WAVS[0][:24] + struct.pack("<I", 14699) + WAVS[0][28:],
+            "the rates have too little in common",
+        ),
         ("x.wav", WAVS[0][:36] + bytes(3_000_000), "no audio in its first 1000 parts"),
         ("x.wav", WAVS[0][:24] + struct.pack("<I", 0) + WAVS[0][28:], "unreadable"),
     ],
 )
 def test_headers_that_ask_for_gigabytes_or_hours(tmp_path, name, body, words):
-    """Each of them took a process down before there were limits: 128 GiB asked for at once, 12 GB of filter, 17 s of empty parts."""
-    assert re.search(words, heard(tmp_path / name, body, decode.DataSettings(resample=True), "header").refused)
+    """Each of them took a process down before there were limits: 128 GiB asked for at once, 12 GB of filter,
+    17 s of empty parts.
+    """
+    assert re.search(
+        words, heard(tmp_path / name, body, decode.DataSettings(resample=True), "header").refused
+    )
 
 
 def test_usual_rates_are_resampled_still(tmp_path):
@@ -205,7 +258,13 @@ def test_usual_rates_are_resampled_still(tmp_path):
 
 
 LIST = "\n".join(
-    ["file_name,d1p,d1v,d2p,d2v", *(f"fan/train/section_00_source_train_normal_{i:04}_m-n_A_vel_{i}.wav,m-n,A,vel,{i}" for i in range(4))]
+    [
+        "file_name,d1p,d1v,d2p,d2v",
+        *(
+            f"fan/train/section_00_source_train_normal_{i:04}_m-n_A_vel_{i}.wav,m-n,A,vel,{i}"
+            for i in range(4)
+        ),
+    ]
 )
 
 
@@ -236,11 +295,15 @@ class _Tags(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.found.add(tag)
-        self.handlers |= {name for name, value in attrs if name.startswith("on") or "javascript:" in (value or "")}
+        self.handlers |= {
+            name for name, value in attrs if name.startswith("on") or "javascript:" in (value or "")
+        }
 
 
 def tags(text: str) -> set[str]:
-    """Elements of a piece of HTML as a browser would see them; an attribute that runs something fails the test."""
+    """Elements of a piece of HTML as a browser would see them; an attribute that runs something fails the
+    test.
+    """
     parser = _Tags()
     parser.feed(text)
     assert not parser.handlers
@@ -261,8 +324,14 @@ def test_mutated_attribute_lists(tmp_path_factory, changes, span):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("file_name" + ",k,v" * 60000 + "\nx.wav" + "".join(f",k{i},v" for i in range(60000)), "more than 100 attributes"),
-        ("file_name,d1p,d1v\n" + "\n".join(f"x{i}.wav,k{i},v" for i in range(5000)), "more than 100 attributes"),
+        (
+            "file_name" + ",k,v" * 60000 + "\nx.wav" + "".join(f",k{i},v" for i in range(60000)),
+            "more than 100 attributes",
+        ),
+        (
+            "file_name,d1p,d1v\n" + "\n".join(f"x{i}.wav,k{i},v" for i in range(5000)),
+            "more than 100 attributes",
+        ),
         ("file_name,d1p,d1v\n" + "a" * 200000, "field larger than field limit"),
         ('file_name,"' + "a\n" * 50000, "a row for this clip|attributes are read from the file names|$"),
     ],
@@ -293,17 +362,38 @@ def test_mutated_lists_of_severities(tmp_path_factory, changes):
         assert len(found) == 3 and (found.dropna() >= 0).all() and not np.isinf(found).any()
 
 
-NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=60).filter(
-    lambda name: name not in (".", "..") and len(name.encode()) < 200
-)
+NAMES = st.text(
+    st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=60
+).filter(lambda name: name not in (".", "..") and len(name.encode()) < 200)
 MARKUP = st.sampled_from(
-    [EVIL, '"><img src=x onerror=alert(1)>', "' onload='x", "a|b`*_#[x](y)", "$x^2$", "{{7*7}}", "%s%n", "-rf", "~", "é日本語", "a\nb", "\x1b[31m"]
+    [
+        EVIL,
+        '"><img src=x onerror=alert(1)>',
+        "' onload='x",
+        "a|b`*_#[x](y)",
+        "$x^2$",
+        "{{7*7}}",
+        "%s%n",
+        "-rf",
+        "~",
+        "é日本語",
+        "a\nb",
+        "\x1b[31m",
+    ]
 )
-ENDINGS = st.one_of(NAMES, MARKUP.filter(lambda text: "/" not in text), MARKUP.map(lambda text: text.replace("/", "")))
+ENDINGS = st.one_of(
+    NAMES, MARKUP.filter(lambda text: "/" not in text), MARKUP.map(lambda text: text.replace("/", ""))
+)
 
 
 @hostile(200)
-@given(ENDINGS, st.lists(st.one_of(ENDINGS, ENDINGS.map(lambda text: f"section_00_source_train_normal_0009_{text}")), max_size=3))
+@given(
+    ENDINGS,
+    st.lists(
+        st.one_of(ENDINGS, ENDINGS.map(lambda text: f"section_00_source_train_normal_0009_{text}")),
+        max_size=3,
+    ),
+)
 def test_names_of_any_kind(tmp_path_factory, name, stems):
     root = tmp_path_factory.getbasetemp() / "names"
     with bounded("name"), said():
@@ -349,7 +439,9 @@ def test_mutated_studies(tmp_path_factory, changes):
         assert from_tree(config.StudySettings, to_tree(cfg)) == cfg
 
 
-SETTINGS = st.sampled_from([row[0] for row in config.describe()] + ["", "a.b", "data", "oevae.features.x", ".", "..", "name.x"])
+SETTINGS = st.sampled_from(
+    [row[0] for row in config.describe()] + ["", "a.b", "data", "oevae.features.x", ".", "..", "name.x"]
+)
 VALUES = st.one_of(
     st.text(max_size=30),
     st.sampled_from(
@@ -386,7 +478,14 @@ def test_settings_of_any_kind(overrides):
 
 
 @pytest.mark.parametrize(
-    "text", ["x = " + "[" * 20000, "x = " + "{a=" * 20000, "a" + ".b" * 20000 + "=1", "[" + "a." * 5000 + "b]", "x = " + "9" * 10000]
+    "text",
+    [
+        "x = " + "[" * 20000,
+        "x = " + "{a=" * 20000,
+        "a" + ".b" * 20000 + "=1",
+        "[" + "a." * 5000 + "b]",
+        "x = " + "9" * 10000,
+    ],
 )
 def test_studies_as_deep_as_a_well(tmp_path, text):
     path = tmp_path / "study.toml"
@@ -396,12 +495,29 @@ def test_studies_as_deep_as_a_well(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    "name", ["a" * 5000 + ".toml", "/" + "a/" * 5000 + "x.toml", "\0.toml", "a\0b", "", "..", "../demo", "/etc/passwd", "\ud800.toml"]
+    "name",
+    [
+        "a" * 5000 + ".toml",
+        "/" + "a/" * 5000 + "x.toml",
+        "\0.toml",
+        "a\0b",
+        "",
+        "..",
+        "../demo",
+        "/etc/passwd",
+        "\ud800.toml",
+    ],
 )
 @pytest.mark.parametrize("how", ["study", "include"])
 def test_names_of_studies_that_are_none(name, how):
     with bounded("setting"), pytest.raises(errors.InputError):
-        config.load(*([name] if how == "study" else ["smoke", [f"include={json.dumps([name])}", f"include={json.dumps(['~' + name])}"]]))
+        config.load(
+            *(
+                [name]
+                if how == "study"
+                else ["smoke", [f"include={json.dumps([name])}", f"include={json.dumps(['~' + name])}"]]
+            )
+        )
 
 
 @pytest.mark.parametrize("root", ["/a\0b", "/" + "a" * 5000, "/dev/null", "/proc/self/mem"])
@@ -426,7 +542,12 @@ def finished(context, tmp_path_factory):
     """A run with a detector of each kind fitted, whose folders can be copied, spoiled and sealed again."""
     home = tmp_path_factory.mktemp("home")
     found = Finished()
-    for name, stage, of in (("baseline_knn", "03", "pump"), ("autoencoder", "03", "pump"), ("oevae", "05", "pump"), ("classifier", "04", "")):
+    for name, stage, of in (
+        ("baseline_knn", "03", "pump"),
+        ("autoencoder", "03", "pump"),
+        ("oevae", "05", "pump"),
+        ("classifier", "04", ""),
+    ):
         run = study.Run(context.cfg, home, 0, study.stage_of(stage), of or "pump")
         run.__dict__["store"] = context.store
         _, scores, _ = run.fit_or_load(name)
@@ -436,7 +557,9 @@ def finished(context, tmp_path_factory):
 
 
 def spoil(finished, name: str, file: str, body: bytes, family: str) -> None:
-    """Put a file in the place of a detector's, sealed as if it had been written so, and ask the run for the detector."""
+    """Put a file in the place of a detector's, sealed as if it had been written so, and ask the run for the
+    detector.
+    """
     run, folder, files, _ = finished[name]
     for path in folder.iterdir():
         path.unlink()
@@ -448,12 +571,19 @@ def spoil(finished, name: str, file: str, body: bytes, family: str) -> None:
         detector, scores, history = run.fit_or_load(name)
         assert len(schemas.score_table(scores)) > 0 and isinstance(history, pd.DataFrame)
         with np.errstate(all="ignore"):
-            told = detector.components(Clips(detector.store, rows[:2]))  # weights of another size would show here
+            told = detector.components(
+                Clips(detector.store, rows[:2])
+            )  # weights of another size would show here
         assert told and all(len(values) == 2 for values in told.values())
 
 
 def kept(finished, ending: str) -> list[tuple[str, str]]:
-    return [(name, file) for name, (_, _, files, _) in finished.items() for file in sorted(files) if file.endswith(ending)]
+    return [
+        (name, file)
+        for name, (_, _, files, _) in finished.items()
+        for file in sorted(files)
+        if file.endswith(ending)
+    ]
 
 
 def test_the_detectors_are_read_back_as_they_are(finished):
@@ -481,7 +611,14 @@ def test_mutated_tensors_of_detectors(finished, which, changes, span):
     spoil(finished, name, file, mutated(finished[name][2][file], changes, 0, span), "safetensors")
 
 
-CELLS = st.one_of(st.none(), st.text(max_size=5), st.integers(-5, 5), st.floats(), st.lists(st.integers(), max_size=2), st.binary(max_size=3))
+CELLS = st.one_of(
+    st.none(),
+    st.text(max_size=5),
+    st.integers(-5, 5),
+    st.floats(),
+    st.lists(st.integers(), max_size=2),
+    st.binary(max_size=3),
+)
 
 
 @hostile(80)
@@ -491,7 +628,9 @@ def test_tables_with_foreign_cells(finished, column, cells):
     table = pd.read_parquet(io.BytesIO(files["scores.parquet"]))
     out = io.BytesIO()
     try:
-        table.assign(**{column: pd.Series([cells[i % len(cells)] for i in range(len(table))])}).to_parquet(out, index=False)
+        table.assign(**{column: pd.Series([cells[i % len(cells)] for i in range(len(table))])}).to_parquet(
+            out, index=False
+        )
     except (pyarrow.ArrowException, TypeError, ValueError, OverflowError):
         return
     spoil(finished, "baseline_knn", "scores.parquet", out.getvalue(), "parquet cells")
@@ -502,9 +641,15 @@ def test_tables_with_foreign_cells(finished, column, cells):
     [
         (pd.DataFrame({"a": [1]}), "lacks the columns system"),
         (pd.DataFrame({name: ["x"] for name in schemas.SCORE_COLUMNS}), "expected numbers"),
-        (pd.DataFrame({name: ["x"] for name in schemas.SCORE_COLUMNS} | {"score": [np.nan], "seed": [0]}), "expected a finite number"),
+        (
+            pd.DataFrame({name: ["x"] for name in schemas.SCORE_COLUMNS} | {"score": [np.nan], "seed": [0]}),
+            "expected a finite number",
+        ),
         (pd.DataFrame({name: [3] for name in schemas.SCORE_COLUMNS}), "system has 3, expected text only"),
-        (pd.DataFrame({name: ["x"] for name in schemas.SCORE_COLUMNS} | {"clip": [None]}), "clip has None, expected text only"),
+        (
+            pd.DataFrame({name: ["x"] for name in schemas.SCORE_COLUMNS} | {"clip": [None]}),
+            "clip has None, expected text only",
+        ),
     ],
 )
 def test_a_score_table_of_another_form_is_refused(tmp_path, table, words):
@@ -514,14 +659,19 @@ def test_a_score_table_of_another_form_is_refused(tmp_path, table, words):
 
 
 def test_a_table_that_claims_to_be_huge_is_not_read(tmp_path):
-    pyarrow.parquet.write_table(pyarrow.table({"a": pyarrow.array(["x"]).take(pyarrow.array(np.zeros(2**23, int)))}), tmp_path / "t.parquet")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"a": pyarrow.array(["x"]).take(pyarrow.array(np.zeros(2**23, int)))}),
+        tmp_path / "t.parquet",
+    )
     assert (tmp_path / "t.parquet").stat().st_size < 10**5
     with bounded("parquet"), pytest.raises(errors.InputError, match="claims 8388608 rows"):
         io_module.table(tmp_path / "t.parquet")
 
 
 @hostile(120)
-@given(st.sampled_from(["clips.parquet", "problems.parquet", "DONE.json"]), CHANGES, st.sampled_from([300, None]))
+@given(
+    st.sampled_from(["clips.parquet", "problems.parquet", "DONE.json"]), CHANGES, st.sampled_from([300, None])
+)
 def test_mutated_stores_are_decoded_again(context, tmp_path_factory, file, changes, span):
     source, folder = context.store.folder, tmp_path_factory.getbasetemp() / "store"
     shutil.rmtree(folder, ignore_errors=True)
@@ -530,11 +680,16 @@ def test_mutated_stores_are_decoded_again(context, tmp_path_factory, file, chang
     table = context.store.clips[[*schemas.CLIP_COLUMNS]]
     with bounded("store"):
         found = _open(folder, json.loads((source / "DONE.json").read_text())["source"], 16000)
-    assert found is None or (found.clips["clip"].tolist() == table["clip"].tolist() and found.fingerprint == context.store.fingerprint)
+    assert found is None or (
+        found.clips["clip"].tolist() == table["clip"].tolist()
+        and found.fingerprint == context.store.fingerprint
+    )
 
 
 @hostile(150)
-@given(st.one_of(JSONS, st.fixed_dictionaries({"digest": JSONS, "files": JSONS})), st.one_of(st.none(), CHANGES))
+@given(
+    st.one_of(JSONS, st.fixed_dictionaries({"digest": JSONS, "files": JSONS})), st.one_of(st.none(), CHANGES)
+)
 def test_markers_of_any_form(finished, value, changes):
     """DONE as JSON of any form, and DONE and BEGUN as any bytes: a folder is finished or it is not."""
     _, folder, files, _ = finished["baseline_knn"]
@@ -563,7 +718,13 @@ def trained(checkpoint: Path) -> list[float]:
     with training.seeded_init(0):
         model = Line()
     training.fit(
-        model, lambda generator: iter([torch.ones(4)]), torch.optim.Adam(model.parameters(), 0.1), epochs=3, seed=0, what="t", checkpoint=checkpoint
+        model,
+        lambda generator: iter([torch.ones(4)]),
+        torch.optim.Adam(model.parameters(), 0.1),
+        epochs=3,
+        seed=0,
+        what="t",
+        checkpoint=checkpoint,
     )
     return model.weight.tolist()
 
@@ -603,7 +764,9 @@ def bomb(monkeypatch, tmp_path):
     assert not ran.exists(), "a pickle ran"
 
 
-@pytest.mark.filterwarnings("ignore")  # as on the command line: a warning that stops torch would prove nothing
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # as on the command line: a warning that stops torch would prove nothing
 def test_pickles_in_the_place_of_artefacts_do_not_run(bomb, finished, tmp_path):
     for name, file in kept(finished, ".safetensors") + kept(finished, ".parquet"):
         spoil(finished, name, file, bomb, "pickle")
@@ -627,14 +790,35 @@ def test_pickles_in_the_place_of_artefacts_do_not_run(bomb, finished, tmp_path):
         (tmp_path / "x.wav").write_bytes(body)
         assert "unreadable" in decode.decode(tmp_path / "x.wav", decode.DataSettings()).refused
     kinds = pyarrow.schema(
-        [pyarrow.field("a", pyarrow.binary(), metadata={b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": bomb})]
+        [
+            pyarrow.field(
+                "a",
+                pyarrow.binary(),
+                metadata={
+                    b"ARROW:extension:name": b"arrow.py_extension_type",
+                    b"ARROW:extension:metadata": bomb,
+                },
+            )
+        ]
     )
-    pyarrow.parquet.write_table(pyarrow.table({"a": pyarrow.array([b"x"], pyarrow.binary())}).cast(kinds), tmp_path / "t.parquet")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"a": pyarrow.array([b"x"], pyarrow.binary())}).cast(kinds), tmp_path / "t.parquet"
+    )
     with bounded("pickle"), said():
         io_module.table(tmp_path / "t.parquet")
 
 
-FORBIDDEN = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "numpy.lib.npyio")
+FORBIDDEN = (
+    "pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "marshal",
+    "shelve",
+    "yaml",
+    "numpy.lib.npyio",
+)
 
 
 def running(source: str) -> list[str]:
@@ -646,7 +830,10 @@ def running(source: str) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN:
             out.append(str(node.module))
         elif isinstance(node, ast.Call):
-            name, given_ = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+            name, given_ = (
+                ast.unparse(node.func),
+                {word.arg: ast.unparse(word.value) for word in node.keywords},
+            )
             if name == "torch.load" and given_.get("weights_only") != "True":
                 out.append("torch.load without weights_only=True")
             if given_.get("allow_pickle", "False") != "False" or given_.get("shell", "False") != "False":
@@ -672,10 +859,15 @@ def running(source: str) -> list[str]:
 
 
 def sources() -> dict[str, str]:
-    found = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in (ROOT / "asdlib").rglob("*.py")}
+    found = {
+        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+        for path in (ROOT / "asdlib").rglob("*.py")
+    }
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         book = json.loads(path.read_text(encoding="utf-8"))
-        found[path.name] = "\n".join("".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code")
+        found[path.name] = "\n".join(
+            "".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"
+        )
     return found
 
 
@@ -686,55 +878,99 @@ def test_no_source_can_run_what_it_reads():
 
 @pytest.mark.parametrize(
     "text",
-    ["import pickle", "from joblib import load", "import yaml", "torch.load(p)", "torch.load(p, weights_only=False)", "np.load(p)", "eval(text)",
-     "np.load(p, allow_pickle=True)", "pd.read_pickle(p)", "exec(text)", "os.system(text)", "subprocess.run(text, shell=True)", "frame.eval(text)",
-     "t.to_pickle(p)"],
-)  # fmt: skip
+    [
+        "import pickle",
+        "from joblib import load",
+        "import yaml",
+        "torch.load(p)",
+        "torch.load(p, weights_only=False)",
+        "np.load(p)",
+        "eval(text)",
+        "np.load(p, allow_pickle=True)",
+        "pd.read_pickle(p)",
+        "exec(text)",
+        "os.system(text)",
+        "subprocess.run(text, shell=True)",
+        "frame.eval(text)",
+        "t.to_pickle(p)",
+    ],
+)
 def test_such_a_source_is_found(text):
     assert running(text)
 
 
 def test_jupyter_is_only_ever_started_on_loopback_with_a_token():
-    """No command starts a server; where a text tells how, it leaves the defaults alone (127.0.0.1, a random token)."""
+    """No command starts a server; where a text tells how, it leaves the defaults alone (127.0.0.1, a random
+    token).
+    """
     open_to_all = re.compile(
         r"--ip\b|--no-token|allow[_-]origin|allow[_-]remote|(?:IdentityProvider|ServerApp|NotebookApp)\.(?:token|password|ip)|0\.0\.0\.0|--allow-root"
     )
-    texts = sources() | {path.name: path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.md"), *ROOT.glob("*.toml")]}
+    texts = sources() | {
+        path.name: path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.md"), *ROOT.glob("*.toml")]
+    }
     assert "jupyter lab" in texts["README.md"]
     assert {name: open_to_all.findall(text) for name, text in texts.items() if open_to_all.search(text)} == {}
-    assert not [name for name, text in sources().items() if re.search(r"jupyter[- ](?:lab|notebook|server)|jupyterlab|LabApp|ServerApp|voila", text)]
+    assert not [
+        name
+        for name, text in sources().items()
+        if re.search(r"jupyter[- ](?:lab|notebook|server)|jupyterlab|LabApp|ServerApp|voila", text)
+    ]
 
 
 # ---------------------------------------------------------------- notebooks' parameters
 
 
 INJECTIONS = [
-    '"; import os; os.system("touch /tmp/x"); x = "', "'; exec('1') #", "a\nimport os\nos.getcwd()", "a\r\nimport os", '"""', "\\", "\\\"",
-    "\\n\" + str(1) + \"", "{x}", "%s", "#", "\u2028import os", "\x0cimport os", "\x00", "é日本語\U0001f600", "$(touch x)", "`x`", "None", "True",
-    "__import__('os')", "!ls", "%run x", "\ud800", EVIL,
-]  # fmt: skip
+    '"; import os; os.system("touch /tmp/x"); x = "',
+    "'; exec('1') #",
+    "a\nimport os\nos.getcwd()",
+    "a\r\nimport os",
+    '"""',
+    "\\",
+    '\\"',
+    '\\n" + str(1) + "',
+    "{x}",
+    "%s",
+    "#",
+    "\u2028import os",
+    "\x0cimport os",
+    "\x00",
+    "é日本語\U0001f600",
+    "$(touch x)",
+    "`x`",
+    "None",
+    "True",
+    "__import__('os')",
+    "!ls",
+    "%run x",
+    "\ud800",
+    EVIL,
+]
 
 
 def injected(parameters: dict) -> dict:
-    """The values that a notebook's injected cell assigns, read from its syntax: anything but constants fails."""
+    """The values that a notebook's injected cell assigns, read from its syntax; constants only."""
     book = papermill.iorw.load_notebook_node(str(ROOT / "notebooks" / "03_baseline.ipynb"))
     book = papermill.parameterize.parameterize_notebook(book, parameters)
     cells = [cell for cell in book.cells if "injected-parameters" in cell.metadata.get("tags", [])]
     assert len(cells) == 1
     found = {}
     for statement in ast.parse(cells[0].source).body:
-        assert isinstance(statement, ast.Assign) and len(statement.targets) == 1 and isinstance(statement.targets[0], ast.Name), ast.unparse(
-            statement
-        )
+        assert (
+            isinstance(statement, ast.Assign)
+            and len(statement.targets) == 1
+            and isinstance(statement.targets[0], ast.Name)
+        ), ast.unparse(statement)
         found[statement.targets[0].id] = ast.literal_eval(statement.value)
     return found
 
 
 @pytest.mark.parametrize("text", INJECTIONS)
 def test_parameters_cannot_inject_code(text):
-    given_ = Parameters(f"/studies/{text}.toml", [f"about={text}", text], f"/home/{text}", 3, text).for_notebook(
-        ROOT / "notebooks" / "03_baseline.ipynb"
-    )
+    given_ = Parameters(
+        f"/studies/{text}.toml", [f"about={text}", text], f"/home/{text}", 3, text
+    ).for_notebook(ROOT / "notebooks" / "03_baseline.ipynb")
     assert injected(given_) == given_
 
 
@@ -748,19 +984,62 @@ def test_parameters_of_any_kind_stay_constants(text, overrides):
 
 @pytest.mark.parametrize("text", INJECTIONS)
 def test_a_notebook_that_gets_such_a_parameter_refuses_it(text, tmp_path):
-    for given_ in ({"study": text}, {"study": "smoke", "machine": text}, {"study": "smoke", "overrides": [text]}):
+    for given_ in (
+        {"study": text},
+        {"study": "smoke", "machine": text},
+        {"study": "smoke", "overrides": [text]},
+    ):
         with pytest.raises(errors.InputError):
-            study.open_notebook("03_baseline", **{"overrides": ["data.recorded=true", 'data.roots=["/nowhere"]'], "home": str(tmp_path)} | given_)
+            study.open_notebook(
+                "03_baseline",
+                **{"overrides": ["data.recorded=true", 'data.roots=["/nowhere"]'], "home": str(tmp_path)}
+                | given_,
+            )
 
 
 # ---------------------------------------------------------------- pages
 
 
 SAFE = {
-    "html", "head", "meta", "title", "style", "body", "main", "nav", "p", "ol", "li", "a", "div", "span", "details", "summary", "pre", "h1", "h2",
-    "table", "caption", "thead", "tbody", "tr", "th", "td", "wbr", "figure", "figcaption", "audio", "img", "footer", "dl", "dt", "dd", "strong",
-    "ul", "code",
-}  # fmt: skip
+    "html",
+    "head",
+    "meta",
+    "title",
+    "style",
+    "body",
+    "main",
+    "nav",
+    "p",
+    "ol",
+    "li",
+    "a",
+    "div",
+    "span",
+    "details",
+    "summary",
+    "pre",
+    "h1",
+    "h2",
+    "table",
+    "caption",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "wbr",
+    "figure",
+    "figcaption",
+    "audio",
+    "img",
+    "footer",
+    "dl",
+    "dt",
+    "dd",
+    "strong",
+    "ul",
+    "code",
+}
 MARKS = [
     EVIL.replace("/", ""),
     '"><img src=x onerror=alert(1)>',
@@ -782,7 +1061,11 @@ def marked(request, tmp_path_factory):
         folder = root / f"m{mark}" / split
         folder.mkdir(parents=True, exist_ok=True)
         for i in range(count):
-            soundfile.write(folder / f"section_00_source_{split}_{label}_{i:04}_key_{mark}.wav", 0.1 * rng.standard_normal(4000), 16000)
+            soundfile.write(
+                folder / f"section_00_source_{split}_{label}_{i:04}_key_{mark}.wav",
+                0.1 * rng.standard_normal(4000),
+                16000,
+            )
         (folder / f"{mark}.wav").write_bytes(b"")
     store = open_store(*clip_index.index([root]), tmp_path_factory.mktemp("store"), decode.DataSettings())
     return mark, store
@@ -802,31 +1085,50 @@ def test_names_show_as_text_in_tables_players_figures_and_pages(marked, tmp_path
     assert store.clips["machine"].str.contains(mark, regex=False).all() and len(store.problems)
     rows = [
         ("baseline_knn", "score", *row, float(i), 0)
-        for i, row in enumerate(store.clips[list(schemas.SCORE_COLUMNS[2:8])].itertuples(index=False, name=None))
+        for i, row in enumerate(
+            store.clips[list(schemas.SCORE_COLUMNS[2:8])].itertuples(index=False, name=None)
+        )
     ]
     scores = schemas.score_table(pd.DataFrame(rows, columns=schemas.SCORE_COLUMNS))
-    decisions = pd.DataFrame([("baseline_knn", f"m{mark}", "all", 0, 3.0)], columns=["system", "machine", "domain", "seed", "threshold"])
+    decisions = pd.DataFrame(
+        [("baseline_knn", f"m{mark}", "all", 0, 3.0)],
+        columns=["system", "machine", "domain", "seed", "threshold"],
+    )
     some = scores["clip"][:2]
     behind = tables.behind(scores, decisions, 6)
     outputs = [
-        tables.styled(store.clips, mark), tables.styled(store.problems, mark), tables.folded(mark, tables.styled(scores)),
-        tables.styled(tables.most_anomalous(scores, decisions, 3)), report.players(store, some, some, 16000),
-        report.players(store, behind["clip"], behind["caption"], 16000), plots.counts(store.clips)._repr_html_(),
-        plots.spread(store.clips, "level_db")._repr_html_(), report_plots.score_histograms(scores, decisions)._repr_html_(),
+        tables.styled(store.clips, mark),
+        tables.styled(store.problems, mark),
+        tables.folded(mark, tables.styled(scores)),
+        tables.styled(tables.most_anomalous(scores, decisions, 3)),
+        report.players(store, some, some, 16000),
+        report.players(store, behind["clip"], behind["caption"], 16000),
+        plots.counts(store.clips)._repr_html_(),
+        plots.spread(store.clips, "level_db")._repr_html_(),
+        report_plots.score_histograms(scores, decisions)._repr_html_(),
         plots.waveform(np.zeros(100), 16000, [], mark)._repr_html_(),
-    ]  # fmt: skip
+    ]
     cells = [nbformat.v4.new_markdown_cell("# Title"), nbformat.v4.new_markdown_cell("## Part")]
-    printed = [nbformat.v4.new_output("stream", text=f"{mark}\n"), nbformat.v4.new_output("display_data", data={"text/plain": mark})]
+    printed = [
+        nbformat.v4.new_output("stream", text=f"{mark}\n"),
+        nbformat.v4.new_output("display_data", data={"text/plain": mark}),
+    ]
     shown_ = [nbformat.v4.new_output("display_data", data={"text/html": str(text)}) for text in outputs]
-    book = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_code_cell(f"x = {mark!r}", outputs=printed + shown_)])
-    nbformat.write(book, tmp_path / "n.ipynb")
-    page = report.html(tmp_path / "n.ipynb", tmp_path / "page.html", {"study": mark, "machine": f"m{mark}"}, f"Report {mark}").read_text(
-        encoding="utf-8"
+    book = nbformat.v4.new_notebook(
+        cells=[*cells, nbformat.v4.new_code_cell(f"x = {mark!r}", outputs=printed + shown_)]
     )
+    nbformat.write(book, tmp_path / "n.ipynb")
+    page = report.html(
+        tmp_path / "n.ipynb", tmp_path / "page.html", {"study": mark, "machine": f"m{mark}"}, f"Report {mark}"
+    ).read_text(encoding="utf-8")
     for text in [*outputs, page]:
         assert tags(text) <= SAFE and "<script" not in text
-    drawn = [base64.b64decode(data).decode() for data in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)]
-    assert drawn and not any("<script" in text or "onload" in re.sub(r"<!--.*?-->", "", text) for text in drawn)
+    drawn = [
+        base64.b64decode(data).decode() for data in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)
+    ]
+    assert drawn and not any(
+        "<script" in text or "onload" in re.sub(r"<!--.*?-->", "", text) for text in drawn
+    )
     words = text_of(page)
     assert words.count(mark) >= len(store.clips)  # as text, to the letter
 
@@ -839,17 +1141,38 @@ def test_names_show_as_text_in_summaries_and_the_index_of_studies(marked, tmp_pa
         for name in ("auc_source", "auc_target", "pauc", "hmean", "omega")
     ]
     table = pd.DataFrame(rows, columns=schemas.METRIC_COLUMNS)
-    controls = pd.concat([table.assign(system="control_level"), table.assign(system="control_shuffled", component="baseline_knn")])
+    controls = pd.concat(
+        [
+            table.assign(system="control_level"),
+            table.assign(system="control_shuffled", component="baseline_knn"),
+        ]
+    )
     cfg = from_tree(config.StudySettings, {"name": "t", "about": mark})
-    report.write_summary(tmp_path / "t", cfg, table, controls, pd.DataFrame({"path": [mark], "reason": [mark], "left_out": [True]}))
+    report.write_summary(
+        tmp_path / "t",
+        cfg,
+        table,
+        controls,
+        pd.DataFrame({"path": [mark], "reason": [mark], "left_out": [True]}),
+    )
     index = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert tags(index) <= SAFE and mark in text_of(index)
     assert tags((tmp_path / "t" / "summary.md").read_text(encoding="utf-8")) <= set()
-    assert tags(tables.metrics_table(table, controls)) <= SAFE and tags(plots.metric_dots(table)._repr_html_()) <= SAFE
+    assert (
+        tags(tables.metrics_table(table, controls)) <= SAFE
+        and tags(plots.metric_dots(table)._repr_html_()) <= SAFE
+    )
 
 
 REPORT = json.dumps(
-    {"study": "t", "about": "a", "finished": "2024-01-01", "machines": ["fan"], "omega": {"knn": [0.5, 0.4, 0.6]}, "left_out": 1}
+    {
+        "study": "t",
+        "about": "a",
+        "finished": "2024-01-01",
+        "machines": ["fan"],
+        "omega": {"knn": [0.5, 0.4, 0.6]},
+        "left_out": 1,
+    }
 ).encode()
 
 
@@ -875,7 +1198,9 @@ def test_reports_of_another_form_in_the_index_of_studies(tmp_path_factory, name,
 
 
 CELL = nbformat.v4.new_code_cell("x = 1", id="one", outputs=[nbformat.v4.new_output("stream", text="1")])
-BOOK = nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title", id="top"), CELL])).encode()
+BOOK = nbformat.writes(
+    nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title", id="top"), CELL])
+).encode()
 
 
 @hostile(60)
@@ -903,12 +1228,21 @@ def test_mutated_archives_write_only_what_they_should(tmp_path_factory, changes,
     (folder / "a.zip").write_bytes(mutated(ZIP, changes, first, span))
     with bounded("zip"), said():
         names = download.unpack(folder / "a.zip", folder / "in" / "out", "fan")
-        assert sorted(path for path in (folder / "in" / "out").rglob("*") if path.is_file()) == sorted(folder / "in" / "out" / name for name in names)
-    assert {path.name for path in folder.iterdir()} == {"a.zip", "in"} and {path.name for path in (folder / "in").iterdir()} <= {"out"}
+        assert sorted(path for path in (folder / "in" / "out").rglob("*") if path.is_file()) == sorted(
+            folder / "in" / "out" / name for name in names
+        )
+    assert {path.name for path in folder.iterdir()} == {"a.zip", "in"} and {
+        path.name for path in (folder / "in").iterdir()
+    } <= {"out"}
 
 
 LISTED = json.dumps(
-    {"files": [{"key": "dev_fan.zip", "size": 10, "checksum": "md5:" + "0" * 32}, {"key": "README.md", "size": 1, "checksum": "md5:0"}]}
+    {
+        "files": [
+            {"key": "dev_fan.zip", "size": 10, "checksum": "md5:" + "0" * 32},
+            {"key": "README.md", "size": 1, "checksum": "md5:0"},
+        ]
+    }
 ).encode()
 
 
@@ -940,7 +1274,9 @@ def test_mutated_lists_of_true_names(tmp_path_factory, changes):
     with bounded("truth"), said():
         download.rename_eval(folder / "raw", folder / "truth.csv", lambda line: None)
         assert len(list((folder / "raw" / "RoboticArm" / "test_rename").iterdir())) == 2
-    assert {path.name for path in folder.iterdir()} == {"raw", "truth.csv"} and {path.name for path in (folder / "raw").iterdir()} == {"RoboticArm"}
+    assert {path.name for path in folder.iterdir()} == {"raw", "truth.csv"} and {
+        path.name for path in (folder / "raw").iterdir()
+    } == {"RoboticArm"}
 
 
 def test_at_least_a_thousand_hostile_inputs_were_read(request):

@@ -1,4 +1,6 @@
-"""Notebooks are thin, open with parameters, say what they read and write, end in a check, and are committed clean."""
+"""Notebooks are thin, open with parameters, say what they read and write, end in a check, and are committed
+clean.
+"""
 
 import ast
 import json
@@ -24,14 +26,20 @@ def broken(book: dict, name: str) -> list[str]:
         out.append(f"has outputs; {CLEAN}")
     if book["metadata"].get("kernelspec", {}).get("name") != "python3":
         out.append("kernelspec is not python3")
-    if any(not ID.fullmatch(cell["id"]) for cell in cells) or len({cell["id"] for cell in cells}) < len(cells):
+    if any(not ID.fullmatch(cell["id"]) for cell in cells) or len({cell["id"] for cell in cells}) < len(
+        cells
+    ):
         out.append("cell ids are not readable words")
     title = "".join(cells[0]["source"])
     if cells[0]["cell_type"] != "markdown" or "**Reads**" not in title or "**Writes**" not in title:
         out.append("the first cell does not say what it **Reads** and **Writes**")
     if "parameters" not in code[0]["metadata"].get("tags", []):
         out.append("the first code cell is not tagged parameters")
-    out += [f"parameter without type and comment: {line}" for line in source[0].splitlines() if not re.match(r"\w+: \w+ = .+  # .{10,}", line)]
+    out += [
+        f"parameter without type and comment: {line}"
+        for line in source[0].splitlines()
+        if not re.match(r"\w+: \w+ = .+  # .{10,}", line)
+    ]
     if f'.open_notebook("{name}"' not in source[1]:
         out.append("the second code cell does not validate the parameters by study.open_notebook")
     if len(code) > 12:
@@ -75,7 +83,10 @@ def breach(change):
         (lambda book, code: code[2].update(id="a1b2 c3"), "cell ids are not readable words"),
         (lambda book, code: book["cells"][0].update(source="# Title"), "does not say what it"),
         (lambda book, code: code[0]["metadata"].update(tags=[]), "not tagged parameters"),
-        (lambda book, code: code[0].update(source="seed = 0"), "parameter without type and comment: seed = 0"),
+        (
+            lambda book, code: code[0].update(source="seed = 0"),
+            "parameter without type and comment: seed = 0",
+        ),
         (lambda book, code: code[1].update(source="pass"), "does not validate the parameters"),
         (lambda book, code: code[2].update(source="x = 1\n" * 16), "lines beside imports, at most 15"),
         (lambda book, code: code[2].update(source="class A: pass"), "defines A; it belongs in asdlib"),

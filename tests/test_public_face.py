@@ -1,4 +1,6 @@
-"""The public face: what a researcher types in a fresh notebook, and PyOD's contract over all detectors, on plain arrays."""
+"""The public face: what a researcher types in a fresh notebook, and PyOD's contract over all detectors, on
+plain arrays.
+"""
 
 import subprocess
 import sys
@@ -17,11 +19,36 @@ RATE = 16000
 SMALL = {
     "NearestNeighbor": {},
     "Autoencoder": {"epochs": 2, "n_mels": 16, "hidden": 12, "bottleneck": 4},
-    "Classifier": {"clip_seconds": 1.0, "n_fft": 256, "hop_length": 256, "n_mels": 40, "dim": 8, "subclusters": 2, "kmeans": 4, "epochs": 1,
-                   "batch": 8},
-    "OEVAE": {"features": {"segments": 2, "segment_s": 0.5, "n_mels": 16, "n_fft": 512, "win_length": 512, "hop_length": 256}, "width": 4,
-              "hidden": 16, "latent": 8, "domain_latent": 3, "batch": 16, "epochs": 1, "refit_epochs": 2, "k_scales": (5.0,)},
-}  # fmt: skip
+    "Classifier": {
+        "clip_seconds": 1.0,
+        "n_fft": 256,
+        "hop_length": 256,
+        "n_mels": 40,
+        "dim": 8,
+        "subclusters": 2,
+        "kmeans": 4,
+        "epochs": 1,
+        "batch": 8,
+    },
+    "OEVAE": {
+        "features": {
+            "segments": 2,
+            "segment_s": 0.5,
+            "n_mels": 16,
+            "n_fft": 512,
+            "win_length": 512,
+            "hop_length": 256,
+        },
+        "width": 4,
+        "hidden": 16,
+        "latent": 8,
+        "domain_latent": 3,
+        "batch": 16,
+        "epochs": 1,
+        "refit_epochs": 2,
+        "k_scales": (5.0,),
+    },
+}
 
 
 def detector(name, **more):
@@ -34,14 +61,18 @@ def clips():
     rng, waves, rows = np.random.default_rng(0), [], []
     for machine, base in (("pump", 400.0), ("saw", 900.0)):
         plan = [("train", "source", "normal", 9), ("train", "target", "normal", 3)]
-        plan += [("test", domain, label, 3) for domain in ("source", "target") for label in ("normal", "anomaly")]
+        plan += [
+            ("test", domain, label, 3) for domain in ("source", "target") for label in ("normal", "anomaly")
+        ]
         for split, domain, label, count in plan:
             for _ in range(count):
                 hz = base * (1.5 if label == "anomaly" else 1.0) * (1.02 if domain == "target" else 1.0)
                 tone = 0.1 * np.sin(2 * np.pi * hz * np.arange(RATE) / RATE + rng.uniform(0, 6))
                 waves.append((tone + 0.01 * rng.normal(size=RATE)).astype(np.float32))
                 rows.append((machine, split, domain, label))
-    return asd.from_arrays(waves, pd.DataFrame(rows, columns=["machine", "split", "domain", "label"]), sample_rate=RATE)
+    return asd.from_arrays(
+        waves, pd.DataFrame(rows, columns=["machine", "split", "domain", "label"]), sample_rate=RATE
+    )
 
 
 def fitted(name, clips, **more):
@@ -55,7 +86,10 @@ def every(clips):
 
 
 def test_import_is_quick_and_loads_nothing_heavy():
-    code = "import sys, asdlib as asd; print(asd.__version__, {'torch', 'pandas', 'sklearn', 'scipy', 'numpy'} & set(sys.modules))"
+    code = (
+        "import sys, asdlib as asd; print(asd.__version__, {'torch', 'pandas', 'sklearn', 'scipy', 'numpy'} &"
+        " set(sys.modules))"
+    )
     began = time.perf_counter()
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     print(f"{time.perf_counter() - began:.2f} s")
@@ -107,8 +141,12 @@ def test_one_clip_does_not_depend_on_others(name, clips, every):
     together = every[name].decision_function(test)
     alone = [every[name].decision_function(test.where(np.arange(len(test)) == i))[0] for i in (0, 7)]
     np.testing.assert_array_equal(alone, together[[0, 7]])
-    shifted = asd.from_arrays([test.store.int16(row) for row in test.rows[:2]], test.table.iloc[:2].drop(columns="clip"))
-    np.testing.assert_array_equal(every[name].decision_function(shifted), together[:2])  # the same audio in another store
+    shifted = asd.from_arrays(
+        [test.store.int16(row) for row in test.rows[:2]], test.table.iloc[:2].drop(columns="clip")
+    )
+    np.testing.assert_array_equal(
+        every[name].decision_function(shifted), together[:2]
+    )  # the same audio in another store
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -217,11 +255,17 @@ def test_recipe_back_ends_on_embeddings_of_your_own():
     here, there = np.eye(5)[0] * 4, np.eye(5)[1] * 4
     train = rng.normal(here, 1, (60, 5))
     test = np.concatenate([rng.normal(here, 1, (20, 5)), rng.normal(there, 1, (20, 5))])
-    for estimator in (asd.scoring.KNN(k=2), asd.scoring.KMeansCosine(clusters=4), asd.scoring.LocalDensity(k=3)):
+    for estimator in (
+        asd.scoring.KNN(k=2),
+        asd.scoring.KMeansCosine(clusters=4),
+        asd.scoring.LocalDensity(k=3),
+    ):
         found = clone(estimator).fit(train)
         scores = found.decision_function(test)
         assert scores[20:].mean() > scores[:20].mean() and found.decision_scores_.shape == (60,)
-        np.testing.assert_allclose([found.decision_function(test[i : i + 1])[0] for i in (0, 30)], scores[[0, 30]], rtol=1e-6)
+        np.testing.assert_allclose(
+            [found.decision_function(test[i : i + 1])[0] for i in (0, 30)], scores[[0, 30]], rtol=1e-6
+        )
         assert set(found.predict(test)) <= {0, 1} and np.isfinite(found.threshold_)
     away = np.sort(np.linalg.norm(test[:, None] - train[None], axis=2), axis=1)[:, :2].mean(1)
     np.testing.assert_allclose(asd.scoring.KNN(k=2).fit(train).decision_function(test), away, rtol=1e-5)

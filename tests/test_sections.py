@@ -1,4 +1,6 @@
-"""Sections are judged apart, in a study and by the official evaluation alike; a machine whose sections cannot be stays whole."""
+"""Sections are judged apart, in a study and by the official evaluation alike; a machine whose sections cannot
+be stays whole.
+"""
 
 import numpy as np
 import pandas as pd
@@ -25,12 +27,27 @@ def made(sections, train=6, seed=0):
     for machine in ("pump", "saw"):
         for number in range(sections):
             plan = [("train", domain, "normal", train) for domain in ("source", "target")]
-            plan += [("test", domain, label, 7) for domain in ("source", "target") for label in ("normal", "anomaly")]
+            plan += [
+                ("test", domain, label, 7)
+                for domain in ("source", "target")
+                for label in ("normal", "anomaly")
+            ]
             for split, domain, label, count in plan:
                 for i in range(count):
                     name = f"section_{number:02}_{domain}_{split}_{label}_{i:04}_noAttribute.wav"
                     score = 10.0**number * (rng.normal() + (label == "anomaly")) + 100 * number
-                    rows.append((f"{machine}/{split}/{name}", f"{machine}/{split}/{name}", machine, f"{number:02}", split, domain, label, score))
+                    rows.append(
+                        (
+                            f"{machine}/{split}/{name}",
+                            f"{machine}/{split}/{name}",
+                            machine,
+                            f"{number:02}",
+                            split,
+                            domain,
+                            label,
+                            score,
+                        )
+                    )
     return pd.DataFrame(rows, columns=[*schemas.CLIP_COLUMNS, "score"])
 
 
@@ -42,21 +59,37 @@ def as_scores(table):
 def test_a_study_and_the_official_evaluation_agree(sections, tmp_path):
     table = made(sections)
     for (machine, section), rows in table[table["split"] == "test"].groupby(["machine", "section"]):
-        for what, values in {"data": rows["label"] == "anomaly", "domain": rows["domain"] == "target"}.items():
-            path = tmp_path / "truth" / f"ground_truth_{what}" / f"ground_truth_{machine}_section_{section}_test.csv"
+        for what, values in {
+            "data": rows["label"] == "anomaly",
+            "domain": rows["domain"] == "target",
+        }.items():
+            path = (
+                tmp_path
+                / "truth"
+                / f"ground_truth_{what}"
+                / f"ground_truth_{machine}_section_{section}_test.csv"
+            )
             path.parent.mkdir(parents=True, exist_ok=True)
             lines = [f"{clip.rsplit('/', 1)[1]},{int(value)}\n" for clip, value in zip(rows["clip"], values)]
             path.write_text("".join(lines))
     scores = as_scores(table)
-    challenge.write(tmp_path / "sub", table[list(schemas.CLIP_COLUMNS)], index.problem_table([]), scores, FEW, "a", 0)
+    challenge.write(
+        tmp_path / "sub", table[list(schemas.CLIP_COLUMNS)], index.problem_table([]), scores, FEW, "a", 0
+    )
     theirs, quality = challenge.evaluate(tmp_path / "sub", tmp_path / "truth", FEW)
     ours = metrics.table(scores, FEW, 0)
     keys, columns = ["machine", "metric"], ["value", "low", "high"]
-    pd.testing.assert_frame_equal(ours.set_index(keys)[columns], theirs.set_index(keys)[columns], rtol=0, atol=1e-12)
+    pd.testing.assert_frame_equal(
+        ours.set_index(keys)[columns], theirs.set_index(keys)[columns], rtol=0, atol=1e-12
+    )
     decided = metrics.decisions(scores, FEW)
     mine = decided[decided["domain"] != "all"].set_index(["machine", "domain"])[["precision", "recall", "f1"]]
-    judged = quality[quality["machine"] != "all"].set_index(["machine", "domain"])[["precision", "recall", "f1"]]
-    pd.testing.assert_frame_equal(mine.sort_index(), judged.sort_index(), rtol=0, atol=1e-12, check_dtype=False)
+    judged = quality[quality["machine"] != "all"].set_index(["machine", "domain"])[
+        ["precision", "recall", "f1"]
+    ]
+    pd.testing.assert_frame_equal(
+        mine.sort_index(), judged.sort_index(), rtol=0, atol=1e-12, check_dtype=False
+    )
 
 
 def test_scales_and_thresholds_are_of_the_section():
@@ -64,8 +97,12 @@ def test_scales_and_thresholds_are_of_the_section():
     scores = as_scores(made(3))
     other = scores.copy()
     other.loc[(scores["machine"] != "pump") | (scores["section"] != "01"), "score"] *= 7
-    for of in (lambda t: fusion.aligned(t, [("a", "score")], "zscore").query("machine == 'pump' and section == '01'"),
-               lambda t: metrics.decisions(t, FEW).query("machine == 'pump_01'")):  # fmt: skip
+    for of in (
+        lambda t: fusion.aligned(t, [("a", "score")], "zscore").query(
+            "machine == 'pump' and section == '01'"
+        ),
+        lambda t: metrics.decisions(t, FEW).query("machine == 'pump_01'"),
+    ):
         pd.testing.assert_frame_equal(of(scores), of(other))
         assert len(of(scores))
 
@@ -75,11 +112,23 @@ def test_a_section_without_training_clips_is_held_against_those_of_its_machine()
     bare = table[(table["machine"] != "pump") | (table["section"] != "02") | (table["split"] == "test")]
     every = {f"{machine}_0{i}" for machine in ("pump", "saw") for i in range(3)}
     assert set(schemas.by_section(bare)["machine"]) == every
-    assert set(schemas.by_references(bare)["machine"]) == {"pump"} | {name for name in every if name.startswith("saw")}
-    assert set(schemas.by_references(made(1))["machine"]) == set(schemas.by_section(made(1))["machine"]) == {"pump", "saw"}
+    assert set(schemas.by_references(bare)["machine"]) == {"pump"} | {
+        name for name in every if name.startswith("saw")
+    }
+    assert (
+        set(schemas.by_references(made(1))["machine"])
+        == set(schemas.by_section(made(1))["machine"])
+        == {"pump", "saw"}
+    )
     decided = metrics.decisions(as_scores(bare), FEW).drop_duplicates("machine").set_index("machine")
-    assert decided.loc["pump_00", "threshold"] == decided.loc["pump_02", "threshold"] and decided.loc["pump_02", "train_clips"] == 24
-    with pytest.raises(errors.InputError, match="machine pump_01 is named like a section of another machine; rename its folder"):
+    assert (
+        decided.loc["pump_00", "threshold"] == decided.loc["pump_02", "threshold"]
+        and decided.loc["pump_02", "train_clips"] == 24
+    )
+    with pytest.raises(
+        errors.InputError,
+        match="machine pump_01 is named like a section of another machine; rename its folder",
+    ):
         schemas.by_section(pd.concat([table, made(1).replace({"machine": {"saw": "pump_01"}})]))
 
 
@@ -89,8 +138,12 @@ def test_the_tuner_judges_sections_as_the_report_does(whole):
     if whole:
         table = table[(table["machine"] != "pump") | (table["section"] != "01") | (table["split"] == "test")]
     rng = np.random.default_rng(1)
-    parts = [as_scores(table).assign(system="oevae", component=name, score=table["score"] + rng.normal(size=len(table)))
-             for name in ("alpha", "beta", "beta_k1", "beta_k2", "beta_k4")]  # fmt: skip
+    parts = [
+        as_scores(table).assign(
+            system="oevae", component=name, score=table["score"] + rng.normal(size=len(table))
+        )
+        for name in ("alpha", "beta", "beta_k1", "beta_k2", "beta_k4")
+    ]
     scores, cfg = pd.concat(parts, ignore_index=True), config.StudySettings()
     tuned = tuning.from_scores(scores, cfg)
     official = metrics.table(fusion.systems(scores, cfg.fusion), FEW, 0).query("component == 'score'")
@@ -107,15 +160,26 @@ def stores(tmp_path_factory):
         root, rng = tmp_path_factory.mktemp("tones"), np.random.default_rng(0)
         for machine, base in (("pump", 400.0), ("saw", 900.0)):
             for section in ("00", "01"):
-                plan = [("train", "source", "normal", 5), ("train", "target", "normal", 3), ("test", "source", "anomaly", 2)]
+                plan = [
+                    ("train", "source", "normal", 5),
+                    ("train", "target", "normal", 3),
+                    ("test", "source", "anomaly", 2),
+                ]
                 for split, domain, label, count in plan:
                     for i in range(count):
                         hz = base * (1 + 0.3 * int(section)) * (1.5 if label == "anomaly" else 1.0)
                         noise = 0.02 * rng.normal(size=16000)
                         wave = 0.1 * np.sin(2 * np.pi * hz * np.arange(16000) / 16000 + i) + noise
                         if other and machine == "pump" and section == "01" and split == "train":
-                            wave = 0.3 * noise[::-1] + 0.1 * np.sin(2 * np.pi * 3000 * np.arange(16000) / 16000)
-                        path = root / machine / split / f"section_{section}_{domain}_{split}_{label}_{i:04}_noAttribute.wav"
+                            wave = 0.3 * noise[::-1] + 0.1 * np.sin(
+                                2 * np.pi * 3000 * np.arange(16000) / 16000
+                            )
+                        path = (
+                            root
+                            / machine
+                            / split
+                            / f"section_{section}_{domain}_{split}_{label}_{i:04}_noAttribute.wav"
+                        )
                         path.parent.mkdir(parents=True, exist_ok=True)
                         soundfile.write(path, wave, 16000)
         cfg = config.StudySettings(autoencoder=BASELINE, oevae=TINY, classifier=SMALL, precision="float32")
@@ -125,7 +189,9 @@ def stores(tmp_path_factory):
 
 @pytest.mark.parametrize("name", list(detectors.DETECTORS))
 def test_references_are_of_the_section(name, stores, tmp_path):
-    """Training clips of another section are no references: with one network, other references elsewhere change no score here."""
+    """Training clips of another section are no references: with one network, other references elsewhere
+    change no score here.
+    """
     (cfg, store), (_, changed) = stores
     machines = ["pump", "saw"] if name == "classifier" else ["pump"]
     found = []
@@ -149,7 +215,12 @@ def test_references_are_of_the_section(name, stores, tmp_path):
             np.testing.assert_array_equal(found[0][of][key][here], found[1][of][key][here])
             assert not np.array_equal(found[0][of][key][~here], found[1][of][key][~here])
     if name == "autoencoder":
-        assert sorted(found[0][2].precisions) == ["pump_00/source", "pump_00/target", "pump_01/source", "pump_01/target"]
+        assert sorted(found[0][2].precisions) == [
+            "pump_00/source",
+            "pump_00/target",
+            "pump_01/source",
+            "pump_01/target",
+        ]
     if name == "oevae":
         detector = found[0][2]
         own = detector.groups(1, "pump_00")[0]
@@ -164,8 +235,21 @@ def test_a_recording_is_held_against_the_section_it_is_said_to_be_of(stores, tmp
     detector = detector_of(detectors.DETECTORS["baseline_knn"], Context(cfg, store, torch.device("cpu")))
     scores = detect(detector, store, ["pump"])
     wave = tmp_path / "new.wav"
-    soundfile.write(wave, store.int16(int(np.flatnonzero((store.clips["section"] == "01") & (store.clips["split"] == "train"))[0])), 16000)
-    found = [scorer.Scorer(cfg, {"baseline_knn": detector}, scores, "pump", "baseline_knn", 0, section)([wave]).iloc[0] for section in ("00", "01")]
-    decided = metrics.decisions(scores, cfg.metrics).drop_duplicates("machine").set_index("machine")["threshold"]
+    soundfile.write(
+        wave,
+        store.int16(
+            int(np.flatnonzero((store.clips["section"] == "01") & (store.clips["split"] == "train"))[0])
+        ),
+        16000,
+    )
+    found = [
+        scorer.Scorer(cfg, {"baseline_knn": detector}, scores, "pump", "baseline_knn", 0, section)(
+            [wave]
+        ).iloc[0]
+        for section in ("00", "01")
+    ]
+    decided = (
+        metrics.decisions(scores, cfg.metrics).drop_duplicates("machine").set_index("machine")["threshold"]
+    )
     assert [row["threshold"] for row in found] == [decided["pump_00"], decided["pump_01"]]
     assert found[0]["score"] > 2 * found[1]["score"]  # a training clip of section 01 is strange to section 00

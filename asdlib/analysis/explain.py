@@ -2,18 +2,24 @@
 
 Conventions
 -----------
-Every function takes a trained or loaded detector and store rows, and returns arrays; nothing is drawn here (`embedding_plots.why`).
-Scores: higher is more anomalous, and so is every value here, except that a slope may have either sign. Time in s, levels in dB.
+Every function takes a trained or loaded detector and store rows, and returns arrays; nothing is drawn here
+(`embedding_plots.why`). Scores: higher is more anomalous, and so is every value here, except that a slope may
+have either sign. Time in s, levels in dB.
 
-| function         | of          | answers                                                                                             |
+| function         | of          | answers
+|
 |------------------|-------------|-----------------------------------------------------------------------------------------------------|
-| `segment_scores` | OEVAE       | α and β of each segment along the clip                                                              |
-| `slope`          | OEVAE       | how α or β rises with each cell of the log-mel, per dB, and with it which cells raised it           |
-| `residual_map`   | autoencoder | squared residual over time and frequency                                                            |
-| `branch_shares`  | classifier  | part of each branch in the distance to the reference that decided the score                         |
+| `segment_scores` | OEVAE       | α and β of each segment along the clip
+|
+| `slope`          | OEVAE       | how α or β rises with each cell of the log-mel, per dB, and with it which
+cells raised it           |
+| `residual_map`   | autoencoder | squared residual over time and frequency
+|
+| `branch_shares`  | classifier  | part of each branch in the distance to the reference that decided the score
+|
 
-What these are not: causes. A slope tells what a small change would do, a residual where the reconstruction failed.
-A training clip is compared with other clips only, but the networks have seen it.
+What these are not: causes. A slope tells what a small change would do, a residual where the reconstruction
+failed. A training clip is compared with other clips only, but the networks have seen it.
 
 Sources: METHOD 3.4-3.6; report 3.1, 3.2.  Notebook: 06_embeddings
 """
@@ -50,12 +56,16 @@ class Slope(NamedTuple):
 
     @property
     def raised(self) -> np.ndarray:
-        """First-order part of each cell in the segment's score, against a sound of the usual level in every band: slope · (level − usual)."""
+        """First-order part of each cell in the segment's score, against a sound of the usual level in every
+        band: slope · (level − usual).
+        """
         return self.per_db * (self.log_mel - self.usual[:, None])
 
 
 class Map(NamedTuple):
-    """Something over frequency and time. values : (bands, frames).  hz : (bands,).  hop_s : between frames, the first of which stands at 0 s"""
+    """Something over frequency and time. values : (bands, frames).  hz : (bands,).  hop_s : between frames,
+    the first of which stands at 0 s
+    """
 
     values: np.ndarray
     hz: np.ndarray
@@ -65,7 +75,8 @@ class Map(NamedTuple):
 class Why(NamedTuple):
     """All that explains one clip; what the study does not have is None.
 
-    level : log-mel of the whole clip, dB.  residual : of the autoencoder, dB².  raised : first-order part of each cell in `of` (alpha or beta)
+    level : log-mel of the whole clip, dB.  residual : of the autoencoder, dB².  raised : first-order part of
+        each cell in `of` (alpha or beta)
     starts_s, segment_s, segments : start of each segment, their length, and α and β of each
     branches : name -> share of the squared distance
     """
@@ -92,11 +103,17 @@ def _rows(rows) -> np.ndarray:
 def segment_starts(detector: OEVAE, row: int) -> np.ndarray:
     """Start of each segment of a clip, s, (segments,)."""
     front = detector.front
-    return stores.segment_starts(int(front.store.clips["samples"].iloc[row]), front.settings.segments, front.length) / front.rate
+    return (
+        stores.segment_starts(
+            int(front.store.clips["samples"].iloc[row]), front.settings.segments, front.length
+        )
+        / front.rate
+    )
 
 
 def segment_scores(detector: OEVAE, rows) -> dict[str, np.ndarray]:
-    """α and β of each segment: `alpha` and `beta`, float64 (clips, segments); their means over a row are the clip's components.
+    """α and β of each segment: `alpha` and `beta`, float64 (clips, segments); their means over a row are the
+    clip's components.
 
     Source: report 4.2.  Notebook: 06_embeddings
     """
@@ -105,9 +122,11 @@ def segment_scores(detector: OEVAE, rows) -> dict[str, np.ndarray]:
 
 
 def slope(detector: OEVAE, rows, of: Literal["alpha", "beta"] = "beta") -> Slope:
-    """Gradient of the segment scores α (in the detector's alpha_mode) or β on the log-mel that the network saw.
+    """Gradient of the segment scores α (in the detector's alpha_mode) or β on the log-mel that the network
+    saw.
 
-    The references of β stay as they are, without those that a training clip has a share in.  Source: report 3.2, Eq. 5.  Notebook: 06_embeddings
+    The references of β stay as they are, without those that a training clip has a share in.  Source: report
+    3.2, Eq. 5.  Notebook: 06_embeddings
     raises : errors.InputError for another name than alpha and beta
     """
     errors.check_choice("component of a slope", of, ["alpha", "beta"])
@@ -131,7 +150,9 @@ def slope(detector: OEVAE, rows, of: Literal["alpha", "beta"] = "beta") -> Slope
 
 
 def _beta(detector: OEVAE, h: torch.Tensor, own: np.ndarray, group: str) -> torch.Tensor:
-    """β of each segment, differentiable. h : (n, dim).  own : (n,) store row of each segment's clip.  group : its machine or section"""
+    """β of each segment, differentiable. h : (n, dim).  own : (n,) store row of each segment's clip.  group :
+    its machine or section
+    """
     k, found = detector.settings.neighbours, []
     for chosen in detector.groups(k, group):
         references = torch.as_tensor(detector.references.h[chosen], device=h.device)
@@ -150,10 +171,12 @@ def _usual(detector: OEVAE) -> np.ndarray:
 
 
 def along_clip(maps: np.ndarray, starts_s: np.ndarray, hop_s: float, seconds: float) -> np.ndarray:
-    """Maps of overlapping segments laid along the clip and added, over the number of segments: the clip's score is the mean of its segments'.
+    """Maps of overlapping segments laid along the clip and added, over the number of segments: the clip's
+    score is the mean of its segments'.
 
     maps : (segments, mels, frames).  starts_s : (segments,).  hop_s : between frames.  seconds : of the clip
-    returns : (mels, frames of the clip); its sum is that of the segments' mean, as far as the segments lie within the clip
+    returns : (mels, frames of the clip); its sum is that of the segments' mean, as far as the segments lie
+        within the clip
     """
     out = np.zeros((maps.shape[1], max(int(np.ceil(seconds / hop_s)) + 1, maps.shape[2])))
     for one, start in zip(maps, np.rint(np.asarray(starts_s) / hop_s).astype(int)):
@@ -164,9 +187,11 @@ def along_clip(maps: np.ndarray, starts_s: np.ndarray, hop_s: float, seconds: fl
 
 @torch.inference_mode()
 def residual_map(detector: Autoencoder, rows) -> list[np.ndarray]:
-    """Squared residual of each clip over frequency and time, dB²: the mean over the (up to 5) input vectors that hold the frame.
+    """Squared residual of each clip over frequency and time, dB²: the mean over the (up to 5) input vectors
+    that hold the frame.
 
-    returns : of each clip float32 (n_mels, frames). Weighted with `vectors_per_frame` its mean is the score `baseline_mse`.
+    returns : of each clip float32 (n_mels, frames). Weighted with `vectors_per_frame` its mean is the score
+        `baseline_mse`.
         Source: METHOD 7.5.  Notebook: 06_embeddings
     """
     s, out = detector.settings, []
@@ -189,17 +214,27 @@ def vectors_per_frame(frames: int, width: int) -> np.ndarray:
 
 
 def branch_shares(detector: Classifier, rows) -> np.ndarray:
-    """Share of each branch in the squared distance to the reference that decided the score: float64 (clips, branches), rows add up to 1.
+    """Share of each branch in the squared distance to the reference that decided the score: float64 (clips,
+    branches), rows add up to 1.
 
-    A clip that lies on its reference has no distance to share out: zeros.  Source: METHOD 3.5.  Notebook: 06_embeddings
+    A clip that lies on its reference has no distance to share out: zeros.  Source: METHOD 3.5.  Notebook:
+    06_embeddings
     """
     parts = detector.branch_parts(_rows(rows))
     whole = parts.sum(1, keepdims=True)
     return np.divide(parts, whole, out=np.zeros_like(parts), where=whole > 1e-12)
 
 
-def why(store: stores.Store, row: int, shape: OEVAEFeatureSettings, *, autoencoder: Autoencoder | None = None, oevae: OEVAE | None = None,
-        classifier: Classifier | None = None, of: Literal["alpha", "beta"] = "beta") -> Why:  # fmt: skip
+def why(
+    store: stores.Store,
+    row: int,
+    shape: OEVAEFeatureSettings,
+    *,
+    autoencoder: Autoencoder | None = None,
+    oevae: OEVAE | None = None,
+    classifier: Classifier | None = None,
+    of: Literal["alpha", "beta"] = "beta",
+) -> Why:
     """Everything above for one clip, by the detectors that there are; those of one machine must be its own.
 
     shape : of the log-mel that is shown.  of : component whose slope is shown.  Notebook: 06_embeddings
@@ -209,11 +244,17 @@ def why(store: stores.Store, row: int, shape: OEVAEFeatureSettings, *, autoencod
     bands = {"n_fft": shape.n_fft, "low_hz": shape.low_hz, "high_hz": shape.high_hz, "rate": rate}
     hz, hop_s = features.band_hz(shape.n_mels, **bands), shape.hop_length / rate
     wave = stores.standardize(store.audio([row]))
-    level = features.log_mel(wave, n_mels=shape.n_mels, win=shape.win_length, hop=shape.hop_length, **bands)[0, 0].cpu().numpy()
+    level = (
+        features.log_mel(wave, n_mels=shape.n_mels, win=shape.win_length, hop=shape.hop_length, **bands)[0, 0]
+        .cpu()
+        .numpy()
+    )
     residual = raised = starts = segments = branches = None
     if autoencoder is not None:
         s = autoencoder.settings
-        places = features.band_hz(s.n_mels, n_fft=s.n_fft, low_hz=0.0, high_hz=rate / 2, rate=rate, slaney=True)
+        places = features.band_hz(
+            s.n_mels, n_fft=s.n_fft, low_hz=0.0, high_hz=rate / 2, rate=rate, slaney=True
+        )
         residual = Map(residual_map(autoencoder, [row])[0], places, s.hop_length / rate)
     if oevae is not None:
         starts = segment_starts(oevae, row)
@@ -221,4 +262,6 @@ def why(store: stores.Store, row: int, shape: OEVAEFeatureSettings, *, autoencod
         raised = Map(along_clip(slope(oevae, [row], of).raised[0], starts, hop_s, seconds), hz, hop_s)
     if classifier is not None:
         branches = dict(zip(classifier.settings.branches, branch_shares(classifier, [row])[0].tolist()))
-    return Why(row, seconds, Map(level, hz, hop_s), residual, raised, of, starts, shape.segment_s, segments, branches)
+    return Why(
+        row, seconds, Map(level, hz, hop_s), residual, raised, of, starts, shape.segment_s, segments, branches
+    )

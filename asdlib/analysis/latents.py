@@ -1,18 +1,20 @@
-"""Latent space of the OEVAE: what z_d and z_c know of the condition v and of the domain, and whether the VAE lives at all.
+"""Latent space of the OEVAE: what z_d and z_c know of the condition v and of the domain, and whether the VAE
+lives at all.
 
 Conventions
 -----------
-Items are segments; z_d is the first `domain_latent` channels of z, z_c the others. A measure is taken on *fresh* clips, normal
-ones that the network was not trained on (held-out training clips and normal test clips), one vector per clip (the mean of
-its segments), and it stands beside what chance gives. What is fitted to predict v is fitted on the training clips. None of
-this enters a score.
+Items are segments; z_d is the first `domain_latent` channels of z, z_c the others. A measure is taken on
+*fresh* clips, normal ones that the network was not trained on (held-out training clips and normal test
+clips), one vector per clip (the mean of its segments), and it stands beside what chance gives. What is fitted
+to predict v is fitted on the training clips. None of this enters a score.
 
-What z tells is asked of z drawn from its posterior: a channel that has collapsed to its prior tells nothing then, while its
-μ may still move by a thousandth, which a regression on standardised channels would find. (α is computed at z = μ, and
-such a thousandth is then all that it consists of.)
+What z tells is asked of z drawn from its posterior: a channel that has collapsed to its prior tells nothing
+then, while its μ may still move by a thousandth, which a regression on standardised channels would find. (α
+is computed at z = μ, and such a thousandth is then all that it consists of.)
 
-A channel is alive when its μ moves: variance over the items above 0.01 (Burda et al. 2016). The KL of a channel of z_d says
-nothing about that, for a channel that ignores its input still pays for the distance to the prior mean k·v.
+A channel is alive when its μ moves: variance over the items above 0.01 (Burda et al. 2016). The KL of a
+channel of z_d says nothing about that, for a channel that ignores its input still pays for the distance to
+the prior mean k·v.
 
 Sources: METHOD 3.4, 3.9, 6.2; report 3.2.  Notebooks: 05_oevae, 07_latents, 08_tuning (refit)
 """
@@ -57,9 +59,12 @@ SPENT = 0.01  # nats: a binary loss below this teaches the extractor nothing mor
 class Latents:
     """Embeddings and latents of all clips of one machine, as the detector wrote them.
 
-    embedding float32 (n, dim), z_mean and z_logvar float32 (n, latent); clip int (n,): position of the item's clip in `clips`
-    clips : clip table of the machine with v, prior (k·v, centred) and trained (whether the network was trained on the clip)
-    domain : channels of z_d.  refits : k_scale -> z_mean and z_logvar, float32 (n, latent), of the VAE refitted with it
+    embedding float32 (n, dim), z_mean and z_logvar float32 (n, latent); clip int (n,): position of the item's
+    clip in `clips`
+    clips : clip table of the machine with v, prior (k·v, centred) and trained (whether the network was
+        trained on the clip)
+    domain : channels of z_d.  refits : k_scale -> z_mean and z_logvar, float32 (n, latent), of the VAE
+        refitted with it
     """
 
     machine: str
@@ -83,12 +88,19 @@ class Latents:
 
     def of_clips(self, items: np.ndarray) -> np.ndarray:
         """Mean over the items of each clip, (n, dim) to (clips, dim)."""
-        return np.stack([distances.to_clips(column, self.clip, len(self.clips)) for column in items.T.astype(float)], axis=1)
+        return np.stack(
+            [distances.to_clips(column, self.clip, len(self.clips)) for column in items.T.astype(float)],
+            axis=1,
+        )
 
     def draws(self, mean: np.ndarray, logvar: np.ndarray) -> list[np.ndarray]:
-        """DRAWS times (clips, latent), z drawn from its posterior; always the same draws for a machine of this name."""
+        """DRAWS times (clips, latent), z drawn from its posterior; always the same draws for a machine of
+        this name.
+        """
         rng = np.random.default_rng(zlib.crc32(self.machine.encode()))
-        return [self.of_clips(mean + np.exp(0.5 * logvar) * rng.standard_normal(mean.shape)) for _ in range(DRAWS)]
+        return [
+            self.of_clips(mean + np.exp(0.5 * logvar) * rng.standard_normal(mean.shape)) for _ in range(DRAWS)
+        ]
 
     @functools.cached_property
     def spaces(self) -> dict[str, list[np.ndarray]]:
@@ -99,9 +111,14 @@ class Latents:
 
     @functools.cached_property
     def questions(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """v and domain -> which clips they are asked of, bool (clips,), and the classes of these: fresh source clips with a v; fresh clips."""
+        """v and domain -> which clips they are asked of, bool (clips,), and the classes of these: fresh
+        source clips with a v; fresh clips.
+        """
         v, domain = self.clips["v"].to_numpy(float), self.clips["domain"].to_numpy().astype(str)
-        of_v, of_domain = self.fresh & np.isfinite(v) & (domain != "target"), self.fresh & (domain != "unknown")
+        of_v, of_domain = (
+            self.fresh & np.isfinite(v) & (domain != "target"),
+            self.fresh & (domain != "unknown"),
+        )
         return {"v": (of_v, v[of_v].astype(str)), "domain": (of_domain, domain[of_domain])}
 
     def _split(self, z: np.ndarray) -> dict[str, np.ndarray]:
@@ -110,7 +127,9 @@ class Latents:
 
 
 def load(folder: Path, table: pd.DataFrame, machine: str, domain: int) -> Latents:
-    """What an OEVAE detector left in its folder.  Arguments: `arranged`  raises : errors.InputError where nothing was written yet"""
+    """What an OEVAE detector left in its folder.  Arguments: `arranged`  raises : errors.InputError where
+    nothing was written yet
+    """
     path = Path(folder) / f"{EMBEDDINGS}.safetensors"
     if not path.is_file():
         raise errors.InputError(f"{path}: not there; run stage 05_oevae of {machine} first")
@@ -149,14 +168,19 @@ def channels(latents: Latents) -> pd.DataFrame:
     variance = mu.var(0) if len(mu) else np.zeros(len(number))
     parts = np.where(number < latents.domain, "z_d", "z_c")
     mean = kl.mean(0) if len(kl) else np.full(len(number), np.nan)
-    return pd.DataFrame({"channel": number + 1, "part": parts, "kl": mean, "variance": variance, "alive": variance > ALIVE})
+    return pd.DataFrame(
+        {"channel": number + 1, "part": parts, "kl": mean, "variance": variance, "alive": variance > ALIVE}
+    )
 
 
 def r_squared(fit_x: np.ndarray, fit_v: np.ndarray, x: np.ndarray, v: np.ndarray) -> float:
-    """R² of v predicted from x by ridge regression on standardised x, fitted elsewhere; NaN where v does not vary.
+    """R² of v predicted from x by ridge regression on standardised x, fitted elsewhere; NaN where v does not
+    vary.
 
-    The penalty is chosen on the clips of the fit (leave-one-out), so that many channels of few clips are not learnt by heart.
-    fit_x, fit_v : (m, dim), (m,), training clips.  x, v : (n, dim), (n,), fresh clips.  1 is perfect, 0 as good as the mean, below 0 worse
+    The penalty is chosen on the clips of the fit (leave-one-out), so that many channels of few clips are not
+    learnt by heart.
+    fit_x, fit_v : (m, dim), (m,), training clips.  x, v : (n, dim), (n,), fresh clips.  1 is perfect, 0 as
+        good as the mean, below 0 worse
     """
     if len(fit_v) < 2 or len(v) < 2 or np.ptp(v) == 0 or np.ptp(fit_v) == 0:
         return float("nan")
@@ -167,7 +191,8 @@ def r_squared(fit_x: np.ndarray, fit_v: np.ndarray, x: np.ndarray, v: np.ndarray
 def classifier_accuracy(x: np.ndarray, classes: np.ndarray, seed: int = 0) -> float:
     """Balanced accuracy of a logistic regression, cross-validated (5 folds); chance is 1 / number of classes.
 
-    x : (clips, dim), classes : (clips,).  NaN for one class only, or a class with fewer than 2 clips; with fewer than 5, so many folds
+    x : (clips, dim), classes : (clips,).  NaN for one class only, or a class with fewer than 2 clips; with
+        fewer than 5, so many folds
     """
     counts = np.unique(classes, return_counts=True)[1]
     if len(counts) < 2 or counts.min() < 2:
@@ -175,42 +200,60 @@ def classifier_accuracy(x: np.ndarray, classes: np.ndarray, seed: int = 0) -> fl
     model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=300))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        told = cross_val_predict(model, x, classes, cv=StratifiedKFold(min(5, int(counts.min())), shuffle=True, random_state=seed))
+        told = cross_val_predict(
+            model, x, classes, cv=StratifiedKFold(min(5, int(counts.min())), shuffle=True, random_state=seed)
+        )
     return float(balanced_accuracy_score(classes, told))
 
 
 def mutual_information(x: np.ndarray, classes: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Mutual information (nats) of the channel that knows most, and the same with shuffled classes (mean of 2).
+    """Mutual information (nats) of the channel that knows most, and the same with shuffled classes (mean of
+    2).
 
     x : (clips, channels), of which the 16 of largest variance are asked.  classes : (clips,)
-    By nearest neighbours (scikit-learn); of few clips it is rough, hence the control. NaN for one class, for fewer than 8 clips, and
-    where every class has a single clip
+    By nearest neighbours (scikit-learn); of few clips it is rough, hence the control. NaN for one class, for
+    fewer than 8 clips, and where every class has a single clip
     """
     if len(classes) < 8 or not 2 <= len(np.unique(classes)) < len(classes):
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     x = x[:, np.argsort(x.var(0))[-16:]]
-    found = [mutual_info_classif(x, order, random_state=seed).max() for order in (classes, rng.permutation(classes), rng.permutation(classes))]
+    found = [
+        mutual_info_classif(x, order, random_state=seed).max()
+        for order in (classes, rng.permutation(classes), rng.permutation(classes))
+    ]
     return float(found[0]), float(np.mean(found[1:]))
 
 
 def measures(latents: Latents, seed: int = 0) -> pd.DataFrame:
     """What each space knows of v and of the domain, on fresh normal clips.
 
-    returns : machine, space, of (v or domain), measure, value, chance, clips.  v is judged in the source domain alone, where it varies most and
+    returns : machine, space, of (v or domain), measure, value, chance, clips.  v is judged in the source
+        domain alone, where it varies most and
         the domain cannot help.  Notebooks: 05_oevae, 07_latents
     """
     rows = []
     for space, draws in latents.spaces.items():
         for of, (chosen, classes) in latents.questions.items():
             found = np.mean([classifier_accuracy(x[chosen], classes, seed) for x in draws])
-            rows.append((space, of, "balanced accuracy", float(found), 1 / max(len(np.unique(classes)), 1), len(classes)))
+            rows.append(
+                (
+                    space,
+                    of,
+                    "balanced accuracy",
+                    float(found),
+                    1 / max(len(np.unique(classes)), 1),
+                    len(classes),
+                )
+            )
         rows.append((space, "v", "R²", tie(latents, draws), 0.0, int(latents.questions["v"][0].sum())))
     return pd.DataFrame(rows, columns=COLUMNS).assign(machine=latents.machine)
 
 
 def information(latents: Latents, seed: int = 0) -> pd.DataFrame:
-    """`mutual_information` of z_d and z_c with v and with the domain, as further rows of `measures`.  Notebook: 07_latents"""
+    """`mutual_information` of z_d and z_c with v and with the domain, as further rows of `measures`.
+    Notebook: 07_latents
+    """
     rows = []
     for space, (of, (chosen, classes)) in itertools.product(("z_d", "z_c"), latents.questions.items()):
         found = mutual_information(latents.spaces[space][0][chosen], classes, seed)
@@ -225,20 +268,29 @@ def value_of(table: pd.DataFrame, space: str, of: str, measure: str) -> tuple[fl
 
 
 def tie(latents: Latents, draws: Sequence[np.ndarray]) -> float:
-    """R² of v on fresh source normals, fitted on the source clips trained on; mean over draws (clips, dim).  Notebooks: 05_oevae, 07_latents"""
+    """R² of v on fresh source normals, fitted on the source clips trained on; mean over draws (clips, dim).
+    Notebooks: 05_oevae, 07_latents
+    """
     v, source = latents.clips["v"].to_numpy(float), (latents.clips["domain"] != "target").to_numpy()
     fit, fresh = (chosen & source & np.isfinite(v) for chosen in (latents.trained, latents.fresh))
     return float(np.mean([r_squared(x[fit], v[fit], x[fresh], v[fresh]) for x in draws]))
 
 
 def refit_table(latents: Latents) -> pd.DataFrame:
-    """R² of v from z_d (`tie`) for each refitted k_scale: k_scale, R², machine.  Notebooks: 07_latents, 08_tuning"""
-    rows = [(scale, tie(latents, [z[:, : latents.domain] for z in latents.draws(*found)])) for scale, found in latents.refits.items()]
+    """R² of v from z_d (`tie`) for each refitted k_scale: k_scale, R², machine.  Notebooks: 07_latents,
+    08_tuning
+    """
+    rows = [
+        (scale, tie(latents, [z[:, : latents.domain] for z in latents.draws(*found)]))
+        for scale, found in latents.refits.items()
+    ]
     return pd.DataFrame(rows, columns=["k_scale", "R²"]).assign(machine=latents.machine)
 
 
 def verdict(table: pd.DataFrame, alive: pd.DataFrame) -> str:
-    """What the VAE of one machine is worth, in one line of words.  table : of `measures`, one machine.  alive : of `channels`"""
+    """What the VAE of one machine is worth, in one line of words.  table : of `measures`, one machine.  alive
+    : of `channels`
+    """
     count = alive.groupby("part")["alive"].sum().reindex(["z_d", "z_c"], fill_value=0)
     tie = value_of(table, "z_d", "v", "R²")[0]
     of_c, chance = value_of(table, "z_c", "domain", "balanced accuracy")
@@ -249,7 +301,9 @@ def verdict(table: pd.DataFrame, alive: pd.DataFrame) -> str:
     if not np.isnan(of_c):
         nearer = abs(of_c - chance) < abs(raw - chance)
         told = "less than" if nearer else "as much as" if of_c <= raw else "more than"
-        words.append(f"z_c tells the domain {told} the embedding ({of_c:.2f} against {raw:.2f}, chance {chance:.2f})")
+        words.append(
+            f"z_c tells the domain {told} the embedding ({of_c:.2f} against {raw:.2f}, chance {chance:.2f})"
+        )
     dead = count["z_c"] == 0 and not tie >= LOOSE
     half = " α is a constant then, and scores nothing." if count["z_c"] == 0 else ""
     name = table["machine"].iloc[0]
@@ -259,14 +313,19 @@ def verdict(table: pd.DataFrame, alive: pd.DataFrame) -> str:
 def saturation(history: pd.DataFrame) -> str:
     """Whether the binary loss still taught the extractor something, in words.
 
-    history : of the detector, with the column machine (binary cross-entropy, nats).  Source: METHOD 3.9.  Notebook: 05_oevae
+    history : of the detector, with the column machine (binary cross-entropy, nats).  Source: METHOD 3.9.
+        Notebook: 05_oevae
     """
     low = history.loc[history["machine"] < SPENT, "epoch"]
     if low.empty:
-        return f"The binary loss ends at {history['machine'].iloc[-1]:.3f} nats: the pseudo-anomalies still teach the extractor something."
+        return (
+            f"The binary loss ends at {history['machine'].iloc[-1]:.3f} nats: the pseudo-anomalies still"
+            " teach the extractor something."
+        )
     return (
-        f"Saturated: the binary loss is below {SPENT} nats from epoch {low.iloc[0]} of {history['epoch'].iloc[-1]} on and shapes the "
-        "embedding no more; the pseudo-anomalies are too different. See oevae.mixup.outliers, attribute_weight, kl_warmup and near."
+        f"Saturated: the binary loss is below {SPENT} nats from epoch {low.iloc[0]} of"
+        f" {history['epoch'].iloc[-1]} on and shapes the embedding no more; the pseudo-anomalies are too"
+        " different. See oevae.mixup.outliers, attribute_weight, kl_warmup and near."
     )
 
 
@@ -279,20 +338,28 @@ def load_vae(folder: Path, settings: oevae.OEVAESettings) -> VAE:
     try:
         found = load_tensors(path)
         state = {name.removeprefix("vae."): value for name, value in found.items() if name.startswith("vae.")}
-        vae = VAE(state["decoder.2.weight"].shape[0], settings.hidden, settings.latent, settings.domain_latent)
+        vae = VAE(
+            state["decoder.2.weight"].shape[0], settings.hidden, settings.latent, settings.domain_latent
+        )
         vae.load_state_dict(state)
     except Exception as error:  # torch raises many kinds for torn and foreign files
-        raise errors.InputError(f"{path}: does not hold the weights of this VAE ({type(error).__name__}); run stage 05_oevae again") from error
+        raise errors.InputError(
+            f"{path}: does not hold the weights of this VAE ({type(error).__name__}); run stage 05_oevae"
+            " again"
+        ) from error
     return vae.eval()
 
 
 @torch.inference_mode()
 def traversal(latents: Latents, vae: VAE, steps: int = 9) -> pd.DataFrame:
-    """Turn z_d of fresh source normals through the range of v, decode, and look up the nearest training clips.
+    """Turn z_d of fresh source normals through the range of v, decode, and look up the nearest training
+    clips.
 
-    Every item keeps its z_c; all channels of z_d are set to the prior mean of a value of v between the smallest and largest of training.
-    The decoder answers with an embedding; `found` is the v of its nearest training segment. A tied and disentangled latent finds what was set.
-    returns : machine, set, found (mean over items), low, high (quartiles over items), moved: mean distance of the decoded embedding from the one
+    Every item keeps its z_c; all channels of z_d are set to the prior mean of a value of v between the
+    smallest and largest of training. The decoder answers with an embedding; `found` is the v of its nearest
+    training segment. A tied and disentangled latent finds what was set.
+    returns : machine, set, found (mean over items), low, high (quartiles over items), moved: mean distance of
+        the decoded embedding from the one
         decoded without turning.  Empty where v has one value.  Notebook: 07_latents
     """
     clips = latents.clips

@@ -2,14 +2,16 @@
 
 Conventions
 -----------
-A space holds the items of one network: segments of one machine's clips (OEVAE, one network per machine), or clips of all machines
-(classifier, one network). Items come in clip order. A clip's place is the mean of its items. Embeddings of the classifier have unit
-length, as its back-ends see them. Nothing is computed again that a stage wrote.
+A space holds the items of one network: segments of one machine's clips (OEVAE, one network per machine), or
+clips of all machines (classifier, one network). Items come in clip order. A clip's place is the mean of its
+items. Embeddings of the classifier have unit length, as its back-ends see them. Nothing is computed again
+that a stage wrote.
 
-Maps show neighbourhoods. In PCA distances are those of the embedding, less what two axes cannot hold (`explained`). In UMAP near means near, but
-distances between groups and the sizes of groups mean nothing.
+Maps show neighbourhoods. In PCA distances are those of the embedding, less what two axes cannot hold
+(`explained`). In UMAP near means near, but distances between groups and the sizes of groups mean nothing.
 
-Maps are kept by the digest of what they were made from: UMAP costs 10 to 17 s of compilation in each process, then about 1 s per 1000 items.
+Maps are kept by the digest of what they were made from: UMAP costs 10 to 17 s of compilation in each process,
+then about 1 s per 1000 items.
 Sources: METHOD 8.5.  Notebook: 06_embeddings
 """
 
@@ -39,8 +41,12 @@ from asdlib.settings import digest, setting
 class ProjectionSettings:
     """Maps of the embeddings in 06_embeddings (METHOD 8.5); PCA is always there."""
 
-    umap: Literal["none", "clips", "segments"] = setting("segments", "UMAP of nothing, of the clips, or of clips and every segment")
-    neighbours: int = setting(15, "neighbours that UMAP keeps together; more show the coarse order, fewer the fine one", 2, 200)
+    umap: Literal["none", "clips", "segments"] = setting(
+        "segments", "UMAP of nothing, of the clips, or of clips and every segment"
+    )
+    neighbours: int = setting(
+        15, "neighbours that UMAP keeps together; more show the coarse order, fewer the fine one", 2, 200
+    )
     min_dist: float = setting(0.1, "how close UMAP may bring items", 0.0, 0.99)
     epochs: int = setting(200, "of UMAP's layout", 10, 5000)
 
@@ -55,7 +61,8 @@ Maps = dict[tuple[str, str, str], np.ndarray]  # (space, projection, items) -> f
 class Space:
     """Items of one network.
 
-    rows : int (clips,), store rows, rising.  embedding : float32 (items, dim).  clip : int (items,), position in rows, rising
+    rows : int (clips,), store rows, rising.  embedding : float32 (items, dim).  clip : int (items,), position
+        in rows, rising
     """
 
     name: str
@@ -72,7 +79,9 @@ class Space:
 
     @functools.cached_property
     def _means(self) -> np.ndarray:
-        means = [distances.to_clips(column, self.clip, len(self.rows)) for column in self.embedding.T.astype(float)]
+        means = [
+            distances.to_clips(column, self.clip, len(self.rows)) for column in self.embedding.T.astype(float)
+        ]
         return np.stack(means, 1).astype(np.float32)
 
     @property
@@ -82,7 +91,9 @@ class Space:
 
 
 def oevae_space(folder: Path, table: pd.DataFrame, machine: str, domain: int) -> Space:
-    """Segments of one machine, from what 05_oevae left.  table : the store's clip table.  domain : channels of z_d"""
+    """Segments of one machine, from what 05_oevae left.  table : the store's clip table.  domain : channels
+    of z_d
+    """
     found = latents.load(folder, table, machine, domain)
     order = np.argsort(found.clip, kind="stable")
     places = np.flatnonzero(table["clip"].isin(found.clips["clip"]))
@@ -94,12 +105,22 @@ def classifier_space(folder: Path) -> Space:
     rows, embedding = classifier.load_embeddings(folder)
     rows = np.asarray(rows)
     order = np.argsort(rows)
-    return Space("classifier", "classifier", rows[order], backends.unit(embedding[order]).astype(np.float32), np.arange(len(rows)))
+    return Space(
+        "classifier",
+        "classifier",
+        rows[order],
+        backends.unit(embedding[order]).astype(np.float32),
+        np.arange(len(rows)),
+    )
 
 
 def pca(x: np.ndarray) -> np.ndarray:
     """The first two principal components, float32 (n, 2).  x : (n, dim)"""
-    found = PCA(2, svd_solver="full").fit_transform(x.astype(np.float64)) if x.shape[1] > 1 else np.c_[x - x.mean(0), np.zeros(len(x))]
+    found = (
+        PCA(2, svd_solver="full").fit_transform(x.astype(np.float64))
+        if x.shape[1] > 1
+        else np.c_[x - x.mean(0), np.zeros(len(x))]
+    )
     return found.astype(np.float32)
 
 
@@ -113,13 +134,21 @@ def umap(x: np.ndarray, settings: ProjectionSettings, seed: int) -> np.ndarray:
     """UMAP, float32 (n, 2); equal for equal x, settings and seed on one machine.  x : (n, dim)"""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImportWarning)  # of an optional part that needs another framework
-        from umap import UMAP  # here: the import alone compiles for seconds, which a finished study and one of PCA only need not pay
+        from umap import (
+            UMAP,
+            # here: the import alone compiles for seconds, which a finished study and one of PCA only need not
+            # pay
+        )
 
     neighbours = min(settings.neighbours, len(x) - 1)
     model = UMAP(
-        n_neighbors=neighbours, min_dist=settings.min_dist, n_epochs=settings.epochs, random_state=seed, n_jobs=1,
+        n_neighbors=neighbours,
+        min_dist=settings.min_dist,
+        n_epochs=settings.epochs,
+        random_state=seed,
+        n_jobs=1,
         init="pca",  # the spectral start of few or disconnected items warns and falls back to chance
-    )  # fmt: skip
+    )
     with training.one_thread():  # numba's start gives torch, too, a thread per core, and that would stay
         return model.fit_transform(x).astype(np.float32)
 
@@ -132,7 +161,8 @@ def wanted(space: Space, settings: ProjectionSettings) -> list[tuple[str, str]]:
 
 
 def coordinates(spaces: Sequence[Space], settings: ProjectionSettings, seed: int, folder: Path) -> Maps:
-    """Every map that the settings ask for, from `folder` where it was made before of the same embeddings, else made and kept there.
+    """Every map that the settings ask for, from `folder` where it was made before of the same embeddings,
+    else made and kept there.
 
     folder : of the maps alone; those that no space asks for any more are deleted.  Notebook: 06_embeddings
     raises : errors.InputError for a space with fewer than 4 clips
@@ -143,7 +173,10 @@ def coordinates(spaces: Sequence[Space], settings: ProjectionSettings, seed: int
         used = set()
         for space in spaces:
             if len(space.rows) < FEWEST:
-                raise errors.InputError(f"{space.name}: {len(space.rows)} clips came, expected at least {FEWEST} for a map; add recordings")
+                raise errors.InputError(
+                    f"{space.name}: {len(space.rows)} clips came, expected at least {FEWEST} for a map; add"
+                    " recordings"
+                )
             for projection, items in wanted(space, settings):
                 x, _ = space.of(items)
                 path = folder / f"{_digest(x, projection, settings, seed)}.parquet"
@@ -161,20 +194,31 @@ def coordinates(spaces: Sequence[Space], settings: ProjectionSettings, seed: int
 
 def _digest(x: np.ndarray, projection: str, settings: ProjectionSettings, seed: int) -> str:
     """Name of a map: everything that shapes it."""
-    shaped_by = (projection, x.shape) if projection == "PCA" else (projection, x.shape, settings.neighbours, settings.min_dist, settings.epochs, seed)
+    shaped_by = (
+        (projection, x.shape)
+        if projection == "PCA"
+        else (projection, x.shape, settings.neighbours, settings.min_dist, settings.epochs, seed)
+    )
     return hashlib.sha256(digest(shaped_by).encode() + np.ascontiguousarray(x).tobytes()).hexdigest()[:20]
 
 
-def nearest_training(space: Space, items: str, item: int, table: pd.DataFrame, n: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest_training(
+    space: Space, items: str, item: int, table: pd.DataFrame, n: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Store rows and Euclidean distances of the n training clips next to an item, nearest first.
 
-    item : number of the clip or segment in `space.of(items)`.  A training clip has no neighbour in itself, nor in another machine's clips; of
+    item : number of the clip or segment in `space.of(items)`.  A training clip has no neighbour in itself,
+        nor in another machine's clips; of
     several segments of a clip the nearest counts.  table : the store's clip table.  Notebook: 06_embeddings
     """
     x, clip = space.of(items)
     own = space.rows[clip[item]]
     facts = table.iloc[space.rows[clip]]
-    allowed = ((facts["split"] == "train") & (facts["label"] == "normal") & (facts["machine"] == table["machine"].iloc[own])).to_numpy()
+    allowed = (
+        (facts["split"] == "train")
+        & (facts["label"] == "normal")
+        & (facts["machine"] == table["machine"].iloc[own])
+    ).to_numpy()
     allowed = allowed & (space.rows[clip] != own)
     away = np.linalg.norm(x[allowed].astype(float) - x[item].astype(float), axis=1)
     order = np.argsort(away, kind="stable")

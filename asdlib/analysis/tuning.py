@@ -1,35 +1,43 @@
-"""Everything that ω, η, k and k_scale combine, laid out so that one combination of all machines is a handful of array operations.
+"""Everything that ω, η, k and k_scale combine, laid out so that one combination of all machines is a handful
+of array operations.
 
 Conventions
 -----------
-Arrays are (machines, seeds, clips); machines with fewer clips are filled up at the end with clips of code 0, which count nowhere. Parts are
-on the scale of their training scores already (`fusion.aligned`), what is made of them is brought there again exactly where
-`fusion.systems` does: OEVAE before it meets the classifier, and each seed before the seeds are averaged. So a combination at the
-study's own settings is the study's score, number for number.
+Arrays are (machines, seeds, clips); machines with fewer clips are filled up at the end with clips of code 0,
+which count nowhere. Parts are on the scale of their training scores already (`fusion.aligned`), what is made
+of them is brought there again exactly where `fusion.systems` does: OEVAE before it meets the classifier, and
+each seed before the seeds are averaged. So a combination at the study's own settings is the study's score,
+number for number.
 
 Several training seeds are one ensemble here: there is one ω to choose, not one per training.
 Sources: METHOD 3.7, 4.11, 4.12, 4.18.  Notebook: 08_tuning
 
-All points of a tuner at once: metrics over ω × k × k_scale × η, bootstrap bands, and what each rule of choosing makes of them.
+All points of a tuner at once: metrics over ω × k × k_scale × η, bootstrap bands, and what each rule of
+choosing makes of them.
 
 Conventions
 -----------
-A *slot* is the system shown: slot 0 is OEVAE alone, slot 1 + i the ensemble with the i-th η. Bands are percentile intervals of BAND_RESAMPLES
-stratified resamples of the test clips, paired over the whole curve, at every fifth ω; between them they are joined by lines. Rules look at η in
-tenths, the training rule at ω in tenths too.
+A *slot* is the system shown: slot 0 is OEVAE alone, slot 1 + i the ensemble with the i-th η. Bands are
+percentile intervals of BAND_RESAMPLES stratified resamples of the test clips, paired over the whole curve, at
+every fifth ω; between them they are joined by lines. Rules look at η in tenths, the training rule at ω in
+tenths too.
 
 Three rules choose a point, and only two of them may be used for a claim:
 
     default     the values in the settings, fixed before anything was seen
-    training    the least *domain mismatch* of the leave-clip-out training scores: the mean over machines of |2·AUC − 1|, where the AUC is that of
-                target training clips against source ones. 0: the score does not tell the domains apart, and one threshold serves both. The
-                default stays unless the mismatch falls by more than chance (bootstrap of the training clips, interval above 0)
-    oracle      the best Ω (without it, the best mean there is) on the labelled test clips: what was there to gain, never a claim
+    training    the least *domain mismatch* of the leave-clip-out training scores: the mean over machines of
+    |2·AUC − 1|, where the AUC is that of
+                target training clips against source ones. 0: the score does not tell the domains apart, and
+                one threshold serves both. The default stays unless the mismatch falls by more than chance
+                (bootstrap of the training clips, interval above 0)
+    oracle      the best Ω (without it, the best mean there is) on the labelled test clips: what was there to
+    gain, never a claim
 
-What `training` is worth: it sees normal clips only and asks what a shift of domain does, not what a fault does; a score that knows
-nothing passes it best of all, and ten target clips are few. The interval does not count that the best of many points was picked.
-`rule_validity` measures afterwards, with test labels, whether the rule pointed the right way. On the synthetic demo it did not (−0.85: it chose α
-alone), so a batch run keeps the default. Pseudo-anomalies, clips of other machines, would be better grounds; their scores are in no
+What `training` is worth: it sees normal clips only and asks what a shift of domain does, not what a fault
+does; a score that knows nothing passes it best of all, and ten target clips are few. The interval does not
+count that the best of many points was picked. `rule_validity` measures afterwards, with test labels, whether
+the rule pointed the right way. On the synthetic demo it did not (−0.85: it chose α alone), so a batch run
+keeps the default. Pseudo-anomalies, clips of other machines, would be better grounds; their scores are in no
 artifact and need the networks.
 
 Sources: METHOD 3.7, 3.8, 4.11, 7.4.  Notebook: 08_tuning
@@ -66,7 +74,9 @@ COLUMNS = (*roc.THREE, "hmean")  # of a table; of "all" the last is Ω
 
 
 class Choice(NamedTuple):
-    """One point: ω, η, k of kNN, and the name of the prior (its k_scale, and whether the VAE was refitted for it)."""
+    """One point: ω, η, k of kNN, and the name of the prior (its k_scale, and whether the VAE was refitted for
+    it).
+    """
 
     omega: float
     eta: float
@@ -75,7 +85,7 @@ class Choice(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Scores of the test clips (..., machines, seeds, n) and of the training clips (..., machines, seeds, m)."""
+    """Scores of the test clips (..., machines, seeds, n); training clips (..., machines, seeds, m)."""
 
     test: np.ndarray
     train: np.ndarray
@@ -116,7 +126,12 @@ class Parts:
     def oevae(self, prior: str, k: int, omega: float | np.ndarray) -> Split:
         """ω·α + (1 − ω)·β; ω may be (g, 1, 1, 1)."""
         alpha, beta = self.alphas[prior], self.betas[k]
-        return Split(*(fusion.combine({"a": a, "b": b}, {"a": omega, "b": 1.0 - omega}) for a, b in zip(alpha, beta, strict=True)))
+        return Split(
+            *(
+                fusion.combine({"a": a, "b": b}, {"a": omega, "b": 1.0 - omega})
+                for a, b in zip(alpha, beta, strict=True)
+            )
+        )
 
     def ensemble(self, scaled_oevae: Split, eta: float) -> Split:
         """η·OEVAE + (1 − η)·classifier."""
@@ -155,16 +170,24 @@ class Parts:
 def from_scores(scores: pd.DataFrame, cfg: config.StudySettings) -> Parts:
     """The parts of a study.
 
-    scores : score table with the components of `oevae` and, where there is one, `_score` of `classifier` (`Run.load_scores`)
+    scores : score table with the components of `oevae` and, where there is one, `_score` of `classifier`
+        (`Run.load_scores`)
     raises : errors.InputError without OEVAE, and where the seeds did not score the same clips
     """
     own = scores[scores["system"] == "oevae"]
     if own.empty:
-        raise errors.InputError(f"study {cfg.name} has no scores of oevae, and there is nothing to tune without α and β; add oevae to systems")
+        raise errors.InputError(
+            f"study {cfg.name} has no scores of oevae, and there is nothing to tune without α and β; add"
+            " oevae to systems"
+        )
     found = set(own["component"])
     trained = f"{cfg.oevae.condition.k_scale:g} (trained)"
     alphas = {trained: ("alpha", cfg.oevae.condition.k_scale)}
-    alphas |= {f"{k:g} (refitted)": (f"alpha_k{k:g}", k) for k in sorted(cfg.oevae.k_scales) if f"alpha_k{k:g}" in found}
+    alphas |= {
+        f"{k:g} (refitted)": (f"alpha_k{k:g}", k)
+        for k in sorted(cfg.oevae.k_scales)
+        if f"alpha_k{k:g}" in found
+    }
     betas = {k: f"beta_k{k}" for k in KEPT_K if f"beta_k{k}" in found} | {cfg.oevae.neighbours: "beta"}
     names = [("oevae", name) for name, _ in alphas.values()] + [("oevae", betas[k]) for k in sorted(betas)]
     classifier = ("classifier", "score") in set(zip(scores["system"], scores["component"]))
@@ -173,11 +196,18 @@ def from_scores(scores: pd.DataFrame, cfg: config.StudySettings) -> Parts:
     whole = dict(zip(judged["machine"], judged["references"]))
     machines, seeds = sorted(whole), sorted(table["seed"].unique())
     train, test = (judged[judged["split"] == split] for split in schemas.SPLITS)
-    rows = {name: (train[train["references"] == whole[name]], test[test["machine"] == name]) for name in machines}
+    rows = {
+        name: (train[train["references"] == whole[name]], test[test["machine"] == name]) for name in machines
+    }
     facts = {name: [_facts(part) for part in parts] for name, parts in rows.items()}
 
     def both(name: str) -> Split:
-        return Split(*(_filled([_seeds(rows[machine][i], machine, name, seeds) for machine in machines]) for i in (1, 0)))
+        return Split(
+            *(
+                _filled([_seeds(rows[machine][i], machine, name, seeds) for machine in machines])
+                for i in (1, 0)
+            )
+        )
 
     domain, label = ([facts[m][1][column].to_numpy() for m in machines] for column in ("domain", "label"))
     return Parts(
@@ -204,7 +234,10 @@ def _seeds(rows: pd.DataFrame, machine: str, name: str, seeds: list[int]) -> np.
     """(seeds, clips) of one part, clips in the order of `_facts`."""
     wide = rows.pivot(index="clip", columns="seed", values=name).sort_index()
     if wide.isna().any(axis=None):
-        raise errors.InputError(f"{name} of {machine}: the seeds did not score the same clips, expected each clip once per seed; finish the study")
+        raise errors.InputError(
+            f"{name} of {machine}: the seeds did not score the same clips, expected each clip once per seed;"
+            " finish the study"
+        )
     return wide.reindex(columns=seeds).to_numpy(float).T
 
 
@@ -217,7 +250,11 @@ def _filled(rows: list[np.ndarray]) -> np.ndarray:
 STEPS = {"gamma": 10}  # of ω, where fitting a scale at every point takes too long
 FINE, ETA_STEPS, EVERY = 50, 10, 5
 BAND_RESAMPLES, MISMATCH_RESAMPLES = 200, 1000
-RULES = {"default": "fixed default", "training": "training clips only, least domain mismatch", "oracle": "test labels: oracle, not a claim"}
+RULES = {
+    "default": "fixed default",
+    "training": "training clips only, least domain mismatch",
+    "oracle": "test labels: oracle, not a claim",
+}
 
 
 class Sweep(NamedTuple):
@@ -227,7 +264,12 @@ class Sweep(NamedTuple):
     etas: np.ndarray  # (E,), 0 to 1, with the study's own; empty without a classifier
     areas: np.ndarray  # (1 + E, P, K, W, M, 3): AUC source, AUC target, pAUC
     mismatch: np.ndarray  # (1 + E, P, K, V) at omegas[::EVERY]; NaN without target training clips
-    bands: np.ndarray  # (systems, P, K, V, 2, M + 1, 4): low and high at omegas[::EVERY], of OEVAE and of the ensemble at the study's η
+    bands: (
+        np.ndarray
+        # (systems, P, K, V, 2, M + 1, 4): low and high at omegas[::EVERY], of OEVAE and of the ensemble at
+        # the
+        # study's η
+    )
 
 
 class Rule(NamedTuple):
@@ -239,9 +281,15 @@ class Rule(NamedTuple):
 
 
 def make(parts: Parts, seed: int) -> Sweep:
-    """Evaluate everything. seed : of the bootstrap, as for metrics.csv. About 2 s for 7 machines × 200 clips × 3 k × 5 priors."""
+    """Evaluate everything. seed : of the bootstrap, as for metrics.csv. About 2 s for 7 machines × 200 clips
+    × 3 k × 5 priors.
+    """
     omegas = np.round(np.linspace(0, 1, STEPS.get(parts.mode, FINE) + 1), 10)  # 0.3, not 0.30000000000000004
-    etas = np.unique(np.append(np.round(np.linspace(0, 1, ETA_STEPS + 1), 10), parts.default.eta)) if parts.classifier else np.zeros(0)
+    etas = (
+        np.unique(np.append(np.round(np.linspace(0, 1, ETA_STEPS + 1), 10), parts.default.eta))
+        if parts.classifier
+        else np.zeros(0)
+    )
     shape = (1 + len(etas), len(parts.alphas), len(parts.betas), len(omegas))
     areas, mismatch = np.empty((*shape, len(parts.machines), 3)), np.empty((*shape[:3], len(omegas[::EVERY])))
     weights, one_seed = resamples(parts, seed), next(iter(parts.betas.values())).test.shape[1] == 1
@@ -256,7 +304,9 @@ def make(parts: Parts, seed: int) -> Sweep:
             for slot, eta in enumerate([None, *etas]):
                 final = parts.over_seeds(oevae if eta is None else parts.ensemble(scaled, eta))
                 areas[slot, p, j] = parts.areas(final.test)
-                mismatch[slot, p, j] = domain_mismatch(parts, final.train if one_seed else final.train[::EVERY])
+                mismatch[slot, p, j] = domain_mismatch(
+                    parts, final.train if one_seed else final.train[::EVERY]
+                )
                 if eta is None or eta == parts.default.eta:
                     bands[int(eta is not None), p, j] = band(parts, final.test[::EVERY], weights)
     return Sweep(omegas, etas, areas, mismatch, bands)
@@ -265,7 +315,10 @@ def make(parts: Parts, seed: int) -> Sweep:
 def resamples(parts: Parts, seed: int) -> list[np.ndarray]:
     """Bootstrap weights of each machine's test clips, int16 (BAND_RESAMPLES, clips)."""
     streams = [[seed, zlib.crc32(machine.encode())] for machine in parts.machines]
-    return [roc.bootstrap_weights(d, kind, BAND_RESAMPLES, s) for d, kind, s in zip(parts.domain, parts.label, streams, strict=True)]
+    return [
+        roc.bootstrap_weights(d, kind, BAND_RESAMPLES, s)
+        for d, kind, s in zip(parts.domain, parts.label, streams, strict=True)
+    ]
 
 
 def band(parts: Parts, test: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
@@ -276,7 +329,10 @@ def band(parts: Parts, test: np.ndarray, weights: list[np.ndarray]) -> np.ndarra
 def replicates(parts: Parts, test: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
     """All metrics of final scores (machines, n) in every resample: float64 (resamples, machines + 1, 4)."""
     limit, facts = parts.settings.max_fpr, zip(test, parts.domain, parts.label, weights, strict=True)
-    boots = [roc.bootstrap(s[: len(d)], d, kind, w, limit) if len(d) else np.full((len(w), 3), np.nan) for s, d, kind, w in facts]
+    boots = [
+        roc.bootstrap(s[: len(d)], d, kind, w, limit) if len(d) else np.full((len(w), 3), np.nan)
+        for s, d, kind, w in facts
+    ]
     return parts.table(np.stack(boots, axis=1))
 
 
@@ -287,7 +343,9 @@ def interval(parts: Parts, boots: np.ndarray) -> np.ndarray:
 
 
 def domain_mismatch(parts: Parts, train: np.ndarray) -> np.ndarray:
-    """Mean over machines of |2·AUC − 1|, target against source training clips. train : (..., machines, m).  returns : (...)"""
+    """Mean over machines of |2·AUC − 1|, target against source training clips. train : (..., machines, m).
+    returns : (...)
+    """
     found = []
     for i, target in enumerate(parts.target):
         if target.any() and not target.all():
@@ -301,9 +359,22 @@ def domain_mismatch(parts: Parts, train: np.ndarray) -> np.ndarray:
 
 
 def open_sweep(folder: Path, parts: Parts, seed: int) -> Sweep:
-    """`make`, or what an earlier run left in the folder for exactly these scores, labels, settings and code."""
-    split = [array for part in (*parts.alphas.values(), *parts.betas.values(), *filter(None, [parts.classifier])) for array in part]
-    facts = (parts.machines, parts.mode, parts.settings, parts.default, list(parts.alphas), list(parts.betas), seed, io.code_digest())
+    """`make`, or what an earlier run left in the folder for the same scores, labels, settings and code."""
+    split = [
+        array
+        for part in (*parts.alphas.values(), *parts.betas.values(), *filter(None, [parts.classifier]))
+        for array in part
+    ]
+    facts = (
+        parts.machines,
+        parts.mode,
+        parts.settings,
+        parts.default,
+        list(parts.alphas),
+        list(parts.betas),
+        seed,
+        io.code_digest(),
+    )
     content = hashlib.sha256(repr(facts).encode())
     for array in (*split, parts.code, *parts.target):
         content.update(np.ascontiguousarray(array).tobytes())
@@ -324,14 +395,20 @@ def open_sweep(folder: Path, parts: Parts, seed: int) -> Sweep:
 
 
 def rules(parts: Parts, sweep: Sweep, seed: int) -> dict[str, Rule]:
-    """What each rule of RULES chooses, for the ensemble where there is one, else for OEVAE. seed : of the bootstrap."""
+    """What each rule of RULES chooses, for the ensemble where there is one, else for OEVAE. seed : of the
+    bootstrap.
+    """
     first = 1 if parts.classifier else 0
-    return {"default": Rule("default", parts.default, "the values in the settings"), "training": _training(parts, sweep, first, seed),
-            "oracle": _oracle(parts, sweep, first)}  # fmt: skip
+    return {
+        "default": Rule("default", parts.default, "the values in the settings"),
+        "training": _training(parts, sweep, first, seed),
+        "oracle": _oracle(parts, sweep, first),
+    }
 
 
 def rule_validity(parts: Parts, sweep: Sweep) -> float:
-    """Rank correlation over all points of a small mismatch with a large Ω, −1 to 1; NaN without labels or without target clips.
+    """Rank correlation over all points of a small mismatch with a large Ω, −1 to 1; NaN without labels or
+    without target clips.
 
     An afterthought with test labels; nothing is chosen by it.
     """
@@ -356,13 +433,19 @@ def _oracle(parts: Parts, sweep: Sweep, first: int) -> Rule:
     if np.isnan(omega).all():
         return Rule("oracle", None, "no labelled test clip")
     best = np.unravel_index(np.nanargmax(omega), omega.shape)
-    return Rule("oracle", _point(parts, sweep, best[0] + first, *best[1:]), f"the best of {omega.size} points on the very labels it is measured by")
+    return Rule(
+        "oracle",
+        _point(parts, sweep, best[0] + first, *best[1:]),
+        f"the best of {omega.size} points on the very labels it is measured by",
+    )
 
 
 def _training(parts: Parts, sweep: Sweep, first: int, seed: int) -> Rule:
     mismatch = sweep.mismatch[first:]
     if np.isnan(mismatch).all():
-        return Rule("training", parts.default, "no machine has training clips of both domains: the default stays")
+        return Rule(
+            "training", parts.default, "no machine has training clips of both domains: the default stays"
+        )
     best = np.unravel_index(np.nanargmin(mismatch), mismatch.shape)
     choice = _point(parts, sweep, best[0] + first, *best[1:3], best[3] * EVERY)
     boots = []
@@ -371,13 +454,24 @@ def _training(parts: Parts, sweep: Sweep, first: int, seed: int) -> Rule:
         for i, target in enumerate(parts.target):
             if target.any() and not target.all():
                 kind, domain = np.where(target, "anomaly", "normal"), np.full(len(target), "source")
-                weights = roc.bootstrap_weights(domain, kind, MISMATCH_RESAMPLES, [seed, zlib.crc32(parts.machines[i].encode()), 2])
-                found.append(np.abs(2 * roc.bootstrap(train[i, : len(target)], domain, kind, weights)[:, 0] - 1))
+                weights = roc.bootstrap_weights(
+                    domain, kind, MISMATCH_RESAMPLES, [seed, zlib.crc32(parts.machines[i].encode()), 2]
+                )
+                found.append(
+                    np.abs(2 * roc.bootstrap(train[i, : len(target)], domain, kind, weights)[:, 0] - 1)
+                )
         boots.append(np.mean(found, axis=0))
     low, high = interval(parts, boots[0] - boots[1])
     before = float(domain_mismatch(parts, parts.final(parts.systems[-1], parts.default).train))
-    told = f"domain mismatch {before:.3f} at the default, {mismatch[best]:.3f} at its smallest (difference [{low:.3f}, {high:.3f}])"
-    return Rule("training", choice, told) if low > 0 else Rule("training", parts.default, f"{told}: not more than chance, the default stays")
+    told = (
+        f"domain mismatch {before:.3f} at the default, {mismatch[best]:.3f} at its smallest (difference"
+        f" [{low:.3f}, {high:.3f}])"
+    )
+    return (
+        Rule("training", choice, told)
+        if low > 0
+        else Rule("training", parts.default, f"{told}: not more than chance, the default stays")
+    )
 
 
 def named(name: str) -> str:

@@ -1,1 +1,3 @@
-"""From folders of recordings to resident audio: index, decoding, store, conditions, import, download, synthetic machines."""
+"""From folders of recordings to resident audio: index, decoding, store, conditions, import, download,
+synthetic machines.
+"""

@@ -2,9 +2,9 @@
 
 Conventions
 -----------
-v is a float per clip of one machine. How values become numbers is learnt from the machine's training clips only; a test
-clip whose value cannot be expressed in those terms has v = NaN. d_min is the smallest difference between two distinct
-training values of v, and k = k_scale / d_min (5 / 3 for speeds of 31, 34 and 40 V).
+v is a float per clip of one machine. How values become numbers is learnt from the machine's training clips
+only; a test clip whose value cannot be expressed in those terms has v = NaN. d_min is the smallest difference
+between two distinct training values of v, and k = k_scale / d_min (5 / 3 for speeds of 31, 34 and 40 V).
 
 Source: METHOD 3.3, 4.4-4.7. Notebooks: 01_data, 05_oevae, 07_latents
 """
@@ -29,11 +29,17 @@ class ConditionSettings:
     """The condition v that the latent space is tied to (METHOD 3.3)."""
 
     attribute: str = setting(
-        "random", "attribute: random (by the seed, report 4.1), most_values (the numeric one with most values, METHOD 3.3), or its name"
+        "random",
+        "attribute: random (by the seed, report 4.1), most_values (the numeric one with most values, METHOD"
+        " 3.3), or its name",
     )
-    missing: Literal["power", "zero"] = setting("power", "v of machines without attributes: power of the raw clip (report 4.1), or 0 (METHOD 4.7)")
+    missing: Literal["power", "zero"] = setting(
+        "power", "v of machines without attributes: power of the raw clip (report 4.1), or 0 (METHOD 4.7)"
+    )
     bins: int = setting(4, "quantile bins of the power (METHOD 4.5)", 2, 1000)
-    k_scale: float = setting(5.0, "k = k_scale / smallest difference between two values of v (report 4.2)", 0.0, 1000.0)
+    k_scale: float = setting(
+        5.0, "k = k_scale / smallest difference between two values of v (report 4.2)", 0.0, 1000.0
+    )
 
 
 NUMBER = re.compile(r"([A-Za-z]*)([-+]?\d+(?:[.,]\d+)?)([A-Za-z]*)")  # 1.5 or 1,5
@@ -41,7 +47,7 @@ NUMBER = re.compile(r"([A-Za-z]*)([-+]?\d+(?:[.,]\d+)?)([A-Za-z]*)")  # 1.5 or 1
 
 @dataclass(frozen=True)
 class Condition:
-    """v of one machine: `v` indexed like the machine's rows of the clip table, where it comes from and why."""
+    """v of one machine: `v` indexed like the machine's rows of the clip table, its origin and why."""
 
     machine: str
     key: str  # attribute key, "power" or "zero"
@@ -59,11 +65,13 @@ def condition(
 ) -> Condition:
     """v of all clips of one machine.
 
-    choice : "random" (one key by the seed among those with two or more training values), "most_values" (the numeric key
-        with most training values), or the name of an attribute key
-    missing : what to take where no key can serve: "power" (level_db in quantile bins of the training clips) or "zero"
+    choice : "random" (one key by the seed among those with two or more training values), "most_values" (the
+        numeric key with most training values), or the name of an attribute key
+    missing : what to take where no key can serve: "power" (level_db in quantile bins of the training clips)
+        or "zero"
     bins : number of quantile bins of the power
-    raises : errors.InputError for an unknown machine or key, a machine without training clips, or power without level_db
+    raises : errors.InputError for an unknown machine or key, a machine without training clips, or power
+        without level_db
     """
     errors.check_choice("machine", machine, sorted(set(table["machine"])))
     if missing not in ("power", "zero"):
@@ -71,22 +79,40 @@ def condition(
     rows = table[table["machine"] == machine]
     train = rows[rows["split"] == "train"]
     if train.empty:
-        raise errors.InputError(f"no training clip of {machine} came, expected at least one; its condition cannot be chosen")
-    values = {key: sorted(set(train[f"attr_{key}"]) - {""}, key=index.natural) for key in index.attribute_keys(train)}
-    key, reason = _choose(choice, values, index.attribute_keys(table), np.random.default_rng([seed, zlib.crc32(machine.encode())]))
+        raise errors.InputError(
+            f"no training clip of {machine} came, expected at least one; its condition cannot be chosen"
+        )
+    values = {
+        key: sorted(set(train[f"attr_{key}"]) - {""}, key=index.natural)
+        for key in index.attribute_keys(train)
+    }
+    key, reason = _choose(
+        choice,
+        values,
+        index.attribute_keys(table),
+        np.random.default_rng([seed, zlib.crc32(machine.encode())]),
+    )
     if key is None:
         return _without_attribute(rows, train, missing, bins, machine, reason)
     v = pd.Series(_numbers(rows[f"attr_{key}"], values[key]), index=rows.index, dtype=float)
     return Condition(machine, key, v, _smallest_step(v[train.index]), reason)
 
 
-def _choose(choice: str, values: dict[str, list[str]], known: list[str], rng: np.random.Generator) -> tuple[str | None, str]:
+def _choose(
+    choice: str, values: dict[str, list[str]], known: list[str], rng: np.random.Generator
+) -> tuple[str | None, str]:
     several = sorted(key for key in values if len(values[key]) >= 2)
     if choice not in ("random", "most_values"):
         errors.check_choice("attribute key", choice, ["random", "most_values", *known])
         if choice in several:
             return choice, f"attribute {choice} as named"
-        return None, f"attribute {choice} has {'a single training value' if values.get(choice) else 'no training value'}"
+        return (
+            None,
+            (
+                f"attribute {choice} has"
+                f" {'a single training value' if values.get(choice) else 'no training value'}"
+            ),
+        )
     if not values:
         return None, "no attribute"
     if not several:
@@ -96,11 +122,19 @@ def _choose(choice: str, values: dict[str, list[str]], known: list[str], rng: np
         return key, f"attribute {key}, drawn among {', '.join(several)}"
     numeric = [key for key in several if _affixes(values[key])] or several
     key = max(numeric, key=lambda name: len(values[name]))
-    return key, f"attribute {key}, the {'numeric ' if _affixes(values[key]) else ''}one with most training values ({len(values[key])})"
+    return (
+        key,
+        (
+            f"attribute {key}, the {'numeric ' if _affixes(values[key]) else ''}one with most training values"
+            f" ({len(values[key])})"
+        ),
+    )
 
 
 def _affixes(values: list[str]) -> tuple[str, str] | None:
-    """The text before and after the number, if all values are a number within the same text (31V, 34V); else None."""
+    """The text before and after the number, if all values are a number within the same text (31V, 34V); else
+    None.
+    """
     matches = [NUMBER.fullmatch(value) for value in values]
     around = {(match[1], match[3]) for match in matches if match}
     return around.pop() if all(matches) and len(around) == 1 else None
@@ -114,7 +148,9 @@ def _numbers(column: pd.Series, training_values: list[str]) -> list[float]:
     numbers = []
     for value in column:
         match = NUMBER.fullmatch(value)
-        numbers.append(float(match[2].replace(",", ".")) if match and (match[1], match[3]) == affixes else np.nan)
+        numbers.append(
+            float(match[2].replace(",", ".")) if match and (match[1], match[3]) == affixes else np.nan
+        )
     return numbers
 
 
@@ -123,11 +159,18 @@ def _smallest_step(train_v: pd.Series) -> float:
     return float(steps.min()) if len(steps) else 1.0
 
 
-def _without_attribute(rows: pd.DataFrame, train: pd.DataFrame, missing: str, bins: int, machine: str, reason: str) -> Condition:
+def _without_attribute(
+    rows: pd.DataFrame, train: pd.DataFrame, missing: str, bins: int, machine: str, reason: str
+) -> Condition:
     if missing == "zero":
-        return Condition(machine, "zero", pd.Series(0.0, index=rows.index), 1.0, f"{reason}; zero is used instead")
+        return Condition(
+            machine, "zero", pd.Series(0.0, index=rows.index), 1.0, f"{reason}; zero is used instead"
+        )
     if "level_db" not in rows:
-        raise errors.InputError(f"{machine}: {reason} and no level_db came, expected the table of the audio store; decode the clips first")
+        raise errors.InputError(
+            f"{machine}: {reason} and no level_db came, expected the table of the audio store; decode the"
+            " clips first"
+        )
     edges = np.quantile(train["level_db"], np.arange(1, bins) / bins)
     v = pd.Series(np.searchsorted(edges, rows["level_db"], side="right").astype(float), index=rows.index)
     return Condition(machine, "power", v, _smallest_step(v[train.index]), f"{reason}; power is used instead")

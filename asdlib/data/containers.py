@@ -1,18 +1,21 @@
 """Open a recording with exactly the audio that its file holds, and say where header and file disagree.
 
-libsndfile reads a torn file to its end, and one whose header names too little only that far, without a word; headers of streams, of
-recorders that lost power and of files beyond 4 GiB it reads as they are. So the length that a header names is read here first (RIFF,
-RIFX, RF64, BW64, W64, AIFF, 8SVX, CAF, AU, NIST; the last page of Ogg) and held against the file:
+libsndfile reads a torn file to its end, and one whose header names too little only that far, without a word;
+headers of streams, of recorders that lost power and of files beyond 4 GiB it reads as they are. So the length
+that a header names is read here first (RIFF, RIFX, RF64, BW64, W64, AIFF, 8SVX, CAF, AU, NIST; the last page
+of Ogg) and held against the file:
 
     what the header names                              what is done
-    -------------------------------------------------  ---------------------------------------------------------
+    -------------------------------------------------
+    ---------------------------------------------------------
     the audio that is there, with or without chunks    read
     0, -1, or what writers to a pipe put there         read to the end of the file, with a remark
     more than is there                                 refused as truncated, with both numbers
     less by a multiple of 4 GiB                        read to the true length, with a remark
     less, and what follows is no chunk                 read as far as named, with a remark
 
-FLAC and MP3 are checked by libsndfile; a FLAC stream without its length is counted. Other formats are read as libsndfile reads them.
+FLAC and MP3 are checked by libsndfile; a FLAC stream without its length is counted. Other formats are read as
+libsndfile reads them.
 """
 
 from __future__ import annotations
@@ -31,15 +34,31 @@ from typing import BinaryIO, NamedTuple
 import soundfile
 
 MOST_CHUNKS = 1000  # before the audio, and behind it
-OPEN_LENGTHS = ((2**31 - 2**24 - 2**6, 2**31 + 2**12), (2**32 - 2**16, 2**32), (2**62, 2**64))  # from, below: sox, arecord, ffmpeg and others
+OPEN_LENGTHS = (
+    (2**31 - 2**24 - 2**6, 2**31 + 2**12),
+    (2**32 - 2**16, 2**32),
+    (2**62, 2**64),
+)  # from, below: sox, arecord, ffmpeg and others
 WRAP, SLACK = 2**32, 2**20  # bytes; chunks behind audio beyond 4 GiB
 MOST_NAMED = 2**31 - 1  # bytes: some of libsndfile's readers take four bytes for a signed number
 OGG_TAIL = 2**17  # bytes, two pages of the largest size
-RAW_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1}
+RAW_BYTES = {
+    "PCM_S8": 1,
+    "PCM_U8": 1,
+    "PCM_16": 2,
+    "PCM_24": 3,
+    "PCM_32": 4,
+    "FLOAT": 4,
+    "DOUBLE": 8,
+    "ULAW": 1,
+    "ALAW": 1,
+}
 
 
 class Chunks(NamedTuple):
-    """How chunks are laid out: struct format of a size, bytes of a name, place of the first, alignment, does a size count the head."""
+    """How chunks are laid out: struct format of a size, bytes of a name, place of the first, alignment, does
+    a size count the head.
+    """
 
     size: str
     name: int
@@ -50,15 +69,22 @@ class Chunks(NamedTuple):
 
 RIFF = Chunks("<I", 4, 12, 2)
 CHUNKED = {
-    b"RIFF": RIFF, b"RF64": RIFF, b"BW64": RIFF, b"RIFX": Chunks(">I", 4, 12, 2), b"FORM": Chunks(">I", 4, 12, 2),
-    b"caff": Chunks(">q", 4, 8, 1), b"riff": Chunks("<Q", 16, 40, 8, counted=True),
-}  # fmt: skip
+    b"RIFF": RIFF,
+    b"RF64": RIFF,
+    b"BW64": RIFF,
+    b"RIFX": Chunks(">I", 4, 12, 2),
+    b"FORM": Chunks(">I", 4, 12, 2),
+    b"caff": Chunks(">q", 4, 8, 1),
+    b"riff": Chunks("<Q", 16, 40, 8, counted=True),
+}
 OPEN = "its header leaves the length open, it was read to the end of the file"
 AUDIO = (b"data", b"SSND", b"BODY")  # names of the chunk with the audio; in W64 the first four bytes
 
 
 class Found(NamedTuple):
-    """Audio in a file: first byte, bytes named, whether only chunks follow; where and how the size stands, and what it counts beside the audio."""
+    """Audio in a file: first byte, bytes named, whether only chunks follow; where and how the size stands,
+    and what it counts beside the audio.
+    """
 
     start: int
     named: int
@@ -67,7 +93,9 @@ class Found(NamedTuple):
 
 
 class _Part:
-    """`length` bytes of a file from `start` on, some of them replaced (`changed`: place -> bytes), as a file for soundfile."""
+    """`length` bytes of a file from `start` on, some of them replaced (`changed`: place -> bytes), as a file
+    for soundfile.
+    """
 
     def __init__(self, file: BinaryIO, start: int, length: int, changed: dict[int, bytes]):
         self.file, self.start, self.length, self.changed, self.at = file, start, length, changed, 0
@@ -92,7 +120,9 @@ class _Part:
 
 
 class _Forward(soundfile.SoundFile):
-    """A file that is read from its first sample to its last: a FLAC stream of unknown length refuses any seek at its end."""
+    """A file that is read from its first sample to its last: a FLAC stream of unknown length refuses any seek
+    at its end.
+    """
 
     def seekable(self) -> bool:
         return False
@@ -100,9 +130,11 @@ class _Forward(soundfile.SoundFile):
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[soundfile.SoundFile, str]]:
-    """A recording, open, with all of its audio and no byte of anything else; and where its header disagrees with the file ("": nowhere).
+    """A recording, open, with all of its audio and no byte of anything else; and where its header disagrees
+    with the file ("": nowhere).
 
-    raises : ValueError in words for an empty or truncated file; OSError and soundfile.LibsndfileError for what cannot be read
+    raises : ValueError in words for an empty or truncated file; OSError and soundfile.LibsndfileError for
+        what cannot be read
     """
     stat = path.stat()
     if stat.st_size == 0:
@@ -119,12 +151,17 @@ def opened(path: Path) -> Iterator[tuple[soundfile.SoundFile, str]]:
         elif magic == b"fLaC":
             other, samples = _flac_total(file)
             if samples == 0:
-                changed[21], remark = (other + _counted(os.fsencode(path), stat.st_size, stat.st_mtime_ns)).to_bytes(5, "big"), OPEN
+                changed[21], remark = (
+                    (other + _counted(os.fsencode(path), stat.st_size, stat.st_mtime_ns)).to_bytes(5, "big"),
+                    OPEN,
+                )
         if start + length >= stat.st_size and not remark and not changed:
             yield stack.enter_context(soundfile.SoundFile(os.fsencode(path))), ""
             return
         named = length
-        if found and found.field:  # libsndfile is shown the file up to the end of its audio, under a header that names that end
+        if (
+            found and found.field
+        ):  # libsndfile is shown the file up to the end of its audio, under a header that names that end
             at, kind, more = found.field
             named = min(length, MOST_NAMED - more) if struct.calcsize(kind) == 4 else length
             changed[at] = struct.pack(kind, named + more)
@@ -135,15 +172,28 @@ def opened(path: Path) -> Iterator[tuple[soundfile.SoundFile, str]]:
 def _raw(head: soundfile.SoundFile, file: BinaryIO, start: int, length: int) -> soundfile.SoundFile:
     """Audio that no size of its header can name, read by what the header says of its samples."""
     if head.subtype not in RAW_BYTES:
-        raise ValueError(f"{length} bytes of {head.subtype} audio, more than its header can name; convert it to WAV or RF64")
-    endian = head.endian if head.endian != "FILE" else "BIG" if head.format in ("AIFF", "AU", "SVX") else "LITTLE"
+        raise ValueError(
+            f"{length} bytes of {head.subtype} audio, more than its header can name; convert it to WAV or"
+            " RF64"
+        )
+    endian = (
+        head.endian if head.endian != "FILE" else "BIG" if head.format in ("AIFF", "AU", "SVX") else "LITTLE"
+    )
     frame = RAW_BYTES[head.subtype] * head.channels
-    how = {"samplerate": head.samplerate, "channels": head.channels, "format": "RAW", "subtype": head.subtype, "endian": endian}
+    how = {
+        "samplerate": head.samplerate,
+        "channels": head.channels,
+        "format": "RAW",
+        "subtype": head.subtype,
+        "endian": endian,
+    }
     return soundfile.SoundFile(_Part(file, start, length // frame * frame, {}), **how)
 
 
 def _length(found: Found, there: int) -> tuple[int, str]:
-    """Bytes of audio to read, and what to say of it. there : bytes from the first of the audio to the end of the file"""
+    """Bytes of audio to read, and what to say of it. there : bytes from the first of the audio to the end of
+    the file
+    """
     named = found.named
     if 0 <= named <= there and found.clean:
         return named, ""
@@ -153,8 +203,17 @@ def _length(found: Found, there: int) -> tuple[int, str]:
         raise ValueError(f"truncated, {there} of {named} bytes of audio are there; copy or download it again")
     wrapped, rest = divmod(there - named, WRAP)
     if wrapped and rest <= SLACK:
-        return there - rest, f"its header counts only to 4 GiB and names {named} bytes of audio, all {there - rest} were read"
-    return named, f"its header names {named} bytes of audio, {there - named} more behind them are not used; repair the header if they are sound"
+        return (
+            there - rest,
+            f"its header counts only to 4 GiB and names {named} bytes of audio, all {there - rest} were read",
+        )
+    return (
+        named,
+        (
+            f"its header names {named} bytes of audio, {there - named} more behind them are not used; repair"
+            " the header if they are sound"
+        ),
+    )
 
 
 def _found(file: BinaryIO, magic: bytes, size: int) -> Found | None:
@@ -180,7 +239,10 @@ def _chunked(file: BinaryIO, layout: Chunks, size: int) -> Found | None:
     wide = None  # place of the 64-bit size of RF64
     for number, (name, start, length) in enumerate(_walk(file, layout, layout.first)):
         if number == MOST_CHUNKS:
-            raise ValueError(f"no audio in its first {MOST_CHUNKS} parts, expected one called data; copy or download it again")
+            raise ValueError(
+                f"no audio in its first {MOST_CHUNKS} parts, expected one called data; copy or download it"
+                " again"
+            )
         if name == b"ds64":
             wide = start + 8
         elif name[:4] in AUDIO:
@@ -196,7 +258,9 @@ def _chunked(file: BinaryIO, layout: Chunks, size: int) -> Found | None:
 
 
 def _walk(file: BinaryIO, layout: Chunks, at: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, first byte and bytes of the content of each chunk from a place on; less than 0 bytes where the size says nothing."""
+    """Name, first byte and bytes of the content of each chunk from a place on; less than 0 bytes where the
+    size says nothing.
+    """
     head = layout.name + struct.calcsize(layout.size)
     while True:
         file.seek(at)
@@ -236,12 +300,19 @@ def _ogg(file: BinaryIO, size: int) -> tuple[int, str]:
     if not table or len(table) < tail[at + 26] or end > len(tail) or (end < len(tail) and not closed):
         raise ValueError("truncated, its last page is not whole; copy or download it again")
     if not closed:
-        return size, "the mark of its end is missing, as in a stream that was cut; it was read to the end of the file"
-    return first + end, f"{len(tail) - end} bytes behind its last page are not used" if end < len(tail) else ""
+        return (
+            size,
+            "the mark of its end is missing, as in a stream that was cut; it was read to the end of the file",
+        )
+    return first + end, (
+        f"{len(tail) - end} bytes behind its last page are not used" if end < len(tail) else ""
+    )
 
 
 def _flac_total(file: BinaryIO) -> tuple[int, int]:
-    """The five bytes of a FLAC header with the number of samples: what else they hold, and that number; 0: unknown."""
+    """The five bytes of a FLAC header with the number of samples: what else they hold, and that number; 0:
+    unknown.
+    """
     file.seek(21)
     both = int.from_bytes(file.read(5), "big")
     return both >> 36 << 36, both % 2**36

@@ -2,13 +2,14 @@
 
 Conventions
 -----------
-A clip is mono int16 at the study's sample rate. `level_db` is the mean power of the raw clip in dB re full scale (a
-full-scale square wave has 0 dB, floor -120 dB), before any standardisation.
+A clip is mono int16 at the study's sample rate. `level_db` is the mean power of the raw clip in dB re full
+scale (a full-scale square wave has 0 dB, floor -120 dB), before any standardisation.
 
-What leaves a clip out: unreadable or truncated files, no sample, NaN or infinite samples, more than 33 million samples, another
-rate (unless data.resample), a missing channel. What is reported and kept: a header that disagrees with the file (`containers`),
-clipping (runs of 3 or more samples at full scale), silence (-90 dB or less, the last bit of 16) and an offset without sound, in the chosen
-channel or in all, audio that repeats another clip's (silent ones excepted).
+What leaves a clip out: unreadable or truncated files, no sample, NaN or infinite samples, more than 33
+million samples, another rate (unless data.resample), a missing channel. What is reported and kept: a header
+that disagrees with the file (`containers`), clipping (runs of 3 or more samples at full scale), silence (-90
+dB or less, the last bit of 16) and an offset without sound, in the chosen channel or in all, audio that
+repeats another clip's (silent ones excepted).
 
 Source: METHOD 3.2, 4.4. Notebook: 01_data
 """
@@ -38,17 +39,25 @@ from asdlib.settings import setting
 class DataSettings:
     """Which recordings, and how they are decoded."""
 
-    roots: tuple[str, ...] = setting((), "folders that hold <machine>/train and <machine>/test; none: the [synthetic] machines are made")
+    roots: tuple[str, ...] = setting(
+        (), "folders that hold <machine>/train and <machine>/test; none: the [synthetic] machines are made"
+    )
     recorded: bool = setting(False, "refuse to run without data roots instead of making synthetic recordings")
     machines: tuple[str, ...] = setting((), "machines to use; none: all that are found")
     sample_rate: int = setting(16000, "Hz (report 4.2)", 1000, 192000)
-    resample: bool = setting(False, "resample other rates on load; otherwise such clips are left out and reported")
+    resample: bool = setting(
+        False, "resample other rates on load; otherwise such clips are left out and reported"
+    )
     channel: int = setting(0, "which channel of a multi-channel recording", 0, 63)
 
 
 SHORTEST_S = 0.15  # s; below, five frames of the autoencoder do not fit
-MOST_SAMPLES = 2**25  # of all channels, before and after resampling: 35 minutes at 16 kHz, decoded in less than 1 GB
-MOST_TAPS = 2**24  # of a resampler's filters: rates without a common divisor take gigabytes (44101 to 16000 Hz: 12 GB)
+MOST_SAMPLES = (
+    2**25
+)  # of all channels, before and after resampling: 35 minutes at 16 kHz, decoded in less than 1 GB
+MOST_TAPS = (
+    2**24
+)  # of a resampler's filters: rates without a common divisor take gigabytes (44101 to 16000 Hz: 12 GB)
 FULL_SCALE = 32768
 FLOOR_DB = -120.0
 SILENT_DB = -90.0
@@ -58,7 +67,9 @@ COLUMNS = ("samples", "seconds", "level_db", "digest")
 
 @dataclass(frozen=True)
 class Decoded:
-    """One recording: samples int16 (n,), or why there are none (`refused`); `remarks` are problems of a clip that is kept."""
+    """One recording: samples int16 (n,), or why there are none (`refused`); `remarks` are problems of a clip
+    that is kept.
+    """
 
     samples: np.ndarray | None
     refused: str = ""
@@ -69,7 +80,8 @@ class Decoded:
 
 
 def decode(path: str | Path, data: DataSettings, span: tuple[int, int] | None = None) -> Decoded:
-    """One recording (WAV, FLAC or what else libsndfile reads; any bits and channels) as mono int16 at data.sample_rate.
+    """One recording (WAV, FLAC or what else libsndfile reads; any bits and channels) as mono int16 at
+    data.sample_rate.
 
     span : first sample and number of samples of a part, at the recording's own rate; none: all of it
     returns : Decoded; no exception for bad files, their problem is worded in `refused`. Notebook: 01_data
@@ -79,7 +91,9 @@ def decode(path: str | Path, data: DataSettings, span: tuple[int, int] | None = 
     except ValueError as error:
         return Decoded(None, refused=str(error))
     except (OSError, RuntimeError, MemoryError) as error:  # soundfile.LibsndfileError is a RuntimeError
-        return Decoded(None, refused=f"unreadable ({reason(error)}), expected audio; copy or download it again")
+        return Decoded(
+            None, refused=f"unreadable ({reason(error)}), expected audio; copy or download it again"
+        )
     cut = _clipped(samples)
     if cut:
         remarks.append(f"clipped ({cut} samples at full scale, in runs of {CLIPPED_RUN} or more)")
@@ -87,13 +101,17 @@ def decode(path: str | Path, data: DataSettings, span: tuple[int, int] | None = 
 
 
 def sample_digest(samples: np.ndarray) -> str:
-    """Digest of int16 samples: equal audio, equal digest.  samples : int16 (n,).  returns : hexadecimal, 32 digits"""
+    """Digest of int16 samples: equal audio, equal digest.  samples : int16 (n,).  returns : hexadecimal, 32
+    digits
+    """
     return hashlib.blake2b(np.ascontiguousarray(samples).data, digest_size=16).hexdigest()
 
 
 def reason(error: Exception) -> str:
     """What a library or the system says went wrong, without numbers and path."""
-    return str(getattr(error, "error_string", "") or getattr(error, "strerror", "") or error).strip().rstrip(".")
+    return (
+        str(getattr(error, "error_string", "") or getattr(error, "strerror", "") or error).strip().rstrip(".")
+    )
 
 
 def shape(path: str | Path, shortest_s: float = SHORTEST_S) -> tuple[int, int, int]:
@@ -107,7 +125,9 @@ def shape(path: str | Path, shortest_s: float = SHORTEST_S) -> tuple[int, int, i
             _check_length(file.frames, file.samplerate, shortest_s, remark)
             return file.frames, file.samplerate, file.channels
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"unreadable ({reason(error)}), expected audio; copy or download it again") from error
+        raise ValueError(
+            f"unreadable ({reason(error)}), expected audio; copy or download it again"
+        ) from error
 
 
 def _check_length(frames: int, rate: int, shortest_s: float, remark: str) -> None:
@@ -115,25 +135,43 @@ def _check_length(frames: int, rate: int, shortest_s: float, remark: str) -> Non
     if frames <= 0:
         raise ValueError(f"empty, no sample in it{why}; record or download it again")
     if frames < shortest_s * rate:
-        raise ValueError(f"too short: {frames / rate:.3g} s, expected at least {shortest_s:g} s{why}; leave it out or record longer clips")
+        raise ValueError(
+            f"too short: {frames / rate:.3g} s, expected at least {shortest_s:g} s{why}; leave it out or"
+            " record longer clips"
+        )
 
 
 def _read(path: Path, data: DataSettings, span: tuple[int, int] | None) -> tuple[np.ndarray, int, list[str]]:
-    """Mono int16 at the study's rate, the recording's own rate, and remarks on its header and channels; ValueError in words."""
+    """Mono int16 at the study's rate, the recording's own rate, and remarks on its header and channels;
+    ValueError in words.
+    """
     with containers.opened(path) as (file, remark):
         first, frames = span or (0, file.frames)
         rate, channels = file.samplerate, file.channels
         exact = file.subtype == "PCM_16"
         _check_length(frames, rate, SHORTEST_S, remark)
         if rate != data.sample_rate and not data.resample:
-            raise ValueError(f"{rate} Hz, expected {data.sample_rate} Hz; set data.resample = true to resample on load")
+            raise ValueError(
+                f"{rate} Hz, expected {data.sample_rate} Hz; set data.resample = true to resample on load"
+            )
         if max(frames * channels, frames * data.sample_rate / rate) > MOST_SAMPLES:
-            raise ValueError(f"too long ({frames / rate:.0f} s of {channels} channels), expected at most {MOST_SAMPLES} samples; "
-                             "cut it into clips, for example by asd import --clip-seconds 10")  # fmt: skip
-        if rate // math.gcd(rate, data.sample_rate) * (data.sample_rate // math.gcd(rate, data.sample_rate)) > MOST_TAPS:
-            raise ValueError(f"{rate} Hz cannot be resampled to {data.sample_rate} Hz, the rates have too little in common; convert the file")
+            raise ValueError(
+                f"too long ({frames / rate:.0f} s of {channels} channels), expected at most {MOST_SAMPLES}"
+                " samples; cut it into clips, for example by asd import --clip-seconds 10"
+            )
+        if (
+            rate // math.gcd(rate, data.sample_rate) * (data.sample_rate // math.gcd(rate, data.sample_rate))
+            > MOST_TAPS
+        ):
+            raise ValueError(
+                f"{rate} Hz cannot be resampled to {data.sample_rate} Hz, the rates have too little in"
+                " common; convert the file"
+            )
         if data.channel >= channels:
-            raise ValueError(f"channels 0 to {channels - 1} only, expected channel {data.channel}; set data.channel below {channels}")
+            raise ValueError(
+                f"channels 0 to {channels - 1} only, expected channel {data.channel}; set data.channel below"
+                f" {channels}"
+            )
         if first:
             file.seek(first)
         every = file.read(frames, dtype="int16" if exact else "float32", always_2d=True)
@@ -141,42 +179,64 @@ def _read(path: Path, data: DataSettings, span: tuple[int, int] | None) -> tuple
         raise ValueError(f"truncated, {len(every)} of {frames} samples are there; copy or download it again")
     wave = every[:, data.channel]
     if not exact and not np.isfinite(wave).all():
-        raise ValueError(f"{int((~np.isfinite(wave)).sum())} samples are NaN or infinite, expected finite ones; record or export it again")
-    remarks = [text for text in (remark if first == 0 else "", _dead(every, data.channel)) if text]  # a header is told once, with the first part
+        raise ValueError(
+            f"{int((~np.isfinite(wave)).sum())} samples are NaN or infinite, expected finite ones; record or"
+            " export it again"
+        )
+    remarks = [
+        text for text in (remark if first == 0 else "", _dead(every, data.channel)) if text
+    ]  # a header is told once, with the first part
     if exact and rate == data.sample_rate:
         return np.ascontiguousarray(wave), rate, remarks
     wave = wave.astype(np.float32) / FULL_SCALE if exact else wave
     if rate != data.sample_rate:
-        wave = torchaudio.functional.resample(torch.from_numpy(np.ascontiguousarray(wave)), rate, data.sample_rate).numpy()
+        wave = torchaudio.functional.resample(
+            torch.from_numpy(np.ascontiguousarray(wave)), rate, data.sample_rate
+        ).numpy()
     return np.clip(np.rint(wave * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16), rate, remarks
 
 
 def levels(wave: np.ndarray) -> tuple[float, float]:
-    """Level of a channel, and of what is left of it without its mean: dB re full scale; the floor where they are no numbers.
+    """Level of a channel, and of what is left of it without its mean: dB re full scale; the floor where they
+    are no numbers.
 
     wave : (n,), int16 or float in [-1, 1]
     """
     full = FULL_SCALE if wave.dtype == np.int16 else 1.0
     with np.errstate(all="ignore"):
-        power, mean = float(np.mean(np.square(wave, dtype=np.float64))) / full**2, float(np.mean(wave, dtype=np.float64)) / full
-    return tuple(max(FLOOR_DB, 10 * math.log10(value)) if 0 < value < math.inf else FLOOR_DB for value in (power, power - mean**2))
+        power, mean = (
+            float(np.mean(np.square(wave, dtype=np.float64))) / full**2,
+            float(np.mean(wave, dtype=np.float64)) / full,
+        )
+    return tuple(
+        max(FLOOR_DB, 10 * math.log10(value)) if 0 < value < math.inf else FLOOR_DB
+        for value in (power, power - mean**2)
+    )
 
 
 def _dead(every: np.ndarray, channel: int) -> str:
-    """What to say of a chosen channel without sound, and which one has the most; "" for one with sound.  every : (n, channels)"""
+    """What to say of a chosen channel without sound, and which one has the most; "" for one with sound.
+    every : (n, channels)
+    """
     wave = every[:, channel]
     if levels(wave[::16])[1] > SILENT_DB + 20:  # nearly always, and told at once
         return ""
     level, sound = levels(wave)
     if sound > SILENT_DB:
         return ""
-    what = f"silent ({level:.0f} dB re full scale)" if level <= SILENT_DB else f"constant ({level:.0f} dB re full scale, no sound)"
+    what = (
+        f"silent ({level:.0f} dB re full scale)"
+        if level <= SILENT_DB
+        else f"constant ({level:.0f} dB re full scale, no sound)"
+    )
     others = [levels(other)[1] for other in every.T]
     best = int(np.argmax(others))
     if others[best] <= SILENT_DB:
         return what
-    return (f"channel {channel} is {what}, channel {best} is not ({others[best]:.0f} dB): "
-            f"choose it by data.channel = {best} (asd import: --channel {best})")  # fmt: skip
+    return (
+        f"channel {channel} is {what}, channel {best} is not ({others[best]:.0f} dB): "
+        f"choose it by data.channel = {best} (asd import: --channel {best})"
+    )
 
 
 def _clipped(samples: np.ndarray) -> int:
@@ -220,13 +280,17 @@ def inspect(
     table = schemas.clip_table(table).drop(columns=list(COLUMNS), errors="ignore")
     found, usable, facts = [], [], []
     first: dict[str, tuple[str, str]] = {}  # digest -> (clip, split) of its first appearance
-    for clip, path, split, decoded in zip(table["clip"], table["path"], table["split"], _decode_all(table, data, threads), strict=True):
+    for clip, path, split, decoded in zip(
+        table["clip"], table["path"], table["split"], _decode_all(table, data, threads), strict=True
+    ):
         usable.append(decoded.samples is not None)
         if decoded.samples is None:
             found.append((path, decoded.refused, True))
             continue
         keep(decoded.samples)
-        facts.append((len(decoded.samples), len(decoded.samples) / data.sample_rate, decoded.level_db, decoded.digest))
+        facts.append(
+            (len(decoded.samples), len(decoded.samples) / data.sample_rate, decoded.level_db, decoded.digest)
+        )
         found += [(path, f"{remark}; it is used as it is", False) for remark in decoded.remarks]
         other, other_split = first.setdefault(decoded.digest, (clip, split))
         if other != clip and decoded.level_db > SILENT_DB:
@@ -234,5 +298,7 @@ def inspect(
             found.append((path, f"same audio as {other}{overlap}; both are used, remove one", False))
     decoded_table = table[usable].reset_index(drop=True)
     for place, name in enumerate(COLUMNS):
-        decoded_table[name] = pd.Series([row[place] for row in facts], dtype=("int64", "float64", "float64", "str")[place])
+        decoded_table[name] = pd.Series(
+            [row[place] for row in facts], dtype=("int64", "float64", "float64", "str")[place]
+        )
     return decoded_table, pd.concat([problems, index.problem_table(found)], ignore_index=True)

@@ -55,9 +55,15 @@ class Archive(NamedTuple):
 
 
 def download(
-    dataset: str, root: Path, parts: Sequence[str] = (), machines: Sequence[str] = (), *, mirror: str = "",
-    truth: Path | None = None, say: Callable[[str], None] = print,
-) -> list[Path]:  # fmt: skip
+    dataset: str,
+    root: Path,
+    parts: Sequence[str] = (),
+    machines: Sequence[str] = (),
+    *,
+    mirror: str = "",
+    truth: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> list[Path]:
     """Bring the recordings of a challenge year below `root` up to date.
 
     Parameters
@@ -267,7 +273,9 @@ def rename_eval(folder: Path, truth: Path, say: Callable[[str], None] = print) -
         if not there or (made.is_dir() and {path.name for path in made.iterdir()} == wanted):
             continue
         if made.exists():
-            raise errors.InputError(f"{made}: holds other names than {truth} says; move it away and try again")
+            raise errors.InputError(
+                f"{made}: holds other names than {truth} says; move it away and try again"
+            )
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         for name in there:
@@ -275,4 +283,6 @@ def rename_eval(folder: Path, truth: Path, say: Callable[[str], None] = print) -
         os.replace(scratch, made)
         say(f"{machine}: {len(there)} evaluation clips under their true names in {made}")
     if not found:
-        raise errors.InputError(f"{folder}: has no evaluation clip of a machine in {truth}; add the part eval")
+        raise errors.InputError(
+            f"{folder}: has no evaluation clip of a machine in {truth}; add the part eval"
+        )

@@ -1,9 +1,11 @@
-"""The walk through folders of recordings that `asd import`, `asd index` and `asd score` share: what it enters and what it passes over.
+"""The walk through folders of recordings that `asd import`, `asd index` and `asd score` share: what it enters
+and what it passes over.
 
 Conventions
 -----------
-What is hidden (a name that begins with a dot) or belongs to a system (`SYSTEM`) is passed over. Links are followed, each once, after everything
-that lies below the root itself; one that leads back to where it lies is not. A link to nothing, and a folder that cannot be read, is a problem.
+What is hidden (a name that begins with a dot) or belongs to a system (`SYSTEM`) is passed over. Links are
+followed, each once, after everything that lies below the root itself; one that leads back to where it lies is
+not. A link to nothing, and a folder that cannot be read, is a problem.
 
 Source: METHOD 8.6.  Used by: `asdlib.data.index`, `asdlib.data.importer`, `asdlib.studies.scorer`.
 """
@@ -15,9 +17,38 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-SYSTEM = {"__macosx", "system volume information", "$recycle.bin", "recycler", "#recycle", "lost+found", "@eadir"}
-FOREIGN = (".m4a", ".aac", ".wma", ".amr", ".mp4", ".3gp", ".mka", ".webm", ".ape", ".wv", ".ac3", ".dts", ".raw", ".pcm", ".mp3", ".ogg", ".opus",
-           ".aif", ".aiff", ".wav", ".flac")  # fmt: skip
+SYSTEM = {
+    "__macosx",
+    "system volume information",
+    "$recycle.bin",
+    "recycler",
+    "#recycle",
+    "lost+found",
+    "@eadir",
+}
+FOREIGN = (
+    ".m4a",
+    ".aac",
+    ".wma",
+    ".amr",
+    ".mp4",
+    ".3gp",
+    ".mka",
+    ".webm",
+    ".ape",
+    ".wv",
+    ".ac3",
+    ".dts",
+    ".raw",
+    ".pcm",
+    ".mp3",
+    ".ogg",
+    ".opus",
+    ".aif",
+    ".aiff",
+    ".wav",
+    ".flac",
+)
 HIDDEN = "hidden or of the system"
 IMPORTED = "imported.csv"
 IMPORTED_HEADER = "file,source,start_s,seconds,made"
@@ -51,7 +82,9 @@ def imported(folder: Path) -> bool:
         return False
 
 
-def walk(root: str | Path, problems: Problems, passed: Counter | None = None) -> Iterator[tuple[Path, list[str], list[str]]]:
+def walk(
+    root: str | Path, problems: Problems, passed: Counter | None = None
+) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Folders from a root on, top down, each with the names of its folders and files in alphabetical order.
 
     Parameters
@@ -62,7 +95,8 @@ def walk(root: str | Path, problems: Problems, passed: Counter | None = None) ->
 
     Yields
     ------
-    (folder, names of folders, names of files); what is removed from the names of folders is not entered, as with `os.walk`.
+    (folder, names of folders, names of files); what is removed from the names of folders is not entered, as
+    with `os.walk`.
     """
     top, trees, followed = os.path.realpath(root), deque([str(root)]), set()
     while trees:
@@ -73,7 +107,9 @@ def walk(root: str | Path, problems: Problems, passed: Counter | None = None) ->
                 with os.scandir(folder) as entries:
                     every = sorted((entry.name, os.path.isdir(entry.path)) for entry in entries)
             except OSError as error:
-                problems.append((folder, f"folder cannot be read ({error.strerror}); check its permissions", True))
+                problems.append(
+                    (folder, f"folder cannot be read ({error.strerror}); check its permissions", True)
+                )
                 continue
             names, files = [], []
             for name, is_folder in every:
@@ -103,7 +139,16 @@ def _follow(link: str, folder: str, top: str, trees: deque[str], problems: Probl
     if not within(folder, target):
         trees.append(link)
     elif not within(target, top):
-        problems.append((link, f"link to {target}, which holds the folder that is read; it is not followed, name that one to read it", False))
+        problems.append(
+            (
+                link,
+                (
+                    f"link to {target}, which holds the folder that is read; it is not followed, name that"
+                    " one to read it"
+                ),
+                False,
+            )
+        )
 
 
 def within(path: str, folder: str) -> bool:
@@ -112,7 +157,8 @@ def within(path: str, folder: str) -> bool:
 
 
 def below(root: str | Path, endings: Collection[str], problems: Problems, passed: Counter) -> Iterator[Path]:
-    """Files with one of these endings from a root on; machines that `asd import` has made are passed over, unless the root is or lies in one.
+    """Files with one of these endings from a root on; machines that `asd import` has made are passed over,
+    unless the root is or lies in one.
 
     Parameters
     ----------
@@ -122,7 +168,13 @@ def below(root: str | Path, endings: Collection[str], problems: Problems, passed
     """
     for folder, names, files in walk(root, problems, passed):
         if folder != Path(root) and IMPORTED in files and imported(folder):
-            problems.append((str(folder), "a machine that asd import has made; it is passed over here, name its folder to read it", False))
+            problems.append(
+                (
+                    str(folder),
+                    "a machine that asd import has made; it is passed over here, name its folder to read it",
+                    False,
+                )
+            )
             names.clear()
             continue
         for path in (folder / name for name in files):
@@ -139,7 +191,14 @@ def passed_over(endings: Mapping[str, int]) -> str:
     """
     if not endings:
         return ""
-    counts = ", ".join(f"{count} {shown(ending) or 'without an ending'}" for ending, count in Counter(endings).most_common())
+    counts = ", ".join(
+        f"{count} {shown(ending) or 'without an ending'}" for ending, count in Counter(endings).most_common()
+    )
     audio = [ending for ending in endings if ending in FOREIGN]
-    hint = f"; {', '.join(audio)} cannot be read here, convert to wav or flac, for example: ffmpeg -i x{audio[0]} x.wav" if audio else ""
+    hint = (
+        f"; {', '.join(audio)} cannot be read here, convert to wav or flac, for example: ffmpeg -i"
+        f" x{audio[0]} x.wav"
+        if audio
+        else ""
+    )
     return f"{counts} passed over{hint}"

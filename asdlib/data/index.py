@@ -2,26 +2,29 @@
 
 Task
 ----
-Find the machines below one or several roots, read what their file names and attribute lists say about every clip, and
-say in words what is wrong with any of them. Nothing here opens a recording; `asdlib.data.store` does.
+Find the machines below one or several roots, read what their file names and attribute lists say about every
+clip, and say in words what is wrong with any of them. Nothing here opens a recording; `asdlib.data.store`
+does.
 
 Layouts (challenge years 2020 to 2025)
 --------------------------------------
-A machine is a folder that holds recordings in `train`, `test`, `source_test` or `target_test`, at any depth below a root.
-`section_00_source_train_normal_0001_vel_4_loc_A.wav` (2021 on; the token `train` or `test` may be absent),
-`section_00_0001.wav` or `section_00_source_test_0001.wav` (evaluation clips without labels), `normal_id_02_00000001.wav` and
-`id_02_00000001.wav` (2020: the id is the section, all is source). `test_rename` (the evaluation clips under their true names)
-stands in for `test` where it exists. Other folders, among them `supplemental` (2025), are no clips of the machine.
+A machine is a folder that holds recordings in `train`, `test`, `source_test` or `target_test`, at any depth
+below a root. `section_00_source_train_normal_0001_vel_4_loc_A.wav` (2021 on; the token `train` or `test` may
+be absent), `section_00_0001.wav` or `section_00_source_test_0001.wav` (evaluation clips without labels),
+`normal_id_02_00000001.wav` and `id_02_00000001.wav` (2020: the id is the section, all is source).
+`test_rename` (the evaluation clips under their true names) stands in for `test` where it exists. Other
+folders, among them `supplemental` (2025), are no clips of the machine.
 
 Attributes
 ----------
-The rows of `attributes_*.csv` decide; a clip without a row is read from the end of its name, in one of these forms:
-`vel_4_loc_A` (key and value in turn), `weight15_BckgF` (every token a key with its value), `noAttribute` or nothing. An ending of
-any other form (`mic_pos_A`, `wt_200_damage1`) is ambiguous: such a clip is reported and kept out, never guessed. One exception: the
-2021 layout (`source_test`, `target_test`) has free words there, taken whole as the value of one attribute `condition`.
-Values stay text exactly as written. Rows that contradict each other or have a cell too few are said and not used. A machine whose training
-clips all say `noAttribute` has no attributes in its test clips either: what their names may tell was hidden from the participants. Lists of
-ground-truth attributes are never read.
+The rows of `attributes_*.csv` decide; a clip without a row is read from the end of its name, in one of these
+forms: `vel_4_loc_A` (key and value in turn), `weight15_BckgF` (every token a key with its value),
+`noAttribute` or nothing. An ending of any other form (`mic_pos_A`, `wt_200_damage1`) is ambiguous: such a
+clip is reported and kept out, never guessed. One exception: the 2021 layout (`source_test`, `target_test`)
+has free words there, taken whole as the value of one attribute `condition`. Values stay text exactly as
+written. Rows that contradict each other or have a cell too few are said and not used. A machine whose
+training clips all say `noAttribute` has no attributes in its test clips either: what their names may tell was
+hidden from the participants. Lists of ground-truth attributes are never read.
 
 Source: METHOD 3.1, 3.3, 4.5-4.7, 5.4, 7.1, 7.2. Notebook: 01_data
 """
@@ -41,10 +44,21 @@ from asdlib import errors, schemas
 from asdlib.data import folders, lists
 
 AUDIO = (".wav", ".flac")
-UNREADABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control characters, what was no UTF-8, ends of lines
+UNREADABLE = (
+    "Cc",
+    "Cs",
+    "Zl",
+    "Zp",
+)  # Unicode categories: control characters, what was no UTF-8, ends of lines
 LONGEST_NAME = 100  # bytes of a machine's name, which becomes part of the names of files
 MOST_KEYS = 100  # attributes of one machine
-SPLIT_OF = {"train": "train", "test": "test", "source_test": "test", "target_test": "test", "test_rename": "test"}
+SPLIT_OF = {
+    "train": "train",
+    "test": "test",
+    "source_test": "test",
+    "target_test": "test",
+    "test_rename": "test",
+}
 PROBLEM_COLUMNS = ("path", "reason", "left_out")
 DOMAINS = ("source", "target")
 NO_ATTRIBUTE = "noAttribute"
@@ -56,18 +70,22 @@ SECTION_NAME = re.compile(
 ID_NAME = re.compile(r"(?:(?P<label>normal|anomaly)_)?id_(?P<section>\d+)_(?P<number>\d+)")
 JOINED = re.compile(r"([A-Za-z]*[a-z])(\d+(?:\.\d+)?[A-Za-z]?|[A-Z]\d*)")
 ATTRIBUTES = re.compile(r"attributes_\d+\.csv", re.IGNORECASE)
-HIDDEN_ATTRIBUTES = re.compile(r"attributes_\d+_\w+\.csv")  # attributes_00_test_correspondence.csv and the like: the truth about test clips
+HIDDEN_ATTRIBUTES = re.compile(
+    r"attributes_\d+_\w+\.csv"
+)  # attributes_00_test_correspondence.csv and the like: the truth about test clips
 KEY = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 
 
 def index(roots: Sequence[str | Path], machines: Sequence[str] = ()) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Clip table and problems of all machines below the roots.
 
-    roots : folders that hold machine folders, or parents of such folders; a machine found below several is merged
+    roots : folders that hold machine folders, or parents of such folders; a machine found below several is
+        merged
     machines : names to keep; none: all
-    returns : (clip table as in `schemas.clip_table` with one text column attr_<key> per attribute, sorted by clip;
-        problems (path, reason, left_out), left_out = the clip is not in the table)
-    raises : errors.InputError for a missing or unreadable root, no machine, an unknown machine, no usable clip
+    returns : (clip table as in `schemas.clip_table` with one text column attr_<key> per attribute, sorted by
+        clip; problems (path, reason, left_out), left_out = the clip is not in the table)
+    raises : errors.InputError for a missing or unreadable root, no machine, an unknown machine, no usable
+        clip
     Notebook: 01_data
     """
     problems: folders.Problems = []
@@ -80,25 +98,37 @@ def index(roots: Sequence[str | Path], machines: Sequence[str] = ()) -> tuple[pd
     for folder in found:
         for row in _machine_clips(folder, forms[folder.name], problems):
             if row["clip"] in clips:
-                reason = f"same machine and name as {clips[row['clip']]['path']}; only that one is used, give each clip once"
+                reason = (
+                    f"same machine and name as {clips[row['clip']]['path']}; only that one is used, give each"
+                    " clip once"
+                )
                 problems.append((row["path"], reason, True))
             else:
                 clips[row["clip"]] = row
     if not clips:
-        raise errors.InputError(f"no usable clip in {_listed(roots)}; the first problem is {problems[0][0]}: {problems[0][1]}")
+        raise errors.InputError(
+            f"no usable clip in {_listed(roots)}; the first problem is {problems[0][0]}: {problems[0][1]}"
+        )
     table = pd.DataFrame([clips[name] for name in sorted(clips)]).fillna("")
     keys = [name for name in table if name.startswith("attr_") and (table[name] != "").any()]
     table = schemas.clip_table(table[[*schemas.CLIP_COLUMNS, *sorted(keys)]])
     trained, sided = set(table.loc[table["split"] == "train", "machine"]), one_sided(table)
     for folder in {folder.name: folder for folder in found}.values():
         if folder.name not in trained:
-            problems.append((str(folder), f"no training clip of {folder.name}; it cannot be scored, add its train folder", False))
+            problems.append(
+                (
+                    str(folder),
+                    f"no training clip of {folder.name}; it cannot be scored, add its train folder",
+                    False,
+                )
+            )
         problems += [(str(folder), words, False) for words in sided.get(folder.name, ())]
     return table, problem_table(problems)
 
 
 def one_sided(table: pd.DataFrame) -> dict[str, list[str]]:
-    """Machines of which the test clips, all of them labeled, are all normal or all anomalous (or those of a section): machine -> words.
+    """Machines of which the test clips, all of them labeled, are all normal or all anomalous (or those of a
+    section): machine -> words.
 
     table : columns machine, section, split and label
     """
@@ -110,7 +140,10 @@ def one_sided(table: pd.DataFrame) -> dict[str, list[str]]:
         if labels.nunique() == 1:
             one, other = ("normal", "anomalous") if labels.iloc[0] == "normal" else ("anomalous", "normal")
             where = f"{machine} section {section}" if several[machine] > 1 else machine
-            what = f"every test clip of {where} is {one} ({len(labels)}): there will be no AUC of it, add {other} ones to its test"
+            what = (
+                f"every test clip of {where} is {one} ({len(labels)}): there will be no AUC of it, add"
+                f" {other} ones to its test"
+            )
             said.setdefault(machine, []).append(what)
     return said
 
@@ -118,7 +151,9 @@ def one_sided(table: pd.DataFrame) -> dict[str, list[str]]:
 def problem_table(rows: Sequence[tuple[str, str, bool]]) -> pd.DataFrame:
     """Problems (path, reason, left_out) as a table, also when there are none."""
     rows = [(folders.shown(path), reason, left_out) for path, reason, left_out in rows]
-    return pd.DataFrame(rows, columns=list(PROBLEM_COLUMNS)).astype({"path": "str", "reason": "str", "left_out": bool})
+    return pd.DataFrame(rows, columns=list(PROBLEM_COLUMNS)).astype(
+        {"path": "str", "reason": "str", "left_out": bool}
+    )
 
 
 def _listed(roots: Sequence[str | Path]) -> str:
@@ -132,21 +167,37 @@ def _machine_folders(roots: Sequence[str | Path], problems: list) -> list[Path]:
         try:
             os.listdir(root)
         except OSError as error:
-            what = "no such folder" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-            raise errors.InputError(f"{root}: {what}, expected a folder of machines; check the path and its permissions") from error
+            what = (
+                "no such folder"
+                if isinstance(error, FileNotFoundError)
+                else f"cannot be read ({error.strerror})"
+            )
+            raise errors.InputError(
+                f"{root}: {what}, expected a folder of machines; check the path and its permissions"
+            ) from error
 
         for folder, names, _ in folders.walk(root.absolute(), problems):
             if any(_recordings(folder / name) for name in names if name in SPLIT_OF):
                 if folder.name == "all" or len(os.fsencode(folder.name)) > LONGEST_NAME:
-                    rule = f"expected a machine's name of at most {LONGEST_NAME} bytes other than all, which stands for all machines in tables"
+                    rule = (
+                        f"expected a machine's name of at most {LONGEST_NAME} bytes other than all, which"
+                        " stands for all machines in tables"
+                    )
                     raise errors.InputError(f"{folder}: {rule}; rename the folder")
                 found.setdefault(os.path.realpath(folder), folder)
                 names.clear()
     if not found:
         loose = [path for root in roots for path in _recordings(Path(root))]
-        what = f"{len(loose)} recordings but no machine folder" if loose else "no recording (wav or flac) in any machine folder"
+        what = (
+            f"{len(loose)} recordings but no machine folder"
+            if loose
+            else "no recording (wav or flac) in any machine folder"
+        )
         first = f"; the first problem is {problems[0][0]}: {problems[0][1]}" if problems else ""
-        raise errors.InputError(f"{_listed(roots)}: {what}, expected <machine>/train and <machine>/test; arrange the files like that{first}")
+        raise errors.InputError(
+            f"{_listed(roots)}: {what}, expected <machine>/train and <machine>/test; arrange the files like"
+            f" that{first}"
+        )
     return list(found.values())
 
 
@@ -158,7 +209,9 @@ def _names(folder: Path, problems: list | None = None) -> list[str]:
         return []
     except OSError as error:  # while machines are being looked for, the walk meets the same folder and tells
         if problems is not None:
-            problems.append((str(folder), f"folder cannot be read ({error.strerror}); check its permissions", True))
+            problems.append(
+                (str(folder), f"folder cannot be read ({error.strerror}); check its permissions", True)
+            )
         return []
 
 
@@ -174,11 +227,22 @@ def _say_others(folder: Path, problems: folders.Problems) -> None:
         problems.append((str(folder), folders.passed_over(endings), False))
     for path in others:
         if _recordings(path):
-            problems.append((str(path), f"folder inside {folder.name}, whose recordings are not read; move them up into {folder.name}", True))
+            problems.append(
+                (
+                    str(path),
+                    (
+                        f"folder inside {folder.name}, whose recordings are not read; move them up into"
+                        f" {folder.name}"
+                    ),
+                    True,
+                )
+            )
 
 
 def _ending_forms(machines: Sequence[Path]) -> dict[str, str]:
-    """How the endings of a machine's names are to be read: 'words' (2021), 'hidden' (test clips of noAttribute machines) or 'pairs'."""
+    """How the endings of a machine's names are to be read: 'words' (2021), 'hidden' (test clips of
+    noAttribute machines) or 'pairs'.
+    """
     forms = {}
     for name in {folder.name for folder in machines}:
         same = [folder for folder in machines if folder.name == name]
@@ -186,7 +250,9 @@ def _ending_forms(machines: Sequence[Path]) -> dict[str, str]:
         if any((folder / place).is_dir() for folder in same for place in ("source_test", "target_test")):
             forms[name] = "words"
         else:
-            forms[name] = "hidden" if train and all(stem.endswith(f"_{NO_ATTRIBUTE}") for stem in train) else "pairs"
+            forms[name] = (
+                "hidden" if train and all(stem.endswith(f"_{NO_ATTRIBUTE}") for stem in train) else "pairs"
+            )
     return forms
 
 
@@ -208,31 +274,57 @@ def _machine_clips(folder: Path, form: str, problems: list) -> Iterator[dict[str
             row = rows.get(path.stem.rstrip("_"))
             try:
                 clip, ending = read_name(path.stem, split)
-                attributes = {} if form == "hidden" and split == "test" else read_ending(ending, form) if row is None else row
+                attributes = (
+                    {}
+                    if form == "hidden" and split == "test"
+                    else read_ending(ending, form)
+                    if row is None
+                    else row
+                )
             except ValueError as error:
                 problems.append((str(path), str(error), True))
                 continue
             if row is None and clip["label"] != "unlabelled" and (clip["section"], split) in listed:
-                problems.append((str(path), "no row in the machine's attributes csv; its attributes are read from the name", False))
-            head = {"clip": f"{folder.name}/{split}/{path.name}", "path": str(path), "machine": folder.name, "split": split}
+                problems.append(
+                    (
+                        str(path),
+                        "no row in the machine's attributes csv; its attributes are read from the name",
+                        False,
+                    )
+                )
+            head = {
+                "clip": f"{folder.name}/{split}/{path.name}",
+                "path": str(path),
+                "machine": folder.name,
+                "split": split,
+            }
             yield head | clip | {f"attr_{key}": value for key, value in attributes.items()}
     for stem in sorted(set(rows) - met):
         split = "train" if "_train_" in stem else "test"
-        reason = f"an attributes csv of {folder.name} has a row for this clip, but there is no such file; is the download complete?"
+        reason = (
+            f"an attributes csv of {folder.name} has a row for this clip, but there is no such file; is the"
+            " download complete?"
+        )
         problems.append((str(folder / split / f"{stem}.wav"), reason, False))
 
 
 def unreadable(path: str | Path) -> str:
     """What to say of a path that no table can hold; "" for others."""
     odd = any(unicodedata.category(letter) in UNREADABLE for letter in str(path))
-    return "name is not valid UTF-8 or has control characters, expected readable letters; rename it" if odd else ""
+    return (
+        "name is not valid UTF-8 or has control characters, expected readable letters; rename it"
+        if odd
+        else ""
+    )
 
 
 def read_name(stem: str, split: str) -> tuple[dict[str, str], str]:
     """(section, domain and label; ending) of a challenge file name without its extension.
 
-    stem : "section_00_source_train_normal_0001_vel_4", "normal_id_02_00000001".  split : of the folder that the file lies in.
-    raises : ValueError, in words, for a name of another form or one that contradicts the folder.  Source: METHOD 7.2
+    stem : "section_00_source_train_normal_0001_vel_4", "normal_id_02_00000001".  split : of the folder that
+        the file lies in.
+    raises : ValueError, in words, for a name of another form or one that contradicts the folder.  Source:
+        METHOD 7.2
     """
     by_id = ID_NAME.fullmatch(stem)
     if by_id:
@@ -240,18 +332,26 @@ def read_name(stem: str, split: str) -> tuple[dict[str, str], str]:
     else:
         by_section = SECTION_NAME.fullmatch(stem)
         if not by_section or (by_section["label"] and not by_section["domain"]):
-            raise ValueError("name cannot be parsed, expected section_NN_<source|target>_<train|test>_<normal|anomaly>_NNNN; rename it")
+            raise ValueError(
+                "name cannot be parsed, expected"
+                " section_NN_<source|target>_<train|test>_<normal|anomaly>_NNNN; rename it"
+            )
         if by_section["split"] not in (None, split):
-            raise ValueError(f"name says {by_section['split']} but the file lies in {split}; move or rename it")
+            raise ValueError(
+                f"name says {by_section['split']} but the file lies in {split}; move or rename it"
+            )
         section, domain, label, ending = by_section.group("section", "domain", "label", "ending")
     clip = {"section": section, "domain": domain or "unknown", "label": label or "unlabelled"}
     if split == "train" and clip["label"] != "normal":
-        raise ValueError(f"{clip['label']} clip in the train folder, expected normal clips only; move it to test")
+        raise ValueError(
+            f"{clip['label']} clip in the train folder, expected normal clips only; move it to test"
+        )
     return clip, ending or ""
 
 
 def read_ending(ending: str, form: str) -> dict[str, str]:
-    """Attributes (key -> value) from the end of a file name; form "pairs" (key_value_key_value) or "words" (2021: all of it is one value).
+    """Attributes (key -> value) from the end of a file name; form "pairs" (key_value_key_value) or "words"
+    (2021: all of it is one value).
 
     raises : ValueError, in words, for an ending that can be read in more than one way.  Source: METHOD 7.2
     """
@@ -268,25 +368,41 @@ def read_ending(ending: str, form: str) -> dict[str, str]:
         pairs = list(zip(tokens[::2], tokens[1::2], strict=False))
     keys = [key for key, _ in pairs]
     whole = all(joined) or len(tokens) % 2 == 0
-    if not whole or len(set(keys)) < len(keys) or not all(KEY.fullmatch(key) and value for key, value in pairs):
-        raise ValueError(f"name cannot be parsed: {ending!r} is no list of key_value pairs; give the clip a row in attributes_00.csv")
+    if (
+        not whole
+        or len(set(keys)) < len(keys)
+        or not all(KEY.fullmatch(key) and value for key, value in pairs)
+    ):
+        raise ValueError(
+            f"name cannot be parsed: {ending!r} is no list of key_value pairs; give the clip a row in"
+            " attributes_00.csv"
+        )
     return dict(pairs)
 
 
 def _attribute_lists(folder: Path, problems: list) -> tuple[dict[str, dict[str, str]], set[tuple[str, str]]]:
-    """Attributes by file stem from the machine's attributes_*.csv, and the (section, split) that they list."""
+    """Attributes by file stem from the machine's attributes_*.csv, and the (section, split) they list."""
     rows: dict[str, tuple[str, dict[str, str]]] = {}  # the place of a row and what it says
     listed: set[tuple[str, str]] = set()
     disagree: set[str] = set()
     for path in [folder / name for name in _names(folder) if name.lower().startswith("attributes")]:
         if not ATTRIBUTES.fullmatch(path.name):
             if not HIDDEN_ATTRIBUTES.fullmatch(path.name):
-                problems.append((str(path), "attributes are read from lists named like attributes_00.csv; rename or remove it", False))
+                problems.append(
+                    (
+                        str(path),
+                        "attributes are read from lists named like attributes_00.csv; rename or remove it",
+                        False,
+                    )
+                )
             continue
         for where, stem, attributes in _attribute_rows(path, problems):
             first, others = rows.setdefault(stem, (where, attributes))
             if others != attributes:
-                what = f"{first} and {where} say different attributes of {stem}; neither is used, correct the list"
+                what = (
+                    f"{first} and {where} say different attributes of {stem}; neither is used, correct the"
+                    " list"
+                )
                 problems.append((str(path), what, False))
                 disagree.add(stem)
             parsed = SECTION_NAME.fullmatch(stem)
@@ -311,7 +427,10 @@ def _attribute_rows(path: Path, problems: list) -> Iterator[tuple[str, str, dict
         if not name:
             continue
         if len(cells) % 2 and cells[-1]:
-            what = f"{where} has {len(cells) + 1} cells, expected file_name and pairs of an attribute and its value; it is not used, correct it"
+            what = (
+                f"{where} has {len(cells) + 1} cells, expected file_name and pairs of an attribute and its"
+                " value; it is not used, correct it"
+            )
             problems.append((str(path), what, False))
             continue
         stem = PurePosixPath(name.replace("\\", "/")).name
@@ -326,22 +445,34 @@ def attribute_keys(table: pd.DataFrame) -> list[str]:
 
 
 def training_classes(table: pd.DataFrame) -> pd.Series:
-    """Class of every training clip: machine, section, attribute values and domain (METHOD 5.4), never of a test clip.
+    """Class of every training clip: machine, section, attribute values and domain (METHOD 5.4), never of a
+    test clip.
 
-    returns : str, indexed like the training rows of the table, for instance 'fan/00/m-n=X/source'. Notebook: 04_classifier
+    returns : str, indexed like the training rows of the table, for instance 'fan/00/m-n=X/source'. Notebook:
+        04_classifier
     """
     train = table[table["split"] == "train"]
     words = [
         [f"{key}={value}" if value else "" for value in train[f"attr_{key}"]] for key in attribute_keys(train)
     ]
     values = [",".join(filter(None, row)) for row in zip(*words, strict=True)] if words else [""] * len(train)
-    return train["machine"] + "/" + train["section"] + "/" + pd.Series(values, index=train.index, dtype="str") + "/" + train["domain"]
+    return (
+        train["machine"]
+        + "/"
+        + train["section"]
+        + "/"
+        + pd.Series(values, index=train.index, dtype="str")
+        + "/"
+        + train["domain"]
+    )
 
 
 def natural(text: str) -> list[tuple[float, str]]:
     """Sort key under which '8' comes before '12' and 'B2' before 'B10'."""
     parts = re.findall(r"\d+(?:[.,]\d+)?|\D+", text)
-    return [(float(part.replace(",", ".")), "") if part[0].isdigit() else (float("inf"), part) for part in parts]
+    return [
+        (float(part.replace(",", ".")), "") if part[0].isdigit() else (float("inf"), part) for part in parts
+    ]
 
 
 def summary(table: pd.DataFrame, problems: pd.DataFrame) -> dict:
@@ -355,37 +486,58 @@ def summary(table: pd.DataFrame, problems: pd.DataFrame) -> dict:
     for machine, clips in table.groupby("machine"):
         train, test = clips[clips["split"] == "train"], clips[clips["split"] == "test"]
         kinds = test["domain"] + "_" + test["label"]
-        counts = {f"{domain}_{label}": int((kinds == f"{domain}_{label}").sum()) for domain in DOMAINS for label in ("normal", "anomaly")}
+        counts = {
+            f"{domain}_{label}": int((kinds == f"{domain}_{label}").sum())
+            for domain in DOMAINS
+            for label in ("normal", "anomaly")
+        }
         machines[machine] = {
             "train": {domain: int((train["domain"] == domain).sum()) for domain in DOMAINS},
             "test": counts | {"unlabelled": int((test["label"] == "unlabelled").sum())},
             "attributes": {
                 key: {
-                    domain: sorted(set(clips.loc[clips["domain"] == domain, f"attr_{key}"]) - {""}, key=natural)
+                    domain: sorted(
+                        set(clips.loc[clips["domain"] == domain, f"attr_{key}"]) - {""}, key=natural
+                    )
                     for domain in DOMAINS
                 }
                 for key in attribute_keys(clips)
             },
             "classes": int(classes[train.index].nunique()),
-            "seconds": [float(clips["seconds"].min()), float(clips["seconds"].max())] if "seconds" in clips else None,
+            "seconds": (
+                [float(clips["seconds"].min()), float(clips["seconds"].max())] if "seconds" in clips else None
+            ),
         }
-    listed = [{"path": path, "reason": reason} for path, reason in zip(problems["path"], problems["reason"], strict=True)]
+    listed = [
+        {"path": path, "reason": reason}
+        for path, reason in zip(problems["path"], problems["reason"], strict=True)
+    ]
     return {"machines": machines, "classes": int(classes.nunique()), "problems": listed}
 
 
 def summary_text(content: dict, most: int = 20) -> str:
     """The summary as lines for a terminal, with at most `most` problems spelt out."""
-    lines = [f"{'machine':16} {'train s/t':>12} {'test source n/a':>16} {'target n/a':>12} {'no label':>9} {'classes':>8} {'seconds':>12}"]
+    lines = [
+        f"{'machine':16} {'train s/t':>12} {'test source n/a':>16} {'target n/a':>12} {'no label':>9}"
+        f" {'classes':>8} {'seconds':>12}"
+    ]
     for machine, part in content["machines"].items():
         train, test, seconds = part["train"], part["test"], part["seconds"]
         span = "-" if seconds is None else "-".join(dict.fromkeys(f"{value:g}" for value in seconds))
         lines.append(
-            f"{machine:16} {train['source']:>7}/{train['target']:<4} {test['source_normal']:>10}/{test['source_anomaly']:<5} "
-            f"{test['target_normal']:>6}/{test['target_anomaly']:<5} {test['unlabelled']:>9} {part['classes']:>8} {span:>12}"
+            f"{machine:16} {train['source']:>7}/{train['target']:<4}"
+            f" {test['source_normal']:>10}/{test['source_anomaly']:<5}"
+            f" {test['target_normal']:>6}/{test['target_anomaly']:<5} {test['unlabelled']:>9}"
+            f" {part['classes']:>8} {span:>12}"
         )
         for key, values in part["attributes"].items():
-            lines.append(f"    {key}: source {', '.join(values['source']) or 'none'} | target {', '.join(values['target']) or 'none'}")
+            lines.append(
+                f"    {key}: source {', '.join(values['source']) or 'none'} | target"
+                f" {', '.join(values['target']) or 'none'}"
+            )
     problems = content["problems"]
-    lines.append(f"{content['classes']} training classes, {len(problems)} problem{'s' * (len(problems) != 1)}")
+    lines.append(
+        f"{content['classes']} training classes, {len(problems)} problem{'s' * (len(problems) != 1)}"
+    )
     lines += [f"  {problem['path']}: {problem['reason']}" for problem in problems[:most]]
     return "\n".join([*lines, *([f"  and {len(problems) - most} more"] if len(problems) > most else [])])

@@ -1,10 +1,12 @@
-"""What the names of a recording and of its folders say: split, label, domain, and which of several machines of a kind.
+"""What the names of a recording and of its folders say: split, label, domain, and which of several machines
+of a kind.
 
 Conventions
 -----------
-A name says what its words say: `NormalSound_IND` normal, `engine2_broken` anomaly, `not_ok` anomaly, `test_normal` both test and normal. Of
-several folders that name a split the innermost counts; labels and domains that contradict each other are refused. Words of validation
-(`val`, `dev`, `eval`) are read as test: such clips are not trained on.
+A name says what its words say: `NormalSound_IND` normal, `engine2_broken` anomaly, `not_ok` anomaly,
+`test_normal` both test and normal. Of several folders that name a split the innermost counts; labels and
+domains that contradict each other are refused. Words of validation (`val`, `dev`, `eval`) are read as test:
+such clips are not trained on.
 
 Source: METHOD 8.6.  Used by: `asdlib.data.importer`.
 """
@@ -14,19 +16,38 @@ from __future__ import annotations
 import re
 
 ANOMALY = (
-    "anomaly anomalies anomalous abnormal abnormality broken fault faults faulty defect defects defective damage damaged bad ng nok ko "
-    "fail fails failed failing failure failures unhealthy malfunction malfunctioning"
+    "anomaly anomalies anomalous abnormal abnormality broken fault faults faulty defect defects defective"
+    " damage damaged bad ng nok ko fail fails failed failing failure failures unhealthy malfunction"
+    " malfunctioning"
 )
 WORDS = {
-    "split": {"train": "train", "training": "train"}
-    | dict.fromkeys("test tests testing val validation eval evaluation holdout".split(), "test"),
-    "label": dict.fromkeys("normal normals good ok okay healthy nominal intact undamaged".split(), "normal")
-    | dict.fromkeys(ANOMALY.split(), "anomaly"),
+    "split": (
+        {"train": "train", "training": "train"}
+        | dict.fromkeys("test tests testing val validation eval evaluation holdout".split(), "test")
+    ),
+    "label": (
+        dict.fromkeys("normal normals good ok okay healthy nominal intact undamaged".split(), "normal")
+        | dict.fromkeys(ANOMALY.split(), "anomaly")
+    ),
     "domain": {"source": "source", "target": "target"},
-}  # fmt: skip
+}
 WHOLE = {"dev": "test", "valid": "test"}  # of folders that are called just so
 NOT = {"not", "non", "no", "un", "without"}
-PLAIN = {"data", "set", "sound", "sounds", "audio", "clip", "clips", "file", "files", "recording", "recordings", "wav", "raw"}  # say nothing
+PLAIN = {
+    "data",
+    "set",
+    "sound",
+    "sounds",
+    "audio",
+    "clip",
+    "clips",
+    "file",
+    "files",
+    "recording",
+    "recordings",
+    "wav",
+    "raw",
+}  # say nothing
 OTHER = {"normal": "anomaly", "anomaly": "normal"}
 MACHINE_ID = re.compile(r"(?:id|section)[ _-]?(\d+)", re.IGNORECASE)
 
@@ -48,15 +69,21 @@ def label(name: str) -> set[str]:
 
 
 def value(what: str, text: str) -> str:
-    """Split, label or domain that a cell of a list says, every word of it known; "" for anything else. what : of `WORDS`"""
+    """Split, label or domain that a cell of a list says, every word of it known; "" for anything else. what :
+    of `WORDS`
+    """
     told = folder(text).get(what, set()) if understood(text) else set()
     return told.pop() if len(told) == 1 else ""
 
 
 def folder(name: str) -> dict[str, set[str]]:
-    """What the name of a folder says: of split, label and domain each what it says, left out where it says nothing."""
+    """What the name of a folder says: of split, label and domain each what it says, left out where it says
+    nothing.
+    """
     own = words(name)
-    split = {WORDS["split"][word] for word in own if word in WORDS["split"]} | ({WHOLE[name.lower()]} if name.lower() in WHOLE else set())
+    split = {WORDS["split"][word] for word in own if word in WORDS["split"]} | (
+        {WHOLE[name.lower()]} if name.lower() in WHOLE else set()
+    )
     domain = {WORDS["domain"][name.lower()]} if name.lower() in WORDS["domain"] else set()
     said = {"split": split, "label": label(name), "domain": domain}
     return {what: told for what, told in said.items() if told}
@@ -75,7 +102,8 @@ def read(stem: str, folders: list[str], top: list[str]) -> dict[str, str]:
     ----------
     stem : of the file
     folders : below the place that was named, outermost first
-    top : names of that place itself; they count where nothing below says more, and only if they are such words and nothing else
+    top : names of that place itself; they count where nothing below says more, and only if they are such
+        words and nothing else
 
     Raises
     ------
@@ -91,13 +119,17 @@ def read(stem: str, folders: list[str], top: list[str]) -> dict[str, str]:
         found = found or [one[what] for one in above if what in one]
         every = set().union(*(found[-1:] if what == "split" else found))
         if len(every) > 1:
-            raise ValueError(f"says both {' and '.join(sorted(every))}, expected one; move or rename it, or list it in a csv")
+            raise ValueError(
+                f"says both {' and '.join(sorted(every))}, expected one; move or rename it, or list it in"
+                " a csv"
+            )
         said |= {what: every.pop()} if every else {}
     return said
 
 
 def section(folders: list[str], parent: str) -> str:
-    """Machine of a kind by the innermost folder like id_02: the name above it and its number ('pump/02'); "" for none.
+    """Machine of a kind by the innermost folder like id_02: the name above it and its number ('pump/02'); ""
+    for none.
 
     folders : outermost first.  parent : name of the folder above the first
     """
@@ -109,7 +141,9 @@ def section(folders: list[str], parent: str) -> str:
 
 
 def sections(named: set[str]) -> dict[str, str]:
-    """Number of the section of every machine of a kind ('pump/02', '/02' of no kind, or ""): its own, or in turn where two kinds share one."""
+    """Number of the section of every machine of a kind ('pump/02', '/02' of no kind, or ""): its own, or in
+    turn where two kinds share one.
+    """
     known = sorted(named - {""})
     numbers = {name: name.rpartition("/")[2] for name in known}
     kinds = [name for name in known if not name.startswith("/")]

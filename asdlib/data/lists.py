@@ -1,7 +1,9 @@
-"""Lists that people save as csv, by hand, from Excel or from a program: read in the forms they have, refused in words in any other.
+"""Lists that people save as csv, by hand, from Excel or from a program: read in the forms they have, refused
+in words in any other.
 
-UTF-8 (with or without its mark) or UTF-16 with its mark; comma, semicolon or tab between the cells, as the header has most of them or as a
-first line `sep=;` says; any ends of lines. Cells stay text, without the blanks around them.
+UTF-8 (with or without its mark) or UTF-16 with its mark; comma, semicolon or tab between the cells, as the
+header has most of them or as a first line `sep=;` says; any ends of lines. Cells stay text, without the
+blanks around them.
 
 Source: METHOD 8.6.  Used by: `asdlib.data.index`, `asdlib.data.importer`.
 """
@@ -28,7 +30,9 @@ def read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     OSError, or ValueError in words, for a file that is no such list
     """
     if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"{path.stat().st_size} bytes, expected a list of at most {MOST_BYTES}; replace or remove it")
+        raise ValueError(
+            f"{path.stat().st_size} bytes, expected a list of at most {MOST_BYTES}; replace or remove it"
+        )
     rows = _rows(_text(path.read_bytes()))
     if not rows:
         raise ValueError("empty, expected a header and a line for every recording")
@@ -50,14 +54,25 @@ def _rows(text: str) -> list[tuple[int, list[str]]]:
     named = re.fullmatch(r'"?sep=(.)"?', first)  # Excel's own way to say it
     if named:
         first = text.partition(first)[2].lstrip("\n").partition("\n")[0]
-    reader = csv.reader(io.StringIO(text), delimiter=named[1] if named else max(",;\t", key=first.count), skipinitialspace=True)
+    reader = csv.reader(
+        io.StringIO(text),
+        delimiter=named[1] if named else max(",;\t", key=first.count),
+        skipinitialspace=True,
+    )
     try:
-        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cell.strip() for cell in cells)]
+        rows = [
+            (reader.line_num, [cell.strip() for cell in cells])
+            for cells in reader
+            if any(cell.strip() for cell in cells)
+        ]
     except csv.Error as error:
         raise ValueError(f"{error}, expected a table of short texts; correct it") from error
     open_quote = next((number for number, cells in rows if any("\n" in cell for cell in cells)), None)
     if open_quote is not None:
-        raise ValueError(f"a quotation mark that begins before line {open_quote} is not closed on its line; correct or remove it")
+        raise ValueError(
+            f"a quotation mark that begins before line {open_quote} is not closed on its line; correct or"
+            " remove it"
+        )
     return rows[bool(named) :]
 
 

@@ -2,17 +2,19 @@
 
 Conventions
 -----------
-A mechanism is a function of a `Take` (one machine, its condition, the random streams of one clip). It returns two
-arrays: the healthy sound, and what its fault adds to it at depth 1. Whatever belongs to the individual machine comes
-from `take.constants` and `take.make`, whatever belongs to the clip from `take.rng`, whatever belongs to the fault from
-`take.flaw`; so a fault never moves the healthy sound, and at depth 0 nothing is left of it.
+A mechanism is a function of a `Take` (one machine, its condition, the random streams of one clip). It returns
+two arrays: the healthy sound, and what its fault adds to it at depth 1. Whatever belongs to the individual
+machine comes from `take.constants` and `take.make`, whatever belongs to the clip from `take.rng`, whatever
+belongs to the fault from `take.flaw`; so a fault never moves the healthy sound, and at depth 0 nothing is
+left of it.
 
-Whatever turns is read from one angle, so that blade passes, teeth, bearing strikes and sidebands keep their orders while
-the speed wanders. Impacts are impulses that ring the resonances of a body. A new kind of machine is one function and one
-entry of MACHINES at the foot; `asdlib.data.synthetic` puts the machines in rooms and writes them down.
+Whatever turns is read from one angle, so that blade passes, teeth, bearing strikes and sidebands keep their
+orders while the speed wanders. Impacts are impulses that ring the resonances of a body. A new kind of machine
+is one function and one entry of MACHINES at the foot; `asdlib.data.synthetic` puts the machines in rooms and
+writes them down.
 
-Units: s, Hz, revolutions, mm; amplitudes are free, the listener scales them to the RMS of the healthy sound. Source:
-METHOD 8.1; attribute keys after METHOD 7.1. Notebook: 01_data.
+Units: s, Hz, revolutions, mm; amplitudes are free, the listener scales them to the RMS of the healthy sound.
+Source: METHOD 8.1; attribute keys after METHOD 7.1. Notebook: 01_data.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ TABLE = 1 << 16  # samples of one revolution in a wave table
 
 @dataclass(frozen=True)
 class Take:
-    """What a mechanism knows while it sounds: one machine, its condition, and the random streams of one clip."""
+    """A mechanism's state: one machine, its condition, and the random streams of one clip."""
 
     n: int  # samples
     rate: int  # Hz
@@ -45,7 +47,7 @@ class Take:
 
     @property
     def f(self) -> np.ndarray:
-        """Frequencies of the rfft bins in Hz, (n // 2 + 1,); the first is 1 Hz instead of 0, for logarithms."""
+        """Frequencies of the rfft bins in Hz, (n // 2 + 1,); the first is 1 Hz, not 0, for logarithms."""
         return np.maximum(fft.rfftfreq(self.n, 1 / self.rate), 1.0)
 
 
@@ -58,7 +60,8 @@ class Kind:
     attributes: dict[str, dict[str, tuple[str, ...]]]  # domain -> key -> values; empty: noAttribute
     faults: dict[str, float]  # name -> amplitude at severity 1
     snr_db: float  # healthy machine over background
-    shift: float  # how far the target's microphone, room and noise are from the source's, in asdlib.data.synthetic's units
+    # how far the target's microphone, room and noise are from the source's, in asdlib.data.synthetic's units
+    shift: float
 
 
 def stream(*key) -> np.random.Generator:
@@ -83,35 +86,46 @@ def constants(kind: str, name: str, seed: int) -> dict:
     }
 
 
-# ---- what mechanisms are made of -----------------------------------------------------------------------------------
+# ---- what mechanisms are made of
+# -----------------------------------------------------------------------------------
 def drift(take: Take, per_s: float = 2.0) -> np.ndarray:
-    """A slow random course with standard deviation near 1, (n,): random knots, `per_s` of them a second, joined by lines."""
+    """A slow random course with standard deviation near 1, (n,): random knots, `per_s` of them a second,
+    joined by lines.
+    """
     knots = int(np.ceil(take.n / take.rate * per_s)) + 2
     at = np.arange(take.n) * per_s / take.rate + take.rng.uniform()
     return 1.2 * np.interp(at, np.arange(knots), take.rng.standard_normal(knots))
 
 
 def turn(take: Take, speed: float, wander: float) -> np.ndarray:
-    """Angle in revolutions, (n,), of a shaft at `speed` rev/s that wanders by the relative standard deviation `wander`."""
+    """Angle in revolutions, (n,), of a shaft at `speed` rev/s that wanders by the relative standard deviation
+    `wander`.
+    """
     return take.rng.uniform() + np.cumsum(speed * (1 + wander * drift(take))) / take.rate
 
 
 def cycle(turns: np.ndarray, orders: np.ndarray, amplitudes: np.ndarray, phases: np.ndarray) -> np.ndarray:
-    """Sum of cosines of whole orders of an angle `turns` (n,), read from a table of one revolution; the others (lines,), phases in rad."""
+    """Sum of cosines of whole orders of an angle `turns` (n,), read from a table of one revolution; the
+    others (lines,), phases in rad.
+    """
     spectrum = np.zeros(TABLE // 2 + 1, complex)
     np.add.at(spectrum, np.asarray(orders, int), amplitudes * np.exp(2j * np.pi * phases) * TABLE / 2)
     return fft.irfft(spectrum, TABLE)[(turns * TABLE).astype(np.int64) & (TABLE - 1)]
 
 
 def resonances(f: np.ndarray, centres: np.ndarray, q: float, floor: float = 0.0) -> np.ndarray:
-    """Transfer function of a few resonances (peak 1 each, causal) over a flat `floor`, complex (bins,), at f (bins,) Hz."""
+    """Transfer function of a few resonances (peak 1 each, causal) over a flat `floor`, complex (bins,), at f
+    (bins,) Hz.
+    """
     ratio = f[None] / np.asarray(centres, float)[:, None]
     damped = 1j * ratio / q
     return floor + (damped / (1 - ratio**2 + damped)).sum(0)
 
 
 def hump(f: np.ndarray, centre: float, octaves: float) -> np.ndarray:
-    """Magnitude, (bins,) at f (bins,) Hz, of a smooth band around `centre`, `octaves` wide (one standard deviation to each side)."""
+    """Magnitude, (bins,) at f (bins,) Hz, of a smooth band around `centre`, `octaves` wide (one standard
+    deviation to each side).
+    """
     return np.exp(-0.5 * (np.log2(f / centre) / octaves) ** 2)
 
 
@@ -145,28 +159,39 @@ def impulses(n: int, at: np.ndarray, force: np.ndarray | float) -> np.ndarray:
 
 
 def bearing_strikes(take: Take, turns: np.ndarray, order: float, response: np.ndarray) -> np.ndarray:
-    """A pitted bearing: a strike each time a ball passes the pit, slipping a little, heavier on the loaded side. RMS 1, (n,)."""
+    """A pitted bearing: a strike each time a ball passes the pit, slipping a little, heavier on the loaded
+    side. RMS 1, (n,).
+    """
     at = passes(turns * order)
     at = at + take.flaw.normal(0, 0.03 * take.n / max(len(at), 1), len(at)).astype(int)
-    force = take.flaw.uniform(0.6, 1.4, len(at)) * (1 + 0.6 * np.cos(2 * np.pi * turns[np.clip(at, 0, take.n - 1)]))
+    force = take.flaw.uniform(0.6, 1.4, len(at)) * (
+        1 + 0.6 * np.cos(2 * np.pi * turns[np.clip(at, 0, take.n - 1)])
+    )
     ringing = through(impulses(take.n, at, force), response)
     return ringing / rms(ringing)
 
 
-# ---- the machines: healthy sound, and what the fault adds to it ------------------------------------------------------
+# ---- the machines: healthy sound, and what the fault adds to it
+# ------------------------------------------------------
 def fan(take: Take) -> tuple[np.ndarray, np.ndarray]:
-    """Axial fan: blade-pass harmonics of uneven blades, turbulence that the blades cut. Hidden speed steps."""
+    """Axial fan: blade-pass harmonics of uneven blades, turbulence cut by the blades. Hidden speed steps."""
     c, f, blades = take.constants, take.f, take.constants["blades"]
     turns = turn(take, c["speed_hz"] * take.rng.choice(FAN_STEPS[take.domain]), 0.004)
     orders = np.arange(1, 6 * blades + 1)
     uneven = 0.08 * take.make.rayleigh(1.0, len(orders))
     pressure = np.where(orders % blades == 0, (orders / blades) ** -1.1, uneven * (orders / blades) ** -0.8)
-    blade_tones = cycle(turns, orders, pressure, take.make.uniform(size=len(orders))) * (1 + 0.12 * drift(take, 6.0))
-    air = colored(take.rng, hump(f, c["turbulence_hz"], 1.6) * (0.6 + np.abs(resonances(f, c["body_hz"], 6.0))), take.n)
+    blade_tones = cycle(turns, orders, pressure, take.make.uniform(size=len(orders))) * (
+        1 + 0.12 * drift(take, 6.0)
+    )
+    air = colored(
+        take.rng, hump(f, c["turbulence_hz"], 1.6) * (0.6 + np.abs(resonances(f, c["body_hz"], 6.0))), take.n
+    )
     swish = 1 + 0.25 * np.cos(2 * np.pi * blades * turns)
     healthy = blade_tones + c["air"] * (0.85 + 0.3 * take.roughness) * swish * air
     fault = np.zeros(take.n)
-    if take.fault == "imbalance":  # a heavy blade: the hub shakes once a turn and swings every tone and the air with it
+    if (
+        take.fault == "imbalance"
+    ):  # a heavy blade: the hub shakes once a turn and swings every tone and the air with it
         fault = np.cos(2 * np.pi * (turns + take.flaw.uniform())) * healthy
     elif take.fault == "rubbing":  # one blade touches the shroud over a tenth of a turn
         touch = np.maximum(np.cos(2 * np.pi * (turns + take.flaw.uniform())), 0.0) ** 12
@@ -177,7 +202,9 @@ def fan(take: Take) -> tuple[np.ndarray, np.ndarray]:
 
 
 def gearbox(take: Take) -> tuple[np.ndarray, np.ndarray]:
-    """Two gears: mesh harmonics with sidebands from uneven teeth; `spd` turns the shaft (rev/s), `load` (%) presses the teeth."""
+    """Two gears: mesh harmonics with sidebands from uneven teeth; `spd` turns the shaft (rev/s), `load` (%)
+    presses the teeth.
+    """
     c, f, teeth = take.constants, take.f, take.constants["teeth"]
     load = float(take.attributes["load"]) / 100
     turns = turn(take, float(take.attributes["spd"]) * (1 - 0.01 * load), 0.002)
@@ -188,7 +215,9 @@ def gearbox(take: Take) -> tuple[np.ndarray, np.ndarray]:
     wheel = turns * teeth / c["wheel_teeth"]
     mesh = mesh * (1 + 0.2 * np.cos(2 * np.pi * wheel)) * (1 + 0.08 * drift(take, 6.0))
     shaft = cycle(turns, np.array([1, 2, 3]), np.array([0.5, 0.3, 0.15]), take.make.uniform(size=3))
-    rolling = colored(take.rng, hump(f, c["rolling_hz"], 1.5), take.n) * (1 + 0.3 * np.cos(2 * np.pi * teeth * turns))
+    rolling = colored(take.rng, hump(f, c["rolling_hz"], 1.5), take.n) * (
+        1 + 0.3 * np.cos(2 * np.pi * teeth * turns)
+    )
     body = resonances(f, c["body_hz"], 5.0, floor=0.25)
     healthy = through(mesh + shaft + c["rolling"] * (0.85 + 0.3 * take.roughness) * rolling, body)
     fault = np.zeros(take.n)
@@ -196,7 +225,9 @@ def gearbox(take: Take) -> tuple[np.ndarray, np.ndarray]:
         at = passes(turns + take.flaw.uniform())
         bang = through(impulses(take.n, at, take.flaw.uniform(0.7, 1.3, len(at))), body)
         fault = bang / rms(bang)
-    elif take.fault == "eccentric":  # the wheel sits off its centre: the mesh swells and fades with the wheel's turn
+    elif (
+        take.fault == "eccentric"
+    ):  # the wheel sits off its centre: the mesh swells and fades with the wheel's turn
         fault = through(mesh * np.cos(2 * np.pi * (wheel + take.flaw.uniform())), body)
     elif take.fault == "bearing":
         fault = bearing_strikes(take, turns, 4.43, resonances(f, c["body_hz"][-2:], 12.0))
@@ -204,13 +235,17 @@ def gearbox(take: Take) -> tuple[np.ndarray, np.ndarray]:
 
 
 def valve(take: Take) -> tuple[np.ndarray, np.ndarray]:
-    """Solenoid valve: `pat` says when in a cycle it opens and shuts; each click rings the body, each opening lets air go."""
+    """Solenoid valve: `pat` says when in a cycle it opens and shuts; each click rings the body, each opening
+    lets air go.
+    """
     c, f = take.constants, take.f
     period = c["cycle_s"] * take.rate
     steps = np.array(PATTERNS[take.attributes["pat"]])
     events = (np.arange(int(take.n / period) + 2)[:, None] - take.rng.uniform() + steps[None]) * period
     at = (events + take.rng.normal(0, 0.004 * take.rate, events.shape)).astype(int)
-    force = np.where(np.arange(len(steps)) % 2 == 0, 1.0, c["shut"])[None] * take.rng.uniform(0.8, 1.2, events.shape)
+    force = np.where(np.arange(len(steps)) % 2 == 0, 1.0, c["shut"])[None] * take.rng.uniform(
+        0.8, 1.2, events.shape
+    )
     pressure = 0.6 + 0.8 * take.roughness
     ring = resonances(f, c["body_hz"], 18.0)
     second = at + int(c["bounce_s"] * take.rate)  # the armature bounces once
@@ -228,15 +263,26 @@ def valve(take: Take) -> tuple[np.ndarray, np.ndarray]:
     fault = np.zeros(take.n)
     if take.fault == "missing click":  # some strokes fail: the armature sticks and hums instead
         inside = (at >= 0) & (at < take.n)
-        turn_to_fail = np.argsort(np.argsort(take.flaw.uniform(size=at.size) + ~inside.ravel())).reshape(at.shape)
-        stuck = force * np.clip(take.depth * inside.sum() - turn_to_fail, 0.0, 1.0)  # depth is how many fail, not how much
-        hum = cycle(100 / take.rate * np.arange(take.n), np.arange(1, 13), np.arange(1, 13) ** -0.5, take.flaw.uniform(size=12))
+        turn_to_fail = np.argsort(np.argsort(take.flaw.uniform(size=at.size) + ~inside.ravel())).reshape(
+            at.shape
+        )
+        stuck = force * np.clip(
+            take.depth * inside.sum() - turn_to_fail, 0.0, 1.0
+        )  # depth is how many fail, not how much
+        hum = cycle(
+            100 / take.rate * np.arange(take.n),
+            np.arange(1, 13),
+            np.arange(1, 13) ** -0.5,
+            take.flaw.uniform(size=12),
+        )
         fault = (0.4 * hum * puff(stuck) - clicks(stuck)) / max(take.depth, 1e-9)
     elif take.fault == "leak":  # air goes all the time, more or less as the seat wears
         fault = colored(take.flaw, hump(f, take.flaw.uniform(0.8, 1.25) * c["hiss_hz"], 0.6), take.n)
     elif take.fault == "chatter":  # the armature strikes again and again before it rests
         lag = (np.cumsum(take.flaw.uniform(0.010, 0.035, (*at.shape, 6)), -1) * take.rate).astype(int)
-        fault = 40.0 * through(impulses(take.n, at[..., None] + lag, force[..., None] * 0.8 ** np.arange(6)), ring)
+        fault = 40.0 * through(
+            impulses(take.n, at[..., None] + lag, force[..., None] * 0.8 ** np.arange(6)), ring
+        )
     return healthy, fault
 
 
@@ -250,7 +296,9 @@ def stroke(vel: float, ac: float, length_mm: float) -> tuple[float, float]:
 
 
 def slider(take: Take) -> tuple[np.ndarray, np.ndarray]:
-    """Slide rail: a carriage speeds up at `ac`, cruises at `vel` (mm/s), brakes, rests and goes back; motor, balls, friction."""
+    """Slide rail: a carriage speeds up at `ac`, cruises at `vel` (mm/s), brakes, rests and goes back; motor,
+    balls, friction.
+    """
     c, f = take.constants, take.f
     vel, ac = float(take.attributes["vel"]), float(take.attributes["ac"])
     top, lasts = stroke(vel, ac, c["rail_mm"])
@@ -260,13 +308,20 @@ def slider(take: Take) -> tuple[np.ndarray, np.ndarray]:
     speed = np.clip(np.minimum(within, lasts - within) * ac * 9810, 0.0, top)  # mm/s, (n,)
     path = np.cumsum(speed) / take.rate + take.rng.uniform() * c["rail_mm"]  # mm
     rel = speed / 600.0
-    motor = cycle(path / c["lead_mm"], np.arange(1, 25), c["motor"] * take.make.rayleigh(0.5, 24), take.make.uniform(size=24))
+    motor = cycle(
+        path / c["lead_mm"],
+        np.arange(1, 25),
+        c["motor"] * take.make.rayleigh(0.5, 24),
+        take.make.uniform(size=24),
+    )
     balls = cycle(path / c["ball_mm"], np.arange(1, 9), np.arange(1, 9) ** -0.5, take.make.uniform(size=8))
     friction = colored(take.rng, hump(f, c["friction_hz"], 1.3), take.n) * (0.85 + 0.3 * take.roughness)
     ends = np.concatenate([passes(clock / period), passes((clock - lasts) / period)])
     body = resonances(f, c["body_hz"], 8.0, floor=0.3)
     knocks = impulses(take.n, ends, 40.0 * ac**0.5 * take.rng.uniform(0.8, 1.2, len(ends)))
-    healthy = through((motor + 0.5 * balls) * np.minimum(rel, 1.0) ** 0.5 + 1.5 * friction * rel + knocks, body)
+    healthy = through(
+        (motor + 0.5 * balls) * np.minimum(rel, 1.0) ** 0.5 + 1.5 * friction * rel + knocks, body
+    )
     fault = np.zeros(take.n)
     if take.fault == "dry rail":  # without oil the carriage sticks and slips: a squeal while it is fast
         squeal = colored(take.flaw, resonances(f, take.flaw.uniform(1800, 4200, 2), 40.0), take.n)
@@ -282,11 +337,18 @@ def slider(take: Take) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bearing(take: Take) -> tuple[np.ndarray, np.ndarray]:
-    """Ball bearing on a motor: shaft lines at `vel` (rev/s), cage and rolling noise; `loc` is where the microphone stands."""
+    """Ball bearing on a motor: shaft lines at `vel` (rev/s), cage and rolling noise; `loc` is where the
+    microphone stands.
+    """
     c, f = take.constants, take.f
     vel = float(take.attributes["vel"])
     turns = turn(take, vel, 0.003)
-    lines = cycle(turns, np.arange(1, 41), take.make.rayleigh(0.3, 40) * np.arange(1, 41) ** -0.3, take.make.uniform(size=40))
+    lines = cycle(
+        turns,
+        np.arange(1, 41),
+        take.make.rayleigh(0.3, 40) * np.arange(1, 41) ** -0.3,
+        take.make.uniform(size=40),
+    )
     rolling = colored(take.rng, hump(f, c["rolling_hz"] * (vel / 10) ** 0.3, 1.4), take.n)
     rolling = rolling * (0.85 + 0.3 * take.roughness) * (1 + 0.3 * np.cos(2 * np.pi * 0.4 * turns))
     place = resonances(f, 500 * 2.0 ** (3 * stream(take.attributes["loc"]).uniform(size=3)), 2.0, floor=0.7)
@@ -304,47 +366,91 @@ def bearing(take: Take) -> tuple[np.ndarray, np.ndarray]:
 
 FAN_STEPS = {"source": (0.9, 1.0, 1.1), "target": (0.95,)}  # of the rated speed
 PATTERNS = {  # of a cycle: when the valve opens, shuts, opens, ...
-    "00": (0.0, 0.5), "01": (0.0, 0.25, 0.5, 0.75), "02": (0.0, 0.15, 0.3, 0.7),  # source
-    "03": (0.0, 0.35), "04": (0.0, 0.2, 0.55, 0.85),  # target
+    "00": (0.0, 0.5),
+    "01": (0.0, 0.25, 0.5, 0.75),
+    "02": (0.0, 0.15, 0.3, 0.7),  # source
+    "03": (0.0, 0.35),
+    "04": (0.0, 0.2, 0.55, 0.85),  # target
 }
 MACHINES = {
     "fan": Kind(
         fan,
-        {"blades": (5, 9), "speed_hz": (22.0, 28.0), "air": (0.8, 1.2), "turbulence_hz": (500.0, 900.0),
-         "body_hz": ((250.0, 500.0), (900.0, 1500.0), (2200.0, 3600.0))},
+        {
+            "blades": (5, 9),
+            "speed_hz": (22.0, 28.0),
+            "air": (0.8, 1.2),
+            "turbulence_hz": (500.0, 900.0),
+            "body_hz": ((250.0, 500.0), (900.0, 1500.0), (2200.0, 3600.0)),
+        },
         {},
         {"imbalance": 0.17, "rubbing": 0.62, "bearing": 0.25},
-        snr_db=6.0, shift=0.45,
+        snr_db=6.0,
+        shift=0.45,
     ),
     "gearbox": Kind(
         gearbox,
-        {"teeth": (17, 29), "wheel_teeth": (41, 59), "rolling": (0.5, 0.8), "rolling_hz": (900.0, 1600.0),
-         "body_hz": ((350.0, 600.0), (900.0, 1500.0), (2000.0, 2800.0), (3500.0, 5000.0))},
-        {"source": {"spd": ("20", "25", "30", "35"), "load": ("20", "80")}, "target": {"spd": ("22", "33"), "load": ("50",)}},
+        {
+            "teeth": (17, 29),
+            "wheel_teeth": (41, 59),
+            "rolling": (0.5, 0.8),
+            "rolling_hz": (900.0, 1600.0),
+            "body_hz": ((350.0, 600.0), (900.0, 1500.0), (2000.0, 2800.0), (3500.0, 5000.0)),
+        },
+        {
+            "source": {"spd": ("20", "25", "30", "35"), "load": ("20", "80")},
+            "target": {"spd": ("22", "33"), "load": ("50",)},
+        },
         {"broken tooth": 0.19, "eccentric": 0.27, "bearing": 0.19},
-        snr_db=8.0, shift=0.75,
+        snr_db=8.0,
+        shift=0.75,
     ),
     "valve": Kind(
         valve,
-        {"cycle_s": (0.9, 1.2), "shut": (0.5, 0.8), "bounce_s": (0.012, 0.02), "puff": (0.3, 0.6), "hiss_hz": (2500.0, 4500.0),
-         "body_hz": ((500.0, 900.0), (1300.0, 2200.0), (3000.0, 5500.0))},
+        {
+            "cycle_s": (0.9, 1.2),
+            "shut": (0.5, 0.8),
+            "bounce_s": (0.012, 0.02),
+            "puff": (0.3, 0.6),
+            "hiss_hz": (2500.0, 4500.0),
+            "body_hz": ((500.0, 900.0), (1300.0, 2200.0), (3000.0, 5500.0)),
+        },
         {"source": {"pat": ("00", "01", "02")}, "target": {"pat": ("03", "04")}},
         {"missing click": 0.055, "leak": 0.008, "chatter": 0.05},
-        snr_db=10.0, shift=0.3,
+        snr_db=10.0,
+        shift=0.3,
     ),
     "slider": Kind(
         slider,
-        {"rail_mm": (260.0, 340.0), "rest_s": (0.1, 0.25), "lead_mm": (9.0, 12.0), "ball_mm": (3.0, 5.0), "motor": (0.8, 1.2),
-         "friction_hz": (1200.0, 2500.0), "body_hz": ((300.0, 600.0), (900.0, 1800.0), (2500.0, 4500.0))},
-        {"source": {"vel": ("300", "450", "600", "900"), "ac": ("0.10", "0.30")}, "target": {"vel": ("380", "750"), "ac": ("0.20",)}},
+        {
+            "rail_mm": (260.0, 340.0),
+            "rest_s": (0.1, 0.25),
+            "lead_mm": (9.0, 12.0),
+            "ball_mm": (3.0, 5.0),
+            "motor": (0.8, 1.2),
+            "friction_hz": (1200.0, 2500.0),
+            "body_hz": ((300.0, 600.0), (900.0, 1800.0), (2500.0, 4500.0)),
+        },
+        {
+            "source": {"vel": ("300", "450", "600", "900"), "ac": ("0.10", "0.30")},
+            "target": {"vel": ("380", "750"), "ac": ("0.20",)},
+        },
         {"dry rail": 0.21, "pitted rail": 0.6, "loose carriage": 0.38},
-        snr_db=8.0, shift=0.15,
+        snr_db=8.0,
+        shift=0.15,
     ),
     "bearing": Kind(
         bearing,
-        {"balls": (7, 11), "rolling_hz": (900.0, 1600.0), "body_hz": ((300.0, 700.0), (1200.0, 2200.0), (3000.0, 5000.0))},
-        {"source": {"vel": ("4", "8", "12", "16"), "loc": ("A", "B")}, "target": {"vel": ("6", "14"), "loc": ("E",)}},
+        {
+            "balls": (7, 11),
+            "rolling_hz": (900.0, 1600.0),
+            "body_hz": ((300.0, 700.0), (1200.0, 2200.0), (3000.0, 5000.0)),
+        },
+        {
+            "source": {"vel": ("4", "8", "12", "16"), "loc": ("A", "B")},
+            "target": {"vel": ("6", "14"), "loc": ("E",)},
+        },
         {"inner race": 0.25, "outer race": 0.25, "dry": 0.2},
-        snr_db=8.0, shift=0.5,
+        snr_db=8.0,
+        shift=0.5,
     ),
 }

@@ -1,20 +1,24 @@
-"""What recordings there are in the sources of an import, and what each of them is: normal or not, for training or for the test.
+"""What recordings there are in the sources of an import, and what each of them is: normal or not, for
+training or for the test.
 
 What a recording is, is read from (the first that says it)
 ----------------------------------------------------------
-1. a csv with the columns path and label, and as they are known split, domain, section and attributes (every further column), wherever it
+1. a csv with the columns path and label, and as they are known split, domain, section and attributes (every
+further column), wherever it
    stands among the sources; of a file that two rows describe differently nothing is used;
 2. the challenge's own layout (`index.index`), with its attribute lists;
 3. a challenge name anywhere in the file name (`x_section_00_source_train_normal_0001_vel_4.wav`);
 4. the words in the names of folders, and those for normal and anomaly in the file name too (`labels`);
 5. nothing: it is taken as a normal training recording, and the report says so.
 
-A normal recording outside a test folder is for training, an anomalous one always for the test, one without a label in a test folder stays
-unlabelled. What contradicts itself is left out, never guessed. So is what nothing is known about but the name of its folder, if that name is not
-understood and lies inside train or beside folders that are (`accept` takes such names as saying nothing), and what a csv beside it does not list.
+A normal recording outside a test folder is for training, an anomalous one always for the test, one without a
+label in a test folder stays unlabelled. What contradicts itself is left out, never guessed. So is what
+nothing is known about but the name of its folder, if that name is not understood and lies inside train or
+beside folders that are (`accept` takes such names as saying nothing), and what a csv beside it does not list.
 Folders like id_02 become sections, which are judged apart.
 
-Source: METHOD 7.1, 7.2, 8.6.  Used by: `asdlib.data.importer`; `asdlib.studies.scorer` (which files are recordings).
+Source: METHOD 7.1, 7.2, 8.6.  Used by: `asdlib.data.importer`; `asdlib.studies.scorer` (which files are
+recordings).
 """
 
 from __future__ import annotations
@@ -32,7 +36,11 @@ import soundfile
 from asdlib import errors
 from asdlib.data import folders, index, labels, lists
 
-SOUNDS = tuple(sorted({".aif", ".oga", ".opus", *(f".{name.lower()}" for name in soundfile.available_formats())} - {".raw"}))
+SOUNDS = tuple(
+    sorted(
+        {".aif", ".oga", ".opus", *(f".{name.lower()}" for name in soundfile.available_formats())} - {".raw"}
+    )
+)
 CHALLENGE = re.compile(r"section_\d+_(?:source|target)_(?P<split>train|test)_(?:normal|anomaly)_\d+(?:_.*)?$")
 FACTS = ("path", "split", "label", "domain", "section", "said")
 LIST_COLUMNS = ("path", "label", "split", "domain", "section")
@@ -40,7 +48,9 @@ ALIKE = {"file_name": "path"}  # another word for a column
 UNKNOWN = ("nan", "na", "n/a", "#n/a", "null")  # how programs write that there is no value
 
 
-def found(sources: Sequence[str | Path], accept: Sequence[str] = ()) -> tuple[pd.DataFrame, folders.Problems, list[str]]:
+def found(
+    sources: Sequence[str | Path], accept: Sequence[str] = ()
+) -> tuple[pd.DataFrame, folders.Problems, list[str]]:
     """Every recording of the sources once, what is wrong with others, and how the sources were read.
 
     Parameters
@@ -59,7 +69,9 @@ def found(sources: Sequence[str | Path], accept: Sequence[str] = ()) -> tuple[pd
     places = [Path(source) for source in sources]
     for place in places:
         if not place.exists():
-            raise errors.InputError(f"{place}: {folders.dangling(place) or 'no such file or folder; check the path'}")
+            raise errors.InputError(
+                f"{place}: {folders.dangling(place) or 'no such file or folder; check the path'}"
+            )
     search = _Search(frozenset(accept))
     given = [place for place in places if place.suffix.lower() == ".csv" and place.is_file()]
     search.read_lists(given)
@@ -71,7 +83,9 @@ def found(sources: Sequence[str | Path], accept: Sequence[str] = ()) -> tuple[pd
 
 
 class _Search:
-    """What the sources of an import hold: lists first, which govern what they name, then folders and single files."""
+    """What the sources of an import hold: lists first, which govern what they name, then folders and single
+    files.
+    """
 
     def __init__(self, accept: frozenset[str]):
         self.accept = accept
@@ -89,17 +103,35 @@ class _Search:
         """See `found`."""
         passed = folders.passed_over(self.passed)
         if not self.rows:
-            first = f"; the first problem is {self.problems[0][0]}: {self.problems[0][1]}" if self.problems else ""
-            raise errors.InputError(f"no usable recording in {sources}, expected audio files{f'; {passed}' if passed else ''}{first}")
+            first = (
+                f"; the first problem is {self.problems[0][0]}: {self.problems[0][1]}"
+                if self.problems
+                else ""
+            )
+            raise errors.InputError(
+                f"no usable recording in {sources}, expected audio"
+                f" files{f'; {passed}' if passed else ''}{first}"
+            )
         table = pd.DataFrame(list(self.rows.values())).drop(columns="strange", errors="ignore").fillna("")
         numbers = labels.sections(set(table["section"]))
         if len(set(numbers[name] for name in table["section"])) > 1:
-            counts = sorted((numbers[name], name or "no id", count) for name, count in Counter(table["section"]).items())
-            self.notes.append(f"sections, judged apart: {', '.join(f'{number} is {name} ({count})' for number, name, count in counts)}")
+            counts = sorted(
+                (numbers[name], name or "no id", count) for name, count in Counter(table["section"]).items()
+            )
+            self.notes.append(
+                "sections, judged apart:"
+                f" {', '.join(f'{number} is {name} ({count})' for number, name, count in counts)}"
+            )
         table["section"] = table["section"].map(numbers)
-        told = ", ".join(f"{name} = {says}" for name, says in self.names.items() if says and says != name.lower())
+        told = ", ".join(
+            f"{name} = {says}" for name, says in self.names.items() if says and says != name.lower()
+        )
         strange = ", ".join(name for name, says in self.names.items() if not says)
-        notes = [f"folder names read: {told}" if told else "", f"folder names not understood: {strange}" if strange else "", passed]
+        notes = [
+            f"folder names read: {told}" if told else "",
+            f"folder names not understood: {strange}" if strange else "",
+            passed,
+        ]
         return table, self.problems, [*self.notes, *filter(None, notes)]
 
     def read_lists(self, paths: Sequence[Path]) -> None:
@@ -117,10 +149,21 @@ class _Search:
             if any(row is None for _, row in rows):
                 continue  # told
             for where, row in others:
-                differ = [key for key in sorted({*facts, *row} - {"path", "said"}) if facts.get(key, "") != row.get(key, "")]
+                differ = [
+                    key
+                    for key in sorted({*facts, *row} - {"path", "said"})
+                    if facts.get(key, "") != row.get(key, "")
+                ]
                 if differ:
-                    one, other = (", ".join(f"{key.removeprefix('attr_')} {of.get(key, '')!r}" for key in differ) for of in (facts, row))
-                    self._leave(facts["path"], f"{first} says {one} and {where} says {other}, expected one of them; correct the list")
+                    one, other = (
+                        ", ".join(f"{key.removeprefix('attr_')} {of.get(key, '')!r}" for key in differ)
+                        for of in (facts, row)
+                    )
+                    self._leave(
+                        facts["path"],
+                        f"{first} says {one} and {where} says {other}, expected one of them; correct the"
+                        " list",
+                    )
                     break
             else:
                 self.rows[real] = facts
@@ -131,13 +174,23 @@ class _Search:
         machines = {os.path.dirname(os.path.dirname(path)) for path in known}
         mine: set[str] = set()
         unread: list[Path] = []  # lists of labels that are not among the sources
-        files = folders.below(source, (*SOUNDS, ".csv"), self.problems, self.passed) if source.is_dir() else [source]
+        files = (
+            folders.below(source, (*SOUNDS, ".csv"), self.problems, self.passed)
+            if source.is_dir()
+            else [source]
+        )
         for path in files:
             real = os.path.realpath(path)
             if path.suffix.lower() == ".csv":
-                if real not in self.lists and not (index.ATTRIBUTES.fullmatch(path.name) and str(path.parent.absolute()) in machines):
+                if real not in self.lists and not (
+                    index.ATTRIBUTES.fullmatch(path.name) and str(path.parent.absolute()) in machines
+                ):
                     self.passed[".csv"] += 1
-                    unread += [path] if "label" in (names := lists.columns(path)) and {"path", "file_name"} & names else []
+                    unread += (
+                        [path]
+                        if "label" in (names := lists.columns(path)) and {"path", "file_name"} & names
+                        else []
+                    )
                 continue
             if real in self.listed:
                 continue
@@ -157,13 +210,19 @@ class _Search:
             _, _, names = next(folders.walk(folder, []), (folder, [], []))
             for file in (folder / name for name in names if Path(name).suffix.lower() in SOUNDS):
                 if os.path.realpath(file) not in known:
-                    self._leave(file, f"not in {path.name}, which lists recordings beside it; add it there, or its folder to the sources")
+                    self._leave(
+                        file,
+                        f"not in {path.name}, which lists recordings beside it; add it there, or its folder"
+                        " to the sources",
+                    )
 
     def _leave(self, path: str | Path, reason: str) -> None:
         self.problems.append((ascii(str(path)) if index.unreadable(path) else str(path), reason, True))
 
     def _add(self, real: str, row: dict) -> None:
-        """A recording; of one that has several names, the name that says something counts, and names that disagree none."""
+        """A recording; of one that has several names, the name that says something counts, and names that
+        disagree none.
+        """
         old = self.rows.get(real)
         if real in self.torn:
             raise ValueError("another of its names says something else of it; remove one")
@@ -176,31 +235,54 @@ class _Search:
             raise ValueError("another of its names says something else of it; remove one")
 
     def _challenge(self, source: Path) -> tuple[dict[str, dict], dict[str, str]]:
-        """What the challenge's layout says of recordings, and which of them it refuses and why; its other remarks become problems."""
+        """What the challenge's layout says of recordings, and which of them it refuses and why; its other
+        remarks become problems.
+        """
         if not source.is_dir():
             return {}, {}
         try:
             table, problems = index.index([source])
         except errors.InputError:  # not laid out like that
             return {}, {}
-        self.problems += [(row.path, row.reason, False) for row in problems[~problems["left_out"]].itertuples() if not os.path.isdir(row.path)]
+        self.problems += [
+            (row.path, row.reason, False)
+            for row in problems[~problems["left_out"]].itertuples()
+            if not os.path.isdir(row.path)
+        ]
         refused = problems[problems["left_out"]]
-        return {row["path"]: row for row in table.to_dict("records")}, dict(zip(refused["path"], refused["reason"], strict=True))
+        return {row["path"]: row for row in table.to_dict("records")}, dict(
+            zip(refused["path"], refused["reason"], strict=True)
+        )
 
     def _row(self, path: Path, source: Path, known: dict, refused: dict, machines: set[str]) -> dict:
         """Facts of a recording; ValueError, in words, for one that cannot be used."""
         wrong = index.unreadable(path.absolute())
         if wrong or path.suffix.lower() not in SOUNDS:
-            raise ValueError(wrong or f"a file {path.suffix or 'without an ending'} came, expected audio ({', '.join(SOUNDS[:6])}, ...); convert it")
+            raise ValueError(
+                wrong
+                or f"a file {path.suffix or 'without an ending'} came, "
+                f"expected audio ({', '.join(SOUNDS[:6])}, ...); convert it"
+            )
         full = path.absolute()
         facts = known.get(str(full))
         if facts is not None:
             attributes = {key: value for key, value in facts.items() if key.startswith("attr_")}
-            named = {name: facts[name] for name in ("split", "label", "domain")} | {"section": f"{facts['machine']}/{facts['section']}"}
+            named = {name: facts[name] for name in ("split", "label", "domain")} | {
+                "section": f"{facts['machine']}/{facts['section']}"
+            }
             return {"path": str(path), "said": "challenge layout"} | named | attributes
-        if any(Path(machine) in full.parents and full.relative_to(machine).parts[0] not in index.SPLIT_OF for machine in machines):
-            raise ValueError("lies beside train and test of a machine in the challenge's layout, where no clips of it are")
-        inner = [name for name in path.relative_to(source).parts[:-1] if name not in self.accept] if source.is_dir() else []
+        if any(
+            Path(machine) in full.parents and full.relative_to(machine).parts[0] not in index.SPLIT_OF
+            for machine in machines
+        ):
+            raise ValueError(
+                "lies beside train and test of a machine in the challenge's layout, where no clips of it are"
+            )
+        inner = (
+            [name for name in path.relative_to(source).parts[:-1] if name not in self.accept]
+            if source.is_dir()
+            else []
+        )
         top = list(dict.fromkeys((source.resolve().name, source.absolute().name))) if source.is_dir() else []
         top = [name for name in top if name not in self.accept]
         challenge = CHALLENGE.search(path.stem)
@@ -211,32 +293,57 @@ class _Search:
             facts, ending = index.read_name(challenge[0], challenge["split"])
             facts["split"] = challenge["split"]
             if any(said.get(what, facts[what]) != facts[what] for what in ("split", "label")):
-                raise ValueError(f"name says {facts['split']} {facts['label']}, its folders say something else; move or rename it")
+                raise ValueError(
+                    f"name says {facts['split']} {facts['label']}, its folders say something else; move or"
+                    " rename it"
+                )
             attributes = {f"attr_{key}": value for key, value in index.read_ending(ending, "pairs").items()}
-            return {"path": str(path), "said": "challenge name"} | facts | {"section": f"/{facts['section']}"} | attributes
+            return (
+                {"path": str(path), "said": "challenge name"}
+                | facts
+                | {"section": f"/{facts['section']}"}
+                | attributes
+            )
         self._note_names(inner, top)
         strange = [] if "label" in said else [name for name in inner if not labels.understood(name)]
         by_id = index.ID_NAME.fullmatch(path.stem)
-        section = labels.section([*top[-1:], *inner], source.absolute().parent.name) or (f"/{by_id['section']}" if by_id else "")
+        section = labels.section([*top[-1:], *inner], source.absolute().parent.name) or (
+            f"/{by_id['section']}" if by_id else ""
+        )
         return {"path": str(path)} | _settled(said) | {"section": section, "strange": strange}
 
     def _note_names(self, inner: list[str], top: list[str]) -> None:
-        """Keep what names of folders say, or that they say nothing that is understood; those at the top where none below says anything."""
+        """Keep what names of folders say, or that they say nothing that is understood; those at the top where
+        none below says anything.
+        """
         for name in inner if any(map(labels.folder, inner)) else [*top, *inner]:
             known = labels.understood(name)
-            says = " ".join(word for told in labels.folder(name).values() for word in sorted(told)) if known or name in inner else ""
+            says = (
+                " ".join(word for told in labels.folder(name).values() for word in sorted(told))
+                if known or name in inner
+                else ""
+            )
             if says or (name in inner and not known):
                 self.names[name] = says
 
     def _doubt(self, source: Path, mine: set[str], unread: Sequence[Path]) -> None:
-        """Leave out those recordings of a source that would be trained on although something says that they may not be normal."""
+        """Leave out those recordings of a source that would be trained on although something says that they
+        may not be normal.
+        """
         spoken = any(self.rows[real]["said"] != "nothing" for real in mine)
         here = os.path.realpath(source)
-        governing = next((path.name for real, (_, path) in self.listed.items() if folders.within(real, here)), "")
+        governing = next(
+            (path.name for real, (_, path) in self.listed.items() if folders.within(real, here)), ""
+        )
         if governing:
-            why = f"not in {governing}, and neither its name nor its folder says what it is; add it to the list"
+            why = (
+                f"not in {governing}, and neither its name nor its folder says what it is; add it to the list"
+            )
         elif unread:
-            why = f"nothing says what it is but perhaps {folders.shown(unread[0].name)}, which looks like a list of labels; add that to the sources"
+            why = (
+                f"nothing says what it is but perhaps {folders.shown(unread[0].name)}, which looks like a"
+                " list of labels; add that to the sources"
+            )
         else:
             why = ""
         for real in sorted(mine):
@@ -246,17 +353,25 @@ class _Search:
                 reason = why
             elif strange and spoken and row["split"] == "train":
                 given = " ".join(shlex.quote(name) for name in strange)
-                reason = (f"folder {', '.join(strange)} is not understood, expected a word such as normal or anomaly; rename it, list its recordings "
-                          f"in a csv, or take them as normal by --accept-folders {given}")  # fmt: skip
+                reason = (
+                    f"folder {', '.join(strange)} is not understood, expected a word such as normal or"
+                    " anomaly; rename it, list its recordings in a csv, or take them as normal by"
+                    f" --accept-folders {given}"
+                )
             else:
                 continue
             del self.rows[real]
             self._leave(row["path"], reason)
         read = len(mine & set(self.rows))
         if governing and read:
-            self.notes.append(f"{read} recordings in {source} are not in {governing}: read by their names and folders")
+            self.notes.append(
+                f"{read} recordings in {source} are not in {governing}: read by their names and folders"
+            )
         if unread and not governing:
-            self.notes.append(f"{folders.shown(unread[0])} looks like a list of labels; it is not read, add it to the sources")
+            self.notes.append(
+                f"{folders.shown(unread[0])} looks like a list of labels; it is not read, add it to the"
+                " sources"
+            )
 
 
 def _settled(said: dict[str, str]) -> dict[str, str]:
@@ -264,25 +379,42 @@ def _settled(said: dict[str, str]) -> dict[str, str]:
     split = said.get("split", "test" if said.get("label") == "anomaly" else "train")
     label = said.get("label", "normal" if split == "train" else "unlabelled")
     if split == "train" and label == "anomaly":
-        raise ValueError("an anomalous recording among the training ones, expected normal ones only; move it to test/anomaly")
+        raise ValueError(
+            "an anomalous recording among the training ones, expected normal ones only; move it to"
+            " test/anomaly"
+        )
     how = "names" if {"label", "split"} & set(said) else "nothing"
-    return {"split": split, "label": label, "domain": said.get("domain", "source" if label != "unlabelled" else "unknown"), "said": how}
+    return {
+        "split": split,
+        "label": label,
+        "domain": said.get("domain", "source" if label != "unlabelled" else "unknown"),
+        "said": how,
+    }
 
 
 def _list_rows(path: Path, problems: folders.Problems) -> Iterator[tuple[str, Path, dict | None]]:
-    """Place of a row (list.csv:3), its file and what it says; None for a row that says what cannot be. Paths are relative to the list."""
+    """Place of a row (list.csv:3), its file and what it says; None for a row that says what cannot be. Paths
+    are relative to the list.
+    """
     try:
         header, lines = lists.read(path)
     except (OSError, ValueError) as error:
         what = getattr(error, "strerror", None) or error
-        raise errors.InputError(f"{path}: not readable as csv ({what}), expected a header with path and label") from error
+        raise errors.InputError(
+            f"{path}: not readable as csv ({what}), expected a header with path and label"
+        ) from error
     names = [ALIKE.get(name.lower(), name.lower()) for name in header]
     names = [low if low in LIST_COLUMNS else name for low, name in zip(names, header)]
     if not {"path", "label"} <= set(names):
-        raise errors.InputError(f"{path}: columns {', '.join(header)} came, expected path and label, and where known split, domain and attributes")
+        raise errors.InputError(
+            f"{path}: columns {', '.join(header)} came, expected path and label, and where known split,"
+            " domain and attributes"
+        )
     twice = [name for place, name in enumerate(names) if name and name in names[:place]]
     if twice:
-        raise errors.InputError(f"{path}: two columns are called {twice[0]}, expected each name once; rename one of them")
+        raise errors.InputError(
+            f"{path}: two columns are called {twice[0]}, expected each name once; rename one of them"
+        )
     for number, cells in lines:
         where, row = f"{path}:{number}", dict(zip(names, [*cells, *[""] * (len(names) - len(cells))]))
         if not row["path"]:
@@ -291,8 +423,16 @@ def _list_rows(path: Path, problems: folders.Problems) -> Iterator[tuple[str, Pa
         if row.pop("", ""):
             problems.append((str(path), "a column without a name is not read", False))
         if len(cells) < len(names):
-            problems.append((where, f"{len(cells)} cells came, expected {len(names)}; what is missing is taken as not known", False))
-        for key in [key for key, value in row.items() if key not in ("path", "split") and value.lower() in UNKNOWN]:
+            problems.append(
+                (
+                    where,
+                    f"{len(cells)} cells came, expected {len(names)}; what is missing is taken as not known",
+                    False,
+                )
+            )
+        for key in [
+            key for key, value in row.items() if key not in ("path", "split") and value.lower() in UNKNOWN
+        ]:
             problems.append((where, f"{key} {row[key]!r} is taken as not known", False))
             row[key] = ""
         file = Path(path.parent, row["path"])
@@ -300,7 +440,10 @@ def _list_rows(path: Path, problems: folders.Problems) -> Iterator[tuple[str, Pa
             file = Path(path.parent, row["path"].replace("\\", "/"))
         try:
             if any(cells[len(names) :]):
-                raise ValueError(f"{path.name} has {len(cells)} cells for it, expected {len(names)}; quote a text that holds a separator")
+                raise ValueError(
+                    f"{path.name} has {len(cells)} cells for it, expected {len(names)}; quote a text that"
+                    " holds a separator"
+                )
             yield where, file, _list_facts(path, row, file)
         except ValueError as error:
             problems.append((str(file), str(error), True))
@@ -310,7 +453,9 @@ def _list_rows(path: Path, problems: folders.Problems) -> Iterator[tuple[str, Pa
 def _list_facts(path: Path, row: dict[str, str], file: Path) -> dict[str, str]:
     """What a row says of a file; ValueError in words."""
     if not os.path.isfile(file):
-        raise ValueError(f"{path.name} lists it, but {folders.dangling(file) or 'there is no such file; correct the list'}")
+        raise ValueError(
+            f"{path.name} lists it, but {folders.dangling(file) or 'there is no such file; correct the list'}"
+        )
     if wrong := index.unreadable(file.absolute()):
         raise ValueError(wrong)
     said = {}
@@ -326,6 +471,15 @@ def _list_facts(path: Path, row: dict[str, str], file: Path) -> dict[str, str]:
         raise ValueError(f"{path.name} says section {section!r}, expected a number or nothing")
     if not said.get("label") and "split" not in said:
         said["split"] = "test"  # a list that leaves the label open does not say normal
-    named = f"/{int(section):02}" if section else labels.section([*Path(row["path"].replace("\\", "/")).parts[:-1]], path.absolute().parent.name)
+    named = (
+        f"/{int(section):02}"
+        if section
+        else labels.section([*Path(row["path"].replace("\\", "/")).parts[:-1]], path.absolute().parent.name)
+    )
     attributes = {f"attr_{key}": value for key, value in row.items() if key not in LIST_COLUMNS and value}
-    return {"path": str(file)} | _settled(said) | {"said": folders.shown(path.name), "section": named} | attributes
+    return (
+        {"path": str(file)}
+        | _settled(said)
+        | {"said": folders.shown(path.name), "section": named}
+        | attributes
+    )

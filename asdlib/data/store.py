@@ -2,13 +2,13 @@
 
 Conventions
 -----------
-Row i of `Store.clips` is item i of the store. Waveforms are float32 in [-1, 1), samples / 32768. Nothing waits for Python
-per clip: a batch is one gather on the device.
+Row i of `Store.clips` is item i of the store. Waveforms are float32 in [-1, 1), samples / 32768. Nothing
+waits for Python per clip: a batch is one gather on the device.
 
-A store on disk is samples-<fingerprint>.i16, clips.parquet, problems.parquet and, last and by rename, DONE.json. It is
-taken for whole only if DONE names these recordings (path, size, modification time), this table and these settings, and
-the tables and the size of the samples agree with it; `Store.verify` reads all samples against their digests (a study does so
-before it computes anything).
+A store on disk is samples-<fingerprint>.i16, clips.parquet, problems.parquet and, last and by rename,
+DONE.json. It is taken for whole only if DONE names these recordings (path, size, modification time), this
+table and these settings, and the tables and the size of the samples agree with it; `Store.verify` reads all
+samples against their digests (a study does so before it computes anything).
 
 Source: METHOD 3.2, 4.9, 8.2. Notebooks: 01_data, 02_preprocessing
 """
@@ -33,8 +33,13 @@ from asdlib.data import decode, index
 from asdlib.data.decode import FULL_SCALE, SHORTEST_S, DataSettings, levels, reason, sample_digest
 from asdlib.settings import digest
 
-TABLES = {"clips": (*schemas.CLIP_COLUMNS, "samples", "level_db", "digest"), "problems": index.PROBLEM_COLUMNS}
-TRAINING_BYTES = 12e9  # of a GPU that are left to training; full size in float32, 64 clips of 12 s in five branches take 10.5 GB of activations
+TABLES = {
+    "clips": (*schemas.CLIP_COLUMNS, "samples", "level_db", "digest"),
+    "problems": index.PROBLEM_COLUMNS,
+}
+# of a GPU that are left to training; full size in float32, 64 clips of 12 s in five branches take 10.5 GB of
+# activations
+TRAINING_BYTES = 12e9
 SMALL = 0.1  # of the free memory: a store of no more is moved whatever is left
 
 
@@ -57,7 +62,9 @@ class Store:
         return len(self.clips)
 
     def to(self, device: torch.device | str) -> Store:
-        """The same store for a device, one for all who ask: samples move there if that leaves room to train, else batches do, and a line says so."""
+        """The same store for a device, one for all who ask: samples move there if that leaves room to train,
+        else batches do, and a line says so.
+        """
         device = torch.device(device)
         if device.type == self.device.type:  # a process computes on one GPU, with its number or without
             return self
@@ -65,19 +72,25 @@ class Store:
             size, free = self.samples.nbytes, _free_bytes(device)
             fits = size <= max(free - TRAINING_BYTES, SMALL * free)
             if not fits:
-                print(f"the recordings ({size / 1e9:.1f} GB) and {TRAINING_BYTES / 1e9:.0f} GB to train in do not fit in the "
-                      f"{free / 1e9:.1f} GB free on {device}; they stay on the {self.samples.device} and batches are moved")  # fmt: skip
+                print(
+                    f"the recordings ({size / 1e9:.1f} GB) and {TRAINING_BYTES / 1e9:.0f} GB to train in do"
+                    f" not fit in the {free / 1e9:.1f} GB free on {device}; they stay on the"
+                    f" {self.samples.device} and batches are moved"
+                )
             home = device if fits else self.samples.device
             moved = {name: getattr(self, name).to(home) for name in ("samples", "offset", "count")}
             self._elsewhere[device.type] = dataclasses.replace(self, device=device, **moved)
         return self._elsewhere[device.type]
 
     def segments(self, rows, starts, length: int, *, whole: bool | None = None) -> torch.Tensor:
-        """Segments by index, gathered at once on the device; a segment that runs past its clip's end goes on at its start.
+        """Segments by index, gathered at once on the device; a segment that runs past its clip's end goes on
+        at its start.
 
         rows, starts : int (n,) tensors, arrays or lists: row of `clips`, first sample
-        whole : whether every segment lies within its clip, where it is known; None looks, and a GPU has to wait for the answer
-        returns : float32 (n, length) on the store's device, in [-1, 1). Source: METHOD 3.2. Notebook: 02_preprocessing
+        whole : whether every segment lies within its clip, where it is known; None looks, and a GPU has to
+            wait for the answer
+        returns : float32 (n, length) on the store's device, in [-1, 1). Source: METHOD 3.2. Notebook:
+            02_preprocessing
         """
         home = self.samples.device
         rows = torch.as_tensor(rows, dtype=torch.int64, device=home)
@@ -92,8 +105,11 @@ class Store:
             batch = self.samples[offset[:, None] + within]
         return batch.to(self.device).to(torch.float32).mul_(1 / FULL_SCALE)
 
-    def audio(self, rows, *, device: torch.device | str | None = None, length: int | None = None, start: int = 0) -> torch.Tensor:
-        """Whole clips, float32 (n, samples) in [-1, 1); with `length`, tiled or cropped to it from sample `start`.
+    def audio(
+        self, rows, *, device: torch.device | str | None = None, length: int | None = None, start: int = 0
+    ) -> torch.Tensor:
+        """Whole clips, float32 (n, samples) in [-1, 1); with `length`, tiled or cropped to it from sample
+        `start`.
 
         raises : errors.InputError for clips of different lengths without `length`. Notebook: 02_preprocessing
         """
@@ -102,7 +118,9 @@ class Store:
             found = self.count[rows].unique().tolist()
             if len(found) != 1:
                 came = " and ".join(map(str, found)) or "no"
-                raise errors.InputError(f"clips of {came} samples came, expected one length; give length to tile or crop them")
+                raise errors.InputError(
+                    f"clips of {came} samples came, expected one length; give length to tile or crop them"
+                )
             length = int(found[0])
         batch = self.segments(rows, torch.full_like(rows, start), length)
         return batch if device is None else batch.to(device)
@@ -116,26 +134,45 @@ class Store:
         """Read every sample against its digest; errors.InputError if one differs."""
         for row, expected in enumerate(self.clips["digest"]):
             if sample_digest(self.int16(row)) != expected:
-                raise errors.InputError(f"{self.folder}: samples of {self.clips['clip'][row]} are damaged; delete the folder to decode again")
+                raise errors.InputError(
+                    f"{self.folder}: samples of {self.clips['clip'][row]} are damaged; delete the folder to"
+                    " decode again"
+                )
 
 
 def _free_bytes(device: torch.device) -> float:
     """Memory that a GPU has left, with what torch holds and does not use; without limit elsewhere."""
     if device.type != "cuda":
         return math.inf
-    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (
+        torch.cuda.mem_get_info(device)[0]
+        + torch.cuda.memory_reserved(device)
+        - torch.cuda.memory_allocated(device)
+    )
 
 
-def find_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, data: DataSettings) -> Store | None:
-    """The store of a clip table in `folder` if it is there, whole and of these very recordings; nothing is written. Notebook: 01_data"""
+def find_store(
+    table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, data: DataSettings
+) -> Store | None:
+    """The store of a clip table in `folder` if it is there, whole and of these very recordings; nothing is
+    written. Notebook: 01_data
+    """
     return _open(Path(folder), _source(table, problems, data), data.sample_rate)
 
 
-def open_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, data: DataSettings, threads: int | None = None) -> Store:
-    """The store of a clip table in `folder`: opened if it is there, whole and of these very recordings, else decoded.
+def open_store(
+    table: pd.DataFrame,
+    problems: pd.DataFrame,
+    folder: str | Path,
+    data: DataSettings,
+    threads: int | None = None,
+) -> Store:
+    """The store of a clip table in `folder`: opened if it is there, whole and of these very recordings, else
+    decoded.
 
     threads : of the decoder; none: as many as cores
-    raises : errors.InputError if no clip is usable or the folder cannot be written; no half store is left. Notebook: 01_data
+    raises : errors.InputError if no clip is usable or the folder cannot be written; no half store is left.
+        Notebook: 01_data
     """
     folder = Path(folder)
     store = find_store(table, problems, folder, data)
@@ -147,7 +184,10 @@ def open_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, 
         with tempfile.TemporaryDirectory(prefix=".decoding-", dir=folder) as scratch:
             _build(table, problems, folder, Path(scratch), source, data, threads)
     except OSError as error:
-        raise errors.InputError(f"{folder}: decoded clips cannot be written ({reason(error)}); free space or choose another folder") from error
+        raise errors.InputError(
+            f"{folder}: decoded clips cannot be written ({reason(error)}); free space or choose another"
+            " folder"
+        ) from error
     store = _open(folder, source, data.sample_rate)
     if store is None:
         raise errors.InputError(f"{folder}: another run changed the decoded clips meanwhile; start again")
@@ -156,12 +196,19 @@ def open_store(table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, 
 
 def _none_usable(table: pd.DataFrame, problems: pd.DataFrame) -> str:
     worst = problems[problems["left_out"]].iloc[-1]
-    return f"none of {len(table)} clips is usable, expected at least one; the last is {worst['path']}: {worst['reason']}"
+    return (
+        f"none of {len(table)} clips is usable, expected at least one; the last is {worst['path']}:"
+        f" {worst['reason']}"
+    )
 
 
-def _build(table, problems, folder: Path, scratch: Path, source: str, data: DataSettings, threads: int | None) -> None:
+def _build(
+    table, problems, folder: Path, scratch: Path, source: str, data: DataSettings, threads: int | None
+) -> None:
     with (scratch / "samples").open("wb") as file:
-        decoded, problems = decode.inspect(table, problems, data, threads, keep=lambda samples: file.write(samples.data))
+        decoded, problems = decode.inspect(
+            table, problems, data, threads, keep=lambda samples: file.write(samples.data)
+        )
     if decoded.empty:
         raise errors.InputError(_none_usable(table, problems))
     decoded.to_parquet(scratch / "clips.parquet")
@@ -180,7 +227,7 @@ def _build(table, problems, folder: Path, scratch: Path, source: str, data: Data
 
 
 def _source(table: pd.DataFrame, problems: pd.DataFrame, data: DataSettings) -> str:
-    """Digest of everything that shapes a store: recordings by path, size and time, table, problems, settings."""
+    """Digest of what shapes a store: recordings by path, size and time, table, problems, settings."""
     stats = []
     for path in table["path"]:
         try:
@@ -207,19 +254,37 @@ def _open(folder: Path, source: str, rate: int) -> Store | None:
             return None
         table, problems = (io.table(folder / f"{name}.parquet", columns) for name, columns in TABLES.items())
         samples = folder / f"samples-{done['fingerprint']}.i16"
-        if _fingerprint(table) != done["fingerprint"] or samples.stat().st_size != 2 * int(table["samples"].sum()):
+        if _fingerprint(table) != done["fingerprint"] or samples.stat().st_size != 2 * int(
+            table["samples"].sum()
+        ):
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    mapped = torch.from_numpy(np.memmap(samples, dtype=np.int16, mode="c"))  # copy-on-write: torch warns of read-only memory
+    mapped = torch.from_numpy(
+        np.memmap(samples, dtype=np.int16, mode="c")
+    )  # copy-on-write: torch warns of read-only memory
     count = torch.tensor(table["samples"].to_numpy(), dtype=torch.int64)
-    return Store(table, problems, done["fingerprint"], folder, mapped, torch.cumsum(count, 0) - count, count, mapped.device, rate)
+    return Store(
+        table,
+        problems,
+        done["fingerprint"],
+        folder,
+        mapped,
+        torch.cumsum(count, 0) - count,
+        count,
+        mapped.device,
+        rate,
+    )
 
 
-def in_memory(table: pd.DataFrame, samples: Sequence[np.ndarray], rate: int, problems: pd.DataFrame | None = None) -> Store:
-    """A store of clips that were decoded already and lie in no folder: what `asd score` hands to the detectors.
+def in_memory(
+    table: pd.DataFrame, samples: Sequence[np.ndarray], rate: int, problems: pd.DataFrame | None = None
+) -> Store:
+    """A store of clips that were decoded already and lie in no folder: what `asd score` hands to the
+    detectors.
 
-    table : clip table.  samples : int16 (n,) of each clip.  rate : Hz.  problems : what is wrong with the recordings
+    table : clip table.  samples : int16 (n,) of each clip.  rate : Hz.  problems : what is wrong with the
+        recordings
     """
     count = torch.tensor([len(part) for part in samples], dtype=torch.int64)
     joined = torch.from_numpy(np.concatenate(samples))
@@ -245,7 +310,9 @@ class Clips:
         return len(self.rows)
 
     def __repr__(self) -> str:
-        return f"Clips({len(self)} clips of {', '.join(self.machines) or 'no machine'} at {self.store.rate} Hz)"
+        return (
+            f"Clips({len(self)} clips of {', '.join(self.machines) or 'no machine'} at {self.store.rate} Hz)"
+        )
 
     @property
     def table(self) -> pd.DataFrame:
@@ -277,7 +344,9 @@ class Clips:
         return own.where((own.table["split"] == "train") & (own.table["label"] == "normal"))
 
     def test(self, machine: str = "") -> Clips:
-        """Test clips of one machine ("": of all); errors.InputError for a machine that these clips do not have."""
+        """Test clips of one machine ("": of all); errors.InputError for a machine that these clips do not
+        have.
+        """
         own = self._of(machine)
         return own.where(own.table["split"] == "test")
 
@@ -333,33 +402,49 @@ def load_dcase(
     return Clips(store, np.arange(len(store)))
 
 
-def from_arrays(waves: Sequence[np.ndarray], table: pd.DataFrame | None = None, *, sample_rate: int = 16000, channel: int = 0) -> Clips:
+def from_arrays(
+    waves: Sequence[np.ndarray],
+    table: pd.DataFrame | None = None,
+    *,
+    sample_rate: int = 16000,
+    channel: int = 0,
+) -> Clips:
     """Waveforms that you have as arrays, as clips for detectors.
 
     Parameters
     ----------
     waves : one per clip, (samples,) or (channels, samples); int16, or float in [-1, 1] (kept as 16 bits)
-    table : a row per wave, with any of clip, machine, section, split, domain, label and attr_<key>; what is missing is filled in:
-        machine "machine", section "00", split "train", domain "source", label "normal" in training and "unlabelled" in test
+    table : a row per wave, with any of clip, machine, section, split, domain, label and attr_<key>; what is
+        missing is filled in: machine "machine", section "00", split "train", domain "source", label "normal"
+        in training and "unlabelled" in test
     sample_rate : Hz, of all waves.  channel : which one of waves with several
 
     Raises
     ------
-    errors.InputError for no wave, a wave of another shape, too short, not finite or beyond [-1, 1], and for a table of another length
+    errors.InputError for no wave, a wave of another shape, too short, not finite or beyond [-1, 1], and for a
+    table of another length
     """
     given = pd.DataFrame(index=range(len(waves))) if table is None else table.reset_index(drop=True)
     if not len(waves) or len(given) != len(waves):
-        raise errors.InputError(f"{len(waves)} waveforms and a table of {len(given)} rows came, expected one row per waveform, at least one")
+        raise errors.InputError(
+            f"{len(waves)} waveforms and a table of {len(given)} rows came, expected one row per waveform, at"
+            " least one"
+        )
     samples = [_as_int16(wave, f"waveform {i}", sample_rate, channel) for i, wave in enumerate(waves)]
     default = {"machine": "machine", "section": "00", "split": "train", "domain": "source"}
     full = given.assign(**{name: value for name, value in default.items() if name not in given})
     if "label" not in full:
         full = full.assign(label=np.where(full["split"] == "train", "normal", "unlabelled"))
     if "clip" not in full:
-        full = full.assign(clip=[f"{row.machine}/{row.split}/{i:06d}" for i, row in enumerate(full.itertuples())])
+        full = full.assign(
+            clip=[f"{row.machine}/{row.split}/{i:06d}" for i, row in enumerate(full.itertuples())]
+        )
     if "path" not in full:
         full = full.assign(path=full["clip"])
-    facts = {"seconds": [len(part) / sample_rate for part in samples], "level_db": [levels(part)[0] for part in samples]}
+    facts = {
+        "seconds": [len(part) / sample_rate for part in samples],
+        "level_db": [levels(part)[0] for part in samples],
+    }
     full = full.assign(**facts, digest=[sample_digest(part) for part in samples])
     store = in_memory(schemas.clip_table(full), samples, sample_rate)
     return Clips(store, np.arange(len(store)))
@@ -369,24 +454,37 @@ def _as_int16(wave: np.ndarray, name: str, rate: int, channel: int) -> np.ndarra
     x = np.asarray(wave)
     if x.ndim == 2 and x.shape[0] <= 64:
         if not 0 <= channel < x.shape[0]:
-            raise errors.InputError(f"{name}: channel {channel} was asked for, it has channels 0 to {x.shape[0] - 1}")
+            raise errors.InputError(
+                f"{name}: channel {channel} was asked for, it has channels 0 to {x.shape[0] - 1}"
+            )
         x = x[channel]
     if x.ndim != 1:
         what = "; did you give (samples, channels)?" if x.ndim == 2 else ""
-        raise errors.InputError(f"{name}: shape {np.shape(wave)}, expected (samples,) or (channels, samples){what}")
+        raise errors.InputError(
+            f"{name}: shape {np.shape(wave)}, expected (samples,) or (channels, samples){what}"
+        )
     if len(x) < SHORTEST_S * rate:
-        raise errors.InputError(f"{name}: {len(x)} samples, expected at least {SHORTEST_S:g} s ({math.ceil(SHORTEST_S * rate)} samples)")
+        raise errors.InputError(
+            f"{name}: {len(x)} samples, expected at least {SHORTEST_S:g} s ({math.ceil(SHORTEST_S * rate)}"
+            " samples)"
+        )
     if x.dtype == np.int16:
         return np.ascontiguousarray(x)
     if x.dtype.kind != "f" or not np.isfinite(x).all():
-        raise errors.InputError(f"{name}: {x.dtype} with NaN, infinite or other values, expected int16, or finite floats in [-1, 1]")
+        raise errors.InputError(
+            f"{name}: {x.dtype} with NaN, infinite or other values, expected int16, or finite floats in"
+            " [-1, 1]"
+        )
     if np.abs(x).max(initial=0) > 1:
-        raise errors.InputError(f"{name}: values up to {np.abs(x).max():g}, expected floats in [-1, 1]; did you mean int16?")
+        raise errors.InputError(
+            f"{name}: values up to {np.abs(x).max():g}, expected floats in [-1, 1]; did you mean int16?"
+        )
     return np.clip(np.rint(x * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
 
 
 def segment_starts(n_samples: int, n_segments: int = 8, length: int = 32000) -> np.ndarray:
-    """First samples of equally spaced segments: the first at 0, the last flush right; all 0 for clips that must be tiled.
+    """First samples of equally spaced segments: the first at 0, the last flush right; all 0 for clips that
+    must be tiled.
 
     returns : int64 (n_segments,), hop = (n_samples - length) // (n_segments - 1). Source: METHOD 3.2, 4.9
     """
@@ -397,8 +495,11 @@ def segment_starts(n_samples: int, n_segments: int = 8, length: int = 32000) -> 
     return starts
 
 
-def standardize(waves: torch.Tensor, mean: float | torch.Tensor | None = None, std: float | torch.Tensor | None = None) -> torch.Tensor:
-    """Waveforms with mean 0 and variance 1: each row by itself, or all by the mean and std given (METHOD 3.2, wave_norm).
+def standardize(
+    waves: torch.Tensor, mean: float | torch.Tensor | None = None, std: float | torch.Tensor | None = None
+) -> torch.Tensor:
+    """Waveforms with mean 0 and variance 1: each row by itself, or all by the mean and std given (METHOD 3.2,
+    wave_norm).
 
     waves : float32 (n, samples); mean, std : a number, or (n,) one per row, both or neither
     returns : float32 (n, samples); a silent row becomes zeros, never NaN. Notebook: 02_preprocessing
@@ -409,22 +510,29 @@ def standardize(waves: torch.Tensor, mean: float | torch.Tensor | None = None, s
         raise errors.InputError("standardise: one of mean and std came, expected both or neither")
     if mean is None:
         std, mean = torch.std_mean(waves, dim=1, correction=0)
-    mean, std = (torch.as_tensor(value, dtype=waves.dtype, device=waves.device).reshape(-1, 1) for value in (mean, std))
+    mean, std = (
+        torch.as_tensor(value, dtype=waves.dtype, device=waves.device).reshape(-1, 1) for value in (mean, std)
+    )
     return (waves - mean) / std.clamp_min(1e-6)  # a thirtieth of the last bit
 
 
 def machine_statistics(store: Store, rows: Sequence[int]) -> tuple[float, float]:
-    """Mean and std of all samples of the given clips (one machine's training clips), in units of the waveforms.
+    """Mean and std of all samples of the given clips (one machine's training clips), in units of the
+    waveforms.
 
     Exact: sums of integers, clip by clip. Source: METHOD 3.2, wave_norm = machine. Notebook: 02_preprocessing
     raises : errors.InputError without a clip
     """
     total = squares = number = 0
     for row in rows:
-        samples = store.int16(int(row)).astype(np.float64)  # sums below 2^53 are exact for clips up to 2^23 samples
+        samples = store.int16(int(row)).astype(
+            np.float64
+        )  # sums below 2^53 are exact for clips up to 2^23 samples
         total += int(samples.sum())
         squares += int(samples @ samples)
         number += len(samples)
     if not number:
-        raise errors.InputError("machine_statistics: no clip came, expected the rows of a machine's training clips")
+        raise errors.InputError(
+            "machine_statistics: no clip came, expected the rows of a machine's training clips"
+        )
     return total / number / FULL_SCALE, math.sqrt(squares * number - total * total) / number / FULL_SCALE

@@ -1,30 +1,33 @@
-"""Synthetic machines: recordings of modelled mechanisms in the DCASE 2024 layout, with known attributes and faults.
+"""Synthetic machines: recordings of modelled mechanisms in the DCASE 2024 layout, with known attributes and
+faults.
 
 Task
 ----
-Studies, tests and tutorials need recordings whose truth is known: which speed, which load, which fault, how strong.
-Each machine is a mechanism (`asdlib.data.machines`: blades, teeth, strokes, clicks) heard through a room and a microphone,
-over coloured background noise. No sound is taken from a recording, so a result on these machines says what a method can do,
-never how it does on real ones.
+Studies, tests and tutorials need recordings whose truth is known: which speed, which load, which fault, how
+strong. Each machine is a mechanism (`asdlib.data.machines`: blades, teeth, strokes, clicks) heard through a
+room and a microphone, over coloured background noise. No sound is taken from a recording, so a result on
+these machines says what a method can do, never how it does on real ones.
 
 Conventions
 -----------
-A clip is drawn from (seed, machine, split, domain, label, number): it is the same whatever else is made beside it.
-The constants of a machine (blade count, teeth, resonances) belong to (seed, name): `ToyCar:gearbox` is the gearbox's
-physics under the name ToyCar, another individual. The target domain has attribute values, a microphone, a room and a
-noise colour that the source domain never has.
+A clip is drawn from (seed, machine, split, domain, label, number): it is the same whatever else is made
+beside it. The constants of a machine (blade count, teeth, resonances) belong to (seed, name):
+`ToyCar:gearbox` is the gearbox's physics under the name ToyCar, another individual. The target domain has
+attribute values, a microphone, a room and a noise colour that the source domain never has.
 
-A fault is a difference added to the healthy sound, from a random stream of its own, and proportional to `severity`: at
-severity 0 it is exactly nothing, so that the anomalies are draws of the normal distribution. At 1 the official
-autoencoder finds it about as hard as recorded machines, at 3 it is blatant. A normal clip of the target scores higher
-than one of the source with most detectors: at severity 0 the AUC of each domain by itself and of all clips together is
-0.5, while the official AUC_source and AUC_target (anomalies of both domains) lie a little above and below it. What differs
-between clips (noise level, placing, roughness, level) is drawn as Latin hypercubes of 25 clips: fair in small test sets too.
+A fault is a difference added to the healthy sound, from a random stream of its own, and proportional to
+`severity`: at severity 0 it is exactly nothing, so that the anomalies are draws of the normal distribution.
+At 1 the official autoencoder finds it about as hard as recorded machines, at 3 it is blatant. A normal clip
+of the target scores higher than one of the source with most detectors: at severity 0 the AUC of each domain
+by itself and of all clips together is 0.5, while the official AUC_source and AUC_target (anomalies of both
+domains) lie a little above and below it. What differs between clips (noise level, placing, roughness, level)
+is drawn as Latin hypercubes of 25 clips: fair in small test sets too.
 
-The level of a clip is drawn anew for every clip, after the fault: it tells nothing about label, domain or attributes.
+The level of a clip is drawn anew for every clip, after the fault: it tells nothing about label, domain or
+attributes.
 
-Units: s, Hz, revolutions; amplitudes relative to the RMS of the healthy machine. Source: METHOD 7, 7.1, 8.1.2 (names,
-csv form). Notebooks: 01_data, and every other one on the demo study.
+Units: s, Hz, revolutions; amplitudes relative to the RMS of the healthy machine. Source: METHOD 7, 7.1, 8.1.2
+(names, csv form). Notebooks: 01_data, and every other one on the demo study.
 """
 
 from __future__ import annotations
@@ -53,32 +56,52 @@ from asdlib.settings import setting
 class SyntheticSettings:
     """Machines made from physics, for studies without recordings."""
 
-    machines: tuple[str, ...] = setting(("fan", "gearbox", "valve", "slider"), "which of the modelled machines; NAME:KIND gives one another name")
+    machines: tuple[str, ...] = setting(
+        ("fan", "gearbox", "valve", "slider"),
+        "which of the modelled machines; NAME:KIND gives one another name",
+    )
     train_source: int = setting(90, "normal training clips per machine, source domain", 0, 100000)
     train_target: int = setting(10, "normal training clips per machine, target domain", 0, 100000)
     test: int = setting(25, "test clips per machine, domain and label", 0, 100000)
     seconds: float = setting(10.0, "s, length of a clip", 1.0, 600.0)
     severity: tuple[float, ...] = setting(
-        (1.0,), "fault severity, 0 inaudible, 1 as hard as recorded machines, 3 blatant; several: spread over the anomalies", 0.0, 10.0
+        (1.0,),
+        "fault severity, 0 inaudible, 1 as hard as recorded machines, 3 blatant; several: spread over the"
+        " anomalies",
+        0.0,
+        10.0,
     )
     seed: int = setting(0, "seed of the machines", 0, 2**31 - 1)
 
 
-LEVEL_DB = (-42.0, -34.0)  # RMS of a clip re full scale, drawn uniformly: 34 dB and more are left for the peaks
+LEVEL_DB = (
+    -42.0,
+    -34.0,
+)  # RMS of a clip re full scale, drawn uniformly: 34 dB and more are left for the peaks
 LEAD_S = 0.15  # rendered before the clip starts and cut off, so that rooms and resonances have built up
-MIC_DB, TARGET_DB, PLACE_DB = 2.0, 1.0, 0.7  # standard deviations at knots an octave apart: microphone, target's other one, placing
+MIC_DB, TARGET_DB, PLACE_DB = (
+    2.0,
+    1.0,
+    0.7,
+)  # standard deviations at knots an octave apart: microphone, target's other one, placing
 TARGET_COLOUR = 0.12  # steeper by 20 dB x this per decade of frequency
 SNR_SPREAD_DB = 1.5  # from clip to clip
 
 
 def _luck(seed: int, name: str, where: tuple) -> np.ndarray:
-    """Uniform numbers (12,) for what differs between clips; 25 clips in a row spread evenly over each, so that few are fair."""
+    """Uniform numbers (12,) for what differs between clips; 25 clips in a row spread evenly over each, so
+    that few are fair.
+    """
     block, place = divmod(where[-1], 25)
     return qmc.LatinHypercube(12, rng=stream(seed, name, *where[:-1], "luck", block)).random(25)[place]
 
 
-def _surroundings(take: Take, name: str, seed: int, shift: float, placing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of one machine in one domain: response of room and microphone, and magnitude of the background noise, per rfft bin."""
+def _surroundings(
+    take: Take, name: str, seed: int, shift: float, placing: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of one machine in one domain: response of room and microphone, and magnitude of the background noise,
+    per rfft bin.
+    """
     own, rng, f = stream(seed, name, "surroundings"), stream(seed, name, take.domain, "surroundings"), take.f
     moved = shift if take.domain == "target" else 0.0
     knots = own.normal(0, MIC_DB, 9) + moved * rng.normal(0, TARGET_DB, 9) + PLACE_DB * placing
@@ -86,16 +109,32 @@ def _surroundings(take: Take, name: str, seed: int, shift: float, placing: np.nd
     echoes = (0.2 * own.standard_normal(8) + 0.1 * moved * rng.standard_normal(8)) * np.exp(-delays / 0.02)
     room = 1 + (echoes[:, None] * np.exp(-2j * np.pi * f[None] * delays[:, None])).sum(0)
     colour = own.uniform(0.4, 0.5) + moved * TARGET_COLOUR
-    return 10 ** (np.interp(np.log2(f), np.arange(5, 14), knots) / 20) * room, np.maximum(f / 40, 1.0) ** -colour
+    return (
+        10 ** (np.interp(np.log2(f), np.arange(5, 14), knots) / 20) * room,
+        np.maximum(f / 40, 1.0) ** -colour,
+    )
 
 
-def render(kind: str, name: str, *, seed: int, where: tuple, domain: str, attributes: dict, severity: float | None,
-           samples: int, rate: int, fault: str | None = None) -> np.ndarray:
+def render(
+    kind: str,
+    name: str,
+    *,
+    seed: int,
+    where: tuple,
+    domain: str,
+    attributes: dict,
+    severity: float | None,
+    samples: int,
+    rate: int,
+    fault: str | None = None,
+) -> np.ndarray:
     """One clip.
 
     kind, name : a key of MACHINES, and the machine's name in the tree
-    where : what tells this clip from the others of the machine: ("test", "source", "anomaly", 7), the number last
-    severity : of the fault, >= 0; None for a normal clip. fault : its name; None: drawn from those of the kind
+    where : what tells this clip from the others of the machine: ("test", "source", "anomaly", 7), the number
+        last
+    severity : of the fault, >= 0; None for a normal clip. fault : its name; None: drawn from those of the
+        kind
     returns : float64 (samples,), RMS within LEVEL_DB of full scale.  Notebook: 01_data
     """
     model, flaw = MACHINES[kind], stream(seed, name, *where, "fault")
@@ -104,7 +143,9 @@ def render(kind: str, name: str, *, seed: int, where: tuple, domain: str, attrib
     depth = (severity or 0.0) * model.faults.get(fault, 0.0) * float(np.exp(0.2 * flaw.standard_normal()))
     rng, n = stream(seed, name, *where, "clip"), fft.next_fast_len(samples + int(LEAD_S * rate))
     luck, make = _luck(seed, name, where), stream(seed, name, "make")
-    take = Take(n, rate, domain, attributes, constants(kind, name, seed), make, rng, flaw, fault, depth, luck[11])
+    take = Take(
+        n, rate, domain, attributes, constants(kind, name, seed), make, rng, flaw, fault, depth, luck[11]
+    )
     healthy, added = model.sound(take)
     heard, noise = _surroundings(take, name, seed, model.shift, special.ndtri(luck[:9]))
     snr_db = model.snr_db + SNR_SPREAD_DB * special.ndtri(luck[9])
@@ -115,31 +156,53 @@ def render(kind: str, name: str, *, seed: int, where: tuple, domain: str, attrib
 
 
 def _machines(entries: tuple[str, ...]) -> dict[str, str]:
-    """name -> kind of the machines asked for: "fan", or "ToyCar:gearbox" for another gearbox under another name."""
+    """name -> kind of the machines asked for: "fan", or "ToyCar:gearbox" for another gearbox under another
+    name.
+    """
     found = {}
     for entry in entries:
         name, _, kind = entry.partition(":")
         kind = errors.check_choice("kind of synthetic machine", kind or name, list(MACHINES))
         if not re.fullmatch("[A-Za-z0-9]+", name):
-            raise errors.InputError(f"machine name {name!r}: expected letters and digits only, as in fan or ToyCar:gearbox")
+            raise errors.InputError(
+                f"machine name {name!r}: expected letters and digits only, as in fan or ToyCar:gearbox"
+            )
         if name in found:
-            raise errors.InputError(f"machine {name!r} was asked for twice, expected each name once; give one of them another name")
+            raise errors.InputError(
+                f"machine {name!r} was asked for twice, expected each name once; give one of them another"
+                " name"
+            )
         found[name] = kind
     if not found:
         raise errors.InputError(f"no machine was asked for, expected some of {', '.join(MACHINES)}")
     return found
 
 
-def _plan(name: str, kind: str, settings: SyntheticSettings) -> Iterator[tuple[str, tuple, dict[str, str], float | None]]:
-    """(file name, where, attributes, severity or None) of every clip of one machine; conditions in shuffled, even shares."""
-    cells = [("train", "source", "normal", settings.train_source), ("train", "target", "normal", settings.train_target)]
-    cells += [("test", domain, label, settings.test) for domain in ("source", "target") for label in ("normal", "anomaly")]
+def _plan(
+    name: str, kind: str, settings: SyntheticSettings
+) -> Iterator[tuple[str, tuple, dict[str, str], float | None]]:
+    """(file name, where, attributes, severity or None) of every clip of one machine; conditions in shuffled,
+    even shares.
+    """
+    cells = [
+        ("train", "source", "normal", settings.train_source),
+        ("train", "target", "normal", settings.train_target),
+    ]
+    cells += [
+        ("test", domain, label, settings.test)
+        for domain in ("source", "target")
+        for label in ("normal", "anomaly")
+    ]
     for split, domain, label, count in cells:
         values = MACHINES[kind].attributes.get(domain, {})
-        conditions = [dict(zip(values, choice, strict=True)) for choice in itertools.product(*values.values())]
+        conditions = [
+            dict(zip(values, choice, strict=True)) for choice in itertools.product(*values.values())
+        ]
         for index in range(count):
             turn, place = divmod(index, len(conditions))
-            order = stream(settings.seed, name, split, domain, label, "conditions", turn).permutation(len(conditions))
+            order = stream(settings.seed, name, split, domain, label, "conditions", turn).permutation(
+                len(conditions)
+            )
             attributes = conditions[order[place]]
             tail = "_".join(f"{key}_{value}" for key, value in attributes.items()) or "noAttribute"
             file_name = f"{name}/{split}/section_00_{domain}_{split}_{label}_{index:04d}_{tail}.wav"
@@ -153,8 +216,17 @@ def _write_machine(root: Path, name: str, kind: str, settings: SyntheticSettings
 
     def write(item):
         file_name, where, attributes, severity = item
-        clip = render(kind, name, seed=settings.seed, where=where, domain=where[1], attributes=attributes, severity=severity,
-                      samples=samples, rate=rate)
+        clip = render(
+            kind,
+            name,
+            seed=settings.seed,
+            where=where,
+            domain=where[1],
+            attributes=attributes,
+            severity=severity,
+            samples=samples,
+            rate=rate,
+        )
         memory = io.BytesIO()  # soundfile tells of a full disk by a failed assertion; a plain write tells why
         soundfile.write(memory, clip, rate, subtype="PCM_16", format="WAV")
         (root / file_name).write_bytes(memory.getvalue())
@@ -165,25 +237,37 @@ def _write_machine(root: Path, name: str, kind: str, settings: SyntheticSettings
         list(pool.map(write, plan))
     keys = max(len(MACHINES[kind].attributes.get("source", {})), 1)
     header = ",".join(["file_name", *(f"d{i}{part}" for i in range(1, keys + 1) for part in "pv")])
-    rows = [",".join([file_name, *(itertools.chain(*attributes.items()) if attributes else ("noAttribute", ""))])
-            for file_name, _, attributes, _ in plan]
+    rows = [
+        ",".join([file_name, *(itertools.chain(*attributes.items()) if attributes else ("noAttribute", ""))])
+        for file_name, _, attributes, _ in plan
+    ]
     (root / name / "attributes_00.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
     rows = [f"{file_name},{severity:g}" for file_name, _, _, severity in plan if severity is not None]
-    (root / name / "severity.csv").write_text("\n".join(["file_name,severity", *rows]) + "\n", encoding="utf-8")
+    (root / name / "severity.csv").write_text(
+        "\n".join(["file_name,severity", *rows]) + "\n", encoding="utf-8"
+    )
 
 
 def write_tree(out: Path, settings: SyntheticSettings, sample_rate: int = 16000) -> None:
-    """Write the machines of `settings` as a DCASE 2024 tree: wavs, <machine>/attributes_00.csv, <machine>/severity.csv.
+    """Write the machines of `settings` as a DCASE 2024 tree: wavs, <machine>/attributes_00.csv,
+    <machine>/severity.csv.
 
-    out : a folder that does not exist yet, or is empty; it appears under its name only when all of it is written
+    out : a folder that does not exist yet, or is empty; it appears under its name only when all of it is
+        written
     sample_rate : Hz; mono, 16 bit
-    raises : errors.InputError for unknown kinds, a folder that is not empty, or a disk that is full or not writable
+    raises : errors.InputError for unknown kinds, a folder that is not empty, or a disk that is full or not
+        writable
     """
     machines, out = _machines(settings.machines), Path(out).absolute()
     if not settings.severity:
-        raise errors.InputError("setting synthetic.severity: no value came, expected at least one, for example 1.0")
+        raise errors.InputError(
+            "setting synthetic.severity: no value came, expected at least one, for example 1.0"
+        )
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise errors.InputError(f"{out}: already there and not an empty folder, expected a new one; remove it or choose another name")
+        raise errors.InputError(
+            f"{out}: already there and not an empty folder, expected a new one; remove it or choose another"
+            " name"
+        )
     part = out.with_name(f".{out.name}.part{os.getpid()}")
     try:
         part.mkdir(parents=True)
@@ -191,6 +275,8 @@ def write_tree(out: Path, settings: SyntheticSettings, sample_rate: int = 16000)
             _write_machine(part, name, kind, settings, sample_rate)
         part.rename(out)
     except OSError as error:
-        raise errors.InputError(f"{out}: not written ({error.strerror or error}); make room or choose a folder you may write to") from error
+        raise errors.InputError(
+            f"{out}: not written ({error.strerror or error}); make room or choose a folder you may write to"
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)

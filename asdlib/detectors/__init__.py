@@ -1,6 +1,8 @@
-"""Detectors: a network or a feature, its training and its back-ends, as one thing that scores clips; `base` says what each answers to.
+"""Detectors: a network or a feature, its training and its back-ends, as one thing that scores clips; `base`
+says what each answers to.
 
-`base.detect` fits one to the training clips of some machines and scores all their clips. Notebooks: 03_baseline, 04_classifier, 05_oevae.
+`base.detect` fits one to the training clips of some machines and scores all their clips. Notebooks:
+03_baseline, 04_classifier, 05_oevae.
 """
 
 from __future__ import annotations
@@ -11,5 +13,9 @@ from asdlib.detectors.classifier import Classifier
 from asdlib.detectors.nearest import NearestNeighbor
 from asdlib.detectors.oevae import OEVAE
 
-DETECTORS: dict[str, type[Detector]] = {detector.name: detector for detector in (NearestNeighbor, Autoencoder, OEVAE, Classifier)}
-SYSTEMS = {system: detector.name for detector in DETECTORS.values() for system in detector.systems}  # system: its detector
+DETECTORS: dict[str, type[Detector]] = {
+    detector.name: detector for detector in (NearestNeighbor, Autoencoder, OEVAE, Classifier)
+}
+SYSTEMS = {
+    system: detector.name for detector in DETECTORS.values() for system in detector.systems
+}  # system: its detector

@@ -2,9 +2,10 @@
 
 Conventions
 -----------
-A detector is fitted to normal training clips and scores any clips. The names are PyOD's: `fit`, `decision_function`, `decision_scores_`,
-`threshold_`, `predict`, `get_params`. Higher is more anomalous (scikit-learn's `score_samples` has the opposite sign). Everything is by
-(machine, section): references, scales and thresholds are those of the clip's machine, or of its section where a machine has several.
+A detector is fitted to normal training clips and scores any clips. The names are PyOD's: `fit`,
+`decision_function`, `decision_scores_`, `threshold_`, `predict`, `get_params`. Higher is more anomalous
+(scikit-learn's `score_samples` has the opposite sign). Everything is by (machine, section): references,
+scales and thresholds are those of the clip's machine, or of its section where a machine has several.
 
     detector = OEVAE(epochs=20, seed=0).fit(clips.train("fan"), others=clips.train(without="fan"))
     detector.embed(clips.test("fan"))               # vectors, and the clip of each
@@ -12,9 +13,10 @@ A detector is fitted to normal training clips and scores any clips. The names ar
     detector.score(clips.test("fan"))               # score table: components and the fused score
     detector.decision_function(clips.test("fan"))   # the fused score alone
 
-Fit, embed and score are three steps: `fit` trains, `embed` runs the network, and what follows needs embeddings only. A score of one clip
-never depends on another clip that is scored. Training clips are scored leave-clip-out: they are none of their own references. Where the
-network saw them (classifier, OEVAE) their scores are somewhat low all the same; 04 and 05 show by how much on held-out clips.
+Fit, embed and score are three steps: `fit` trains, `embed` runs the network, and what follows needs
+embeddings only. A score of one clip never depends on another clip that is scored. Training clips are scored
+leave-clip-out: they are none of their own references. Where the network saw them (classifier, OEVAE) their
+scores are somewhat low all the same; 04 and 05 show by how much on held-out clips.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ from asdlib.settings import from_tree, merged, to_tree
 
 Scores = dict[tuple[str, str], np.ndarray]  # (system, component): one value per clip, higher = more anomalous
 
-BATCH_SAMPLES = 1_600_000  # of waveform that become features at once: 6 MB, ten clips of 10 s, some 50 MB of spectra
+BATCH_SAMPLES = (
+    1_600_000  # of waveform that become features at once: 6 MB, ten clips of 10 s, some 50 MB of spectra
+)
 SETTINGS_FILE, TRAINING_FILE = "detector.json", "training_scores.parquet"
 
 
@@ -55,10 +59,12 @@ class Detector(abc.ABC):
     settings : of the detector's own class of settings; None takes the defaults
     seed : of everything random
     device : "auto" (a GPU where there is one), "cpu" or "cuda"
-    precision : of training: "auto" (bf16 where the device has matrix units for it), "float32" or "bf16"; scores are always float32
+    precision : of training: "auto" (bf16 where the device has matrix units for it), "float32" or "bf16";
+        scores are always float32
     contamination : share of normal clips that the threshold lets through as false alarms, in (0, 1)
     system : whose score `decision_function` gives, one of `systems`; "" is the last of them
-    checkpoints : folder for the state after each epoch, so that a training that was cut short goes on; None keeps none
+    checkpoints : folder for the state after each epoch, so that a training that was cut short goes on; None
+        keeps none
     fields : single fields of the settings, by name; a nested group may be given as a dict
 
     Raises
@@ -72,15 +78,28 @@ class Detector(abc.ABC):
     history: pd.DataFrame
 
     def __init__(
-        self, settings=None, *, seed: int = 0, device: str | torch.device = "auto", precision: str = "auto",
-        contamination: float = 0.1, system: str = "", checkpoints: str | Path | None = None, **fields,
-    ):  # fmt: skip
+        self,
+        settings=None,
+        *,
+        seed: int = 0,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        contamination: float = 0.1,
+        system: str = "",
+        checkpoints: str | Path | None = None,
+        **fields,
+    ):
         self.settings = configured(self.Settings, settings, fields)
         if not 0 < contamination < 1:
             raise errors.InputError(f"contamination: got {contamination}, expected a share between 0 and 1")
         errors.check_choice("precision", precision, ["auto", "float32", "bf16"])
         self.system = errors.check_choice("system", system, list(self.systems)) if system else ""
-        self.seed, self.device_name, self.precision, self.contamination = seed, device, precision, contamination
+        self.seed, self.device_name, self.precision, self.contamination = (
+            seed,
+            device,
+            precision,
+            contamination,
+        )
         self.device = device if isinstance(device, torch.device) else training.pick_device(device)
         self.checkpoints = Path(checkpoints) if checkpoints is not None else None
         self.history = pd.DataFrame()
@@ -105,11 +124,15 @@ class Detector(abc.ABC):
         return self
 
     def embed(self, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors of the items of each clip, float32 (items, dim), and the position of each item's clip, int (items,)."""
+        """Vectors of the items of each clip, float32 (items, dim), and the position of each item's clip, int
+        (items,).
+        """
         return self.at(clips.store)._embed(clips.rows)
 
     def components(self, clips: Clips) -> Scores:
-        """Every score of clips, float64 (clips,) by (system, component); training clips are scored as new ones here."""
+        """Every score of clips, float64 (clips,) by (system, component); training clips are scored as new
+        ones here.
+        """
         return self.at(clips.store)._scores(clips.rows)
 
     def training_components(self) -> Scores:
@@ -124,7 +147,9 @@ class Detector(abc.ABC):
         A clip that the detector was trained on has its leave-clip-out score.
         """
         self._fitted()
-        own = np.isin(clips.rows, self.train_rows) if clips.store is self.store else np.zeros(len(clips), bool)
+        own = (
+            np.isin(clips.rows, self.train_rows) if clips.store is self.store else np.zeros(len(clips), bool)
+        )
         new = clips.where(~own)
         tables = [self.training_table_]
         if len(new):
@@ -151,30 +176,50 @@ class Detector(abc.ABC):
     @functools.cached_property
     def decision_scores_(self) -> np.ndarray:
         """Fused score of each training clip, leave-clip-out, float64 (training clips,)."""
-        return self._final(fusion.systems(self.training_table_, fusion.FusionSettings()), self.store.clips["clip"].iloc[self.train_rows])
+        return self._final(
+            fusion.systems(self.training_table_, fusion.FusionSettings()),
+            self.store.clips["clip"].iloc[self.train_rows],
+        )
 
     @functools.cached_property
     def thresholds_(self) -> dict[str, thresholds.Threshold]:
-        """Threshold by machine, or by <machine>_<section> where a machine has several: see `thresholds.gamma_threshold`."""
+        """Threshold by machine, or by <machine>_<section> where a machine has several: see
+        `thresholds.gamma_threshold`.
+        """
         scores = self.decision_scores_
-        return {name: thresholds.gamma_threshold(scores[self.group == name], 1 - self.contamination) for name in np.unique(self.group)}
+        return {
+            name: thresholds.gamma_threshold(scores[self.group == name], 1 - self.contamination)
+            for name in np.unique(self.group)
+        }
 
     @property
     def threshold_(self) -> float:
         """The threshold, where the detector was fitted to one machine and section; else see `thresholds_`."""
         if len(self.thresholds_) > 1:
-            raise errors.InputError(f"{self.name} was fitted to {', '.join(self.thresholds_)}, each with its own threshold; see thresholds_")
+            raise errors.InputError(
+                f"{self.name} was fitted to {', '.join(self.thresholds_)}, each with its own threshold; see"
+                " thresholds_"
+            )
         return next(iter(self.thresholds_.values())).value
 
     def get_params(self, deep: bool = True) -> dict:
         """The settings and keywords that make an equal detector, by name."""
         own = {item.name: getattr(self.settings, item.name) for item in dataclasses.fields(self.settings)}
-        rest = {"seed": self.seed, "device": self.device_name, "precision": self.precision, "contamination": self.contamination}
+        rest = {
+            "seed": self.seed,
+            "device": self.device_name,
+            "precision": self.precision,
+            "contamination": self.contamination,
+        }
         return own | rest | {"system": self.system, "checkpoints": self.checkpoints}
 
     @classmethod
     def _get_param_names(cls) -> list[str]:
-        own = [name for name, item in inspect.signature(cls.__init__).parameters.items() if item.kind is item.KEYWORD_ONLY]
+        own = [
+            name
+            for name, item in inspect.signature(cls.__init__).parameters.items()
+            if item.kind is item.KEYWORD_ONLY
+        ]
         return sorted([*own, *(item.name for item in dataclasses.fields(cls.Settings))])
 
     def set_params(self, **params) -> Self:
@@ -193,12 +238,22 @@ class Detector(abc.ABC):
     # ---------------------------------------------------------------- files
 
     def save(self, folder: str | Path) -> None:
-        """Write a fitted detector into a folder, made where it is missing: settings as JSON, arrays as safetensors."""
+        """Write a fitted detector into a folder, made where it is missing: settings as JSON, arrays as
+        safetensors.
+        """
         self._fitted()
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        facts = {"detector": self.name, "settings": to_tree(self.settings), "seed": self.seed, "precision": self.precision}
-        io.write_text(folder / SETTINGS_FILE, json.dumps(facts | {"contamination": self.contamination, "system": self.system}, indent=1))
+        facts = {
+            "detector": self.name,
+            "settings": to_tree(self.settings),
+            "seed": self.seed,
+            "precision": self.precision,
+        }
+        io.write_text(
+            folder / SETTINGS_FILE,
+            json.dumps(facts | {"contamination": self.contamination, "system": self.system}, indent=1),
+        )
         io.write_table(folder / TRAINING_FILE, self.training_table_)
         self._save(folder)
 
@@ -234,7 +289,9 @@ class Detector(abc.ABC):
         except errors.InputError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise errors.InputError(f"{path}: does not hold a detector ({type(error).__name__}); save it again") from error
+            raise errors.InputError(
+                f"{path}: does not hold a detector ({type(error).__name__}); save it again"
+            ) from error
         return cls(settings, device=device, **rest).restore(folder, clips)
 
     # ---------------------------------------------------------------- what a detector fills in
@@ -268,7 +325,8 @@ class Detector(abc.ABC):
         """Adapt a copy of this detector to its other store: what depends on store rows."""
 
     def at(self, store: Store) -> Self:
-        """This detector for the clips of a store: itself, or a copy that shares what was learnt and reads the other store's clips.
+        """This detector for the clips of a store: itself, or a copy that shares what was learnt and reads the
+        other store's clips.
 
         Its `home` is the detector on the store it was trained on, whose training clips the other store lacks.
         """
@@ -276,7 +334,10 @@ class Detector(abc.ABC):
         if store is self.store:
             return self
         if store.rate != self.store.rate:
-            raise errors.InputError(f"clips at {store.rate} Hz came to a detector fitted at {self.store.rate} Hz; load them at its rate")
+            raise errors.InputError(
+                f"clips at {store.rate} Hz came to a detector fitted at {self.store.rate} Hz; load them at"
+                " its rate"
+            )
         other = copy.copy(self)
         other.home, other.store = self, store
         self._moved(other)
@@ -315,25 +376,39 @@ def configured(cls: type, settings, fields: dict):
 
 def _check_training(clips: Clips) -> None:
     if not isinstance(clips, Clips):
-        raise errors.InputError(f"{type(clips).__name__} came, expected Clips; make them with load_dcase or from_arrays")
+        raise errors.InputError(
+            f"{type(clips).__name__} came, expected Clips; make them with load_dcase or from_arrays"
+        )
     if not len(clips):
-        raise errors.InputError("no training clip came, expected at least one normal clip; is there a train folder?")
+        raise errors.InputError(
+            "no training clip came, expected at least one normal clip; is there a train folder?"
+        )
     odd = clips.table[clips.table["label"] != "normal"]
     if len(odd):
-        raise errors.InputError(f"{odd['clip'].iloc[0]} is {odd['label'].iloc[0]}, expected normal clips to fit; take clips.train(...)")
+        raise errors.InputError(
+            f"{odd['clip'].iloc[0]} is {odd['label'].iloc[0]}, expected normal clips to fit; take"
+            " clips.train(...)"
+        )
 
 
 def _of_store(others: Clips, store: Store) -> np.ndarray:
     if others.store is not store:
-        raise errors.InputError("clips of other machines came from another store, expected the store of the training clips; load them together")
+        raise errors.InputError(
+            "clips of other machines came from another store, expected the store of the training clips; load"
+            " them together"
+        )
     return np.asarray(others.rows, np.int64)
 
 
-def reference_groups(clips: pd.DataFrame, train_rows: np.ndarray) -> tuple[np.ndarray, Callable[[pd.DataFrame], np.ndarray]]:
-    """Which references a clip has: those of its machine, or of its section where sections are judged apart (`schemas.by_references`).
+def reference_groups(
+    clips: pd.DataFrame, train_rows: np.ndarray
+) -> tuple[np.ndarray, Callable[[pd.DataFrame], np.ndarray]]:
+    """Which references a clip has: those of its machine, or of its section where sections are judged apart
+    (`schemas.by_references`).
 
     clips : clip table of the training clips' store.  train_rows : int (n,)
-    returns : the group of each training clip, str (n,), and a function that names the groups of the clips of any clip table
+    returns : the group of each training clip, str (n,), and a function that names the groups of the clips of
+        any clip table
     """
     train = schemas.by_references(clips)["machine"].to_numpy()[train_rows]
     groups = set(train)
@@ -348,8 +423,9 @@ def reference_groups(clips: pd.DataFrame, train_rows: np.ndarray) -> tuple[np.nd
 def clip_by_clip(scores: Callable[[object, np.ndarray], Scores]) -> Callable[[object, np.ndarray], Scores]:
     """A detector's `_scores(rows)` that takes one clip after the other, on one thread.
 
-    Matrix products and convolutions of another shape may differ in the last bit. One clip at a time, a clip has the same score
-    to the bit whatever stands beside it: in its study, in a later `asd score`, alone or among others.
+    Matrix products and convolutions of another shape may differ in the last bit. One clip at a time, a clip
+    has the same score to the bit whatever stands beside it: in its study, in a later `asd score`, alone or
+    among others.
     """
 
     @functools.wraps(scores)
@@ -377,7 +453,9 @@ def frames_of(
     shapes = [feature(torch.zeros(1, int(size), device=device)).shape[1:] for size in sizes]
     lengths = np.array([shape[0] for shape in shapes])[which]
     ends = np.cumsum(lengths)
-    out = torch.empty(int(ends[-1]), shapes[0][1], device=device)  # one tensor, filled in place: no second copy
+    out = torch.empty(
+        int(ends[-1]), shapes[0][1], device=device
+    )  # one tensor, filled in place: no second copy
     for number, size in enumerate(sizes):
         where = np.flatnonzero(which == number)
         for part in np.array_split(where, math.ceil(len(where) * int(size) / BATCH_SAMPLES)):
@@ -404,17 +482,23 @@ def training_rows(clips: pd.DataFrame, machine: str) -> np.ndarray:
     """
     rows = machine_rows(clips, machine, "train")
     if len(rows) == 0:
-        raise errors.InputError(f"machine {machine} has no usable training clip; add recordings or leave it out with --machines")
+        raise errors.InputError(
+            f"machine {machine} has no usable training clip; add recordings or leave it out with --machines"
+        )
     return rows
 
 
 def score_table(clips: pd.DataFrame, rows: np.ndarray, scores: Scores, seed: int) -> pd.DataFrame:
     """Scores of the clips at `rows` as a score table (schemas.SCORE_COLUMNS).
 
-    rows : int (clips,).  scores : (system, component) -> float (clips,).  raises : errors.InputError for scores that are not finite
+    rows : int (clips,).  scores : (system, component) -> float (clips,).  raises : errors.InputError for
+        scores that are not finite
     """
     facts = clips.iloc[rows][["machine", "section", "split", "domain", "label", "clip"]]
-    parts = [facts.assign(system=system, component=component, score=values, seed=seed) for (system, component), values in scores.items()]
+    parts = [
+        facts.assign(system=system, component=component, score=values, seed=seed)
+        for (system, component), values in scores.items()
+    ]
     return schemas.score_table(pd.concat(parts, ignore_index=True)[list(schemas.SCORE_COLUMNS)])
 
 
@@ -429,9 +513,11 @@ def training_clips(store: Store, machines: Sequence[str]) -> tuple[Clips, Clips]
 
 
 def detect(detector: Detector, store: Store, machines: Sequence[str]) -> pd.DataFrame:
-    """Fit a detector to the training clips of the machines (one, or all that share a network) and score all their clips.
+    """Fit a detector to the training clips of the machines (one, or all that share a network) and score all
+    their clips.
 
-    returns : score table of the components; test rows as a clip alone would be scored, train rows leave-clip-out
+    returns : score table of the components; test rows as a clip alone would be scored, train rows
+        leave-clip-out
     raises : errors.InputError for a machine without training clips
     """
     test = np.concatenate([machine_rows(store.clips, machine, "test") for machine in machines])

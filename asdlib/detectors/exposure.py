@@ -1,15 +1,17 @@
-"""Outlier exposure: segments of the target machine against as many of other machines, batch by batch on the device.
+"""Outlier exposure: segments of the target machine against as many of other machines, batch by batch on the
+device.
 
 Conventions
 -----------
-An epoch visits every target segment (and every synthetic one) once, in batches of half target, half pseudo-anomalous
-segments. Pseudo-anomalies are normal training clips of all other machines of the store: machines are drawn uniformly, then
-one of the machine's segments; with `near` a part of them comes from the machines that sound most like the target. All
-draws of an epoch are made at its start from the epoch's generator; after that a batch is a gather by index, mixed,
-turned into log-mel and labelled on the device, and nothing waits for the host.
+An epoch visits every target segment (and every synthetic one) once, in batches of half target, half
+pseudo-anomalous segments. Pseudo-anomalies are normal training clips of all other machines of the store:
+machines are drawn uniformly, then one of the machine's segments; with `near` a part of them comes from the
+machines that sound most like the target. All draws of an epoch are made at its start from the epoch's
+generator; after that a batch is a gather by index, mixed, turned into log-mel and labelled on the device, and
+nothing waits for the host.
 
-t is 1 for target segments and their mixtures with each other, 0 for pseudo-anomalies, between for a mixture of both
-(`mixup.outliers`), which therefore has no v and never reaches a VAE term.
+t is 1 for target segments and their mixtures with each other, 0 for pseudo-anomalies, between for a mixture
+of both (`mixup.outliers`), which therefore has no v and never reaches a VAE term.
 
 Sources: report 4.2; METHOD 3.2, 3.4, 3.9, 4.3, 4.8, 4.9, 4.21, 6.3.  Notebook: 05_oevae
 """
@@ -38,7 +40,8 @@ LISTEN = 32  # clips of a machine that are compared to find the nearest machines
 
 @dataclass(frozen=True)
 class Segments:
-    """Segments of clips, tensors (n,) on the device: store row, first sample, mean and std that standardise them.
+    """Segments of clips, tensors (n,) on the device: store row, first sample, mean and std that standardise
+    them.
 
     whole : whether every segment lies within its clip
     """
@@ -56,21 +59,25 @@ class Segments:
         return Segments(self.row[index], self.start[index], self.mean[index], self.std[index], self.whole)
 
     def distinct(self) -> Tensor:
-        """Positions of all segments but those that repeat the one before: a clip no longer than a segment has only one."""
+        """Positions of all segments but those that repeat the one before: a clip no longer than a segment has
+        only one.
+        """
         new = (self.row.diff() != 0) | (self.start.diff() != 0)
         return torch.cat([new.new_ones(1), new]).nonzero()[:, 0]
 
     def joined(self, other: Segments) -> Segments:
         """These, then the others."""
-        pairs = [torch.cat([getattr(self, name), getattr(other, name)]) for name in ("row", "start", "mean", "std")]
+        pairs = [
+            torch.cat([getattr(self, name), getattr(other, name)]) for name in ("row", "start", "mean", "std")
+        ]
         return Segments(*pairs, self.whole and other.whole)
 
 
 class SegmentFeatures:
     """From store rows to segments, and from segments to the log-mel that the network sees (OEVAEFeatures).
 
-    train_rows : the target machine's training clips; with wave_norm = "machine" their one mean and std standardise
-        everything, pseudo-anomalies too (METHOD 6.3)
+    train_rows : the target machine's training clips; with wave_norm = "machine" their one mean and std
+        standardise everything, pseudo-anomalies too (METHOD 6.3)
     """
 
     def __init__(self, store: Store, device: torch.device, settings, train_rows: np.ndarray):
@@ -90,8 +97,13 @@ class SegmentFeatures:
         samples, count = self.store.clips["samples"].to_numpy()[rows], self.settings.segments
         starts = {size: segment_starts(size, count, self.length) for size in np.unique(samples)}
         start = np.concatenate([starts[size] for size in samples])
-        mean, std = (torch.from_numpy(values).to(self.store.device).repeat_interleave(count) for values in self._statistics(rows, samples))
-        row, start = (torch.as_tensor(values, device=self.store.device) for values in (np.repeat(rows, count), start))
+        mean, std = (
+            torch.from_numpy(values).to(self.store.device).repeat_interleave(count)
+            for values in self._statistics(rows, samples)
+        )
+        row, start = (
+            torch.as_tensor(values, device=self.store.device) for values in (np.repeat(rows, count), start)
+        )
         return Segments(row, start, mean, std, bool((samples >= self.length).all()))
 
     def _statistics(self, rows: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -106,30 +118,52 @@ class SegmentFeatures:
 
     def waves(self, items: Segments) -> Tensor:
         """Standardised waveforms, float32 (n, samples)."""
-        return standardize(self.store.segments(items.row, items.start, self.length, whole=items.whole), items.mean, items.std)
+        return standardize(
+            self.store.segments(items.row, items.start, self.length, whole=items.whole), items.mean, items.std
+        )
 
     def log_mel(self, waves: Tensor) -> Tensor:
         """float32 (n, 1, mels, frames), dB."""
         s = self.settings
-        shape = {"n_fft": s.n_fft, "win": s.win_length, "hop": s.hop_length, "n_mels": s.n_mels, "low_hz": s.low_hz, "high_hz": s.high_hz}
+        shape = {
+            "n_fft": s.n_fft,
+            "win": s.win_length,
+            "hop": s.hop_length,
+            "n_mels": s.n_mels,
+            "low_hz": s.low_hz,
+            "high_hz": s.high_hz,
+        }
         return features.log_mel(waves, **shape, rate=self.rate)
 
     @torch.inference_mode()
     def all_log_mels(self, items: Segments) -> Tensor:
         """Log-mel of many segments, block by block."""
         step = max(1, BATCH_SAMPLES // self.length)
-        return torch.cat([self.log_mel(self.waves(items[part])) for part in torch.arange(len(items), device=items.row.device).split(step)])
+        return torch.cat(
+            [
+                self.log_mel(self.waves(items[part]))
+                for part in torch.arange(len(items), device=items.row.device).split(step)
+            ]
+        )
 
 
 def attribute_labels(table: pd.DataFrame, v: np.ndarray) -> np.ndarray:
-    """What the attribute head tells apart: float32 (clips, classes), 1 for each attribute value, or section, that a clip has.
+    """What the attribute head tells apart: float32 (clips, classes), 1 for each attribute value, or section,
+    that a clip has.
 
     table : rows of the target machine's training clips.  v : (clips,) their condition
-    Columns are the pairs of attribute key and value; without any, the sections; with a single one, the values of v, which
+    Columns are the pairs of attribute key and value; without any, the sections; with a single one, the values
+    of v, which
     stand for an attribute there (report 4.1).  Source: L_section, METHOD 6.3, 3.9
     """
     keys = attribute_keys(table)
-    named = pd.concat([table[f"attr_{key}"].where(table[f"attr_{key}"] != "").rename(key) for key in keys], axis=1) if keys else None
+    named = (
+        pd.concat(
+            [table[f"attr_{key}"].where(table[f"attr_{key}"] != "").rename(key) for key in keys], axis=1
+        )
+        if keys
+        else None
+    )
     for facts in (named, table[["section"]], pd.DataFrame({"v": v}, index=table.index).astype(str)):
         if facts is not None:
             columns = pd.get_dummies(facts, dtype=np.float32)
@@ -138,8 +172,12 @@ def attribute_labels(table: pd.DataFrame, v: np.ndarray) -> np.ndarray:
     return np.zeros((len(table), 0), np.float32)
 
 
-def nearest_machines(store: Store, device: torch.device, settings, machine: str, others: list[str]) -> list[str]:
-    """Of the other machines, those whose mean log-mel over their first training clips is closest to the target's; nearest first."""
+def nearest_machines(
+    store: Store, device: torch.device, settings, machine: str, others: list[str]
+) -> list[str]:
+    """Of the other machines, those whose mean log-mel over their first training clips is closest to the
+    target's; nearest first.
+    """
     table = store.clips
     normal = (table["split"] == "train") & (table["label"] == "normal")
     centres = {}
@@ -152,7 +190,8 @@ def nearest_machines(store: Store, device: torch.device, settings, machine: str,
 
 
 def draw_weights(machine: np.ndarray, near: list[str], share: float) -> np.ndarray:
-    """Probability of each pseudo-anomalous item, (n,): machines alike, then items alike; `share` of it on the near machines.
+    """Probability of each pseudo-anomalous item, (n,): machines alike, then items alike; `share` of it on the
+    near machines.
 
     machine : (n,) machine of each item
     """
@@ -166,7 +205,8 @@ def draw_weights(machine: np.ndarray, near: list[str], share: float) -> np.ndarr
 class Target:
     """The target machine's training items, tensors (n,) on the device; synthetic items stand last.
 
-    prior : float, k·v; conditioned : bool; labels : float (n, A); mels : log-mel of the synthetic items, None without
+    prior : float, k·v; conditioned : bool; labels : float (n, A); mels : log-mel of the synthetic items, None
+        without
     """
 
     items: Segments
@@ -182,8 +222,14 @@ class Target:
         """The same and new items interpolated between pairs of them (SMOTE in log-mel space)."""
         same = torch.zeros(len(self), dtype=torch.int64, device=self.prior.device)
         prior, conditioned = blend.condition(self.prior, self.conditioned, same)
-        parents = self.items[blend.first.to(same.device)]  # stand for the new items where a row is needed; their sound is never used
-        new = (torch.cat([self.prior, prior]), torch.cat([self.conditioned, conditioned]), torch.cat([self.labels, blend.of(self.labels)]))
+        parents = self.items[
+            blend.first.to(same.device)
+        ]  # stand for the new items where a row is needed; their sound is never used
+        new = (
+            torch.cat([self.prior, prior]),
+            torch.cat([self.conditioned, conditioned]),
+            torch.cat([self.labels, blend.of(self.labels)]),
+        )
         return Target(self.items.joined(parents), *new, mels)
 
 
@@ -192,7 +238,10 @@ def same_segments(front: SegmentFeatures) -> str:
     s = front.settings
     if s.segments == 1 or front.store.clips["samples"].max() > front.length:
         return ""
-    return f"no clip is longer than a segment ({s.segment_s:g} s): its {s.segments} segments are one and the same, and one of them is used"
+    return (
+        f"no clip is longer than a segment ({s.segment_s:g} s): its {s.segments} segments are one and the"
+        " same, and one of them is used"
+    )
 
 
 class OutlierExposureBatches:
@@ -201,15 +250,22 @@ class OutlierExposureBatches:
     others, weights : items of the other machines and their probabilities, float64 (m,)
     """
 
-    def __init__(self, front: SegmentFeatures, settings, target: Target, others: Segments, weights: np.ndarray):
+    def __init__(
+        self, front: SegmentFeatures, settings, target: Target, others: Segments, weights: np.ndarray
+    ):
         self.front, self.settings, self.target = front, settings, target
         self.others, n, device = others, len(target), target.prior.device
         self.items = target.items.joined(others)
         self.cumulative = torch.as_tensor(np.cumsum(weights / weights.sum()), device=device)
         pad = torch.zeros(len(others), device=device)
         self.t = torch.cat([torch.ones(n, device=device), pad])
-        self.prior, self.conditioned = torch.cat([target.prior, pad]), torch.cat([target.conditioned, pad.bool()])
-        self.labels = torch.cat([target.labels, torch.zeros(len(others), target.labels.shape[1], device=device)])
+        self.prior, self.conditioned = (
+            torch.cat([target.prior, pad]),
+            torch.cat([target.conditioned, pad.bool()]),
+        )
+        self.labels = torch.cat(
+            [target.labels, torch.zeros(len(others), target.labels.shape[1], device=device)]
+        )
         self.made = torch.zeros(len(self.items), dtype=torch.bool, device=device)
         if target.mels is not None:
             self.made[n - len(target.mels) : n] = True
@@ -230,9 +286,11 @@ class OutlierExposureBatches:
         return torch.searchsorted(self.cumulative, dice).clamp_(max=len(self.others) - 1)
 
     def plan(self, generator: torch.Generator) -> tuple[Tensor, augment.MixPairs]:
-        """One epoch: items (2n,) in the order of the batches, target before pseudo-anomalous in each, and who is mixed with whom.
+        """One epoch: items (2n,) in the order of the batches, target before pseudo-anomalous in each, and who
+        is mixed with whom.
 
-        Partners are of the same batch; without `mixup.outliers` target segments mix among themselves, and so do the others.
+        Partners are of the same batch; without `mixup.outliers` target segments mix among themselves, and so
+        do the others.
         """
         n, device, mix = len(self.target), self.t.device, self.settings.mixup
         order = torch.randperm(n, generator=generator, device=device)
@@ -242,7 +300,9 @@ class OutlierExposureBatches:
         place = torch.argsort(side, stable=True)
         index, groups = torch.cat([order, drawn])[place], (batch if mix.outliers else side)[place]
         blend = augment.draw_mixup(2 * n, prob=mix.prob, beta=mix.beta, generator=generator, groups=groups)
-        plain = self.made[index[blend.first]] | self.made[index[blend.second]]  # a synthetic item has no sound that could be mixed
+        plain = (
+            self.made[index[blend.first]] | self.made[index[blend.second]]
+        )  # a synthetic item has no sound that could be mixed
         return index, dataclasses.replace(blend, weight=torch.where(plain, 1.0, blend.weight))
 
     def batches(self, generator: torch.Generator, kl_weight=lambda: 1.0) -> Iterator[oevae.Batch]:
@@ -260,24 +320,32 @@ class OutlierExposureBatches:
             first = len(self.target) - len(self.target.mels)
             synthetic = self.target.mels[(index - first).clamp(0, len(self.target.mels) - 1)]
             x = torch.where(self.made[index].reshape(-1, 1, 1, 1), synthetic, x)
-        prior, conditioned = blend.condition(self.prior[index], self.conditioned[index], (self.t[index] == 0).long())
+        prior, conditioned = blend.condition(
+            self.prior[index], self.conditioned[index], (self.t[index] == 0).long()
+        )
         labels = blend.of(self.labels[index]) if self.labels.shape[1] else None
         return oevae.Batch(x, blend.of(self.t[index]), prior, conditioned, labels, kl_weight)
 
 
-def target_items(front: SegmentFeatures, rows: np.ndarray, prior: np.ndarray, conditioned: np.ndarray, labels: np.ndarray) -> Target:
+def target_items(
+    front: SegmentFeatures, rows: np.ndarray, prior: np.ndarray, conditioned: np.ndarray, labels: np.ndarray
+) -> Target:
     """Items of some of the target machine's training clips.
 
     prior, conditioned : (clips,) of `prior_means`.  labels : float32 (clips, A) of `attribute_labels`
     """
     items, count = front.items(rows), front.settings.segments
-    spread = (torch.as_tensor(values, device=items.row.device).repeat_interleave(count, 0) for values in (prior, conditioned, labels))
+    spread = (
+        torch.as_tensor(values, device=items.row.device).repeat_interleave(count, 0)
+        for values in (prior, conditioned, labels)
+    )
     used = items.distinct()
     return Target(items[used], *(values[used] for values in spread))
 
 
 def prior_means(v: np.ndarray, k: float, centre: float) -> tuple[np.ndarray, np.ndarray]:
-    """k·v, with v counted from `centre`, its mean over the training clips (METHOD 4.5), float32 (n,), and whether there is a v at all.
+    """k·v, with v counted from `centre`, its mean over the training clips (METHOD 4.5), float32 (n,), and
+    whether there is a v at all.
 
     v : (n,), NaN where unknown
     """
@@ -286,7 +354,9 @@ def prior_means(v: np.ndarray, k: float, centre: float) -> tuple[np.ndarray, np.
 
 
 def held_out(groups: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Clips kept out of training, bool (clips,): `share` of each group (domain, machine), at least one where there are two or more."""
+    """Clips kept out of training, bool (clips,): `share` of each group (domain, machine), at least one where
+    there are two or more.
+    """
     out = np.zeros(len(groups), bool)
     for name in np.unique(groups) if share > 0 else []:
         where = np.flatnonzero(groups == name)
@@ -301,9 +371,17 @@ def check_machines(table: pd.DataFrame, rows: np.ndarray, others: np.ndarray) ->
     """
     machine = table["machine"].iloc[rows].unique()
     if len(machine) != 1:
-        raise errors.InputError(f"oevae: training clips of {', '.join(machine)} came, expected those of one machine; train one model per machine")
+        raise errors.InputError(
+            f"oevae: training clips of {', '.join(machine)} came, expected those of one machine; train one"
+            " model per machine"
+        )
     if len(others) == 0:
-        raise errors.InputError(f"oevae: {machine[0]} is the only machine with training clips, expected others as pseudo-anomalies; "
-                             "add recordings of other machines, or leave oevae out of systems")  # fmt: skip
+        raise errors.InputError(
+            f"oevae: {machine[0]} is the only machine with training clips, expected others as"
+            " pseudo-anomalies; add recordings of other machines, or leave oevae out of systems"
+        )
     if (table["machine"].iloc[others] == machine[0]).any() or (table["label"].iloc[others] != "normal").any():
-        raise errors.InputError(f"oevae: others hold clips of {machine[0]} or clips that are not normal; take clips.train(without={machine[0]!r})")
+        raise errors.InputError(
+            f"oevae: others hold clips of {machine[0]} or clips that are not normal; take"
+            f" clips.train(without={machine[0]!r})"
+        )

@@ -1,4 +1,4 @@
-"""Nearest-neighbour baseline on the mean and standard deviation over time of a log-mel. Notebook: 03_baseline"""
+"""Nearest-neighbour baseline on mean and standard deviation over time of a log-mel. Notebook: 03_baseline"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from asdlib.settings import setting
 
 @dataclass(frozen=True)
 class NearestNeighborSettings:
-    """Training-free nearest neighbour on the mean and standard deviation over time of a log-mel (METHOD 3.6)."""
+    """Training-free nearest neighbour on mean and standard deviation over time of a log-mel (METHOD 3.6)."""
 
     n_mels: int = setting(128, "mel bands", 16, 512)
     k: int = setting(2, "neighbours whose distance is averaged (METHOD 3.6)", 1, 100)
@@ -27,10 +27,11 @@ SMALLEST_DB = 1e-3  # a feature that varies less is as good as constant
 
 
 class NearestNeighbor(Detector):
-    """Mean distance to the k nearest training clips on [mean, standard deviation over time] of a log-mel. Nothing is trained.
+    """Mean distance to the k nearest training clips on [mean, standard deviation over time] of a log-mel.
+    Nothing is trained.
 
-    Each of the 2 · n_mels features is divided by its standard deviation over the training clips, so that no band rules
-    by its size; for a training clip, over the other training clips.
+    Each of the 2 · n_mels features is divided by its standard deviation over the training clips, so that no
+    band rules by its size; for a training clip, over the other training clips.
     """
 
     name, Settings, systems = "baseline_knn", NearestNeighborSettings, ("baseline_knn",)
@@ -40,9 +41,16 @@ class NearestNeighbor(Detector):
         self.train, _ = self._embed(self.train_rows)
 
     def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation over time per band, dB: float32 (clips, 2 · n_mels), and one item per clip."""
+        """Mean and standard deviation over time per band, dB: float32 (clips, 2 · n_mels), and one item per
+        clip.
+        """
         n_mels, rate = self.settings.n_mels, self.store.rate
-        mel, lengths = frames_of(self.store, self.device, rows, lambda wave: features.log_mel(wave, n_mels=n_mels, hop=512, rate=rate)[:, 0].mT)
+        mel, lengths = frames_of(
+            self.store,
+            self.device,
+            rows,
+            lambda wave: features.log_mel(wave, n_mels=n_mels, hop=512, rate=rate)[:, 0].mT,
+        )
         parts = mel.split(lengths)
         made = torch.stack([torch.cat([part.mean(0), part.std(0, correction=0)]) for part in parts])
         return made.cpu().numpy(), np.arange(len(rows))
@@ -68,7 +76,8 @@ class NearestNeighbor(Detector):
         n = len(x)
         if n <= self.settings.k:
             raise errors.InputError(
-                f"{n} training clips came, expected more than baseline_knn.k = {self.settings.k}; add recordings or use a smaller k"
+                f"{n} training clips came, expected more than baseline_knn.k = {self.settings.k}; add"
+                " recordings or use a smaller k"
             )
         mean = (x.sum(0) - x) / (n - 1)
         variance = ((x * x).sum(0) - x * x) / (n - 1) - mean * mean

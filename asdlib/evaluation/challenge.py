@@ -1,17 +1,21 @@
-"""Challenge files: written as the official evaluator reads them, checked before it would trip over them, and evaluated as it does.
+"""Challenge files: written as the official evaluator reads them, checked before it would trip over them, and
+evaluated as it does.
 
 Conventions
 -----------
     anomaly_score_<machine>_section_<NN>_test.csv     file.wav,score       one line per test clip, no header
     decision_result_<machine>_section_<NN>_test.csv   file.wav,0|1         1: anomalous
     TRUTH/ground_truth_data/ground_truth_<machine>_section_<NN>_test.csv        file.wav,0|1    1: anomalous
-    TRUTH/ground_truth_domain/…   file.wav,0|1    1: target        TRUTH/ground_truth_attributes/…   file.wav,name with attributes
+    TRUTH/ground_truth_domain/…   file.wav,0|1    1: target        TRUTH/ground_truth_attributes/…
+    file.wav,name with attributes
 
-The official evaluator sorts lines by name and matches them by position: wrong names are accepted silently, a missing file skips the whole
-system with exit code 0, a header, a short file or NaN crash it. `faults` finds all of that by name, before.
+The official evaluator sorts lines by name and matches them by position: wrong names are accepted silently, a
+missing file skips the whole system with exit code 0, a header, a short file or NaN crash it. `faults` finds
+all of that by name, before.
 
-The official score is Ω of `asdlib.evaluation.metrics`: the harmonic mean of AUC source, AUC target and pAUC of all machines. Precision,
-recall and F1 of a domain use its clips alone. Its own ci95 is wrong (METHOD 7.3); intervals here are bootstrap intervals over test clips.
+The official score is Ω of `asdlib.evaluation.metrics`: the harmonic mean of AUC source, AUC target and pAUC
+of all machines. Precision, recall and F1 of a domain use its clips alone. Its own ci95 is wrong (METHOD 7.3);
+intervals here are bootstrap intervals over test clips.
 
 Source: METHOD 7.3 (official evaluator, README).  Used by: `asd submit`, `asd evaluate`.
 """
@@ -32,7 +36,17 @@ import pandas as pd
 from asdlib import errors, schemas
 from asdlib.evaluation import metrics, roc
 
-EVALUATION = ("3DPrinter", "AirCompressor", "BrushlessMotor", "HairDryer", "HoveringDrone", "RoboticArm", "Scanner", "ToothBrush", "ToyCircuit")
+EVALUATION = (
+    "3DPrinter",
+    "AirCompressor",
+    "BrushlessMotor",
+    "HairDryer",
+    "HoveringDrone",
+    "RoboticArm",
+    "Scanner",
+    "ToothBrush",
+    "ToyCircuit",
+)
 KINDS = ("anomaly_score", "decision_result")
 RESULT_COLUMNS = ("machine", "section", "domain", "precision", "recall", "f1")
 FILE = re.compile(r"(anomaly_score|decision_result|ground_truth)_(.+)_section_(\d+)_test\.csv")
@@ -53,37 +67,55 @@ def _refuse(what: str, listed: list[str]) -> None:
 
 
 def write(
-    folder: str | Path, clips: pd.DataFrame, problems: pd.DataFrame, scores: pd.DataFrame, settings: metrics.MetricsSettings, system: str, seed: int
+    folder: str | Path,
+    clips: pd.DataFrame,
+    problems: pd.DataFrame,
+    scores: pd.DataFrame,
+    settings: metrics.MetricsSettings,
+    system: str,
+    seed: int,
 ) -> list[Path]:
     """Score and decision files of every machine of a study, checked; all of them or none.
 
-    folder : new or empty.  clips, problems : of the store; recordings in test folders that were left out are refused
-    scores : score table with train and test rows of `system`, component score, and `seed`; the threshold comes from the train rows
-    returns : the files.  raises : errors.InputError with the list of what the official evaluator would skip, swallow or crash on
+    folder : new or empty.  clips, problems : of the store; recordings in test folders that were left out are
+        refused
+    scores : score table with train and test rows of `system`, component score, and `seed`; the threshold
+        comes from the train rows
+    returns : the files.  raises : errors.InputError with the list of what the official evaluator would skip,
+        swallow or crash on
     """
     folder, test = Path(folder), clips[clips["split"] == "test"]
     own = scores[(scores["system"] == system) & (scores["component"] == "score") & (scores["seed"] == seed)]
     _refuse(f"{system} cannot be submitted", _gaps(clips, problems, own))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise errors.InputError(f"{folder} exists and is not empty, expected a new folder; nothing is overwritten, name another")
+        raise errors.InputError(
+            f"{folder} exists and is not empty, expected a new folder; nothing is overwritten, name another"
+        )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
             beside = Path(scratch) / "out"
             beside.mkdir()
             thresholds = metrics.decisions(own, settings).groupby("machine")["threshold"].first()
-            for key, rows in test.assign(name=[os.path.basename(clip) for clip in test["clip"]]).groupby(["machine", "section"]):
+            for key, rows in test.assign(name=[os.path.basename(clip) for clip in test["clip"]]).groupby(
+                ["machine", "section"]
+            ):
                 threshold = thresholds.get(f"{key[0]}_{key[1]}", thresholds.get(key[0]))
                 found = own.set_index("clip")["score"].reindex(rows["clip"]).to_numpy(float)
                 for kind, values in zip(KINDS, (found, (found > threshold).astype(int)), strict=True):
-                    lines = sorted(f"{name},{value!r}\n" for name, value in zip(rows["name"], values.tolist(), strict=True))
+                    lines = sorted(
+                        f"{name},{value!r}\n"
+                        for name, value in zip(rows["name"], values.tolist(), strict=True)
+                    )
                     _path(beside, kind, key).write_text("".join(lines), encoding="utf-8")
             _refuse(f"{system} cannot be submitted", faults(beside, expected_names(clips)))
             if folder.is_dir():
                 folder.rmdir()
             os.rename(beside, folder)
     except OSError as error:
-        raise errors.InputError(f"{error.filename or folder}: {error.strerror or error}; free space or name another folder") from error
+        raise errors.InputError(
+            f"{error.filename or folder}: {error.strerror or error}; free space or name another folder"
+        ) from error
     return sorted(folder.glob("*.csv"))
 
 
@@ -94,21 +126,33 @@ def _gaps(clips: pd.DataFrame, problems: pd.DataFrame, own: pd.DataFrame) -> lis
         out.append(f"{machine}: no test clip; run the study without it (--machines)")
     for row in problems[problems["left_out"].astype(bool)].itertuples():
         if Path(row.path).parent.name in ("test", "test_rename", "source_test", "target_test"):
-            out.append(f"{row.path}: left out of the study ({row.reason}); a file without its line is too short")
+            out.append(
+                f"{row.path}: left out of the study ({row.reason}); a file without its line is too short"
+            )
     missing = set(test["clip"]) - set(own["clip"])
     out += [f"{clip}: has no score" for clip in sorted(missing)]
-    out += [f"{row.clip}: score is {row.score}, expected a finite number" for row in own[~np.isfinite(own["score"].to_numpy(float))].itertuples()]
+    out += [
+        f"{row.clip}: score is {row.score}, expected a finite number"
+        for row in own[~np.isfinite(own["score"].to_numpy(float))].itertuples()
+    ]
     present = sorted(set(test["machine"]) & set(EVALUATION))
     if present:
         absent = [name for name in EVALUATION if name not in present]
-        out += [f"{name}: machine of the evaluation set without a test clip; the evaluator would skip the whole system" for name in absent]
+        out += [
+            f"{name}: machine of the evaluation set without a test clip; the evaluator would skip the whole"
+            " system"
+            for name in absent
+        ]
     return out
 
 
 def expected_names(clips: pd.DataFrame) -> dict[Key, set[str]]:
     """(machine, section) -> names of its test clips, from a clip table."""
     test = clips[clips["split"] == "test"]
-    return {key: {os.path.basename(clip) for clip in rows["clip"]} for key, rows in test.groupby(["machine", "section"])}
+    return {
+        key: {os.path.basename(clip) for clip in rows["clip"]}
+        for key, rows in test.groupby(["machine", "section"])
+    }
 
 
 # ---------------------------------------------------------------- reading
@@ -117,7 +161,8 @@ def expected_names(clips: pd.DataFrame) -> dict[Key, set[str]]:
 def faults(folder: str | Path, expected: Mapping[Key, Collection[str]]) -> list[str]:
     """What the official evaluator would skip, swallow or crash on, a sentence each; empty: nothing.
 
-    folder : of a submission.  expected : (machine, section) -> names of its test clips, or full names where they may stand instead
+    folder : of a submission.  expected : (machine, section) -> names of its test clips, or full names where
+        they may stand instead
     """
     folder, out = Path(folder), []
     if not folder.is_dir():
@@ -132,7 +177,9 @@ def faults(folder: str | Path, expected: Mapping[Key, Collection[str]]) -> list[
     known = {_path(folder, kind, key).name for key in expected for kind in KINDS}
     for path in sorted(folder.glob("*.csv")):
         if FILE.fullmatch(path.name) and path.name not in known:
-            out.append(f"{path.name}: no such machine or section is expected; the evaluator would not look at it")
+            out.append(
+                f"{path.name}: no such machine or section is expected; the evaluator would not look at it"
+            )
     return out
 
 
@@ -143,7 +190,9 @@ def _faults_of(path: Path, kind: str, names: set[str]) -> list[str]:
         return [f"cannot be read ({error})"]
     out, found = [], [line[0] for line in lines if line]
     if lines and (len(lines[0]) < 2 or (lines[0][0] not in names and not _number(lines[0][1]))):
-        out.append("begins with a header or a line without a number, expected none; the evaluator crashes on it")
+        out.append(
+            "begins with a header or a line without a number, expected none; the evaluator crashes on it"
+        )
     for number, line in enumerate(lines, 1):
         if len(line) != 2:
             out.append(f"line {number} has {len(line)} fields, expected name,value")
@@ -154,7 +203,10 @@ def _faults_of(path: Path, kind: str, names: set[str]) -> list[str]:
                 out.append(f"line {number}: {line[0]} has {line[1]!r}, expected 0 or 1")
     strange = sorted(set(found) - names)
     if strange:
-        out.append(f"{len(strange)} names are no test clips (first: {strange[0]!r}); the evaluator would take their values for other clips")
+        out.append(
+            f"{len(strange)} names are no test clips (first: {strange[0]!r}); the evaluator would take their"
+            " values for other clips"
+        )
     absent, twice = sorted(names - set(found)), sorted({name for name in found if found.count(name) > 1})
     out += [f"{len(absent)} test clips have no line (first: {absent[0]})"] if absent else []
     return out + ([f"{len(twice)} names stand there twice (first: {twice[0]})"] if twice else [])
@@ -182,7 +234,8 @@ def ground_truth(folder: str | Path) -> pd.DataFrame:
     """Labels and domains of all test clips, from the evaluator's folders.
 
     folder : holds ground_truth_data and ground_truth_domain, and maybe ground_truth_attributes
-    returns : machine, section, name, label (normal, anomaly), domain (source, target), full (name with attributes, or the name again)
+    returns : machine, section, name, label (normal, anomaly), domain (source, target), full (name with
+        attributes, or the name again)
     raises : errors.InputError with the list of what is missing or does not fit together
     """
     folder, tables, wrong = Path(folder), [], []
@@ -190,8 +243,14 @@ def ground_truth(folder: str | Path) -> pd.DataFrame:
         parsed = FILE.fullmatch(path.name)
         beside = [folder / f"ground_truth_{what}" / path.name for what in ("domain", "attributes")]
         try:
-            labels, domains = ({line[0]: line[1].strip() for line in _lines(one)} for one in (path, beside[0]))
-            full = {line[0]: f"{line[1].strip()}.wav" for line in _lines(beside[1])} if beside[1].is_file() else {}
+            labels, domains = (
+                {line[0]: line[1].strip() for line in _lines(one)} for one in (path, beside[0])
+            )
+            full = (
+                {line[0]: f"{line[1].strip()}.wav" for line in _lines(beside[1])}
+                if beside[1].is_file()
+                else {}
+            )
         except (OSError, ValueError, IndexError) as error:
             wrong.append(f"{path.name}: {error}")
             continue
@@ -201,44 +260,76 @@ def ground_truth(folder: str | Path) -> pd.DataFrame:
         if not set(labels.values()) | set(domains.values()) <= {"0", "1"}:
             wrong.append(f"{path.name}: values other than 0 and 1")
             continue
-        rows = [(parsed[2], parsed[3], name, ("normal", "anomaly")[int(label)], ("source", "target")[int(domains[name])], full.get(name, name))
-                for name, label in labels.items()]  # fmt: skip
+        rows = [
+            (
+                parsed[2],
+                parsed[3],
+                name,
+                ("normal", "anomaly")[int(label)],
+                ("source", "target")[int(domains[name])],
+                full.get(name, name),
+            )
+            for name, label in labels.items()
+        ]
         tables.append(pd.DataFrame(rows, columns=["machine", "section", "name", "label", "domain", "full"]))
     _refuse(f"{folder}: ground truth does not fit together", wrong)
     if not tables:
-        raise errors.InputError(f"{folder}: no ground_truth_data/ground_truth_<machine>_section_<NN>_test.csv, expected the evaluator's folders")
+        raise errors.InputError(
+            f"{folder}: no ground_truth_data/ground_truth_<machine>_section_<NN>_test.csv, expected the"
+            " evaluator's folders"
+        )
     return pd.concat(tables, ignore_index=True)
 
 
 # ---------------------------------------------------------------- the official result
 
 
-def evaluate(folder: str | Path, truth: str | Path, settings: metrics.MetricsSettings, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+def evaluate(
+    folder: str | Path, truth: str | Path, settings: metrics.MetricsSettings, seed: int = 0
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The official result of a submission.
 
-    folder : of `write`, or of any other system.  truth : the evaluator's ground truth folders.  seed : of the bootstrap
-    returns : (metric table of system = the folder's name, machine "all" and metric omega is the official score; RESULT_COLUMNS, where
-        domain is source or target and machine "all" holds the harmonic means over machines). Machines of several sections stand as
-        <machine>_<section>
+    folder : of `write`, or of any other system.  truth : the evaluator's ground truth folders.  seed : of the
+        bootstrap
+    returns : (metric table of system = the folder's name, machine "all" and metric omega is the official
+        score; RESULT_COLUMNS, where domain is source or target and machine "all" holds the harmonic means
+        over machines). Machines of several sections stand as <machine>_<section>
     raises : errors.InputError with the list of faults
     """
     folder, clips = Path(folder), ground_truth(truth)
     expected, full = {}, {}
     for key, rows in clips.groupby(["machine", "section"]):
         full[key] = dict(zip(rows["full"], rows["name"], strict=True))
-        given = {line[0] for kind in KINDS[:1] if _path(folder, kind, key).is_file() for line in _safe_lines(_path(folder, kind, key)) if line}
-        expected[key] = set(rows["full"]) if given & (set(rows["full"]) - set(rows["name"])) else set(rows["name"])
+        given = {
+            line[0]
+            for kind in KINDS[:1]
+            if _path(folder, kind, key).is_file()
+            for line in _safe_lines(_path(folder, kind, key))
+            if line
+        }
+        expected[key] = (
+            set(rows["full"]) if given & (set(rows["full"]) - set(rows["name"])) else set(rows["name"])
+        )
     _refuse(f"{folder} cannot be evaluated", faults(folder, expected))
     judged = schemas.by_section(clips.assign(split="test", clip=clips["name"]))["machine"]
     tables, quality = [], []
     for key, rows in clips.groupby(["machine", "section"]):
         named = judged[rows.index[0]]
         scores, decisions = (rows["name"].map(_values(_path(folder, kind, key), full[key])) for kind in KINDS)
-        facts = rows[["section", "domain", "label"]].assign(system=folder.name, component="score", split="test", seed=0, machine=key[0], score=scores)
+        facts = rows[["section", "domain", "label"]].assign(
+            system=folder.name, component="score", split="test", seed=0, machine=key[0], score=scores
+        )
         tables.append(facts.assign(clip=key[0] + "/test/" + rows["name"])[list(schemas.SCORE_COLUMNS)])
         for domain in ("source", "target"):
             here = (rows["domain"] == domain).to_numpy()
-            quality.append((named, key[1], domain, *_quality(decisions[here].to_numpy() == 1, (rows["label"] == "anomaly")[here].to_numpy())))
+            quality.append(
+                (
+                    named,
+                    key[1],
+                    domain,
+                    *_quality(decisions[here].to_numpy() == 1, (rows["label"] == "anomaly")[here].to_numpy()),
+                )
+            )
     table = pd.DataFrame(quality, columns=list(RESULT_COLUMNS))
     for domain, rows in table.groupby("domain"):
         means = [float(roc.harmonic(rows[name].to_numpy())) for name in RESULT_COLUMNS[3:]]
@@ -263,7 +354,10 @@ def _quality(flagged: np.ndarray, anomalous: np.ndarray) -> tuple[float, float, 
 def result_text(table: pd.DataFrame, quality: pd.DataFrame) -> str:
     """The official result for a terminal, in percent with intervals in brackets."""
     values = table.set_index(["machine", "metric"])[["value", "low", "high"]] * 100
-    lines = [f"{'machine':20} {'AUC source':>22} {'AUC target':>22} {'pAUC':>22}   P / R / F1 source     P / R / F1 target"]
+    lines = [
+        f"{'machine':20} {'AUC source':>22} {'AUC target':>22} {'pAUC':>22}   P / R / F1 source     P / R /"
+        " F1 target"
+    ]
     for machine in dict.fromkeys(table["machine"]):
         cells = [values.loc[(machine, name)] for name in roc.THREE]
         shown = [f"{cell['value']:.2f} [{cell['low']:.1f}, {cell['high']:.1f}]" for cell in cells]
@@ -271,5 +365,7 @@ def result_text(table: pd.DataFrame, quality: pd.DataFrame) -> str:
         parts = ["  ".join(f"{value:5.1f}" for value in rows.loc[domain]) for domain in ("source", "target")]
         lines.append(f"{machine:20} " + " ".join(f"{cell:>22}" for cell in shown) + "   " + "   ".join(parts))
     omega = values.loc[("all", "omega")]
-    lines.append(f"official score (Ω, harmonic mean): {omega['value']:.4f} [{omega['low']:.2f}, {omega['high']:.2f}]")
+    lines.append(
+        f"official score (Ω, harmonic mean): {omega['value']:.4f} [{omega['low']:.2f}, {omega['high']:.2f}]"
+    )
     return "\n".join(lines)

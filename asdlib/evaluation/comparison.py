@@ -1,4 +1,6 @@
-"""Two systems on the same clips: paired differences with bootstrap intervals and p-values, corrected after Holm (1979)."""
+"""Two systems on the same clips: paired differences with bootstrap intervals and p-values, corrected after
+Holm (1979).
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,17 @@ PAIRED_COLUMNS = ("system_a", "system_b", "machine", "metric", "value", "low", "
 
 
 class Pairs:
-    """Is one system better than another by more than chance? Differences of any two systems on the same resamples.
+    """Is one system better than another by more than chance? Differences of any two systems on the same
+    resamples.
 
     A system is evaluated once, however many it is compared with.
-    scores : score table;  seed : of the resamples;  component : of every system.  Notebook: 09_report (through `tables`)
+    scores : score table;  seed : of the resamples;  component : of every system.  Notebook: 09_report
+        (through `tables`)
     """
 
-    def __init__(self, scores: pd.DataFrame, settings: metrics.MetricsSettings, seed: int, component: str = "score"):
+    def __init__(
+        self, scores: pd.DataFrame, settings: metrics.MetricsSettings, seed: int, component: str = "score"
+    ):
         self._settings, self._resamples, self._sides = settings, _Resamples(settings.bootstrap, seed), {}
         found = metrics._blocks(schemas.by_section(schemas.score_table(scores)))
         self._runs: dict[str, list[list[_Block]]] = {}
@@ -35,38 +41,57 @@ class Pairs:
         if system not in self._sides:
             found = []
             for blocks in self._runs[system]:
-                found.append([metrics.with_means(part) for part in metrics._evaluate(blocks, self._settings, self._resamples)])
+                found.append(
+                    [
+                        metrics.with_means(part)
+                        for part in metrics._evaluate(blocks, self._settings, self._resamples)
+                    ]
+                )
             self._sides[system] = tuple(np.mean([run[part] for run in found], axis=0) for part in (0, 1))
         return self._sides[system]
 
     def __call__(self, system_a: str, system_b: str) -> pd.DataFrame:
         """Differences a - b; every metric is averaged over the training seeds of its system first.
 
-        returns : PAIRED_COLUMNS; value, interval, and p: twice the smaller share of resamples on either side of zero (a two-sided
-            bootstrap p-value, not below 2 / (resamples + 1))
+        returns : PAIRED_COLUMNS; value, interval, and p: twice the smaller share of resamples on either side
+            of zero (a two-sided bootstrap p-value, not below 2 / (resamples + 1))
         raises : errors.InputError where a system is unknown or the two did not score the same clips
         """
-        runs = [run for name in (system_a, system_b) for run in self._runs[errors.check_choice("system", name, sorted(self._runs))]]
+        runs = [
+            run
+            for name in (system_a, system_b)
+            for run in self._runs[errors.check_choice("system", name, sorted(self._runs))]
+        ]
         clips = [[(b.machine, b.clip.tolist()) for b in run] for run in runs]
         if any(one != clips[0] for one in clips):
-            raise errors.InputError(f"{system_a} and {system_b} did not score the same test clips; run both on the same data")
+            raise errors.InputError(
+                f"{system_a} and {system_b} did not score the same test clips; run both on the same data"
+            )
         value, boots = (a - b for a, b in zip(self._side(system_a), self._side(system_b), strict=True))
         low, high = metrics._interval(boots, self._settings.confidence)
         fewer = np.minimum((boots <= 0).sum(0), (boots >= 0).sum(0))
         p = np.where(np.isnan(value), np.nan, np.minimum(1.0, 2 * (fewer + 1) / (len(boots) + 1)))
         rows = pd.DataFrame(metrics._names([b.machine for b in runs[0]]), columns=["machine", "metric"])
-        return rows.assign(system_a=system_a, system_b=system_b, value=value, low=low, high=high, p=p)[list(PAIRED_COLUMNS)]
+        return rows.assign(system_a=system_a, system_b=system_b, value=value, low=low, high=high, p=p)[
+            list(PAIRED_COLUMNS)
+        ]
 
 
 def paired(
-    scores: pd.DataFrame, system_a: str, system_b: str, settings: metrics.MetricsSettings, seed: int, component: str = "score"
+    scores: pd.DataFrame,
+    system_a: str,
+    system_b: str,
+    settings: metrics.MetricsSettings,
+    seed: int,
+    component: str = "score",
 ) -> pd.DataFrame:
     """Differences of two systems, see `Pairs`.  Notebook: 09_report"""
     return Pairs(scores, settings, seed, component)(system_a, system_b)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """p-values of one family, corrected after Holm (1979): reject where the result is below the level for the whole family.
+    """p-values of one family, corrected after Holm (1979): reject where the result is below the level for the
+    whole family.
 
     p : (m,), NaN where there is none, which do not count.  returns : (m,), in [p, 1]
     """
@@ -79,10 +104,16 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def enough(pairs: int, settings: metrics.MetricsSettings) -> metrics.MetricsSettings:
-    """Settings with as many resamples as the correction for so many pairs needs: the smallest p is then half of what it must be."""
-    return dataclasses.replace(settings, bootstrap=max(settings.bootstrap, math.ceil(4 * pairs / (1 - settings.confidence))))
+    """Settings with as many resamples as the correction for so many pairs needs: the smallest p is then half
+    of what it must be.
+    """
+    return dataclasses.replace(
+        settings, bootstrap=max(settings.bootstrap, math.ceil(4 * pairs / (1 - settings.confidence)))
+    )
 
 
 def over_all(pair: pd.DataFrame) -> pd.DataFrame:
-    """Of a table of `comparison.Pairs` the row that a claim is made on: Ω over all machines; no row where it is not available."""
+    """Of a table of `comparison.Pairs` the row that a claim is made on: Ω over all machines; no row where it
+    is not available.
+    """
     return pair[(pair["machine"] == "all") & (pair["metric"] == "omega") & pair["value"].notna()]

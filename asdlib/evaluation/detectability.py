@@ -1,21 +1,25 @@
-"""Detectability: how the AUC grows with the severity of a fault, and the severity from which a system is of use.
+"""Detectability: how the AUC grows with the severity of a fault, and the severity from which a system is of
+use.
 
 Task
 ----
-Where recordings carry the severity of their faults, a single AUC hides most of what there is to know: it is a mean over the severities that
-somebody happened to record. Here every severity gets its own AUC, and every system the severity at which it reaches a given one.
+Where recordings carry the severity of their faults, a single AUC hides most of what there is to know: it is a
+mean over the severities that somebody happened to record. Here every severity gets its own AUC, and every
+system the severity at which it reaches a given one.
 
 Conventions
 -----------
-Severities come from `<machine>/severity.csv` (file_name, severity), as `asdlib.data.synthetic` writes it; other recordings may carry one too. They
-are read here and in the report only, never in training, normalisation or selection.
-AUC of a severity: all normal test clips of the machine, both domains, against its anomalies of that severity; 0.5 is chance. Machine "all" is
-the harmonic mean over machines, at the severities that all of them have; every value is the mean over the training seeds of its system.
-Intervals: percentile bootstrap, stratified by domain, label and severity, on the same resamples for all systems.
+Severities come from `<machine>/severity.csv` (file_name, severity), as `asdlib.data.synthetic` writes it;
+other recordings may carry one too. They are read here and in the report only, never in training,
+normalisation or selection. AUC of a severity: all normal test clips of the machine, both domains, against its
+anomalies of that severity; 0.5 is chance. Machine "all" is the harmonic mean over machines, at the severities
+that all of them have; every value is the mean over the training seeds of its system. Intervals: percentile
+bootstrap, stratified by domain, label and severity, on the same resamples for all systems.
 
-The severity that reaches an AUC is read off a curve that never falls (isotonic regression on the AUCs, weighted by the number of
-anomalies), by straight lines between the tested severities and from severity 0, where a fault is nothing and the AUC is 0.5. A resample that
-never reaches it counts as infinite: then the interval ends in "not reached", not in a number beyond what was tested.
+The severity that reaches an AUC is read off a curve that never falls (isotonic regression on the AUCs,
+weighted by the number of anomalies), by straight lines between the tested severities and from severity 0,
+where a fault is nothing and the AUC is 0.5. A resample that never reaches it counts as infinite: then the
+interval ends in "not reached", not in a number beyond what was tested.
 
 Source: METHOD 8.1, 3.8. Notebook: 09_report.
 """
@@ -43,7 +47,8 @@ def severities(clips: pd.DataFrame) -> pd.Series:
 
     clips : clip table; <machine>/severity.csv is looked for beside the folder that holds a clip
     returns : float (n_clips,), index `clip`
-    raises : errors.InputError for a severity.csv without its columns, or with severities that are no numbers >= 0.  Notebook: 09_report
+    raises : errors.InputError for a severity.csv without its columns, or with severities that are no numbers
+        >= 0.  Notebook: 09_report
     """
     found: dict[str, float] = {}
     for folder in dict.fromkeys(Path(path).parent.parent for path in clips["path"]):
@@ -55,9 +60,15 @@ def severities(clips: pd.DataFrame) -> pd.Series:
             values = rows["severity"].astype(float)
             names = [Path(name).name for name in rows["file_name"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise errors.InputError(f"{path}: not readable ({error}), expected the columns file_name,severity; correct or remove it") from error
+            raise errors.InputError(
+                f"{path}: not readable ({error}), expected the columns file_name,severity; correct or"
+                " remove it"
+            ) from error
         if not (np.isfinite(values) & (values >= 0)).all():
-            raise errors.InputError(f"{path}: a severity is no number of at least 0, expected one for every file; correct or remove it")
+            raise errors.InputError(
+                f"{path}: a severity is no number of at least 0, expected one for every file; correct or"
+                " remove it"
+            )
         found |= dict(zip((str(folder / name) for name in names), values, strict=True))
     keys = [str(Path(path).parent.parent / Path(path).name) for path in clips["path"]]
     return pd.Series([found.get(key, np.nan) for key in keys], index=clips["clip"].to_numpy(), dtype=float)
@@ -70,8 +81,12 @@ class _Curves(NamedTuple):
     boots: np.ndarray  # (B, machines + 1, severities)
 
 
-def _one(scores: np.ndarray, normal: np.ndarray, kind: np.ndarray, levels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUC of each severity, (B, severities), with clip weights (B, n); kind (n,): severity of each clip, NaN for normals."""
+def _one(
+    scores: np.ndarray, normal: np.ndarray, kind: np.ndarray, levels: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """AUC of each severity, (B, severities), with clip weights (B, n); kind (n,): severity of each clip, NaN
+    for normals.
+    """
     out = np.full((len(weights), len(levels)), np.nan)
     low, w_low = scores[normal], weights[:, normal].astype(float)
     for column, level in enumerate(levels):
@@ -84,7 +99,9 @@ def _one(scores: np.ndarray, normal: np.ndarray, kind: np.ndarray, levels: np.nd
 
 
 def _weights(domain: np.ndarray, normal: np.ndarray, kind: np.ndarray, n: int, seed: list[int]) -> np.ndarray:
-    """Resamples within every (domain, severity), the normal clips counting as a severity of their own: int (n, clips)."""
+    """Resamples within every (domain, severity), the normal clips counting as a severity of their own: int
+    (n, clips).
+    """
     group = np.where(normal, -1.0, kind)
     used = normal | ~np.isnan(kind)
     out = np.zeros((n, len(domain)), np.int16)
@@ -95,9 +112,13 @@ def _weights(domain: np.ndarray, normal: np.ndarray, kind: np.ndarray, n: int, s
     return out
 
 
-def _evaluate(scores: pd.DataFrame, settings: metrics.MetricsSettings, seed: int) -> tuple[list[str], np.ndarray, np.ndarray, dict[str, _Curves]]:
+def _evaluate(
+    scores: pd.DataFrame, settings: metrics.MetricsSettings, seed: int
+) -> tuple[list[str], np.ndarray, np.ndarray, dict[str, _Curves]]:
     """Machines, severities, number of anomalies (machines, severities), curves by system."""
-    test = scores[(scores["component"] == "score") & (scores["split"] == "test") & (scores["label"] != "unlabelled")]
+    test = scores[
+        (scores["component"] == "score") & (scores["split"] == "test") & (scores["label"] != "unlabelled")
+    ]
     test = test[(test["label"] == "normal") | test["severity"].notna()]
     faulty = test[test["label"] == "anomaly"]
     machines, levels = sorted(faulty["machine"].unique()), np.sort(faulty["severity"].unique())
@@ -117,7 +138,9 @@ def _evaluate(scores: pd.DataFrame, settings: metrics.MetricsSettings, seed: int
                 domain = part["domain"].to_numpy().astype(str)
                 key = (machine, *part["clip"])
                 if key not in drawn:  # all systems and seeds that scored the same clips share their resamples
-                    many = _weights(domain, normal, kind, settings.bootstrap, [seed, zlib.crc32(machine.encode()), 2])
+                    many = _weights(
+                        domain, normal, kind, settings.bootstrap, [seed, zlib.crc32(machine.encode()), 2]
+                    )
                     drawn[key] = np.concatenate([np.ones((1, len(part)), np.int16), many])
                 counts[number] = np.maximum(counts[number], [(kind == level).sum() for level in levels])
                 values[:, number] = _one(part["score"].to_numpy(float), normal, kind, levels, drawn[key])
@@ -127,16 +150,24 @@ def _evaluate(scores: pd.DataFrame, settings: metrics.MetricsSettings, seed: int
     return machines, levels, counts, curves
 
 
-def curves(scores: pd.DataFrame, settings: metrics.MetricsSettings, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def curves(
+    scores: pd.DataFrame, settings: metrics.MetricsSettings, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """AUC by severity of every system and machine, and the severity at which each reaches `LEVEL`.
 
-    scores : score table with a column severity (`severities` of its clips, NaN for normal ones);  seed : of the resamples
-    returns : CURVE_COLUMNS, and REACH_COLUMNS: severity and interval (inf: not reached) and the largest severity tested. Empty tables where
-        no labelled anomaly has a severity.  raises : errors.InputError without the column severity.  Notebook: 09_report
+    scores : score table with a column severity (`severities` of its clips, NaN for normal ones);  seed : of
+        the resamples
+    returns : CURVE_COLUMNS, and REACH_COLUMNS: severity and interval (inf: not reached) and the largest
+        severity tested. Empty tables where
+        no labelled anomaly has a severity.  raises : errors.InputError without the column severity.
+            Notebook: 09_report
     """
     schemas.score_table(scores)
     if "severity" not in scores:
-        raise errors.InputError("a score table without severity came, expected that column; add detectability.severities of its clips")
+        raise errors.InputError(
+            "a score table without severity came, expected that column; add detectability.severities of its"
+            " clips"
+        )
     if not (scores["severity"].notna() & (scores["label"] == "anomaly") & (scores["split"] == "test")).any():
         return pd.DataFrame(columns=list(CURVE_COLUMNS)), pd.DataFrame(columns=list(REACH_COLUMNS))
     machines, levels, counts, found = _evaluate(schemas.by_section(scores), settings, seed)
@@ -150,9 +181,13 @@ def curves(scores: pd.DataFrame, settings: metrics.MetricsSettings, seed: int) -
                 continue
             value, boots = curve.values[place, at], curve.boots[:, place, at]
             low, high = np.quantile(boots, [tail, 1 - tail], axis=0)
-            rows += [(system, name, *row) for row in zip(levels[at], value, low, high, number[at], strict=True)]
+            rows += [
+                (system, name, *row) for row in zip(levels[at], value, low, high, number[at], strict=True)
+            ]
             point = reach(levels[at], value[None], number[at])[0]
-            ends = np.quantile(reach(levels[at], boots, number[at]), [tail, 1 - tail], method="inverted_cdf")  # no arithmetic with inf
+            ends = np.quantile(
+                reach(levels[at], boots, number[at]), [tail, 1 - tail], method="inverted_cdf"
+            )  # no arithmetic with inf
             reached.append((system, name, point, *ends, levels[at][-1]))
     return pd.DataFrame(rows, columns=list(CURVE_COLUMNS)), pd.DataFrame(reached, columns=list(REACH_COLUMNS))
 
@@ -160,13 +195,22 @@ def curves(scores: pd.DataFrame, settings: metrics.MetricsSettings, seed: int) -
 def rising(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Isotonic regression of each row: the nearest curve that never falls, by weighted squares.
 
-    values : (B, n);  weights : (n,), > 0;  returns : (B, n), by the max-min formula, since n is small and B is not
+    values : (B, n);  weights : (n,), > 0;  returns : (B, n), by the max-min formula, since n is small and B
+        is not
     """
     n = values.shape[-1]
     sums = np.concatenate([np.zeros((len(values), 1)), np.cumsum(values * weights, axis=1)], axis=1)
     mass = np.concatenate([[0.0], np.cumsum(weights)])
-    mean = {(i, j): (sums[:, j + 1] - sums[:, i]) / (mass[j + 1] - mass[i]) for i in range(n) for j in range(i, n)}
-    return np.stack([np.max([np.min([mean[i, j] for j in range(k, n)], axis=0) for i in range(k + 1)], axis=0) for k in range(n)], axis=1)
+    mean = {
+        (i, j): (sums[:, j + 1] - sums[:, i]) / (mass[j + 1] - mass[i]) for i in range(n) for j in range(i, n)
+    }
+    return np.stack(
+        [
+            np.max([np.min([mean[i, j] for j in range(k, n)], axis=0) for i in range(k + 1)], axis=0)
+            for k in range(n)
+        ],
+        axis=1,
+    )
 
 
 def reach(severity: np.ndarray, auc: np.ndarray, weights: np.ndarray, level: float = LEVEL) -> np.ndarray:
@@ -177,7 +221,10 @@ def reach(severity: np.ndarray, auc: np.ndarray, weights: np.ndarray, level: flo
     """
     known = severity > 0
     x = np.concatenate([[0.0], severity[known]])
-    y = np.concatenate([np.full((len(auc), 1), 0.5), np.maximum(rising(auc, np.asarray(weights, float))[:, known], 0.5)], axis=1)
+    y = np.concatenate(
+        [np.full((len(auc), 1), 0.5), np.maximum(rising(auc, np.asarray(weights, float))[:, known], 0.5)],
+        axis=1,
+    )
     out = np.full(len(auc), np.inf)
     for left in range(len(x) - 2, -1, -1):  # from the right, so that the first crossing is the last written
         crosses = (y[:, left] < level) & (y[:, left + 1] >= level)

@@ -2,23 +2,28 @@
 
 Conventions
 -----------
-Only rows of split `test` with a label count. Values are fractions in [0, 1]. auc_source, auc_target and pauc are those of `asdlib.evaluation.roc`;
+Only rows of split `test` with a label count. Values are fractions in [0, 1]. auc_source, auc_target and pauc
+are those of `asdlib.evaluation.roc`;
 
     hmean        harmonic mean of the three, each floored at the float epsilon
     omega        machine "all": harmonic mean over machines x 3, the official score
 
-Where a machine has several sections, each section counts as a machine, <machine>_<section> (`schemas.by_section`): its metrics, its
-threshold (from the training clips of `schemas.by_references`) and its resamples are its own, as in the official evaluation of 2020 to 2022.
+Where a machine has several sections, each section counts as a machine, <machine>_<section>
+(`schemas.by_section`): its metrics, its threshold (from the training clips of `schemas.by_references`) and
+its resamples are its own, as in the official evaluation of 2020 to 2022.
 
-NaN means not available, never a guess: a metric whose normals or anomalies are absent. An hmean, an omega and any other value of "all" is
-the mean over what is available, as in the published toolkits; `tables.reasons` says what is missing. Machines without a single labelled
-test clip, such as the evaluation set before its ground truth, have rows of NaN.
+NaN means not available, never a guess: a metric whose normals or anomalies are absent. An hmean, an omega and
+any other value of "all" is the mean over what is available, as in the published toolkits; `tables.reasons`
+says what is missing. Machines without a single labelled test clip, such as the evaluation set before its
+ground truth, have rows of NaN.
 
-Intervals are percentile intervals of a bootstrap stratified by domain and label. The resamples depend on the machine, its clips and the
-bootstrap seed only, never on the scores: all systems see the same ones, which is what `paired` needs. They speak of other test clips
-of the same machines, not of other machines or other trainings.
+Intervals are percentile intervals of a bootstrap stratified by domain and label. The resamples depend on the
+machine, its clips and the bootstrap seed only, never on the scores: all systems see the same ones, which is
+what `paired` needs. They speak of other test clips of the same machines, not of other machines or other
+trainings.
 
-Source: METHOD 7.3 (official evaluator), 7.5 (threshold), 7.6 (Table 1). Notebooks: 03_baseline, 08_tuning, 09_report.
+Source: METHOD 7.3 (official evaluator), 7.5 (threshold), 7.6 (Table 1). Notebooks: 03_baseline, 08_tuning,
+09_report.
 """
 
 from __future__ import annotations
@@ -44,7 +49,9 @@ class MetricsSettings:
     max_fpr: float = setting(0.1, "largest false positive rate of the partial AUC (METHOD 7.3)", 0.001, 1.0)
     bootstrap: int = setting(2000, "stratified resamples behind every interval", 20, 1000000)
     confidence: float = setting(0.95, "two-sided coverage of the intervals", 0.5, 0.999)
-    decision_quantile: float = setting(0.9, "quantile of the gamma fit to training scores (METHOD 7.5)", 0.5, 0.9999)
+    decision_quantile: float = setting(
+        0.9, "quantile of the gamma fit to training scores (METHOD 7.5)", 0.5, 0.9999
+    )
     shuffles: int = setting(200, "label shuffles of the control", 10, 100000)
 
 
@@ -80,9 +87,12 @@ class _Block(NamedTuple):
 
 
 def _blocks(scores: pd.DataFrame) -> dict[_Key, list[_Block]]:
-    """(system, component, seed) -> its machines, from the test rows of a score table of `schemas.by_section`."""
+    """(system, component, seed) -> its machines, from the test rows of a `schemas.by_section` table."""
     test = scores[scores["split"] == "test"]
-    codes = {name: pd.factorize(test[name], sort=True) for name in ("system", "component", "seed", "machine", "clip")}
+    codes = {
+        name: pd.factorize(test[name], sort=True)
+        for name in ("system", "component", "seed", "machine", "clip")
+    }
     order = np.lexsort([codes[name][0] for name in ("clip", "machine", "seed", "component", "system")])
     key = np.stack([codes[name][0][order] for name in ("system", "component", "seed", "machine")])
     cuts = np.flatnonzero((np.diff(key, axis=1) != 0).any(0)) + 1
@@ -90,7 +100,10 @@ def _blocks(scores: pd.DataFrame) -> dict[_Key, list[_Block]]:
     column = {name: test[name].to_numpy(dtype=kind)[order] for name, kind in kinds.items()}
     found: dict[_Key, list[_Block]] = {}
     for rows in np.split(np.arange(len(order)), cuts) if len(order) else ():
-        name = [codes[what][1][key[i, rows[0]]] for i, what in enumerate(("system", "component", "seed", "machine"))]
+        name = [
+            codes[what][1][key[i, rows[0]]]
+            for i, what in enumerate(("system", "component", "seed", "machine"))
+        ]
         block = _Block(name[3], *(column[what][rows] for what in ("clip", "domain", "label", "score")))
         found.setdefault((name[0], name[1], int(name[2])), []).append(block)
     return found
@@ -105,27 +118,39 @@ class _Resamples:
     def __call__(self, block: _Block) -> np.ndarray:
         key = (block.machine, block.domain.tobytes(), block.label.tobytes())
         if key not in self.made:  # crc32: machines with equally many clips must not share their resamples
-            self.made[key] = bootstrap_weights(block.domain, block.label, self.n, [self.seed, zlib.crc32(block.machine.encode())])
+            self.made[key] = bootstrap_weights(
+                block.domain, block.label, self.n, [self.seed, zlib.crc32(block.machine.encode())]
+            )
         return self.made[key]
 
 
-def _evaluate(blocks: list[_Block], settings: MetricsSettings, resamples: _Resamples) -> tuple[np.ndarray, np.ndarray]:
+def _evaluate(
+    blocks: list[_Block], settings: MetricsSettings, resamples: _Resamples
+) -> tuple[np.ndarray, np.ndarray]:
     """Values (machines, 3) and their resamples (B, machines, 3)."""
     values = np.stack([grid(b.scores, b.domain, b.label, settings.max_fpr) for b in blocks])
-    boots = np.stack([bootstrap(b.scores, b.domain, b.label, resamples(b), settings.max_fpr) for b in blocks], axis=1)
+    boots = np.stack(
+        [bootstrap(b.scores, b.domain, b.label, resamples(b), settings.max_fpr) for b in blocks], axis=1
+    )
     return values, boots
 
 
 def _names(machines: list[str]) -> list[tuple[str, str]]:
     """(machine, metric) in the order of `with_means`."""
-    return [(m, name) for m in machines for name in (*THREE, "hmean")] + [("all", name) for name in (*THREE, "omega")]
+    return [(m, name) for m in machines for name in (*THREE, "hmean")] + [
+        ("all", name) for name in (*THREE, "omega")
+    ]
 
 
 def with_means(values: np.ndarray) -> np.ndarray:
-    """(..., machines, 3) -> (..., (machines + 1) * 4): hmean beside each machine's three, then the three and Ω of "all".  Notebook: 08_tuning"""
+    """(..., machines, 3) -> (..., (machines + 1) * 4): hmean beside each machine's three, then the three and
+    Ω of "all".  Notebook: 08_tuning
+    """
     per_machine = np.concatenate([values, harmonic(values)[..., None]], axis=-1)
     lead = values.shape[:-2]
-    over_all = np.concatenate([harmonic(values, axis=-2), harmonic(values.reshape(*lead, -1))[..., None]], axis=-1)
+    over_all = np.concatenate(
+        [harmonic(values, axis=-2), harmonic(values.reshape(*lead, -1))[..., None]], axis=-1
+    )
     return np.concatenate([per_machine.reshape(*lead, -1), over_all], axis=-1)
 
 
@@ -136,10 +161,14 @@ def _interval(replicates: np.ndarray, confidence: float) -> np.ndarray:
 
 
 def _rows(key: _Key, machines: list[str], columns: np.ndarray) -> pd.DataFrame:
-    """Metric table of one (system, component, seed); columns : (3, n) value, low, high in the order of `_names`."""
+    """Metric table of one (system, component, seed); columns : (3, n) value, low, high in the order of
+    `_names`.
+    """
     rows = pd.DataFrame(_names(machines), columns=["machine", "metric"])
     value, low, high = columns
-    return rows.assign(system=key[0], component=key[1], seed=key[2], value=value, low=low, high=high)[list(schemas.METRIC_COLUMNS)]
+    return rows.assign(system=key[0], component=key[1], seed=key[2], value=value, low=low, high=high)[
+        list(schemas.METRIC_COLUMNS)
+    ]
 
 
 def _stack(tables: list[pd.DataFrame], columns: tuple[str, ...]) -> pd.DataFrame:
@@ -150,13 +179,17 @@ def table(scores: pd.DataFrame, settings: MetricsSettings, seed: int) -> pd.Data
     """Metrics with intervals of every system, component and training seed, per machine and for "all".
 
     scores : score table;  seed : of the bootstrap
-    returns : metric table (schemas.METRIC_COLUMNS); what is NaN and when is said at the top of this module.  Notebook: 09_report
+    returns : metric table (schemas.METRIC_COLUMNS); what is NaN and when is said at the top of this module.
+        Notebook: 09_report
     """
     scores = schemas.by_section(schemas.score_table(scores))
     resamples, tables, blocks_of = _Resamples(settings.bootstrap, seed), [], _blocks(scores)
     for key, part in scores.groupby(["system", "component", "seed"]):
         machines, blocks = sorted(part["machine"].unique()), blocks_of.get((*key[:2], int(key[2])), [])
-        values, boots = np.full((len(machines), 3), np.nan), np.full((settings.bootstrap, len(machines), 3), np.nan)
+        values, boots = (
+            np.full((len(machines), 3), np.nan),
+            np.full((settings.bootstrap, len(machines), 3), np.nan),
+        )
         if blocks:  # a machine without test clips keeps its rows, not available
             where = [machines.index(block.machine) for block in blocks]
             values[where], boots[:, where] = _evaluate(blocks, settings, resamples)
@@ -165,59 +198,83 @@ def table(scores: pd.DataFrame, settings: MetricsSettings, seed: int) -> pd.Data
     return _stack(tables, schemas.METRIC_COLUMNS)
 
 
-def evaluate(scores: pd.DataFrame, *, bootstrap: int = 2000, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
+def evaluate(
+    scores: pd.DataFrame, *, bootstrap: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> pd.DataFrame:
     """Official metrics of the final scores in a score table, with bootstrap intervals.
 
     Parameters
     ----------
-    scores : SCORE_COLUMNS, for example of `Detector.score`; rows of the component `score` and split `test` count
-    bootstrap : resamples behind each interval.  confidence : of the intervals, in (0, 1).  seed : of the resamples
+    scores : SCORE_COLUMNS, for example of `Detector.score`; rows of the component `score` and split `test`
+        count
+    bootstrap : resamples behind each interval.  confidence : of the intervals, in (0, 1).  seed : of the
+        resamples
 
     Returns
     -------
-    METRIC_COLUMNS: AUC source, AUC target, pAUC and their harmonic mean per machine (and section), and over all machines the official
-    score (metric "omega"); fractions in [0, 1], NaN where normals or anomalies are absent.  Source: METHOD 7.3
+    METRIC_COLUMNS: AUC source, AUC target, pAUC and their harmonic mean per machine (and section), and over
+    all machines the official
+    score (metric "omega"); fractions in [0, 1], NaN where normals or anomalies are absent.  Source: METHOD
+    7.3
     raises : errors.InputError for a table without a final score
     """
     settings = MetricsSettings(bootstrap=bootstrap, confidence=confidence)
     final = scores[scores["component"] == "score"]
     if final.empty:
-        raise errors.InputError("no final score came, expected rows with component 'score'; give what a detector's score() returns")
+        raise errors.InputError(
+            "no final score came, expected rows with component 'score'; give what a detector's score()"
+            " returns"
+        )
     return table(final, settings, seed)
 
 
 def paper_table1() -> pd.DataFrame:
-    """Table 1 of the report (METHOD 7.6) as a metric table in fractions, systems paper_<column>, without intervals."""
+    """Table 1 of the report (METHOD 7.6) as a metric table in fractions, systems paper_<column>, without
+    intervals.
+    """
     tables = []
     for column, name in enumerate(PAPER_SYSTEMS):
         values = np.array([PAPER_TABLE1[machine][column] for machine in PAPER_TABLE1]) / 100
         every = with_means(values)
         absent = np.full_like(every, np.nan)
-        tables.append(_rows((f"paper_{name}", "score", 0), list(PAPER_TABLE1), np.stack([every, absent, absent])))
+        tables.append(
+            _rows((f"paper_{name}", "score", 0), list(PAPER_TABLE1), np.stack([every, absent, absent]))
+        )
     return _stack(tables, schemas.METRIC_COLUMNS)
 
 
 def decisions(scores: pd.DataFrame, settings: MetricsSettings) -> pd.DataFrame:
-    """Threshold, precision, recall and F1 of component `_score`: one threshold per machine, counted per domain.
+    """Threshold, precision, recall and F1 of component `_score`: one threshold per machine, counted per
+    domain.
 
-    returns : DECISION_COLUMNS, domain in source | target | all (all labelled clips); train_above is the share of training clips above
-        the threshold. Precision is 0 where nothing was flagged (as in the official evaluator); all three are NaN where a domain lacks
-        normals or anomalies, or the machine has no training scores (method none). A machine without test clips has its threshold, no more.
-        F1 of a domain uses only its clips (METHOD 7.3).
+    returns : DECISION_COLUMNS, domain in source | target | all (all labelled clips); train_above is the share
+        of training clips above the threshold. Precision is 0 where nothing was flagged (as in the official
+        evaluator); all three are NaN where a domain lacks normals or anomalies, or the machine has no
+        training scores (method none). A machine without test clips has its threshold, no more. F1 of a domain
+        uses only its clips (METHOD 7.3).
     """
     own = schemas.score_table(scores[scores["component"] == "score"])
     scores, references = schemas.by_section(own), schemas.by_references(own)
     found, whole = _blocks(scores), dict(zip(scores["machine"], references["machine"]))
-    train = {key: part.to_numpy(float) for key, part in references[own["split"] == "train"].groupby(["system", "seed", "machine"])["score"]}
+    train = {
+        key: part.to_numpy(float)
+        for key, part in references[own["split"] == "train"].groupby(["system", "seed", "machine"])["score"]
+    }
     rows, nothing = [], (np.empty(0, object), np.empty(0, "U7"), np.empty(0, "U10"), np.empty(0))
-    for system, seed, machine in sorted(scores.groupby(["system", "seed", "machine"]).groups):  # without test clips there is a threshold too
+    for system, seed, machine in sorted(
+        scores.groupby(["system", "seed", "machine"]).groups
+    ):  # without test clips there is a threshold too
         blocks = found.setdefault((system, "score", int(seed)), [])
         if machine not in {block.machine for block in blocks}:
             blocks.append(_Block(machine, *nothing))
     for (system, _, seed), blocks in found.items():
         for block in blocks:
             mine = train.get((system, seed, whole[block.machine]), np.empty(0))
-            threshold = thresholds.gamma_threshold(mine, settings.decision_quantile) if len(mine) else Threshold(np.nan, "none")
+            threshold = (
+                thresholds.gamma_threshold(mine, settings.decision_quantile)
+                if len(mine)
+                else Threshold(np.nan, "none")
+            )
             above = float(np.mean(mine > threshold.value)) if len(mine) else np.nan
             for domain in ("source", "target", "all"):
                 here = np.ones(len(block.domain), bool) if domain == "all" else block.domain == domain
@@ -227,9 +284,15 @@ def decisions(scores: pd.DataFrame, settings: MetricsSettings) -> pd.DataFrame:
                 if normal.any() and anomaly.any() and len(mine):
                     hit, false = int((flagged & anomaly).sum()), int((flagged & normal).sum())
                     missed = int(anomaly.sum()) - hit
-                    quality = (hit / max(hit + false, 1), hit / (hit + missed), 2 * hit / (2 * hit + false + missed))
+                    quality = (
+                        hit / max(hit + false, 1),
+                        hit / (hit + missed),
+                        2 * hit / (2 * hit + false + missed),
+                    )
                 counts = (int(normal.sum()), int(anomaly.sum()))
-                rows.append((system, block.machine, domain, *threshold, len(mine), above, *counts, *quality, seed))
+                rows.append(
+                    (system, block.machine, domain, *threshold, len(mine), above, *counts, *quality, seed)
+                )
     return pd.DataFrame(rows, columns=list(DECISION_COLUMNS))
 
 
@@ -241,17 +304,22 @@ def controls(clips: pd.DataFrame, scores: pd.DataFrame, settings: MetricsSetting
 
     clips : clip table with the column level_db;  scores : score table;  seed : of resamples and shuffles
     returns : metric table of two systems.
-        control_level, component score: the level of the clip alone as the score, with bootstrap intervals. Far from 0.5 on either
-        side, the recordings tell the labels without any machine being understood.
-        control_shuffled, component <system>: mean and central range (settings.confidence) of each metric when the labels are shuffled
-        within each domain. A result inside the range is chance.
+        control_level, component score: the level of the clip alone as the score, with bootstrap intervals.
+        Far from 0.5 on either side, the recordings tell the labels without any machine being understood.
+        control_shuffled, component <system>: mean and central range (settings.confidence) of each metric when
+        the labels are shuffled within each domain. A result inside the range is chance.
     raises : errors.InputError for a clip table without level_db
     """
     if "level_db" not in schemas.clip_table(clips):
-        raise errors.InputError("clip table without level_db came to the controls, expected the table of the decoded clips (store.clips)")
+        raise errors.InputError(
+            "clip table without level_db came to the controls, expected the table of the decoded clips"
+            " (store.clips)"
+        )
     trained = scores["seed"][scores["seed"] != fusion.ALL_SEEDS]
     first = int(trained.min()) if len(trained) else 0
-    level = clips.assign(system="control_level", component="score", seed=first, score=np.maximum(clips["level_db"], SILENCE_DB))
+    level = clips.assign(
+        system="control_level", component="score", seed=first, score=np.maximum(clips["level_db"], SILENCE_DB)
+    )
     tables = [table(level[list(schemas.SCORE_COLUMNS)], settings, seed)]
     own = schemas.by_section(schemas.score_table(scores[scores["component"] == "score"]))
     for (system, _, run), blocks in _blocks(own).items():

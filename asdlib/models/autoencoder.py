@@ -1,8 +1,9 @@
-"""The official autoencoder baseline: 640 → 4 × 128 → 8 → 4 × 128 → 640, BatchNorm and ReLU after every layer but the last.
+"""The official autoencoder baseline: 640 → 4 × 128 → 8 → 4 × 128 → 640, BatchNorm and ReLU after every layer
+but the last.
 
-Input vectors are 5 consecutive log-mel frames of 128 bands, frame-major. They are never materialised: in a spectrogram
-stored frames first, the 5 x 128 values that start at a frame lie in a row, so a batch is one strided gather.
-Sources: METHOD 3.6, 7.5. Notebook: 03_baseline.
+Input vectors are 5 consecutive log-mel frames of 128 bands, frame-major. They are never materialised: in a
+spectrogram stored frames first, the 5 x 128 values that start at a frame lie in a row, so a batch is one
+strided gather. Sources: METHOD 3.6, 7.5. Notebook: 03_baseline.
 """
 
 from __future__ import annotations
@@ -31,11 +32,16 @@ class AutoencoderSettings:
     epochs: int = setting(100, "passes over all training vectors (METHOD 7.5)", 1, 100000)
     batch: int = setting(256, "vectors per step (METHOD 7.5)", 2, 65536)
     lr: float = setting(1e-3, "Adam step size (METHOD 7.5)", 0.0, 1.0)
-    holdout: float = setting(0.1, "share of the vectors kept out of training, for the logged error only (METHOD 7.5)", 0.0, 0.9)
-    mahala: Literal["mean_residual", "per_frame"] = setting(
-        "mean_residual", "selective Mahalanobis: of the clip's mean residual (official, METHOD 7.5), or the mean over frames"
+    holdout: float = setting(
+        0.1, "share of the vectors kept out of training, for the logged error only (METHOD 7.5)", 0.0, 0.9
     )
-    folds: int = setting(2, "training clips are scored by networks that never saw them: this many folds", 2, 20)
+    mahala: Literal["mean_residual", "per_frame"] = setting(
+        "mean_residual",
+        "selective Mahalanobis: of the clip's mean residual (official, METHOD 7.5), or the mean over frames",
+    )
+    folds: int = setting(
+        2, "training clips are scored by networks that never saw them: this many folds", 2, 20
+    )
 
 
 BN_MOMENTUM, BN_EPS = 0.01, 1e-3  # as the official code sets them (Keras' defaults)
@@ -51,7 +57,10 @@ class Vectors:
 
     def __init__(self, mel: torch.Tensor, lengths: list[int], frames: int):
         if min(lengths) < frames:
-            raise errors.InputError(f"a clip of {min(lengths)} frames came, expected at least {frames}; use longer clips or fewer autoencoder.frames")
+            raise errors.InputError(
+                f"a clip of {min(lengths)} frames came, expected at least {frames}; use longer clips or fewer"
+                " autoencoder.frames"
+            )
         bands = mel.shape[1]
         self._rows = mel.view(-1).as_strided((len(mel) - frames + 1, frames * bands), (bands, 1))
         size = torch.tensor(lengths, device=mel.device)
@@ -87,5 +96,7 @@ class Autoencoder(nn.Module):
         return self.layers(x)
 
     def loss(self, batch: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Mean squared error of a batch of vectors (n, frames · bands), for training; draws nothing from the generator."""
+        """Mean squared error of a batch of vectors (n, frames · bands), for training; draws nothing from the
+        generator.
+        """
         return {"loss": nn.functional.mse_loss(self(batch), batch)}

@@ -1,9 +1,10 @@
 """Branches of the classifier: whole-clip spectrum and spectrogram (or phase), each to one embedding.
 
-The layer tables of METHOD 5.2 and 5.3 (Wilkinghoff 2024), with PReLU for every ReLU (report 3.1). Adopted from Keras, where
-the cited code was written: asymmetric `same` padding (the extra cell comes last), BatchNorm with momentum 0.99 (0.01
-here, its start divided out) and eps 1e-3, Glorot-uniform kernels, no biases anywhere. Not adopted: Keras' PReLU with one slope per element
-starting at 0; here one slope per channel starting at 0.25, in the squeeze-excitation too (METHOD 5.10).
+The layer tables of METHOD 5.2 and 5.3 (Wilkinghoff 2024), with PReLU for every ReLU (report 3.1). Adopted
+from Keras, where the cited code was written: asymmetric `same` padding (the extra cell comes last), BatchNorm
+with momentum 0.99 (0.01 here, its start divided out) and eps 1e-3, Glorot-uniform kernels, no biases
+anywhere. Not adopted: Keras' PReLU with one slope per element starting at 0; here one slope per channel
+starting at 0.25, in the squeeze-excitation too (METHOD 5.10).
 
 Notebook: 04_classifier.
 """
@@ -19,7 +20,9 @@ SE_RATIO = 16
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Cells before and after that make the output ceil(size / stride) long: 7/2 on 374 is 2 before and 3 after."""
+    """Cells before and after that make the output ceil(size / stride) long: 7/2 on 374 is 2 before and 3
+    after.
+    """
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
@@ -66,9 +69,10 @@ def dense(n_in: int, n_out: int) -> nn.Linear:
 class _FromTheFirstStep:
     """BatchNorm whose running statistics do not remember the mean 0 and variance 1 that they started from.
 
-    At a momentum of 0.01 the start still weighs 0.99^t after t steps, 37 % after 100: a short training would be evaluated by
-    statistics that no batch ever had. Divided by 1 − 0.99^t they are averages over batches alone, as Adam's moments are; after
-    the thousands of steps of the cited trainings the difference is nothing.
+    At a momentum of 0.01 the start still weighs 0.99^t after t steps, 37 % after 100: a short training would
+    be evaluated by statistics that no batch ever had. Divided by 1 − 0.99^t they are averages over batches
+    alone, as Adam's moments are; after the thousands of steps of the cited trainings the difference is
+    nothing.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,7 +80,10 @@ class _FromTheFirstStep:
             return super().forward(x)
         start = torch.pow(1 - self.momentum, self.num_batches_tracked.float())
         share = torch.where(start < 1, 1 - start, 1)
-        mean, var = self.running_mean / share, torch.where(start < 1, (self.running_var - start) / share, self.running_var).clamp(min=0)
+        mean, var = (
+            self.running_mean / share,
+            torch.where(start < 1, (self.running_var - start) / share, self.running_var).clamp(min=0),
+        )
         return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
 
 
@@ -98,7 +105,9 @@ class SqueezeExcite(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         inner = max(channels // SE_RATIO, 1)
-        self.gate = nn.Sequential(dense(channels, inner), nn.PReLU(inner), dense(inner, channels), nn.Sigmoid())
+        self.gate = nn.Sequential(
+            dense(channels, inner), nn.PReLU(inner), dense(inner, channels), nn.Sigmoid()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.gate(x.flatten(2).mean(2))
@@ -106,7 +115,8 @@ class SqueezeExcite(nn.Module):
 
 
 class SpectrumBranch(nn.Module):
-    """Whole-clip magnitude spectrum (n, 1, bins) to an embedding (n, dim): three strided convolutions, five dense layers.
+    """Whole-clip magnitude spectrum (n, 1, bins) to an embedding (n, dim): three strided convolutions, five
+    dense layers.
 
     bins : half the samples of a clip; the dense layers tie the branch to it.  Source: METHOD 5.2
     """
@@ -114,10 +124,16 @@ class SpectrumBranch(nn.Module):
     def __init__(self, bins: int, dim: int = 128):
         super().__init__()
         self.convolutions = nn.Sequential(
-            SameConv1d(1, 128, 256, 64), nn.PReLU(128), SqueezeExcite(128),
-            SameConv1d(128, 128, 64, 32), nn.PReLU(128), SqueezeExcite(128),
-            SameConv1d(128, 128, 16, 4), nn.PReLU(128), SqueezeExcite(128),
-        )  # fmt: skip
+            SameConv1d(1, 128, 256, 64),
+            nn.PReLU(128),
+            SqueezeExcite(128),
+            SameConv1d(128, 128, 64, 32),
+            nn.PReLU(128),
+            SqueezeExcite(128),
+            SameConv1d(128, 128, 16, 4),
+            nn.PReLU(128),
+            SqueezeExcite(128),
+        )
         length = bins
         for stride in (64, 32, 4):
             length = -(-length // stride)
@@ -144,14 +160,20 @@ class Stem(nn.Module):
 
 
 class FirstBlock(nn.Module):
-    """Blocks 2a and 2b: x + residual at 16 channels; only 2b normalises x first and has its activation before BatchNorm."""
+    """Blocks 2a and 2b: x + residual at 16 channels; only 2b normalises x first and has its activation before
+    BatchNorm.
+    """
 
     def __init__(self, channels: int, *, second: bool):
         super().__init__()
         middle = [nn.PReLU(channels), _norm(channels)] if second else [_norm(channels), nn.PReLU(channels)]
         self.norm = _norm(channels) if second else nn.Identity()
         self.residual = nn.Sequential(
-            nn.PReLU(channels), SameConv2d(channels, channels, 3), *middle, SameConv2d(channels, channels, 3), SqueezeExcite(channels)
+            nn.PReLU(channels),
+            SameConv2d(channels, channels, 3),
+            *middle,
+            SameConv2d(channels, channels, 3),
+            SqueezeExcite(channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -160,16 +182,27 @@ class FirstBlock(nn.Module):
 
 
 class Block(nn.Module):
-    """Blocks 3a to 5b: x ← BN(x), then skip + residual; with a stride the skip is max-pooled and brought to n_out channels."""
+    """Blocks 3a to 5b: x ← BN(x), then skip + residual; with a stride the skip is max-pooled and brought to
+    n_out channels.
+    """
 
     def __init__(self, n_in: int, n_out: int, stride: int):
         super().__init__()
         self.norm = _norm(n_in)
         self.residual = nn.Sequential(
-            nn.PReLU(n_in), SameConv2d(n_in, n_out, 3, stride), _norm(n_out), nn.PReLU(n_out), SameConv2d(n_out, n_out, 3), SqueezeExcite(n_out)
+            nn.PReLU(n_in),
+            SameConv2d(n_in, n_out, 3, stride),
+            _norm(n_out),
+            nn.PReLU(n_out),
+            SameConv2d(n_out, n_out, 3),
+            SqueezeExcite(n_out),
         )
         # ceil_mode is Keras' `same` for a 2 x 2 pool: a last odd row is a window of its own
-        self.skip = nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), SameConv2d(n_in, n_out, 1)) if stride == 2 else nn.Identity()
+        self.skip = (
+            nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), SameConv2d(n_in, n_out, 1))
+            if stride == 2
+            else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
@@ -177,11 +210,13 @@ class Block(nn.Module):
 
 
 class SpectrogramBranch(nn.Module):
-    """Spectrogram or phase (n, channels, bins, frames) to an embedding (n, dim): the residual network of METHOD 5.3.
+    """Spectrogram or phase (n, channels, bins, frames) to an embedding (n, dim): the residual network of
+    METHOD 5.3.
 
-    centre_time : subtract each bin's mean over time first (magnitudes); off for phase, where a mean of wrapped angles
-        has no meaning (METHOD 6.1)
-    The last map is pooled by its maximum over all time: the table's MaxPool(18, 1) up to 18 s, and no tie to a clip length.
+    centre_time : subtract each bin's mean over time first (magnitudes); off for phase, where a mean of
+        wrapped angles has no meaning (METHOD 6.1)
+    The last map is pooled by its maximum over all time: the table's MaxPool(18, 1) up to 18 s, and no tie to
+    a clip length.
     """
 
     def __init__(self, channels: int, bins: int, dim: int = 128, *, centre_time: bool):
@@ -208,7 +243,9 @@ class SpectrogramBranch(nn.Module):
 
 
 def regularized(module: nn.Module) -> list[nn.Parameter]:
-    """Kernels that the L2 penalty covers: convolutions and dense layers outside squeeze-excitation (METHOD 5.2, 5.9)."""
+    """Kernels that the L2 penalty covers: convolutions and dense layers outside squeeze-excitation (METHOD
+    5.2, 5.9).
+    """
     if isinstance(module, SqueezeExcite):
         return []
     own = [module.weight] if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)) else []

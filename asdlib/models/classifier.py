@@ -1,11 +1,13 @@
 """The classification-based model: one branch per feature, one embedding, two sub-cluster AdaCos heads.
 
-One network for all machines learns which machine, attribute values and domain a normal clip has (C classes of training
-clips); the embedding before the heads is what is scored. Heads: `plain` over C classes on the joined embedding, `featex` over
-(B + 1)·C classes on the same embeddings exchanged between clips (METHOD 5.6). Loss = plain + weight · featex + l2 · Σ‖W‖².
+One network for all machines learns which machine, attribute values and domain a normal clip has (C classes of
+training clips); the embedding before the heads is what is scored. Heads: `plain` over C classes on the joined
+embedding, `featex` over (B + 1)·C classes on the same embeddings exchanged between clips (METHOD 5.6). Loss =
+plain + weight · featex + l2 · Σ‖W‖².
 
-Branches by name: `fft` whole-clip magnitude spectrum; `mel` mel spectrogram; `stft<n>` linear spectrogram with n_fft n and
-hop n/2 (any number of them, each its own branch); `phase` STFT phase through the same network as a spectrogram.
+Branches by name: `fft` whole-clip magnitude spectrum; `mel` mel spectrogram; `stft<n>` linear spectrogram
+with n_fft n and hop n/2 (any number of them, each its own branch); `phase` STFT phase through the same
+network as a spectrogram.
 Sources: report 3.1; METHOD 3.5, 5.  Notebook: 04_classifier.
 """
 
@@ -27,15 +29,21 @@ from asdlib.settings import setting
 class ClassifierSettings:
     """Classification-based model with three branches (report 3.1; METHOD 3.5)."""
 
-    branches: tuple[str, ...] = setting(("fft", "mel", "phase"), "fft, mel, phase, stft<n_fft>; FeatEx leaves the first in place (report 3.1)")
+    branches: tuple[str, ...] = setting(
+        ("fft", "mel", "phase"), "fft, mel, phase, stft<n_fft>; FeatEx leaves the first in place (report 3.1)"
+    )
     clip_seconds: float = setting(12.0, "s; clips are tiled or cropped to it (METHOD 5.1)", 0.1, 600.0)
     wave_norm: Literal["clip", "machine", "none"] = setting(
-        "clip", "mean 0, variance 1 of each clip (report 4.2; METHOD 3.2), one mean and std per machine, or none as in the cited code (METHOD 5.1)"
+        "clip",
+        "mean 0, variance 1 of each clip (report 4.2; METHOD 3.2), one mean and std per machine, or none as"
+        " in the cited code (METHOD 5.1)",
     )
     n_fft: int = setting(1024, "samples, of mel and phase (METHOD 5.3)", 64, 65536)
     hop_length: int = setting(512, "samples, of mel and phase; stft<n> hops n/2 (METHOD 5.3)", 16, 65536)
     n_mels: int = setting(128, "bands of the mel branch", 8, 512)
-    phase_repr: Literal["angle", "cossin", "if", "gd"] = setting("angle", "representation of the phase (METHOD 3.2)")
+    phase_repr: Literal["angle", "cossin", "if", "gd"] = setting(
+        "angle", "representation of the phase (METHOD 3.2)"
+    )
     dim: int = setting(128, "width of each branch's embedding (METHOD 5.2)", 2, 4096)
     subclusters: int = setting(16, "S of sub-cluster AdaCos (METHOD 5.7)", 1, 1024)
     scale: Literal["fixed", "adaptive"] = setting("fixed", "scale of sub-cluster AdaCos (METHOD 3.5, 5.7)")
@@ -44,15 +52,29 @@ class ClassifierSettings:
     mixup_prob: float = setting(0.5, "probability of waveform mixup per clip (METHOD 5.5)", 0.0, 1.0)
     mixup_beta: float = setting(1.0, "weights from Beta(beta, beta); 1 is uniform (METHOD 5.5)", 0.01, 100.0)
     featex_prob: float = setting(0.5, "probability of an exchange per clip (METHOD 5.6)", 0.0, 1.0)
-    featex_weight: float = setting(1.0, "weight of the FeatEx loss; 0: no FeatEx head (METHOD 5.6)", 0.0, 1000.0)
+    featex_weight: float = setting(
+        1.0, "weight of the FeatEx loss; 0: no FeatEx head (METHOD 5.6)", 0.0, 1000.0
+    )
     l2: float = setting(1e-5, "weight of the squared kernels in the loss (METHOD 5.2)", 0.0, 1.0)
     batch: int = setting(64, "clips per step (METHOD 5.4)", 2, 65536)
     epochs: int = setting(10, "passes over all training clips (METHOD 5.4)", 1, 100000)
     lr: float = setting(1e-3, "Adamax step size (METHOD 3.5)", 0.0, 1.0)
-    holdout: float = setting(0.1, "share of each class's training clips kept out of training, for the logged accuracy only", 0.0, 0.9)
-    ablation: int = setting(0, "epochs of the trainings without mixup and without FeatEx that notebook 04 compares; 0: none", 0, 100000)
+    holdout: float = setting(
+        0.1,
+        "share of each class's training clips kept out of training, for the logged accuracy only",
+        0.0,
+        0.9,
+    )
+    ablation: int = setting(
+        0,
+        "epochs of the trainings without mixup and without FeatEx that notebook 04 compares; 0: none",
+        0,
+        100000,
+    )
     kmeans: int = setting(16, "clusters of the source embeddings (METHOD 5.8)", 1, 1000)
-    backend: Literal["kmeans", "knn", "smote_knn", "local_density"] = setting("kmeans", "back-end of the score (METHOD 5.8); all are kept")
+    backend: Literal["kmeans", "knn", "smote_knn", "local_density"] = setting(
+        "kmeans", "back-end of the score (METHOD 5.8); all are kept"
+    )
     density_neighbours: int = setting(4, "K of local-density rescaling (METHOD 5.8)", 1, 100)
     smote: SmoteSettings = field(default_factory=SmoteSettings)
 
@@ -61,13 +83,17 @@ SMALLEST_MAP = 5  # bins and frames: less leaves nothing after the stem's valid 
 
 
 class Batch(NamedTuple):
-    """features : branch name -> float32 (n, ...), as `branch_inputs` makes them; y : float (n, C), soft labels."""
+    """features : branch name -> float32 (n, ...), as `branch_inputs` makes them; y : float (n, C), soft
+    labels.
+    """
 
     features: dict[str, Tensor]
     y: Tensor
 
 
-def branch_inputs(wave: Tensor, settings: ClassifierSettings, rate: int = features.SAMPLE_RATE) -> dict[str, Tensor]:
+def branch_inputs(
+    wave: Tensor, settings: ClassifierSettings, rate: int = features.SAMPLE_RATE
+) -> dict[str, Tensor]:
     """Every branch's input from waveforms (n, samples), on their device, in the order of `settings.branches`.
 
     raises : errors.InputError for a branch of another name, or waveforms too short for it
@@ -79,21 +105,34 @@ def branch_inputs(wave: Tensor, settings: ClassifierSettings, rate: int = featur
             inputs[name] = features.spectrum(wave)
         elif name == "mel":
             inputs[name] = features.spectrogram(
-                wave, kind="mel", n_fft=settings.n_fft, hop=settings.hop_length, n_mels=settings.n_mels, rate=rate
+                wave,
+                kind="mel",
+                n_fft=settings.n_fft,
+                hop=settings.hop_length,
+                n_mels=settings.n_mels,
+                rate=rate,
             )
         elif name == "phase":
-            inputs[name] = features.phase(wave, representation=settings.phase_repr, n_fft=settings.n_fft, hop=settings.hop_length)
+            inputs[name] = features.phase(
+                wave, representation=settings.phase_repr, n_fft=settings.n_fft, hop=settings.hop_length
+            )
         elif name.startswith("stft") and name[4:].isdigit() and int(name[4:]) >= 16:
-            inputs[name] = features.spectrogram(wave, kind="stft", n_fft=int(name[4:]), hop=int(name[4:]) // 2)
+            inputs[name] = features.spectrogram(
+                wave, kind="stft", n_fft=int(name[4:]), hop=int(name[4:]) // 2
+            )
         else:
             raise errors.InputError(f"unknown branch {name!r}{errors.suggest(name, known)}")
     if not inputs or len(inputs) < len(settings.branches):
-        raise errors.InputError(f"classifier.branches = {list(settings.branches)}, expected at least one branch and each of them once")
+        raise errors.InputError(
+            f"classifier.branches = {list(settings.branches)}, expected at least one branch and each of them"
+            " once"
+        )
     return inputs
 
 
 class Classifier(nn.Module):
-    """forward : branch inputs -> embedding float32 (n, dim · branches), branch by branch in the order of the settings.
+    """forward : branch inputs -> embedding float32 (n, dim · branches), branch by branch in the order of the
+    settings.
 
     settings : branches, clip_seconds (which fixes every input's shape), widths, heads
     classes : C, number of training classes
@@ -109,32 +148,40 @@ class Classifier(nn.Module):
         for name, shape in self.shapes.items():
             if name != "fft" and min(shape[1:]) < SMALLEST_MAP:
                 raise errors.InputError(
-                    f"branch {name}: {shape[1]} bins and {shape[2]} frames from {settings.clip_seconds:g} s, expected at least "
-                    f"{SMALLEST_MAP} of each; use longer clips or another n_fft"
+                    f"branch {name}: {shape[1]} bins and {shape[2]} frames from {settings.clip_seconds:g} s,"
+                    f" expected at least {SMALLEST_MAP} of each; use longer clips or another n_fft"
                 )
         for name, shape in self.shapes.items():
             if name == "fft":
                 self.branches[name] = branches.SpectrumBranch(shape[1], settings.dim)
             else:
-                self.branches[name] = branches.SpectrogramBranch(shape[0], shape[1], settings.dim, centre_time=name != "phase")
+                self.branches[name] = branches.SpectrogramBranch(
+                    shape[0], shape[1], settings.dim, centre_time=name != "phase"
+                )
         width, count = settings.dim * len(self.shapes), len(self.shapes)
         kind = {"subclusters": settings.subclusters, "scale": settings.scale}
         self.plain = losses.SubClusterAdaCos(width, classes, trainable=settings.train_centres, **kind)
         self.featex = None
         if count > 1 and settings.featex_weight > 0:  # one branch has nothing to exchange
-            self.featex = losses.SubClusterAdaCos(width, classes * (count + 1), trainable=settings.train_featex_centres, **kind)
+            self.featex = losses.SubClusterAdaCos(
+                width, classes * (count + 1), trainable=settings.train_featex_centres, **kind
+            )
 
     def embed_branches(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         """One embedding (n, dim) per branch, float32."""
         embeddings = []
         for name, expected in self.shapes.items():
             if name not in inputs:
-                raise errors.InputError(f"no features for branch {name} came; make them with the settings that the model was built with")
+                raise errors.InputError(
+                    f"no features for branch {name} came; make them with the settings that the model was"
+                    " built with"
+                )
             came = tuple(inputs[name].shape[1:])
             if came != expected:
                 raise errors.InputError(
-                    f"branch {name}: features of shape {came} came, expected {expected} for clips of {self.settings.clip_seconds:g} s; "
-                    "tile or crop the clips, or set classifier.clip_seconds"
+                    f"branch {name}: features of shape {came} came, expected {expected} for clips of"
+                    f" {self.settings.clip_seconds:g} s; tile or crop the clips, or set"
+                    " classifier.clip_seconds"
                 )
             embeddings.append(self.branches[name](inputs[name]).float())
         return embeddings
@@ -149,7 +196,9 @@ class Classifier(nn.Module):
         parts = {"plain": self.plain(joined, batch.y)}
         total = parts["plain"]
         if self.featex is not None:
-            exchanged = augment.featex(embeddings, batch.y, prob=self.settings.featex_prob, generator=generator)
+            exchanged = augment.featex(
+                embeddings, batch.y, prob=self.settings.featex_prob, generator=generator
+            )
             parts["featex"] = self.featex(*exchanged)
             total = total + self.settings.featex_weight * parts["featex"]
         parts["l2"] = branches.l2_penalty(branches.regularized(self.branches))

@@ -2,10 +2,11 @@
 
 Conventions
 -----------
-Losses are float32 scalars whatever the precision of the network. Labels are soft: float (n, classes), rows sum to 1.
-VAE terms are sums over dimensions and means over the samples that `normal` marks (report Eq. 3, 4; METHOD 4.3): a
-pseudo-anomaly, or a mixture with one, never reaches them. Symbols follow the report: h = f_FE(X), z = (z_d, z_c) with
-z_d the first `domain` of the latent channels, prior N(k·v, 1) for each channel of z_d and N(0, 1) for z_c.
+Losses are float32 scalars whatever the precision of the network. Labels are soft: float (n, classes), rows
+sum to 1. VAE terms are sums over dimensions and means over the samples that `normal` marks (report Eq. 3, 4;
+METHOD 4.3): a pseudo-anomaly, or a mixture with one, never reaches them. Symbols follow the report: h =
+f_FE(X), z = (z_d, z_c) with z_d the first `domain` of the latent channels, prior N(k·v, 1) for each channel
+of z_d and N(0, 1) for z_c.
 
 Sources: METHOD 5.6, 5.7 (Wilkinghoff 2021, 2024), report Eq. 1-4, METHOD 3.4, 3.5, 4.1-4.3, 6.2.
 Notebooks: 04_classifier, 05_oevae.
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 
 from asdlib import errors
 
-ACTIVE_NATS = 0.01  # a latent channel whose mean KL is below this carries nothing (Burda et al. 2016 use a like threshold)
+# a latent channel whose mean KL is below this carries nothing (Burda et al. 2016 use a like threshold)
+ACTIVE_NATS = 0.01
 
 
 def initial_scale(classes: int, subclusters: int) -> float:
@@ -31,25 +33,32 @@ def initial_scale(classes: int, subclusters: int) -> float:
     raises : errors.InputError for a single class of a single sub-cluster
     """
     if classes * subclusters < 3:
-        raise errors.InputError(f"{classes} classes of {subclusters} sub-clusters came, expected 3 centres or more; train on more machines")
+        raise errors.InputError(
+            f"{classes} classes of {subclusters} sub-clusters came, expected 3 centres or more; train on more"
+            " machines"
+        )
     return math.sqrt(2) * math.log(classes * subclusters - 1)
 
 
 class SubClusterAdaCos(nn.Module):
     """Softmax over cosines to C·S centres, summed per class, against soft labels.
 
-    p_j = Σ_k exp(s·cos θ_jk) / Σ_lm exp(s·cos θ_lm), loss = mean_i −Σ_j y_ij ln p_ij, by log-softmax and logsumexp.
+    p_j = Σ_k exp(s·cos θ_jk) / Σ_lm exp(s·cos θ_lm), loss = mean_i −Σ_j y_ij ln p_ij, by log-softmax and
+    logsumexp.
 
     dim, classes, subclusters : embedding width, C, S; centre j·S + k is sub-cluster k of class j
     trainable : whether the centres learn; otherwise they stay as drawn (Glorot uniform) and are no parameters
-    scale : "fixed" keeps s = √2·ln(C·S − 1); "adaptive" sets s before each training step, without gradient, to
-        (m + ln B) / cos(min(π/4, θ_med)), where m + ln B is the log of the batch mean of Σ exp(s·cos θ) over all centres and
-        θ_med the median over the batch of n_i Σ_j y_ij Σ_k θ_ijk, n_i the number of non-zero labels. θ_med sums over
-        the S sub-clusters and so exceeds π/4 for any S >= 2: the rule then is s = √2·(m + ln B), and the angle matters
+    scale : "fixed" keeps s = √2·ln(C·S − 1); "adaptive" sets s before each training step, without gradient,
+        to (m + ln B) / cos(min(π/4, θ_med)), where m + ln B is the log of the batch mean of Σ exp(s·cos θ)
+        over all centres and θ_med the median over the batch of n_i Σ_j y_ij Σ_k θ_ijk, n_i the number of
+        non-zero labels. θ_med sums over the S sub-clusters and so exceeds π/4 for any S >= 2: the rule then
+        is s = √2·(m + ln B), and the angle matters
         only for S = 1, plain AdaCos.  Source: METHOD 5.7
     """
 
-    def __init__(self, dim: int, classes: int, subclusters: int = 16, *, trainable: bool = True, scale: str = "fixed"):
+    def __init__(
+        self, dim: int, classes: int, subclusters: int = 16, *, trainable: bool = True, scale: str = "fixed"
+    ):
         super().__init__()
         errors.check_choice("scale of sub-cluster AdaCos", scale, ("fixed", "adaptive"))
         self.classes, self.subclusters, self.adaptive = classes, subclusters, scale == "adaptive"
@@ -66,14 +75,18 @@ class SubClusterAdaCos(nn.Module):
 
     def class_log_prob(self, cosines: Tensor) -> Tensor:
         """(n, C) ln p of each class at the present scale."""
-        return F.log_softmax(self.scale * cosines, 1).unflatten(1, (self.classes, self.subclusters)).logsumexp(2)
+        return (
+            F.log_softmax(self.scale * cosines, 1).unflatten(1, (self.classes, self.subclusters)).logsumexp(2)
+        )
 
     @torch.no_grad()
     def adapted_scale(self, cosines: Tensor, y: Tensor) -> Tensor:
         """The adaptive rule's next scale, from one batch.  Shapes as in `cosines` and `forward`."""
         log_mean = torch.logsumexp((self.scale * cosines).flatten(), 0) - math.log(len(cosines))
         angle = torch.acos(cosines.clamp(-1 + 1e-7, 1 - 1e-7))
-        per_centre = y.repeat_interleave(self.subclusters, 1)  # centres are grouped by class, so labels repeat in place
+        per_centre = y.repeat_interleave(
+            self.subclusters, 1
+        )  # centres are grouped by class, so labels repeat in place
         median = ((y > 0).sum(1) * (per_centre * angle).sum(1)).median()
         return log_mean / torch.cos(median.clamp(max=math.pi / 4)) + 1e-7
 
@@ -81,7 +94,10 @@ class SubClusterAdaCos(nn.Module):
         """Mean loss of embeddings (n, dim) with soft labels (n, C)."""
         if y.shape != (len(e), self.classes):
             expected = (len(e), self.classes)
-            raise errors.InputError(f"labels came as {tuple(y.shape)}, expected {expected}: one row per item, one column per class")
+            raise errors.InputError(
+                f"labels came as {tuple(y.shape)}, expected {expected}: one row per item, one column per"
+                " class"
+            )
         with torch.autocast(e.device.type, enabled=False):
             cosines = self.cosines(e)
             if self.adaptive and self.training:
@@ -101,7 +117,8 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """x itself; the gradient that flows back through it is multiplied by `factor` (λ of Eq. 1 at the border of f_FE).
+    """x itself; the gradient that flows back through it is multiplied by `factor` (λ of Eq. 1 at the border
+    of f_FE).
 
     x : any shape (...,).  returns : the same
     """
@@ -109,7 +126,9 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 
 
 def machine_loss(logit: Tensor, t: Tensor) -> Tensor:
-    """Binary cross-entropy of logits (n,) with t in [0, 1], 1 = target machine: Eq. 2 in its bounded form (METHOD 4.1), >= 0."""
+    """Binary cross-entropy of logits (n,) with t in [0, 1], 1 = target machine: Eq. 2 in its bounded form
+    (METHOD 4.1), >= 0.
+    """
     return F.binary_cross_entropy_with_logits(logit.float(), t.float())
 
 
@@ -122,7 +141,9 @@ def attribute_loss(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor, prior_mean: Tensor | float = 0.0) -> Tensor:
-    """KL(N(μ, σ²) ‖ N(prior_mean, 1)) per element, in nats, >= 0: ½(σ² + (μ − m)² − 1 − ln σ²).  Source: Eq. 3, METHOD 6.2"""
+    """KL(N(μ, σ²) ‖ N(prior_mean, 1)) per element, in nats, >= 0: ½(σ² + (μ − m)² − 1 − ln σ²).  Source: Eq.
+    3, METHOD 6.2
+    """
     return 0.5 * (logvar.exp() + (mu - prior_mean).square() - 1 - logvar)
 
 
@@ -132,7 +153,9 @@ def mean_over(values: Tensor, mask: Tensor) -> Tensor:
 
 
 class VAEOutput(NamedTuple):
-    """One pass through the VAE: mu, logvar, z float (n, latent); h (what it was given) and h_hat float (n, dim)."""
+    """One pass through the VAE: mu, logvar, z float (n, latent); h (what it was given) and h_hat float (n,
+    dim).
+    """
 
     mu: Tensor
     logvar: Tensor
@@ -152,10 +175,11 @@ class VAETerms(NamedTuple):
 def vae_terms(out: VAEOutput, prior: Tensor, *, domain: int, normal: Tensor, conditioned: Tensor) -> VAETerms:
     """Eq. 3 and 4: sums over dimensions, means over normal samples.
 
-    prior : float (n,), k·v of each sample, the same for all channels of z_d; not read where `conditioned` is False
+    prior : float (n,), k·v of each sample, the same for all channels of z_d; not read where `conditioned` is
+        False
     domain : channels of z_d
-    normal : bool (n,), target machine only; conditioned : bool (n,), has a v. A normal sample without v enters KL_c and
-        the reconstruction, not KL_d.
+    normal : bool (n,), target machine only; conditioned : bool (n,), has a v. A normal sample without v
+        enters KL_c and the reconstruction, not KL_d.
     """
     mu, logvar = out.mu.float(), out.logvar.float()
     mean = torch.where(conditioned, prior, 0).unsqueeze(1)
@@ -166,8 +190,12 @@ def vae_terms(out: VAEOutput, prior: Tensor, *, domain: int, normal: Tensor, con
 
 
 @torch.no_grad()
-def kl_per_channel(out: VAEOutput, prior: Tensor, *, domain: int, normal: Tensor, conditioned: Tensor) -> Tensor:
-    """(latent,) mean KL of each channel in nats, for the log; a channel below `ACTIVE_NATS` is dead.  Arguments: `vae_terms`"""
+def kl_per_channel(
+    out: VAEOutput, prior: Tensor, *, domain: int, normal: Tensor, conditioned: Tensor
+) -> Tensor:
+    """(latent,) mean KL of each channel in nats, for the log; a channel below `ACTIVE_NATS` is dead.
+    Arguments: `vae_terms`
+    """
     mean = torch.zeros_like(out.mu, dtype=torch.float32)
     mean[:, :domain] = torch.where(conditioned, prior, 0).unsqueeze(1)
     kl = gaussian_kl(out.mu.float(), out.logvar.float(), mean)
@@ -177,7 +205,8 @@ def kl_per_channel(out: VAEOutput, prior: Tensor, *, domain: int, normal: Tensor
 
 
 def alpha_scores(out: VAEOutput, *, domain: int) -> dict[str, Tensor]:
-    """Anomaly score α of each sample in every `alpha_mode`, at z = μ (deterministic); higher is more anomalous.
+    """Anomaly score α of each sample in every `alpha_mode`, at z = μ (deterministic); higher is more
+    anomalous.
 
     returns : mode -> float32 (n,)
         nll           −ln N(μ_c; 0, I), the report's α

@@ -1,9 +1,10 @@
 """OEVAE: an extractor that tells the target machine from others, and a VAE on its output, trained together.
 
-f_FE is torchvision's ResNet-18 with one input channel, g_machine one linear layer, the VAE 512 → 256 → (μ, ln σ²) of 64
-channels → 256 → 512 with z_d the first 8 of them (Eq. 1-4). The VAE sees normal samples of the target machine only. With
-`vae_grad = "split"` λ scales the gradient that passes from the VAE into f_FE and the VAE's own parameters get the whole of it;
-with "literal" λ scales the VAE's loss, as Eq. 1 is printed (METHOD 4.2: Adam then hardly moves the VAE).
+f_FE is torchvision's ResNet-18 with one input channel, g_machine one linear layer, the VAE 512 → 256 → (μ, ln
+σ²) of 64 channels → 256 → 512 with z_d the first 8 of them (Eq. 1-4). The VAE sees normal samples of the
+target machine only. With `vae_grad = "split"` λ scales the gradient that passes from the VAE into f_FE and
+the VAE's own parameters get the whole of it; with "literal" λ scales the VAE's loss, as Eq. 1 is printed
+(METHOD 4.2: Adam then hardly moves the VAE).
 
 Sources: report 3.2 and 4.2; METHOD 3.4, 4, 6.2, 6.3.  Notebooks: 05_oevae, 07_latents.
 """
@@ -30,7 +31,9 @@ class OEVAEFeatureSettings:
 
     segments: int = setting(8, "equally spaced segments per clip (report 4.2)", 1, 1000)
     segment_s: float = setting(2.0, "s (report 4.2)", 0.05, 60.0)
-    wave_norm: Literal["clip", "machine"] = setting("clip", "mean 0, variance 1 of each clip (report 4.2), or one mean and std per machine")
+    wave_norm: Literal["clip", "machine"] = setting(
+        "clip", "mean 0, variance 1 of each clip (report 4.2), or one mean and std per machine"
+    )
     n_fft: int = setting(1024, "samples; 2048 makes the mel bank full rank (METHOD 4.10)", 64, 65536)
     win_length: int = setting(1024, "samples, 64 ms (report 4.2)", 64, 65536)
     hop_length: int = setting(256, "samples, 16 ms (report 4.2)", 16, 65536)
@@ -44,8 +47,15 @@ class OEVAEMixupSettings:
     """Waveform mixup of segments (report 2.1)."""
 
     prob: float = setting(0.5, "probability per segment (METHOD 5.5)", 0.0, 1.0)
-    beta: float = setting(1.0, "weights from Beta(beta, beta); 1 is uniform (METHOD 5.5), 0.2 stays near one parent (METHOD 6.3)", 0.01, 100.0)
-    outliers: bool = setting(False, "mix target with pseudo-anomalous segments too, t and attributes become soft (METHOD 3.9)")
+    beta: float = setting(
+        1.0,
+        "weights from Beta(beta, beta); 1 is uniform (METHOD 5.5), 0.2 stays near one parent (METHOD 6.3)",
+        0.01,
+        100.0,
+    )
+    outliers: bool = setting(
+        False, "mix target with pseudo-anomalous segments too, t and attributes become soft (METHOD 3.9)"
+    )
 
 
 @dataclass(frozen=True)
@@ -56,8 +66,15 @@ class OEVAESettings:
     condition: ConditionSettings = field(default_factory=ConditionSettings)
     mixup: OEVAEMixupSettings = field(default_factory=OEVAEMixupSettings)
     smote: SmoteSettings = field(default_factory=SmoteSettings)
-    width: int = setting(64, "channels of the first stage; 64 is ResNet-18 (report 4.2), less a narrower network for demos", 4, 256)
-    pretrained: bool = setting(False, "start from ImageNet weights that are on disk; nothing is downloaded (METHOD 4.19)")
+    width: int = setting(
+        64,
+        "channels of the first stage; 64 is ResNet-18 (report 4.2), less a narrower network for demos",
+        4,
+        256,
+    )
+    pretrained: bool = setting(
+        False, "start from ImageNet weights that are on disk; nothing is downloaded (METHOD 4.19)"
+    )
     pretrained_file: str = setting("", "file of these weights; empty: where torch.hub keeps them")
     hidden: int = setting(256, "units of the VAE's hidden layers (METHOD 4.14)", 2, 8192)
     latent: int = setting(64, "latent channels (report 4.2)", 2, 4096)
@@ -66,29 +83,56 @@ class OEVAESettings:
     vae_grad: Literal["split", "literal"] = setting(
         "split", "λ scales the gradient from VAE to extractor (METHOD 3.4), or the VAE's loss (report Eq. 1)"
     )
-    kl_warmup: float = setting(0.0, "epochs over which the weight of the KL terms rises from 0 to 1 (METHOD 3.9)", 0.0, 10000.0)
-    attribute_weight: float = setting(0.0, "weight of the attribute head's loss; 10 as L_section (METHOD 6.3); 0: no such head (report)", 0.0, 1000.0)
-    near: float = setting(0.0, "part of the pseudo-anomalies drawn from the machines nearest to the target; 0: uniform (METHOD 3.4)", 0.0, 1.0)
+    kl_warmup: float = setting(
+        0.0, "epochs over which the weight of the KL terms rises from 0 to 1 (METHOD 3.9)", 0.0, 10000.0
+    )
+    attribute_weight: float = setting(
+        0.0,
+        "weight of the attribute head's loss; 10 as L_section (METHOD 6.3); 0: no such head (report)",
+        0.0,
+        1000.0,
+    )
+    near: float = setting(
+        0.0,
+        "part of the pseudo-anomalies drawn from the machines nearest to the target; 0: uniform (METHOD 3.4)",
+        0.0,
+        1.0,
+    )
     batch: int = setting(128, "segments per step, half target, half pseudo-anomalous (report 4.2)", 2, 65536)
     epochs: int = setting(20, "passes over all target segments (report 4.2)", 1, 100000)
     lr: float = setting(1e-3, "Adam step size (report 4.2)", 0.0, 1.0)
-    holdout: float = setting(0.1, "share of each domain's training clips kept out of training, to measure separation on (METHOD 6.3)", 0.0, 0.9)
-    k_scales: tuple[float, ...] = setting((1.0, 2.5, 5.0, 10.0), "k_scale of VAEs refitted on the finished embeddings, for 08", 0.0, 1000.0)
+    holdout: float = setting(
+        0.1,
+        "share of each domain's training clips kept out of training, to measure separation on (METHOD 6.3)",
+        0.0,
+        0.9,
+    )
+    k_scales: tuple[float, ...] = setting(
+        (1.0, 2.5, 5.0, 10.0), "k_scale of VAEs refitted on the finished embeddings, for 08", 0.0, 1000.0
+    )
     refit_epochs: int = setting(50, "passes over the training embeddings for each of them", 1, 100000)
-    ablation: int = setting(0, "epochs of each row of the ablation in 05_oevae, on the first machine; 0: no ablation", 0, 1000)
-    alpha_mode: Literal["nll", "expected_nll", "kl", "recon", "neg_elbo"] = setting("nll", "α of the score (report 3.2; METHOD 3.4); all are kept")
+    ablation: int = setting(
+        0, "epochs of each row of the ablation in 05_oevae, on the first machine; 0: no ablation", 0, 1000
+    )
+    alpha_mode: Literal["nll", "expected_nll", "kl", "recon", "neg_elbo"] = setting(
+        "nll", "α of the score (report 3.2; METHOD 3.4); all are kept"
+    )
     neighbours: int = setting(1, "k of the kNN score β; 1, 2 and 4 are all kept (report 4.2)", 1, 100)
-    neighbour_domains: Literal["pooled", "min"] = setting("pooled", "source and target together (METHOD 4.18), or the nearer of the two")
+    neighbour_domains: Literal["pooled", "min"] = setting(
+        "pooled", "source and target together (METHOD 4.18), or the nearer of the two"
+    )
 
 
-LOGVAR_LIMIT = 20.0  # beyond any useful posterior; keeps exp finite for pseudo-anomalies, which the VAE never learns from
+# beyond any useful posterior; keeps exp finite for pseudo-anomalies, which the VAE never learns from
+LOGVAR_LIMIT = 20.0
 
 
 class Batch(NamedTuple):
     """x : float32 (n, 1, mels, frames), log-mel of segments
     t : float (n,), 1 target machine, 0 pseudo-anomaly, between for a mixture of the two
     prior : float (n,), k·v; conditioned : bool (n,), whether the sample has a v
-    attributes : float (n, A) soft labels of the attribute head, rows of pseudo-anomalies 0; None without such a head
+    attributes : float (n, A) soft labels of the attribute head, rows of pseudo-anomalies 0; None without such
+        a head
     kl_weight : weight of the KL terms, below 1 during warm-up; a scalar tensor keeps it on the device
     """
 
@@ -110,7 +154,9 @@ class VAEBatch(NamedTuple):
 
 
 class Output(NamedTuple):
-    """h : float32 (n, dim); logit : (n,), > 0 for the target machine; attributes : (n, A) logits or None; vae : one pass."""
+    """h : float32 (n, dim); logit : (n,), > 0 for the target machine; attributes : (n, A) logits or None; vae
+    : one pass.
+    """
 
     h: Tensor
     logit: Tensor
@@ -121,10 +167,12 @@ class Output(NamedTuple):
 def resnet18(width: int = 64) -> nn.Module:
     """torchvision's ResNet-18 for one input channel, pooled features (n, 8 · width) as output.
 
-    width : channels of the first stage. 64 is the network as published; otherwise its stages are replaced by narrower
-        or wider ones of the same blocks.
+    width : channels of the first stage. 64 is the network as published; otherwise its stages are replaced by
+        narrower or wider ones of the same blocks.
     """
-    from torchvision.models import resnet  # here: it takes a second, which a run that trains nothing need not pay
+    from torchvision.models import (
+        resnet,
+    )  # here: it takes a second, which a run that trains nothing need not pay
 
     net = resnet.resnet18()
     net.conv1 = _initialised(nn.Conv2d(1, width, 7, 2, 3, bias=False))
@@ -134,7 +182,9 @@ def resnet18(width: int = 64) -> nn.Module:
         n_in = width
         for i in range(4):
             n_out = width * 2**i
-            setattr(net, f"layer{i + 1}", _initialised(_stage(resnet.BasicBlock, n_in, n_out, 1 if i == 0 else 2)))
+            setattr(
+                net, f"layer{i + 1}", _initialised(_stage(resnet.BasicBlock, n_in, n_out, 1 if i == 0 else 2))
+            )
             n_in = n_out
     return net
 
@@ -166,7 +216,8 @@ def load_pretrained(net: nn.Module, file: str = "") -> None:
     path = Path(file) if file else Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not path.is_file():
         raise errors.InputError(
-            f"oevae.pretrained: no {path}; fetch {url} to it, name the file in oevae.pretrained_file, or set pretrained = false"
+            f"oevae.pretrained: no {path}; fetch {url} to it, name the file in oevae.pretrained_file, or set"
+            " pretrained = false"
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -175,7 +226,9 @@ def load_pretrained(net: nn.Module, file: str = "") -> None:
         net.load_state_dict(kept)
     except Exception as error:  # torch raises many kinds for a file that is none of its own
         kind = type(error).__name__
-        raise errors.InputError(f"oevae.pretrained: {path} does not hold torchvision's resnet18 ({kind}); fetch {url}") from error
+        raise errors.InputError(
+            f"oevae.pretrained: {path} does not hold torchvision's resnet18 ({kind}); fetch {url}"
+        ) from error
 
 
 class VAE(nn.Module):
@@ -187,7 +240,10 @@ class VAE(nn.Module):
     def __init__(self, dim: int, hidden: int, latent: int, domain: int):
         super().__init__()
         if not 0 < domain < latent:
-            raise errors.InputError(f"oevae.domain_latent is {domain} of {latent} latent channels, expected at least 1 in each of z_d and z_c")
+            raise errors.InputError(
+                f"oevae.domain_latent is {domain} of {latent} latent channels, expected at least 1 in each of"
+                " z_d and z_c"
+            )
         self.domain = domain
         self.encoder = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent))
         self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, dim))
@@ -201,16 +257,25 @@ class VAE(nn.Module):
             z = mu + torch.exp(0.5 * logvar) * noise
         return losses.VAEOutput(mu, logvar, z, h, self.decoder(z))
 
-    def terms(self, out: losses.VAEOutput, batch: Batch | VAEBatch, normal: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_vae1 + L_vae2 over the normal samples, and its parts with the number of active channels for the log."""
+    def terms(
+        self, out: losses.VAEOutput, batch: Batch | VAEBatch, normal: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_vae1 + L_vae2 over the normal samples, and its parts with the number of active channels for the
+        log.
+        """
         mask = {"domain": self.domain, "normal": normal, "conditioned": batch.conditioned}
         terms = losses.vae_terms(out, batch.prior, **mask)
         active = (losses.kl_per_channel(out, batch.prior, **mask) > losses.ACTIVE_NATS).sum().float()
-        return batch.kl_weight * (terms.kl_d + terms.kl_c) + terms.recon, {**terms._asdict(), "active": active}
+        return batch.kl_weight * (terms.kl_d + terms.kl_c) + terms.recon, {
+            **terms._asdict(),
+            "active": active,
+        }
 
     def loss(self, batch: VAEBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """The VAE alone on embeddings that stay as they are, to refit it for another k within seconds."""
-        total, parts = self.terms(self(batch.h, generator), batch, torch.ones(len(batch.h), dtype=torch.bool, device=batch.h.device))
+        total, parts = self.terms(
+            self(batch.h, generator), batch, torch.ones(len(batch.h), dtype=torch.bool, device=batch.h.device)
+        )
         return {"loss": total, **parts}
 
 
@@ -228,38 +293,58 @@ class OEVAE(nn.Module):
         self.extractor = resnet18(settings.width)
         if settings.pretrained:
             if settings.width != 64:
-                raise errors.InputError(f"oevae.pretrained came with width {settings.width}, expected 64: the published weights fit no other")
+                raise errors.InputError(
+                    f"oevae.pretrained came with width {settings.width}, expected 64: the published weights"
+                    " fit no other"
+                )
             load_pretrained(self.extractor, settings.pretrained_file)
         self.dim = 8 * settings.width
         self.machine = nn.Linear(self.dim, 1)
-        self.attribute = nn.Linear(self.dim, attributes) if attributes and settings.attribute_weight > 0 else None
+        self.attribute = (
+            nn.Linear(self.dim, attributes) if attributes and settings.attribute_weight > 0 else None
+        )
         self.vae = VAE(self.dim, settings.hidden, settings.latent, settings.domain_latent)
-        self.register_buffer("steps", torch.zeros(()))  # of training so far; part of the state, so that a resumed warm-up goes on
+        self.register_buffer(
+            "steps", torch.zeros(())
+        )  # of training so far; part of the state, so that a resumed warm-up goes on
 
     def embed(self, x: Tensor) -> Tensor:
         """f_FE(X): log-mel (n, 1, mels, frames) to float32 (n, dim)."""
         if x.ndim != 4 or x.shape[1] != 1:
-            raise errors.InputError(f"log-mel segments came as {tuple(x.shape)}, expected (n, 1, mels, frames)")
+            raise errors.InputError(
+                f"log-mel segments came as {tuple(x.shape)}, expected (n, 1, mels, frames)"
+            )
         return self.extractor(x).float()
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Output:
         h = self.embed(x)
-        with torch.autocast(x.device.type, enabled=False):  # the heads are small and their gradients span 1e-7
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # the heads are small and their gradients span 1e-7
             split = self.settings.vae_grad == "split"
             vae = self.vae(losses.scale_gradient(h, self.settings.lambda_vae) if split else h, generator)
-            return Output(h, self.machine(h).squeeze(1), None if self.attribute is None else self.attribute(h), vae)
+            return Output(
+                h, self.machine(h).squeeze(1), None if self.attribute is None else self.attribute(h), vae
+            )
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Eq. 1 as `loss`, and for the log its parts, the separation accuracy and the number of active latent channels."""
+        """Eq. 1 as `loss`, and for the log its parts, the separation accuracy and the number of active latent
+        channels.
+        """
         out = self(batch.x, generator)
         if self.training:
             self.steps += 1
         parts = {"machine": losses.machine_loss(out.logit, batch.t)}
         vae, more = self.vae.terms(out.vae, batch, batch.t == 1)  # a mixture with a pseudo-anomaly has t < 1
-        total = parts["machine"] + (vae if self.settings.vae_grad == "split" else self.settings.lambda_vae * vae)
+        total = parts["machine"] + (
+            vae if self.settings.vae_grad == "split" else self.settings.lambda_vae * vae
+        )
         if self.attribute is not None:
             if batch.attributes is None:
-                raise errors.InputError("the batch has no labels for the attribute head; pass them or set oevae.attribute_weight = 0")
+                raise errors.InputError(
+                    "the batch has no labels for the attribute head; pass them or set"
+                    " oevae.attribute_weight = 0"
+                )
             parts["attribute"] = losses.attribute_loss(out.attributes, batch.attributes)
             total = total + self.settings.attribute_weight * parts["attribute"]
         accuracy = ((out.logit > 0) == (batch.t > 0.5)).float().mean()

@@ -2,11 +2,12 @@
 
 Conventions
 -----------
-`float32` and `bf16` (bfloat16 autocast; weights, optimiser and all scores stay float32) are both computed channels_last
-(`python -m tests.bench layouts`). Networks that are not in NETWORKS are trained in float32.
+`float32` and `bf16` (bfloat16 autocast; weights, optimiser and all scores stay float32) are both computed
+channels_last (`python -m tests.bench layouts`). Networks that are not in NETWORKS are trained in float32.
 
-`auto` is bf16 where the device multiplies bfloat16 matrices in hardware, else float32: the same machine always trains alike. What it comes
-to is part of the digest of what was trained with it. A runner decides it for all its jobs, on whatever machine they run (`StudyPaths.auto`).
+`auto` is bf16 where the device multiplies bfloat16 matrices in hardware, else float32: the same machine
+always trains alike. What it comes to is part of the digest of what was trained with it. A runner decides it
+for all its jobs, on whatever machine they run (`StudyPaths.auto`).
 
 Source: METHOD 8.2. Notebooks: 04_classifier, 05_oevae.
 """
@@ -42,7 +43,8 @@ def auto(device: torch.device) -> str:
 def of(name: str, cfg: config.StudySettings, device: torch.device, ordered: str = "") -> str:
     """`float32` or `bf16` for the training of detector `name`.
 
-    ordered : what `auto` is where another machine decided it; empty: what it is on this one.  Notebooks: 04_classifier, 05_oevae
+    ordered : what `auto` is where another machine decided it; empty: what it is on this one.  Notebooks:
+        04_classifier, 05_oevae
     """
     if name not in NETWORKS:
         return "float32"

@@ -1,10 +1,11 @@
 """Training: one loop for every network.
 
-The loop knows a model with `loss(batch, generator)`, and a function that yields an epoch's batches from a generator.
-Everything random in an epoch comes from a generator seeded by (seed, epoch), so an interrupted training goes on from
-the last checkpoint to the same weights as an unbroken one. Logged terms stay on the device until an epoch ends.
-Checkpoints are written beside and renamed, and read with `weights_only=True`. Torch's training ends in this module.
-Sources: METHOD 3.4, 3.5, 3.6, 8.2. Notebooks: 03_baseline, 04_classifier, 05_oevae.
+The loop knows a model with `loss(batch, generator)`, and a function that yields an epoch's batches from a
+generator. Everything random in an epoch comes from a generator seeded by (seed, epoch), so an interrupted
+training goes on from the last checkpoint to the same weights as an unbroken one. Logged terms stay on the
+device until an epoch ends. Checkpoints are written beside and renamed, and read with `weights_only=True`.
+Torch's training ends in this module. Sources: METHOD 3.4, 3.5, 3.6, 8.2. Notebooks: 03_baseline,
+04_classifier, 05_oevae.
 """
 
 from __future__ import annotations
@@ -46,14 +47,19 @@ def _repeatable_gpu() -> None:
 
     Operations that have no such form on a GPU warn; none of a detector's has (tests/test_gpu.py).
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # sums of matrix products in one order; read when the first one begins
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # sums of matrix products in one order; read when the first one begins
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what was not written
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 @contextlib.contextmanager
-def memory_in_words(what: str, advice: str = "use a smaller oevae.batch, classifier.batch or autoencoder.batch, or --device cpu"):
+def memory_in_words(
+    what: str,
+    advice: str = "use a smaller oevae.batch, classifier.batch or autoencoder.batch, or --device cpu",
+):
     """A GPU that is too small for `what` is a refusal (errors.InputError) that says what to change."""
     try:
         yield
@@ -73,7 +79,9 @@ def generator_for(seed: int, *path: int, device: torch.device | str = "cpu") -> 
 
 @contextlib.contextmanager
 def seeded_init(seed: int, *path: int):
-    """Weights that torch draws inside this block come from (seed, path) and leave the global generator as it was."""
+    """Weights that torch draws inside this block come from (seed, path) and leave the global generator as it
+    was.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator_for(seed, *path).initial_seed())
         yield
@@ -91,8 +99,9 @@ def _pools() -> threadpoolctl.ThreadpoolController:
 
 @contextlib.contextmanager
 def one_thread():
-    """Arithmetic of this block runs on one thread: sums are then added in one order, and results are equal bit for bit, however many
-    threads the machine, a notebook or an environment variable would give to torch, numpy or scikit-learn.
+    """Arithmetic of this block runs on one thread: sums are then added in one order, and results are equal
+    bit for bit, however many threads the machine, a notebook or an environment variable would give to torch,
+    numpy or scikit-learn.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -103,8 +112,11 @@ def one_thread():
         torch.set_num_threads(threads)
 
 
-def shuffled_batches(count: int, batch: int, generator: torch.Generator, device: torch.device) -> Iterator[torch.Tensor]:
-    """Index batches that visit 0 … count − 1 once in random order; a last batch of one item joins the batch before it.
+def shuffled_batches(
+    count: int, batch: int, generator: torch.Generator, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """Index batches that visit 0 … count − 1 once in random order; a last batch of one item joins the batch
+    before it.
 
     yields : int64 (batch,) on the device
     """
@@ -137,9 +149,15 @@ class Progress:
 
 
 def step(
-    model: nn.Module, batch, optimiser: torch.optim.Optimizer, generator: torch.Generator, precision: torch.dtype
+    model: nn.Module,
+    batch,
+    optimiser: torch.optim.Optimizer,
+    generator: torch.Generator,
+    precision: torch.dtype,
 ) -> dict[str, torch.Tensor]:
-    """One update of the weights; the terms that `loss` names, on the device. With bfloat16 the loss is computed under autocast."""
+    """One update of the weights; the terms that `loss` names, on the device. With bfloat16 the loss is
+    computed under autocast.
+    """
     optimiser.zero_grad(set_to_none=True)
     with torch.autocast(generator.device.type, precision, enabled=precision != torch.float32):
         terms = model.loss(batch, generator)
@@ -149,9 +167,17 @@ def step(
 
 
 def fit(
-    model: nn.Module, batches: Batches, optimiser: torch.optim.Optimizer, *, epochs: int, seed: int, what: str,
-    checkpoint: Path | None = None, evaluate: Callable[[], dict[str, float]] | None = None, precision: torch.dtype = torch.float32,
-) -> pd.DataFrame:  # fmt: skip
+    model: nn.Module,
+    batches: Batches,
+    optimiser: torch.optim.Optimizer,
+    *,
+    epochs: int,
+    seed: int,
+    what: str,
+    checkpoint: Path | None = None,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    precision: torch.dtype = torch.float32,
+) -> pd.DataFrame:
     """Train for a number of epochs, or go on from a checkpoint.
 
     model : answers to `loss(batch, generator)`
@@ -181,7 +207,9 @@ def fit(
                 sums[name] = sums[name] + value if name in sums else value
         row = {name: float(value) / steps for name, value in sums.items()}
         if not math.isfinite(row["loss"]):
-            raise errors.InputError(f"{what}: the loss became {row['loss']} in epoch {epoch + 1}; use a smaller learning rate")
+            raise errors.InputError(
+                f"{what}: the loss became {row['loss']} in epoch {epoch + 1}; use a smaller learning rate"
+            )
         if evaluate is not None:
             model.eval()
             with torch.inference_mode():
@@ -204,15 +232,22 @@ def _save_torch(state: dict, path: Path) -> None:
 
 
 def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path) -> list[dict]:
-    """State of the last finished epoch. A file torn by a crash of the machine means training from the start, and is said."""
+    """State of the last finished epoch. A file torn by a crash of the machine means training from the start,
+    and is said.
+    """
     before = {name: value.clone() for name, value in model.state_dict().items()}
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")  # an optimiser that counts its steps on the host goes on doing so
+        state = torch.load(
+            path, weights_only=True, map_location="cpu"
+        )  # an optimiser that counts its steps on the host goes on doing so
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         return state["history"]
     except Exception as error:  # torch raises many kinds for torn and foreign files
-        print(f"{path}: not readable as a checkpoint ({type(error).__name__}); training starts again", file=sys.stderr)
+        print(
+            f"{path}: not readable as a checkpoint ({type(error).__name__}); training starts again",
+            file=sys.stderr,
+        )
         model.load_state_dict(before)
         path.unlink()
         return []
@@ -232,5 +267,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         if not all(bool(torch.isfinite(value).all()) for value in found.values()):
             raise ValueError("NaN or infinite weights")
     except Exception as error:
-        raise errors.InputError(f"{path}: does not hold the weights of this model ({type(error).__name__}); run the study again") from error
+        raise errors.InputError(
+            f"{path}: does not hold the weights of this model ({type(error).__name__}); run the study again"
+        ) from error
     model.eval()

@@ -1,4 +1,6 @@
-"""From embeddings to clip scores: distances, back-ends, fusion, thresholds. `KNN`, `KMeansCosine` and `LocalDensity` work on anyone's arrays."""
+"""From embeddings to clip scores: distances, back-ends, fusion, thresholds. `KNN`, `KMeansCosine` and
+`LocalDensity` work on anyone's arrays.
+"""
 
 import importlib
 

@@ -2,21 +2,27 @@
 
 Conventions
 -----------
-Embeddings are rows; every back-end first brings them to unit length and computes in float64. `target` marks the training
-clips of the target domain; all others (source, or of unknown domain) count as source. One item per clip.
+Embeddings are rows; every back-end first brings them to unit length and computes in float64. `target` marks
+the training clips of the target domain; all others (source, or of unknown domain) count as source. One item
+per clip.
 
-A back-end is made from the training embeddings of one machine, is called with the embeddings of other clips, and scores
-its own clips by `training`, leave-clip-out: no clip is among its own references, in whatever form.
+A back-end is made from the training embeddings of one machine, is called with the embeddings of other clips,
+and scores its own clips by `training`, leave-clip-out: no clip is among its own references, in whatever form.
 
-| name            | score                                                                                                  |
+| name            | score
+|
 |-----------------|--------------------------------------------------------------------------------------------------------|
-| `kmeans`        | smallest 1 − cosine to k-means centres of the source clips and to every single target clip             |
-| `knn`           | Euclidean distance to the nearest training clip of either domain                                       |
-| `smote_knn`     | the same with SMOTE items of the target domain among the references                                    |
-| `local_density` | smallest distance to a reference divided by how far that reference is from its own K nearest neighbours |
+| `kmeans`        | smallest 1 − cosine to k-means centres of the source clips and to every single target clip
+|
+| `knn`           | Euclidean distance to the nearest training clip of either domain
+|
+| `smote_knn`     | the same with SMOTE items of the target domain among the references
+| | `local_density` | smallest distance to a reference divided by how far that reference is from its own K
+nearest neighbours |
 
-The network saw the training clips while it learnt, whatever the back-end leaves out: their scores lie a little below
-those of unseen normal clips. Notebook 04_classifier shows by how much, on the clips that were held out of training.
+The network saw the training clips while it learnt, whatever the back-end leaves out: their scores lie a
+little below those of unseen normal clips. Notebook 04_classifier shows by how much, on the clips that were
+held out of training.
 
 Sources: METHOD 3.5, 3.9, 4.13, 5.8. Notebooks: 04_classifier, 06_embeddings.
 """
@@ -41,15 +47,19 @@ FEWEST = 3  # training clips of a machine: one to be scored, one reference, and 
 class Backend(Protocol):
     """What every back-end answers to; scores are float64, one per row, higher = more anomalous."""
 
-    def __init__(self, train: np.ndarray, target: np.ndarray, settings: classifier.ClassifierSettings, seed: int): ...
+    def __init__(
+        self, train: np.ndarray, target: np.ndarray, settings: classifier.ClassifierSettings, seed: int
+    ): ...
     def __call__(self, test: np.ndarray) -> np.ndarray: ...
     def training(self) -> np.ndarray:
         """Scores of the training clips, leave-clip-out."""
         ...
+
     def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
         """The unit reference that decides each row's score, (n, dim).
 
-        own : (n,) position of the row among the training clips, which is then no reference of its own; -1 for new clips.  Notebook: 06_embeddings
+        own : (n,) position of the row among the training clips, which is then no reference of its own; -1 for
+            new clips.  Notebook: 06_embeddings
         """
         ...
 
@@ -64,7 +74,8 @@ def _references(train: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.n
     schemas.embeddings(train, train)
     if len(train) < FEWEST or len(target) != len(train):
         raise errors.InputError(
-            f"{len(train)} training clips with {len(target)} domains came to a back-end, expected at least {FEWEST} of one machine; add recordings"
+            f"{len(train)} training clips with {len(target)} domains came to a back-end, expected at least"
+            f" {FEWEST} of one machine; add recordings"
         )
     return unit(train), np.asarray(target, bool)
 
@@ -75,7 +86,9 @@ def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _decisive(away: np.ndarray, references: np.ndarray, parents: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Of each row of distances (n, references) the nearest reference with another parent than `own`.  parents : (references, any number), -1: none"""
+    """Of each row of distances (n, references) the nearest reference with another parent than `own`.  parents
+    : (references, any number), -1: none
+    """
     barred = ((parents[None] == own[:, None, None]) & (own >= 0)[:, None, None]).any(2)
     return references[np.where(barred, np.inf, away).argmin(1)]
 
@@ -83,8 +96,9 @@ def _decisive(away: np.ndarray, references: np.ndarray, parents: np.ndarray, own
 def centers(x: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     """k-means centres of unit rows, brought back to unit length.
 
-    The cited code leaves them as means, shorter than 1, so that 1 − ⟨e, c⟩ is larger for a wide cluster than for a narrow one at the
-    same angle, and larger than for a single target clip: no cosine distance (METHOD 5.9). Here it is one.
+    The cited code leaves them as means, shorter than 1, so that 1 − ⟨e, c⟩ is larger for a wide cluster than
+    for a narrow one at the same angle, and larger than for a single target clip: no cosine distance (METHOD
+    5.9). Here it is one.
     x : (n, dim).  returns : (clusters or fewer, dim)
     """
     clusters = min(clusters, len(np.unique(x, axis=0)))
@@ -93,26 +107,34 @@ def centers(x: np.ndarray, clusters: int, seed: int) -> np.ndarray:
 
 
 class KMeansCosine:
-    """Smallest 1 − cosine to the centres of the source clips and to all target clips, 0 to 2.  Source: METHOD 3.5, 5.8.
+    """Smallest 1 − cosine to the centres of the source clips and to all target clips, 0 to 2.  Source: METHOD
+    3.5, 5.8.
 
-    For `training` the source clips are dealt to 10 folds; those of a fold are scored by centres of the other folds, and a
-    target clip by all centres and the other target clips. Exact leave-one-out would need a k-means per clip.
+    For `training` the source clips are dealt to 10 folds; those of a fold are scored by centres of the other
+    folds, and a target clip by all centres and the other target clips. Exact leave-one-out would need a
+    k-means per clip.
     """
 
-    def __init__(self, train: np.ndarray, target: np.ndarray, settings: classifier.ClassifierSettings, seed: int):
+    def __init__(
+        self, train: np.ndarray, target: np.ndarray, settings: classifier.ClassifierSettings, seed: int
+    ):
         self.x, self.target = _references(train, target)
         self.clusters, self.seed = settings.kmeans, seed
         self.centres = self._fit(~self.target)
 
     def _fit(self, chosen: np.ndarray) -> np.ndarray:
-        return centers(self.x[chosen], self.clusters, self.seed) if chosen.any() else np.empty((0, self.x.shape[1]))
+        return (
+            centers(self.x[chosen], self.clusters, self.seed)
+            if chosen.any()
+            else np.empty((0, self.x.shape[1]))
+        )
 
     def __call__(self, test: np.ndarray) -> np.ndarray:
         schemas.embeddings(test, self.x)
         return (1.0 - unit(test) @ np.vstack([self.centres, self.x[self.target]]).T).min(1)
 
     def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """The centre or target clip next to each row; a source clip's own share in the centres stays in them."""
+        """The centre or target clip next to each row; a source clip's share in the centres stays."""
         references = np.vstack([self.centres, self.x[self.target]])
         parents = np.concatenate([np.full(len(self.centres), -1), np.flatnonzero(self.target)])[:, None]
         return _decisive(1.0 - unit(test) @ references.T, references, parents, own)
@@ -124,7 +146,9 @@ class KMeansCosine:
         best = to_target.min(1, initial=np.inf)
         source = np.flatnonzero(~self.target)
         fold = np.full(len(self.x), -1)
-        fold[np.random.default_rng(self.seed).permutation(source)] = np.arange(len(source)) % min(FOLDS, max(len(source), 1))
+        fold[np.random.default_rng(self.seed).permutation(source)] = np.arange(len(source)) % min(
+            FOLDS, max(len(source), 1)
+        )
         for number in range(-1, fold.max() + 1):  # -1: the target clips, which no centre contains
             scored = fold == number
             made = self.centres if number < 0 else self._fit((fold >= 0) & ~scored)
@@ -134,9 +158,13 @@ class KMeansCosine:
 
 
 class Nearest:
-    """Distance to the nearest training clip, 0 to 2: source and target pooled, which is the smaller of the two domains' distances."""
+    """Distance to the nearest training clip, 0 to 2: source and target pooled, which is the smaller of the
+    two domains' distances.
+    """
 
-    def __init__(self, train: np.ndarray, target: np.ndarray, settings: classifier.ClassifierSettings, seed: int):
+    def __init__(
+        self, train: np.ndarray, target: np.ndarray, settings: classifier.ClassifierSettings, seed: int
+    ):
         self.x, _ = _references(train, target)
 
     def __call__(self, test: np.ndarray) -> np.ndarray:
@@ -153,12 +181,15 @@ class Nearest:
 
 
 class SmoteNearest:
-    """`knn` with synthetic target clips: SMOTE between unit embeddings (ratio 0.2, k 2), brought back to unit length.  METHOD 5.8.
+    """`knn` with synthetic target clips: SMOTE between unit embeddings (ratio 0.2, k 2), brought back to unit
+    length.  METHOD 5.8.
 
     A machine with fewer than two target clips gets none, and is scored as by `knn`.
     """
 
-    def __init__(self, train: np.ndarray, target: np.ndarray, settings: classifier.ClassifierSettings, seed: int):
+    def __init__(
+        self, train: np.ndarray, target: np.ndarray, settings: classifier.ClassifierSettings, seed: int
+    ):
         x, target = _references(train, target)
         smote, few = settings.smote, int(min(target.sum(), (~target).sum()))
         clip = np.arange(len(x))
@@ -186,12 +217,16 @@ class SmoteNearest:
 
 
 class LocalDensity:
-    """Smallest ‖x − r‖ / d_K(r), d_K(r) the mean distance of reference r to its K nearest references.  Source: METHOD 5.8.
+    """Smallest ‖x − r‖ / d_K(r), d_K(r) the mean distance of reference r to its K nearest references.
+    Source: METHOD 5.8.
 
-    The smallest of the divided distances, not the divided smallest. K is at most the number of references left for r.
+    The smallest of the divided distances, not the divided smallest. K is at most the number of references
+    left for r.
     """
 
-    def __init__(self, train: np.ndarray, target: np.ndarray, settings: classifier.ClassifierSettings, seed: int):
+    def __init__(
+        self, train: np.ndarray, target: np.ndarray, settings: classifier.ClassifierSettings, seed: int
+    ):
         self.x, _ = _references(train, target)
         self.between = distances(self.x, self.x)
         np.fill_diagonal(self.between, np.inf)
@@ -208,17 +243,26 @@ class LocalDensity:
         return np.maximum(self.near[:, : self.k].mean(1), SMALLEST_DENSITY)
 
     def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """The training clip at the smallest divided distance; the densities are those of all training clips."""
-        return _decisive(distances(unit(test), self.x) / self._density, self.x, np.arange(len(self.x))[:, None], own)
+        """Training clip at the smallest divided distance; the densities are those of all training clips."""
+        return _decisive(
+            distances(unit(test), self.x) / self._density, self.x, np.arange(len(self.x))[:, None], own
+        )
 
     def training(self) -> np.ndarray:
         """Scores of the training clips; a clip is missing among the neighbours of its references too."""
         n, first, more = len(self.x), self.near[:, : self.k].sum(1), self.near[:, self.k]
-        total = np.broadcast_to(first, (n, n)).copy()  # (clip left out, reference): sum over the K nearest that remain
+        total = np.broadcast_to(
+            first, (n, n)
+        ).copy()  # (clip left out, reference): sum over the K nearest that remain
         reference = np.repeat(np.arange(n), self.k)
         left_out = self.order[:, : self.k].ravel()
         total[left_out, reference] += more[reference] - self.between[left_out, reference]
         return (self.between / np.maximum(total / self.k, SMALLEST_DENSITY)).min(1)
 
 
-BACKENDS: dict[str, type[Backend]] = {"kmeans": KMeansCosine, "knn": Nearest, "smote_knn": SmoteNearest, "local_density": LocalDensity}
+BACKENDS: dict[str, type[Backend]] = {
+    "kmeans": KMeansCosine,
+    "knn": Nearest,
+    "smote_knn": SmoteNearest,
+    "local_density": LocalDensity,
+}

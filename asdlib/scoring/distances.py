@@ -2,8 +2,8 @@
 
 Conventions
 -----------
-Higher is more anomalous, for every score. A score sees normal training items only; it never sees another test item.
-Training clips are scored leave-clip-out: the items of a clip are never among its own references.
+Higher is more anomalous, for every score. A score sees normal training items only; it never sees another test
+item. Training clips are scored leave-clip-out: the items of a clip are never among its own references.
 Embeddings are float32 (items, dim) with a clip number per item (several items of one clip share it).
 Sources: report 3.2, Eq. 5; METHOD 3.4, 3.5, 3.6, 5.8, 7.5. Notebooks: 03_baseline, 04_classifier, 05_oevae.
 """
@@ -20,24 +20,38 @@ SPARE = 12  # references beyond the k nearest whose distances are computed exact
 
 
 def knn_distances(
-    test: np.ndarray, train: np.ndarray, *, k_max: int, test_clip: np.ndarray | None = None, train_clip: np.ndarray | None = None
+    test: np.ndarray,
+    train: np.ndarray,
+    *,
+    k_max: int,
+    test_clip: np.ndarray | None = None,
+    train_clip: np.ndarray | None = None,
 ) -> np.ndarray:
     """Euclidean distances to the k_max nearest training embeddings, ascending.
 
     test, train : float32 (n_test, dim) and (n_train, dim)
-    test_clip, train_clip : int, clip numbers; where both are given, references of the item's own clip are left out. An
-        interpolated reference has several parents, train_clip (n_train, parents), and is left out for each of them
-    returns : float64 (n_test, k_max), >= 0; column j − 1 is the j-th nearest.  Source: report 3.2.  Notebooks: 03_baseline, 05_oevae
+    test_clip, train_clip : int, clip numbers; where both are given, references of the item's own clip are
+        left out. An interpolated reference has several parents, train_clip (n_train, parents), and is left
+        out for each of them
+    returns : float64 (n_test, k_max), >= 0; column j − 1 is the j-th nearest.  Source: report 3.2.
+        Notebooks: 03_baseline, 05_oevae
     raises : errors.InputError when fewer than k_max references remain
 
-    Exact, although the search is a float32 matrix product: the distances of the k_max + SPARE best are computed again from the
-    differences in float64, and where the bound of the product's rounding does not rule out that a better one was missed (many
-    references equally far), the row is searched by a float64 product.
+    Exact, although the search is a float32 matrix product: the distances of the k_max + SPARE best are
+    computed again from the differences in float64, and where the bound of the product's rounding does not
+    rule out that a better one was missed (many references equally far), the row is searched by a float64
+    product.
     """
     schemas.embeddings(test, train)
     if k_max > len(train):
-        raise errors.InputError(f"{len(train)} training items came, expected at least k = {k_max}; use a smaller k")
-    own = None if test_clip is None or train_clip is None else _Own(np.asarray(test_clip), np.reshape(train_clip, (len(train), -1)))
+        raise errors.InputError(
+            f"{len(train)} training items came, expected at least k = {k_max}; use a smaller k"
+        )
+    own = (
+        None
+        if test_clip is None or train_clip is None
+        else _Own(np.asarray(test_clip), np.reshape(train_clip, (len(train), -1)))
+    )
     exact = train.astype(np.float64)
     centre = exact.mean(0)  # cancels in every difference, and takes with it most of what float32 would round
     exact -= centre
@@ -51,11 +65,16 @@ def knn_distances(
         every = np.arange(start, start + len(items))
         reached, found = _nearest(items.astype(np.float32), rounded, norms32, near, own and own(every))
         if (np.isfinite(reached).sum(1) < k_max).any():
-            raise errors.InputError(f"fewer than k = {k_max} training items of other clips came; use a smaller k or more training clips")
+            raise errors.InputError(
+                f"fewer than k = {k_max} training items of other clips came; use a smaller k or more training"
+                " clips"
+            )
         square = _squares(items, exact, reached, found)[:, :k_max]
         length = np.einsum("ij,ij->i", items, items)
         rounding = 2.0**-24 * ((2 * dim + 8) * np.sqrt(length) * widest + 4 * widest**2)
-        doubtful = np.flatnonzero(square[:, -1] - length > reached[:, -1] - rounding) if near < len(train) else ()
+        doubtful = (
+            np.flatnonzero(square[:, -1] - length > reached[:, -1] - rounding) if near < len(train) else ()
+        )
         if len(doubtful):
             again = _nearest(items[doubtful], exact, norms, near, own and own(every[doubtful]))
             square[doubtful] = _squares(items[doubtful], exact, *again)[:, :k_max]
@@ -64,19 +83,29 @@ def knn_distances(
 
 
 def _nearest(
-    items: np.ndarray, references: np.ndarray, norms: np.ndarray, near: int, left_out: tuple[np.ndarray, np.ndarray] | None
+    items: np.ndarray,
+    references: np.ndarray,
+    norms: np.ndarray,
+    near: int,
+    left_out: tuple[np.ndarray, np.ndarray] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """|r|² − 2⟨x, r⟩, the squared distance less |x|², of the `near` best references r of each item x, ascending, and their numbers."""
+    """|r|² − 2⟨x, r⟩, the squared distance less |x|², of the `near` best references r of each item x,
+    ascending, and their numbers.
+    """
     partial = (items.dtype.type(-2) * items) @ references.T
     partial += norms
     if left_out is not None:
         partial[left_out] = np.inf
-    reached, found = torch.topk(torch.from_numpy(partial), near, largest=False)  # five times faster than numpy's argpartition
+    reached, found = torch.topk(
+        torch.from_numpy(partial), near, largest=False
+    )  # five times faster than numpy's argpartition
     return reached.numpy(), found.numpy()
 
 
 def _squares(items: np.ndarray, references: np.ndarray, reached: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Squared distances of items to the references found, from their differences, ascending; infinite where `reached` is."""
+    """Squared distances of items to the references found, from their differences, ascending; infinite where
+    `reached` is.
+    """
     gaps = references[found]
     gaps -= items[:, None]
     return np.sort(np.where(np.isinf(reached), np.inf, np.einsum("ijk,ijk->ij", gaps, gaps)), axis=1)
@@ -100,7 +129,9 @@ class _Own:
 
 
 def knn_score(distances: np.ndarray, k: int) -> np.ndarray:
-    """Mean of the k smallest of sorted distances (n, k_max ≥ k) → (n,).  Source: report 4.2.  Notebook: 05_oevae"""
+    """Mean of the k smallest of sorted distances (n, k_max ≥ k) → (n,).  Source: report 4.2.  Notebook:
+    05_oevae
+    """
     return distances[:, :k].mean(axis=1)
 
 
@@ -113,15 +144,16 @@ def precision(moments: np.ndarray, n_vectors: int) -> np.ndarray:
     """Inverse of the official residual covariance of one domain.
 
     moments : (bands, bands) sum of dᵀd over residual rows, batch means removed
-    n_vectors : input vectors, of several residual rows each; the official divisor is n_vectors − 1, hence about 5 ×
-        the usual covariance, a constant that changes no order
+    n_vectors : input vectors, of several residual rows each; the official divisor is n_vectors − 1, hence
+        about 5 × the usual covariance, a constant that changes no order
     returns : (bands, bands).  Source: METHOD 7.5.  Notebook: 03_baseline
     raises : errors.InputError when there are too few vectors for an inverse
     """
     covariance = moments / max(n_vectors - 1, 1)
     if np.linalg.matrix_rank(covariance, hermitian=True) < len(covariance):
         raise errors.InputError(
-            f"the residual covariance of {n_vectors} vectors is singular; use more or longer training clips, or fewer autoencoder.n_mels"
+            f"the residual covariance of {n_vectors} vectors is singular; use more or longer training clips,"
+            " or fewer autoencoder.n_mels"
         )
     return np.linalg.inv(covariance)
 

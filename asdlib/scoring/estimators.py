@@ -2,12 +2,14 @@
 
 Conventions
 -----------
-Higher is more anomalous (scikit-learn's `score_samples` has the opposite sign). A vector that is scored never depends on another one that is
-scored, and `decision_scores_` of the fitted vectors leave each vector out of its own references.
+Higher is more anomalous (scikit-learn's `score_samples` has the opposite sign). A vector that is scored never
+depends on another one that is scored, and `decision_scores_` of the fitted vectors leave each vector out of
+its own references.
 
     scores = KNN(k=2).fit(train).decision_function(test)
 
-They are what the detectors use: `distances`, `backends` and `thresholds`.  Source: METHOD 5.8; Wilkinghoff et al. (local density).
+They are what the detectors use: `distances`, `backends` and `thresholds`.  Source: METHOD 5.8; Wilkinghoff et
+al. (local density).
 """
 
 from __future__ import annotations
@@ -38,12 +40,15 @@ class Estimator:
         Parameters
         ----------
         x : float (n, dim)
-        target : bool (n,), which of them belong to the target domain; None: none.  Read by `KMeansCosine` only
+        target : bool (n,), which of them belong to the target domain; None: none.  Read by `KMeansCosine`
+            only
         """
         x = _vectors(x)
         domain = np.zeros(len(x), bool) if target is None else np.asarray(target, bool)
         if domain.shape != (len(x),):
-            raise errors.InputError(f"{len(x)} vectors and {domain.shape} domains came, expected one domain per vector")
+            raise errors.InputError(
+                f"{len(x)} vectors and {domain.shape} domains came, expected one domain per vector"
+            )
         self.x_ = x
         self.decision_scores_ = self._fit(x, domain)
         self.threshold_ = thresholds.gamma_threshold(self.decision_scores_, 1 - self.contamination).value
@@ -55,7 +60,9 @@ class Estimator:
             raise errors.InputError(f"this {type(self).__name__} is not fitted; call fit first")
         x = _vectors(x)
         if x.shape[1] != self.x_.shape[1]:
-            raise errors.InputError(f"vectors of width {x.shape[1]} came, expected {self.x_.shape[1]} as in fit")
+            raise errors.InputError(
+                f"vectors of width {x.shape[1]} came, expected {self.x_.shape[1]} as in fit"
+            )
         return self._score(x)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
@@ -64,13 +71,18 @@ class Estimator:
 
     def get_params(self, deep: bool = True) -> dict:
         """The arguments that make an equal estimator."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"}
+        return {
+            name: getattr(self, name)
+            for name in inspect.signature(type(self).__init__).parameters
+            if name != "self"
+        }
 
     def __sklearn_clone__(self) -> Self:
         return type(self)(**self.get_params())
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
+        params = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
+        return f"{type(self).__name__}({params})"
 
     def _fit(self, x: np.ndarray, target: np.ndarray) -> np.ndarray:
         raise NotImplementedError
@@ -113,7 +125,11 @@ class KMeansCosine(Estimator):
     """
 
     def __init__(self, clusters: int = 16, seed: int = 0, contamination: float = 0.1):
-        self.clusters, self.seed, self.contamination = _at_least("clusters", clusters, 1), seed, _share(contamination)
+        self.clusters, self.seed, self.contamination = (
+            _at_least("clusters", clusters, 1),
+            seed,
+            _share(contamination),
+        )
 
     def _fit(self, x: np.ndarray, target: np.ndarray) -> np.ndarray:
         self.backend_ = backends.KMeansCosine(x, target, ClassifierSettings(kmeans=self.clusters), self.seed)
@@ -124,7 +140,8 @@ class KMeansCosine(Estimator):
 
 
 class LocalDensity(Estimator):
-    """Smallest distance to a reference over that reference's mean distance to its own k nearest references, of unit vectors.
+    """Smallest distance to a reference over that reference's mean distance to its own k nearest references,
+    of unit vectors.
 
     Parameters
     ----------
@@ -146,7 +163,9 @@ class LocalDensity(Estimator):
 def _vectors(x: np.ndarray) -> np.ndarray:
     found = np.asarray(x, np.float32)
     if found.ndim != 2 or not found.size:
-        raise errors.InputError(f"vectors of shape {np.shape(x)} came, expected (n, dim) with at least one of each")
+        raise errors.InputError(
+            f"vectors of shape {np.shape(x)} came, expected (n, dim) with at least one of each"
+        )
     if not np.isfinite(found).all():
         raise errors.InputError("vectors with NaN or infinite values came, expected finite ones")
     return found

@@ -2,22 +2,26 @@
 
 Task
 ----
-Scores of different kinds (a log-likelihood, a distance, a cosine) become comparable, then they are added with weights:
+Scores of different kinds (a log-likelihood, a distance, a cosine) become comparable, then they are added with
+weights:
 
     OEVAE  = omega * alpha + (1 - omega) * beta          omega of Eq. 6, default 0.5
     system = eta * OEVAE + (1 - eta) * classifier        default 0.5, one value for all machines
 
 Conventions
 -----------
-A scale is fitted to the normal *training* scores of the same machine (and section, `schemas.by_references`) and training seed, leave-clip-out
-scores, and to nothing else. It is a fixed increasing function afterwards, so a test clip's score never depends on another
-test clip, and the AUC of a single part is the same before and after. Higher is more anomalous.
+A scale is fitted to the normal *training* scores of the same machine (and section, `schemas.by_references`)
+and training seed, leave-clip-out scores, and to nothing else. It is a fixed increasing function afterwards,
+so a test clip's score never depends on another test clip, and the AUC of a single part is the same before and
+after. Higher is more anomalous.
 
-`MODES` at the foot lists the scales. Each has `fit(train)` and is then called with scores of any shape. `COMPOSED` lists the systems that
-are made of others: they are in a study wherever all their parts are, and need no setting. OEVAE is brought to the scale of its
-own training scores again before it meets the classifier (METHOD 4.12), for a sum of two standardised parts is not standardised.
+`MODES` at the foot lists the scales. Each has `fit(train)` and is then called with scores of any shape.
+`COMPOSED` lists the systems that are made of others: they are in a study wherever all their parts are, and
+need no setting. OEVAE is brought to the scale of its own training scores again before it meets the classifier
+(METHOD 4.12), for a sum of two standardised parts is not standardised.
 
-Ensembles over training seeds are systems too: `oevae_seeds` is the mean over the seeds of the scaled scores of `oevae`, seed ALL_SEEDS.
+Ensembles over training seeds are systems too: `oevae_seeds` is the mean over the seeds of the scaled scores
+of `oevae`, seed ALL_SEEDS.
 
 Source: METHOD 3.7, 4.11, 4.12. Notebooks: 05_oevae, 08_tuning, 09_report.
 """
@@ -40,7 +44,9 @@ from asdlib.settings import setting
 class FusionSettings:
     """How scores become comparable and are combined (METHOD 3.7)."""
 
-    normalise: Literal["zscore", "none", "rank", "gamma"] = setting("zscore", "scale from normal training scores (METHOD 3.7)")
+    normalise: Literal["zscore", "none", "rank", "gamma"] = setting(
+        "zscore", "scale from normal training scores (METHOD 3.7)"
+    )
     omega: float = setting(0.5, "weight of alpha in OEVAE (report Eq. 6)", 0.0, 1.0)
     eta: float = setting(0.5, "weight of OEVAE in the ensemble (METHOD 3.7)", 0.0, 1.0)
 
@@ -94,9 +100,14 @@ def fit_scale(train_scores: np.ndarray, mode: str) -> Identity | ZScore | Rank |
     errors.check_choice("normalise mode", mode, list(MODES))
     train = np.asarray(train_scores, float).ravel()
     if len(train) == 0:
-        raise errors.InputError("no training score came, expected those of the machine's normal training clips; score the train split too")
+        raise errors.InputError(
+            "no training score came, expected those of the machine's normal training clips; score the train"
+            " split too"
+        )
     if not np.isfinite(train).all():
-        raise errors.InputError("training scores with NaN or infinite values came, expected finite ones; did training diverge?")
+        raise errors.InputError(
+            "training scores with NaN or infinite values came, expected finite ones; did training diverge?"
+        )
     return MODES[mode].fit(train)
 
 
@@ -108,16 +119,20 @@ def combine(parts: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np
     raises : errors.InputError for parts without weights, and the other way round
     """
     if set(parts) != set(weights) or not parts:
-        raise errors.InputError(f"fusion of {list(parts)} with weights for {list(weights)}, expected one weight for each part")
+        raise errors.InputError(
+            f"fusion of {list(parts)} with weights for {list(weights)}, expected one weight for each part"
+        )
     return sum(np.asarray(weights[name]) * np.asarray(scores, float) for name, scores in parts.items())
 
 
 def aligned(scores: pd.DataFrame, parts: Iterable[tuple[str, str]], mode: str) -> pd.DataFrame:
-    """Components side by side on one scale, fitted per machine, section and seed to the rows of split `train`.
+    """Components side by side on one scale, fitted per machine, section and seed to the rows of split
+    `train`.
 
     scores : score table
     parts : (system, component) pairs
-    returns : a row per clip and seed: machine, section, split, domain, label, clip, seed, then one column system/component for each part
+    returns : a row per clip and seed: machine, section, split, domain, label, clip, seed, then one column
+        system/component for each part
     raises : errors.InputError where a part is missing, or two parts did not score the same clips
     """
     columns = {}
@@ -125,14 +140,19 @@ def aligned(scores: pd.DataFrame, parts: Iterable[tuple[str, str]], mode: str) -
         rows = scores[(scores["system"] == system) & (scores["component"] == component)]
         if rows.empty:
             known = ", ".join(sorted(set(scores["system"] + "/" + scores["component"]))) or "none"
-            raise errors.InputError(f"fusion needs {system}/{component}, the score table has {known}; run that system first")
+            raise errors.InputError(
+                f"fusion needs {system}/{component}, the score table has {known}; run that system first"
+            )
         columns[f"{system}/{component}"] = rows.set_index(KEYS)["score"].sort_index()
     first, *others = columns
     for name in others:
         if not columns[name].index.equals(columns[first].index):
             odd = columns[name].index.symmetric_difference(columns[first].index)
             example = odd[0][KEYS.index("clip")] if len(odd) else columns[first].index[0][KEYS.index("clip")]
-            raise errors.InputError(f"{first} and {name} did not score the same clips (first: {example}), expected equal clips and seeds")
+            raise errors.InputError(
+                f"{first} and {name} did not score the same clips (first: {example}), expected equal clips"
+                " and seeds"
+            )
     table = columns[first].index.to_frame(index=False)
     train, judged = (table["split"] == "train").to_numpy(), schemas.by_references(table)
     for name, column in columns.items():
@@ -143,10 +163,13 @@ def aligned(scores: pd.DataFrame, parts: Iterable[tuple[str, str]], mode: str) -
     return table
 
 
-def fuse(scores: pd.DataFrame, system: str, weights: Mapping[tuple[str, str], float], mode: str) -> pd.DataFrame:
+def fuse(
+    scores: pd.DataFrame, system: str, weights: Mapping[tuple[str, str], float], mode: str
+) -> pd.DataFrame:
     """Component `_score` of a system made of weighted parts; test and train rows, per seed.
 
-    weights : {("oevae", "alpha"): omega, ("oevae", "beta"): 1 - omega}, or {("oevae", "score"): eta, ("classifier", "score"): 1 - eta}
+    weights : {("oevae", "alpha"): omega, ("oevae", "beta"): 1 - omega}, or {("oevae", "score"): eta,
+        ("classifier", "score"): 1 - eta}
     mode : a name in MODES
     returns : score table of the new system only; add it with pandas.concat.  Notebooks: 05_oevae, 08_tuning
     """
@@ -157,13 +180,19 @@ def fuse(scores: pd.DataFrame, system: str, weights: Mapping[tuple[str, str], fl
 
 
 def systems(scores: pd.DataFrame, settings: FusionSettings) -> pd.DataFrame:
-    """The score table with the final `_score` of every system of COMPOSED whose parts are in it; earlier final scores of it are replaced.
+    """The score table with the final `_score` of every system of COMPOSED whose parts are in it; earlier
+    final scores of it are replaced.
 
-    scores : score table with alpha and beta of `oevae`, and where there is one with `_score` of `classifier`.  settings : normalise, omega, eta
-    returns : a new table. Nothing is trained: a changed ω or η costs no more than this call.  Notebooks: 05_oevae, 08_tuning, 09_report
+    scores : score table with alpha and beta of `oevae`, and where there is one with `_score` of `classifier`.
+        settings : normalise, omega, eta
+    returns : a new table. Nothing is trained: a changed ω or η costs no more than this call.  Notebooks:
+        05_oevae, 08_tuning, 09_report
     """
     for system, (one, other, weight) in COMPOSED.items():
-        found = set(scores["component"][scores["system"] == one[0]]), set(scores["component"][scores["system"] == other[0]])
+        found = (
+            set(scores["component"][scores["system"] == one[0]]),
+            set(scores["component"][scores["system"] == other[0]]),
+        )
         if one[1] in found[0] and other[1] in found[1]:
             share = getattr(settings, weight)
             final = fuse(scores, system, {one: share, other: 1.0 - share}, settings.normalise)
@@ -182,7 +211,10 @@ def average_seeds(scores: pd.DataFrame, source: str, system: str, mode: str) -> 
     keys = [key for key in KEYS if key != "seed"]
     groups = table.groupby(keys, sort=True)[f"{source}/score"]
     if groups.size().nunique() > 1:
-        raise errors.InputError(f"{source}: the seeds did not score the same clips, expected every clip once per seed; finish the study first")
+        raise errors.InputError(
+            f"{source}: the seeds did not score the same clips, expected every clip once per seed; finish the"
+            " study first"
+        )
     mean = groups.mean().rename("score").reset_index()
     return mean.assign(system=system, component="score", seed=ALL_SEEDS)[list(schemas.SCORE_COLUMNS)]
 
@@ -190,7 +222,8 @@ def average_seeds(scores: pd.DataFrame, source: str, system: str, mode: str) -> 
 def seed_ensembles(scores: pd.DataFrame, mode: str) -> pd.DataFrame:
     """The score table with <system>_seeds for every system that several seeds trained to different scores.
 
-    returns : a new table; unchanged for one seed, and without a row for what no seed changes (nearest neighbours of features).  Notebook: 09_report
+    returns : a new table; unchanged for one seed, and without a row for what no seed changes (nearest
+        neighbours of features).  Notebook: 09_report
     """
     found = [scores]
     for system, part in scores[scores["component"] == "score"].groupby("system", sort=False):
@@ -209,12 +242,20 @@ def with_composed(systems: Iterable[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-COMPOSED = {  # system: part with the weight, the other part, name of the weight; a part that is composed itself comes first
+# system: part with the weight, the other part, name of the weight; a part that is composed itself comes first
+COMPOSED = {
     "oevae": (("oevae", "alpha"), ("oevae", "beta"), "omega"),
     "ensemble": (("oevae", "score"), ("classifier", "score"), "eta"),
 }
 MODES = {"zscore": ZScore, "none": Identity, "rank": Rank, "gamma": Gamma}
-SYSTEMS = ("baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier", "ensemble")  # in the order they are shown
+SYSTEMS = (
+    "baseline_knn",
+    "baseline_mse",
+    "baseline_mahala",
+    "oevae",
+    "classifier",
+    "ensemble",
+)  # in the order they are shown
 ORDER = [name + ending for name in SYSTEMS for ending in ("", SEEDS)]
 
 

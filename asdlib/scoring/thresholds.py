@@ -1,4 +1,4 @@
-"""The gamma distribution fitted to leave-clip-out training scores, and the threshold and scale taken from it."""
+"""Gamma distribution fitted to leave-clip-out training scores; threshold and scale from it."""
 
 from __future__ import annotations
 
@@ -25,15 +25,23 @@ def gamma_threshold(train_scores: np.ndarray, quantile: float = 0.9) -> Threshol
     """The score that the share `quantile` of normal clips stays below, from leave-clip-out training scores.
 
     train_scores : (n,) finite, of any sign;  quantile : in (0, 1)
-    A gamma with three parameters is fitted (METHOD 7.5); for fewer than 10 or equal scores, or a fit that misses its own data
-    (`thresholds.fit_gamma`), the empirical quantile is taken instead and the method says so.
+    A gamma with three parameters is fitted (METHOD 7.5); for fewer than 10 or equal scores, or a fit that
+    misses its own data (`thresholds.fit_gamma`), the empirical quantile is taken instead and the method says
+    so.
     raises : errors.InputError without scores, or with one that is not finite
     """
     train = np.asarray(train_scores, float)
     if len(train) == 0 or not np.isfinite(train).all():
-        raise errors.InputError(f"{len(train)} training scores came for a threshold, expected at least one, all finite; score the train split")
+        raise errors.InputError(
+            f"{len(train)} training scores came for a threshold, expected at least one, all finite; score the"
+            " train split"
+        )
     fit = fit_gamma(train)
-    return Threshold(float(np.quantile(train, quantile)), "empirical") if fit is None else Threshold(fit.quantile(quantile), "gamma")
+    return (
+        Threshold(float(np.quantile(train, quantile)), "empirical")
+        if fit is None
+        else Threshold(fit.quantile(quantile), "gamma")
+    )
 
 
 TAIL = 1e-100  # probability beyond which the gamma scale goes on along a straight line
@@ -51,7 +59,9 @@ class ZScore:
     def fit(cls, train: np.ndarray) -> ZScore:
         """The scale of training scores (n,)."""
         mean, std = float(np.mean(train)), float(np.std(train))
-        return cls(mean, std if std > 1e-12 * abs(mean) else 1.0)  # rounding alone gives equal scores a std of 1e-16
+        return cls(
+            mean, std if std > 1e-12 * abs(mean) else 1.0
+        )  # rounding alone gives equal scores a std of 1e-16
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         return (np.asarray(scores, float) - self.mean) / self.std
@@ -61,9 +71,10 @@ class ZScore:
 class Gamma:
     """-log of the survival probability under a three-parameter gamma fit to the training scores.
 
-    The cdf itself is 1.0 in float64 a few widths above the training scores, where anomalies lie and their order matters; -log sf
-    is the same order, spread out. Where sf < 1e-100 the curve goes on along its tangent, and where cdf < 1e-100 (below the support, at
-    the latest) along a line of slope 1 per standard deviation, so that it increases everywhere.
+    The cdf itself is 1.0 in float64 a few widths above the training scores, where anomalies lie and their
+    order matters; -log sf is the same order, spread out. Where sf < 1e-100 the curve goes on along its
+    tangent, and where cdf < 1e-100 (below the support, at the latest) along a line of slope 1 per standard
+    deviation, so that it increases everywhere.
     """
 
     shape: float
@@ -83,7 +94,9 @@ class Gamma:
         cdf, sf = special.gammainc(self.shape, inside), special.gammaincc(self.shape, inside)
         low = -np.log1p(-np.minimum(cdf, 0.5))  # keeps the tiny values that 1 - sf would lose
         high = -np.log(np.maximum(sf, TAIL / 2))
-        hazard = np.exp(special.xlogy(self.shape - 1, z_tail) - z_tail - special.gammaln(self.shape) - np.log(TAIL))
+        hazard = np.exp(
+            special.xlogy(self.shape - 1, z_tail) - z_tail - special.gammaln(self.shape) - np.log(TAIL)
+        )
         beyond = hazard * np.maximum(z - z_tail, 0.0) + np.minimum(z - z_low, 0.0) / np.sqrt(self.shape)
         return np.where(cdf < 0.5, low, high) + beyond
 
@@ -96,15 +109,17 @@ def fit_gamma(train: np.ndarray) -> Gamma | None:
     """Three-parameter gamma (shape, location, scale) by maximum likelihood, or None where it means nothing.
 
     train : (n,) finite scores of any sign
-    None for fewer than 10 scores, for equal scores, and where the fit misses its own data (two groups, one far outlier, a long tail to
-    the left): the share of training scores above its 0.9 quantile must be within 3 binomial standard deviations of 0.1. No warnings.
-    Source: METHOD 7.5 (official threshold)
+    None for fewer than 10 scores, for equal scores, and where the fit misses its own data (two groups, one
+    far outlier, a long tail to the left): the share of training scores above its 0.9 quantile must be within
+    3 binomial standard deviations of 0.1. No warnings. Source: METHOD 7.5 (official threshold)
     """
     train = np.asarray(train, float)
     spread = train.std() if len(train) else 0.0
     if len(train) < ENOUGH or not spread > 1e-9 * np.abs(train).max():
         return None
-    unit = (train - train.mean()) / spread  # the optimiser starts from the same place whatever the unit of the scores
+    unit = (
+        train - train.mean()
+    ) / spread  # the optimiser starts from the same place whatever the unit of the scores
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -113,6 +128,8 @@ def fit_gamma(train: np.ndarray) -> Gamma | None:
             return None
     found = Gamma(float(shape), float(train.mean() + spread * loc), float(spread * scale))
     if not (np.isfinite([shape, loc, scale]).all() and shape >= 1 and scale > 0):
-        return None  # below shape 1 the likelihood grows without bound as the location meets the smallest score
+        return (
+            None  # below shape 1 the likelihood grows without bound as the location meets the smallest score
+        )
     miss = abs(np.mean(train > found.quantile(0.9)) - 0.1)
     return found if miss <= 3 * np.sqrt(0.09 / len(train)) + 0.5 / len(train) else None

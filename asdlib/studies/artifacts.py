@@ -1,13 +1,14 @@
 """Artifacts: files and folders that are either whole or not there.
 
-A folder is finished when its DONE file holds the digest of everything that shaped it (settings, recordings, code,
-seed, machine) and the sizes and digests of its files; DONE is written last, by rename. A folder that was begun for the
-same digest keeps its checkpoints; one that was begun for another is emptied. Success is judged by DONE alone, and DONE by
-what it says of the files: nothing here waits for the disk, so a crash of the machine may tear any of them, and shows.
+A folder is finished when its DONE file holds the digest of everything that shaped it (settings, recordings,
+code, seed, machine) and the sizes and digests of its files; DONE is written last, by rename. A folder that
+was begun for the same digest keeps its checkpoints; one that was begun for another is emptied. Success is
+judged by DONE alone, and DONE by what it says of the files: nothing here waits for the disk, so a crash of
+the machine may tear any of them, and shows.
 
-Who writes where: a study belongs to the process that holds its lock and to the kernels that this process starts
-(`locked`); a job's folder to one kernel at a time, so that one whose runner was killed ends before the next begins (`lock_dir`).
-Source: METHOD 8.2. Notebooks: all (through `study`).
+Who writes where: a study belongs to the process that holds its lock and to the kernels that this process
+starts (`locked`); a job's folder to one kernel at a time, so that one whose runner was killed ends before the
+next begins (`lock_dir`). Source: METHOD 8.2. Notebooks: all (through `study`).
 """
 
 from __future__ import annotations
@@ -32,14 +33,30 @@ from asdlib.io import CLONE, code_digest
 
 DEVICE = "ASDLIB_DEVICE"  # environment: the device that a job was ordered for
 PRECISION = "ASDLIB_PRECISION"  # environment: what the precision `auto` is for a job
-LIBRARIES = ("torch", "torchvision", "torchaudio", "numpy", "scipy", "scikit-learn", "pandas", "soundfile", "papermill", "nbconvert")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pandas",
+    "soundfile",
+    "papermill",
+    "nbconvert",
+)
 
 
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions behind an artifact: Python, libraries, the package, its commit and source digest."""
     try:
-        git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=CLONE, capture_output=True, text=True).stdout
+        git = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=CLONE,
+            capture_output=True,
+            text=True,
+        ).stdout
     except OSError:  # no git on this machine
         git = ""
     found = {"python": platform.python_version(), "asdlib": importlib.metadata.version("asdlib")}
@@ -55,7 +72,9 @@ def remove_temp(folder: Path) -> None:
 
 
 def corrupt_files(folder: Path) -> list[str]:
-    """What is wrong with the files of a folder that has a DONE, in words: gone, cut short, or of another content. Empty: whole."""
+    """What is wrong with the files of a folder that has a DONE, in words: gone, cut short, or of another
+    content. Empty: whole.
+    """
     try:
         done = json.loads((folder / "DONE").read_text(encoding="utf-8"))
         files = {str(name): list(facts) for name, facts in done["files"].items()}
@@ -69,7 +88,11 @@ def corrupt_files(folder: Path) -> list[str]:
             found.append(f"{name} is missing")
             continue
         if now != [size, digest]:
-            found.append(f"{name} is torn ({now[0]} bytes, expected {size})" if now[0] != size else f"{name} is damaged")
+            found.append(
+                f"{name} is torn ({now[0]} bytes, expected {size})"
+                if now[0] != size
+                else f"{name} is damaged"
+            )
     return found
 
 
@@ -82,12 +105,13 @@ def sealed_for(folder: Path) -> str:
 
 
 def finished(folder: Path, digest: str) -> bool:
-    """True if a folder's DONE carries this digest and every file it names is there with the content it had."""
+    """True if a folder's DONE carries this digest and every file it names has the content it had."""
     return sealed_for(folder) == digest and not corrupt_files(folder)
 
 
 def start(folder: Path, digest: str) -> None:
-    """A folder without files for this digest; what was begun for the same digest stays, so that checkpoints are used.
+    """A folder without files for this digest; what was begun for the same digest stays, so that checkpoints
+    are used.
 
     Folders inside it carry a digest of their own and are left alone.
     """
@@ -124,12 +148,24 @@ def commit(folder: Path, digest: str, manifest: dict, also: Sequence[Path] = ())
 
     also : files elsewhere that belong to it, kept by their way from here
     """
-    manifest = manifest | {"versions": versions(), "finished": datetime.datetime.now().isoformat(timespec="seconds")}
+    manifest = manifest | {
+        "versions": versions(),
+        "finished": datetime.datetime.now().isoformat(timespec="seconds"),
+    }
     io.write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
-    for leftover in [*folder.glob("checkpoint*.pt"), *folder.glob(".*"), folder / "failed.ipynb", folder / "BEGUN"]:
+    for leftover in [
+        *folder.glob("checkpoint*.pt"),
+        *folder.glob(".*"),
+        folder / "failed.ipynb",
+        folder / "BEGUN",
+    ]:
         if not leftover.is_dir():
             leftover.unlink(missing_ok=True)
-    files = {path.name: io.content(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != "DONE"}
+    files = {
+        path.name: io.content(path)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != "DONE"
+    }
     files |= {os.path.relpath(path, folder): io.content(path) for path in also}
     io.write_text(folder / "DONE", json.dumps({"digest": digest, "files": files}))
 
@@ -140,8 +176,8 @@ _HELD: dict[Path, int] = {}  # folders of jobs that this process writes, with th
 def lock_dir(folder: Path) -> None:
     """Wait until no other process writes this folder; it is this process's until its end.
 
-    The lock is on the folder itself. Where the file system knows no such locks (NFS), nothing waits: what two kernels of one
-    job then write is the same, and each file by rename.
+    The lock is on the folder itself. Where the file system knows no such locks (NFS), nothing waits: what two
+    kernels of one job then write is the same, and each file by rename.
     """
     if folder not in _HELD:
         folder.mkdir(parents=True, exist_ok=True)

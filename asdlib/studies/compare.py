@@ -1,11 +1,13 @@
-"""Two finished studies side by side: what was set differently, what came of it, and whether that is more than chance.
+"""Two finished studies side by side: what was set differently, what came of it, and whether that is more than
+chance.
 
 Conventions
 -----------
-Read are the files of `asd run` alone: `runs/<study>/metrics.csv`, `scores.parquet`, `09_report/manifest.json` and `store/clips.parquet`; nothing
-is computed again but the paired test. That test needs the same test clips on both sides: a machine counts where names, domains, labels and the
-digests of the samples agree; the others are named. Differences are first − second, on the same resamples, corrected together after Holm.
-A study is named as in `asd run`, or by the path of its run folder (the same study computed twice).
+Read are the files of `asd run` alone: `runs/<study>/metrics.csv`, `scores.parquet`, `09_report/manifest.json`
+and `store/clips.parquet`; nothing is computed again but the paired test. That test needs the same test clips
+on both sides: a machine counts where names, domains, labels and the digests of the samples agree; the others
+are named. Differences are first − second, on the same resamples, corrected together after Holm. A study is
+named as in `asd run`, or by the path of its run folder (the same study computed twice).
 
 Sources: METHOD 3.8, 8.2. Command: `asd compare`.
 """
@@ -45,12 +47,19 @@ def load(study: str, home: Path) -> Side:
 
     raises : errors.InputError where there is no such study, or it has no results
     """
-    folder = Path(study) if Path(study).is_dir() and (Path(study) / "study.txt").is_file() else home / "runs" / study
+    folder = (
+        Path(study)
+        if Path(study).is_dir() and (Path(study) / "study.txt").is_file()
+        else home / "runs" / study
+    )
     if not folder.is_dir():
         known = sorted(path.parent.name for path in (home / "runs").glob("*/study.txt"))
         raise errors.InputError(f"no study {study!r} in {home / 'runs'}{errors.suggest(study, known)}")
     if not (folder / "09_report" / "DONE").is_file():
-        raise errors.InputError(f"study {study} has no results: {folder} holds no finished report; run `asd run {folder.name}` first")
+        raise errors.InputError(
+            f"study {study} has no results: {folder} holds no finished report; run `asd run {folder.name}`"
+            " first"
+        )
     try:
         manifest = json.loads((folder / "09_report" / "manifest.json").read_text(encoding="utf-8"))
         scores = io.scores(folder / "scores.parquet")
@@ -63,14 +72,20 @@ def load(study: str, home: Path) -> Side:
             io.table(folder / "store" / "clips.parquet", schemas.CLIP_COLUMNS),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise errors.InputError(f"the results of study {study} are not readable ({error}); run `asd run {folder.name}` again") from error
+        raise errors.InputError(
+            f"the results of study {study} are not readable ({error}); run `asd run {folder.name}` again"
+        ) from error
 
 
 def _flat(tree: dict, where: str = "") -> dict[str, str]:
     """Nested settings as name -> text."""
     found: dict[str, str] = {}
     for name, value in tree.items():
-        found |= _flat(value, f"{where}{name}.") if isinstance(value, dict) else {f"{where}{name}": json.dumps(value, ensure_ascii=False)}
+        found |= (
+            _flat(value, f"{where}{name}.")
+            if isinstance(value, dict)
+            else {f"{where}{name}": json.dumps(value, ensure_ascii=False)}
+        )
     return found
 
 
@@ -81,7 +96,9 @@ def titles(a: Side, b: Side) -> tuple[str, str]:
 
 def differing(one: dict[str, str], other: dict[str, str], names: tuple[str, str]) -> pd.DataFrame:
     """Entries of two dicts that differ: name and both values, — where one has none."""
-    keys = [key for key in dict.fromkeys([*one, *other]) if one.get(key) != other.get(key) and key not in UNSAID]
+    keys = [
+        key for key in dict.fromkeys([*one, *other]) if one.get(key) != other.get(key) and key not in UNSAID
+    ]
     rows = [(key, one.get(key, "—"), other.get(key, "—")) for key in keys]
     return pd.DataFrame(rows, columns=["what", *names])
 
@@ -100,7 +117,9 @@ def _clips(clips: pd.DataFrame, machine: str) -> set[tuple]:
 
 
 def results(a: Side, b: Side) -> pd.DataFrame:
-    """Metrics with intervals of both, for every system of either: over all machines, and the harmonic mean of each machine; text."""
+    """Metrics with intervals of both, for every system of either: over all machines, and the harmonic mean of
+    each machine; text.
+    """
     names, parts = titles(a, b), []
     for side in (a, b):
         own = tables.own_scores(side.metrics)
@@ -110,15 +129,23 @@ def results(a: Side, b: Side) -> pd.DataFrame:
     both = pd.concat(parts, axis=1, keys=names).fillna("—").reset_index()
     place = {system: number for number, system in enumerate(fusion.in_order(both["system"]))}
     metric = {name: number for number, name in enumerate((*tables.OVER_ALL, "hmean"))}
-    order = [(m != "all", m, metric[n], place[s]) for m, n, s in both[["machine", "metric", "system"]].itertuples(index=False)]
+    order = [
+        (m != "all", m, metric[n], place[s])
+        for m, n, s in both[["machine", "metric", "system"]].itertuples(index=False)
+    ]
     both = both.loc[sorted(both.index, key=lambda row: order[row])]
-    return both.assign(metric=both["metric"].map(tables.METRIC_NAMES))[["machine", "metric", "system", *names]].reset_index(drop=True)
+    return both.assign(metric=both["metric"].map(tables.METRIC_NAMES))[
+        ["machine", "metric", "system", *names]
+    ].reset_index(drop=True)
 
 
-def tested(a: Side, b: Side, machines: list[str], settings: metrics.MetricsSettings, seed: int = 0) -> pd.DataFrame:
+def tested(
+    a: Side, b: Side, machines: list[str], settings: metrics.MetricsSettings, seed: int = 0
+) -> pd.DataFrame:
     """The systems of both studies, compared in pairs over machines with the same test clips.
 
-    returns : tables.DIFFERENCES, Ω over these machines (or what there is of its parts), corrected for their number
+    returns : tables.DIFFERENCES, Ω over these machines (or what there is of its parts), corrected for their
+        number
     """
     systems = fusion.in_order(set(a.scores["system"]) & set(b.scores["system"]))
     settings = comparison.enough(3 * len(systems), settings)
@@ -126,16 +153,30 @@ def tested(a: Side, b: Side, machines: list[str], settings: metrics.MetricsSetti
     found = []
     for system in systems:
         pair = [f"{system} of {name}" for name in titles(a, b)]
-        both = [part[part["system"] == system].assign(system=name) for part, name in zip(mine, pair, strict=True)]
-        found.append(comparison.over_all(comparison.paired(pd.concat(both, ignore_index=True), *pair, settings, seed)))
-    return tables.verdicts(pd.concat(found, ignore_index=True), settings) if found else pd.DataFrame(columns=list(tables.DIFFERENCES))
+        both = [
+            part[part["system"] == system].assign(system=name) for part, name in zip(mine, pair, strict=True)
+        ]
+        found.append(
+            comparison.over_all(comparison.paired(pd.concat(both, ignore_index=True), *pair, settings, seed))
+        )
+    return (
+        tables.verdicts(pd.concat(found, ignore_index=True), settings)
+        if found
+        else pd.DataFrame(columns=list(tables.DIFFERENCES))
+    )
 
 
 def measured_as(a: Side) -> metrics.MetricsSettings:
-    """The first study's settings of the metrics, as far as this version knows them; both are compared by them."""
+    """The first study's settings of the metrics, as far as this version knows them; both are compared by
+    them.
+    """
     tree = {name: json.loads(value) for name, value in a.settings.items() if name.startswith("metrics.")}
     known = vars(metrics.MetricsSettings())
-    return from_tree(metrics.MetricsSettings, {k.split(".")[1]: v for k, v in tree.items() if k.split(".")[1] in known}, "metrics.")
+    return from_tree(
+        metrics.MetricsSettings,
+        {k.split(".")[1]: v for k, v in tree.items() if k.split(".")[1] in known},
+        "metrics.",
+    )
 
 
 def compared(a: Side, b: Side) -> list[tuple[str, str, pd.DataFrame]]:
@@ -143,11 +184,19 @@ def compared(a: Side, b: Side) -> list[tuple[str, str, pd.DataFrame]]:
     names, settings = titles(a, b), measured_as(a)
     same, other = shared_machines(a, b)
     absent = sorted(set(a.scores["machine"]) ^ set(b.scores["machine"]))
-    told = [f"Paired on {', '.join(same)}." if same else "No paired test: no machine has the same test clips in both."]
+    told = [
+        (
+            f"Paired on {', '.join(same)}."
+            if same
+            else "No paired test: no machine has the same test clips in both."
+        )
+    ]
     told += [f"Not paired, other test clips under the same name: {', '.join(other)}."] if other else []
     told += [f"In one of them only: {', '.join(absent)}."] if absent else []
     if a.settings.get("metrics.max_fpr") != b.settings.get("metrics.max_fpr"):
-        told.append(f"pAUC was measured differently (metrics.max_fpr); the paired test takes that of {names[0]}.")
+        told.append(
+            f"pAUC was measured differently (metrics.max_fpr); the paired test takes that of {names[0]}."
+        )
     pairs = tested(a, b, same, settings) if same else pd.DataFrame(columns=list(tables.DIFFERENCES))
     if len(pairs):
         told.append(tables.family(pairs, settings))
@@ -165,7 +214,11 @@ def text(a: Side, b: Side) -> str:
     lines = [" against ".join(titles(a, b))]
     for heading, sentence, table in compared(a, b):
         shown = table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else _short(str(value)))
-        lines += ["", f"{heading}. {sentence}".strip(), shown.to_string(index=False, justify="left") if len(table) else "  none"]
+        lines += [
+            "",
+            f"{heading}. {sentence}".strip(),
+            shown.to_string(index=False, justify="left") if len(table) else "  none",
+        ]
     return "\n".join(lines)
 
 
@@ -177,15 +230,21 @@ def page(a: Side, b: Side) -> str:
     """The comparison as one self-contained page."""
     parts = []
     for heading, sentence, table in compared(a, b):
-        parts.append(f"<h2>{tables.escape(heading)}</h2><p>{tables.escape(sentence)}</p>{tables.styled(table)}")
+        parts.append(
+            f"<h2>{tables.escape(heading)}</h2><p>{tables.escape(sentence)}</p>{tables.styled(table)}"
+        )
     return pages.page(" against ".join(titles(a, b)), "".join(parts))
 
 
 def write_page(path: Path, a: Side, b: Side) -> None:
     """`page` into a file, whole or not at all; a folder that is not there, or not writable, is refused."""
     if not path.parent.is_dir():
-        raise errors.InputError(f"{path}: the folder {path.parent} is not there; make it, or give another --html FILE")
+        raise errors.InputError(
+            f"{path}: the folder {path.parent} is not there; make it, or give another --html FILE"
+        )
     try:
         io.write_text(path, page(a, b))
     except OSError as error:
-        raise errors.InputError(f"{path}: not written ({error.strerror or error}); give another --html FILE") from error
+        raise errors.InputError(
+            f"{path}: not written ({error.strerror or error}); give another --html FILE"
+        ) from error

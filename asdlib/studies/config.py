@@ -1,15 +1,17 @@
 """Every number a study can turn, with its unit and its source.
 
-A study is a small TOML file in `notebooks/studies` that says only what differs from the defaults below. Names and
-types are checked on arrival: an unknown name is refused with a suggestion, a wrong type with what was expected.
-Nothing is read from anywhere else; `digest` of the resolved settings stands beside every artifact.
+A study is a small TOML file in `notebooks/studies` that says only what differs from the defaults below. Names
+and types are checked on arrival: an unknown name is refused with a suggestion, a wrong type with what was
+expected. Nothing is read from anywhere else; `digest` of the resolved settings stands beside every artifact.
 
     cfg = load("demo", overrides=["autoencoder.epochs=5"])
 
-A study may include other TOML files, for example the `tuned.toml` of a study's run folder: `include = ["../../runs/demo/tuned.toml"]`, relative to
-the file that says it. The default is overruled by what is included (the last file wins), that by the study's own values, those by `overrides`.
+A study may include other TOML files, for example the `tuned.toml` of a study's run folder: `include =
+["../../runs/demo/tuned.toml"]`, relative to the file that says it. The default is overruled by what is
+included (the last file wins), that by the study's own values, those by `overrides`.
 
-Sources: report and Eq. with a number are those of the technical report, METHOD those of notebooks/METHOD.md. Notebooks: all of them (second cell).
+Sources: report and Eq. with a number are those of the technical report, METHOD those of notebooks/METHOD.md.
+Notebooks: all of them (second cell).
 """
 
 from __future__ import annotations
@@ -33,7 +35,11 @@ from asdlib.models.oevae import OEVAESettings
 from asdlib.scoring.fusion import FusionSettings
 from asdlib.settings import describe_value, from_tree, merged, setting
 
-MOST_BYTES, MOST_DOTS, DEEPEST = 2**20, 200, 10  # of a file, of a line (each costs its square), of a setting's name
+MOST_BYTES, MOST_DOTS, DEEPEST = (
+    2**20,
+    200,
+    10,
+)  # of a file, of a line (each costs its square), of a setting's name
 
 
 def parse(text: str) -> dict:
@@ -53,14 +59,18 @@ def put(tree: dict, text: str) -> None:
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise errors.InputError(f"--set {describe_value(text)}: expected name=value, for example autoencoder.epochs=5")
+        raise errors.InputError(
+            f"--set {describe_value(text)}: expected name=value, for example autoencoder.epochs=5"
+        )
     try:
         parsed = parse(f"x = {value}")["x"]
     except ValueError:
         parsed = value.strip()
     *sections, last = key.strip().split(".")
     if len(sections) > DEEPEST:
-        raise errors.InputError(f"--set {describe_value(text)}: expected a name of at most {DEEPEST + 1} parts")
+        raise errors.InputError(
+            f"--set {describe_value(text)}: expected a name of at most {DEEPEST + 1} parts"
+        )
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
@@ -76,7 +86,11 @@ class ReportSettings:
     """What the report shows."""
 
     players: int = setting(24, "clips with a player; 30 keep the file small", 0, 30)
-    licence: str = setting("", "licence of the recordings, for the model card; empty: what a LICENCE file beside them says, else not stated")
+    licence: str = setting(
+        "",
+        "licence of the recordings, for the model card; empty: what a LICENCE file beside them says, else not"
+        " stated",
+    )
 
 
 @dataclass(frozen=True)
@@ -85,13 +99,21 @@ class StudySettings:
 
     name: str = setting("unnamed", "name of the study: letters, digits, _ and -")
     about: str = setting("", "one sentence for the report: what this study is for and what it simplifies")
-    include: tuple[str, ...] = setting((), "TOML files whose settings hold where the study's file says nothing, relative to that file")
-    seeds: tuple[int, ...] = setting((0,), "one run per seed", 0, 2**31 - 1)
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", "where tensors live; auto takes a GPU where there is one")
-    precision: Literal["auto", "float32", "bf16"] = setting(
-        "auto", "of training steps of the large networks; auto: bf16 where the device has units for it; scores are always float32"
+    include: tuple[str, ...] = setting(
+        (), "TOML files whose settings hold where the study's file says nothing, relative to that file"
     )
-    systems: tuple[str, ...] = setting(("baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier"), "systems to run")
+    seeds: tuple[int, ...] = setting((0,), "one run per seed", 0, 2**31 - 1)
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "where tensors live; auto takes a GPU where there is one"
+    )
+    precision: Literal["auto", "float32", "bf16"] = setting(
+        "auto",
+        "of training steps of the large networks; auto: bf16 where the device has units for it; scores are"
+        " always float32",
+    )
+    systems: tuple[str, ...] = setting(
+        ("baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier"), "systems to run"
+    )
     data: DataSettings = field(default_factory=DataSettings)
     synthetic: SyntheticSettings = field(default_factory=SyntheticSettings)
     baseline_knn: NearestNeighborSettings = field(default_factory=NearestNeighborSettings)
@@ -110,26 +132,34 @@ def study_names() -> list[str]:
 
 
 def load(name: str, overrides: typing.Sequence[str] = ()) -> StudySettings:
-    """Settings of a study: its file in notebooks/studies (or a path to a .toml) over the defaults, then `a.b=value`.
+    """Settings of a study: its file in notebooks/studies (or a path to a .toml) over the defaults, then
+    `a.b=value`.
 
     name : name of a study, or the path of a TOML file
     overrides : strings like "autoencoder.epochs=5"; the right side is TOML, or else taken as a string
     returns : the settings; `include` holds whole paths
-    raises : errors.InputError for unknown studies, names, types and values out of range, and for an included file that is missing
+    raises : errors.InputError for unknown studies, names, types and values out of range, and for an included
+        file that is missing
     """
     tree = read(name, overrides)
     tree.pop("sweep", None)
     cfg = from_tree(StudySettings, tree)
     for root in cfg.data.roots:
         if "\0" in root or not Path(root).is_absolute():
-            raise errors.InputError(f"setting data.roots: {root!r} is relative; give the whole path, or --data-root DIR on the command line")
+            raise errors.InputError(
+                f"setting data.roots: {root!r} is relative; give the whole path, or --data-root DIR on the"
+                " command line"
+            )
     if not cfg.name.replace("_", "").replace("-", "").isalnum():
-        raise errors.InputError(f"setting name: got {cfg.name!r}, expected letters, digits, _ and - only; rename the study")
+        raise errors.InputError(
+            f"setting name: got {cfg.name!r}, expected letters, digits, _ and - only; rename the study"
+        )
     return cfg
 
 
 def read(name: str, overrides: typing.Sequence[str] = ()) -> dict:
-    """What a study's file and the overrides say, as nested dicts; a table `sweep` belongs to asdlib.studies.sweeps.
+    """What a study's file and the overrides say, as nested dicts; a table `sweep` belongs to
+    asdlib.studies.sweeps.
 
     Arguments and refusals as of `load`.
     """
@@ -144,7 +174,9 @@ def read(name: str, overrides: typing.Sequence[str] = ()) -> dict:
         try:
             tree["include"] = [str((path.parent / Path(file).expanduser()).resolve()) for file in given]
         except (OSError, ValueError, RuntimeError) as error:  # no user of that name, or no path at all
-            raise errors.InputError(f"setting include: {describe_value(list(given))} are no paths ({error}), expected TOML files") from error
+            raise errors.InputError(
+                f"setting include: {describe_value(list(given))} are no paths ({error}), expected TOML files"
+            ) from error
         under: dict = {}
         for file in tree["include"]:
             under = merged(under, _included(Path(file), path))
@@ -170,10 +202,16 @@ def _read(path: Path) -> dict:
 def _included(file: Path, study: Path) -> dict:
     """Settings of an included file; name and about stay the study's own."""
     if not _there(file):
-        raise errors.InputError(f"{study.name} includes {file}, and there is no such file; run the study that writes it, or take it out of include")
+        raise errors.InputError(
+            f"{study.name} includes {file}, and there is no such file; run the study that writes it, or take"
+            " it out of include"
+        )
     tree = _read(file)
     if "include" in tree:
-        raise errors.InputError(f"{file} is included by {study.name} and has an include of its own; name all files in {study.name}")
+        raise errors.InputError(
+            f"{file} is included by {study.name} and has an include of its own; name all files in"
+            f" {study.name}"
+        )
     try:
         from_tree(StudySettings, tree)
     except errors.InputError as refusal:

@@ -1,16 +1,19 @@
-"""Why a recording was scored so, as a page: its log-mel with the segments and regions that made the score, and its nearest training clips.
+"""Why a recording was scored so, as a page: its log-mel with the segments and regions that made the score,
+and its nearest training clips.
 
 Conventions
 -----------
-One self-contained page per recording (no script, nothing from the network), and `nearest.csv` for all of them. What is shown is what the
-study's detectors can tell (`asdlib.analysis.explain`); regions are slopes and residuals, not causes. Nearest clips are those whose embeddings lie
-nearest:
+One self-contained page per recording (no script, nothing from the network), and `nearest.csv` for all of
+them. What is shown is what the study's detectors can tell (`asdlib.analysis.explain`); regions are slopes and
+residuals, not causes. Nearest clips are those whose embeddings lie nearest:
 
-    oevae          mean over the recording's segments of the distance to the clip's nearest segment, in the extractor's embedding
+    oevae          mean over the recording's segments of the distance to the clip's nearest segment, in the
+    extractor's embedding
     classifier     distance of the unit embeddings
     baseline_knn   distance of the scaled spectra
 
-Distances of different detectors have different units and do not compare. Synthetic and mixed references are no clips and not listed.
+Distances of different detectors have different units and do not compare. Synthetic and mixed references are
+no clips and not listed.
 Source: report 3.2; METHOD 3.4-3.6.  Used by: `asd score --explain`.
 """
 
@@ -39,25 +42,33 @@ COLUMNS = ("file", "detector", "rank", "clip", "distance", "path")
 def _segments(detector: Detector, own: np.ndarray, new: Detector, row: int) -> np.ndarray:
     real = detector.references.parents[:, 0] == detector.references.parents[:, 1]
     h, clip = detector.references.h[real], detector.references.parents[real, 0]
-    away = np.linalg.norm(new.embed(Clips(new.store, np.array([row])))[0][:, None] - h[None], axis=2)  # (segments, references)
+    away = np.linalg.norm(
+        new.embed(Clips(new.store, np.array([row])))[0][:, None] - h[None], axis=2
+    )  # (segments, references)
     return np.array([away[:, clip == each].min(1).mean() for each in own])
 
 
 def _units(detector: Detector, own: np.ndarray, new: Detector, row: int) -> np.ndarray:
     place = {number: i for i, number in enumerate(detector.train_rows.tolist())}
     train = detector.train_vectors[[place[number] for number in own.tolist()]]
-    return backends.distances(backends.unit(new.embed(Clips(new.store, np.array([row])))[0]), backends.unit(train))[0]
+    return backends.distances(
+        backends.unit(new.embed(Clips(new.store, np.array([row])))[0]), backends.unit(train)
+    )[0]
 
 
 def _spectra(detector: Detector, own: np.ndarray, new: Detector, row: int) -> np.ndarray:
     deviation = np.maximum(detector.train.std(0), SMALLEST_DB)
-    return np.linalg.norm((new.embed(Clips(new.store, np.array([row])))[0] - detector.train) / deviation, axis=1)
+    return np.linalg.norm(
+        (new.embed(Clips(new.store, np.array([row])))[0] - detector.train) / deviation, axis=1
+    )
 
 
 DISTANCES = {"oevae": _segments, "classifier": _units, "baseline_knn": _spectra}
 
 
-def nearest(name: str, detector: Detector, store: Store, row: int, machine: str, count: int = NEAREST) -> pd.DataFrame:
+def nearest(
+    name: str, detector: Detector, store: Store, row: int, machine: str, count: int = NEAREST
+) -> pd.DataFrame:
     """The training clips of a machine whose embeddings lie nearest to that of a recording.
 
     name : one of DISTANCES.  store, row : of the recording, which the detector was not trained on
@@ -70,20 +81,34 @@ def nearest(name: str, detector: Detector, store: Store, row: int, machine: str,
     away = DISTANCES[name](detector, own, detector.at(store), row)
     first = np.argsort(away, kind="stable")[:count]
     facts = table.iloc[own[first]][["clip", "path"]].reset_index(drop=True)
-    return facts.assign(detector=name, rank=np.arange(1, len(first) + 1), distance=away[first], row=own[first])
+    return facts.assign(
+        detector=name, rank=np.arange(1, len(first) + 1), distance=away[first], row=own[first]
+    )
 
 
-def write(run, ready: scorer.Scorer, paths: Sequence[str | Path], scores: pd.DataFrame, folder: str | Path, first: int = 0) -> list[Path]:
+def write(
+    run,
+    ready: scorer.Scorer,
+    paths: Sequence[str | Path],
+    scores: pd.DataFrame,
+    folder: str | Path,
+    first: int = 0,
+) -> list[Path]:
     """Pages of recordings that were scored, and their lines in nearest.csv.
 
-    run : study.Run.  paths, scores : recordings and their rows of `ready(paths)`.  first : number of the first in the pages' names
+    run : study.Run.  paths, scores : recordings and their rows of `ready(paths)`.  first : number of the
+        first in the pages' names
     returns : the pages; none for a recording that could not be scored
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     store, _ = ready.decoded(paths)
     known = {name: run.detector(name, ready.machine) for name in scorer.detectors_of(*run.cfg.systems)}
-    maps = {name: known[name].at(store) for name in ("autoencoder", "oevae", "classifier") if name in known} if store is not None else {}
+    maps = (
+        {name: known[name].at(store) for name in ("autoencoder", "oevae", "classifier") if name in known}
+        if store is not None
+        else {}
+    )
     train = ready.train[ready.train["component"].isin(["alpha", "beta"])].groupby("component")["score"]
     usual = {name: (part.mean(), part.std()) for name, part in train}
     written = []
@@ -92,13 +117,25 @@ def write(run, ready: scorer.Scorer, paths: Sequence[str | Path], scores: pd.Dat
         told, shown = scores.iloc[place], scores["file"].iloc[place]
         name, title = f"{first + place:04d}_{Path(shown).stem}", Path(shown).name
         found = explain.why(store, row, run.cfg.oevae.features, **maps)
-        near = pd.concat([nearest(name, known[name], store, row, ready.machine) for name in DISTANCES if name in known] or [pd.DataFrame()])
+        near = pd.concat(
+            [nearest(name, known[name], store, row, ready.machine) for name in DISTANCES if name in known]
+            or [pd.DataFrame()]
+        )
         clips = near.drop_duplicates("row") if len(near) else near
-        waves = {shown: store.int16(row), **{each.clip: run.store.int16(each.row) for each in clips.itertuples()}}
+        waves = {
+            shown: store.int16(row),
+            **{each.clip: run.store.int16(each.row) for each in clips.itertuples()},
+        }
         gain = audio.common_gain([wave / 32768.0 for wave in waves.values()])
-        players = "".join(pages.player(wave / 32768.0, run.cfg.data.sample_rate, caption, gain) for caption, wave in waves.items())
+        players = "".join(
+            pages.player(wave / 32768.0, run.cfg.data.sample_rate, caption, gain)
+            for caption, wave in waves.items()
+        )
         above = "above" if told["decision"] == "anomaly" else "not above"
-        said = f"{ready.system} of {ready.name}: score {told['score']:.4g}, {above} the threshold {told['threshold']:.4g}: {told['decision']}."
+        said = (
+            f"{ready.system} of {ready.name}: score {told['score']:.4g}, {above} the threshold"
+            f" {told['threshold']:.4g}: {told['decision']}."
+        )
         said += f" Remark: {told['remark']}." if told["remark"] else ""
         picture = embedding_plots.why(found, usual, title)._repr_html_()
         none = tables.Html("<p>None of the systems embeds clips.</p>")
@@ -107,5 +144,7 @@ def write(run, ready: scorer.Scorer, paths: Sequence[str | Path], scores: pd.Dat
         io.write_text(folder / f"{name}.html", pages.page(title, f'{body}<div class="clips">{players}</div>'))
         written.append(folder / f"{name}.html")
         lines = near.assign(file=shown).reindex(columns=list(COLUMNS))
-        lines.to_csv(folder / "nearest.csv", mode="a", index=False, header=not os.path.exists(folder / "nearest.csv"))
+        lines.to_csv(
+            folder / "nearest.csv", mode="a", index=False, header=not os.path.exists(folder / "nearest.csv")
+        )
     return written

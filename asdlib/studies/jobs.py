@@ -1,11 +1,13 @@
 """The jobs of a study as a graph: what each needs, whether it is fresh, stale or missing, and why.
 
-A job is one notebook for one seed and machine. It is `fresh` when its folder, its detectors and what it leaves elsewhere are whole and made
-of the settings, recordings, code, notebook and device that hold now; `missing` when it never came to its end; else `stale`, and the
-reasons say which setting, which file. The manifest beside every artifact keeps what shaped it, which is what it is compared with.
+A job is one notebook for one seed and machine. It is `fresh` when its folder, its detectors and what it
+leaves elsewhere are whole and made of the settings, recordings, code, notebook and device that hold now;
+`missing` when it never came to its end; else `stale`, and the reasons say which setting, which file. The
+manifest beside every artifact keeps what shaped it, which is what it is compared with.
 
-Stages that train wait for nothing but the store; stages that read detectors wait for these; the last waits for all.
-Source: METHOD 8.2, 8.3. Notebooks: all (run by asdlib.studies.runner); `asd run STUDY --dry-run` prints it.
+Stages that train wait for nothing but the store; stages that read detectors wait for these; the last waits
+for all. Source: METHOD 8.2, 8.3. Notebooks: all (run by asdlib.studies.runner); `asd run STUDY --dry-run`
+prints it.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ MOST = 4  # reasons that are printed for a job
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One notebook to run. overrides : that open its run again; needs : keys of the jobs it waits for; why : empty if it is fresh."""
+    """One notebook to run. overrides : that open its run again; needs : keys of the jobs it waits for; why :
+    empty if it is fresh.
+    """
 
     key: str
     run: Run
@@ -64,9 +68,16 @@ def plan(opened: dict[str, tuple[Run, list[str]]], only: Sequence[str] = ()) -> 
             continue
         needs = tuple(job.key for job in found.values() if _needs(stage, seed, job, run))
         state, why = job_state(run, stage, seed, machine)
-        again = [job.label for job in found.values() if job.key in needs and job.why] if stage is STAGES[-1] else []
+        again = (
+            [job.label for job in found.values() if job.key in needs and job.why]
+            if stage is STAGES[-1]
+            else []
+        )
         if state == "fresh" and again:
-            state, why = "stale", [f"computed again: {', '.join(again[:MOST])}{' …' if len(again) > MOST else ''}"]
+            state, why = (
+                "stale",
+                [f"computed again: {', '.join(again[:MOST])}{' …' if len(again) > MOST else ''}"],
+            )
         key = folder.relative_to(run.study_folder).as_posix()
         found[folder] = Job(key, run, tuple(overrides), stage, seed, machine, needs, state, tuple(why))
     return list(found.values())
@@ -93,9 +104,19 @@ def job_state(run: Run, stage: Stage, seed: int, machine: str) -> tuple[str, lis
     """State of a job, and why it is not fresh: ("fresh" | "stale" | "missing", reasons)."""
     folder = run.stage_folder(stage, seed, machine)
     if not (folder / "DONE").is_file():
-        begun = (folder / "BEGUN").is_file() and (folder / "BEGUN").read_text(encoding="utf-8") == run.digest(stage, seed, machine)
+        begun = (folder / "BEGUN").is_file() and (folder / "BEGUN").read_text(encoding="utf-8") == run.digest(
+            stage, seed, machine
+        )
         broken = (folder / "failed.ipynb").is_file()
-        return "missing", ["begun and not finished: it goes on" if begun and not broken else "failed the last time" if broken else "not computed yet"]
+        return "missing", [
+            (
+                "begun and not finished: it goes on"
+                if begun and not broken
+                else "failed the last time"
+                if broken
+                else "not computed yet"
+            )
+        ]
     parts = [(folder, run.digest(stage, seed, machine), run.shaped_by(stage, seed, machine), "")]
     for name in stage.detectors:
         of = (name, seed, machine)
@@ -128,8 +149,17 @@ def changes(folder: Path, now: dict) -> list[str]:
     if set(old) != set(new):
         found.append(f"settings that came or went: {', '.join(sorted(set(old) ^ set(new))[:MOST])}")
     for name in [name for name in new if name in old and old[name] != new[name]]:
-        found.append("problems of the recordings changed" if name == "problems" else f"{name} was {old[name]}, is {new[name]}")
-    words = {"recordings": "recordings changed", "code": "asdlib's code changed", "notebook": "the notebook changed", "machines": "machines changed"}
+        found.append(
+            "problems of the recordings changed"
+            if name == "problems"
+            else f"{name} was {old[name]}, is {new[name]}"
+        )
+    words = {
+        "recordings": "recordings changed",
+        "code": "asdlib's code changed",
+        "notebook": "the notebook changed",
+        "machines": "machines changed",
+    }
     for name, what in words.items():
         if before.get(name) != now.get(name):
             found.append(what)
@@ -153,7 +183,11 @@ def text(planned: Sequence[Job]) -> str:
         needs = sorted({stages[key] for key in job.needs})
         after = "" if not needs else "after all" if job.stage is STAGES[-1] else f"after {', '.join(needs)}"
         why = "; ".join([*job.why[:MOST], *(["…"] if len(job.why) > MOST else [])])
-        lines.append("  ".join(filter(None, [f"{job.state:7}", f"{job.label:{width}}", why, after and f"({after})"])).rstrip())
+        lines.append(
+            "  ".join(
+                filter(None, [f"{job.state:7}", f"{job.label:{width}}", why, after and f"({after})"])
+            ).rstrip()
+        )
     counts = {state: sum(job.state == state for job in planned) for state in ("fresh", "stale", "missing")}
     lines.append(f"{len(planned)} jobs: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
     return "\n".join(lines)

@@ -1,13 +1,16 @@
-"""The model card of a study: what was trained on what, for what it may be used, what it reached, and at what cost.
+"""The model card of a study: what was trained on what, for what it may be used, what it reached, and at what
+cost.
 
 Conventions
 -----------
-One page in Markdown, made of the study's own tables when its report is made (notebook 09_report), so that no number stands in it that
-was not measured. What is not known is said ("not stated", "not available"), never filled in.
+One page in Markdown, made of the study's own tables when its report is made (notebook 09_report), so that no
+number stands in it that was not measured. What is not known is said ("not stated", "not available"), never
+filled in.
 
-The licence of the recordings is, in this order: the setting `report.licence`; the first line of a LICENCE or LICENSE file in a data root or
-beside a machine's train folder (`asd import --licence` writes one); none for synthetic recordings; else "not stated", with the licence that
-the challenge's recordings have if all machines carry their names.
+The licence of the recordings is, in this order: the setting `report.licence`; the first line of a LICENCE or
+LICENSE file in a data root or beside a machine's train folder (`asd import --licence` writes one); none for
+synthetic recordings; else "not stated", with the licence that the challenge's recordings have if all machines
+carry their names.
 
 Source: METHOD 3.7, 3.8, 7.3, 7.5, 8.6.  Notebook: 09_report.
 """
@@ -44,11 +47,19 @@ def licence(roots: Sequence[Path], machines: Sequence[str], stated: str, synthet
     found = []
     for folder in [place for root in roots for place in (root, *(root / machine for machine in machines))]:
         for path in sorted(folder.glob("LICEN[CS]E*")) if folder.is_dir() else []:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+            lines = [
+                line.strip()
+                for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+                if line.strip()
+            ]
             found += [f"{lines[0]} ({folder.name}/{path.name})"] if lines else []
     if found:
         return "; ".join(dict.fromkeys(found))
-    challenge = "; recordings of DCASE 2024 Task 2, whose names these machines carry, are CC BY 4.0" if set(machines) <= DCASE else ""
+    challenge = (
+        "; recordings of DCASE 2024 Task 2, whose names these machines carry, are CC BY 4.0"
+        if set(machines) <= DCASE
+        else ""
+    )
     return f"not stated{challenge}"
 
 
@@ -56,7 +67,10 @@ def hardware(device: torch.device) -> str:
     """Processor, cores, memory and GPU in one line."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor not named")
+        name = next(
+            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+            "processor not named",
+        )
     except OSError:
         name = "processor not named"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -67,14 +81,25 @@ def hardware(device: torch.device) -> str:
 
 
 def data_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Clips per machine as used. table : clip table of a store.  returns : machine, train source, train target, test …, seconds, attributes"""
+    """Clips per machine as used. table : clip table of a store.  returns : machine, train source, train
+    target, test …, seconds, attributes
+    """
     rows = []
     for name, facts in index.summary(table, index.problem_table([]))["machines"].items():
         test, seconds = facts["test"], dict.fromkeys(f"{value:g}" for value in facts["seconds"])
         counts = {"train source": facts["train"]["source"], "train target": facts["train"]["target"]}
-        counts |= {f"test {what}": test[f"source_{what}"] + test[f"target_{what}"] for what in ("normal", "anomaly")}
-        rows.append({"machine": name, **counts, "test unlabelled": test["unlabelled"], "seconds": " to ".join(seconds),
-                     "attributes": ", ".join(facts["attributes"]) or "none"})  # fmt: skip
+        counts |= {
+            f"test {what}": test[f"source_{what}"] + test[f"target_{what}"] for what in ("normal", "anomaly")
+        }
+        rows.append(
+            {
+                "machine": name,
+                **counts,
+                "test unlabelled": test["unlabelled"],
+                "seconds": " to ".join(seconds),
+                "attributes": ", ".join(facts["attributes"]) or "none",
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -88,16 +113,37 @@ def limits(run, decisions: pd.DataFrame) -> list[str]:
     few = [f"{name} ({train[name]})" for name in run.machines if train[name] < FEW]
     counted = decisions[decisions["method"] == "empirical"].groupby("system")["machine"].nunique()
     said = [
-        "The recordings are synthetic: nothing here is evidence about a real machine." if run.synthetic else
-        "The results hold for these machines, microphones and places; another place is another sound.",
-        f"No labelled test clips of {', '.join(blind)}: scores and thresholds, but no measure of how good they are." if blind else "",
-        f"No training clips of the target domain of {', '.join(name for name in run.machines if name not in target)}: what a change of "
-        "conditions does to scores and thresholds is not known there." if set(run.machines) - target else "",
+        (
+            "The recordings are synthetic: nothing here is evidence about a real machine."
+            if run.synthetic
+            else (
+                "The results hold for these machines, microphones and places; another place is another sound."
+            )
+        ),
+        (
+            f"No labelled test clips of {', '.join(blind)}: scores and thresholds, but no measure of how good"
+            " they are."
+            if blind
+            else ""
+        ),
+        (
+            "No training clips of the target domain of"
+            f" {', '.join(name for name in run.machines if name not in target)}: what a change of conditions"
+            " does to scores and thresholds is not known there."
+            if set(run.machines) - target
+            else ""
+        ),
         f"Few training clips of {', '.join(few)}: thresholds rest on a handful of scores." if few else "",
-        "".join(f"{system}: the threshold of {count} machine{'s' * (count > 1)} is an empirical quantile, no gamma fits its training scores. "
-                for system, count in counted.items()).strip(),
-        "Only normal sound was trained on: a score says how unlike it a recording is, not what is broken, nor how badly.",
-    ]  # fmt: skip
+        "".join(
+            f"{system}: the threshold of {count} machine{'s' * (count > 1)} is an empirical quantile, no"
+            " gamma fits its training scores. "
+            for system, count in counted.items()
+        ).strip(),
+        (
+            "Only normal sound was trained on: a score says how unlike it a recording is, not what is broken,"
+            " nor how badly."
+        ),
+    ]
     return [line for line in said if line]
 
 
@@ -105,57 +151,94 @@ def text(run, table: pd.DataFrame, controls: pd.DataFrame, decisions: pd.DataFra
     """The card. run : study.Run.  table, controls : metric tables.  decisions : of `metrics.decisions`"""
     cfg, share = run.cfg, 1 - run.cfg.metrics.decision_quantile
     changed = report.settings(cfg)
-    changed = changed[(changed["value"] != changed["default"]) & ~changed["setting"].isin(["about", "name", "systems", "seeds", "data.roots"])]
+    changed = changed[
+        (changed["value"] != changed["default"])
+        & ~changed["setting"].isin(["about", "name", "systems", "seeds", "data.roots"])
+    ]
     spent = run.timings()
-    spent = spent.groupby("stage", sort=False).agg(jobs=("seconds", "size"), seconds=("seconds", "sum")).reset_index()
+    spent = (
+        spent.groupby("stage", sort=False)
+        .agg(jobs=("seconds", "size"), seconds=("seconds", "sum"))
+        .reset_index()
+    )
     spent["seconds"] = spent["seconds"].round(0).astype(int)
     kept = decisions[decisions["domain"] == "all"].drop(columns=["domain", "normal", "anomaly"])
     numbers = kept.select_dtypes("float").columns
     kept[numbers] = kept[numbers].map(lambda value: tables.number(value)).astype(str)
-    trained = "".join(f", {name} trained in {run.precision_of(name)}" for name in precision.NETWORKS if name in map(SYSTEMS.get, cfg.systems))
+    trained = "".join(
+        f", {name} trained in {run.precision_of(name)}"
+        for name in precision.NETWORKS
+        if name in map(SYSTEMS.get, cfg.systems)
+    )
     roots = "synthetic recordings" if run.synthetic else ", ".join(map(str, run.roots))
     gone = int(run.problems["left_out"].sum())
     parts = [
-        f"# Model card: {cfg.name}", tables.markdown(cfg.about),
+        f"# Model card: {cfg.name}",
+        tables.markdown(cfg.about),
         "## Data",
-        f"{tables.markdown(roots)}; {len(run.clips)} clips at {cfg.data.sample_rate} Hz, channel {cfg.data.channel}, fingerprint "
-        f"{run.store.fingerprint}. Left out: {gone}; the report lists them with their reasons.",
+        (
+            f"{tables.markdown(roots)}; {len(run.clips)} clips at {cfg.data.sample_rate} Hz, channel"
+            f" {cfg.data.channel}, fingerprint {run.store.fingerprint}. Left out: {gone}; the report lists"
+            " them with their reasons."
+        ),
         tables.markdown_table(data_table(run.clips)),
-        f"Licence of the recordings: {tables.markdown(licence(run.roots, run.machines, cfg.report.licence, run.synthetic))}.",
+        (
+            "Licence of the recordings:"
+            f" {tables.markdown(licence(run.roots, run.machines, cfg.report.licence, run.synthetic))}."
+        ),
         "## Systems and settings",
-        f"Systems: {', '.join(fusion.with_composed(cfg.systems))}. Seeds: {', '.join(map(str, cfg.seeds))}. "
-        f"Settings that differ from the defaults (digest {settings.digest(cfg)}):",
+        (
+            f"Systems: {', '.join(fusion.with_composed(cfg.systems))}. Seeds:"
+            f" {', '.join(map(str, cfg.seeds))}. Settings that differ from the defaults (digest"
+            f" {settings.digest(cfg)}):"
+        ),
         tables.markdown_table(changed) if len(changed) else "none",
         "## Intended use and limits",
-        f"To rank recordings of {', '.join(run.machines)} by how unlike normal sound they are, so that a person listens to the right ones first; "
-        "and to compare detectors. Not for decisions on safety, and not for other machines.",
+        (
+            f"To rank recordings of {', '.join(run.machines)} by how unlike normal sound they are, so that a"
+            " person listens to the right ones first; and to compare detectors. Not for decisions on safety,"
+            " and not for other machines."
+        ),
         "\n".join(f"- {tables.markdown(line)}" for line in limits(run, decisions)),
         "## Results, with intervals",
         tables.markdown_table(tables.wide(table)),
-        f"In brackets: {cfg.metrics.confidence:.0%} bootstrap intervals over test clips; they say nothing of other machines or other trainings. "
-        "Chance: 0.5.",
+        (
+            f"In brackets: {cfg.metrics.confidence:.0%} bootstrap intervals over test clips; they say nothing"
+            " of other machines or other trainings. Chance: 0.5."
+        ),
         *(f"- {tables.markdown(line)}" for line in tables.reasons(table)),
         "## Controls",
         tables.markdown_table(tables.claims(table, controls)),
-        "control_level: the level of each clip as if it were a score. labels shuffled: what each system reaches by luck.",
+        (
+            "control_level: the level of each clip as if it were a score. labels shuffled: what each system"
+            " reaches by luck."
+        ),
         "## Thresholds and what they mean",
-        f"A recording above the threshold is called anomalous. The threshold is the {cfg.metrics.decision_quantile:g} quantile of a gamma "
-        "distribution fitted to the scores of normal training clips, each scored by what was learnt without it (method empirical: of the scores "
-        f"themselves): of normal recordings like those, about {share:.0%} are expected above it, and that many false alarms. train_above: the "
-        "share of training clips that lie above. It is one threshold for both domains.",
+        (
+            "A recording above the threshold is called anomalous. The threshold is the"
+            f" {cfg.metrics.decision_quantile:g} quantile of a gamma distribution fitted to the scores of"
+            " normal training clips, each scored by what was learnt without it (method empirical: of the"
+            f" scores themselves): of normal recordings like those, about {share:.0%} are expected above it,"
+            " and that many false alarms. train_above: the share of training clips that lie above. It is one"
+            " threshold for both domains."
+        ),
         tables.markdown_table(kept),
         "## Hardware and time",
-        f"{hardware(run.device)}{trained}; largest memory of a training "
-        f"{max([int(peak or 0) for peak in run.timings()['peak_memory_mb']] or [0])} MB.",
+        (
+            f"{hardware(run.device)}{trained}; largest memory of a training "
+            f"{max([int(peak or 0) for peak in run.timings()['peak_memory_mb']] or [0])} MB."
+        ),
         tables.markdown_table(spent),
         "## Made by",
         ", ".join(f"{name} {version}" for name, version in artifacts.versions().items()),
-    ]  # fmt: skip
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def write(run, table: pd.DataFrame, controls: pd.DataFrame, decisions: pd.DataFrame) -> Path:
-    """model_card.md beside the summary, in the study's report folder. Arguments as `text`.  Notebook: 09_report"""
+    """model_card.md beside the summary, in the study's report folder. Arguments as `text`.  Notebook:
+    09_report
+    """
     run.reports.mkdir(parents=True, exist_ok=True)
     io.write_text(run.reports / "model_card.md", text(run, table, controls, decisions))
     return run.reports / "model_card.md"

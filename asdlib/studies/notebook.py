@@ -1,17 +1,19 @@
-"""Warm kernels: the notebooks of a study run in forks of one process that has made the imports, not in interpreters of their own.
+"""Warm kernels: the notebooks of a study run in forks of one process that has made the imports, not in
+interpreters of their own.
 
     papermill.execute_notebook(..., kernel_manager_class=notebook.WarmKernelManager)
 
-The forks are made by the standard library's fork server (multiprocessing), one for each process that runs notebooks. A kernel ends when
-that process or its fork server ends, by whatever death. Where no fork server can be had, an ordinary kernel is started in its place. As
-with everything of multiprocessing, a script that runs studies needs `if __name__ == "__main__":`.
-Source: METHOD 8.3. Notebooks: all (through `notebook`).
+The forks are made by the standard library's fork server (multiprocessing), one for each process that runs
+notebooks. A kernel ends when that process or its fork server ends, by whatever death. Where no fork server
+can be had, an ordinary kernel is started in its place. As with everything of multiprocessing, a script that
+runs studies needs `if __name__ == "__main__":`. Source: METHOD 8.3. Notebooks: all (through `notebook`).
 
 One job of a study, by itself: a notebook executed by papermill, its folder sealed, its page written.
 
-An `JobSpec` holds plain values, so that it can cross to another process or machine that sees the same folders. What a user can mend comes
-back as a sentence in the `JobResult`; only what another try may mend (a kernel that was killed) is raised, for a cluster to try again.
-Sources: METHOD 8.2, 8.3. Notebooks: all (by asdlib.studies.runner and asdlib.studies.dask).
+An `JobSpec` holds plain values, so that it can cross to another process or machine that sees the same
+folders. What a user can mend comes back as a sentence in the `JobResult`; only what another try may mend (a
+kernel that was killed) is raised, for a cluster to try again. Sources: METHOD 8.2, 8.3. Notebooks: all (by
+asdlib.studies.runner and asdlib.studies.dask).
 """
 
 from __future__ import annotations
@@ -42,19 +44,28 @@ import asdlib
 from asdlib import errors, io
 from asdlib.studies import artifacts, report
 
-# One thread each: a fork copies no others, and spinning threads cost more than they bring. Arrow's own allocator would start one.
-# The backend is what ipykernel sets before matplotlib is imported; here that comes first. The current folder is no place for modules.
+# One thread each: a fork copies no others, and spinning threads cost more than they bring. Arrow's own
+# allocator would start one.
+# The backend is what ipykernel sets before matplotlib is imported; here that comes first. The current folder
+# is no place for modules.
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
-    "JE_ARROW_MALLOC_CONF": "background_thread:false", "MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONSAFEPATH": "1",
-}  # fmt: skip
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    "PYTHONSAFEPATH": "1",
+}
 
 
 @contextlib.contextmanager
 def apart() -> Iterator[None]:
-    """What is started meanwhile, and what that starts again, finds ENVIRONMENT and does not hear Ctrl-C, which is the runner's alone."""
+    """What is started meanwhile, and what that starts again, finds ENVIRONMENT and does not hear Ctrl-C,
+    which is the runner's alone.
+    """
     before, mask = dict(os.environ), signal.pthread_sigmask(signal.SIG_BLOCK, set())
-    resource_tracker.ensure_running()  # now: who starts it hears Ctrl-C again afterwards, and so would all that is started from there
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # one that comes meanwhile waits; threads and processes inherit the mask
+    # now: who starts it hears Ctrl-C again afterwards, and so would all that is started from there
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGINT}
+    )  # one that comes meanwhile waits; threads and processes inherit the mask
     os.environ.update(ENVIRONMENT)
     try:
         yield
@@ -65,16 +76,21 @@ def apart() -> Iterator[None]:
 
 
 def warm() -> None:
-    """Have this process's fork server, which makes its imports while this process goes on.  raises : OSError"""
+    """Start this process's fork server, which imports in the background.  raises : OSError"""
     package = Path(asdlib.__file__).parent
-    modules = [".".join(path.relative_to(package.parent).with_suffix("").parts) for path in sorted(package.rglob("[a-z]*.py"))]
+    modules = [
+        ".".join(path.relative_to(package.parent).with_suffix("").parts)
+        for path in sorted(package.rglob("[a-z]*.py"))
+    ]
     with apart():
         forkserver.set_forkserver_preload(["ipykernel.kernelapp", "torchvision.models.resnet", *modules])
         forkserver.ensure_running()
 
 
 class Kernel(multiprocessing.get_context("forkserver").Process):
-    """A kernel as a fork of the server, with as much of the face of `subprocess.Popen` as jupyter_client looks at."""
+    """A kernel as a fork of the server, with as much of the face of `subprocess.Popen` as jupyter_client
+    looks at.
+    """
 
     stdin = stdout = stderr = None
 
@@ -91,12 +107,16 @@ class Kernel(multiprocessing.get_context("forkserver").Process):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # as ipykernel has it between cells
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         multiprocessing.current_process().daemon = False  # a notebook may start processes
-        threading.Thread(target=lambda: multiprocessing.parent_process().join() or os._exit(1), daemon=True).start()
+        threading.Thread(
+            target=lambda: multiprocessing.parent_process().join() or os._exit(1), daemon=True
+        ).start()
         os.environ.clear()
         os.environ.update(self.env)
         os.chdir(self.cwd or ".")
         sys.argv = ["ipykernel_launcher", *self.words]
-        IPKernelApp.launch_instance(argv=self.words, parent_handle=os.getppid())  # ends when it does not see the fork server any more
+        IPKernelApp.launch_instance(
+            argv=self.words, parent_handle=os.getppid()
+        )  # ends when it does not see the fork server any more
 
     def poll(self) -> int | None:
         """None while it runs."""
@@ -132,7 +152,9 @@ class WarmProvisioner(LocalProvisioner):
 
 
 class WarmKernelManager(AsyncKernelManager):
-    """The manager that papermill is given, with sockets in Linux's abstract space: a free port may be taken before the kernel binds it."""
+    """The manager that papermill is given, with sockets in Linux's abstract space: a free port may be taken
+    before the kernel binds it.
+    """
 
     def __init__(self, *args, **settings):
         super().__init__(*args, **settings)
@@ -157,8 +179,10 @@ class JobSpec:
     """A job as plain values.
 
     key : its name within the study;  label : its name for people;  needs : keys of jobs that come before it
-    study : the folder whose lock its runner holds;  notebook, folder, page : paths;  outputs : files elsewhere that belong to it
-    digest : of everything that shapes it;  parameters : of the notebook;  facts : for the manifest;  footer : of the page
+    study : the folder whose lock its runner holds;  notebook, folder, page : paths;  outputs : files
+        elsewhere that belong to it
+    digest : of everything that shapes it;  parameters : of the notebook;  facts : for the manifest;  footer :
+        of the page
     """
 
     key: str
@@ -189,7 +213,11 @@ def run_job(order: JobSpec) -> JobResult:
     raises : KernelLost
     """
     # its kernel belongs to the runner that holds the study
-    tell = {io.HOLDS: order.study, artifacts.DEVICE: order.facts["device"], artifacts.PRECISION: order.facts["auto"]}
+    tell = {
+        io.HOLDS: order.study,
+        artifacts.DEVICE: order.facts["device"],
+        artifacts.PRECISION: order.facts["auto"],
+    }
     before = {name: os.environ.get(name) for name in tell}
     os.environ.update(tell)
     began, folder = time.perf_counter(), Path(order.folder)
@@ -214,21 +242,36 @@ def run_job(order: JobSpec) -> JobResult:
 
 
 def _execute(order: JobSpec) -> None:
-    """Run one notebook to its end; the executed copy is put in place only then, a broken one stays as failed.ipynb."""
+    """Run one notebook to its end; the executed copy is put in place only then, a broken one stays as
+    failed.ipynb.
+    """
     folder = Path(order.folder)
     failed = folder / "failed.ipynb"
     try:
         papermill.execute_notebook(
-            order.notebook, str(failed), parameters=order.parameters, kernel_name="python3", progress_bar=False, cwd=str(folder),
-            config=KERNEL_CONFIG, kernel_manager_class=WarmKernelManager,
-        )  # fmt: skip
+            order.notebook,
+            str(failed),
+            parameters=order.parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=str(folder),
+            config=KERNEL_CONFIG,
+            kernel_manager_class=WarmKernelManager,
+        )
     except PapermillExecutionError as error:
         if error.ename == "InputError":
             raise errors.InputError(f"{order.label}: {error.evalue}") from error
-        raise errors.InputError(f"{order.label} failed with {error.ename}: {error.evalue}; see {failed}") from error
+        raise errors.InputError(
+            f"{order.label} failed with {error.ename}: {error.evalue}; see {failed}"
+        ) from error
     except RuntimeError as error:  # the kernel died or never came up
-        advice = "most likely for want of memory; free some or use fewer or shorter clips, then give the same command again"
-        raise KernelLost(f"{order.label}: its kernel ended from outside ({type(error).__name__}), {advice}") from error
+        advice = (
+            "most likely for want of memory; free some or use fewer or shorter clips, then give the same"
+            " command again"
+        )
+        raise KernelLost(
+            f"{order.label}: its kernel ended from outside ({type(error).__name__}), {advice}"
+        ) from error
     os.replace(failed, folder / "notebook.ipynb")
 
 
@@ -240,4 +283,9 @@ def export(order: JobSpec) -> None:
     page.parent.mkdir(parents=True, exist_ok=True)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     title = nbformat.read(folder / "notebook.ipynb", 4).cells[0].source.splitlines()[0].lstrip("# ")
-    report.html(folder / "notebook.ipynb", page, order.footer | {"device": manifest["device"], **manifest["versions"]}, title)
+    report.html(
+        folder / "notebook.ipynb",
+        page,
+        order.footer | {"device": manifest["device"], **manifest["versions"]},
+        title,
+    )

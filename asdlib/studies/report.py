@@ -1,10 +1,12 @@
-"""Reports: an executed notebook as one self-contained page, clips to hear, a summary, and the index of all studies.
+"""Reports: an executed notebook as one self-contained page, clips to hear, a summary, and the index of all
+studies.
 
 Conventions
 -----------
-The frame of a page is that of `pages`. Everything that comes from data is escaped. All clips of one set of players have one common gain,
-so that levels can be compared by ear. Files are written whole or not at all; disk full and missing permissions are worded by `io.wrap_os_errors`.
-Source: METHOD 8.4. Notebooks: all become pages; summary and players are those of 09_report.
+The frame of a page is that of `pages`. Everything that comes from data is escaped. All clips of one set of
+players have one common gain, so that levels can be compared by ear. Files are written whole or not at all;
+disk full and missing permissions are worded by `io.wrap_os_errors`. Source: METHOD 8.4. Notebooks: all become
+pages; summary and players are those of 09_report.
 """
 
 from __future__ import annotations
@@ -30,28 +32,45 @@ from asdlib.settings import digest, to_tree
 from asdlib.studies import artifacts, config
 from asdlib.viz import audio, pages, plots, tables
 
-FACES = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]  # no widgets, no scripts
+FACES = [
+    "text/html",
+    "text/markdown",
+    "image/svg+xml",
+    "image/png",
+    "image/jpeg",
+    "text/plain",
+]  # no widgets, no scripts
 
 
 # ---------------------------------------------------------------- pages
 
 
 def html(executed_notebook: Path, out: Path, footer: dict, title: str) -> Path:
-    """One page from one executed notebook: contents, folded code, outputs, footer. Written whole or not at all.
+    """One page from one executed notebook: contents, folded code, outputs, footer. Written whole or not at
+    all.
 
-    executed_notebook : .ipynb with outputs.  out : .html.  footer : name -> value, what made this page (run, device, versions).
+    executed_notebook : .ipynb with outputs.  out : .html.  footer : name -> value, what made this page (run,
+        device, versions).
     raises : errors.InputError if there is no such notebook
     """
-    settings = Config({"NbConvertBase": {"display_data_priority": FACES}, "HTMLExporter": {"anchor_link_text": ""}})
-    exporter = HTMLExporter(config=settings, template_name="basic", template_file=str(pages.TEMPLATES / "report.html.j2"))
+    settings = Config(
+        {"NbConvertBase": {"display_data_priority": FACES}, "HTMLExporter": {"anchor_link_text": ""}}
+    )
+    exporter = HTMLExporter(
+        config=settings, template_name="basic", template_file=str(pages.TEMPLATES / "report.html.j2")
+    )
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     try:
         book = nbformat.read(executed_notebook, 4)
         book.metadata.pop("widgets", None)
         page = {"title": title, "footer": footer, "contents": _contents(book), "head": pages.head(title)}
         text = exporter.from_notebook_node(book, resources={"page": page})[0]
-    except Exception as error:  # one that is JSON but no notebook raises many kinds, and some only on its way to the page
-        raise errors.InputError(f"{executed_notebook}: no readable notebook ({str(error)[:200]!r}); run the stage again") from error
+    except (
+        Exception
+    ) as error:  # one that is JSON but no notebook raises many kinds, and some only on its way to the page
+        raise errors.InputError(
+            f"{executed_notebook}: no readable notebook ({str(error)[:200]!r}); run the stage again"
+        ) from error
     io.write_text(out, text)
     return out
 
@@ -70,7 +89,9 @@ def _words(token: dict) -> str:
 
 
 def write_index(reports: Path) -> Path:
-    """reports/index.html: every study that has a report.json, newest first, with its Ω. Returns the page's path."""
+    """reports/index.html: every study that has a report.json, newest first, with its Ω. Returns the page's
+    path.
+    """
     rows = []
     for path in reports.glob("*/report.json"):
         try:
@@ -81,7 +102,11 @@ def write_index(reports: Path) -> Path:
             rows.append((*texts, ", ".join(facts["machines"]), lines, str(facts["left_out"])))
         except (ValueError, KeyError, OSError, TypeError, AttributeError, RecursionError) as error:
             rows.append(("", path.parent.name, f"report.json is not readable ({error})", "", "", ""))
-    table = pd.DataFrame(sorted(rows, reverse=True), dtype=object, columns=["finished", "study", "about", "machines", "Ω", "clips left out"])
+    table = pd.DataFrame(
+        sorted(rows, reverse=True),
+        dtype=object,
+        columns=["finished", "study", "about", "machines", "Ω", "clips left out"],
+    )
     links = [tables.Html(_links(reports, name)) for name in table["study"]]
     table["study"] = pd.Series(links, dtype=object)  # a column of str would forget that they are HTML
     table["finished"] = table["finished"].str[:16]  # to the minute, on one line
@@ -95,12 +120,18 @@ def write_index(reports: Path) -> Path:
 def _links(reports: Path, study: str) -> str:
     """The way to a study's report and, where there is one, to its page of seeds and settings."""
     where = urllib.parse.quote(study)
-    more = f' <a href="{where}/sweep.html">seeds and settings</a>' if os.path.isfile(reports / study / "sweep.html") else ""
+    more = (
+        f' <a href="{where}/sweep.html">seeds and settings</a>'
+        if os.path.isfile(reports / study / "sweep.html")
+        else ""
+    )
     return f'<a href="{where}/index.html">{tables.escape(study)}</a>{more}'
 
 
 def players(store, clips: Sequence[str], captions: Sequence[str], sample_rate: int) -> tables.Html:
-    """Players of several clips of a store, all with the same gain. clips : as in the clip table.  Notebooks: 01_data, 09_report."""
+    """Players of several clips of a store, all with the same gain. clips : as in the clip table.  Notebooks:
+    01_data, 09_report.
+    """
     row_of = {name: row for row, name in enumerate(store.clips["clip"])}
     for name in clips:
         errors.check_choice("clip", name, list(row_of))
@@ -108,12 +139,21 @@ def players(store, clips: Sequence[str], captions: Sequence[str], sample_rate: i
         return tables.Html('<p class="note">No clips to listen to.</p>')
     waves = [store.int16(row_of[name]) / 32768.0 for name in clips]
     gain = audio.common_gain(waves)
-    return side_by_side([pages.player(wave, sample_rate, caption, gain) for wave, caption in zip(waves, captions, strict=True)], gain)
+    return side_by_side(
+        [
+            pages.player(wave, sample_rate, caption, gain)
+            for wave, caption in zip(waves, captions, strict=True)
+        ],
+        gain,
+    )
 
 
 def side_by_side(shown: Sequence[tables.Html], gain: float) -> tables.Html:
     """Several of `pages.player`, with a word about their common gain.  Notebook: 02_preprocessing"""
-    words = f"{'All with one gain' if len(shown) > 1 else 'Gain'} of {tables.signed(f'{20 * math.log10(gain):+.1f}')} dB."
+    words = (
+        f"{'All with one gain' if len(shown) > 1 else 'Gain'} of"
+        f" {tables.signed(f'{20 * math.log10(gain):+.1f}')} dB."
+    )
     return tables.Html(f'<p class="note">{words}</p><div class="clips">{"".join(shown)}</div>')
 
 
@@ -125,10 +165,23 @@ def metrics_text(table: pd.DataFrame) -> str:
     return tables.wide(table).to_string(index=False, justify="left")
 
 
-def summary_markdown(cfg: config.StudySettings, table: pd.DataFrame, controls: pd.DataFrame, problems: pd.DataFrame, versions: dict) -> str:
-    """The study in short: claims with controls, metrics per machine, what was left out, settings and versions. Notebook: 09_report."""
+def summary_markdown(
+    cfg: config.StudySettings,
+    table: pd.DataFrame,
+    controls: pd.DataFrame,
+    problems: pd.DataFrame,
+    versions: dict,
+) -> str:
+    """The study in short: claims with controls, metrics per machine, what was left out, settings and
+    versions. Notebook: 09_report.
+    """
     gone = problems[problems["left_out"].astype(bool)]
-    parts = [f"# {cfg.name}", tables.markdown(cfg.about), "## Claims, with controls", tables.markdown_table(tables.claims(table, controls))]
+    parts = [
+        f"# {cfg.name}",
+        tables.markdown(cfg.about),
+        "## Claims, with controls",
+        tables.markdown_table(tables.claims(table, controls)),
+    ]
     parts += [
         "## Metrics per machine (interval in brackets)",
         tables.markdown_table(tables.wide(table)),
@@ -136,9 +189,15 @@ def summary_markdown(cfg: config.StudySettings, table: pd.DataFrame, controls: p
     ]
     parts += [
         "## Left out",
-        f"Clips left out: {len(gone)}; further remarks: {len(problems) - len(gone)}. The page `index.html` lists them.",
+        (
+            f"Clips left out: {len(gone)}; further remarks: {len(problems) - len(gone)}. The page"
+            " `index.html` lists them."
+        ),
     ]
-    parts += ["## Made by", f"settings {digest(cfg)}; " + ", ".join(f"{name} {version}" for name, version in versions.items())]
+    parts += [
+        "## Made by",
+        f"settings {digest(cfg)}; " + ", ".join(f"{name} {version}" for name, version in versions.items()),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -153,15 +212,26 @@ def save_picture(figure: plots.Plot, path: Path) -> None:
         part.write_bytes(plots.image(figure, "png"))
 
 
-def write_summary(folder: Path, cfg: config.StudySettings, table: pd.DataFrame, controls: pd.DataFrame, problems: pd.DataFrame) -> None:
-    """summary.md for people and report.json for machines, in a study's report folder; then the index of all studies."""
+def write_summary(
+    folder: Path,
+    cfg: config.StudySettings,
+    table: pd.DataFrame,
+    controls: pd.DataFrame,
+    problems: pd.DataFrame,
+) -> None:
+    """summary.md for people and report.json for machines, in a study's report folder; then the index of all
+    studies.
+    """
     versions, own = artifacts.versions(), tables.own_scores(table)
     facts = {
         "study": cfg.name,
         "about": cfg.about,
         "finished": datetime.datetime.now().isoformat(" ", "seconds"),
         "machines": [name for name in dict.fromkeys(own["machine"]) if name != "all"],
-        "omega": {row["system"]: [row["value"], row["low"], row["high"]] for row in _plain(own[own["metric"] == "omega"])},
+        "omega": {
+            row["system"]: [row["value"], row["low"], row["high"]]
+            for row in _plain(own[own["metric"] == "omega"])
+        },
         "left_out": int(problems["left_out"].astype(bool).sum()),
         "settings": to_tree(cfg),
         "settings_digest": digest(cfg),
@@ -179,7 +249,8 @@ def settings(cfg: config.StudySettings) -> pd.DataFrame:
     """Every setting of a study: name, value, default, meaning. Notebook: 09_report."""
     rows = [(name, operator.attrgetter(name)(cfg), default, doc) for name, default, doc in config.describe()]
     return pd.DataFrame(
-        [[name, _told(value), _told(default), doc] for name, value, default, doc in rows], columns=["setting", "value", "default", "meaning"]
+        [[name, _told(value), _told(default), doc] for name, value, default, doc in rows],
+        columns=["setting", "value", "default", "meaning"],
     )
 
 

@@ -1,8 +1,9 @@
-"""Run a study: what is fresh left alone, the rest done here one after another or side by side on workers, what broke said in one sentence.
+"""Run a study: what is fresh left alone, the rest done here one after another or side by side on workers,
+what broke said in one sentence.
 
-Each notebook is executed in a kernel of its own and saved in its stage's folder; DONE is written when it came to its
-end. A job that is interrupted goes on from its checkpoints the next time. Before anything is computed, the decoded recordings are read
-against their digests, and what killed writers left is swept away.
+Each notebook is executed in a kernel of its own and saved in its stage's folder; DONE is written when it came
+to its end. A job that is interrupted goes on from its checkpoints the next time. Before anything is computed,
+the decoded recordings are read against their digests, and what killed writers left is swept away.
 Sources: METHOD 8.2, 8.3. Notebooks: all.
 """
 
@@ -39,7 +40,9 @@ log = functools.partial(print, flush=True)  # a log file shows each line when it
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:
-    """What a notebook may be given; a notebook that runs once has no `machine`, one that trains nothing no `seed`."""
+    """What a notebook may be given; a notebook that runs once has no `machine`, one that trains nothing no
+    `seed`.
+    """
 
     study: str
     overrides: list
@@ -48,25 +51,39 @@ class Parameters:
     machine: str
 
     def for_notebook(self, path: Path) -> dict:
-        """The parameters that a notebook declares, as plain JSON values; one that it does not know is an error here, not a printed line."""
+        """The parameters that a notebook declares, as plain JSON values; one that it does not know is an
+        error here, not a printed line.
+        """
         declared = set(papermill.inspect_notebook(str(path)))
         values = dataclasses.asdict(self)
         unknown = declared - set(values)
         if unknown or not {"study", "overrides", "home"} <= declared:
-            raise errors.InputError(f"{path.name}: declares the parameters {', '.join(sorted(declared))}, expected some of {', '.join(values)}")
+            raise errors.InputError(
+                f"{path.name}: declares the parameters {', '.join(sorted(declared))}, expected some of"
+                f" {', '.join(values)}"
+            )
         return json.loads(json.dumps({name: value for name, value in values.items() if name in declared}))
 
 
 class Progress:
-    """What a run tells while it works: a line per job in a terminal; in a notebook one table of all jobs that is rewritten."""
+    """What a run tells while it works: a line per job in a terminal; in a notebook one table of all jobs that
+    is rewritten.
+    """
 
     def __init__(self, planned: Sequence[Job], say: Callable[[str], None]):
-        self.say, self.began, self.total, self.ended = say, time.perf_counter(), len(planned), sum(job.state == "fresh" for job in planned)
+        self.say, self.began, self.total, self.ended = (
+            say,
+            time.perf_counter(),
+            len(planned),
+            sum(job.state == "fresh" for job in planned),
+        )
         self.rows = {job.key: [job.label, job.state, "", "; ".join(job.why)] for job in planned}
         self.handle = display(self._table(), display_id=True) if get_ipython() is not None else None
 
     def _table(self) -> tables.Html:
-        return tables.styled(pd.DataFrame(list(self.rows.values()), columns=["job", "state", "seconds", "why"]))
+        return tables.styled(
+            pd.DataFrame(list(self.rows.values()), columns=["job", "state", "seconds", "why"])
+        )
 
     def begins(self, order: JobSpec) -> None:
         """A job was taken up."""
@@ -75,7 +92,10 @@ class Progress:
     def ends(self, order: JobSpec, outcome: JobResult) -> None:
         """A job came to its end, good or bad."""
         self.ended += 1
-        line = f"[{self.ended}/{self.total}] {order.label}: {outcome.seconds:.0f} s, {time.perf_counter() - self.began:.0f} s in all"
+        line = (
+            f"[{self.ended}/{self.total}] {order.label}: {outcome.seconds:.0f} s,"
+            f" {time.perf_counter() - self.began:.0f} s in all"
+        )
         self._tell(order, "refused" if outcome.refusal else "fresh", f"{outcome.seconds:.0f}", line)
 
     def _tell(self, order: JobSpec, state: str, seconds: str, line: str) -> None:
@@ -95,7 +115,12 @@ class Executor:
 
 
 def run_study(
-    run: Run, study: str, overrides: Sequence[str], only: Sequence[str] = (), say: Callable[[str], None] = log, where: Executor = Executor()
+    run: Run,
+    study: str,
+    overrides: Sequence[str],
+    only: Sequence[str] = (),
+    say: Callable[[str], None] = log,
+    where: Executor = Executor(),
 ) -> int:
     """Bring a study, its seeds and its sweep up to date.
 
@@ -152,11 +177,15 @@ def run_study(
 
 
 def _on_workers(client, opened: Sequence[Run]) -> bool:
-    """What the jobs of a study are meant for is the workers' device, whatever the runner has.  returns : whether they ask for the resource GPU"""
+    """What the jobs of a study are meant for is the workers' device, whatever the runner has.  returns :
+    whether they ask for the resource GPU
+    """
     chosen = opened[0].cfg.device
     device, offered = ("cpu", False) if chosen == "cpu" else dask.device_of(client)
     if chosen == "cuda" and device == "cpu":
-        raise errors.InputError("device cuda was asked for, but no worker of the cluster sees a GPU; use --device auto or cpu")
+        raise errors.InputError(
+            "device cuda was asked for, but no worker of the cluster sees a GPU; use --device auto or cpu"
+        )
     auto = dask.auto_of(client, device)
     for one in opened:
         one.device, one.auto = torch.device(device), auto
@@ -176,11 +205,16 @@ def _one_by_one(orders: Sequence[JobSpec], progress: Progress) -> None:
 
 
 def _came_true(done: Sequence[Job]) -> None:
-    """What was computed is what was meant: a kernel that loaded other code, or a worker with another device, does not pass."""
+    """What was computed is what was meant: a kernel that loaded other code, or a worker with another device,
+    does not pass.
+    """
     for job in done:
         state, why = job_state(job.run, job.stage, job.seed, job.machine)
         if state != "fresh":
-            raise errors.InputError(f"{job.label}: came to its end, but not as it was meant ({'; '.join(why)}); give the same command again")
+            raise errors.InputError(
+                f"{job.label}: came to its end, but not as it was meant ({'; '.join(why)}); give the same"
+                " command again"
+            )
 
 
 def _can_be_finished(planned: Sequence[Job], todo: Sequence[Job]) -> None:
@@ -214,22 +248,49 @@ def _claim(folder: Path, study: str) -> None:
     if not owner.is_file():
         io.write_text(owner, study)
     elif (held := owner.read_text(encoding="utf-8", errors="replace")) != study:
-        raise errors.InputError(f"{folder} holds the study {held}, now {study} came; set another name in the study file")
+        raise errors.InputError(
+            f"{folder} holds the study {held}, now {study} came; set another name in the study file"
+        )
 
 
 def _order(job: Job, study: str) -> JobSpec:
     """A job as plain values."""
     run, stage, seed, machine = job.run, job.stage, job.seed, job.machine
     notebook = NOTEBOOKS / f"{stage.notebook}.ipynb"
-    facts = {"stage": stage.notebook, "machine": machine, "seed": seed, "device": run.device.type, "data": run.store.fingerprint}
-    facts |= {"auto": run.auto or precision.auto(run.device), "settings": settings.to_tree(run.cfg), "shaped_by": run.shaped_by(stage, seed, machine)}
-    footer = {"study": run.cfg.name, **({"variant": run.variant} if run.variant else {}), "seed": seed, "machine": machine or "all"}
+    facts = {
+        "stage": stage.notebook,
+        "machine": machine,
+        "seed": seed,
+        "device": run.device.type,
+        "data": run.store.fingerprint,
+    }
+    facts |= {
+        "auto": run.auto or precision.auto(run.device),
+        "settings": settings.to_tree(run.cfg),
+        "shaped_by": run.shaped_by(stage, seed, machine),
+    }
+    footer = {
+        "study": run.cfg.name,
+        **({"variant": run.variant} if run.variant else {}),
+        "seed": seed,
+        "machine": machine or "all",
+    }
     return JobSpec(
-        key=job.key, label=job.label, needs=job.needs, study=str(run.study_folder), notebook=str(notebook), folder=str(job.folder),
-        page=str(page_of(run, stage, seed, machine)), outputs=tuple(map(str, run.outputs(stage))), digest=run.digest(stage, seed, machine),
-        parameters=Parameters(study, list(job.overrides), str(run.home), seed, machine).for_notebook(notebook), facts=facts,
+        key=job.key,
+        label=job.label,
+        needs=job.needs,
+        study=str(run.study_folder),
+        notebook=str(notebook),
+        folder=str(job.folder),
+        page=str(page_of(run, stage, seed, machine)),
+        outputs=tuple(map(str, run.outputs(stage))),
+        digest=run.digest(stage, seed, machine),
+        parameters=Parameters(study, list(job.overrides), str(run.home), seed, machine).for_notebook(
+            notebook
+        ),
+        facts=facts,
         footer=footer | {"settings": settings.digest(run.cfg)},
-    )  # fmt: skip
+    )
 
 
 def page_of(run: Run, stage: Stage, seed: int, machine: str) -> Path:

@@ -2,16 +2,18 @@
 
 Task
 ----
-A finished study has trained detectors of every machine and leave-clip-out scores of its training clips. `Scorer` takes those of
-one machine and scores any recordings: decoded as the study decodes (other rates are resampled, one channel is taken), by the same
-detectors, on the same scales of training scores, with the same threshold.
+A finished study has trained detectors of every machine and leave-clip-out scores of its training clips.
+`Scorer` takes those of one machine and scores any recordings: decoded as the study decodes (other rates are
+resampled, one channel is taken), by the same detectors, on the same scales of training scores, with the same
+threshold.
 
 Conventions
 -----------
-Higher is more anomalous. A recording's score depends on nothing but the recording: detectors take one clip after the other
-(`detectors.base.clip_by_clip`) and scales come from training scores, so that a clip of the study gets the very score the study gave
-it, bit for bit on the same device and precision. A file that cannot be scored has NaN and a `problem` in words; the others are scored. What
-indexing would say of a file that is scored all the same (silent, clipped, ...) is its `remark`.
+Higher is more anomalous. A recording's score depends on nothing but the recording: detectors take one clip
+after the other (`detectors.base.clip_by_clip`) and scales come from training scores, so that a clip of the
+study gets the very score the study gave it, bit for bit on the same device and precision. A file that cannot
+be scored has NaN and a `problem` in words; the others are scored. What indexing would say of a file that is
+scored all the same (silent, clipped, ...) is its `remark`.
 
 Source: METHOD 3.7, 3.8, 7.5.  Used by: asdlib.studies.study.open(...).score, `asd score`.
 """
@@ -42,10 +44,13 @@ PARTS = {"alpha": ("oevae", "alpha"), "beta": ("oevae", "beta"), "classifier": (
 
 
 def recordings(paths: Iterable[str | Path], problems: folders.Problems | None = None) -> list[Path]:
-    """Files as they are named, and for every folder the recordings below it, each once, in the order of their names.
+    """Files as they are named, and for every folder the recordings below it, each once, in the order of their
+    names.
 
-    problems : gets what is wrong with these folders, and what they hold that is no recording (path, words, whether something is left out)
-    raises : errors.InputError for a folder without a recording.  A file that is not there stays in the list: it is told when it is scored
+    problems : gets what is wrong with these folders, and what they hold that is no recording (path, words,
+        whether something is left out)
+    raises : errors.InputError for a folder without a recording.  A file that is not there stays in the list:
+        it is told when it is scored
     """
     found: list[Path] = []
     problems = [] if problems is None else problems
@@ -54,11 +59,21 @@ def recordings(paths: Iterable[str | Path], problems: folders.Problems | None = 
             found.append(path)
             continue
         passed, before = Counter(), len(problems)
-        inside = {os.path.realpath(file): file for file in reversed(list(folders.below(path, SOUNDS, problems, passed)))}
+        inside = {
+            os.path.realpath(file): file
+            for file in reversed(list(folders.below(path, SOUNDS, problems, passed)))
+        }
         others = folders.passed_over(passed)
         if not inside:
-            why = "".join(f"; {what}" for what in (others, *(f"{where}: {words}" for where, words, _ in problems[before:])) if what)
-            raise errors.InputError(f"{path}: no recording in this folder, expected audio files ({', '.join(SOUNDS[:6])}, ...); check the path{why}")
+            why = "".join(
+                f"; {what}"
+                for what in (others, *(f"{where}: {words}" for where, words, _ in problems[before:]))
+                if what
+            )
+            raise errors.InputError(
+                f"{path}: no recording in this folder, expected audio files ({', '.join(SOUNDS[:6])}, ...);"
+                f" check the path{why}"
+            )
         problems += [(str(path), others, False)] if others else []
         found += sorted(inside.values())
     return found
@@ -70,7 +85,9 @@ def detectors_of(*systems: str) -> list[str]:
 
 
 def parts_of(system: str) -> list[tuple[str, str]]:
-    """(system, component) of detectors behind a system's score; a part that is itself composed is followed to its own parts."""
+    """(system, component) of detectors behind a system's score; a part that is itself composed is followed to
+    its own parts.
+    """
     one, other, _ = fusion.COMPOSED.get(system, (None, None, None))
     if one is None:
         return [(system, "score")]
@@ -80,11 +97,19 @@ def parts_of(system: str) -> list[tuple[str, str]]:
 def systems_behind(system: str) -> list[str]:
     """A system and every system that its score is composed of."""
     one, other, _ = fusion.COMPOSED.get(system, ((system, ""), (system, ""), ""))
-    return list(dict.fromkeys([system, *(name for part in (one, other) if part[0] != system for name in systems_behind(part[0]))]))
+    return list(
+        dict.fromkeys(
+            [
+                system,
+                *(name for part in (one, other) if part[0] != system for name in systems_behind(part[0])),
+            ]
+        )
+    )
 
 
 def final_system(systems: Sequence[str]) -> str:
-    """The system that stands for a study where none is named: the one that combines most, else the last of the study's list.
+    """The system that stands for a study where none is named: the one that combines most, else the last of
+    the study's list.
 
     systems : those of the settings; what is composed of them counts too
     """
@@ -96,7 +121,8 @@ class Scorer:
 
     detectors : name -> trained detector, those of `detectors_of(system)`
     scores : score table of the study with the training rows of this machine and seed
-    section : of the recordings, where the machine's sections are judged apart (`schemas.by_references`); "" elsewhere
+    section : of the recordings, where the machine's sections are judged apart (`schemas.by_references`); ""
+        elsewhere
     """
 
     def __init__(
@@ -109,14 +135,23 @@ class Scorer:
         seed: int,
         section: str = "",
     ):
-        self.cfg, self.detectors, self.machine, self.system, self.seed, self.section = cfg, detectors, machine, system, seed, section
+        self.cfg, self.detectors, self.machine, self.system, self.seed, self.section = (
+            cfg,
+            detectors,
+            machine,
+            system,
+            seed,
+            section,
+        )
         own = scores[(scores["machine"] == machine) & (scores["seed"] == seed) & (scores["split"] == "train")]
         own = own[own["section"] == section] if section else own
         self.name = f"{machine}_{section}" if section else machine
         self.train = own[own["system"].isin(systems_behind(system))]
         final = self.train[(self.train["system"] == system) & (self.train["component"] == "score")]["score"]
         self.threshold = thresholds.gamma_threshold(final.to_numpy(float), cfg.metrics.decision_quantile)
-        self.data = dataclasses.replace(cfg.data, resample=True)  # the study may have left such clips out, here the user named them
+        self.data = dataclasses.replace(
+            cfg.data, resample=True
+        )  # the study may have left such clips out, here the user named them
 
     def decoded(self, paths: Sequence[str | Path]) -> tuple[Store | None, list[decode.Decoded]]:
         """Recordings as a store that detectors can read, and every one as it was decoded.
@@ -125,22 +160,38 @@ class Scorer:
         """
         found = [decode.decode(path, self.data) for path in paths]
         usable = [i for i, one in enumerate(found) if one.samples is not None]
-        facts = {"machine": self.machine, "section": self.section or "00", "split": "test", "domain": "unknown", "label": "unlabelled"}
-        table = pd.DataFrame([{"clip": f"{i:09d}", "path": shown(paths[i]), "level_db": found[i].level_db} | facts for i in usable])
-        store = in_memory(table, [found[i].samples for i in usable], self.data.sample_rate) if usable else None
+        facts = {
+            "machine": self.machine,
+            "section": self.section or "00",
+            "split": "test",
+            "domain": "unknown",
+            "label": "unlabelled",
+        }
+        table = pd.DataFrame(
+            [
+                {"clip": f"{i:09d}", "path": shown(paths[i]), "level_db": found[i].level_db} | facts
+                for i in usable
+            ]
+        )
+        store = (
+            in_memory(table, [found[i].samples for i in usable], self.data.sample_rate) if usable else None
+        )
         return store, found
 
     def __call__(self, paths: Sequence[str | Path]) -> pd.DataFrame:
         """Scores of files.
 
         paths : recordings (folders: see `recordings`)
-        returns : a row per file in the order given: COLUMNS, and `problem`, "" where the file was scored. decision is normal or
-            anomaly; alpha, beta and classifier are the raw scores of these parts, NaN where the system has no such part; remark is what
-            is odd about a file that was scored, "" for nothing
+        returns : a row per file in the order given: COLUMNS, and `problem`, "" where the file was scored.
+            decision is normal or anomaly; alpha, beta and classifier are the raw scores of these parts, NaN
+            where the system has no such part; remark is what is odd about a file that was scored, "" for
+            nothing
         """
         store, found = self.decoded(paths)
         table = pd.DataFrame({"file": [shown(path) for path in paths]}).reindex(columns=list(COLUMNS))
-        table = table.astype(dict.fromkeys(("score", "alpha", "beta", "classifier"), float) | {"decision": object})
+        table = table.astype(
+            dict.fromkeys(("score", "alpha", "beta", "classifier"), float) | {"decision": object}
+        )
         table["threshold"] = self.threshold.value
         table["remark"] = [self._remark(one) for one in found]
         table["problem"] = [one.refused for one in found]
@@ -150,7 +201,9 @@ class Scorer:
             for column, part in {"score": (self.system, "score"), **PARTS}.items():
                 if part in scores:
                     table.loc[rows, column] = scores[part]
-            table.loc[rows, "decision"] = np.where(table.loc[rows, "score"] > self.threshold.value, "anomaly", "normal")
+            table.loc[rows, "decision"] = np.where(
+                table.loc[rows, "score"] > self.threshold.value, "anomaly", "normal"
+            )
         return table
 
     def _remark(self, one: decode.Decoded) -> str:
@@ -161,46 +214,82 @@ class Scorer:
         return "; ".join(remarks)
 
     def scores(self, store: Store) -> dict[tuple[str, str], np.ndarray]:
-        """Scores of all clips of a store: (system, component) -> float64 (clips,), fused on the scales of the training scores."""
+        """Scores of all clips of a store: (system, component) -> float64 (clips,), fused on the scales of the
+        training scores.
+        """
         rows, tables = np.arange(len(store)), [self.train]
         for detector in self.detectors.values():
             tables.append(score_table(store.clips, rows, detector.components(Clips(store, rows)), self.seed))
         every = fusion.systems(pd.concat(tables, ignore_index=True), self.cfg.fusion)
         new = every[(every["split"] == "test") & every["clip"].isin(store.clips["clip"])]
-        return {part: values.sort_values("clip")["score"].to_numpy() for part, values in new.groupby(["system", "component"])}
+        return {
+            part: values.sort_values("clip")["score"].to_numpy()
+            for part, values in new.groupby(["system", "component"])
+        }
 
 
 def of(run, jobs: Sequence[tuple], machine: str = "", system: str = "") -> Scorer:
     """The scorer of one machine of a finished study.
 
-    run : study.Run.  jobs : study.jobs(run).  machine : "" is the study's only one; <machine>_<section> where sections are judged apart
+    run : study.Run.  jobs : study.jobs(run).  machine : "" is the study's only one; <machine>_<section> where
+        sections are judged apart
     system : "" is `final_system`
-    raises : errors.InputError for an unknown machine or system, and where something is not finished or out of date
+    raises : errors.InputError for an unknown machine or system, and where something is not finished or out of
+        date
     """
     train = run.clips[run.clips["split"] == "train"]
     judged = schemas.by_references(train).drop_duplicates("machine")["machine"]
-    parts = {name: tuple(train.loc[row, ["machine", "section"]]) for row, name in judged.sort_values().items()}
+    parts = {
+        name: tuple(train.loc[row, ["machine", "section"]]) for row, name in judged.sort_values().items()
+    }
     if (not machine and len(parts) > 1) or (machine in run.machines and machine not in parts):
-        raise errors.InputError(f"study {run.cfg.name} has the machines {', '.join(parts)}; say which one with --machine")
+        raise errors.InputError(
+            f"study {run.cfg.name} has the machines {', '.join(parts)}; say which one with --machine"
+        )
     name = errors.check_choice("machine", machine or next(iter(parts)), list(parts))
     machine, section = parts[name] if name not in run.machines else (name, "")
-    system = errors.check_choice("system", system or final_system(run.cfg.systems), list(fusion.with_composed(run.cfg.systems)))
+    system = errors.check_choice(
+        "system", system or final_system(run.cfg.systems), list(fusion.with_composed(run.cfg.systems))
+    )
     needed = detectors_of(system)
     refuse_stale(run, jobs, needed, machine)
     scores = io.scores(run.folder / "scores.parquet")
-    return Scorer(run.cfg, {name: run.detector(name, machine) for name in needed}, scores, machine, system, run.seed, section)
+    return Scorer(
+        run.cfg,
+        {name: run.detector(name, machine) for name in needed},
+        scores,
+        machine,
+        system,
+        run.seed,
+        section,
+    )
 
 
 def refuse_stale(run, jobs: Sequence[tuple], detectors: Sequence[str], machine: str = "") -> None:
-    """Refuse (errors.InputError) if the report or one of these detectors (of one machine; "": of all) is not finished, or not of what holds now."""
+    """Refuse (errors.InputError) if the report or one of these detectors (of one machine; "": of all) is not
+    finished, or not of what holds now.
+    """
     odd = []
     for stage, seed, of_machine in jobs:
-        folder, where = run.stage_folder(stage, seed, of_machine), f"{stage.notebook} of {of_machine or 'all machines'}"
+        folder, where = (
+            run.stage_folder(stage, seed, of_machine),
+            f"{stage.notebook} of {of_machine or 'all machines'}",
+        )
         if seed == run.seed and (not machine or of_machine in ("", machine)):
-            digests = {folder / name: run.detector_digest(name, seed, of_machine) for name in stage.detectors if name in detectors}
+            digests = {
+                folder / name: run.detector_digest(name, seed, of_machine)
+                for name in stage.detectors
+                if name in detectors
+            }
             odd += [] if all(artifacts.finished(*pair) for pair in digests.items()) else [where]
-    folder, digest = run.stage_folder(stage, seed, of_machine), run.digest(stage, seed, of_machine)  # the last one gathers
+    folder, digest = (
+        run.stage_folder(stage, seed, of_machine),
+        run.digest(stage, seed, of_machine),
+    )  # the last one gathers
     odd += [] if artifacts.finished(folder, digest) and (run.folder / "scores.parquet").is_file() else [where]
     if odd:
         what = f"{', '.join(odd)} is missing or was made of other settings, recordings, code or device"
-        raise errors.InputError(f"study {run.cfg.name} is not finished: {what}; run `asd run {run.cfg.name}` as before, then ask again")
+        raise errors.InputError(
+            f"study {run.cfg.name} is not finished: {what}; run `asd run {run.cfg.name}` as before, then ask"
+            " again"
+        )

@@ -1,24 +1,28 @@
 """A study as a graph of notebooks: where its artifacts lie, what is stale, how it is run and resumed.
 
-    runs/<study>/store                         decoded clips; runs/<study>/data: synthetic recordings, where there are none
+    runs/<study>/store                         decoded clips; runs/<study>/data: synthetic recordings, where
+    there are none
     runs/<study>/<stage>                       stages 01, 02, 08 and 09, which are the same for all seeds
-    runs/<study>/seed<k>/<stage>[/<machine>]   stages that train: executed notebook, params, manifest, tables, weights
+    runs/<study>/seed<k>/<stage>[/<machine>]   stages that train: executed notebook, params, manifest, tables,
+    weights
     runs/<study>/scores.parquet, metrics.csv   what the study says; reports/<study>/index.html shows it
-    runs/<study>/sweep                         the same for other settings (asdlib.studies.sweeps); what these do not touch is taken from above
+    runs/<study>/sweep                         the same for other settings (asdlib.studies.sweeps); what these
+    do not touch is taken from above
     runs/<study>/tuned.toml                    ω, η and both k as 08 chose them, for any study to include
 
-What is finished (artifacts.finished) is never computed again; what is not, starts again or goes on from its checkpoint.
-Sources: METHOD 8.2, 8.3. Notebooks: all (second cell, `open_notebook`).
+What is finished (artifacts.finished) is never computed again; what is not, starts again or goes on from its
+checkpoint. Sources: METHOD 8.2, 8.3. Notebooks: all (second cell, `open_notebook`).
 
 Where a study's artifacts lie, what shapes each of them, and whether it is finished.
 
     runs/<study>/store, data                   decoded clips; recordings that were made, where none were given
     runs/<study>/<stage>                       stages that are the same for all seeds
     runs/<study>/seed<k>/<stage>[/<machine>]   stages that train
-    runs/<study>/sweep                         jobs and recordings of variants that differ from the study's (asdlib.studies.sweeps)
+    runs/<study>/sweep                         jobs and recordings of variants that differ from the study's
+    (asdlib.studies.sweeps)
 
-A digest is made of everything that shapes an artifact, and `shaped_by` says what that is, by name: it stands in the manifest, so that a stale
-artifact can say why it is stale (asdlib.studies.jobs).
+A digest is made of everything that shapes an artifact, and `shaped_by` says what that is, by name: it stands
+in the manifest, so that a stale artifact can say why it is stale (asdlib.studies.jobs).
 Source: METHOD 8.2, 8.3. Notebooks: all (through `study.Run`).
 """
 
@@ -53,7 +57,10 @@ from asdlib.settings import to_tree
 from asdlib.studies import artifacts, config, scorer
 
 NOTEBOOKS = artifacts.CLONE / "notebooks"
-OUTPUTS = {"08_tuning": ("tuned.toml",), "09_report": ("scores.parquet", "metrics.csv", "controls.csv")}  # of a stage, outside its folder
+OUTPUTS = {
+    "08_tuning": ("tuned.toml",),
+    "09_report": ("scores.parquet", "metrics.csv", "controls.csv"),
+}  # of a stage, outside its folder
 
 
 class StudyPaths:
@@ -69,15 +76,29 @@ class StudyPaths:
         variant: str = "",
         base: StudyPaths | None = None,
     ):
-        """variant, base : of a sweep: its name, and the study that it varies, whose recordings and finished jobs it shares"""
-        self.cfg, self.home, self.seed, self.stage, self.machine, self.variant, self.base = cfg, home, seed, stage, machine, variant, base
+        """variant, base : of a sweep: its name, and the study that it varies, whose recordings and finished
+        jobs it shares
+        """
+        self.cfg, self.home, self.seed, self.stage, self.machine, self.variant, self.base = (
+            cfg,
+            home,
+            seed,
+            stage,
+            machine,
+            variant,
+            base,
+        )
         self.study_folder = home / "runs" / cfg.name  # one lock for all of it
         self.folder = self.study_folder / "sweep" / variant if variant else self.study_folder
         self.reports = home / "reports" / cfg.name
         made = settings_tree.digest(cfg.data, cfg.synthetic)
         same = base is None or made == settings_tree.digest(base.cfg.data, base.cfg.synthetic)
-        self.data_folder = self.study_folder if same else self.study_folder / "sweep" / "recordings" / made[:8]
-        self.device = training.pick_device(cfg.device)  # of the artifacts that are meant; whoever else reads them computes `here`
+        self.data_folder = (
+            self.study_folder if same else self.study_folder / "sweep" / "recordings" / made[:8]
+        )
+        self.device = training.pick_device(
+            cfg.device
+        )  # of the artifacts that are meant; whoever else reads them computes `here`
         self.auto = ""  # what the precision `auto` is for these artifacts, where another machine decided it
         self.synthetic = not cfg.data.roots
 
@@ -91,13 +112,17 @@ class StudyPaths:
         """Folders of recordings: the study's own, or the synthetic tree."""
         if not self.synthetic:
             return [Path(root) for root in self.cfg.data.roots]
-        return [self.data_folder / "data" / settings_tree.digest(self.cfg.synthetic, self.cfg.data.sample_rate)]
+        return [
+            self.data_folder / "data" / settings_tree.digest(self.cfg.synthetic, self.cfg.data.sample_rate)
+        ]
 
     @functools.cached_property
     def store(self) -> store.Store:
         """The recordings, decoded; made on first use and found again after."""
         if self.synthetic and self.cfg.data.recorded:
-            raise errors.InputError(f"study {self.cfg.name} is for recordings and none were given; add --data-root DIR")
+            raise errors.InputError(
+                f"study {self.cfg.name} is for recordings and none were given; add --data-root DIR"
+            )
         if self.base is not None and self.data_folder == self.base.data_folder:
             return self.base.store
         if not self.synthetic or self.roots[0].is_dir():
@@ -143,7 +168,9 @@ class StudyPaths:
         return sorted(self.clips["machine"].unique())
 
     def stage_folder(self, stage: Stage, seed: int, machine: str = "") -> Path:
-        """Where a stage's artifacts lie; variants that train the same, or the same as their study, share a folder."""
+        """Where a stage's artifacts lie; variants that train the same, or the same as their study, share a
+        folder.
+        """
         folder = self.study_folder
         if self.base is not None and self._settings(stage) != self.base._settings(stage):
             folder = folder / "sweep" / "jobs" / settings_tree.digest(self._settings(stage))[:8]
@@ -152,28 +179,47 @@ class StudyPaths:
 
     def _settings(self, stage: Stage) -> dict:
         """The settings that shape what a stage trains, and its recordings."""
-        return {name: to_tree(self.cfg)[name] for name in (*(stage.detectors or stage.sections), "precision", "data", "synthetic")}
+        return {
+            name: to_tree(self.cfg)[name]
+            for name in (*(stage.detectors or stage.sections), "precision", "data", "synthetic")
+        }
 
     def detector_folder(self, name: str, machine: str, seed: int) -> Path:
-        """Where a detector that is trained per machine has left its files; one that is not finished, or torn, is refused."""
+        """Where a detector that is trained per machine has left its files; one that is not finished, or torn,
+        is refused.
+        """
         stage = next(stage for stage in STAGES if name in stage.detectors)
         folder = self.stage_folder(stage, seed, machine) / name
         if not artifacts.finished(folder, self.detector_digest(name, seed, machine)):
             wrong = ", ".join(artifacts.corrupt_files(folder)) if (folder / "DONE").is_file() else ""
-            what = f"{name} of {machine or 'all machines'} (seed {seed}) is {'not whole' if wrong else 'not finished'} for these settings"
-            raise errors.InputError(f"{what}{f': {wrong}' if wrong else ''}; run `asd run {self.cfg.name}` with them first")
+            what = (
+                f"{name} of {machine or 'all machines'} (seed {seed}) is"
+                f" {'not whole' if wrong else 'not finished'} for these settings"
+            )
+            raise errors.InputError(
+                f"{what}{f': {wrong}' if wrong else ''}; run `asd run {self.cfg.name}` with them first"
+            )
         return folder
 
     def shaped_by(self, stage: Stage, seed: int, machine: str = "") -> dict:
-        """Everything that shapes a stage, by name: settings, recordings, code, notebook, device, seed, machine."""
+        """Everything that shapes a stage, by name: settings, recordings, code, notebook, device, seed,
+        machine.
+        """
         cfg = dataclasses.asdict(self.cfg)
         settings = {name: cfg[name] for name in (*stage.sections, "precision")}
-        if not stage.detectors:  # pages that list what is wrong with the recordings, or how severe their faults are
+        if (
+            not stage.detectors
+        ):  # pages that list what is wrong with the recordings, or how severe their faults are
             settings["problems"] = settings_tree.digest(self.problems.to_json(orient="values"))
             settings["severities"] = settings_tree.digest(self.severities.dropna().to_json())
         book = hashlib.sha256((NOTEBOOKS / f"{stage.notebook}.ipynb").read_bytes()).hexdigest()[:16]
         which = {"seed": seed if stage.per_seed else None, "machine": machine if stage.per_machine else None}
-        made_by = {"recordings": self.store.fingerprint, "code": artifacts.code_digest(), "notebook": book, "device": self.device.type}
+        made_by = {
+            "recordings": self.store.fingerprint,
+            "code": artifacts.code_digest(),
+            "notebook": book,
+            "device": self.device.type,
+        }
         return {"settings": settings, **made_by, **which}
 
     def digest(self, stage: Stage, seed: int, machine: str = "") -> str:
@@ -181,11 +227,25 @@ class StudyPaths:
         return settings_tree.digest(self.shaped_by(stage, seed, machine))
 
     def detector_shaped_by(self, name: str, seed: int, machine: str, settings=None) -> dict:
-        """Everything that shapes a detector: its settings, recordings, code, device, seed, machine ("": all of them)."""
+        """Everything that shapes a detector: its settings, recordings, code, device, seed, machine ("": all
+        of them).
+        """
         cfg = dataclasses.asdict(self.cfg)
-        chosen = {name: cfg[name] if settings is None else dataclasses.asdict(settings), "precision": self.precision_of(name)}
-        made_by = {"recordings": self.store.fingerprint, "code": artifacts.code_digest(), "device": self.device.type}
-        return {"settings": chosen, **made_by, "seed": seed, "machines": [machine] if machine else self.machines}
+        chosen = {
+            name: cfg[name] if settings is None else dataclasses.asdict(settings),
+            "precision": self.precision_of(name),
+        }
+        made_by = {
+            "recordings": self.store.fingerprint,
+            "code": artifacts.code_digest(),
+            "device": self.device.type,
+        }
+        return {
+            "settings": chosen,
+            **made_by,
+            "seed": seed,
+            "machines": [machine] if machine else self.machines,
+        }
 
     def detector_digest(self, name: str, seed: int, machine: str, settings=None) -> str:
         """Digest of everything that shapes a detector."""
@@ -200,12 +260,21 @@ class StudyPaths:
         return [self.folder / name for name in OUTPUTS.get(stage.notebook, ())]
 
     def finished(self, stage: Stage, seed: int, machine: str = "") -> bool:
-        """True if a stage, its detectors and what it leaves elsewhere are there, whole, and made of what holds now."""
+        """True if a stage, its detectors and what it leaves elsewhere are there, whole, and made of what
+        holds now.
+        """
         folder = self.stage_folder(stage, seed, machine)
-        shown = [self.reports / name for name in ("summary.md", "report.json", "model_card.md")] if stage.notebook == "09_report" else []
+        shown = (
+            [self.reports / name for name in ("summary.md", "report.json", "model_card.md")]
+            if stage.notebook == "09_report"
+            else []
+        )
         return (
             artifacts.finished(folder, self.digest(stage, seed, machine))
-            and all(artifacts.finished(folder / name, self.detector_digest(name, seed, machine)) for name in stage.detectors)
+            and all(
+                artifacts.finished(folder / name, self.detector_digest(name, seed, machine))
+                for name in stage.detectors
+            )
             and all(path.is_file() for path in shown)
         )
 
@@ -233,24 +302,56 @@ class Stage:
 STAGES = (
     Stage("01_data", False, False, ("report", "oevae")),
     Stage("02_preprocessing", False, False, ("report", "oevae")),
-    Stage("03_baseline", True, True, ("baseline_knn", "autoencoder", "metrics"), ("baseline_knn", "autoencoder")),
+    Stage(
+        "03_baseline", True, True, ("baseline_knn", "autoencoder", "metrics"), ("baseline_knn", "autoencoder")
+    ),
     Stage("04_classifier", False, True, ("classifier", "metrics"), ("classifier",)),
     Stage("05_oevae", True, True, ("oevae", "fusion", "metrics"), ("oevae",)),
     Stage(
         "06_embeddings",
         False,
         True,
-        ("systems", "baseline_knn", "autoencoder", "oevae", "classifier", "fusion", "metrics", "maps", "report"),
+        (
+            "systems",
+            "baseline_knn",
+            "autoencoder",
+            "oevae",
+            "classifier",
+            "fusion",
+            "metrics",
+            "maps",
+            "report",
+        ),
         reads=("oevae", "classifier"),
         shows=("baseline_knn", "autoencoder"),
     ),
     Stage("07_latents", False, True, ("oevae",), reads=("oevae",)),
-    Stage("08_tuning", False, False, ("systems", "seeds", "oevae", "classifier", "fusion", "metrics"), reads=("oevae",), shows=("classifier",)),
+    Stage(
+        "08_tuning",
+        False,
+        False,
+        ("systems", "seeds", "oevae", "classifier", "fusion", "metrics"),
+        reads=("oevae",),
+        shows=("classifier",),
+    ),
     Stage(
         "09_report",
         False,
         False,
-        ("name", "about", "include", "systems", "seeds", "baseline_knn", "autoencoder", "oevae", "classifier", "fusion", "metrics", "report"),
+        (
+            "name",
+            "about",
+            "include",
+            "systems",
+            "seeds",
+            "baseline_knn",
+            "autoencoder",
+            "oevae",
+            "classifier",
+            "fusion",
+            "metrics",
+            "report",
+        ),
         shows=("baseline_knn", "autoencoder", "oevae", "classifier"),
     ),
 )
@@ -261,7 +362,9 @@ def stage_of(notebook: str) -> Stage:
     for stage in STAGES:
         if notebook in (stage.notebook, stage.notebook[:2]):
             return stage
-    raise errors.InputError(f"unknown stage {notebook!r}; known: {', '.join(stage.notebook for stage in STAGES)}")
+    raise errors.InputError(
+        f"unknown stage {notebook!r}; known: {', '.join(stage.notebook for stage in STAGES)}"
+    )
 
 
 VARIANT = "variant="  # among overrides
@@ -270,7 +373,8 @@ VARIANT = "variant="  # among overrides
 class Run(StudyPaths):
     """A study opened: its settings, recordings, folders, and what has been computed.
 
-    Notebooks get one from `open_notebook`; scripts from `open_run`. Nothing is computed until it is asked for.
+    Notebooks get one from `open_notebook`; scripts from `open_run`. Nothing is computed until it is asked
+    for.
     """
 
     @functools.cached_property
@@ -278,48 +382,83 @@ class Run(StudyPaths):
         """Finished detectors, by their folder."""
         return {}
 
-    def fit_or_load(self, name: str, variant: str = "", settings=None) -> tuple[object, pd.DataFrame, pd.DataFrame]:
+    def fit_or_load(
+        self, name: str, variant: str = "", settings=None
+    ) -> tuple[object, pd.DataFrame, pd.DataFrame]:
         """A detector of this run's machine: fitted now, or loaded if it is finished.
 
-        variant, settings : a folder of its own, and the detector's section of the settings in place of the study's
+        variant, settings : a folder of its own, and the detector's section of the settings in place of the
+            study's
         returns : the detector, its score table, its training history
-        What is not finished is trained on this machine's device, also where the study was read as computed on another.
+        What is not finished is trained on this machine's device, also where the study was read as computed on
+        another.
         """
         folder = self.stage_folder(self.stage, self.seed, self.machine) / (variant or name)
         machines = [self.machine] if self.stage.per_machine else self.machines
         of = (name, self.seed, self.machine if self.stage.per_machine else "", settings)
         mine, ordered = training.pick_device(self.cfg.device), io.HOLDS in os.environ
-        if (self.device != mine or (self.auto and not ordered)) and not artifacts.finished(folder, self.detector_digest(*of)):
+        if (self.device != mine or (self.auto and not ordered)) and not artifacts.finished(
+            folder, self.detector_digest(*of)
+        ):
             with self._meant_for(mine):
                 return self.fit_or_load(name, variant, settings)
-        chosen = dataclasses.replace(self.cfg, precision=self.precision_of(name), **({} if settings is None else {name: settings}))
+        chosen = dataclasses.replace(
+            self.cfg, precision=self.precision_of(name), **({} if settings is None else {name: settings})
+        )
         cfg, digest = dataclasses.asdict(chosen), self.detector_digest(*of)
         detector = self._detector(name, chosen, folder)
         if self.base is not None:  # trained already for the study or for another variant
-            artifacts.copy_from(folder, digest, self.study_folder.glob(f"**/{folder.relative_to(folder.parents[1 + self.stage.per_machine])}"))
+            artifacts.copy_from(
+                folder,
+                digest,
+                self.study_folder.glob(
+                    f"**/{folder.relative_to(folder.parents[1 + self.stage.per_machine])}"
+                ),
+            )
         if artifacts.finished(folder, digest):
             with io.refused(folder, f"a {name} detector"):
                 detector.restore(folder, training_clips(self.store, machines)[0])
-            history = io.table(folder / "history.parquet", ["epoch"]) if (folder / "history.parquet").is_file() else pd.DataFrame()
+            history = (
+                io.table(folder / "history.parquet", ["epoch"])
+                if (folder / "history.parquet").is_file()
+                else pd.DataFrame()
+            )
             return detector, io.scores(folder / "scores.parquet"), history
         with io.locked(self.study_folder), io.wrap_os_errors(folder):
             artifacts.start(folder, digest)
             began = time.perf_counter()
-            with training.memory_in_words(f"{name} of {', '.join(machines[:3])}{' …' if len(machines) > 3 else ''}"):
+            with training.memory_in_words(
+                f"{name} of {', '.join(machines[:3])}{' …' if len(machines) > 3 else ''}"
+            ):
                 scores = detect(detector, self.store, machines)
             io.write_table(folder / "scores.parquet", scores)
             if len(detector.history):
                 io.write_table(folder / "history.parquet", detector.history)
             detector.save(folder)
-            facts = {"detector": name, "machines": machines, "seed": self.seed, "settings": cfg[name], "precision": chosen.precision}
+            facts = {
+                "detector": name,
+                "machines": machines,
+                "seed": self.seed,
+                "settings": cfg[name],
+                "precision": chosen.precision,
+            }
             facts |= {"seconds": time.perf_counter() - began}
-            facts |= {"device": self.device.type, "data": self.store.fingerprint, "peak_memory_mb": artifacts.peak_memory_mb()}
+            facts |= {
+                "device": self.device.type,
+                "data": self.store.fingerprint,
+                "peak_memory_mb": artifacts.peak_memory_mb(),
+            }
             facts |= {"shaped_by": self.detector_shaped_by(*of)}
             artifacts.commit(folder, digest, facts)
         return detector, scores, detector.history
 
     def _detector(self, name: str, cfg: config.StudySettings, folder: Path) -> Detector:
-        keywords = {"seed": self.seed, "device": self.local_device, "precision": self.precision_of(name), "checkpoints": folder}
+        keywords = {
+            "seed": self.seed,
+            "device": self.local_device,
+            "precision": self.precision_of(name),
+            "checkpoints": folder,
+        }
         return DETECTORS[name](getattr(cfg, name), **keywords)
 
     @contextlib.contextmanager
@@ -333,21 +472,30 @@ class Run(StudyPaths):
             self.device, self.auto = before
 
     def detector_path(self, name: str, machine: str) -> tuple[Path, str]:
-        """Folder of a finished detector and the machine it belongs to ("": all); one that is not there, or of other settings, is refused."""
+        """Folder of a finished detector and the machine it belongs to ("": all); one that is not there, or of
+        other settings, is refused.
+        """
         stage = next(stage for stage in STAGES if name in stage.detectors)
         machine = machine if stage.per_machine else ""
         folder = self.stage_folder(stage, self.seed, machine) / name
         if not artifacts.finished(folder, self.detector_digest(name, self.seed, machine)):
             where = f"{stage.notebook} of {machine or 'all machines'} (seed {self.seed})"
-            raise errors.InputError(f"what {where} writes is missing; run `asd run {self.cfg.name}` with these settings first")
+            raise errors.InputError(
+                f"what {where} writes is missing; run `asd run {self.cfg.name}` with these settings first"
+            )
         return folder, machine
 
     def spaces(self) -> list[projection.Space]:
-        """Embeddings of the study's OEVAEs, machine by machine, and of its classifier. Notebook: 06_embeddings"""
+        """Embeddings of the study's OEVAEs, machine by machine, and of its classifier. Notebook:
+        06_embeddings
+        """
         found = []
         if "oevae" in self.cfg.systems:
             domain = self.cfg.oevae.domain_latent
-            found += [projection.oevae_space(self.detector_path("oevae", machine)[0], self.clips, machine, domain) for machine in self.machines]
+            found += [
+                projection.oevae_space(self.detector_path("oevae", machine)[0], self.clips, machine, domain)
+                for machine in self.machines
+            ]
         if "classifier" in self.cfg.systems:
             found.append(projection.classifier_space(self.detector_path("classifier", "")[0]))
         return found
@@ -361,59 +509,100 @@ class Run(StudyPaths):
         return self._loaded[folder]
 
     def explain(self, row: int, of: str = "beta") -> explain.Why:
-        """Why a clip was scored so, by the detectors of the study's systems.  of : alpha or beta, see `explain.why`.  Notebook: 06_embeddings"""
+        """Why a clip was scored so, by the detectors of the study's systems.  of : alpha or beta, see
+        `explain.why`.  Notebook: 06_embeddings
+        """
         machine, names = self.clips["machine"].iloc[row], {SYSTEMS[system] for system in self.cfg.systems}
-        found = {name: self.detector(name, machine) for name in ("autoencoder", "oevae", "classifier") if name in names}
+        found = {
+            name: self.detector(name, machine)
+            for name in ("autoencoder", "oevae", "classifier")
+            if name in names
+        }
         return explain.why(self.store, int(row), self.cfg.oevae.features, **found, of=of)
 
     def collect(self) -> pd.DataFrame:
-        """Scores of all systems, seeds and machines, and of what is composed of them, written to scores.parquet."""
-        scores = schemas.score_table(fusion.seed_ensembles(self.load_scores(self.cfg.systems), self.cfg.fusion.normalise))
+        """Scores of all systems, seeds and machines, and of what is composed of them, written to
+        scores.parquet.
+        """
+        scores = schemas.score_table(
+            fusion.seed_ensembles(self.load_scores(self.cfg.systems), self.cfg.fusion.normalise)
+        )
         io.write_table(self.folder / "scores.parquet", scores)
         return scores
 
     def load_scores(self, systems: Sequence[str], seeds: Sequence[int] = ()) -> pd.DataFrame:
-        """Scores of these systems of the study, all machines, these seeds (none: all), and of what `fusion.COMPOSED` makes of them.
+        """Scores of these systems of the study, all machines, these seeds (none: all), and of what
+        `fusion.COMPOSED` makes of them.
 
-        raises : errors.InputError that names every stage whose scores are missing.  Notebooks: 06, 08; 09 (through `collect`)
+        raises : errors.InputError that names every stage whose scores are missing.  Notebooks: 06, 08; 09
+            (through `collect`)
         """
         wanted, chosen = {SYSTEMS[system] for system in systems}, seeds or self.cfg.seeds
-        missing = self.missing(wanted, chosen) if wanted and set(chosen) <= set(self.cfg.seeds) else ["every stage"]
+        missing = (
+            self.missing(wanted, chosen) if wanted and set(chosen) <= set(self.cfg.seeds) else ["every stage"]
+        )
         if missing:
-            raise errors.InputError(f"scores are missing of {', '.join(missing)}; run `asd run {self.cfg.name}` with these settings first")
-        folders = [self.stage_folder(*job) / name for job in jobs(self) if job[1] in chosen for name in job[0].detectors if name in wanted]
+            raise errors.InputError(
+                f"scores are missing of {', '.join(missing)}; run `asd run {self.cfg.name}` with these"
+                " settings first"
+            )
+        folders = [
+            self.stage_folder(*job) / name
+            for job in jobs(self)
+            if job[1] in chosen
+            for name in job[0].detectors
+            if name in wanted
+        ]
         tables = [io.scores(folder / "scores.parquet") for folder in folders]
         scores = fusion.systems(pd.concat(tables, ignore_index=True), self.cfg.fusion)
-        return schemas.score_table(scores[scores["system"].isin(fusion.with_composed(systems))].reset_index(drop=True))
+        return schemas.score_table(
+            scores[scores["system"].isin(fusion.with_composed(systems))].reset_index(drop=True)
+        )
 
-    def missing(self, detectors: Iterable[str], seeds: Sequence[int], coming: Iterable[tuple[Stage, int, str]] = ()) -> list[str]:
-        """The stages that have not finished some of these detectors, in words. coming : jobs that are about to"""
+    def missing(
+        self, detectors: Iterable[str], seeds: Sequence[int], coming: Iterable[tuple[Stage, int, str]] = ()
+    ) -> list[str]:
+        """The stages that have not finished some of these detectors, in words. coming : jobs that are about
+        to
+        """
         found = []
         for stage, seed, machine in jobs(self):
             for name in stage.detectors if seed in seeds and (stage, seed, machine) not in coming else ():
                 folder = self.stage_folder(stage, seed, machine) / name
-                if name in detectors and not artifacts.finished(folder, self.detector_digest(name, seed, machine)):
+                if name in detectors and not artifacts.finished(
+                    folder, self.detector_digest(name, seed, machine)
+                ):
                     found.append(f"{stage.notebook} of {machine or 'all machines'} (seed {seed})")
         return list(dict.fromkeys(found))
 
     def measure(self, scores: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Metrics and controls with intervals, written to metrics.csv and controls.csv."""
         stream = {fusion.ALL_SEEDS: self.seed}  # of the bootstrap
-        tables = [metrics.table(part, self.cfg.metrics, stream.get(seed, seed)) for seed, part in scores.groupby("seed")]
-        table, controls = pd.concat(tables, ignore_index=True), metrics.controls(self.clips, scores, self.cfg.metrics, self.seed)
+        tables = [
+            metrics.table(part, self.cfg.metrics, stream.get(seed, seed))
+            for seed, part in scores.groupby("seed")
+        ]
+        table, controls = (
+            pd.concat(tables, ignore_index=True),
+            metrics.controls(self.clips, scores, self.cfg.metrics, self.seed),
+        )
         io.write_table(self.folder / "metrics.csv", table)
         io.write_table(self.folder / "controls.csv", controls)
         return table, controls
 
     def save_table(self, name: str, table: pd.DataFrame) -> None:
-        """A table of this run's stage, beside its notebook. Only `asd run` writes it; a notebook opened by hand leaves what is there."""
+        """A table of this run's stage, beside its notebook. Only `asd run` writes it; a notebook opened by
+        hand leaves what is there.
+        """
         job = (self.stage, self.seed, self.machine if self.stage.per_machine else "")
         marker = self.stage_folder(*job) / "BEGUN"
         if marker.is_file() and marker.read_text(encoding="utf-8") == self.digest(*job):
             io.write_table(marker.parent / name, table)
 
     def load_table(self, notebook: str, name: str) -> pd.DataFrame:
-        """What a stage without machines kept, of all seeds, with the column seed; empty where the stage is not finished for these settings."""
+        """What a stage without machines kept, of all seeds, with the column seed; empty where the stage is
+        not finished for these settings.
+        """
         stage, found = stage_of(notebook), []
         for seed in self.cfg.seeds if stage.per_seed else self.cfg.seeds[:1]:
             path = self.stage_folder(stage, seed) / name
@@ -422,36 +611,59 @@ class Run(StudyPaths):
         return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
     def scorer(self, machine: str = "", system: str = "") -> scorer.Scorer:
-        """The trained detectors of one machine, for any recordings, see `scorer.of`; the run must be finished (`open`)."""
+        """The trained detectors of one machine, for any recordings, see `scorer.of`; the run must be finished
+        (`open`).
+        """
         return scorer.of(self, jobs(self), machine, system)
 
     def score(self, paths: Sequence[str | Path], machine: str = "", system: str = "") -> pd.DataFrame:
-        """Scores of recordings and folders of recordings: a row per file, see `scorer.Scorer`. For many calls keep one `scorer`."""
+        """Scores of recordings and folders of recordings: a row per file, see `scorer.Scorer`. For many calls
+        keep one `scorer`.
+        """
         return self.scorer(machine, system)(scorer.recordings(paths))
 
     def timings(self) -> pd.DataFrame:
-        """Seconds of every finished job of this study: stage, machine, seed, seconds; and the peak memory of those that train."""
+        """Seconds of every finished job of this study: stage, machine, seed, seconds; and the peak memory of
+        those that train.
+        """
         rows = []
         for stage, seed, machine in jobs(self):
             folder = self.stage_folder(stage, seed, machine)
             if not artifacts.finished(folder, self.digest(stage, seed, machine)):
                 continue
             facts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            inner = [json.loads(path.read_text(encoding="utf-8"))["peak_memory_mb"] for path in folder.glob("*/manifest.json")]
-            rows.append((stage.notebook, machine, seed if stage.per_seed else "", facts["seconds"], str(max(inner)) if inner else ""))
+            inner = [
+                json.loads(path.read_text(encoding="utf-8"))["peak_memory_mb"]
+                for path in folder.glob("*/manifest.json")
+            ]
+            rows.append(
+                (
+                    stage.notebook,
+                    machine,
+                    seed if stage.per_seed else "",
+                    facts["seconds"],
+                    str(max(inner)) if inner else "",
+                )
+            )
         return pd.DataFrame(rows, columns=["stage", "machine", "seed", "seconds", "peak_memory_mb"])
 
 
 def jobs(run: Run, only: Sequence[str] = ()) -> list[tuple[Stage, int, str]]:
-    """The notebooks of a study in order: (stage, seed, machine); stages that serve none of its systems are left out.
+    """The notebooks of a study in order: (stage, seed, machine); stages that serve none of its systems are
+    left out.
 
     raises : errors.InputError for such a stage that was asked for by name
     """
     chosen = [stage_of(name) for name in only]
     for stage in chosen:
         if not stage.serves(run.cfg.systems):
-            wanted = ", ".join(system for system, name in SYSTEMS.items() if name in stage.detectors + stage.reads)
-            raise errors.InputError(f"stage {stage.notebook} serves {wanted}, the study has {', '.join(run.cfg.systems)}; add it to systems")
+            wanted = ", ".join(
+                system for system, name in SYSTEMS.items() if name in stage.detectors + stage.reads
+            )
+            raise errors.InputError(
+                f"stage {stage.notebook} serves {wanted}, the study has {', '.join(run.cfg.systems)}; add it"
+                " to systems"
+            )
     chosen = chosen or [stage for stage in STAGES if stage.serves(run.cfg.systems)]
     out = []
     for stage in (stage for stage in STAGES if stage in chosen):
@@ -460,11 +672,15 @@ def jobs(run: Run, only: Sequence[str] = ()) -> list[tuple[Stage, int, str]]:
     return out
 
 
-def open_run(study: str, overrides: Sequence[str] = (), home: str | Path = "", seed: int | None = None) -> Run:
-    """Open a study by name (see notebooks/studies) or TOML path; `home` holds runs/ and reports/ (default: the clone).
+def open_run(
+    study: str, overrides: Sequence[str] = (), home: str | Path = "", seed: int | None = None
+) -> Run:
+    """Open a study by name (see notebooks/studies) or TOML path; `home` holds runs/ and reports/ (default:
+    the clone).
 
     overrides : `name=value`; after `variant=NAME` follow the settings of one variant of a sweep
-    raises : errors.InputError for an unknown study, setting or system, and for seeds or systems that stand there twice
+    raises : errors.InputError for an unknown study, setting or system, and for seeds or systems that stand
+        there twice
     """
     for number, text in enumerate(overrides):
         if text.startswith(VARIANT):  # what follows it varies the study that stands before it
@@ -476,41 +692,59 @@ def open_run(study: str, overrides: Sequence[str] = (), home: str | Path = "", s
 
 
 def load(study: str, overrides: Sequence[str] = ()) -> config.StudySettings:
-    """Settings of a study (config.load) whose systems are known and whose seeds and systems stand there once; others are refused."""
+    """Settings of a study (config.load) whose systems are known and whose seeds and systems stand there once;
+    others are refused.
+    """
     cfg = config.load(study, overrides)
     for system in cfg.systems:
         if system in fusion.COMPOSED and system not in SYSTEMS:
             parts = " and ".join(part[0] for part in fusion.COMPOSED[system][:2])
-            raise errors.InputError(f"setting systems: {system} is made wherever {parts} are among the systems; name those and leave it out")
+            raise errors.InputError(
+                f"setting systems: {system} is made wherever {parts} are among the systems; name those and"
+                " leave it out"
+            )
         errors.check_choice("system", system, list(SYSTEMS))
     for name, values in (("seeds", cfg.seeds), ("systems", cfg.systems)):
         if not values or len(set(values)) < len(values):
-            raise errors.InputError(f"setting {name}: got {list(values)}, expected at least one value and none twice")
+            raise errors.InputError(
+                f"setting {name}: got {list(values)}, expected at least one value and none twice"
+            )
     return cfg
 
 
 def open(study: str, home: str | Path = "", seed: int | None = None) -> Run:
-    """A study that was run to its end, with the settings it was run with: `open("demo").score(["clip.wav"], machine="fan")`.
+    """A study that was run to its end, with the settings it was run with: `open("demo").score(["clip.wav"],
+    machine="fan")`.
 
-    study : name or TOML path.  home : holds runs/ and reports/ (default: the clone).  seed : one of the study's, none: the first
-    raises : errors.InputError where it was never run to its end; what is out of date is told when it is asked for (`Run.scorer`)
+    study : name or TOML path.  home : holds runs/ and reports/ (default: the clone).  seed : one of the
+        study's, none: the first
+    raises : errors.InputError where it was never run to its end; what is out of date is told when it is asked
+        for (`Run.scorer`)
     """
     home, name = Path(home or artifacts.CLONE).resolve(), config.load(study).name
     try:
         came = json.loads((home / "runs" / name / "09_report" / "params.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise errors.InputError(f"study {name} was not run to its end in {home}; run `asd run {name}` first, or name its folder by --home") from error
-    return _of_its_seeds(_as_computed(open_run(came["study"], [*came["overrides"], 'device="auto"'], home, seed)))
+        raise errors.InputError(
+            f"study {name} was not run to its end in {home}; run `asd run {name}` first, or name its folder"
+            " by --home"
+        ) from error
+    return _of_its_seeds(
+        _as_computed(open_run(came["study"], [*came["overrides"], 'device="auto"'], home, seed))
+    )
 
 
 def _as_computed(run: Run) -> Run:
-    """The run, meant for the device that the study was computed on and in its precision, whatever this machine has: it is read, and computes
-    `here` what is new.
+    """The run, meant for the device that the study was computed on and in its precision, whatever this
+    machine has: it is read, and computes `here` what is new.
     """
     for job in reversed(jobs(run)):
         try:
             facts = json.loads((run.stage_folder(*job) / "manifest.json").read_text(encoding="utf-8"))
-            run.device, run.auto = torch.device({"cpu": "cpu", "cuda": "cuda"}[facts["device"]]), str(facts["auto"])
+            run.device, run.auto = (
+                torch.device({"cpu": "cpu", "cuda": "cuda"}[facts["device"]]),
+                str(facts["auto"]),
+            )
         except (OSError, ValueError, KeyError, TypeError):
             continue
         break
@@ -520,20 +754,33 @@ def _as_computed(run: Run) -> Run:
 def _of_its_seeds(run: Run) -> Run:
     """The run, or a refusal if the study does not have its seed."""
     if run.seed not in run.cfg.seeds:
-        raise errors.InputError(f"seed {run.seed} came, the study has {', '.join(map(str, run.cfg.seeds))}; take one of them")
+        raise errors.InputError(
+            f"seed {run.seed} came, the study has {', '.join(map(str, run.cfg.seeds))}; take one of them"
+        )
     return run
 
 
-def open_notebook(notebook: str, *, study: str, overrides: list, home: str, seed: int = 0, machine: str = "") -> Run:
+def open_notebook(
+    notebook: str, *, study: str, overrides: list, home: str, seed: int = 0, machine: str = ""
+) -> Run:
     """The second cell of every notebook: check the parameters' names and types, then open the study.
 
     machine : "" takes the first machine of the study
-    raises : errors.InputError for a wrong type, an unknown machine, or a seed of which there is nothing to read
+    raises : errors.InputError for a wrong type, an unknown machine, or a seed of which there is nothing to
+        read
     """
-    came = {"study": (study, str), "overrides": (overrides, list), "home": (home, str), "seed": (seed, int), "machine": (machine, str)}
+    came = {
+        "study": (study, str),
+        "overrides": (overrides, list),
+        "home": (home, str),
+        "seed": (seed, int),
+        "machine": (machine, str),
+    }
     for name, (value, kind) in came.items():
         if type(value) is not kind:
-            raise errors.InputError(f"parameter {name}: got {value!r} ({type(value).__name__}), expected {kind.__name__}")
+            raise errors.InputError(
+                f"parameter {name}: got {value!r} ({type(value).__name__}), expected {kind.__name__}"
+            )
     run = open_run(study, overrides, home, seed)
     run.stage = stage_of(notebook)
     if run.stage.per_seed and run.stage.reads:
@@ -544,9 +791,13 @@ def open_notebook(notebook: str, *, study: str, overrides: list, home: str, seed
             here = f"the job is meant for {ordered} and came to a worker that computes on {run.device.type}"
             raise errors.InputError(f"{here}; start workers of one kind, or add --device cpu")
         run.auto = os.environ.get(artifacts.PRECISION, "")
-        artifacts.lock_dir(run.stage_folder(run.stage, run.seed, run.machine if run.stage.per_machine else ""))
+        artifacts.lock_dir(
+            run.stage_folder(run.stage, run.seed, run.machine if run.stage.per_machine else "")
+        )
     elif run.cfg.device == "auto":  # by hand
         _as_computed(run)
     torch.set_num_threads(1)  # two spinning threads on two busy cores are ten times slower than one
-    threadpoolctl.threadpool_limits(1)  # numpy's too: a notebook opened by hand computes what a study computes
+    threadpoolctl.threadpool_limits(
+        1
+    )  # numpy's too: a notebook opened by hand computes what a study computes
     return run

@@ -1,20 +1,24 @@
 """Sweeps: one study at several values of its settings, and what seeds and settings make of the scores.
 
-    [sweep]                                    in a study file; or --set 'sweep.oevae.condition.k_scale=[1, 5]'
-    "oevae.condition.k_scale" = [1, 2.5, 5, 10]
+    [sweep]                                    in a study file; or --set 'sweep.oevae.condition.k_scale=[1,
+    5]' "oevae.condition.k_scale" = [1, 2.5, 5, 10]
 
-A variant is one choice of every listed setting (all combinations), named by what it sets: `k_scale=2.5`. The study itself, at its own
-values, is the reference. A variant runs the stages that train; each job lies where its settings put it:
+A variant is one choice of every listed setting (all combinations), named by what it sets: `k_scale=2.5`. The
+study itself, at its own values, is the reference. A variant runs the stages that train; each job lies where
+its settings put it:
 
-    runs/<study>/…                                     trainings that the variant does not touch: the study's own, computed once
-    runs/<study>/sweep/jobs/<digest>/seed<k>/<stage>   trainings at other settings; variants that agree on them share them
+    runs/<study>/…                                     trainings that the variant does not touch: the study's
+    own, computed once
+    runs/<study>/sweep/jobs/<digest>/seed<k>/<stage>   trainings at other settings; variants that agree on
+    them share them
     runs/<study>/sweep/recordings/<digest>             recordings and store of a variant that changes those
     runs/<study>/sweep/<variant>/scores.parquet        what a variant says
-    runs/<study>/sweep.csv, reports/<study>/sweep.html all of them, and all seeds, in one table; sweep.json: what it was made of
+    runs/<study>/sweep.csv, reports/<study>/sweep.html all of them, and all seeds, in one table; sweep.json:
+    what it was made of
 
-An interval of a difference comes from the same resampled test clips on both sides, averaged over seeds first (comparison.paired); it speaks of
-other test clips. The standard deviation over seeds speaks of other trainings. Neither contains the other.
-Source: METHOD 3.8, 8.3. Notebook: none; `asd run` writes the page.
+An interval of a difference comes from the same resampled test clips on both sides, averaged over seeds first
+(comparison.paired); it speaks of other test clips. The standard deviation over seeds speaks of other
+trainings. Neither contains the other. Source: METHOD 3.8, 8.3. Notebook: none; `asd run` writes the page.
 """
 
 from __future__ import annotations
@@ -40,7 +44,21 @@ from asdlib.viz import pages, plots, tables
 REFERENCE = "as the study"
 PAGE, MADE = "sweep.html", "sweep.json"  # the page in the report, and in the run folder what it was made of
 MOST = 200  # variants: beyond that a sweep is a slip of the pen
-COLUMNS = ("variant", "system", "metric", "seeds", "mean", "low", "high", "sd", "difference", "difference_low", "difference_high", "p", "same")
+COLUMNS = (
+    "variant",
+    "system",
+    "metric",
+    "seeds",
+    "mean",
+    "low",
+    "high",
+    "sd",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "p",
+    "same",
+)
 
 
 def axes(study: str, overrides: Sequence[str] = ()) -> dict[str, list]:
@@ -50,20 +68,29 @@ def axes(study: str, overrides: Sequence[str] = ()) -> dict[str, list]:
     """
     tree = config.read(study, overrides).get("sweep", {})
     if not isinstance(tree, dict):
-        raise errors.InputError(f"sweep: got {tree!r}, expected a table of settings, for example \"oevae.condition.k_scale\" = [1, 5]")
+        raise errors.InputError(
+            f'sweep: got {tree!r}, expected a table of settings, for example "oevae.condition.k_scale" ='
+            " [1, 5]"
+        )
     found = {name: values for name, values in _leaves(tree)}
     sizes = [len(values) for values in found.values() if isinstance(values, list)]
     if math.prod(sizes) > MOST:
-        raise errors.InputError(f"sweep: {' × '.join(map(str, sizes))} variants, expected at most {MOST}; list fewer values")
+        raise errors.InputError(
+            f"sweep: {' × '.join(map(str, sizes))} variants, expected at most {MOST}; list fewer values"
+        )
     for name, values in found.items():
         if not isinstance(values, list) or not values:
             raise errors.InputError(f"sweep {name}: got {values!r}, expected a list of values")
         if name.split(".")[0] in ("name", "about", "seeds", "systems"):
-            raise errors.InputError(f"sweep {name}: cannot be swept, expected a setting of a section; give seeds as seeds = [...]")
+            raise errors.InputError(
+                f"sweep {name}: cannot be swept, expected a setting of a section; give seeds as seeds = [...]"
+            )
         for value in values:
             text = f"{name}={json.dumps(value, ensure_ascii=False)}"
             if isinstance(value, dict):
-                raise errors.InputError(f"sweep {name}: got the table {value!r} as a value, expected settings' values")
+                raise errors.InputError(
+                    f"sweep {name}: got the table {value!r} as a value, expected settings' values"
+                )
             config.load(study, [*overrides, text])  # names, types and ranges are refused here
         if len({json.dumps(value) for value in values}) < len(values):
             raise errors.InputError(f"sweep {name}: got {values}, expected each value once")
@@ -72,11 +99,15 @@ def axes(study: str, overrides: Sequence[str] = ()) -> dict[str, list]:
 
 def _leaves(tree: dict, where: str = ""):
     for key, value in tree.items():
-        yield from _leaves(value, f"{where}{key}.") if isinstance(value, dict) and value else [(f"{where}{key}", value)]
+        yield from (
+            _leaves(value, f"{where}{key}.")
+            if isinstance(value, dict) and value
+            else [(f"{where}{key}", value)]
+        )
 
 
 def variants(study: str, overrides: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Name and overrides of every variant of a study's sweep; those that equal the study itself are left out."""
+    """Name and overrides of every variant of a study's sweep, without those equal to the study."""
     swept, own = axes(study, overrides), config.load(study, overrides)
     short = {name: name.rsplit(".", 1)[-1] for name in swept}
     if len(set(short.values())) < len(short):
@@ -86,7 +117,10 @@ def variants(study: str, overrides: Sequence[str] = ()) -> dict[str, list[str]]:
         texts = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in zip(swept, choice)]
         if digest(config.load(study, [*overrides, *texts])) == digest(own):
             continue
-        name = ",".join(f"{short[key]}={re.sub(r'[^A-Za-z0-9.+-]+', '_', json.dumps(value)).strip('_')}" for key, value in zip(swept, choice))
+        name = ",".join(
+            f"{short[key]}={re.sub(r'[^A-Za-z0-9.+-]+', '_', json.dumps(value)).strip('_')}"
+            for key, value in zip(swept, choice)
+        )
         while name in found:
             name += "'"
         found[name] = [*overrides, VARIANT + name, *texts]
@@ -94,12 +128,17 @@ def variants(study: str, overrides: Sequence[str] = ()) -> dict[str, list[str]]:
 
 
 def runs(study: str, overrides: Sequence[str], home: str) -> dict[str, tuple[Run, list[str]]]:
-    """The study and its variants, opened, with the overrides that open them again: {"": the study, variant: …}."""
+    """The study and its variants, opened, with the overrides that open them again: {"": the study, variant:
+    …}.
+    """
     opened = {"": (open_run(study, overrides, home), list(overrides))}
     base = opened[""][0]
     for name, given in variants(study, overrides).items():
         run = open_run(study, given, home)
-        opened[name] = (Run(run.cfg, base.home, base.seed, variant=name, base=base), given)  # one base, one store for all
+        opened[name] = (
+            Run(run.cfg, base.home, base.seed, variant=name, base=base),
+            given,
+        )  # one base, one store for all
     return opened
 
 
@@ -109,8 +148,8 @@ def runs(study: str, overrides: Sequence[str], home: str) -> dict[str, tuple[Run
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     """Ω of every system over the seeds.  Usable in 09_report.
 
-    table : METRIC_COLUMNS.  returns : system, metric, seeds, mean, low, high (interval over test clips, averaged over seeds), sd (over seeds;
-        NaN for one seed), and `values`, a list of each seed's
+    table : METRIC_COLUMNS.  returns : system, metric, seeds, mean, low, high (interval over test clips,
+        averaged over seeds), sd (over seeds; NaN for one seed), and `values`, a list of each seed's
     """
     own = table[(table["machine"] == "all") & (table["component"] == "score") & (table["metric"] == "omega")]
     rows = []
@@ -118,16 +157,31 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
         part = own[own["system"] == system].sort_values("seed")
         value = part["value"].to_numpy(float)
         sd = value.std(ddof=1) if len(value) > 1 else np.nan
-        rows.append((system, part["metric"].iloc[0], len(part), value.mean(), part["low"].mean(), part["high"].mean(), sd, value.tolist()))
+        rows.append(
+            (
+                system,
+                part["metric"].iloc[0],
+                len(part),
+                value.mean(),
+                part["low"].mean(),
+                part["high"].mean(),
+                sd,
+                value.tolist(),
+            )
+        )
     return pd.DataFrame(rows, columns=["system", "metric", "seeds", "mean", "low", "high", "sd", "values"])
 
 
-def compare(scores: dict[str, pd.DataFrame], settings: metrics.MetricsSettings, seed: int, unlike: Sequence[str] = ()) -> pd.DataFrame:
+def compare(
+    scores: dict[str, pd.DataFrame], settings: metrics.MetricsSettings, seed: int, unlike: Sequence[str] = ()
+) -> pd.DataFrame:
     """Every system at every variant, over seeds, and its paired difference to the study's own settings.
 
     scores : variant ("" is the study) to its score table;  seed : of the resamples
-    unlike : variants of other recordings: their test clips are not the study's, and there is no paired difference
-    returns : COLUMNS and `values`; difference NaN for the study itself and for `unlike`; same: whether every score equals the study's
+    unlike : variants of other recordings: their test clips are not the study's, and there is no paired
+        difference
+    returns : COLUMNS and `values`; difference NaN for the study itself and for `unlike`; same: whether every
+        score equals the study's
     """
     parts = []
     for variant, table in scores.items():
@@ -136,8 +190,13 @@ def compare(scores: dict[str, pd.DataFrame], settings: metrics.MetricsSettings, 
         found[columns], found["same"] = np.nan, False
         for row in found.index if variant and variant not in unlike else []:
             system, metric = found.loc[row, ["system", "metric"]]
-            two = [part[part["system"] == system].assign(system=name) for part, name in ((table, "variant"), (scores[""], "study"))]
-            first, second = (part.set_index(["component", "clip", "seed"])["score"].sort_index() for part in two)
+            two = [
+                part[part["system"] == system].assign(system=name)
+                for part, name in ((table, "variant"), (scores[""], "study"))
+            ]
+            first, second = (
+                part.set_index(["component", "clip", "seed"])["score"].sort_index() for part in two
+            )
             found.loc[row, "same"] = first.equals(second)
             pair = comparison.paired(pd.concat(two, ignore_index=True), "variant", "study", settings, seed)
             pair = pair[(pair["machine"] == "all") & (pair["metric"] == metric)]
@@ -152,24 +211,45 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     for row in table.itertuples():
         claim = "" if np.isnan(row.difference) else "no difference shown"
         if row.difference_low > 0 or row.difference_high < 0:
-            claim = "better than the study's setting" if row.difference > 0 else "worse than the study's setting"
+            claim = (
+                "better than the study's setting" if row.difference > 0 else "worse than the study's setting"
+            )
         if row.same:
             claim = "the same scores: this setting does not reach the system"
-        difference = "" if np.isnan(row.difference) else tables.number(row.difference, row.difference_low, row.difference_high)
+        difference = (
+            ""
+            if np.isnan(row.difference)
+            else tables.number(row.difference, row.difference_low, row.difference_high)
+        )
         sd = "" if np.isnan(row.sd) else f"{row.sd:.3f}"
         mean = tables.number(row.mean, row.low, row.high)
-        rows.append((row.variant, row.system, tables.METRIC_NAMES[row.metric], mean, row.seeds, sd, difference, claim))
-    names = ["settings", "system", "metric", "mean over seeds", "seeds", "sd over seeds", "difference to the study", "claim"]
+        rows.append(
+            (row.variant, row.system, tables.METRIC_NAMES[row.metric], mean, row.seeds, sd, difference, claim)
+        )
+    names = [
+        "settings",
+        "system",
+        "metric",
+        "mean over seeds",
+        "seeds",
+        "sd over seeds",
+        "difference to the study",
+        "claim",
+    ]
     return pd.DataFrame(rows, columns=names)
 
 
 @matplotlib.rc_context(plots.STYLE)
 def dots(table: pd.DataFrame) -> plots.Plot:
-    """One panel per system: mean over seeds with its interval at each variant, each seed as a small ring. table : of `compare`."""
+    """One panel per system: mean over seeds with its interval at each variant, each seed as a small ring.
+    table : of `compare`.
+    """
     systems, names = list(dict.fromkeys(table["system"])), list(dict.fromkeys(table["variant"]))
     metric = tables.METRIC_NAMES[table["metric"].iloc[0]]
     text = f"{metric} at each setting, one panel per system; the numbers are in the table"
-    figure, panels = plots.panels(len(systems), 1, 0.5 + len(systems) * (0.55 + 0.3 * len(names)), text, 7.5, share="x")
+    figure, panels = plots.panels(
+        len(systems), 1, 0.5 + len(systems) * (0.55 + 0.3 * len(names)), text, 7.5, share="x"
+    )
     for axis, system in zip(panels[:, 0], systems):
         part = table[table["system"] == system].set_index("variant")
         for y, name in enumerate(name for name in names):
@@ -178,24 +258,40 @@ def dots(table: pd.DataFrame) -> plots.Plot:
                 axis.plot([row.low, row.high], [y, y], color=plots.BLUE, lw=1.5)
                 axis.plot(row["mean"], y, marker="D" if name == REFERENCE else "o", color=plots.BLUE, ms=6)
                 if row.seeds > 1:
-                    axis.plot(row["values"], np.full(len(row["values"]), y), ls="", marker="o", mfc="white", mec=plots.ORANGE, ms=3.5)
+                    axis.plot(
+                        row["values"],
+                        np.full(len(row["values"]), y),
+                        ls="",
+                        marker="o",
+                        mfc="white",
+                        mec=plots.ORANGE,
+                        ms=3.5,
+                    )
         axis.set(yticks=range(len(names)), yticklabels=names, title=system, ylim=(len(names) - 0.5, -0.5))
         axis.axvline(0.5, **plots.CHANCE)
-    panels[-1, 0].set_xlabel(f"{metric} over all machines; diamond: the study's settings; rings: single seeds")
+    panels[-1, 0].set_xlabel(
+        f"{metric} over all machines; diamond: the study's settings; rings: single seeds"
+    )
     return figure
 
 
 def _shaped_by(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list]) -> str:
-    """Digest of everything that the page shows: settings, sweep, and what every variant's scores are made of."""
+    """Digest of what the page shows: settings, sweep, and what every variant's scores are made of."""
     parts = []
     for name, (run, _) in opened.items():
-        trained = [run.detector_digest(detector, seed, machine) for stage, seed, machine in jobs(run) for detector in stage.detectors]
+        trained = [
+            run.detector_digest(detector, seed, machine)
+            for stage, seed, machine in jobs(run)
+            for detector in stage.detectors
+        ]
         parts.append((name, digest(run.cfg), trained))
     return digest(swept, parts)
 
 
 def has_page(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list]) -> bool:
-    """Whether a study has several seeds or settings to show on a page.  opened : of `runs`;  swept : of `axes`"""
+    """Whether a study has several seeds or settings to show on a page.  opened : of `runs`;  swept : of
+    `axes`
+    """
     return bool(swept) or len(opened[""][0].cfg.seeds) > 1
 
 
@@ -212,11 +308,16 @@ def page_is_fresh(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, lis
         made = json.loads((base.folder / MADE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return made == _shaped_by(opened, swept) and (base.reports / PAGE).is_file() and (base.folder / "sweep.csv").is_file()
+    return (
+        made == _shaped_by(opened, swept)
+        and (base.reports / PAGE).is_file()
+        and (base.folder / "sweep.csv").is_file()
+    )
 
 
 def write_page(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list]) -> None:
-    """Gather the variants' scores; runs/<study>/sweep.csv, reports/<study>/sweep.html and, last, what they were made of.
+    """Gather the variants' scores; runs/<study>/sweep.csv, reports/<study>/sweep.html and, last, what they
+    were made of.
 
     opened : of `runs`;  swept : of `axes`, empty for a study of several seeds alone
     """
@@ -230,16 +331,33 @@ def write_page(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list])
     unlike = [name for name, (run, _) in opened.items() if run.store.fingerprint != base.store.fingerprint]
     table = compare(scores, base.cfg.metrics, base.seed, unlike)
     io.write_table(base.folder / "sweep.csv", table.drop(columns="values"))
-    settings = [{"setting": name, "values": ", ".join(map(json.dumps, values))} for name, values in swept.items()]
-    about = "Mean over seeds with its interval over test clips; sd: how far single trainings lie apart; difference: to the study's own "
-    about += "settings, on the same resampled clips. Look for intervals that leave out 0, and compare a difference with the sd before believing it."
+    settings = [
+        {"setting": name, "values": ", ".join(map(json.dumps, values))} for name, values in swept.items()
+    ]
+    about = (
+        "Mean over seeds with its interval over test clips; sd: how far single trainings lie apart;"
+        " difference: to the study's own "
+    )
+    about += (
+        "settings, on the same resampled clips. Look for intervals that leave out 0, and compare a difference"
+        " with the sd before believing it."
+    )
     parts = [f"<p>{tables.escape(about)}</p>"]
     if settings:
         parts.append(tables.styled(pd.DataFrame(settings), "Swept settings."))
     if unlike:
-        parts.append(f"<p>{tables.escape('Other recordings, hence no paired difference: ' + ', '.join(unlike))}</p>")
+        parts.append(
+            f"<p>{tables.escape('Other recordings, hence no paired difference: ' + ', '.join(unlike))}</p>"
+        )
     parts += [dots(table)._repr_html_(), tables.styled(shown(table))]
-    where = {"study": base.cfg.name, "settings": digest(base.cfg), "device": base.device.type, **artifacts.versions()}
-    parts.append(tables.folded("Made by", tables.styled(pd.DataFrame(where.items(), columns=["what", "value"]))))
+    where = {
+        "study": base.cfg.name,
+        "settings": digest(base.cfg),
+        "device": base.device.type,
+        **artifacts.versions(),
+    }
+    parts.append(
+        tables.folded("Made by", tables.styled(pd.DataFrame(where.items(), columns=["what", "value"])))
+    )
     io.write_text(base.reports / PAGE, pages.page(f"{base.cfg.name}: seeds and settings", "".join(parts)))
     io.write_text(base.folder / MADE, json.dumps(_shaped_by(opened, swept)))

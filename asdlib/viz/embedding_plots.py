@@ -1,9 +1,11 @@
 """Figures of the embedding maps and of what explains a score; inline pictures fast enough to follow a key.
 
-Same rules as `asdlib.viz.plots`: arrays in, one figure out, nothing kept, no colour alone. `picture` draws no matplotlib figure but writes SVG
-around an image, which takes some 10 ms instead of 300: it follows the choice of a clip.
+Same rules as `asdlib.viz.plots`: arrays in, one figure out, nothing kept, no colour alone. `picture` draws no
+matplotlib figure but writes SVG around an image, which takes some 10 ms instead of 300: it follows the choice
+of a clip.
 
-Marks of a map: colour and shape say the same; where colour is a number, the shape is the label. Filled: test clips; hollow: training clips.
+Marks of a map: colour and shape say the same; where colour is a number, the shape is the label. Filled: test
+clips; hollow: training clips.
 Sources: METHOD 8.5.  Notebook: 06_embeddings
 """
 
@@ -32,17 +34,27 @@ GLYPHS = dict(zip(SHAPES, "●✖■▲◆✚▼★"))
 COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY)
 NUMBERS = "viridis"  # rises evenly in lightness, also for the colour-blind and in print
 LEFT, TOP, WIDE, HIGH = 62, 22, 560, 150  # of a picture, px
-BRANCHES = ((BLUE, ""), (ORANGE, "////"), (GREEN, "...."), (PURPLE, "xxxx"), (SKY, "----"), (VERMILION, "++++"))
+BRANCHES = (
+    (BLUE, ""),
+    (ORANGE, "////"),
+    (GREEN, "...."),
+    (PURPLE, "xxxx"),
+    (SKY, "----"),
+    (VERMILION, "++++"),
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Points:
     """What a map shows.
 
-    x, y : float32 (n,), 0..1, y upwards; one scale for both in PCA, each its own in UMAP, whose axes mean nothing
+    x, y : float32 (n,), 0..1, y upwards; one scale for both in PCA, each its own in UMAP, whose axes mean
+        nothing
     row, segment : int (n,), store row, number of the segment (-1: clip)
-    test : bool (n,).  group : int (n,), index into `names`, or with numeric colouring the label's.  value : float (n,), NaN: unknown; None where the
-    colouring has names.  looks : (colour, shape) of each name.  limits : of a numeric colouring.  colour : what the colouring tells
+    test : bool (n,).  group : int (n,), index into `names`, or with numeric colouring the label's.  value :
+        float (n,), NaN: unknown; None where the
+    colouring has names.  looks : (colour, shape) of each name.  limits : of a numeric colouring.  colour :
+        what the colouring tells
     """
 
     x: np.ndarray
@@ -70,9 +82,24 @@ def _draw(axis, points: Points, size: float) -> None:
             chosen = (points.group == number) & (points.test == test)
             if not chosen.any():
                 continue
-            tint = colour if points.value is None else scale.to_rgba(np.nan_to_num(points.value[chosen], nan=span[0]))
-            look = {"facecolors": tint, "lw": 0} if test else {"facecolors": "none", "edgecolors": tint, "lw": 0.7}
-            axis.scatter(points.x[chosen], points.y[chosen], s=size if test else 0.7 * size, marker=MARKERS[shape], alpha=0.85, **look)
+            tint = (
+                colour
+                if points.value is None
+                else scale.to_rgba(np.nan_to_num(points.value[chosen], nan=span[0]))
+            )
+            look = (
+                {"facecolors": tint, "lw": 0}
+                if test
+                else {"facecolors": "none", "edgecolors": tint, "lw": 0.7}
+            )
+            axis.scatter(
+                points.x[chosen],
+                points.y[chosen],
+                s=size if test else 0.7 * size,
+                marker=MARKERS[shape],
+                alpha=0.85,
+                **look,
+            )
     axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=[], yticks=[], aspect="equal")
     axis.grid(False)
     for side in axis.spines.values():
@@ -81,13 +108,18 @@ def _draw(axis, points: Points, size: float) -> None:
 
 @matplotlib.rc_context(STYLE)
 def map_grid(rows: Mapping[str, Sequence[Points | None]], title: str) -> Plot:
-    """Small multiples: a row for each space, a column for each colouring, with the names of the marks below each map.
+    """Small multiples: a row for each space, a column for each colouring, with the names of the marks below
+    each map.
 
-    rows : space -> its points in each colouring, as many in every row; None: the space has no such colouring.  title : what the axes are
+    rows : space -> its points in each colouring, as many in every row; None: the space has no such colouring.
+        title : what the axes are
     Notebook: 06_embeddings
     """
     columns = len(next(iter(rows.values())))
-    alt = f"{title}: {', '.join(rows)}, coloured by {', '.join(dict.fromkeys(one.colour for row in rows.values() for one in row if one))}"
+    alt = (
+        f"{title}: {', '.join(rows)}, coloured by"
+        f" {', '.join(dict.fromkeys(one.colour for row in rows.values() for one in row if one))}"
+    )
     figure, axes = plots.panels(len(rows), columns, 0.45 + 2.8 * len(rows), alt, vector=False)
     figure.get_layout_engine().set(h_pad=0.1, w_pad=0.05)
     for line, (space, row) in zip(axes, rows.items()):
@@ -108,15 +140,28 @@ def _key(figure: Plot, axis, points: Points) -> None:
     """Names of the marks, or the numeric scale, below a map."""
     if points.value is not None:
         below = axis.inset_axes([0.1, -0.07, 0.8, 0.035])
-        figure.colorbar(ScalarMappable(Normalize(*points.limits), NUMBERS), cax=below, orientation="horizontal")
+        figure.colorbar(
+            ScalarMappable(Normalize(*points.limits), NUMBERS), cax=below, orientation="horizontal"
+        )
         below.tick_params(labelsize=7, length=2, pad=1)
         below.set_xlabel("sd from the training mean", fontsize=7, labelpad=1)
         return
     pairs = list(zip(points.names, points.looks))
-    marks = [Line2D([], [], ls="", marker=MARKERS[shape], color=colour, ms=5, label=word) for word, (colour, shape) in pairs[:8]]
+    marks = [
+        Line2D([], [], ls="", marker=MARKERS[shape], color=colour, ms=5, label=word)
+        for word, (colour, shape) in pairs[:8]
+    ]
     marks += [Line2D([], [], ls="", label=f"and {len(pairs) - 8} more")] if len(pairs) > 8 else []
     columns = 2 if max(len(name) for name in points.names) > 9 else 3
-    axis.legend(handles=marks, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=columns, fontsize=7, handletextpad=0.1, columnspacing=0.8)
+    axis.legend(
+        handles=marks,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        ncols=columns,
+        fontsize=7,
+        handletextpad=0.1,
+        columnspacing=0.8,
+    )
 
 
 # ---------------------------------------------------------------- why
@@ -124,22 +169,43 @@ def _key(figure: Plot, axis, points: Points) -> None:
 
 @matplotlib.rc_context(STYLE)
 def why(found: explain.Why, usual: Mapping[str, tuple[float, float]], title: str = "") -> Plot:
-    """What explains one clip, on one time axis: level, residual, what raised α or β, α and β segment by segment; below, the branches.
+    """What explains one clip, on one time axis: level, residual, what raised α or β, α and β segment by
+    segment; below, the branches.
 
-    usual : alpha and beta -> mean and sd over training clips.  title : the clip in words.  Notebook: 06_embeddings
+    usual : alpha and beta -> mean and sd over training clips.  title : the clip in words.  Notebook:
+        06_embeddings
     """
     maps = [("log-mel (dB)", found.level, "magma", None)]
     if found.residual is not None:
-        maps.append(("autoencoder: squared\nresidual (dB²)", found.residual, "magma", float(np.quantile(found.residual.values, 0.995))))
+        maps.append(
+            (
+                "autoencoder: squared\nresidual (dB²)",
+                found.residual,
+                "magma",
+                float(np.quantile(found.residual.values, 0.995)),
+            )
+        )
     if found.raised is not None:
         limit = float(np.quantile(np.abs(found.raised.values), 0.995)) or 1.0
-        maps.append((f"OEVAE: what raised {dict(alpha='α', beta='β')[found.of]}\n(slope · dB above usual)", found.raised, "PuOr_r", limit))
+        maps.append(
+            (
+                f"OEVAE: what raised {dict(alpha='α', beta='β')[found.of]}\n(slope · dB above usual)",
+                found.raised,
+                "PuOr_r",
+                limit,
+            )
+        )
     lines = list(found.segments or {})
     heights = [1.0] * len(maps) + [0.6] * len(lines) + ([0.36] if found.branches else [])
     parts = [*(" ".join(name.split()) for name, *_ in maps), *(f"{name} of each segment" for name in lines)]
     figure = Plot(figsize=(plots.WIDTH, 0.9 + 1.4 * sum(heights)), layout="constrained")
-    figure.alt, figure.vector = f"{title}: why it was scored so; {', '.join(parts)}, share of the branches", False
-    axes = figure.subplots(len(heights), 2, squeeze=False, height_ratios=heights, width_ratios=(1, 0.018))  # the right ones: scales
+    figure.alt, figure.vector = (
+        f"{title}: why it was scored so; {', '.join(parts)}, share of the branches",
+        False,
+    )
+    axes = figure.subplots(
+        len(heights), 2, squeeze=False, height_ratios=heights, width_ratios=(1, 0.018)
+    )  # the right ones: scales
     for (axis, scale), (label, one, colours, limit) in zip(axes, maps):
         _picture(figure, axis, scale, one, label, colours, limit, found.seconds)
     for scale in axes[len(maps) :, 1]:
@@ -158,11 +224,25 @@ def why(found: explain.Why, usual: Mapping[str, tuple[float, float]], title: str
     return figure
 
 
-def _picture(figure: Plot, axis, scale, one: explain.Map, label: str, colours: str, limit: float | None, seconds: float) -> None:
+def _picture(
+    figure: Plot, axis, scale, one: explain.Map, label: str, colours: str, limit: float | None, seconds: float
+) -> None:
     bands, frames = one.values.shape
-    look = {"vmin": -limit if colours.startswith("PuOr") else 0.0, "vmax": limit} if limit else {"vmin": float(one.values.max()) - 80}
+    look = (
+        {"vmin": -limit if colours.startswith("PuOr") else 0.0, "vmax": limit}
+        if limit
+        else {"vmin": float(one.values.max()) - 80}
+    )
     extent = (-0.5 * one.hop_s, (frames - 0.5) * one.hop_s, -0.5, bands - 0.5)
-    shown = axis.imshow(one.values, origin="lower", aspect="auto", interpolation="nearest", cmap=colours, extent=extent, **look)
+    shown = axis.imshow(
+        one.values,
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+        cmap=colours,
+        extent=extent,
+        **look,
+    )
     nice = _nice_hz(one.hz)
     axis.set_yticks(np.interp(nice, one.hz, np.arange(bands)), [f"{hz:g}" for hz in nice])
     axis.set(ylabel="frequency (Hz)", xlim=(0, seconds))
@@ -172,20 +252,34 @@ def _picture(figure: Plot, axis, scale, one: explain.Map, label: str, colours: s
 
 def _nice_hz(hz: np.ndarray) -> np.ndarray:
     even = np.ptp(np.diff(hz)) < 0.01 * hz[-1] / len(hz)
-    nice = np.arange(0.0, hz[-1], 2000.0 * max(round(hz[-1] / 10000), 1)) if even else 125 * 4.0 ** np.arange(5)
+    nice = (
+        np.arange(0.0, hz[-1], 2000.0 * max(round(hz[-1] / 10000), 1)) if even else 125 * 4.0 ** np.arange(5)
+    )
     return nice[(nice >= hz[0]) & (nice <= hz[-1])]
 
 
 def _segments(axis, found: explain.Why, name: str, usual: tuple[float, float] | None) -> None:
-    """One component of each segment as a bar over its time, mean of the clip, and where training clips lie."""
+    """One component of each segment as a bar over time, the clip's mean, and the training clips' range."""
     values, symbol = found.segments[name], {"alpha": "α", "beta": "β (distance)"}.get(name, name)
     if usual is not None:
-        axis.axhspan(usual[0] - usual[1], usual[0] + usual[1], color="#DDDDDD", label="training clips, mean ± sd")
+        axis.axhspan(
+            usual[0] - usual[1], usual[0] + usual[1], color="#DDDDDD", label="training clips, mean ± sd"
+        )
     axis.hlines(values, found.starts_s, found.starts_s + found.segment_s, color=BLUE, lw=2.5)
     axis.plot(found.starts_s + found.segment_s / 2, values, "o", color=BLUE, ms=5, label="segment")
     axis.axhline(values.mean(), color=BLACK, lw=1, ls="--", label="the clip: mean of its segments")
-    ends = [values.min(), values.max(), *([usual[0] - usual[1], usual[0] + usual[1]] if usual is not None and np.isfinite(usual).all() else [])]
-    room = 0.12 * (max(ends) - min(ends)) or 1e-3 * (abs(values[0]) or 1.0)  # none of the lines lies on the frame
+    ends = [
+        values.min(),
+        values.max(),
+        *(
+            [usual[0] - usual[1], usual[0] + usual[1]]
+            if usual is not None and np.isfinite(usual).all()
+            else []
+        ),
+    ]
+    room = 0.12 * (max(ends) - min(ends)) or 1e-3 * (
+        abs(values[0]) or 1.0
+    )  # none of the lines lies on the frame
     axis.set(xlim=(0, found.seconds), ylim=(min(ends) - room, max(ends) + room), ylabel=symbol)
     axis.yaxis.set_major_locator(MaxNLocator(3))
 
@@ -207,10 +301,19 @@ def _shares(axis, branches: Mapping[str, float]) -> None:
 # ---------------------------------------------------------------- pictures
 
 
-def picture(one: explain.Map, *, title: str, unit: str, colours: str, limits: tuple[float, float], weight: np.ndarray | None = None) -> tables.Html:
+def picture(
+    one: explain.Map,
+    *,
+    title: str,
+    unit: str,
+    colours: str,
+    limits: tuple[float, float],
+    weight: np.ndarray | None = None,
+) -> tables.Html:
     """A time-frequency picture as inline SVG: axes in s and Hz, a scale with its unit; about 10 ms.
 
-    limits : values of the ends of the scale.  weight : 0..1, like the values; what weighs nothing fades into white
+    limits : values of the ends of the scale.  weight : 0..1, like the values; what weighs nothing fades into
+        white
     Notebook: 06_embeddings
     one.values : (bands, frames)
     """
@@ -220,23 +323,39 @@ def picture(one: explain.Map, *, title: str, unit: str, colours: str, limits: tu
     if weight is not None:
         pixels = 1 - np.clip(weight, 0, 1)[::-1, :, None] * (1 - pixels)
     seconds = frames * one.hop_s
-    rows = [f'<image x="{LEFT}" y="{TOP}" width="{WIDE}" height="{HIGH}" preserveAspectRatio="none" href="{_png(pixels)}"/>']
+    rows = [
+        f'<image x="{LEFT}" y="{TOP}" width="{WIDE}" height="{HIGH}" preserveAspectRatio="none"'
+        f' href="{_png(pixels)}"/>'
+    ]
     for hz in _nice_hz(one.hz):
         y = TOP + HIGH * (1 - (np.interp(hz, one.hz, np.arange(bands)) + 0.5) / bands)
         rows.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{hz:g}</text>')
     step = next(s for s in (0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 600) if seconds / s <= 8)
     for second in np.arange(0, seconds + 1e-9, step):
-        rows.append(f'<text x="{LEFT + WIDE * second / seconds:.1f}" y="{TOP + HIGH + 15}" text-anchor="middle">{second:g}</text>')
+        rows.append(
+            f'<text x="{LEFT + WIDE * second / seconds:.1f}" y="{TOP + HIGH + 15}"'
+            f' text-anchor="middle">{second:g}</text>'
+        )
     bar = _png(matplotlib.colormaps[colours](np.linspace(1, 0, 64))[:, None, :3])
     right = LEFT + WIDE + 12
-    rows.append(f'<image x="{right}" y="{TOP}" width="12" height="{HIGH}" preserveAspectRatio="none" href="{bar}"/>')
-    rows += [f'<text x="{right + 16}" y="{y}">{value:.3g}</text>' for y, value in ((TOP + 8, limits[1]), (TOP + HIGH, limits[0]))]
+    rows.append(
+        f'<image x="{right}" y="{TOP}" width="12" height="{HIGH}" preserveAspectRatio="none" href="{bar}"/>'
+    )
+    rows += [
+        f'<text x="{right + 16}" y="{y}">{value:.3g}</text>'
+        for y, value in ((TOP + 8, limits[1]), (TOP + HIGH, limits[0]))
+    ]
     rows.append(f'<text x="{right + 16}" y="{TOP + HIGH / 2 + 4}">{tables.escape(unit)}</text>')
-    rows.append(f'<text x="{LEFT}" y="14" font-weight="600">{tables.escape(title)}</text><text x="4" y="14">Hz</text>')
+    rows.append(
+        f'<text x="{LEFT}" y="14" font-weight="600">{tables.escape(title)}</text><text x="4" y="14">Hz</text>'
+    )
     rows.append(f'<text x="{LEFT + WIDE / 2}" y="{TOP + HIGH + 30}" text-anchor="middle">time (s)</text>')
     frame = f'<rect x="{LEFT}" y="{TOP}" width="{WIDE}" height="{HIGH}" fill="none" stroke="#999"/>'
     alt = tables.escape(f"{title}, {seconds:.1f} s, {one.hz[0]:.0f} to {one.hz[-1]:.0f} Hz")
-    size = f'viewBox="0 0 {LEFT + WIDE + 90} {TOP + HIGH + 36}" style="width:100%;max-width:{LEFT + WIDE + 90}px;height:auto"'
+    size = (
+        f'viewBox="0 0 {LEFT + WIDE + 90} {TOP + HIGH + 36}"'
+        f' style="width:100%;max-width:{LEFT + WIDE + 90}px;height:auto"'
+    )
     look = 'font-size="12" font-family="sans-serif" fill="#1b1f24"'
     return tables.Html(f'<svg role="img" aria-label="{alt}" {size} {look}>{"".join(rows)}{frame}</svg>')
 

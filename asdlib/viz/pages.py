@@ -2,8 +2,8 @@
 
 Conventions
 -----------
-A page asks nothing of the network and runs no script: its own policy forbids both. Titles and captions are escaped.
-Source: METHOD 8.4. Notebooks: 01_data, 02_preprocessing, 06_embeddings, 09_report.
+A page asks nothing of the network and runs no script: its own policy forbids both. Titles and captions are
+escaped. Source: METHOD 8.4. Notebooks: 01_data, 02_preprocessing, 06_embeddings, 09_report.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-
 def head(title: str) -> Html:
     """What stands above the body of every page."""
     return Html(
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
+        ' content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>{escape(title)}</title>\n'
         f"<style>{(TEMPLATES / 'report.css').read_text(encoding='utf-8')}</style></head>\n"
     )
@@ -44,5 +45,7 @@ def clip(shown: Html, words: Html) -> Html:
 
 
 def player(samples: np.ndarray, sample_rate: int, caption: str, gain: float) -> Html:
-    """A clip to hear, inside the page. samples : int16, or float of full scale 1, (n,).  gain : the page's `audio.common_gain`."""
+    """A clip to hear, inside the page. samples : int16, or float of full scale 1, (n,).  gain : the page's
+    `audio.common_gain`.
+    """
     return clip(sound(audio.vorbis(samples, sample_rate, gain), caption), breakable(caption))

@@ -1,11 +1,13 @@
 """Figures from arrays and tables.
 
-Every function takes plain tables or arrays, draws one figure and returns it; nothing is read, written or kept, and pyplot's
-global state is never touched. A `Plot` is a matplotlib Figure that shows itself in a notebook and a report, with alternative text.
+Every function takes plain tables or arrays, draws one figure and returns it; nothing is read, written or
+kept, and pyplot's global state is never touched. A `Plot` is a matplotlib Figure that shows itself in a
+notebook and a report, with alternative text.
 
-Scores: higher is more anomalous. AUC and pAUC as fractions, chance 0.5. Levels in dB re full scale, times in s, frequencies in Hz.
-Colours are Okabe and Ito's (doi 10.1038/nmeth.1618); none carries meaning alone: systems also differ by marker and line style, domains
-and labels by side, marker or hatch. Vector graphics for curves, pixels for spectrograms and clouds. What is not available is written.
+Scores: higher is more anomalous. AUC and pAUC as fractions, chance 0.5. Levels in dB re full scale, times in
+s, frequencies in Hz. Colours are Okabe and Ito's (doi 10.1038/nmeth.1618); none carries meaning alone:
+systems also differ by marker and line style, domains and labels by side, marker or hatch. Vector graphics for
+curves, pixels for spectrograms and clouds. What is not available is written.
 """
 
 from __future__ import annotations
@@ -30,26 +32,54 @@ from asdlib import errors, schemas
 from asdlib.scoring import fusion
 from asdlib.viz import tables
 
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, GREY = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #000000 #6E6E6E".split()
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, GREY = (
+    "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #000000 #6E6E6E".split()
+)
 BELOW, CHANCE = {"loc": "outside lower center", "ncols": 5}, {"color": BLACK, "lw": 1, "ls": (0, (2, 2))}
-LOOKS = {  # system -> colour, marker, line style, in the order in which systems are shown; other names take them in turn
-    "baseline_knn": (BLUE, "o", "-"), "baseline_mse": (VERMILION, "s", "--"), "baseline_mahala": (GREEN, "^", "-."),
-    "oevae": (PURPLE, "D", ":"), "classifier": (ORANGE, "P", (0, (8, 3))), "ensemble": (BLACK, "v", (0, (6, 1, 1, 1))),
-}  # fmt: skip
-LOOKS |= {name + fusion.SEEDS: (look[0], "hd<p*>"[i], (0, (1, i + 1))) for i, (name, look) in enumerate(LOOKS.items())}
-KINDS = {"normal": (BLUE, "", "o"), "anomaly": (VERMILION, "////", "X"), "unlabelled": (GREY, "..", "s")}  # colour, hatch, marker
+# system -> colour, marker, line style, in the order in which systems are shown; other names take them in turn
+LOOKS = {
+    "baseline_knn": (BLUE, "o", "-"),
+    "baseline_mse": (VERMILION, "s", "--"),
+    "baseline_mahala": (GREEN, "^", "-."),
+    "oevae": (PURPLE, "D", ":"),
+    "classifier": (ORANGE, "P", (0, (8, 3))),
+    "ensemble": (BLACK, "v", (0, (6, 1, 1, 1))),
+}
+LOOKS |= {
+    name + fusion.SEEDS: (look[0], "hd<p*>"[i], (0, (1, i + 1)))
+    for i, (name, look) in enumerate(LOOKS.items())
+}
+KINDS = {
+    "normal": (BLUE, "", "o"),
+    "anomaly": (VERMILION, "////", "X"),
+    "unlabelled": (GREY, "..", "s"),
+}  # colour, hatch, marker
 DOMAIN_COLORS = {"source": BLUE, "target": ORANGE, "unknown": GREY}
 STYLE = {
-    "font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9, "hatch.linewidth": 0.7,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#DDDDDD", "axes.axisbelow": True,
-    "legend.frameon": False, "figure.dpi": 96, "savefig.dpi": 120, "hatch.color": BLACK, "text.parse_math": False, "svg.hashsalt": "asdlib",
-}  # fmt: skip
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "legend.fontsize": 9,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "hatch.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.dpi": 96,
+    "savefig.dpi": 120,
+    "hatch.color": BLACK,
+    "text.parse_math": False,
+    "svg.hashsalt": "asdlib",
+}
 Colors = Literal["magma", "twilight", "PuOr"]
 WIDTH = 8.6  # inches; the text column of a report
 
 
 class Plot(Figure):
-    """A Figure that shows itself as one <img>: SVG if `vector`, else PNG; `alt` says in words what it shows."""
+    """A Figure that shows itself as one <img>: SVG if `vector`, else PNG; `alt`: what it shows."""
 
     alt = ""
     vector = True
@@ -58,7 +88,10 @@ class Plot(Figure):
         kind = "svg" if self.vector else "png"
         data = base64.b64encode(image(self, kind)).decode()
         mime, width = {"svg": "svg+xml", "png": "png"}[kind], round(self.get_figwidth() * 96)
-        return f'<div class="plot"><img alt="{html.escape(self.alt)}" width="{width}" src="data:image/{mime};base64,{data}"></div>'
+        return (
+            f'<div class="plot"><img alt="{html.escape(self.alt)}" width="{width}"'
+            f' src="data:image/{mime};base64,{data}"></div>'
+        )
 
 
 def image(figure: Figure, kind: Literal["svg", "png"]) -> bytes:
@@ -69,34 +102,56 @@ def image(figure: Figure, kind: Literal["svg", "png"]) -> bytes:
     return out.getvalue()
 
 
-def panels(rows: int, columns: int, height: float, alt: str, width=WIDTH, share="none", vector=True) -> tuple[Plot, np.ndarray]:
+def panels(
+    rows: int, columns: int, height: float, alt: str, width=WIDTH, share="none", vector=True
+) -> tuple[Plot, np.ndarray]:
     """An empty figure with its alternative text, and its axes (rows, columns); sizes in inches."""
     figure = Plot(figsize=(width, height), layout="constrained")
     figure.alt, figure.vector = alt, vector
-    return figure, figure.subplots(rows, columns, squeeze=False, sharex=share in ("x", "both"), sharey=share in ("y", "both"))
+    return figure, figure.subplots(
+        rows, columns, squeeze=False, sharex=share in ("x", "both"), sharey=share in ("y", "both")
+    )
 
 
 def some(table: pd.DataFrame, what: str) -> pd.DataFrame:
     """The table, or a refusal if it has no row."""
     if table.empty:
-        raise errors.InputError(f"{what}: an empty table came, expected at least one row; was the stage before it run?")
+        raise errors.InputError(
+            f"{what}: an empty table came, expected at least one row; was the stage before it run?"
+        )
     return table
 
 
 def looks_of(names: Iterable[str]) -> dict[str, tuple]:
     """Colour, marker and line style of each system, in the order in which systems are shown."""
-    return {name: LOOKS.get(name, list(LOOKS.values())[i % len(LOOKS)]) for i, name in enumerate(fusion.in_order(names))}
+    return {
+        name: LOOKS.get(name, list(LOOKS.values())[i % len(LOOKS)])
+        for i, name in enumerate(fusion.in_order(names))
+    }
 
 
 def pale(colour: str) -> tuple[float, ...]:
-    """A colour mixed with white. Where a hatch lies on it, transparency would do on the screen only: browsers print such a pattern opaque."""
+    """A colour mixed with white. Where a hatch lies on it, transparency would do on the screen only: browsers
+    print such a pattern opaque.
+    """
     return tuple(1 - 0.45 * (1 - part) for part in to_rgb(colour))
 
 
 def note(axis, x: float, y: float, words: str, transform, **place) -> None:
     """Words where there is nothing to draw."""
     box = {"fc": "white", "ec": "none", "pad": 1}
-    axis.text(x, y, words, transform=transform, color="#555555", style="italic", fontsize=8, va="center", bbox=box, **place)
+    axis.text(
+        x,
+        y,
+        words,
+        transform=transform,
+        color="#555555",
+        style="italic",
+        fontsize=8,
+        va="center",
+        bbox=box,
+        **place,
+    )
 
 
 def _rows(axis, names: Sequence[str]) -> None:
@@ -113,60 +168,96 @@ def _whisker(axis, y: float, row, colour: str, marker: str, fill: str) -> None:
 
 @matplotlib.rc_context(STYLE)
 def metric_dots(metrics: pd.DataFrame, names: Sequence[str] = ("auc_source", "auc_target", "pauc")) -> Plot:
-    """Dot and interval per machine and system, one panel per metric, chance marked. Notebooks: 03_baseline, 09_report."""
+    """Dot and interval per machine and system, one panel per metric, chance marked. Notebooks: 03_baseline,
+    09_report.
+    """
     table = some(tables.own_scores(metrics).query("machine != 'all' and metric in @names"), "metrics")
     machines, looks = list(table["machine"].unique()), looks_of(table["system"])
-    alt = f"{', '.join(tables.METRIC_NAMES[n] for n in names)} of {', '.join(looks)} on {', '.join(machines)}; the numbers are in the table"
+    alt = (
+        f"{', '.join(tables.METRIC_NAMES[n] for n in names)} of {', '.join(looks)} on {', '.join(machines)};"
+        " the numbers are in the table"
+    )
     figure, axes = panels(1, len(names), 1.15 + len(machines) * (0.22 + 0.15 * len(looks)), alt, share="both")
     for axis, name in zip(axes[0], names, strict=True):
         axis.axvline(0.5, **CHANCE)
         for row in table[table["metric"] == name].itertuples():
             place = list(looks).index(row.system) - (len(looks) - 1) / 2
             colour, marker, _ = looks[row.system]
-            _whisker(axis, machines.index(row.machine) + 0.8 * place / len(looks), row, colour, marker, colour)
+            _whisker(
+                axis, machines.index(row.machine) + 0.8 * place / len(looks), row, colour, marker, colour
+            )
         least = np.nanmin([0.4, *table["low"], *table["value"]])
         axis.set(title=tables.METRIC_NAMES[name], xlabel="area (chance 0.5)", xlim=(least - 0.02, 1.02))
         _rows(axis, machines)
         axis.hlines(np.arange(len(machines) - 1) + 0.5, *axis.get_xlim(), color="#DDDDDD", lw=0.8)
-    figure.legend(handles=[Line2D([], [], color=c, marker=m, lw=2, label=s) for s, (c, m, _) in looks.items()], **BELOW)
+    figure.legend(
+        handles=[Line2D([], [], color=c, marker=m, lw=2, label=s) for s, (c, m, _) in looks.items()], **BELOW
+    )
     return figure
 
 
 @matplotlib.rc_context(STYLE)
 def omega_dots(metrics: pd.DataFrame, controls: pd.DataFrame) -> Plot:
     """Ω of each system; hollow: level control; grey: shuffled labels. Notebook: 09_report."""
-    table = some(pd.concat([tables.own_scores(metrics), tables.own_scores(controls)]).query("machine == 'all'"), "metrics")
+    table = some(
+        pd.concat([tables.own_scores(metrics), tables.own_scores(controls)]).query("machine == 'all'"),
+        "metrics",
+    )
     table = table[table["metric"] == "omega"].set_index("system", drop=False)
-    looks, label = looks_of(table["system"]) | {"control_level": (GREY, "o", "-")}, tables.METRIC_NAMES["omega"]
-    chance = controls[(controls["machine"] == "all") & (controls["metric"] == "omega")].groupby("component")[["low", "high"]].mean()
-    figure, axes = panels(1, 1, 1.0 + 0.36 * len(table), f"{label} with interval of {', '.join(looks)}; the numbers are in the table", 6.4)
+    looks, label = (
+        looks_of(table["system"]) | {"control_level": (GREY, "o", "-")},
+        tables.METRIC_NAMES["omega"],
+    )
+    chance = (
+        controls[(controls["machine"] == "all") & (controls["metric"] == "omega")]
+        .groupby("component")[["low", "high"]]
+        .mean()
+    )
+    figure, axes = panels(
+        1,
+        1,
+        1.0 + 0.36 * len(table),
+        f"{label} with interval of {', '.join(looks)}; the numbers are in the table",
+        6.4,
+    )
     axis, names = axes[0, 0], [name for name in looks if name in table.index]
     axis.axvline(0.5, **CHANCE)
     for y, name in enumerate(names):
         row, (colour, marker, _) = table.loc[name], looks[name]
         if name in chance.index:
-            axis.barh(y, chance.high[name] - chance.low[name], left=chance.low[name], height=0.55, color="#CCCCCC")
+            axis.barh(
+                y, chance.high[name] - chance.low[name], left=chance.low[name], height=0.55, color="#CCCCCC"
+            )
         _whisker(axis, y, row, colour, marker, fill="white" if name == "control_level" else colour)
         if np.isfinite(row.value):
             axis.text(np.nanmax([row.high, row.value]), y, f"  {row.value:.3f}", fontsize=9, va="center")
     _rows(axis, names)
     low, high = axis.get_xlim()
-    axis.set(xlim=(min(low, 0.42) - 0.02, max(high, 0.6) + 0.06), xlabel=f"{label} over all machines; grey: labels shuffled")
+    axis.set(
+        xlim=(min(low, 0.42) - 0.02, max(high, 0.6) + 0.06),
+        xlabel=f"{label} over all machines; grey: labels shuffled",
+    )
     return figure
 
 
 @matplotlib.rc_context(STYLE)
 def roc(scores: pd.DataFrame, max_fpr: float = 0.1) -> Plot:
-    """ROC of each machine: source, target (normals of that domain, all anomalies) and all clips with the region of pAUC.
+    """ROC of each machine: source, target (normals of that domain, all anomalies) and all clips with the
+    region of pAUC.
 
-    scores : SCORE_COLUMNS, test clips; several systems share a panel, seeds are drawn with their clips' mean score.
+    scores : SCORE_COLUMNS, test clips; several systems share a panel, seeds are drawn with their clips' mean
+        score.
     max_fpr : 0..1, right edge of the shaded region.  Source: METHOD 7.3.  Notebooks: 03_baseline, 09_report
     """
-    table = scores[(scores["component"] == "score") & (scores["split"] == "test") & (scores["label"] != "unlabelled")]
+    table = scores[
+        (scores["component"] == "score") & (scores["split"] == "test") & (scores["label"] != "unlabelled")
+    ]
     clip = ["system", "machine", "clip", "domain", "label"]
     table = some(table, "labelled test scores").groupby(clip, sort=False)["score"].mean().reset_index()
     machines, looks = list(table["machine"].unique()), looks_of(table["system"])
-    figure, axes = panels(len(machines), 3, 0.8 + 2.25 * len(machines), f"ROC curves of {', '.join(machines)}", share="both")
+    figure, axes = panels(
+        len(machines), 3, 0.8 + 2.25 * len(machines), f"ROC curves of {', '.join(machines)}", share="both"
+    )
     for row, machine in zip(axes, machines, strict=True):
         for axis, domain in zip(row, ("source", "target", "all"), strict=True):
             axis.plot([0, 1], [0, 1], **CHANCE)
@@ -174,7 +265,11 @@ def roc(scores: pd.DataFrame, max_fpr: float = 0.1) -> Plot:
                 axis.axvspan(0, max_fpr, facecolor="#F3E3B3", edgecolor=ORANGE, hatch="\\\\", lw=0)
             for system, (colour, _, line) in looks.items():
                 part = table[(table["machine"] == machine) & (table["system"] == system)]
-                part = part[(part["domain"] == domain) | (part["label"] == "anomaly")] if domain != "all" else part
+                part = (
+                    part[(part["domain"] == domain) | (part["label"] == "anomaly")]
+                    if domain != "all"
+                    else part
+                )
                 if part["label"].nunique() == 2:
                     false, true, _ = roc_curve(part["label"] == "anomaly", part["score"])
                     axis.plot(false, true, color=colour, ls=line, lw=1.5)
@@ -185,43 +280,76 @@ def roc(scores: pd.DataFrame, max_fpr: float = 0.1) -> Plot:
             title = f"{machine}, " + (domain if domain != "all" else f"all clips (FPR ≤ {max_fpr:g} shaded)")
             axis.set(title=title, ylabel="true positive rate", xlabel="false positive rate")
             axis.label_outer()
-    handles = [Line2D([], [], color=c, ls=line, label=s) for s, (c, _, line) in looks.items()] + [Line2D([], [], label="chance", **CHANCE)]
+    handles = [Line2D([], [], color=c, ls=line, label=s) for s, (c, _, line) in looks.items()] + [
+        Line2D([], [], label="chance", **CHANCE)
+    ]
     figure.legend(handles=handles, **BELOW)
     return figure
 
 
 @matplotlib.rc_context(STYLE)
 def losses(history: pd.DataFrame, label: str = "mean squared error") -> Plot:
-    """Training curves. history : columns name (what was trained), epoch (from 1), loss.  label : of the loss. Notebook: 03_baseline."""
+    """Training curves. history : columns name (what was trained), epoch (from 1), loss.  label : of the loss.
+    Notebook: 03_baseline.
+    """
     looks = looks_of(some(history, "training history")["name"])
     figure, axes = panels(1, 1, 3.0, f"{label} over epochs of {', '.join(looks)}", width=6.8)
     for name, part in history.groupby("name", sort=False):
         colour, marker, line = looks[name]
-        axes[0, 0].plot(part["epoch"], part["loss"], marker, color=colour, ls=line, ms=4, markevery=max(len(part) // 10, 1), label=name)
+        axes[0, 0].plot(
+            part["epoch"],
+            part["loss"],
+            marker,
+            color=colour,
+            ls=line,
+            ms=4,
+            markevery=max(len(part) // 10, 1),
+            label=name,
+        )
     axes[0, 0].set(xlabel="epoch", ylabel=label)
     axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
     if (history["loss"] > 0).all() and history["loss"].max() > 5 * history["loss"].min():
         axes[0, 0].set_yscale("log")
-        axes[0, 0].yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter())
+        axes[0, 0].yaxis.set(
+            major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter()
+        )
     axes[0, 0].legend()
     return figure
 
 
 @matplotlib.rc_context(STYLE)
 def spectrogram(
-    values: np.ndarray, frequencies_hz: np.ndarray, hop_s: float, *, unit: str = "dB", title: str = "", colours: Colors = "magma"
+    values: np.ndarray,
+    frequencies_hz: np.ndarray,
+    hop_s: float,
+    *,
+    unit: str = "dB",
+    title: str = "",
+    colours: Colors = "magma",
 ) -> Plot:
     """A time-frequency picture with axes in s and Hz and a colour bar with a unit.
 
-    values : float (bins, frames).  frequencies_hz : float (bins,), rising; any spacing (mel bands are labelled where they are).
-    hop_s : s between frames.  colours : magma for levels, twilight for angles, PuOr for signed values. Others are refused.
+    values : float (bins, frames).  frequencies_hz : float (bins,), rising; any spacing (mel bands are
+        labelled where they are).
+    hop_s : s between frames.  colours : magma for levels, twilight for angles, PuOr for signed values. Others
+        are refused.
     """
     if values.ndim != 2 or len(frequencies_hz) != len(values):
-        raise errors.InputError(f"{values.shape} values with {len(frequencies_hz)} frequencies came, expected (bins, frames) and one per bin")
+        raise errors.InputError(
+            f"{values.shape} values with {len(frequencies_hz)} frequencies came, expected (bins, frames) and"
+            " one per bin"
+        )
     alt = f"{title or 'spectrogram'}, {values.shape[1] * hop_s:.1f} s, up to {frequencies_hz[-1]:.0f} Hz"
     figure, axes = panels(1, 1, 3.0, alt, vector=False)
     limit = {"magma": None, "twilight": np.pi, "PuOr": np.abs(values).max()}[colours]
-    look = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "cmap": colours, "vmin": limit and -limit, "vmax": limit}
+    look = {
+        "origin": "lower",
+        "aspect": "auto",
+        "interpolation": "nearest",
+        "cmap": colours,
+        "vmin": limit and -limit,
+        "vmax": limit,
+    }
     picture = axes[0, 0].imshow(values, extent=(0, values.shape[1] * hop_s, -0.5, len(values) - 0.5), **look)
     even = np.ptp(np.diff(frequencies_hz)) < 0.01 * frequencies_hz[-1] / len(values)
     nice = np.arange(0, frequencies_hz[-1] + 1, 1000) if even else 125 * 2.0 ** np.arange(8)
@@ -234,15 +362,27 @@ def spectrogram(
 
 
 @matplotlib.rc_context(STYLE)
-def waveform(samples: np.ndarray, sample_rate: int, marks: Sequence[tuple[float, float]] = (), title: str = "") -> Plot:
+def waveform(
+    samples: np.ndarray, sample_rate: int, marks: Sequence[tuple[float, float]] = (), title: str = ""
+) -> Plot:
     """One clip over time, numbered segments below. Notebook: 02_preprocessing.
 
     samples : float (n,), full scale 1.  marks : (start s, stop s) of each segment
     """
-    figure, axes = panels(2 if marks else 1, 1, 2.2 + 0.12 * len(marks), f"waveform {title} with {len(marks)} segments", share="x")
-    step = max(len(samples) // 2000, 1)  # an envelope of at most 2000 points looks the same and keeps the file small
+    figure, axes = panels(
+        2 if marks else 1,
+        1,
+        2.2 + 0.12 * len(marks),
+        f"waveform {title} with {len(marks)} segments",
+        share="x",
+    )
+    step = max(
+        len(samples) // 2000, 1
+    )  # an envelope of at most 2000 points looks the same and keeps the file small
     blocks = samples[: len(samples) // step * step].reshape(-1, step)
-    axes[0, 0].fill_between(np.arange(len(blocks)) * step / sample_rate, blocks.min(1), blocks.max(1), color=BLUE, lw=0.4)
+    axes[0, 0].fill_between(
+        np.arange(len(blocks)) * step / sample_rate, blocks.min(1), blocks.max(1), color=BLUE, lw=0.4
+    )
     axes[0, 0].set(ylabel="amplitude\n(full scale 1)", title=title, xlim=(0, len(samples) / sample_rate))
     for i, (start, stop) in enumerate(marks):
         axes[1, 0].barh(i, stop - start, left=start, height=0.72, color=SKY, ec=BLUE, lw=0.8)
@@ -255,20 +395,29 @@ def waveform(samples: np.ndarray, sample_rate: int, marks: Sequence[tuple[float,
 
 @matplotlib.rc_context(STYLE)
 def spread(clips: pd.DataFrame, column: Literal["level_db", "seconds"]) -> Plot:
-    """How levels or lengths are spread, per machine, domain and label: every clip, with the median as a bar. Notebook: 01_data.
+    """How levels or lengths are spread, per machine, domain and label: every clip, with the median as a bar.
+    Notebook: 01_data.
 
     clips : clip table with `level_db` (dB re full scale) or `seconds` (s)
     """
     rows = list(some(clips, "clip table").groupby(["machine", "domain", "label"], sort=False))
     label = {"level_db": "level of the clip (dB re full scale)", "seconds": "length of the clip (s)"}[column]
-    figure, axes = panels(1, 1, 0.9 + 0.27 * len(rows), f"{label} of {len(clips)} clips per machine, domain and label", vector=False)
+    figure, axes = panels(
+        1,
+        1,
+        0.9 + 0.27 * len(rows),
+        f"{label} of {len(clips)} clips per machine, domain and label",
+        vector=False,
+    )
     generator = np.random.default_rng(0)  # only moves points apart; the picture is the same every time
     for y, ((_, _, kind), part) in enumerate(rows):
         colour, _, marker = KINDS[kind]
         apart = y + generator.uniform(-0.26, 0.26, len(part))
         axes[0, 0].scatter(part[column], apart, s=13, color=colour, marker=marker, alpha=0.45, lw=0)
         axes[0, 0].plot([part[column].median()] * 2, [y - 0.38, y + 0.38], color=BLACK, lw=2)
-    _rows(axes[0, 0], [f"{machine}, {domain}, {kind} ({len(part)})" for (machine, domain, kind), part in rows])
+    _rows(
+        axes[0, 0], [f"{machine}, {domain}, {kind} ({len(part)})" for (machine, domain, kind), part in rows]
+    )
     axes[0, 0].set_xlabel(label + "; bar: median")
     if column == "seconds":  # equal lengths would make an axis of rounding errors
         axes[0, 0].set_xlim(clips[column].min() - 0.5, clips[column].max() + 0.5)
@@ -277,11 +426,18 @@ def spread(clips: pd.DataFrame, column: Literal["level_db", "seconds"]) -> Plot:
 
 @matplotlib.rc_context(STYLE)
 def counts(clips: pd.DataFrame) -> Plot:
-    """How many clips per machine: training left, test right, by domain and label. clips : clip table. Notebook: 01_data."""
+    """How many clips per machine: training left, test right, by domain and label. clips : clip table.
+    Notebook: 01_data.
+    """
     machines = list(some(clips, "clip table")["machine"].unique())
-    figure, axes = panels(1, 2, 1.2 + 0.36 * len(machines), f"number of clips of {', '.join(machines)}", share="y")
+    figure, axes = panels(
+        1, 2, 1.2 + 0.36 * len(machines), f"number of clips of {', '.join(machines)}", share="y"
+    )
     groups = dict.fromkeys(zip(clips["domain"], clips["label"], strict=True))
-    looks = {(d, k): {"fc": pale(DOMAIN_COLORS[d]), "ec": DOMAIN_COLORS[d], "hatch": KINDS[k][1]} for d, k in groups}
+    looks = {
+        (d, k): {"fc": pale(DOMAIN_COLORS[d]), "ec": DOMAIN_COLORS[d], "hatch": KINDS[k][1]}
+        for d, k in groups
+    }
     for axis, split in zip(axes[0], schemas.SPLITS, strict=True):
         part = clips[clips["split"] == split]
         left = np.zeros(len(machines))
@@ -289,7 +445,12 @@ def counts(clips: pd.DataFrame) -> Plot:
             group = part.loc[(part["domain"] == domain) & (part["label"] == kind), "machine"]
             number = group.value_counts().reindex(machines, fill_value=0).to_numpy()
             bars = axis.barh(range(len(machines)), number, left=left, height=0.7, **looks[domain, kind])
-            axis.bar_label(bars, [str(n) if n > 0.06 * len(part) / len(machines) else "" for n in number], label_type="center", fontsize=8)
+            axis.bar_label(
+                bars,
+                [str(n) if n > 0.06 * len(part) / len(machines) else "" for n in number],
+                label_type="center",
+                fontsize=8,
+            )
             left += number
         axis.set(title=split, xlabel="clips")
         _rows(axis, machines)
@@ -299,16 +460,32 @@ def counts(clips: pd.DataFrame) -> Plot:
 
 @matplotlib.rc_context(STYLE)
 def spectrum(magnitude: np.ndarray, bin_hz: float, title: str = "") -> Plot:
-    """Whole-clip spectrum, the largest value of each of about 400 stretches. magnitude : float (bins,). Notebook: 02_preprocessing."""
+    """Whole-clip spectrum, the largest value of each of about 400 stretches. magnitude : float (bins,).
+    Notebook: 02_preprocessing.
+    """
     step = max(len(magnitude) // 400, 1)
     peaks = magnitude[: len(magnitude) // step * step].reshape(-1, step).max(1)
     figure, axes = panels(1, 1, 2.6, f"magnitude spectrum {title}")
-    axes[0, 0].plot((np.arange(len(peaks)) + 0.5) * step * bin_hz, 20 * np.log10(np.maximum(peaks, 1e-9)), color=BLUE, lw=0.9)
-    axes[0, 0].set(xlabel="frequency (Hz)", ylabel="magnitude (dB)", title=title, xlim=(0, len(magnitude) * bin_hz))
+    axes[0, 0].plot(
+        (np.arange(len(peaks)) + 0.5) * step * bin_hz,
+        20 * np.log10(np.maximum(peaks, 1e-9)),
+        color=BLUE,
+        lw=0.9,
+    )
+    axes[0, 0].set(
+        xlabel="frequency (Hz)", ylabel="magnitude (dB)", title=title, xlim=(0, len(magnitude) * bin_hz)
+    )
     return figure
 
 
 PLOTS = {
-    "metric_dots": metric_dots, "omega_dots": omega_dots, "roc": roc, "losses": losses,
-    "spectrogram": spectrogram, "waveform": waveform, "spectrum": spectrum, "spread": spread, "counts": counts,
-}  # fmt: skip
+    "metric_dots": metric_dots,
+    "omega_dots": omega_dots,
+    "roc": roc,
+    "losses": losses,
+    "spectrogram": spectrogram,
+    "waveform": waveform,
+    "spectrum": spectrum,
+    "spread": spread,
+    "counts": counts,
+}

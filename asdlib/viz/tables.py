@@ -2,19 +2,22 @@
 
 Conventions
 -----------
-Values are fractions, chance is 0.5; intervals in brackets. What is not available is written so, with the reason; a claim is made only
-against the controls (what shuffled labels and the level of the clips alone would reach). `styled` makes every table; it escapes all but
-what has the type `Html`. Table columns: `schemas.SCORE_COLUMNS`, `schemas.METRIC_COLUMNS`, `metrics.DECISION_COLUMNS`.
-Sources: METHOD 3.8; report, Table 1. Notebooks: 03_baseline, 09_report.
+Values are fractions, chance is 0.5; intervals in brackets. What is not available is written so, with the
+reason; a claim is made only against the controls (what shuffled labels and the level of the clips alone would
+reach). `styled` makes every table; it escapes all but what has the type `Html`. Table columns:
+`schemas.SCORE_COLUMNS`, `schemas.METRIC_COLUMNS`, `metrics.DECISION_COLUMNS`. Sources: METHOD 3.8; report,
+Table 1. Notebooks: 03_baseline, 09_report.
 
-Claims that a reviewer may test: is one system better than another, how do we stand beside the paper, what do the latents know.
+Claims that a reviewer may test: is one system better than another, how do we stand beside the paper, what do
+the latents know.
 
 Conventions
 -----------
-Differences are a − b of two systems on the same resampled test clips, seeds averaged first (`comparison.Pairs`). A study compares many pairs, so
-their p-values are corrected together (Holm 1979: the probability of a single false "better" in the whole table stays below 1 − confidence); a
-pair that is told apart only without the correction is said to be so. The number of resamples rises with the number of pairs, else the
-correction could reach no verdict at all.
+Differences are a − b of two systems on the same resampled test clips, seeds averaged first
+(`comparison.Pairs`). A study compares many pairs, so their p-values are corrected together (Holm 1979: the
+probability of a single false "better" in the whole table stays below 1 − confidence); a pair that is told
+apart only without the correction is said to be so. The number of resamples rises with the number of pairs,
+else the correction could reach no verdict at all.
 Beside the paper: percent, its Table 1 as printed. What is synthetic compares with nothing and is shown alone.
 
 Sources: METHOD 3.8; report, Table 1; METHOD 7.6. Notebook: 09_report.
@@ -37,15 +40,29 @@ from asdlib import schemas
 from asdlib.evaluation import comparison, metrics, roc
 from asdlib.scoring import fusion
 
-OVER_ALL = ("omega", *roc.THREE)  # of machine "all", in the order in which a claim is made on the first available
-METRIC_NAMES = {"auc_source": "AUC source", "auc_target": "AUC target", "pauc": "pAUC", "hmean": "harmonic mean", "omega": "Ω"}
+OVER_ALL = (
+    "omega",
+    *roc.THREE,
+)  # of machine "all", in the order in which a claim is made on the first available
+METRIC_NAMES = {
+    "auc_source": "AUC source",
+    "auc_target": "AUC target",
+    "pauc": "pAUC",
+    "hmean": "harmonic mean",
+    "omega": "Ω",
+}
 
 NO_NUMBER = ("— not available", "not reached")  # words in the place of a number
 LONG = 24  # characters: texts that need room and, being names of files, may be broken
 LOOK = {  # of every table, in notebooks and reports
-    "": "border-collapse: collapse; border-bottom: 1px solid #8886; margin: 1em 0; font-size: .8125em; line-height: 1.5",
+    "": (
+        "border-collapse: collapse; border-bottom: 1px solid #8886; margin: 1em 0; font-size: .8125em;"
+        " line-height: 1.5"
+    ),
     "caption": "text-align: left",
-    "th, td": "padding: .25em .4em; border: 0; border-top: 1px solid #8886; text-align: left; vertical-align: top",
+    "th, td": (
+        "padding: .25em .4em; border: 0; border-top: 1px solid #8886; text-align: left; vertical-align: top"
+    ),
     "thead th": "border-top: 0; vertical-align: bottom",
     "thead .col_heading": "white-space: normal",
     "tbody tr:first-child > *": "border-top: 2px solid #888",
@@ -53,6 +70,7 @@ LOOK = {  # of every table, in notebooks and reports
     "tbody th": "font-weight: 500",
     "tbody th:empty, tbody th:empty ~ td": "border-top: 0",  # goes on with what the row above is about
 }
+
 
 class Html(str):
     """Text that is HTML already; a notebook shows it as such, and it is not escaped again."""
@@ -69,12 +87,15 @@ def escape(value: object) -> Html:
 
 
 def own_scores(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the systems' own scores (component `_score`) of a metric table, averaged over seeds; order is kept.
+    """Rows of the systems' own scores (component `_score`) of a metric table, averaged over seeds; order is
+    kept.
 
     table : METRIC_COLUMNS.  returns : system, machine, metric, value, low, high, seeds (how many)
     """
     grouped = table[table["component"] == "score"].groupby(["system", "machine", "metric"], sort=False)
-    return grouped.agg(value=("value", "mean"), low=("low", "mean"), high=("high", "mean"), seeds=("seed", "nunique")).reset_index()
+    return grouped.agg(
+        value=("value", "mean"), low=("low", "mean"), high=("high", "mean"), seeds=("seed", "nunique")
+    ).reset_index()
 
 
 def number(value: float | None, low: float | None = None, high: float | None = None, digits: int = 3) -> str:
@@ -91,20 +112,26 @@ def signed(text: str) -> str:
 
 
 def styled(table: pd.DataFrame, caption: str = "", best: np.ndarray | None = None) -> Html:
-    """A table as notebooks display it and reports embed it: its first column heads the rows, columns of numbers stand right-aligned.
+    """A table as notebooks display it and reports embed it: its first column heads the rows, columns of
+    numbers stand right-aligned.
 
-    table : fractions get 3 digits, NaN words; a line break in a text stays one.  best : (rows, columns) bool, the cells in bold with a star
+    table : fractions get 3 digits, NaN words; a line break in a text stays one.  best : (rows, columns) bool,
+        the cells in bold with a star
     """
     if table.empty:
         return Html(f'<p class="note">{escape(caption)} none</p>')
     if table.shape[1] == 1:  # no heads for its rows
         table = table.assign(**{"": ""})
-    texts = np.array([[_text(value) for value in row] for row in table.itertuples(index=False, name=None)], dtype=object)
+    texts = np.array(
+        [[_text(value) for value in row] for row in table.itertuples(index=False, name=None)], dtype=object
+    )
     if best is not None:
         texts[best] = "* " + texts[best]
     shown = pd.DataFrame(texts[:, 1:], columns=table.columns[1:], dtype=object)
     shown.columns.names = [*[None] * (table.columns.nlevels - 1), np.ravel(table.columns[0])[-1]]
-    look = LOOK | {f".col{i - 1}" if i else ".row_heading": _look(column, i == 0) for i, column in enumerate(texts.T)}
+    look = LOOK | {
+        f".col{i - 1}" if i else ".row_heading": _look(column, i == 0) for i, column in enumerate(texts.T)
+    }
     made = zlib.crc32(repr((caption, list(table), texts.tolist())).encode(errors="replace"))
     styler = shown.style.format(_cell).format_index(_cell, axis=1).format_index_names(_cell, axis=1)
     styler.format_index(lambda row: _cell(texts[row, 0])).set_caption(escape(caption)).set_uuid(f"{made:08x}")
@@ -137,7 +164,11 @@ def _cell(value: object) -> Html:
 def _look(texts: Sequence[str], heads: bool) -> str:
     """How a column of texts is set."""
     if all(text.startswith(NO_NUMBER) or not any(map(str.isalpha, text)) for text in texts) and not heads:
-        return "text-align: right" if any("[" in text for text in texts) else "text-align: right; white-space: nowrap"
+        return (
+            "text-align: right"
+            if any("[" in text for text in texts)
+            else "text-align: right; white-space: nowrap"
+        )
     if any("\n" in text for text in texts):
         return "white-space: pre"
     return "min-width: 15em" if any(len(text) > LONG for text in texts if not isinstance(text, Html)) else ""
@@ -145,13 +176,17 @@ def _look(texts: Sequence[str], heads: bool) -> str:
 
 def breakable(text: object) -> Html:
     """Escaped text that may be broken after _ and /, for names of files."""
-    return text if isinstance(text, Html) else Html(escape(text).replace("_", "_<wbr>").replace("/", "/<wbr>"))
+    return (
+        text if isinstance(text, Html) else Html(escape(text).replace("_", "_<wbr>").replace("/", "/<wbr>"))
+    )
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """A metric table in the form of the paper's Table 1: one row per machine and metric, one column per system, cells as text.
+    """A metric table in the form of the paper's Table 1: one row per machine and metric, one column per
+    system, cells as text.
 
-    table : METRIC_COLUMNS (the systems' own scores are used, seeds averaged).  returns : machine, metric, then text per system
+    table : METRIC_COLUMNS (the systems' own scores are used, seeds averaged).  returns : machine, metric,
+        then text per system
     """
     own = own_scores(table)
     own["text"] = [number(*row) for row in own[["value", "low", "high"]].itertuples(index=False)]
@@ -162,44 +197,68 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def metrics_table(table: pd.DataFrame, controls: pd.DataFrame | None = None) -> Html:
-    """Metrics with intervals per machine and system; the best of each row bold and starred, reasons for what is missing below.
+    """Metrics with intervals per machine and system; the best of each row bold and starred, reasons for what
+    is missing below.
 
-    table : METRIC_COLUMNS.  controls : of `metrics.controls`, whose level control stands as last column.  Notebook: 09_report
+    table : METRIC_COLUMNS.  controls : of `metrics.controls`, whose level control stands as last column.
+        Notebook: 09_report
     """
     both = pd.concat([table, controls]) if controls is not None else table
     texts, own = wide(both), own_scores(both)
     values = own.pivot(index=["machine", "metric"], columns="system", values="value")
     rivals = values.drop(columns="control_level", errors="ignore")
     best = rivals.eq(rivals.max(axis=1), axis=0) & (rivals.shape[1] > 1)
-    best = best.reindex(index=pd.MultiIndex.from_frame(texts[["machine", "metric"]]), columns=texts.columns, fill_value=False)
+    best = best.reindex(
+        index=pd.MultiIndex.from_frame(texts[["machine", "metric"]]), columns=texts.columns, fill_value=False
+    )
     seeds = f" Mean of {own['seeds'].max()} seeds." if own["seeds"].max() > 1 else ""
-    note = f"Bold with a star: best of its row. In brackets: interval. Chance: 0.5.{seeds} all: harmonic mean over machines."
-    texts["machine"], texts["metric"] = texts["machine"].mask(texts["machine"].duplicated(), ""), texts["metric"].map(METRIC_NAMES)
+    note = (
+        f"Bold with a star: best of its row. In brackets: interval. Chance: 0.5.{seeds} all: harmonic mean"
+        " over machines."
+    )
+    texts["machine"], texts["metric"] = (
+        texts["machine"].mask(texts["machine"].duplicated(), ""),
+        texts["metric"].map(METRIC_NAMES),
+    )
     missing = "".join(f"<li>{escape(line)}</li>" for line in reasons(table))
-    return Html(styled(texts, note, best.to_numpy(bool)) + (f'<ul class="note">{missing}</ul>' if missing else ""))
+    return Html(
+        styled(texts, note, best.to_numpy(bool)) + (f'<ul class="note">{missing}</ul>' if missing else "")
+    )
 
 
 def reasons(table: pd.DataFrame) -> list[str]:
     """Why values of a metric table are not available, one sentence per machine and cause."""
     values = own_scores(table).groupby(["machine", "metric"], sort=False)["value"].max().unstack()
-    causes = {"auc_source": "no normal test clip of the source domain", "auc_target": "no normal test clip of the target domain"}
+    causes = {
+        "auc_source": "no normal test clip of the source domain",
+        "auc_target": "no normal test clip of the target domain",
+    }
     lines = []
     for machine, row in values.drop(index="all", errors="ignore").iterrows():
         if math.isnan(row["pauc"]):
             labels = "no test clips, or none with labels of both kinds"
             lines.append(f"{machine}: not available, {labels}; it is not counted in all and Ω")
         else:
-            lines += [f"{machine}: {METRIC_NAMES[m]} not available, {cause}" for m, cause in causes.items() if math.isnan(row[m])]
+            lines += [
+                f"{machine}: {METRIC_NAMES[m]} not available, {cause}"
+                for m, cause in causes.items()
+                if math.isnan(row[m])
+            ]
     parts = values.drop(index="all", errors="ignore")[list(roc.THREE)]
     there, total = int(parts.notna().sum(axis=None)), parts.size
-    return [*lines, f"Ω: the harmonic mean of the {there} of {total} numbers that are available"] if 0 < there < total else lines
+    return (
+        [*lines, f"Ω: the harmonic mean of the {there} of {total} numbers that are available"]
+        if 0 < there < total
+        else lines
+    )
 
 
 def claims(table: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
     """What each system reaches over all machines, beside the controls, with the claim in words.
 
     table : METRIC_COLUMNS.  controls : of `metrics.controls`
-    returns : system, claim, Ω, AUC source, AUC target, pAUC, labels shuffled (range of the first that is available); text
+    returns : system, claim, Ω, AUC source, AUC target, pAUC, labels shuffled (range of the first that is
+        available); text
     """
     both = pd.concat([own_scores(table), own_scores(controls)])
     both = both[both["machine"] == "all"].set_index(["system", "metric"])
@@ -209,9 +268,13 @@ def claims(table: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
     for system in fusion.in_order(both.index.get_level_values(0)):
         found = {metric: both.loc[(system, metric), ["value", "low", "high"]] for metric in OVER_ALL}
         told = [metric for metric, row in found.items() if not math.isnan(row["value"])]
-        row = {"system": system, "claim": ""} | {METRIC_NAMES[metric]: number(*values) for metric, values in found.items()}
+        row = {"system": system, "claim": ""} | {
+            METRIC_NAMES[metric]: number(*values) for metric, values in found.items()
+        }
         shuffled = chance.loc[(system, told[0])] if told and (system, told[0]) in chance.index else None
-        row["labels shuffled"] = "" if shuffled is None else f"[{shuffled['low']:.3f}, {shuffled['high']:.3f}]"
+        row["labels shuffled"] = (
+            "" if shuffled is None else f"[{shuffled['low']:.3f}, {shuffled['high']:.3f}]"
+        )
         if system == "control_level":
             row["claim"] = "control: what the level of the clips alone would score"
         elif shuffled is None:
@@ -227,15 +290,25 @@ def _claim(name: str, own: pd.Series, shuffled: pd.Series, level: pd.Series | No
     chance = shuffled["value"]  # what shuffled labels reach on average: of Ω, a little below 0.5
     if own["value"] < shuffled["low"] and own["high"] < chance:
         return f"{name} is below chance: the order of the scores is turned around"
-    if own["value"] <= shuffled["high"] or own["low"] <= chance:  # both: luck of the labels, and of the clips that were drawn
+    if (
+        own["value"] <= shuffled["high"] or own["low"] <= chance
+    ):  # both: luck of the labels, and of the clips that were drawn
         return f"{name} is not distinguishable from chance"
     if level is None or math.isnan(level["value"]):
         return f"{name} is above chance"
-    reach = max(level["value"], 1 - level["value"])  # a level that is lower in anomalies tells them just as well
+    reach = max(
+        level["value"], 1 - level["value"]
+    )  # a level that is lower in anomalies tells them just as well
     if reach >= own["value"]:
-        return f"{name} is above chance, but the level alone tells as much ({level['value']:.3f}): no evidence of hearing faults"
+        return (
+            f"{name} is above chance, but the level alone tells as much ({level['value']:.3f}): no evidence"
+            " of hearing faults"
+        )
     if reach > own["low"]:
-        return f"{name} is above chance; its lead over the level alone ({level['value']:.3f}) lies within the interval"
+        return (
+            f"{name} is above chance; its lead over the level alone ({level['value']:.3f}) lies within the"
+            " interval"
+        )
     return f"{name} is above chance and above what the level alone tells ({level['value']:.3f})"
 
 
@@ -243,7 +316,8 @@ def standing(scores: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:
     """Each test clip in standard deviations of its machine's normal training scores, averaged over seeds.
 
     scores : SCORE_COLUMNS.  decisions : system, machine, seed, threshold
-    returns : system, machine, domain, label, clip, above_normal (from the training mean), above_threshold; NaN without training scores
+    returns : system, machine, domain, label, clip, above_normal (from the training mean), above_threshold;
+        NaN without training scores
     """
     own = scores[scores["component"] == "score"]
     own = schemas.by_section(own).assign(references=schemas.by_references(own)["machine"])
@@ -254,26 +328,47 @@ def standing(scores: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:
     test["above_normal"] = (test["score"] - test["mean"]) / test["std"]
     test["above_threshold"] = (test["score"] - test["threshold"]) / test["std"]
     columns = ["above_normal", "above_threshold"]
-    return test.groupby(["system", "machine", "domain", "label", "clip"], sort=False)[columns].mean().reset_index()
+    return (
+        test.groupby(["system", "machine", "domain", "label", "clip"], sort=False)[columns]
+        .mean()
+        .reset_index()
+    )
 
 
 def most_anomalous(scores: pd.DataFrame, decisions: pd.DataFrame, n: int) -> pd.DataFrame:
-    """The n test clips of each system that lie farthest above normal training clips. Columns as `job_state`, and why."""
-    table = standing(scores, decisions).sort_values("above_normal", ascending=False, kind="stable", na_position="last")
-    return table.groupby("system").head(n).assign(why="most anomalous").sort_values("system", kind="stable", key=_rank)
+    """The n test clips of each system that lie farthest above normal training clips. Columns as `job_state`,
+    and why.
+    """
+    table = standing(scores, decisions).sort_values(
+        "above_normal", ascending=False, kind="stable", na_position="last"
+    )
+    return (
+        table.groupby("system")
+        .head(n)
+        .assign(why="most anomalous")
+        .sort_values("system", kind="stable", key=_rank)
+    )
 
 
 def most_confused(scores: pd.DataFrame, decisions: pd.DataFrame, n: int) -> pd.DataFrame:
-    """Of each system the n anomalies farthest below and the n normals farthest above the threshold. Columns as `job_state`, and why."""
+    """Of each system the n anomalies farthest below and the n normals farthest above the threshold. Columns
+    as `job_state`, and why.
+    """
     table = standing(scores, decisions).sort_values("above_threshold", kind="stable")
     missed = table[(table["label"] == "anomaly") & (table["above_threshold"] <= 0)].groupby("system").head(n)
-    false = table[(table["label"] == "normal") & (table["above_threshold"] > 0)].iloc[::-1].groupby("system").head(n)
+    false = (
+        table[(table["label"] == "normal") & (table["above_threshold"] > 0)]
+        .iloc[::-1]
+        .groupby("system")
+        .head(n)
+    )
     both = pd.concat([missed.assign(why="missed anomaly"), false.assign(why="false alarm")])
     return both.sort_values("system", kind="stable", key=_rank)
 
 
 def behind(scores: pd.DataFrame, decisions: pd.DataFrame, most: int) -> pd.DataFrame:
-    """At most `most` clips worth hearing, shared evenly between systems and reasons; each once, with all its reasons.
+    """At most `most` clips worth hearing, shared evenly between systems and reasons; each once, with all its
+    reasons.
 
     returns : clip, caption
     """
@@ -282,12 +377,17 @@ def behind(scores: pd.DataFrame, decisions: pd.DataFrame, most: int) -> pd.DataF
     if rows.empty:  # no test clips
         return pd.DataFrame(columns=["clip", "caption"])
     distance = [
-        a if why == "most anomalous" else t for a, t, why in zip(rows["above_normal"], rows["above_threshold"], rows["why"], strict=True)
+        a if why == "most anomalous" else t
+        for a, t, why in zip(rows["above_normal"], rows["above_threshold"], rows["why"], strict=True)
     ]
     since = ["normal mean" if why == "most anomalous" else "threshold" for why in rows["why"]]
     facts = zip(rows["system"], rows["why"], distance, since, strict=True)
-    rows["told"] = [f"{system}: {why} ({signed(f'{sd:+.1f}')} sd from the {end})" for system, why, sd, end in facts]
-    told = rows.groupby(["clip", "domain", "label"], sort=False)["told"].agg("; ".join).reset_index().head(most)
+    rows["told"] = [
+        f"{system}: {why} ({signed(f'{sd:+.1f}')} sd from the {end})" for system, why, sd, end in facts
+    ]
+    told = (
+        rows.groupby(["clip", "domain", "label"], sort=False)["told"].agg("; ".join).reset_index().head(most)
+    )
     told["caption"] = told["clip"] + " (" + told["domain"] + ", " + told["label"] + "). " + told["told"]
     return told[["clip", "caption"]]
 
@@ -297,25 +397,33 @@ def _rank(systems: pd.Series) -> pd.Series:
 
 
 def markdown(text: object) -> str:
-    """Text for a Markdown file, where quotes are harmless and stay as they are; what looks like a tag becomes text."""
+    """Text for a Markdown file, where quotes are harmless and stay as they are; what looks like a tag becomes
+    text.
+    """
     return html.escape(str(text), quote=False)
 
 
 def markdown_table(table: pd.DataFrame) -> str:
     """A table in Markdown; data cannot break out of its cell."""
     lines = [list(table.columns), ["---"] * table.shape[1], *table.itertuples(index=False, name=None)]
-    return "\n".join("| " + " | ".join(markdown(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(markdown(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
 
 
 def reach_in_words(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per machine, one column per system: the severity at which it reaches `LEVEL`, with its interval, or "not reached".
+    """One row per machine, one column per system: the severity at which it reaches `LEVEL`, with its
+    interval, or "not reached".
 
-    table : REACH_COLUMNS.  An end of an interval that lies beyond what was tested is written ">2", 2 being the largest severity tested.
+    table : REACH_COLUMNS.  An end of an interval that lies beyond what was tested is written ">2", 2 being
+        the largest severity tested.
     Notebook: 09_report
     """
     texts = [_words(*row) for row in table[["severity", "low", "high", "tested"]].itertuples(index=False)]
     order, systems = list(dict.fromkeys(table["machine"])), fusion.in_order(table["system"])
-    pivot = table.assign(text=texts).pivot(index="machine", columns="system", values="text").loc[order, systems]
+    pivot = (
+        table.assign(text=texts).pivot(index="machine", columns="system", values="text").loc[order, systems]
+    )
     return pivot.fillna("—").reset_index()
 
 
@@ -339,15 +447,22 @@ def differences(scores: pd.DataFrame, settings: metrics.MetricsSettings, seed: i
     scores : SCORE_COLUMNS.  seed : of the resamples.  returns : DIFFERENCES, text and p.  Notebook: 09_report
     """
     tested = scores[scores["split"] == "test"]
-    pairs = list(itertools.combinations(fusion.in_order(tested["system"]), 2))  # without test clips there is nothing to compare
+    pairs = list(
+        itertools.combinations(fusion.in_order(tested["system"]), 2)
+    )  # without test clips there is nothing to compare
     settings = comparison.enough(len(pairs), settings)
     compared = comparison.Pairs(scores, settings, seed)
     rows = [comparison.over_all(compared(a, b)) for a, b in pairs]
-    return verdicts(pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(comparison.PAIRED_COLUMNS)), settings)
+    return verdicts(
+        pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(comparison.PAIRED_COLUMNS)),
+        settings,
+    )
 
 
 def verdicts(found: pd.DataFrame, settings: metrics.MetricsSettings) -> pd.DataFrame:
-    """A family of comparisons with corrected p-values, in words.  found : PAIRED_COLUMNS.  returns : DIFFERENCES"""
+    """A family of comparisons with corrected p-values, in words.  found : PAIRED_COLUMNS.  returns :
+    DIFFERENCES
+    """
     corrected, level, rows = comparison.holm(found["p"]), 1 - settings.confidence, []
     for row, p in zip(found.itertuples(), corrected, strict=True):
         better = row.system_a if row.value > 0 else row.system_b
@@ -360,7 +475,9 @@ def verdicts(found: pd.DataFrame, settings: metrics.MetricsSettings) -> pd.DataF
 
 
 def family(found: pd.DataFrame, settings: metrics.MetricsSettings) -> str:
-    """The comparisons in one sentence: how many there were, what the correction is, and what holds.  found : DIFFERENCES"""
+    """The comparisons in one sentence: how many there were, what the correction is, and what holds.  found :
+    DIFFERENCES
+    """
     if found.empty:
         return "One system: nothing to compare."
     level = f"{1 - settings.confidence:.2g}"
@@ -377,9 +494,11 @@ def _other(row) -> str:
 
 
 def table1(table: pd.DataFrame, synthetic: bool) -> Html:
-    """The paper's Table 1 and ours in one form, in percent; ours alone where the machines are not the paper's, and said so.
+    """The paper's Table 1 and ours in one form, in percent; ours alone where the machines are not the
+    paper's, and said so.
 
-    table : METRIC_COLUMNS.  The last row is Ω over the machines that both have, or over ours where there are none.  Notebook: 09_report
+    table : METRIC_COLUMNS.  The last row is Ω over the machines that both have, or over ours where there are
+        none.  Notebook: 09_report
     """
     own, paper = own_scores(table), own_scores(metrics.paper_table1())
     machines = [name for name in dict.fromkeys(own["machine"]) if name != "all"]
@@ -392,12 +511,20 @@ def table1(table: pd.DataFrame, synthetic: bool) -> Html:
     rows = []
     for machine in [*shared, *alone]:
         for place, (metric, title) in enumerate(PAPER_METRICS.items()):
-            rows.append(("" if place else machine, title, *(values.get((name, machine, metric), math.nan) for name in columns.values())))
+            rows.append(
+                (
+                    "" if place else machine,
+                    title,
+                    *(values.get((name, machine, metric), math.nan) for name in columns.values()),
+                )
+            )
     per_seed = pd.concat([table[table["component"] == "score"], metrics.paper_table1()])
     omegas = [_omega(per_seed[per_seed["system"] == name], counted) for name in columns.values()]
     rows.append(("Ω", f"over {len(counted)} machines", *omegas))
     shown = pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples([("", "machine"), ("", "metric"), *columns]))
-    shown = shown.map(lambda value: value if isinstance(value, str) else "—" if math.isnan(value) else f"{100 * value:.2f}")
+    shown = shown.map(
+        lambda value: value if isinstance(value, str) else "—" if math.isnan(value) else f"{100 * value:.2f}"
+    )
     note = f"In percent, without intervals as in the paper. {_beside(shared, alone, synthetic)}"
     return styled(shown if shared else shown.droplevel(0, axis=1), note)
 
@@ -405,28 +532,40 @@ def table1(table: pd.DataFrame, synthetic: bool) -> Html:
 def _omega(rows: pd.DataFrame, machines: list[str]) -> float:
     """Ω over some machines, mean over seeds; rows : METRIC_COLUMNS of one system."""
     rows = rows[rows["machine"].isin(machines) & rows["metric"].isin(roc.THREE)]
-    found = [roc.harmonic(part["value"].to_numpy()) if len(part) == 3 * len(machines) else math.nan for _, part in rows.groupby("seed")]
+    found = [
+        roc.harmonic(part["value"].to_numpy()) if len(part) == 3 * len(machines) else math.nan
+        for _, part in rows.groupby("seed")
+    ]
     return float(np.mean(found)) if found else math.nan
 
 
 def _beside(shared: list[str], alone: list[str], synthetic: bool) -> str:
     if synthetic:
-        return "Ours alone: the machines of this study are synthetic, and the paper's numbers belong to recordings."
+        return (
+            "Ours alone: the machines of this study are synthetic, and the paper's numbers belong to"
+            " recordings."
+        )
     if not shared:
         return "Ours alone: no machine of this study is in the paper's table."
-    words = "The paper's numbers belong to the DCASE 2024 development recordings; they compare only with ours on the same ones."
+    words = (
+        "The paper's numbers belong to the DCASE 2024 development recordings; they compare only with ours on"
+        " the same ones."
+    )
     return words + (f" Not in the paper's table: {', '.join(alone)}." if alone else "")
 
 
 def latents(measures: pd.DataFrame) -> pd.DataFrame:
-    """What z_d and z_c know, one row per machine and seed: R² of v from z_d, accuracy of v and of the domain from z_c, beside chance.
+    """What z_d and z_c know, one row per machine and seed: R² of v from z_d, accuracy of v and of the domain
+    from z_c, beside chance.
 
     measures : of stage 07, with the column seed.  returns : text and numbers.  Notebook: 09_report
     """
     asked = {
-        "v from z_d (R²)": ("z_d", "v", "R²"), "v from z_c (R²)": ("z_c", "v", "R²"),
-        "domain from z_c": ("z_c", "domain", "balanced accuracy"), "domain from embedding": ("embedding", "domain", "balanced accuracy"),
-    }  # fmt: skip
+        "v from z_d (R²)": ("z_d", "v", "R²"),
+        "v from z_c (R²)": ("z_c", "v", "R²"),
+        "domain from z_c": ("z_c", "domain", "balanced accuracy"),
+        "domain from embedding": ("embedding", "domain", "balanced accuracy"),
+    }
     rows = []
     for (machine, seed), part in measures.groupby(["machine", "seed"], sort=False):
         found = part.set_index(["space", "of", "measure"])
@@ -437,11 +576,17 @@ def latents(measures: pd.DataFrame) -> pd.DataFrame:
 
 
 def decisions(table: pd.DataFrame) -> pd.DataFrame:
-    """F1, precision and recall over both domains, seeds averaged: one row per machine, one column per system; text.
+    """F1, precision and recall over both domains, seeds averaged: one row per machine, one column per system;
+    text.
 
     table : metrics.DECISION_COLUMNS.  Notebook: 09_report
     """
-    both = table[table["domain"] == "all"].groupby(["machine", "system"])[["f1", "precision", "recall"]].mean()
-    texts = [f"{f1:.2f} ({precision:.2f}, {recall:.2f})" if f1 == f1 else "—" for f1, precision, recall in both.itertuples(index=False)]
+    both = (
+        table[table["domain"] == "all"].groupby(["machine", "system"])[["f1", "precision", "recall"]].mean()
+    )
+    texts = [
+        f"{f1:.2f} ({precision:.2f}, {recall:.2f})" if f1 == f1 else "—"
+        for f1, precision, recall in both.itertuples(index=False)
+    ]
     wide = pd.Series(texts, index=both.index, dtype=object).unstack("system").fillna("—")
     return wide[fusion.in_order(wide.columns)].reset_index()

@@ -1,12 +1,14 @@
 """Figures of trained models: how training went, whether the VAE lives, what its latent space knows.
 
-Same rules as `asdlib.viz.plots`: plain tables in, one `Plot` out, nothing kept; no colour carries meaning alone; units on every axis.
+Same rules as `asdlib.viz.plots`: plain tables in, one `Plot` out, nothing kept; no colour carries meaning
+alone; units on every axis.
 Sources: METHOD 3.4, 3.9.  Notebooks: 02_preprocessing, 05_oevae, 07_latents.
 
 Figures of the classifier: how it learnt, what it recognises, how unseen clips differ from seen ones.
 
-Every function takes plain tables, draws one figure and returns it as a `plots.Plot`; conventions and colours are those of
-`asdlib.viz.plots`. Metrics of branches, back-ends and ablations are drawn by `plots.metric_dots` from `as_systems`.
+Every function takes plain tables, draws one figure and returns it as a `plots.Plot`; conventions and colours
+are those of `asdlib.viz.plots`. Metrics of branches, back-ends and ablations are drawn by `plots.metric_dots`
+from `as_systems`.
 
 Notebook: 04_classifier.
 """
@@ -26,7 +28,22 @@ from scipy import stats
 
 from asdlib import errors
 from asdlib.viz import plots
-from asdlib.viz.plots import BELOW, BLACK, BLUE, CHANCE, DOMAIN_COLORS, GREEN, GREY, KINDS, ORANGE, PURPLE, SKY, STYLE, VERMILION, Plot
+from asdlib.viz.plots import (
+    BELOW,
+    BLACK,
+    BLUE,
+    CHANCE,
+    DOMAIN_COLORS,
+    GREEN,
+    GREY,
+    KINDS,
+    ORANGE,
+    PURPLE,
+    SKY,
+    STYLE,
+    VERMILION,
+    Plot,
+)
 
 MARKERS = ("o", "s", "^", "D", "P", "v", "X", "*")
 PARTS = {"z_d": (ORANGE, "////"), "z_c": (SKY, "")}
@@ -40,7 +57,9 @@ def _integer_epochs(axes) -> None:
 
 
 def _grid(machines: list[str], height: float, label: str, alt: str, vector: bool = True):
-    """A figure and one axis per machine, at most four side by side; `label` of the y axes stands once in each row."""
+    """A figure and one axis per machine, at most four side by side; `label` of the y axes stands once in each
+    row.
+    """
     columns = min(len(machines), 4)
     rows = -(-len(machines) // columns)
     figure, axes = plots.panels(rows, columns, 0.5 + (height - 0.5) * rows, alt, vector=vector)
@@ -60,19 +79,36 @@ def _log(axis, **words) -> None:
 def training_curves(history: pd.DataFrame, channels: tuple[int, int]) -> Plot:
     """How one OEVAE trained: losses, separation accuracy, latent channels that move.
 
-    history : of `training.fit`: epoch, machine, kl_d, kl_c, recon, accuracy and, where clips were held out, held_out_loss,
-        held_out_accuracy, alive_d, alive_c.  channels : number of channels of z_d and z_c.  Notebook: 05_oevae
+    history : of `training.fit`: epoch, machine, kl_d, kl_c, recon, accuracy and, where clips were held out,
+        held_out_loss,
+        held_out_accuracy, alive_d, alive_c.  channels : number of channels of z_d and z_c.  Notebook:
+            05_oevae
     """
     table = plots.some(history, "training history")
-    figure, axes = plots.panels(1, 3, 3.8, "losses, separation accuracy and moving latent channels over epochs; the numbers are printed")
-    looks = {"machine": (VERMILION, "-", "o", "binary (Eq. 2)"), "held_out_loss": (VERMILION, ":", "s", "binary, held out"),
-             "kl_d": (ORANGE, "--", "^", "KL of z_d"), "kl_c": (BLUE, "-.", "v", "KL of z_c"), "recon": (GREEN, (0, (6, 2)), "D", "reconstruction"),
-             "attribute": (PURPLE, (0, (1, 1)), "P", "attribute head")}  # fmt: skip
+    figure, axes = plots.panels(
+        1,
+        3,
+        3.8,
+        "losses, separation accuracy and moving latent channels over epochs; the numbers are printed",
+    )
+    looks = {
+        "machine": (VERMILION, "-", "o", "binary (Eq. 2)"),
+        "held_out_loss": (VERMILION, ":", "s", "binary, held out"),
+        "kl_d": (ORANGE, "--", "^", "KL of z_d"),
+        "kl_c": (BLUE, "-.", "v", "KL of z_c"),
+        "recon": (GREEN, (0, (6, 2)), "D", "reconstruction"),
+        "attribute": (PURPLE, (0, (1, 1)), "P", "attribute head"),
+    }
     for name, (colour, line, marker, label) in looks.items():
         if name in table:
-            axes[0, 0].plot(table["epoch"], table[name].clip(lower=1e-6), marker, color=colour, ls=line, ms=4, label=label)
+            axes[0, 0].plot(
+                table["epoch"], table[name].clip(lower=1e-6), marker, color=colour, ls=line, ms=4, label=label
+            )
     _log(axes[0, 0], title="losses (nats; squared units)")
-    for name, line, marker, label in (("accuracy", "-", "o", "training batches"), ("held_out_accuracy", ":", "s", "held-out clips")):
+    for name, line, marker, label in (
+        ("accuracy", "-", "o", "training batches"),
+        ("held_out_accuracy", ":", "s", "held-out clips"),
+    ):
         if name in table:
             axes[0, 1].plot(table["epoch"], table[name], marker, color=BLUE, ls=line, ms=4, label=label)
     axes[0, 1].axhline(0.5, **CHANCE)
@@ -80,28 +116,50 @@ def training_curves(history: pd.DataFrame, channels: tuple[int, int]) -> Plot:
     for name, total, part in (("alive_d", channels[0], "z_d"), ("alive_c", channels[1], "z_c")):
         if name in table:
             colour, marker = PARTS[part][0], {"z_d": "^", "z_c": "v"}[part]
-            axes[0, 2].plot(table["epoch"], table[name] / total, marker, color=colour, ls="-", ms=4, label=f"{part}, of {total}")
+            axes[0, 2].plot(
+                table["epoch"],
+                table[name] / total,
+                marker,
+                color=colour,
+                ls="-",
+                ms=4,
+                label=f"{part}, of {total}",
+            )
     axes[0, 2].set(title="share of channels that move", ylim=(-0.03, 1.03))
     _integer_epochs(axes[0])
     for axis in axes[0]:
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)  # below: curves may be anywhere above
+            axis.legend(
+                fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2
+            )  # below: curves may be anywhere above
     return figure
 
 
 @matplotlib.rc_context(STYLE)
 def kl_channels(channels: pd.DataFrame, title: str = "") -> Plot:
-    """KL of every latent channel, and below how much its mean moves; dashed: the limit under which a channel is dead.
+    """KL of every latent channel, and below how much its mean moves; dashed: the limit under which a channel
+    is dead.
 
     channels : channel, part, kl (nats), variance, alive.  Notebook: 05_oevae
     """
     plots.some(channels, "latent channels")
-    alt = f"KL and variance of {len(channels)} latent channels {title}; {int(channels['alive'].sum())} are alive"
+    alt = (
+        f"KL and variance of {len(channels)} latent channels {title}; {int(channels['alive'].sum())} are"
+        " alive"
+    )
     figure, axes = plots.panels(2, 1, 3.8, alt, share="x")
     for part, rows in channels.groupby("part", sort=False):
         colour, hatch = PARTS[part]
         for axis, column in zip(axes[:, 0], ("kl", "variance"), strict=True):
-            axis.bar(rows["channel"], np.maximum(rows[column], 1e-7), color=colour, hatch=hatch, ec=BLACK, lw=0.3, label=part)
+            axis.bar(
+                rows["channel"],
+                np.maximum(rows[column], 1e-7),
+                color=colour,
+                hatch=hatch,
+                ec=BLACK,
+                lw=0.3,
+                label=part,
+            )
     _log(axes[0, 0], ylabel="KL (nats)", title=title)
     _log(axes[1, 0], ylabel="variance of μ", xlabel="latent channel")
     axes[1, 0].axhline(0.01, color=BLACK, ls="--", lw=1)
@@ -111,26 +169,42 @@ def kl_channels(channels: pd.DataFrame, title: str = "") -> Plot:
 
 @matplotlib.rc_context(STYLE)
 def tie(latents: pd.DataFrame) -> Plot:
-    """z_d against the condition: each normal clip's mean over the channels of z_d, beside the prior mean that it was tied to.
+    """z_d against the condition: each normal clip's mean over the channels of z_d, beside the prior mean that
+    it was tied to.
 
     latents : machine, v, prior, z_d (mean over channels), domain, trained.  Notebook: 07_latents
     """
     machines = list(plots.some(latents, "latents")["machine"].unique())
-    figure, axes = _grid(machines, 3.2, "z_d, mean over its channels", f"z_d over the condition v of {', '.join(machines)}; R² is in the table")
+    figure, axes = _grid(
+        machines,
+        3.2,
+        "z_d, mean over its channels",
+        f"z_d over the condition v of {', '.join(machines)}; R² is in the table",
+    )
     for axis, machine in zip(axes, machines, strict=True):
         part = latents[(latents["machine"] == machine) & latents["v"].notna()]
         line = part[["v", "prior"]].drop_duplicates().sort_values("v")
         axis.plot(line["v"], line["prior"], color=BLACK, lw=1, ls="--")
         for (domain, trained), rows in part.groupby(["domain", "trained"]):
-            look = {"marker": {"source": "o", "target": "s"}.get(domain, "D"), "s": 16, "alpha": 0.6, "lw": 0.8}
+            look = {
+                "marker": {"source": "o", "target": "s"}.get(domain, "D"),
+                "s": 16,
+                "alpha": 0.6,
+                "lw": 0.8,
+            }
             fill = "none" if trained else DOMAIN_COLORS[domain]
             axis.scatter(rows["v"], rows["z_d"], facecolors=fill, edgecolors=DOMAIN_COLORS[domain], **look)
         axis.set(title=machine, xlabel="condition v")
         if part.empty:
             plots.note(axis, 0.5, 0.5, "no v", axis.transAxes, ha="center")
-    looks = [(f"{domain}, {kind}", marker, DOMAIN_COLORS[domain], fill) for domain, marker in (("source", "o"), ("target", "s"))
-             for kind, fill in (("new", DOMAIN_COLORS[domain]), ("trained on", "none"))]  # fmt: skip
-    handles = [Line2D([], [], ls="", marker=m, mfc=fill, mec=colour, label=label) for label, m, colour, fill in looks]
+    looks = [
+        (f"{domain}, {kind}", marker, DOMAIN_COLORS[domain], fill)
+        for domain, marker in (("source", "o"), ("target", "s"))
+        for kind, fill in (("new", DOMAIN_COLORS[domain]), ("trained on", "none"))
+    ]
+    handles = [
+        Line2D([], [], ls="", marker=m, mfc=fill, mec=colour, label=label) for label, m, colour, fill in looks
+    ]
     figure.legend(handles=[*handles, Line2D([], [], color=BLACK, ls="--", label="prior mean k·v")], **BELOW)
     return figure
 
@@ -141,9 +215,17 @@ def knowledge(measures: pd.DataFrame, of: str) -> Plot:
 
     measures : machine, space, of, measure, value, chance.  of : "v" or "domain".  Notebook: 07_latents
     """
-    table = plots.some(measures[(measures["of"] == of) & (measures["measure"] == "balanced accuracy")], "measures")
+    table = plots.some(
+        measures[(measures["of"] == of) & (measures["measure"] == "balanced accuracy")], "measures"
+    )
     machines = list(table["machine"].unique())
-    figure, axes = plots.panels(1, 1, 2.9, f"balanced accuracy of reading {of} from {', '.join(SPACES)}; the numbers are in the table", 7.0)
+    figure, axes = plots.panels(
+        1,
+        1,
+        2.9,
+        f"balanced accuracy of reading {of} from {', '.join(SPACES)}; the numbers are in the table",
+        7.0,
+    )
     for i, (space, (colour, hatch)) in enumerate(SPACES.items()):
         rows = table[table["space"] == space].set_index("machine").reindex(machines)
         place = np.arange(len(machines)) + 0.26 * (i - 1)
@@ -163,12 +245,18 @@ def knowledge(measures: pd.DataFrame, of: str) -> Plot:
 
 @matplotlib.rc_context(STYLE)
 def traversal(table: pd.DataFrame) -> Plot:
-    """Where the decoder lands when z_d is turned through v: the v of the nearest training segments, with quartiles.
+    """Where the decoder lands when z_d is turned through v: the v of the nearest training segments, with
+    quartiles.
 
     table : machine, set, found, low, high (all in units of v).  Notebook: 07_latents
     """
     machines = list(plots.some(table, "traversal")["machine"].unique())
-    figure, axes = _grid(machines, 3.1, "v of the nearest training segment", f"condition found over condition set of {', '.join(machines)}")
+    figure, axes = _grid(
+        machines,
+        3.1,
+        "v of the nearest training segment",
+        f"condition found over condition set of {', '.join(machines)}",
+    )
     for axis, machine in zip(axes, machines, strict=True):
         rows = table[table["machine"] == machine].sort_values("set")
         ends = [rows["set"].min(), rows["set"].max()]
@@ -176,19 +264,25 @@ def traversal(table: pd.DataFrame) -> Plot:
         axis.fill_between(rows["set"], rows["low"], rows["high"], color=BLUE, alpha=0.2, lw=0)
         axis.plot(rows["set"], rows["found"], "o-", color=BLUE, ms=4)
         axis.set(title=machine, xlabel="v set in z_d")
-    handles = [Line2D([], [], color=BLUE, marker="o", ms=4, label="found, with quartiles"), Line2D([], [], label="as set", **CHANCE)]
+    handles = [
+        Line2D([], [], color=BLUE, marker="o", ms=4, label="found, with quartiles"),
+        Line2D([], [], label="as set", **CHANCE),
+    ]
     figure.legend(handles=handles, **BELOW)
     return figure
 
 
 @matplotlib.rc_context(STYLE)
 def by_condition(scores: pd.DataFrame, label: str = "α") -> Plot:
-    """A score of each test clip over its condition, by label: a detector that is free of the condition has level normals.
+    """A score of each test clip over its condition, by label: a detector that is free of the condition has
+    level normals.
 
     scores : machine, v, score, label, domain.  label : of the score, with its unit.  Notebook: 07_latents
     """
     machines = list(plots.some(scores, "scores")["machine"].unique())
-    figure, axes = _grid(machines, 3.2, label, f"{label} over the condition of {', '.join(machines)}", vector=False)
+    figure, axes = _grid(
+        machines, 3.2, label, f"{label} over the condition of {', '.join(machines)}", vector=False
+    )
     rng = np.random.default_rng(0)  # only moves points apart
     for axis, machine in zip(axes, machines, strict=True):
         part = scores[(scores["machine"] == machine) & scores["v"].notna()]
@@ -196,12 +290,30 @@ def by_condition(scores: pd.DataFrame, label: str = "α") -> Plot:
         apart = 0.12 * (np.diff(values).min() if len(values) > 1 else 1.0)
         for kind, rows in part.groupby("label", sort=False):
             colour, _, marker = KINDS[kind]
-            axis.scatter(rows["v"] + rng.uniform(-apart, apart, len(rows)), rows["score"], s=15, c=colour, marker=marker, alpha=0.5, lw=0, label=kind)
+            axis.scatter(
+                rows["v"] + rng.uniform(-apart, apart, len(rows)),
+                rows["score"],
+                s=15,
+                c=colour,
+                marker=marker,
+                alpha=0.5,
+                lw=0,
+                label=kind,
+            )
         middle = part[part["label"] == "normal"].groupby("v")["score"].median()
         axis.plot(middle.index, middle, "_", color=BLACK, ms=14, mew=2)
         axis.set(title=machine, xlabel="condition v")
-    handles = [Line2D([], [], ls="", marker=KINDS[k][2], color=KINDS[k][0], label=k) for k in dict.fromkeys(scores["label"])]
-    figure.legend(handles=[*handles, Line2D([], [], ls="", marker="_", ms=12, mew=2, color=BLACK, label="median of normals")], **BELOW)
+    handles = [
+        Line2D([], [], ls="", marker=KINDS[k][2], color=KINDS[k][0], label=k)
+        for k in dict.fromkeys(scores["label"])
+    ]
+    figure.legend(
+        handles=[
+            *handles,
+            Line2D([], [], ls="", marker="_", ms=12, mew=2, color=BLACK, label="median of normals"),
+        ],
+        **BELOW,
+    )
     return figure
 
 
@@ -209,16 +321,21 @@ def by_condition(scores: pd.DataFrame, label: str = "α") -> Plot:
 def interpolation(points: np.ndarray, domain: np.ndarray, new: np.ndarray, title: str = "") -> Plot:
     """Items in two dimensions by domain, and the synthetic ones among them.
 
-    points : float (n, 2); domain : (n,); new : float (m, 2), synthetic items in the same two dimensions.  Notebook: 02_preprocessing
+    points : float (n, 2); domain : (n,); new : float (m, 2), synthetic items in the same two dimensions.
+        Notebook: 02_preprocessing
     raises : errors.InputError for other shapes
     """
     if points.ndim != 2 or points.shape[1] != 2 or new.shape[1:] != (2,):
-        raise errors.InputError(f"points of shapes {points.shape} and {new.shape} came, expected (n, 2) and (m, 2)")
+        raise errors.InputError(
+            f"points of shapes {points.shape} and {new.shape} came, expected (n, 2) and (m, 2)"
+        )
     figure, axes = plots.panels(1, 1, 3.6, f"{len(points)} items and {len(new)} synthetic ones {title}", 6.4)
     for name, marker in (("source", "o"), ("target", "s"), ("unknown", "D")):
         rows = points[domain == name]
         if len(rows):
-            axes[0, 0].scatter(*rows.T, s=22, c=DOMAIN_COLORS[name], marker=marker, alpha=0.6, lw=0, label=name)
+            axes[0, 0].scatter(
+                *rows.T, s=22, c=DOMAIN_COLORS[name], marker=marker, alpha=0.6, lw=0, label=name
+            )
     axes[0, 0].scatter(*new.T, s=34, c=VERMILION, marker="x", lw=1.2, label="SMOTE")
     axes[0, 0].set(title=title, xlabel="first principal component", ylabel="second")
     axes[0, 0].legend()
@@ -226,9 +343,14 @@ def interpolation(points: np.ndarray, domain: np.ndarray, new: np.ndarray, title
 
 
 MODEL_PLOTS = {
-    "training_curves": training_curves, "kl_channels": kl_channels, "tie": tie, "knowledge": knowledge, "traversal": traversal,
-    "by_condition": by_condition, "interpolation": interpolation,
-}  # fmt: skip
+    "training_curves": training_curves,
+    "kl_channels": kl_channels,
+    "tie": tie,
+    "knowledge": knowledge,
+    "traversal": traversal,
+    "by_condition": by_condition,
+    "interpolation": interpolation,
+}
 PER_ROW = 4  # machines side by side
 NAMES = {"plain": "plain head", "featex": "FeatEx head"}
 NEVER_EMPTY = "{}: an empty table came, expected at least one row; was the stage before it run?"
@@ -249,7 +371,10 @@ def as_systems(metrics: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
     """
     for name in names:
         errors.check_choice("component", name, list(dict.fromkeys(metrics["component"])))
-    parts = [metrics[metrics["component"] == name].assign(system=shown, component="score") for name, shown in names.items()]
+    parts = [
+        metrics[metrics["component"] == name].assign(system=shown, component="score")
+        for name, shown in names.items()
+    ]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -257,7 +382,8 @@ def as_systems(metrics: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
 def classifier_curves(history: pd.DataFrame, machines: int) -> Plot:
     """Losses of both heads, accuracy on held-out clips, the mean largest cosine, and the scale, over epochs.
 
-    history : epoch, plain, max_cosine, scale, and where there are such: featex, machine_accuracy, class_accuracy
+    history : epoch, plain, max_cosine, scale, and where there are such: featex, machine_accuracy,
+        class_accuracy
     machines : how many; guessing names the right machine with about 1 / machines.  Notebook: 04_classifier
     raises : errors.InputError for a history without epochs
     """
@@ -265,16 +391,26 @@ def classifier_curves(history: pd.DataFrame, machines: int) -> Plot:
         raise errors.InputError(NEVER_EMPTY.format("training history"))
     figure, axes = _panels(2, 2, 4.6, f"loss, accuracy, cosine and scale over {len(history)} epochs")
     panels = (
-        ("loss of the heads (nats)", ("plain", "featex")), ("accuracy on held-out clips", ("machine_accuracy", "class_accuracy")),
-        ("mean largest cosine to a centre", ("max_cosine",)), ("scale s of the plain head", ("scale",)),
-    )  # fmt: skip
+        ("loss of the heads (nats)", ("plain", "featex")),
+        ("accuracy on held-out clips", ("machine_accuracy", "class_accuracy")),
+        ("mean largest cosine to a centre", ("max_cosine",)),
+        ("scale s of the plain head", ("scale",)),
+    )
     looks = ((BLUE, "o", "-"), (VERMILION, "s", "--"))
     for axis, (title, columns) in zip(axes.flat, panels, strict=True):
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         there = [name for name in columns if name in history]
         for name, (colour, marker, line) in zip(there, looks):
-            axis.plot(history["epoch"], history[name], marker, color=colour, ls=line, ms=4, label=NAMES.get(name, name.replace("_", " ")))
+            axis.plot(
+                history["epoch"],
+                history[name],
+                marker,
+                color=colour,
+                ls=line,
+                ms=4,
+                label=NAMES.get(name, name.replace("_", " ")),
+            )
         if not there:
             axis.text(0.5, 0.5, "no clip was held out", transform=axis.transAxes, ha="center", style="italic")
         elif len(columns) > 1:
@@ -289,26 +425,39 @@ def classifier_curves(history: pd.DataFrame, machines: int) -> Plot:
 def accuracy_dots(accuracy: pd.DataFrame, confidence: float = 0.95) -> Plot:
     """Accuracy of machine and class per machine on held-out training clips, with Wilson intervals.
 
-    accuracy : machine, clips, machine_accuracy, class_accuracy (`ClassifierDetector.accuracy`).  Notebook: 04_classifier
+    accuracy : machine, clips, machine_accuracy, class_accuracy (`ClassifierDetector.accuracy`).  Notebook:
+        04_classifier
     raises : errors.InputError for an empty table
     """
     if accuracy.empty:
         raise errors.InputError(NEVER_EMPTY.format("accuracy"))
     names = [f"{row.machine} ({row.clips} clips)" for row in accuracy.itertuples()]
-    figure, axes = _panels(1, 2, 1.0 + 0.32 * len(names), f"accuracy on held-out clips of {', '.join(accuracy['machine'])}")
-    for axis, column, title in zip(axes[0], ("machine_accuracy", "class_accuracy"), ("the right machine", "the right class")):
+    figure, axes = _panels(
+        1, 2, 1.0 + 0.32 * len(names), f"accuracy on held-out clips of {', '.join(accuracy['machine'])}"
+    )
+    for axis, column, title in zip(
+        axes[0], ("machine_accuracy", "class_accuracy"), ("the right machine", "the right class")
+    ):
         for y, (share, n) in enumerate(zip(accuracy[column], accuracy["clips"])):
             interval = stats.binomtest(round(share * n), int(n)).proportion_ci(confidence, "wilson")
             axis.plot([interval.low, interval.high], [y, y], color=BLUE, lw=2)
             axis.plot(share, y, "o", color=BLUE, ms=6)
-        axis.set(title=title, xlabel="share of clips", xlim=(-0.02, 1.02), yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+        axis.set(
+            title=title,
+            xlabel="share of clips",
+            xlim=(-0.02, 1.02),
+            yticks=range(len(names)),
+            yticklabels=names,
+            ylim=(len(names) - 0.5, -0.5),
+        )
         axis.label_outer()
     return figure
 
 
 @matplotlib.rc_context(STYLE)
 def seen_and_unseen(table: pd.DataFrame, groups: Sequence[str]) -> Plot:
-    """Scores of normal clips the network saw, of held-out ones, and of test ones: every clip, and the median as a bar.
+    """Scores of normal clips the network saw, of held-out ones, and of test ones: every clip, and the median
+    as a bar.
 
     table : machine, group, score;  groups : those shown, in order.  Notebook: 04_classifier
     raises : errors.InputError for an empty table
@@ -317,7 +466,9 @@ def seen_and_unseen(table: pd.DataFrame, groups: Sequence[str]) -> Plot:
         raise errors.InputError(NEVER_EMPTY.format("scores"))
     machines = list(table["machine"].unique())
     rows, columns = math.ceil(len(machines) / PER_ROW), min(len(machines), PER_ROW)
-    figure, axes = _panels(rows, columns, 2.6 * rows, f"scores of normal clips of {', '.join(machines)}: {', '.join(groups)}")
+    figure, axes = _panels(
+        rows, columns, 2.6 * rows, f"scores of normal clips of {', '.join(machines)}: {', '.join(groups)}"
+    )
     figure.vector = False
     generator = np.random.default_rng(0)  # only moves points apart; the picture is the same every time
     for axis in axes.flat[len(machines) :]:
@@ -325,7 +476,9 @@ def seen_and_unseen(table: pd.DataFrame, groups: Sequence[str]) -> Plot:
     for axis, machine in zip(axes.flat, machines):
         for x, group in enumerate(groups):
             values = table.loc[(table["machine"] == machine) & (table["group"] == group), "score"]
-            axis.scatter(x + generator.uniform(-0.25, 0.25, len(values)), values, s=12, color=BLUE, alpha=0.45, lw=0)
+            axis.scatter(
+                x + generator.uniform(-0.25, 0.25, len(values)), values, s=12, color=BLUE, alpha=0.45, lw=0
+            )
             if len(values):
                 axis.plot([x - 0.36, x + 0.36], [values.median()] * 2, color=BLACK, lw=2)
         axis.set(title=machine, xticks=range(len(groups)), xlim=(-0.6, len(groups) - 0.4))
@@ -335,4 +488,8 @@ def seen_and_unseen(table: pd.DataFrame, groups: Sequence[str]) -> Plot:
     return figure
 
 
-CLASSIFIER_PLOTS = {"training_curves": classifier_curves, "accuracy_dots": accuracy_dots, "seen_and_unseen": seen_and_unseen}
+CLASSIFIER_PLOTS = {
+    "training_curves": classifier_curves,
+    "accuracy_dots": accuracy_dots,
+    "seen_and_unseen": seen_and_unseen,
+}

@@ -1,4 +1,6 @@
-"""Why a score: exact parts, gradients against finite differences, and a planted fault that shows up where it is."""
+"""Why a score: exact parts, gradients against finite differences, and a planted fault that shows up where it
+is.
+"""
 
 import dataclasses
 
@@ -38,7 +40,9 @@ def planted(tmp_path_factory):
                 path = root / machine / split / f"section_00_{domain}_{split}_{label}_{i:04}_noAttribute.wav"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(path, wave, RATE)
-    oevae = dataclasses.replace(TINY, epochs=6, features=dataclasses.replace(TINY.features, segments=4, n_mels=32))
+    oevae = dataclasses.replace(
+        TINY, epochs=6, features=dataclasses.replace(TINY.features, segments=4, n_mels=32)
+    )
     autoencoder = dataclasses.replace(BASELINE, epochs=25, batch=32, n_mels=32, hidden=32, lr=3e-3)
     cfg = config.StudySettings(autoencoder=autoencoder, oevae=oevae, classifier=SMALL, precision="float32")
     store = open_store(*index.index([root]), tmp_path_factory.mktemp("store"), cfg.data)
@@ -47,7 +51,9 @@ def planted(tmp_path_factory):
 
 def rows_of(context, label, machine="pump"):
     table = context.store.clips
-    return np.flatnonzero((table["machine"] == machine) & (table["split"] == "test") & (table["label"] == label))
+    return np.flatnonzero(
+        (table["machine"] == machine) & (table["split"] == "test") & (table["label"] == label)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +62,11 @@ def trained(planted):
     table = planted.store.clips
     train = machine_rows(table, "pump", "train")
     found = {}
-    for kind, rows in ((Autoencoder, train), (OEVAE, train), (Classifier, np.flatnonzero(table["split"] == "train"))):
+    for kind, rows in (
+        (Autoencoder, train),
+        (OEVAE, train),
+        (Classifier, np.flatnonzero(table["split"] == "train")),
+    ):
         found[kind] = fit(detector_of(kind, planted), planted.store, rows)
     return found
 
@@ -76,7 +86,9 @@ def test_the_residual_map_finds_the_burst(planted, trained):
     hz = features.band_hz(s.n_mels, n_fft=s.n_fft, low_hz=0.0, high_hz=RATE / 2, rate=RATE, slaney=True)
     usual = np.mean(explain.residual_map(detector, rows_of(planted, "normal")), 0)
     band, frame = np.unravel_index(np.argmax(found - usual), found.shape)
-    assert abs(hz[band] - BURST_HZ) < 300 and BURST_S[0] - 0.1 < frame * s.hop_length / RATE < BURST_S[1] + 0.1
+    assert (
+        abs(hz[band] - BURST_HZ) < 300 and BURST_S[0] - 0.1 < frame * s.hop_length / RATE < BURST_S[1] + 0.1
+    )
 
 
 @pytest.mark.parametrize("of", ["alpha", "beta"])
@@ -92,8 +104,12 @@ def test_a_slope_is_what_a_small_change_does(planted, trained, of):
         with torch.inference_mode():
             h = net.extractor(mel)
             if of == "alpha":
-                return 0.5 * net.vae(h).mu[:, net.vae.domain :].square().sum(1).numpy()  # less a constant, in float64: a dead α moves by 1e-10
-            return np.linalg.norm(h.numpy()[:, None] - detector.references.h[None].astype(float), axis=2).min(1)
+                return (
+                    0.5 * net.vae(h).mu[:, net.vae.domain :].square().sum(1).numpy()
+                )  # less a constant, in float64: a dead α moves by 1e-10
+            return np.linalg.norm(h.numpy()[:, None] - detector.references.h[None].astype(float), axis=2).min(
+                1
+            )
 
     try:
         for segment, band, frame in ((0, 3, 5), (2, 20, 11), (3, 24, 2)):
@@ -117,8 +133,13 @@ def test_segments_and_slope_find_the_burst(planted, trained):
     assert holds.any() and not holds.all()
     for row in loud:
         beta = explain.segment_scores(detector, [row])["beta"][0]
-        assert beta[holds].max() > beta[~holds].max()  # a segment may hold little more than the edge of the burst
-    assert explain.segment_scores(detector, quiet)["beta"].max() < explain.segment_scores(detector, loud)["beta"].max()
+        assert (
+            beta[holds].max() > beta[~holds].max()
+        )  # a segment may hold little more than the edge of the burst
+    assert (
+        explain.segment_scores(detector, quiet)["beta"].max()
+        < explain.segment_scores(detector, loud)["beta"].max()
+    )
     raised = explain.slope(detector, [loud[0]], "beta").raised[0]
     s, (segment,) = detector.front.settings, np.flatnonzero(holds)[:1]
     hz = features.band_hz(s.n_mels, n_fft=s.n_fft, low_hz=s.low_hz, high_hz=s.high_hz, rate=RATE)
@@ -130,7 +151,10 @@ def test_segments_and_slope_find_the_burst(planted, trained):
 def test_segment_scores_average_to_the_scores(planted, trained):
     detector = trained[OEVAE]
     loud = rows_of(planted, "anomaly")
-    for rows, whole in ((loud, detector.components(Clips(detector.store, loud))), (detector.train_rows, detector.training_components())):
+    for rows, whole in (
+        (loud, detector.components(Clips(detector.store, loud))),
+        (detector.train_rows, detector.training_components()),
+    ):
         for name, values in explain.segment_scores(detector, rows).items():
             np.testing.assert_allclose(values.mean(1), whole["oevae", name], rtol=1e-6)
 
@@ -157,31 +181,49 @@ def test_branch_parts_add_up_to_the_distance_that_scored(planted, trained, name)
     finally:
         detector.settings = before
     if name != "local_density":  # whose distance is divided by a density
-        np.testing.assert_allclose(parts.sum(1) / 2 if name == "kmeans" else np.sqrt(parts.sum(1)), scores, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(
+            parts.sum(1) / 2 if name == "kmeans" else np.sqrt(parts.sum(1)), scores, rtol=1e-6, atol=1e-9
+        )
     np.testing.assert_allclose(shares.sum(1), 1)
     assert parts.shape == (len(rows), 3) and (parts >= 0).all()
-    assert name == "kmeans" or (own.sum(1) > 1e-9).all()  # no training clip is its own reference; a centre of a single clip is that clip
+    assert (
+        name == "kmeans" or (own.sum(1) > 1e-9).all()
+    )  # no training clip is its own reference; a centre of a single clip is that clip
 
 
 def test_a_clip_does_not_change_anothers_reasons(planted, trained):
     rows = rows_of(planted, "anomaly")
-    for function, kind in ((explain.branch_shares, Classifier), (lambda d, r: explain.slope(d, r).per_db, OEVAE)):
+    for function, kind in (
+        (explain.branch_shares, Classifier),
+        (lambda d, r: explain.slope(d, r).per_db, OEVAE),
+    ):
         together = function(trained[kind], rows)
         np.testing.assert_allclose(together[1], function(trained[kind], rows[1:2])[0], rtol=1e-4, atol=1e-7)
 
 
 def test_why_has_what_the_study_has(planted, trained):
-    (row, *_) = rows_of(planted, "anomaly")
+    row, *_ = rows_of(planted, "anomaly")
     every = {"autoencoder": trained[Autoencoder], "oevae": trained[OEVAE], "classifier": trained[Classifier]}
     whole = explain.why(planted.store, row, planted.cfg.oevae.features, **every)
-    assert whole.seconds == 2.0 and set(whole.branches) == set(SMALL.branches) and set(whole.segments) == {"alpha", "beta"}
+    assert (
+        whole.seconds == 2.0
+        and set(whole.branches) == set(SMALL.branches)
+        and set(whole.segments) == {"alpha", "beta"}
+    )
     assert whole.level.values.shape[0] == len(whole.level.hz) == whole.raised.values.shape[0]
     alone = explain.why(planted.store, row, planted.cfg.oevae.features, classifier=trained[Classifier])
-    assert alone.residual is None and alone.raised is None and alone.segments is None and alone.branches == whole.branches
+    assert (
+        alone.residual is None
+        and alone.raised is None
+        and alone.segments is None
+        and alone.branches == whole.branches
+    )
 
 
 def test_refusals(trained):
-    with pytest.raises(errors.InputError, match="no clip came to be explained, expected at least one store row"):
+    with pytest.raises(
+        errors.InputError, match="no clip came to be explained, expected at least one store row"
+    ):
         explain.residual_map(trained[Autoencoder], [])
     with pytest.raises(errors.InputError, match="unknown component of a slope 'gamma'"):
         explain.slope(trained[OEVAE], [0], "gamma")
@@ -191,6 +233,10 @@ def test_band_hz_is_where_a_tone_lands():
     wave = torch.sin(2 * torch.pi * 1000.0 * torch.arange(RATE) / RATE)[None]
     for n_mels, slaney in ((64, False), (128, True)):
         low, high = (0.0, RATE / 2) if slaney else (50.0, 7800.0)
-        made = features.baseline_mel(wave)[0].mean(0) if slaney else features.log_mel(wave, n_mels=n_mels)[0, 0].mean(1)
+        made = (
+            features.baseline_mel(wave)[0].mean(0)
+            if slaney
+            else features.log_mel(wave, n_mels=n_mels)[0, 0].mean(1)
+        )
         hz = features.band_hz(n_mels, n_fft=1024, low_hz=low, high_hz=high, rate=RATE, slaney=slaney)
         assert (np.diff(hz) >= 0).all() and hz[int(made.argmax())] == pytest.approx(1000, abs=40)

@@ -1,4 +1,6 @@
-"""The tuner's models: a tick equals the study's own scores and scikit-learn, the sweep equals ticks, rules see what they may see."""
+"""The tuner's models: a tick equals the study's own scores and scikit-learn, the sweep equals ticks, rules
+see what they may see.
+"""
 
 import dataclasses
 import time
@@ -19,32 +21,65 @@ from asdlib.studies import config
 from asdlib.viz.widgets.tuner import Tuner
 
 COMPONENTS = ("alpha", "alpha_k1", "alpha_k5", "alpha_kl", "beta", "beta_k1", "beta_k2", "beta_k4")
-CFG = config.StudySettings(name="tried", oevae=oevae.OEVAESettings(k_scales=(1.0, 5.0)), metrics=metrics.MetricsSettings(bootstrap=20))
+CFG = config.StudySettings(
+    name="tried",
+    oevae=oevae.OEVAESettings(k_scales=(1.0, 5.0)),
+    metrics=metrics.MetricsSettings(bootstrap=20),
+)
 
 
 def scored(machines=3, seeds=(0,), classifier=True, shift=0.4, step=0.25, labels=True, source=25, target=6):
-    """Scores in steps, so that many are tied; machines of different sizes; anomalies and target clips lie higher."""
+    """Scores in steps, so that many are tied; machines of different sizes; anomalies and target clips lie
+    higher.
+    """
     rng, rows = np.random.default_rng(5), []
     systems = [("oevae", name) for name in COMPONENTS] + [("classifier", "score")] * classifier
     for m in range(machines):
         plan = [("train", "source", "normal", source), ("train", "target", "normal", target)]
         plan += [("test", d, kind, 8 + m) for d in ("source", "target") for kind in ("normal", "anomaly")]
-        for (split, domain, kind, n), (number, (system, component)) in [(a, b) for a in plan for b in enumerate(systems)]:
+        for (split, domain, kind, n), (number, (system, component)) in [
+            (a, b) for a in plan for b in enumerate(systems)
+        ]:
             for seed in seeds:
-                score = rng.normal(size=n) * (1 + number) + (kind == "anomaly") + shift * (domain == "target") + 5 * number
+                score = (
+                    rng.normal(size=n) * (1 + number)
+                    + (kind == "anomaly")
+                    + shift * (domain == "target")
+                    + 5 * number
+                )
                 clips = [f"m{m}/{split}/{domain}_{kind}_{i:03}" for i in range(n)]
                 told = kind if split == "train" or labels else "unlabelled"
-                table = pd.DataFrame({"clip": clips, "score": np.round(score / step) * step, "system": system, "component": component, "seed": seed})
-                rows.append(table.assign(machine=f"m{m}", section="00", split=split, domain=domain, label=told))
+                table = pd.DataFrame(
+                    {
+                        "clip": clips,
+                        "score": np.round(score / step) * step,
+                        "system": system,
+                        "component": component,
+                        "seed": seed,
+                    }
+                )
+                rows.append(
+                    table.assign(machine=f"m{m}", section="00", split=split, domain=domain, label=told)
+                )
     return pd.concat(rows, ignore_index=True)[list(schemas.SCORE_COLUMNS)]
 
 
 def study_scores(scores, cfg, choice, found):
-    """The score table as the study would make it with these settings: other components under the names of the chosen ones."""
-    names = {"alpha": {"5 (trained)": "alpha", "1 (refitted)": "alpha_k1", "5 (refitted)": "alpha_k5"}[choice.prior], "beta": f"beta_k{choice.k}"}
+    """The score table as the study would make it with these settings: other components under the names of the
+    chosen ones.
+    """
+    names = {
+        "alpha": {"5 (trained)": "alpha", "1 (refitted)": "alpha_k1", "5 (refitted)": "alpha_k5"}[
+            choice.prior
+        ],
+        "beta": f"beta_k{choice.k}",
+    }
     if choice.k == cfg.oevae.neighbours:
         names["beta"] = "beta"
-    own = [scores[(scores["system"] == "oevae") & (scores["component"] == name)].assign(component=part) for part, name in names.items()]
+    own = [
+        scores[(scores["system"] == "oevae") & (scores["component"] == name)].assign(component=part)
+        for part, name in names.items()
+    ]
     settings = dataclasses.replace(cfg.fusion, omega=choice.omega, eta=choice.eta)
     table = fusion.systems(pd.concat([*own, scores[scores["system"] == "classifier"]]), settings)
     several = table["seed"].nunique() > 1
@@ -66,10 +101,16 @@ def test_a_tick_is_the_score_of_the_study_and_equals_scikit_learn(mode, seeds):
             tick = found.point(system, choice)
             final = found.final(system, choice).test
             for i, machine in enumerate(found.machines):
-                rows = table[(table["system"] == name(system)) & (table["component"] == "score") & (table["machine"] == machine)]
+                rows = table[
+                    (table["system"] == name(system))
+                    & (table["component"] == "score")
+                    & (table["machine"] == machine)
+                ]
                 rows = rows[rows["split"] == "test"].sort_values("clip")
                 np.testing.assert_allclose(final[i, : len(rows)], rows["score"], rtol=1e-12, atol=1e-12)
-                slow = oracle.official_metrics(list(final[i, : len(rows)]), list(rows["domain"]), list(rows["label"]))
+                slow = oracle.official_metrics(
+                    list(final[i, : len(rows)]), list(rows["domain"]), list(rows["label"])
+                )
                 np.testing.assert_allclose(tick[i], [*slow, oracle.harmonic_mean(slow)], rtol=0, atol=1e-12)
             every = [value for row in tick[:-1] for value in row[:3]]
             assert tick[-1, 3] == pytest.approx(oracle.harmonic_mean(every), abs=1e-12)
@@ -93,7 +134,11 @@ def test_the_sweep_holds_what_a_tick_computes(tuner):
         slot, p, j, w = (int(rng.integers(n)) for n in points.areas.shape[:4])
         eta = float(points.etas[slot - 1]) if slot else 0.5
         choice = Choice(float(points.omegas[w]), eta, list(found.betas)[j], list(found.alphas)[p])
-        np.testing.assert_allclose(found.table(points.areas[slot, p, j, w]), found.point("ensemble" if slot else "oevae", choice), atol=1e-12)
+        np.testing.assert_allclose(
+            found.table(points.areas[slot, p, j, w]),
+            found.point("ensemble" if slot else "oevae", choice),
+            atol=1e-12,
+        )
         if w % tuning.EVERY == 0:
             slow = tuning.domain_mismatch(found, found.final("ensemble" if slot else "oevae", choice).train)
             assert points.mismatch[slot, p, j, w // tuning.EVERY] == pytest.approx(float(slow), abs=1e-12)
@@ -105,7 +150,9 @@ def test_curves_pass_through_the_point_and_lie_in_their_bands(tuner):
         curves, (omegas, bands) = tuner.curves(), tuner.bands()
         at = int(np.argmin(abs(tuner.sweep.omegas - 0.4)))
         np.testing.assert_allclose(curves[at], tuner.table(), atol=1e-12)
-        assert (bands[:, 0] <= curves[:: tuning.EVERY] + 0.1).all() and (bands[:, 1] >= curves[:: tuning.EVERY] - 0.1).all()
+        assert (bands[:, 0] <= curves[:: tuning.EVERY] + 0.1).all() and (
+            bands[:, 1] >= curves[:: tuning.EVERY] - 0.1
+        ).all()
         np.testing.assert_allclose(tuner.interval(), bands[int(np.argmin(abs(omegas - 0.4)))], atol=1e-12)
     values, eta = tuner.map()
     assert eta == pytest.approx(0.4) and values.shape == (3, 3, 51)
@@ -118,15 +165,22 @@ def test_bands_are_those_of_the_resamples_written_out(tuner):
     for b in (0, 7):
         for i in range(len(found.machines)):
             n = len(found.domain[i])
-            slow = oracle.resampled_metrics(list(test[i, :n]), list(found.domain[i]), list(found.label[i]), weights[i][b])
+            slow = oracle.resampled_metrics(
+                list(test[i, :n]), list(found.domain[i]), list(found.label[i]), weights[i][b]
+            )
             np.testing.assert_allclose(boots[b, i, :3], slow, atol=1e-12)
-    np.testing.assert_allclose(tuning.band(found, test[None], weights)[0], np.quantile(boots, [0.025, 0.975], axis=0))
+    np.testing.assert_allclose(
+        tuning.band(found, test[None], weights)[0], np.quantile(boots, [0.025, 0.975], axis=0)
+    )
 
 
 def test_domain_mismatch_is_the_auc_counted_pair_by_pair():
     found = tuning.from_scores(scored(machines=2), CFG)
     train = found.final("oevae", found.default).train
-    slow = [abs(2 * oracle.pair_auc(train[i, : len(t)][~t], train[i, : len(t)][t]) - 1) for i, t in enumerate(found.target)]
+    slow = [
+        abs(2 * oracle.pair_auc(train[i, : len(t)][~t], train[i, : len(t)][t]) - 1)
+        for i, t in enumerate(found.target)
+    ]
     assert float(tuning.domain_mismatch(found, train)) == pytest.approx(np.mean(slow), abs=1e-12)
 
 
@@ -153,7 +207,10 @@ def test_the_training_rule_never_sees_a_test_clip():
         found = tuning.from_scores(table, CFG)
         rules = tuning.rules(found, tuning.make(found, 0), 0)
         chosen.append(rules)
-    assert chosen[0]["training"] == chosen[1]["training"] and chosen[0]["oracle"].choice != chosen[1]["oracle"].choice
+    assert (
+        chosen[0]["training"] == chosen[1]["training"]
+        and chosen[0]["oracle"].choice != chosen[1]["oracle"].choice
+    )
 
 
 def test_the_training_rule_leaves_the_default_only_for_more_than_chance():
@@ -164,7 +221,9 @@ def test_the_training_rule_leaves_the_default_only_for_more_than_chance():
     scores.loc[(scores["component"] == "alpha") & (scores["domain"] == "target"), "score"] += 6
     moved = tuning.from_scores(scores, CFG)
     rule = tuning.rules(moved, tuning.make(moved, 0), 0)["training"]
-    assert rule.choice != moved.default and (rule.choice.omega < 0.5 or rule.choice.prior != moved.default.prior or rule.choice.eta < 0.5)
+    assert rule.choice != moved.default and (
+        rule.choice.omega < 0.5 or rule.choice.prior != moved.default.prior or rule.choice.eta < 0.5
+    )
 
 
 def test_the_oracle_is_the_best_point_there_is(tuner):
@@ -177,7 +236,10 @@ def test_the_oracle_is_the_best_point_there_is(tuner):
 def test_what_a_rule_gains_is_paired(tuner):
     gained = tuner.reached(tuner.rules["oracle"].choice)
     np.testing.assert_array_equal(tuner.reached(tuner.parts.default)[1], 0)
-    assert gained[1, 0] == pytest.approx(gained[0, 0] - tuner.reached(tuner.parts.default)[0, 0], abs=1e-12) and gained[1, 1] <= gained[1, 2]
+    assert (
+        gained[1, 0] == pytest.approx(gained[0, 0] - tuner.reached(tuner.parts.default)[0, 0], abs=1e-12)
+        and gained[1, 1] <= gained[1, 2]
+    )
 
 
 # ---------------------------------------------------------------- what is missing
@@ -188,7 +250,11 @@ def test_a_study_without_classifier_tunes_oevae_alone():
     points = tuning.make(found, 0)
     tuner = Tuner(found, points)
     assert found.systems == ("oevae",) and points.areas.shape[0] == 1 and len(points.etas) == 0
-    assert tuner.rules["oracle"].choice.eta == CFG.fusion.eta and np.isfinite(tuner.table()).all() and tuner.map()[1] is None
+    assert (
+        tuner.rules["oracle"].choice.eta == CFG.fusion.eta
+        and np.isfinite(tuner.table()).all()
+        and tuner.map()[1] is None
+    )
 
 
 def test_a_study_without_oevae_is_refused():
@@ -206,7 +272,12 @@ def test_refits_and_neighbours_that_were_not_computed_are_not_offered():
 def test_without_labels_only_the_oracle_is_missing():
     found = tuning.from_scores(scored(labels=False), CFG)
     tuner = Tuner(found, tuning.make(found, 0))
-    assert np.isnan(tuner.table()).all() and tuner.rules["oracle"].choice is None and tuner.rules["training"].choice and np.isnan(tuner.worth)
+    assert (
+        np.isnan(tuner.table()).all()
+        and tuner.rules["oracle"].choice is None
+        and tuner.rules["training"].choice
+        and np.isnan(tuner.worth)
+    )
 
 
 def test_seeds_that_scored_other_clips_are_refused():
@@ -233,14 +304,23 @@ def test_the_file_can_be_included_by_any_study(tuner, tmp_path):
     text = (tmp_path / "tuned.toml").read_text()
     assert text.startswith("# chosen by hand, in sight of test labels: not a claim; written by a person\n")
     cfg = config.load("demo", [f"include=['{tmp_path}/tuned.toml']"])
-    assert (cfg.fusion.omega, cfg.fusion.eta, cfg.oevae.neighbours, cfg.oevae.condition.k_scale) == (0.62, 0.35, 2, 1.0)
+    assert (cfg.fusion.omega, cfg.fusion.eta, cfg.oevae.neighbours, cfg.oevae.condition.k_scale) == (
+        0.62,
+        0.35,
+        2,
+        1.0,
+    )
 
 
 def test_a_batch_run_keeps_what_a_person_wrote(tuner, tmp_path):
     path = tmp_path / "tuned.toml"
     tuner.choose(Choice(0.62, 0.35, 2, "1 (refitted)"))
     assert "is included by this study" in tuner.keep(path, (str(path),)) and not path.exists()
-    assert "holds the fixed default" in tuner.keep(path) and "omega = 0.5" in path.read_text() and "written by a batch run" in path.read_text()
+    assert (
+        "holds the fixed default" in tuner.keep(path)
+        and "omega = 0.5" in path.read_text()
+        and "written by a batch run" in path.read_text()
+    )
     assert tuner.choice == Choice(0.62, 0.35, 2, "1 (refitted)")
     tuner.save(path)
     mine = path.read_text()
@@ -252,22 +332,41 @@ def test_the_sweep_is_found_again_and_made_anew_for_other_scores(tmp_path):
     found = tuning.from_scores(scores, CFG)
     first = tuning.open_sweep(tmp_path, found, 0)
     again = tuning.open_sweep(tmp_path, found, 0)
-    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, again, strict=True)) and len(list(tmp_path.iterdir())) == 1
+    assert (
+        all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, again, strict=True))
+        and len(list(tmp_path.iterdir())) == 1
+    )
     scores.loc[0, "score"] += 1
     tuning.open_sweep(tmp_path, tuning.from_scores(scores, CFG), 0)
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_one_tick_is_cheap():
-    """Prints what a tick costs at the size of the challenge; fails only where it is far out (a busy machine is slow)."""
+    """Prints what a tick costs at the size of the challenge; fails only where it is far out (a busy machine
+    is slow).
+    """
     rng = np.random.default_rng(0)
-    domain, label = np.repeat(["source", "target", "source", "target"], 50), np.repeat(["normal", "anomaly"], 100)
+    domain, label = (
+        np.repeat(["source", "target", "source", "target"], 50),
+        np.repeat(["normal", "anomaly"], 100),
+    )
     split = tuning.Split(rng.normal(size=(7, 1, 200)), rng.normal(size=(7, 1, 1000)))
     target, code = np.arange(1000) >= 990, np.tile(tuning.roc.clip_codes(domain, label), (7, 1))
     names = tuple(f"m{i}" for i in range(7))
     default = Choice(0.5, 0.5, 1, "5")
     found = tuning.Parts(
-        names, {"5": split}, {1: split}, split, [domain] * 7, [label] * 7, [target] * 7, code, "zscore", CFG.metrics, default, {"5": 5.0}
+        names,
+        {"5": split},
+        {1: split},
+        split,
+        [domain] * 7,
+        [label] * 7,
+        [target] * 7,
+        code,
+        "zscore",
+        CFG.metrics,
+        default,
+        {"5": 5.0},
     )
     spent = []
     for omega in np.linspace(0, 1, 60):
@@ -280,7 +379,11 @@ def test_one_tick_is_cheap():
 
 def test_a_rule_that_points_the_wrong_way_is_not_recommended(tuner):
     before = tuner.worth
-    for value, words in ((-0.85, "do not follow it"), (0.8, "points towards better detection"), (float("nan"), "no telling")):
+    for value, words in (
+        (-0.85, "do not follow it"),
+        (0.8, "points towards better detection"),
+        (float("nan"), "no telling"),
+    ):
         tuner.worth = value
         assert words in tuner.verdict()
     tuner.worth = before

@@ -2,9 +2,10 @@
 
     python -m tests.bench [NAME ...] [--device cpu|cuda] [--write]
 
-Without a name all stages are measured, each beside a plain reference in the same run and beside the limit of the hardware (how:
-`tests.bench.measure`). `--write` puts the table into reports/benchmarks.md. Some minutes on two cores; a machine with nothing else
-to do gives the better figures. The names in CHECKS are long experiments on synthetic machines, and run only when asked for.
+Without a name all stages are measured, each beside a plain reference in the same run and beside the limit of
+the hardware (how: `tests.bench.measure`). `--write` puts the table into reports/benchmarks.md. Some minutes
+on two cores; a machine with nothing else to do gives the better figures. The names in CHECKS are long
+experiments on synthetic machines, and run only when asked for.
 """
 
 import argparse
@@ -23,28 +24,46 @@ from asdlib.viz import tables
 from tests.bench import autoencoder, cluster, data, jobs, measure, oevae, search, severity_zero, steps
 
 STAGES = {
-    "decode": data.decode, "features": data.feature, "oevae_step": steps.oevae_step, "classifier_step": steps.classifier_step,
-    "autoencoder_step": steps.autoencoder_step, "embedding": steps.embedding, "knn": search.knn, "kmeans": search.kmeans,
-    "metrics_grid": search.metrics_grid, "report": jobs.page, "kernel": jobs.kernel, "layouts": steps.layouts,
-}  # fmt: skip
+    "decode": data.decode,
+    "features": data.feature,
+    "oevae_step": steps.oevae_step,
+    "classifier_step": steps.classifier_step,
+    "autoencoder_step": steps.autoencoder_step,
+    "embedding": steps.embedding,
+    "knn": search.knn,
+    "kmeans": search.kmeans,
+    "metrics_grid": search.metrics_grid,
+    "report": jobs.page,
+    "kernel": jobs.kernel,
+    "layouts": steps.layouts,
+}
 CHECKS = {
-    "autoencoder": autoencoder.main, "oevae": oevae.main, "oevae_null": oevae.null, "severity_zero": severity_zero.main, "cluster": cluster.main,
-}  # fmt: skip
+    "autoencoder": autoencoder.main,
+    "oevae": oevae.main,
+    "oevae_null": oevae.null,
+    "severity_zero": severity_zero.main,
+    "cluster": cluster.main,
+}
 PAGE = artifacts.CLONE / "reports" / "benchmarks.md"
 
 if importlib.util.find_spec("asdlib.analysis.tuning"):  # the tuner's arithmetic
-    STAGES["tick"] = lambda device: search.tick(device, importlib.import_module("asdlib.analysis.tuning").from_scores)
+    STAGES["tick"] = lambda device: search.tick(
+        device, importlib.import_module("asdlib.analysis.tuning").from_scores
+    )
 
 
 def text(found: list[measure.Measure], device: torch.device) -> str:
     """The page."""
     known = ("python", "torch", "numpy", "scikit-learn", "commit")
-    versions = ", ".join(f"{name} {version}" for name, version in artifacts.versions().items() if name in known)
+    versions = ", ".join(
+        f"{name} {version}" for name, version in artifacts.versions().items() if name in known
+    )
     where = f"{model_card.hardware(device)}; {measure.machine(device)}"
     how = (
-        "Rates of one run of `python -m tests.bench`, on one thread of a CPU. The plain way was timed in turns with ours; its column is the "
-        "median of the rounds' ratios with the smallest and the largest. `limit` is what this machine could do by its measured matrix-product "
-        "and copy rates, `of limit` how much of it is reached. `peak MB` is memory beyond what was there before."
+        "Rates of one run of `python -m tests.bench`, on one thread of a CPU. The plain way was timed in"
+        " turns with ours; its column is the median of the rounds' ratios with the smallest and the largest."
+        " `limit` is what this machine could do by its measured matrix-product and copy rates, `of limit` how"
+        " much of it is reached. `peak MB` is memory beyond what was there before."
     )
     head = f"# Benchmarks\n\n{datetime.date.today().isoformat()}, {where}\n\n{versions}\n\n{how}"
     return f"{head}\n\n{tables.markdown_table(measure.table(found))}\n"
@@ -52,9 +71,17 @@ def text(found: list[measure.Measure], device: torch.device) -> str:
 
 def main() -> int:
     """Measure what was asked for."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(STAGES)}; or one of {', '.join(CHECKS)}")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(STAGES)}; or one of {', '.join(CHECKS)}"
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(artifacts.CLONE)}")
     given = parser.parse_args()
     try:

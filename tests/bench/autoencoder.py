@@ -1,7 +1,9 @@
-"""The official autoencoder: our training against a plain float32 loop over materialised vectors, and peak memory at real size.
+"""The official autoencoder: our training against a plain float32 loop over materialised vectors, and peak
+memory at real size.
 
-The plain loop is what the official code does, bare: every 640-value vector in memory, torch's own layers, Adam, and
-`set_detect_anomaly(True)`, with torch's own number of threads. Ours trains several networks at once, one thread each.
+The plain loop is what the official code does, bare: every 640-value vector in memory, torch's own layers,
+Adam, and `set_detect_anomaly(True)`, with torch's own number of threads. Ours trains several networks at
+once, one thread each.
 """
 
 import itertools
@@ -81,5 +83,8 @@ def main() -> None:
     print(f"  ours, {cores} trainings at once {many:7.0f}    1 training {one:7.0f}")
     ratios = [row[1] / row[2] for row in rounds]
     on_one = statistics.median(row[0] / row[3] for row in rounds)
-    print(f"  ratio on all cores {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}); on one core {on_one:.2f}")
+    print(
+        f"  ratio on all cores {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}); on"
+        f" one core {on_one:.2f}"
+    )
     print(f"  peak memory of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")

@@ -1,4 +1,6 @@
-"""Throughput of two local workers against one: smoke with four machines and two seeds, both from nothing but the decoded recordings."""
+"""Throughput of two local workers against one: smoke with four machines and two seeds, both from nothing but
+the decoded recordings.
+"""
 
 import os
 import shutil
@@ -10,7 +12,13 @@ import time
 from pathlib import Path
 
 ASD = Path(sys.executable).with_name("asd")  # the command as users give it
-STUDY = ("smoke", "--set", "synthetic.machines=['fan', 'gearbox', 'slider', 'valve']", "--set", "seeds=[0, 1]")
+STUDY = (
+    "smoke",
+    "--set",
+    "synthetic.machines=['fan', 'gearbox', 'slider', 'valve']",
+    "--set",
+    "seeds=[0, 1]",
+)
 
 ROUNDS = 3
 
@@ -24,7 +32,9 @@ def asd(home: Path, *words: str) -> float:
 
 
 def main() -> None:
-    """Prints seconds, jobs and the ratio, median of rounds that begin now with one, now with two workers; then how long a second run takes."""
+    """Prints seconds, jobs and the ratio, median of rounds that begin now with one, now with two workers;
+    then how long a second run takes.
+    """
     with tempfile.TemporaryDirectory() as top:
         home = Path(top)
         asd(home / "store", "--dry-run")
@@ -37,7 +47,13 @@ def main() -> None:
         again = asd(home / "2", "--workers", "2")
         jobs = len([path for path in (home / "2" / "runs").rglob("notebook.ipynb")])
         for workers, spent in seconds.items():
-            print(f"cluster: {jobs} jobs on {workers} workers: {statistics.median(spent):.0f} s ({min(spent):.0f} to {max(spent):.0f})")
+            print(
+                f"cluster: {jobs} jobs on {workers} workers: {statistics.median(spent):.0f} s"
+                f" ({min(spent):.0f} to {max(spent):.0f})"
+            )
         ratios = [one / two for one, two in zip(seconds[1], seconds[2], strict=True)]
         span = f"median of {ROUNDS} rounds, {min(ratios):.2f} to {max(ratios):.2f}"
-        print(f"cluster: two workers bring {statistics.median(ratios):.2f} x the throughput of one ({span}); a second run takes {again:.2f} s")
+        print(
+            f"cluster: two workers bring {statistics.median(ratios):.2f} x the throughput of one ({span}); a"
+            f" second run takes {again:.2f} s"
+        )

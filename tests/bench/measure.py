@@ -1,14 +1,17 @@
-"""What a benchmark measures and how: throughput beside a plain reference, interleaved, and beside what the hardware could do.
+"""What a benchmark measures and how: throughput beside a plain reference, interleaved, and beside what the
+hardware could do.
 
 Conventions
 -----------
-`compare` runs ours and the plain way in turns and takes medians over the rounds; the ratio is the median of the rounds' own ratios, with
-the smallest and the largest beside it, so that a load that comes and goes stretches both. On a CPU a round's time is CPU time of this process
-(all its threads) on one thread of every library; on a GPU it is wall time, waited for. Nothing here asserts a time.
+`compare` runs ours and the plain way in turns and takes medians over the rounds; the ratio is the median of
+the rounds' own ratios, with the smallest and the largest beside it, so that a load that comes and goes
+stretches both. On a CPU a round's time is CPU time of this process (all its threads) on one thread of every
+library; on a GPU it is wall time, waited for. Nothing here asserts a time.
 
-The limit of the hardware is the larger of two times: floating point operations (matrix products and convolutions as torch counts
-them, and what a bench adds for its Fourier transforms) over the rate of a large matrix product of that precision on this
-machine, and bytes that cannot but be moved over the rate of a large copy. `of limit` is that time over ours: 1 means nothing is left.
+The limit of the hardware is the larger of two times: floating point operations (matrix products and
+convolutions as torch counts them, and what a bench adds for its Fourier transforms) over the rate of a large
+matrix product of that precision on this machine, and bytes that cannot but be moved over the rate of a large
+copy. `of limit` is that time over ours: 1 means nothing is left.
 """
 
 from __future__ import annotations
@@ -51,10 +54,15 @@ class Measure:
         """In words, for the table."""
         ratio = f"{number(self.ratio)} ({number(self.low)} to {number(self.high)})" if self.plain else ""
         return {
-            "stage": self.stage, "rate": f"{number(self.rate)} {self.unit}/s", "peak MB": f"{self.peak_mb:.0f}",
-            "limit": f"{number(self.limit)} {self.unit}/s" if self.limit else "", "of limit": f"{self.rate / self.limit:.2f}" if self.limit else "",
-            "times the plain way": ratio, "the plain way": self.plain, "note": self.note,
-        }  # fmt: skip
+            "stage": self.stage,
+            "rate": f"{number(self.rate)} {self.unit}/s",
+            "peak MB": f"{self.peak_mb:.0f}",
+            "limit": f"{number(self.limit)} {self.unit}/s" if self.limit else "",
+            "of limit": f"{self.rate / self.limit:.2f}" if self.limit else "",
+            "times the plain way": ratio,
+            "the plain way": self.plain,
+            "note": self.note,
+        }
 
 
 def number(value: float) -> str:
@@ -71,7 +79,9 @@ def clock(device: torch.device) -> float:
 
 
 class Peak:
-    """Largest memory inside a `with` block beyond what was there before, MB: resident on a CPU, allocated on a GPU."""
+    """Largest memory inside a `with` block beyond what was there before, MB: resident on a CPU, allocated on
+    a GPU.
+    """
 
     def __init__(self, device: torch.device):
         self.device, self.mb = device, 0.0
@@ -87,7 +97,9 @@ class Peak:
         return self
 
     def __exit__(self, *_) -> None:
-        most = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _status("VmHWM")
+        most = (
+            torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _status("VmHWM")
+        )
         self.mb = (most - self.before) / 1e6
 
 
@@ -133,10 +145,22 @@ def fourier(transforms: float, length: int) -> float:
 
 
 def compare(
-    stage: str, unit: str, ours: Callable, items: float, plain: Callable | None = None, plain_items: float | None = None, *, says: str = "",
-    device: torch.device = CPU, dtype: torch.dtype = torch.float32, operations: float = 0, moved: float = 0,
-    rounds: int = ROUNDS, note: str = "", timer: Callable[[], float] | None = None,
-) -> Measure:  # fmt: skip
+    stage: str,
+    unit: str,
+    ours: Callable,
+    items: float,
+    plain: Callable | None = None,
+    plain_items: float | None = None,
+    *,
+    says: str = "",
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+    operations: float = 0,
+    moved: float = 0,
+    rounds: int = ROUNDS,
+    note: str = "",
+    timer: Callable[[], float] | None = None,
+) -> Measure:
     """Ours and the plain way in turns.
 
     items, plain_items : that one call handles.  says : what the plain way is, in a few words
@@ -157,9 +181,23 @@ def compare(
     for _ in range(rounds):
         took.append((timed(ours) / items, timed(plain) / (plain_items or items) if plain else 0.0))
     mine, ratios = statistics.median(row[0] for row in took), [row[1] / row[0] for row in took]
-    least = max(operations / matrix_rate(device, dtype) if operations else 0, moved / copy_rate(device) if moved else 0)
+    least = max(
+        operations / matrix_rate(device, dtype) if operations else 0,
+        moved / copy_rate(device) if moved else 0,
+    )
     print(f"  {stage}: {number(1 / mine)} {unit}/s", file=sys.stderr, flush=True)
-    return Measure(stage, unit, 1 / mine, peak.mb, items / least if least else 0.0, says, statistics.median(ratios), min(ratios), max(ratios), note)
+    return Measure(
+        stage,
+        unit,
+        1 / mine,
+        peak.mb,
+        items / least if least else 0.0,
+        says,
+        statistics.median(ratios),
+        min(ratios),
+        max(ratios),
+        note,
+    )
 
 
 def table(measures: list[Measure]) -> pd.DataFrame:
@@ -169,7 +207,10 @@ def table(measures: list[Measure]) -> pd.DataFrame:
 
 def machine(device: torch.device) -> str:
     """What it was measured on, in a line."""
-    rates = [f"{str(dtype)[6:]} {matrix_rate(device, dtype) / 1e9:,.0f} GFLOP/s" for dtype in (torch.float32, torch.bfloat16)]
+    rates = [
+        f"{str(dtype)[6:]} {matrix_rate(device, dtype) / 1e9:,.0f} GFLOP/s"
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     rates.append(f"copy {copy_rate(device) / 1e9:.1f} GB/s")
     return f"matrix products {', '.join(rates)}; {cores} cores, load average {load:.1f}"

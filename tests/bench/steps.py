@@ -25,7 +25,10 @@ from tests.bench import autoencoder
 from tests.bench.data import RATE, opened, recordings
 from tests.bench.measure import Measure, clock, compare, flops
 
-CLIPS = {"cpu": 16, "cuda": 64}  # of a classifier's step: a quarter of the study's on a CPU, where it takes long enough
+CLIPS = {
+    "cpu": 16,
+    "cuda": 64,
+}  # of a classifier's step: a quarter of the study's on a CPU, where it takes long enough
 SEGMENTS = 128  # of an OEVAE step, as in the study
 
 
@@ -35,7 +38,9 @@ def study(device: torch.device, **more) -> Context:
     return Context(cfg, opened(recordings(2, 100, 0, 10.0)).to(device), device)
 
 
-def stepper(net: nn.Module, batch: Callable, optimiser: torch.optim.Optimizer, dtype: torch.dtype) -> Callable:
+def stepper(
+    net: nn.Module, batch: Callable, optimiser: torch.optim.Optimizer, dtype: torch.dtype
+) -> Callable:
     """One training step on what `batch` gives."""
     device = next(net.parameters()).device
     draws = training.generator_for(0, device=device)
@@ -57,8 +62,12 @@ def exposed(context: Context) -> tuple[OEVAE, exposure.OutlierExposureBatches]:
     bound(detector, context.store, rows)._open()
     others = np.flatnonzero((table["machine"] != "machine0") & (table["split"] == "train"))
     items, settings = detector.front.items(others), context.cfg.oevae
-    weights = exposure.draw_weights(np.repeat(table["machine"].to_numpy()[others], settings.features.segments), [], 0.0)
-    return detector, exposure.OutlierExposureBatches(detector.front, settings, detector._target(rows), items, weights)
+    weights = exposure.draw_weights(
+        np.repeat(table["machine"].to_numpy()[others], settings.features.segments), [], 0.0
+    )
+    return detector, exposure.OutlierExposureBatches(
+        detector.front, settings, detector._target(rows), items, weights
+    )
 
 
 def oevae_step(device: torch.device) -> list[Measure]:
@@ -70,7 +79,9 @@ def oevae_step(device: torch.device) -> list[Measure]:
     net = detector._network()
     draws = training.generator_for(0, device=device)
     index, blend = made.plan(draws)
-    first = dataclasses.replace(blend, first=blend.first[:count], second=blend.second[:count], weight=blend.weight[:count])
+    first = dataclasses.replace(
+        blend, first=blend.first[:count], second=blend.second[:count], weight=blend.weight[:count]
+    )
 
     def gather() -> oevae.Batch:
         return made.batch(index[:count], first)
@@ -83,11 +94,30 @@ def oevae_step(device: torch.device) -> list[Measure]:
     work, rounds = flops(only), 3 if device.type == "cpu" else 10
     kinds = {"device": device, "dtype": dtype, "operations": work, "rounds": rounds}
     rows = [
-        compare("OEVAE step", "segments", only, count, plain, says="float32, contiguous, Adam unfused", note=f"{kind}, channels_last", **kinds),
-        compare("data of an OEVAE step", "segments", gather, count, _from_files(context, count), device=device, rounds=rounds,
-                says="read files, standardise, mel of torchaudio, item by item"),
-        compare("OEVAE step with its data", "segments", ours, count, note="gather, mixup, log-mel, step", **kinds),
-    ]  # fmt: skip
+        compare(
+            "OEVAE step",
+            "segments",
+            only,
+            count,
+            plain,
+            says="float32, contiguous, Adam unfused",
+            note=f"{kind}, channels_last",
+            **kinds,
+        ),
+        compare(
+            "data of an OEVAE step",
+            "segments",
+            gather,
+            count,
+            _from_files(context, count),
+            device=device,
+            rounds=rounds,
+            says="read files, standardise, mel of torchaudio, item by item",
+        ),
+        compare(
+            "OEVAE step with its data", "segments", ours, count, note="gather, mixup, log-mel, step", **kinds
+        ),
+    ]
     share = f"{100 * rows[0].rate / rows[1].rate:.1f} % of a step"
     return [rows[0], dataclasses.replace(rows[1], note=share), rows[2]]
 
@@ -95,7 +125,11 @@ def oevae_step(device: torch.device) -> list[Measure]:
 def _from_files(context: Context, count: int) -> Callable:
     """What a file-reading DataLoader does for a batch."""
     mel = torchaudio.transforms.MelSpectrogram(RATE, 1024, 1024, 256, 50.0, 7800.0, n_mels=224)
-    decibel, paths, rng = torchaudio.transforms.AmplitudeToDB(), context.store.clips["path"].tolist(), np.random.default_rng(0)
+    decibel, paths, rng = (
+        torchaudio.transforms.AmplitudeToDB(),
+        context.store.clips["path"].tolist(),
+        np.random.default_rng(0),
+    )
 
     class Files(torch.utils.data.Dataset):
         def __len__(self):
@@ -127,19 +161,37 @@ def classifier_step(device: torch.device) -> list[Measure]:
     ours = stepper(detector.net, gather, torch.optim.Adamax(detector.net.parameters(), lr=1e-3), dtype)
     bare = copy.deepcopy(detector.net).to(memory_format=torch.contiguous_format)
     plain = stepper(bare, lambda: ready, torch.optim.Adamax(bare.parameters(), lr=1e-3), torch.float32)
-    work = flops(stepper(detector.net, lambda: ready, torch.optim.Adamax(detector.net.parameters(), lr=1e-3), dtype))
+    work = flops(
+        stepper(detector.net, lambda: ready, torch.optim.Adamax(detector.net.parameters(), lr=1e-3), dtype)
+    )
     kinds = {"device": device, "dtype": dtype, "operations": work, "rounds": 3}
-    return [compare("classifier step", "clips", ours, count, plain, says="float32, contiguous, features ready", **kinds,
-                    note=f"12 s, fft + mel + phase, {kind}, features included")]  # fmt: skip
+    return [
+        compare(
+            "classifier step",
+            "clips",
+            ours,
+            count,
+            plain,
+            says="float32, contiguous, features ready",
+            **kinds,
+            note=f"12 s, fft + mel + phase, {kind}, features included",
+        )
+    ]
 
 
 def autoencoder_step(device: torch.device) -> list[Measure]:
     """60 steps of the official autoencoder on one core."""
     mel = features.baseline_mel(torch.randn(60, 10 * RATE, device=device))
     vectors = Vectors(mel.reshape(-1, 128), [mel.shape[1]] * 60, 5)
-    spread, order = vectors[torch.arange(len(vectors), device=device)], torch.randperm(len(vectors), device=device)
+    spread, order = (
+        vectors[torch.arange(len(vectors), device=device)],
+        torch.randperm(len(vectors), device=device),
+    )
     net, bare = Autoencoder(AutoencoderSettings()).to(device), autoencoder.plain_network().to(device)
-    optimiser, plain_optimiser = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True), torch.optim.Adam(bare.parameters(), lr=1e-3)
+    optimiser, plain_optimiser = (
+        torch.optim.Adam(net.parameters(), lr=1e-3, fused=True),
+        torch.optim.Adam(bare.parameters(), lr=1e-3),
+    )
     draws, parts = training.generator_for(0, device=device), order[: 60 * 256].split(256)
 
     def ours() -> None:
@@ -155,13 +207,34 @@ def autoencoder_step(device: torch.device) -> list[Measure]:
                 plain_optimiser.step()
 
     work = 60 * flops(lambda: (bare(spread[:256]) - spread[:256]).square().mean().backward())
-    rows = [compare("autoencoder step", "vectors", ours, 60 * 256, plain, device=device, operations=work,
-                    says="the official loop: vectors written out, anomaly detection on", note="batches of 256, one core each")]  # fmt: skip
+    rows = [
+        compare(
+            "autoencoder step",
+            "vectors",
+            ours,
+            60 * 256,
+            plain,
+            device=device,
+            operations=work,
+            says="the official loop: vectors written out, anomaly detection on",
+            note="batches of 256, one core each",
+        )
+    ]
     if device.type == "cpu":
         cores = training.cores()
-        rows.append(compare("autoencoder, all cores", "vectors", lambda: autoencoder.our_steps(vectors, 60, cores), 60 * 256 * cores,
-                            lambda: autoencoder.plain_steps(spread, 60, cores), 65 * 256, timer=time.perf_counter,
-                            says="the official loop with a thread per core", note=f"wall time, {cores} trainings at once"))  # fmt: skip
+        rows.append(
+            compare(
+                "autoencoder, all cores",
+                "vectors",
+                lambda: autoencoder.our_steps(vectors, 60, cores),
+                60 * 256 * cores,
+                lambda: autoencoder.plain_steps(spread, 60, cores),
+                65 * 256,
+                timer=time.perf_counter,
+                says="the official loop with a thread per core",
+                note=f"wall time, {cores} trainings at once",
+            )
+        )
         torch.set_num_threads(1)
     return rows
 
@@ -187,8 +260,19 @@ def embedding(device: torch.device) -> list[Measure]:
             bare.score(detector.front.log_mel(detector.front.waves(items[part])))[0].cpu()
 
     work = flops(lambda: bare(torch.zeros(8 * clips, 1, 224, 126, device=device)))
-    return [compare("embedding", "segments", ours, 8 * clips, plain, device=device, operations=work, rounds=3,
-                    says="one segment at a time, contiguous")]  # fmt: skip
+    return [
+        compare(
+            "embedding",
+            "segments",
+            ours,
+            8 * clips,
+            plain,
+            device=device,
+            operations=work,
+            rounds=3,
+            says="one segment at a time, contiguous",
+        )
+    ]
 
 
 def layouts(device: torch.device) -> list[Measure]:
@@ -201,27 +285,53 @@ def layouts(device: torch.device) -> list[Measure]:
                 torch.manual_seed(0)
                 if name == "oevae":
                     net, n = oevae.OEVAE(cfg.oevae), 32
-                    batch = oevae.Batch(torch.randn(n, 1, 224, 126, device=device), torch.ones(n, device=device), torch.zeros(n, device=device),
-                                        torch.zeros(n, device=device).bool())  # fmt: skip
+                    batch = oevae.Batch(
+                        torch.randn(n, 1, 224, 126, device=device),
+                        torch.ones(n, device=device),
+                        torch.zeros(n, device=device),
+                        torch.zeros(n, device=device).bool(),
+                    )
                 else:
                     context = study(device, classifier=classifier.ClassifierSettings(holdout=0.0))
                     detector, n = detector_of(Classifier, context), CLIPS[device.type]
                     bound(detector, context.store, np.arange(len(context.store)))._prepare()
                     net, wave = detector.net, torch.randn(n, 12 * RATE, device=device)
                     classes = len(detector.classes)
-                    batch = Batch(classifier.branch_inputs(wave, cfg.classifier), torch.eye(classes, device=device)[torch.arange(n) % classes])
+                    batch = Batch(
+                        classifier.branch_inputs(wave, cfg.classifier),
+                        torch.eye(classes, device=device)[torch.arange(n) % classes],
+                    )
                 net = net.to(device, memory_format=memory)
-                steps.append(stepper(net, lambda batch=batch: batch, torch.optim.Adam(net.parameters(), fused=True), dtype))
-            rows.append(compare(f"{name}, {kind}", "items", steps[0], n, steps[1], says="contiguous", device=device, rounds=3, note="channels_last"))
+                steps.append(
+                    stepper(
+                        net, lambda batch=batch: batch, torch.optim.Adam(net.parameters(), fused=True), dtype
+                    )
+                )
+            rows.append(
+                compare(
+                    f"{name}, {kind}",
+                    "items",
+                    steps[0],
+                    n,
+                    steps[1],
+                    says="contiguous",
+                    device=device,
+                    rounds=3,
+                    note="channels_last",
+                )
+            )
     return rows
 
 
 def waits(device: torch.device) -> float:
-    """Share of an epoch of OEVAE in which a GPU has nothing to do: wall time against the time of its kernels."""
+    """Share of an OEVAE epoch in which a GPU is idle: wall time against the time of its kernels."""
     context = study(device, oevae=oevae.OEVAESettings(batch=128))
     detector, made = exposed(context)
     net = detector._network()
-    optimiser, draws = torch.optim.Adam(net.parameters(), fused=True), training.generator_for(0, device=device)
+    optimiser, draws = (
+        torch.optim.Adam(net.parameters(), fused=True),
+        training.generator_for(0, device=device),
+    )
     for _ in range(2):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
             began = clock(device)

@@ -1,9 +1,11 @@
-"""Fixtures of the browser tests: a finished smoke study, one JupyterLab, one Chromium, a folder for screenshots.
+"""Fixtures of the browser tests: a finished smoke study, one JupyterLab, one Chromium, a folder for
+screenshots.
 
-    pytest -m browser                     where Chromium and playwright are; else the tests are skipped with the reason
-    ASDLIB_BROWSER=required               what is missing is a failure (CI)
-    ASDLIB_BROWSER_HOME=DIR               a home with a finished study `smoke`, instead of running it (minutes)
-    ASDLIB_BROWSER_SHOTS=DIR              where screenshots stay; else in the folder of the test run
+pytest -m browser                     where Chromium and playwright are; else the tests are skipped with the
+reason
+ASDLIB_BROWSER=required               what is missing is a failure (CI)
+ASDLIB_BROWSER_HOME=DIR               a home with a finished study `smoke`, instead of running it (minutes)
+ASDLIB_BROWSER_SHOTS=DIR              where screenshots stay; else in the folder of the test run
 """
 
 import os
@@ -35,7 +37,9 @@ def home(driven, tmp_path_factory):
         shutil.copytree(given, folder, symlinks=True)
     code = "import sys; from asdlib.cli import main; sys.exit(main())"
     words = [sys.executable, "-c", code, "run", "smoke", "--home", str(folder)]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    result = subprocess.run(
+        words, capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     return folder
 
@@ -82,4 +86,6 @@ def checker(driven):
     try:
         return axe.script()
     except OSError as error:
-        (pytest.fail if os.environ.get("ASDLIB_BROWSER") == "required" else pytest.skip)(f"the npm registry does not answer: {error}")
+        (pytest.fail if os.environ.get("ASDLIB_BROWSER") == "required" else pytest.skip)(
+            f"the npm registry does not answer: {error}"
+        )

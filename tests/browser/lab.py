@@ -1,8 +1,9 @@
 """A real JupyterLab and a real Chromium for tests: started fresh, watched, ended by their process numbers.
 
-JupyterLab listens on 127.0.0.1 only, with a port and a token of its own and with empty folders for its settings, so that nothing of the
-user's is read or changed; notebooks are copies whose parameters cell names the study and its home. A `Watch` notes every error of a page and
-every request that leaves the machine. Why it waits and which flags it sets: METHOD 8.7.
+JupyterLab listens on 127.0.0.1 only, with a port and a token of its own and with empty folders for its
+settings, so that nothing of the user's is read or changed; notebooks are copies whose parameters cell names
+the study and its home. A `Watch` notes every error of a page and every request that leaves the machine. Why
+it waits and which flags it sets: METHOD 8.7.
 """
 
 import contextlib
@@ -21,10 +22,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync --autoplay-policy=no-user-gesture-required"
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync --autoplay-policy=no-user-gesture-required"
 ).split()
-SETTINGS = {"@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}}
+SETTINGS = {
+    "@jupyterlab/apputils-extension/notification": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+        "doNotDisturbMode": True,
+    }
+}
 NEAR = re.compile(r"(https?|wss?)://127\.0\.0\.1[:/]|data:|blob:|about:|file:")
 
 
@@ -65,7 +72,11 @@ class Watch:
             self.off_site.append(url)
 
     def check(self) -> None:
-        assert self.requests and not self.off_site and not self.errors, (self.requests, self.off_site[:5], self.errors[:5])
+        assert self.requests and not self.off_site and not self.errors, (
+            self.requests,
+            self.off_site[:5],
+            self.errors[:5],
+        )
 
 
 def copied(name: str, folder: Path, study: str, home: Path) -> Path:
@@ -75,7 +86,9 @@ def copied(name: str, folder: Path, study: str, home: Path) -> Path:
     cell = next(cell for cell in book["cells"] if "parameters" in cell["metadata"].get("tags", []))
     text = "".join(cell["source"])
     for parameter, value in (("study", study), ("home", str(home))):
-        text, found = re.subn(rf'^{parameter}: str = ".*?"', f"{parameter}: str = {json.dumps(value)}", text, flags=re.MULTILINE)
+        text, found = re.subn(
+            rf'^{parameter}: str = ".*?"', f"{parameter}: str = {json.dumps(value)}", text, flags=re.MULTILINE
+        )
         assert found == 1, f"{name} does not declare {parameter}"
     cell["source"] = text
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,8 +101,14 @@ class Lab:
 
     def __init__(self, folder: Path, scratch: Path):
         self.folder, self.token = folder, secrets.token_hex(16)
-        places = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTER_DATA_DIR": "data", "IPYTHONDIR": "ipython",
-                  "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}  # fmt: skip
+        places = {
+            "JUPYTER_CONFIG_DIR": "config",
+            "JUPYTER_RUNTIME_DIR": "runtime",
+            "JUPYTER_DATA_DIR": "data",
+            "IPYTHONDIR": "ipython",
+            "JUPYTERLAB_SETTINGS_DIR": "settings",
+            "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        }
         env = os.environ | {name: str(scratch / place) for name, place in places.items()}
         env |= {"JUPYTER_PLATFORM_DIRS": "1", "OMP_NUM_THREADS": "1"}
         for name, values in SETTINGS.items():
@@ -97,10 +116,22 @@ class Lab:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(values), encoding="utf-8")
         (scratch / "runtime").mkdir(parents=True, exist_ok=True)
-        words = ["--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", f"--IdentityProvider.token={self.token}"]
-        words += [f"--ServerApp.root_dir={folder}", "--LabApp.extension_manager=readonly", "--ServerApp.terminals_enabled=False"]
+        words = [
+            "--no-browser",
+            "--allow-root",
+            "--ServerApp.ip=127.0.0.1",
+            "--ServerApp.port=0",
+            f"--IdentityProvider.token={self.token}",
+        ]
+        words += [
+            f"--ServerApp.root_dir={folder}",
+            "--LabApp.extension_manager=readonly",
+            "--ServerApp.terminals_enabled=False",
+        ]
         self.log = open(scratch / "lab.log", "w")
-        self.process = subprocess.Popen([sys.executable, "-m", "jupyterlab", *words], env=env, stdout=self.log, stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *words], env=env, stdout=self.log, stderr=subprocess.STDOUT
+        )
         self.url = self._wait(scratch)
 
     def _wait(self, scratch: Path) -> str:
@@ -136,16 +167,22 @@ class Lab:
         with urllib.request.urlopen(f"{self.url}/api/sessions?token={self.token}", timeout=30) as answer:
             found = [session["id"] for session in json.load(answer) if session["path"] == name]
         for number in found:
-            ask = urllib.request.Request(f"{self.url}/api/sessions/{number}?token={self.token}", method="DELETE")
+            ask = urllib.request.Request(
+                f"{self.url}/api/sessions/{number}?token={self.token}", method="DELETE"
+            )
             urllib.request.urlopen(ask, timeout=30).close()
 
     def open(self, page, name: str) -> None:
         """Open a notebook alone in the window and wait until its kernel is there."""
         page.goto(f"{self.url}/doc/tree/{name}?reset&token={self.token}")
-        page.locator("#jp-main-statusbar, .jp-StatusBar-Widget").get_by_text(re.compile(r"\| Idle")).first.wait_for(timeout=90_000)
+        page.locator("#jp-main-statusbar, .jp-StatusBar-Widget").get_by_text(
+            re.compile(r"\| Idle")
+        ).first.wait_for(timeout=90_000)
 
     def run_all(self, page, name: str, most_s: float = 420.0) -> dict:
-        """Run > Run All Cells, wait for the end, save; the notebook as it lies on disk then. An error in a cell ends the wait."""
+        """Run > Run All Cells, wait for the end, save; the notebook as it lies on disk then. An error in a
+        cell ends the wait.
+        """
         page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
         page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
         began, idle = time.monotonic(), 0
@@ -166,7 +203,9 @@ class Lab:
 def errors(book: dict) -> list[str]:
     """Errors that cells of an executed notebook ended in."""
     outputs = [output for cell in book["cells"] for output in cell.get("outputs", ())]
-    return [f"{output['ename']}: {output['evalue']}" for output in outputs if output["output_type"] == "error"]
+    return [
+        f"{output['ename']}: {output['evalue']}" for output in outputs if output["output_type"] == "error"
+    ]
 
 
 def said(book: dict) -> str:

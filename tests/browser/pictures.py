@@ -1,6 +1,7 @@
 """The two pictures of README from a real run, in a real browser: the tuner and the embedding map.
 
-    python -m tests.browser.pictures --home DIR [--study demo] [--out reports/demo]        from the project's root
+    python -m tests.browser.pictures --home DIR [--study demo] [--out reports/demo]        from the project's
+    root
 
 DIR holds the finished study. Writes tuner.png and atlas.png, reduced to 160 colours so that they stay small.
 """
@@ -24,7 +25,11 @@ def shot(page, selector: str, path: Path, most: int = 900) -> None:
     page.locator(selector).first.evaluate("element => element.scrollIntoView({block: 'start'})")
     page.wait_for_timeout(500)
     box = page.locator(selector).first.bounding_box()
-    clip = {"x": max(box["x"] - MARGIN, 0), "y": max(box["y"] - MARGIN, 0), "width": box["width"] + 2 * MARGIN}
+    clip = {
+        "x": max(box["x"] - MARGIN, 0),
+        "y": max(box["y"] - MARGIN, 0),
+        "width": box["width"] + 2 * MARGIN,
+    }
     picture = page.screenshot(clip=clip | {"height": min(box["height"] + 2 * MARGIN, most)})
     Image.open(io.BytesIO(picture)).convert("RGB").quantize(COLOURS).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size // 1024} kB")
@@ -64,9 +69,13 @@ def opened(server, page, name: str) -> None:
 
 def main() -> None:
     words = argparse.ArgumentParser(description="Take README's pictures from a finished study.")
-    words.add_argument("--home", type=Path, default=labs.ROOT, help="folder that holds runs/ (default: the clone)")
+    words.add_argument(
+        "--home", type=Path, default=labs.ROOT, help="folder that holds runs/ (default: the clone)"
+    )
     words.add_argument("--study", default="demo", help="a finished study")
-    words.add_argument("--out", type=Path, default=labs.ROOT / "reports" / "demo", help="folder for the pictures")
+    words.add_argument(
+        "--out", type=Path, default=labs.ROOT / "reports" / "demo", help="folder for the pictures"
+    )
     given = words.parse_args()
     if labs.why_not():
         sys.exit(labs.why_not())

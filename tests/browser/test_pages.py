@@ -1,4 +1,4 @@
-"""The pages of a report in a real browser: whole, quiet, readable narrow, wide, without scripts and on paper."""
+"""The pages of a report in a real browser: whole, quiet, readable narrow, wide and on paper."""
 
 import axe
 import pytest
@@ -8,7 +8,9 @@ WHOLE = "() => [...document.images].filter(image => !image.complete || !image.na
 TOO_WIDE = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
-@pytest.fixture(params=["index.html", "smoke/index.html", "smoke/06_embeddings_seed0.html", "smoke/08_tuning.html"])
+@pytest.fixture(
+    params=["index.html", "smoke/index.html", "smoke/06_embeddings_seed0.html", "smoke/08_tuning.html"]
+)
 def report(request, page, home):
     page.goto((home / "reports" / request.param).as_uri())
     return request.param.replace("/", "_").removesuffix(".html")
@@ -37,7 +39,9 @@ def test_the_clips_of_the_report_can_be_heard(page, home):
     assert players.count() > 0
     players.first.evaluate("player => player.play()")
     page.wait_for_timeout(500)
-    assert players.first.evaluate("player => player.currentTime > 0 && Number.isFinite(player.duration) && !player.error")
+    assert players.first.evaluate(
+        "player => player.currentTime > 0 && Number.isFinite(player.duration) && !player.error"
+    )
     assert "smoke" in page.title() or page.locator("h1").count() == 1
 
 

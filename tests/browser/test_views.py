@@ -1,4 +1,6 @@
-"""The tuner and the embedding map as a user meets them: by keys, by mouse, by ear; nothing breaks, nothing leaves the machine."""
+"""The tuner and the embedding map as a user meets them: by keys, by mouse, by ear; nothing breaks, nothing
+leaves the machine.
+"""
 
 import re
 import statistics
@@ -70,19 +72,30 @@ def test_omega_by_keys_and_by_mouse(opened, home, shots, capsys):
     page = opened("08_tuning")
     slider = labs.find(page, ".asd-omega input[type=range]")
     number = page.locator(".asd-omega input[type=number]").first
-    table = pd.read_csv(home / "runs" / "smoke" / "metrics.csv").query("machine == 'all' and metric == 'omega' and component == 'score'")
+    table = pd.read_csv(home / "runs" / "smoke" / "metrics.csv").query(
+        "machine == 'all' and metric == 'omega' and component == 'score'"
+    )
     default = f"{table.set_index('system').loc['ensemble', 'value']:.3f}"
     first = words(page, ".asd-tuner-words"), words(page, ".asd-tuner-table")
-    assert "ω 0.50" in first[0] and first[0].endswith(default) and default in first[1]  # what the study itself reports
+    assert (
+        "ω 0.50" in first[0] and first[0].endswith(default) and default in first[1]
+    )  # what the study itself reports
     before = page.locator(".asd-tuner-live").first.screenshot()
     page.evaluate(CLOCK)
     slider.focus()
     for press in range(1, PRESSES + 1):
         page.keyboard.press("ArrowRight")
-        until(page, lambda press=press: page.evaluate("asd.times.length") >= press, f"press {press} drew something")
+        until(
+            page,
+            lambda press=press: page.evaluate("asd.times.length") >= press,
+            f"press {press} drew something",
+        )
     times = page.evaluate("asd.times")
     with capsys.disabled():
-        print(f"\nω by key to changed pixels: median {statistics.median(times):.0f} ms of {len(times)} presses (largest {max(times):.0f} ms)")
+        print(
+            f"\nω by key to changed pixels: median {statistics.median(times):.0f} ms of {len(times)} presses"
+            f" (largest {max(times):.0f} ms)"
+        )
     until(page, lambda: "ω 0.75" in words(page, ".asd-tuner-words"), "the words say ω 0.75")
     assert float(number.input_value()) == float(slider.input_value()) == 0.75
     moved = words(page, ".asd-tuner-words"), words(page, ".asd-tuner-table")
@@ -91,10 +104,16 @@ def test_omega_by_keys_and_by_mouse(opened, home, shots, capsys):
     page.screenshot(path=shots / "tuner_keys.png")
     box = slider.bounding_box()
     page.mouse.click(box["x"] + 0.25 * box["width"], box["y"] + box["height"] / 2)
-    until(page, lambda: re.search(r"ω 0\.2\d", words(page, ".asd-tuner-words")), "a click at a quarter of the slider sets ω near 0.25")
+    until(
+        page,
+        lambda: re.search(r"ω 0\.2\d", words(page, ".asd-tuner-words")),
+        "a click at a quarter of the slider sets ω near 0.25",
+    )
     by_mouse = words(page, ".asd-tuner-table")
     number.fill("0.5")
-    until(page, lambda: words(page, ".asd-tuner-words") == first[0], "the number box leads back to the default")
+    until(
+        page, lambda: words(page, ".asd-tuner-words") == first[0], "the number box leads back to the default"
+    )
     assert words(page, ".asd-tuner-table") == first[1] != by_mouse
     assert statistics.median(times) <= SLOWEST_MS
 
@@ -110,7 +129,9 @@ def test_the_other_controls_of_the_tuner(opened, home, shots):
     page.keyboard.press("Home")
     until(page, lambda: "η 0.00" in words(page, ".asd-tuner-words"), "Home sets η to 0")
     page.keyboard.press("Tab")
-    assert "η" in page.evaluate("document.activeElement.getAttribute('aria-label')")  # the number box is the next stop, and has a name
+    assert "η" in page.evaluate(
+        "document.activeElement.getAttribute('aria-label')"
+    )  # the number box is the next stop, and has a name
     labs.find(page, ".asd-save").click()
     until(page, lambda: "written to" in words(page, ".asd-tuner-status"), "the file is written")
     text = (home / "runs" / "smoke" / "tuned.toml").read_text()
@@ -124,10 +145,25 @@ def test_a_point_of_the_map_is_heard_and_explained(opened, shots):
     page.wait_for_timeout(500)
     x, y = canvas.evaluate(INK)
     canvas.click(position={"x": x, "y": y})
-    until(page, lambda: page.locator(".asd-atlas-detail").first.locator("table").count() >= 2, "neighbours and scores are shown")
-    until(page, lambda: page.evaluate("document.querySelector('.asd-atlas-player').currentTime > 0.1"), "the clip plays")
-    player = page.locator(".asd-atlas-player").first.evaluate("({duration, error, ariaLabel, src}) => [duration, error, ariaLabel, src.slice(0, 15)]")
-    assert player[0] == pytest.approx(2.0, abs=0.05) and player[1] is None and "section_00" in player[2] and player[3] == "data:audio/ogg;"
+    until(
+        page,
+        lambda: page.locator(".asd-atlas-detail").first.locator("table").count() >= 2,
+        "neighbours and scores are shown",
+    )
+    until(
+        page,
+        lambda: page.evaluate("document.querySelector('.asd-atlas-player').currentTime > 0.1"),
+        "the clip plays",
+    )
+    player = page.locator(".asd-atlas-player").first.evaluate(
+        "({duration, error, ariaLabel, src}) => [duration, error, ariaLabel, src.slice(0, 15)]"
+    )
+    assert (
+        player[0] == pytest.approx(2.0, abs=0.05)
+        and player[1] is None
+        and "section_00" in player[2]
+        and player[3] == "data:audio/ogg;"
+    )
     assert page.locator(".asd-atlas-detail").first.locator("svg, img").count() >= 2  # log-mel and phase
     heard = words(page, ".asd-atlas-said")
     page.screenshot(path=shots / "atlas_point.png")
@@ -154,17 +190,35 @@ def test_lists_colours_and_reasons_of_the_map(opened, shots):
     until(page, lambda: canvas.screenshot() != before, "another colouring draws another map")
     menu = page.locator(".asd-atlas-list select").first
     assert menu.evaluate("list => list.scrollWidth <= list.clientWidth + 1"), "names in the list are cut off"
-    label = next(text for text in menu.locator("option").all_inner_texts() if ".wav" in text or "anomal" in text)
+    label = next(
+        text for text in menu.locator("option").all_inner_texts() if ".wav" in text or "anomal" in text
+    )
     menu.select_option(label=label)
-    until(page, lambda: page.evaluate("document.querySelector('.asd-atlas-player').ariaLabel") in label, "the listed clip is chosen")
+    until(
+        page,
+        lambda: page.evaluate("document.querySelector('.asd-atlas-player').ariaLabel") in label,
+        "the listed clip is chosen",
+    )
     labs.find(page, "button.asd-atlas-why, .asd-atlas-why button").click()
-    until(page, lambda: page.locator(".asd-atlas-reason").first.locator("img, svg").count() > 0, "a reason is drawn", 60_000)
-    inside = "image => image.getBoundingClientRect().right <= image.closest('.jp-OutputArea-output').getBoundingClientRect().right + 1"
-    assert page.locator(".asd-atlas-reason img").first.evaluate(inside), "the figure is cut off, and the units of its scales with it"
+    until(
+        page,
+        lambda: page.locator(".asd-atlas-reason").first.locator("img, svg").count() > 0,
+        "a reason is drawn",
+        60_000,
+    )
+    inside = (
+        "image => image.getBoundingClientRect().right <="
+        " image.closest('.jp-OutputArea-output').getBoundingClientRect().right + 1"
+    )
+    assert page.locator(".asd-atlas-reason img").first.evaluate(inside), (
+        "the figure is cut off, and the units of its scales with it"
+    )
     page.screenshot(path=shots / "atlas_reason.png")
 
 
-@pytest.mark.parametrize("name, scopes", [("08_tuning", (".asd-tuner", ".asd-tuner-chosen")), ("06_embeddings", (".asd-atlas",))])
+@pytest.mark.parametrize(
+    "name, scopes", [("08_tuning", (".asd-tuner", ".asd-tuner-chosen")), ("06_embeddings", (".asd-atlas",))]
+)
 def test_every_control_has_a_name(opened, checker, name, scopes):
     page = opened(name)
     for scope in scopes:

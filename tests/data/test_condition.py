@@ -55,15 +55,24 @@ def test_choice_of_the_key():
     most = condition.condition(rows, **SETTINGS)
     assert most.key == "vel" and "numeric one with most training values (3)" in most.reason
     assert condition.condition(rows, **SETTINGS | {"choice": "loc"}).key == "loc"
-    drawn = {seed: condition.condition(rows, **SETTINGS | {"choice": "random", "seed": seed}).key for seed in range(20)}
+    drawn = {
+        seed: condition.condition(rows, **SETTINGS | {"choice": "random", "seed": seed}).key
+        for seed in range(20)
+    }
     assert set(drawn.values()) == {"loc", "vel"}  # mic has one value
-    assert drawn == {seed: condition.condition(rows, **SETTINGS | {"choice": "random", "seed": seed}).key for seed in range(20)}
+    assert drawn == {
+        seed: condition.condition(rows, **SETTINGS | {"choice": "random", "seed": seed}).key
+        for seed in range(20)
+    }
 
 
 def test_one_training_value_falls_back_and_says_so():
     rows = table({"mic": ["1"] * 4}, {"mic": ["1", "2"]}, level=[-40, -30, -20, -10, -25, 0])
     found = condition.condition(rows, **SETTINGS)
-    assert found.key == "power" and found.reason == "attribute mic has a single training value; power is used instead"
+    assert (
+        found.key == "power"
+        and found.reason == "attribute mic has a single training value; power is used instead"
+    )
     assert condition.condition(rows, **SETTINGS | {"choice": "mic"}).reason == found.reason
     assert condition.condition(rows, **SETTINGS | {"missing": "zero"}).v.tolist() == [0.0] * 6
 
@@ -73,7 +82,9 @@ def test_power_bins_have_edges_of_training_clips_only():
     found = condition.condition(table({"id": ["1"] * 8}, {"id": ["1"] * 2}, level=level), **SETTINGS)
     assert found.reason == "no attribute; power is used instead"
     assert found.v.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 0, 3] and found.k() == 5
-    louder = condition.condition(table({"id": ["1"] * 8}, {"id": ["1"] * 2}, level=[*level[:8], 0, 0]), **SETTINGS)
+    louder = condition.condition(
+        table({"id": ["1"] * 8}, {"id": ["1"] * 2}, level=[*level[:8], 0, 0]), **SETTINGS
+    )
     pd.testing.assert_series_equal(found.v[:8], louder.v[:8])
     same = condition.condition(table({"id": ["1"] * 8}, level=[-40.0] * 8), **SETTINGS)
     assert same.v.nunique() == 1 and same.d_min == 1

@@ -1,4 +1,6 @@
-"""containers: what a header names against what the file holds, for every container and every kind of disagreement."""
+"""containers: what a header names against what the file holds, for every container and every kind of
+disagreement.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,30 @@ from asdlib.data.decode import DataSettings
 RATE = 16000
 SOUND = np.random.default_rng(0).normal(0, 3000, RATE).astype(np.int16)
 BYTES = 2 * len(SOUND)
-# container: a word before the size of its audio, bytes from there to the size, its struct format, what it counts beside the audio
+# container: a word before the size of its audio, bytes from there to the size, its struct format, what it
+# counts beside the audio
 SIZES = {
-    "WAV": (b"data", 4, "<I", 0), "WAVEX": (b"data", 4, "<I", 0), "RIFX": (b"data", 4, ">I", 0), "RF64": (b"ds64", 16, "<Q", 0),
-    "BW64": (b"ds64", 16, "<Q", 0), "W64": (b"data\xf3", 16, "<Q", 24), "AIFF": (b"SSND", 4, ">I", 8), "SVX": (b"BODY", 4, ">I", 0),
-    "CAF": (b"data", 4, ">q", 4), "AU": (b".snd", 8, ">I", 0), "AUL": (b"dns.", 8, "<I", 0),
-}  # fmt: skip
+    "WAV": (b"data", 4, "<I", 0),
+    "WAVEX": (b"data", 4, "<I", 0),
+    "RIFX": (b"data", 4, ">I", 0),
+    "RF64": (b"ds64", 16, "<Q", 0),
+    "BW64": (b"ds64", 16, "<Q", 0),
+    "W64": (b"data\xf3", 16, "<Q", 24),
+    "AIFF": (b"SSND", 4, ">I", 8),
+    "SVX": (b"BODY", 4, ">I", 0),
+    "CAF": (b"data", 4, ">q", 4),
+    "AU": (b".snd", 8, ">I", 0),
+    "AUL": (b"dns.", 8, "<I", 0),
+}
 PIPES = (0, 0x7F000000, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF - 100, 0xFFFFFFFF)
 OPEN = "its header leaves the length open, it was read to the end of the file"
 
 
 def whole(name: str, subtype: str = "PCM_16") -> bytes:
     """A second of noise in a container."""
-    known, endian = {"RIFX": ("WAV", "BIG"), "AUL": ("AU", "LITTLE"), "BW64": ("RF64", "FILE")}.get(name, (name, "FILE"))
+    known, endian = {"RIFX": ("WAV", "BIG"), "AUL": ("AU", "LITTLE"), "BW64": ("RF64", "FILE")}.get(
+        name, (name, "FILE")
+    )
     out = io.BytesIO()
     soundfile.write(out, SOUND, RATE, format=known, subtype=subtype, endian=endian)
     return b"BW64" + out.getvalue()[4:] if name == "BW64" else out.getvalue()
@@ -70,7 +83,10 @@ def test_a_torn_file_is_refused_with_both_numbers(tmp_path, name):
     path = tmp_path / "x.wav"
     path.write_bytes(raw[: len(raw) - 20001])
     refused = decode.decode(path, DataSettings()).refused
-    assert refused == f"truncated, {BYTES - 20001} of {BYTES} bytes of audio are there; copy or download it again"
+    assert (
+        refused
+        == f"truncated, {BYTES - 20001} of {BYTES} bytes of audio are there; copy or download it again"
+    )
     with pytest.raises(ValueError, match="truncated, 11999 of 32000 bytes"):
         decode.shape(path)
 
@@ -79,16 +95,26 @@ def test_a_torn_file_is_refused_with_both_numbers(tmp_path, name):
 def test_a_header_that_names_too_little_is_told(tmp_path, name):
     samples, remark = heard(tmp_path / "x", naming(name, 20000 + SIZES[name][3]))
     assert np.array_equal(samples, SOUND[:10000])
-    assert remark == "its header names 20000 bytes of audio, 12000 more behind them are not used; repair the header if they are sound"
+    assert (
+        remark
+        == "its header names 20000 bytes of audio, 12000 more behind them are not used; repair the header if"
+        " they are sound"
+    )
     samples, remark = heard(tmp_path / "x", whole(name) + b"\xde\xad\xbe\xef" * 100)
     assert np.array_equal(samples, SOUND) and "names 32000 bytes of audio, 400 more" in remark
 
 
 @pytest.mark.parametrize(
     "name, chunk",
-    [("WAV", b"LIST\x03\0\0\0abc\0"), ("RF64", b"id3 \x04\0\0\0abcd"), ("AIFF", b"ANNO\0\0\0\x04abcd"), ("RIFX", b"LIST\0\0\0\x04abcd"),
-     ("CAF", b"free" + struct.pack(">q", 3) + b"abc"), ("W64", b"junk" + bytes(12) + struct.pack("<Q", 25) + bytes(8))],
-)  # fmt: skip
+    [
+        ("WAV", b"LIST\x03\0\0\0abc\0"),
+        ("RF64", b"id3 \x04\0\0\0abcd"),
+        ("AIFF", b"ANNO\0\0\0\x04abcd"),
+        ("RIFX", b"LIST\0\0\0\x04abcd"),
+        ("CAF", b"free" + struct.pack(">q", 3) + b"abc"),
+        ("W64", b"junk" + bytes(12) + struct.pack("<Q", 25) + bytes(8)),
+    ],
+)
 def test_chunks_behind_the_audio_are_neither_told_nor_read_as_sound(tmp_path, name, chunk):
     samples, remark = heard(tmp_path / "x", whole(name) + 2 * chunk)
     assert np.array_equal(samples, SOUND) and remark == ""
@@ -96,8 +122,13 @@ def test_chunks_behind_the_audio_are_neither_told_nor_read_as_sound(tmp_path, na
 
 def test_nist_counts_samples(tmp_path):
     raw = whole("NIST")
-    for said, frames, words in ((b"0    ", RATE, OPEN), (b"10000", 10000, "names 20000 bytes of audio, 12000 more")):
-        samples, remark = heard(tmp_path / "x", raw.replace(b"sample_count -i 16000", b"sample_count -i " + said))
+    for said, frames, words in (
+        (b"0    ", RATE, OPEN),
+        (b"10000", 10000, "names 20000 bytes of audio, 12000 more"),
+    ):
+        samples, remark = heard(
+            tmp_path / "x", raw.replace(b"sample_count -i 16000", b"sample_count -i " + said)
+        )
         assert np.array_equal(samples, SOUND[:frames]) and words in remark
 
 
@@ -134,10 +165,17 @@ def test_ogg_ends_with_its_last_page(tmp_path, subtype):
 
 @pytest.fixture
 def beyond(tmp_path) -> tuple[Path, np.ndarray]:
-    """Eight channels, 4 GiB and 20 s of them, in a sparse file under a header that counts modulo 4 GiB; the last second is noise."""
+    """Eight channels, 4 GiB and 20 s of them, in a sparse file under a header that counts modulo 4 GiB; the
+    last second is noise.
+    """
     frames = 2**32 // 16 + 20 * RATE
     last = np.random.default_rng(1).normal(0, 3000, (RATE, 8)).astype("<i2")
-    head = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 8, RATE, RATE * 16, 16, 16) + b"data" + struct.pack("<I", frames * 16 % 2**32)
+    head = (
+        b"WAVEfmt "
+        + struct.pack("<IHHIIHH", 16, 1, 8, RATE, RATE * 16, 16, 16)
+        + b"data"
+        + struct.pack("<I", frames * 16 % 2**32)
+    )
     path = tmp_path / "in" / "normal" / "night.wav"
     path.parent.mkdir(parents=True)
     with path.open("wb") as file:
@@ -160,7 +198,9 @@ def test_audio_beyond_4_gib_is_all_there(beyond, behind):
     told = "its header counts only to 4 GiB and names 5120000 bytes of audio, all 4300087296 were read"
     assert first.remarks == (told, "silent (-120 dB re full scale)") and found.remarks == ()
     refused = decode.decode(path, DataSettings()).refused
-    assert refused.startswith("too long (16797 s of 8 channels), expected at most 33554432 samples; cut it into clips")
+    assert refused.startswith(
+        "too long (16797 s of 8 channels), expected at most 33554432 samples; cut it into clips"
+    )
 
 
 def test_an_open_length_beyond_4_gib_is_read_to_the_end(beyond):
@@ -171,12 +211,16 @@ def test_an_open_length_beyond_4_gib_is_read_to_the_end(beyond):
             file.write(struct.pack("<I", size))
         frames, _, _ = decode.shape(path)
         assert frames == 2**28 + 20 * RATE
-        np.testing.assert_array_equal(decode.decode(path, DataSettings(channel=7), (frames - 4000, 4000)).samples, last[-4000:, 7])
+        np.testing.assert_array_equal(
+            decode.decode(path, DataSettings(channel=7), (frames - 4000, 4000)).samples, last[-4000:, 7]
+        )
 
 
 def test_an_import_cuts_all_of_what_its_header_hides(beyond):
     spans, whole_file = importer._spans(beyond[0], 10.0)
-    assert len(spans) == 1680 and not whole_file and sum(count for _, count, _, _ in spans) == 2**28 + 20 * RATE
+    assert (
+        len(spans) == 1680 and not whole_file and sum(count for _, count, _, _ in spans) == 2**28 + 20 * RATE
+    )
 
 
 def test_an_import_reads_what_a_recorder_without_power_left(tmp_path):
@@ -188,4 +232,7 @@ def test_an_import_reads_what_a_recorder_without_power_left(tmp_path):
     assert done.clips["seconds"].tolist() == [1.0]
     told = {Path(row.path).name: row.reason for row in done.problems.itertuples()}
     assert told["a.wav"].startswith(OPEN) and told["b.aiff"].startswith("truncated, 28000 of 32000 bytes")
-    assert told["c.wav"].startswith("too short: 0.5 s, expected at least 1 s (its header names 16000 bytes of audio, 16000 more behind them")
+    assert told["c.wav"].startswith(
+        "too short: 0.5 s, expected at least 1 s (its header names 16000 bytes of audio, 16000 more behind"
+        " them"
+    )

@@ -26,7 +26,10 @@ def write(path: Path, wave: np.ndarray, rate: int = RATE, subtype: str = "PCM_16
     return path
 
 
-FORMATS = [("a.wav", kind) for kind in ("PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")] + [("a.flac", "PCM_16"), ("a.flac", "PCM_24")]
+FORMATS = [("a.wav", kind) for kind in ("PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")] + [
+    ("a.flac", "PCM_16"),
+    ("a.flac", "PCM_24"),
+]
 
 
 @pytest.mark.parametrize(("name", "subtype"), FORMATS)
@@ -41,15 +44,22 @@ def test_every_format_gives_the_same_samples(tmp_path, name, subtype):
 
 def test_level_of_known_signals(tmp_path):
     square = np.where(np.arange(RATE) % 2, 0.5, -0.5)
-    assert decode.decode(write(tmp_path / "s.wav", square), DataSettings()).level_db == pytest.approx(-6.0206, abs=1e-4)
+    assert decode.decode(write(tmp_path / "s.wav", square), DataSettings()).level_db == pytest.approx(
+        -6.0206, abs=1e-4
+    )
     sine = 0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
-    assert decode.decode(write(tmp_path / "t.wav", sine), DataSettings()).level_db == pytest.approx(-9.031, abs=1e-2)
+    assert decode.decode(write(tmp_path / "t.wav", sine), DataSettings()).level_db == pytest.approx(
+        -9.031, abs=1e-2
+    )
 
 
 def test_a_tone_survives_resampling(tmp_path):
     tone = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(44100) / 44100)
     path = write(tmp_path / "a.wav", tone, 44100)
-    assert decode.decode(path, DataSettings()).refused == "44100 Hz, expected 16000 Hz; set data.resample = true to resample on load"
+    assert (
+        decode.decode(path, DataSettings()).refused
+        == "44100 Hz, expected 16000 Hz; set data.resample = true to resample on load"
+    )
     samples = decode.decode(path, DataSettings(resample=True)).samples
     assert len(samples) == RATE
     expected = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(RATE) / RATE)
@@ -60,7 +70,9 @@ def test_a_channel_is_chosen(tmp_path):
     eight = np.stack([np.rint(noise(seed=i) * 32768).astype(np.int16) for i in range(8)], axis=1)
     path = write(tmp_path / "a.wav", eight)
     for channel in (0, 3, 7):
-        np.testing.assert_array_equal(decode.decode(path, DataSettings(channel=channel)).samples, eight[:, channel])
+        np.testing.assert_array_equal(
+            decode.decode(path, DataSettings(channel=channel)).samples, eight[:, channel]
+        )
     refused = decode.decode(path, DataSettings(channel=8)).refused
     assert refused == "channels 0 to 7 only, expected channel 8; set data.channel below 8"
 
@@ -109,34 +121,64 @@ def test_remarks(tmp_path):
     assert decode.decode(write(tmp_path / "a.wav", one_peak), DataSettings()).remarks == ()
     tops = noise()
     tops[100:104], tops[300:303], tops[500:502] = 1.0, -1.0, 1.0
-    assert decode.decode(write(tmp_path / "b.wav", tops), DataSettings()).remarks == ("clipped (7 samples at full scale, in runs of 3 or more)",)
-    loud = decode.decode(write(tmp_path / "c.wav", 3 * np.sin(np.arange(RATE) / 20), subtype="FLOAT"), DataSettings())
+    assert decode.decode(write(tmp_path / "b.wav", tops), DataSettings()).remarks == (
+        "clipped (7 samples at full scale, in runs of 3 or more)",
+    )
+    loud = decode.decode(
+        write(tmp_path / "c.wav", 3 * np.sin(np.arange(RATE) / 20), subtype="FLOAT"), DataSettings()
+    )
     assert loud.remarks[0].startswith("clipped") and loud.samples.max() == 32767
     zero = decode.decode(write(tmp_path / "d.wav", np.zeros(RATE)), DataSettings())
     assert zero.remarks == ("silent (-120 dB re full scale)",) and zero.level_db == -120
     last_bit = np.where(np.arange(RATE) % 2, 1 / 32768, 0)
-    assert decode.decode(write(tmp_path / "e.wav", last_bit), DataSettings()).remarks[0].startswith("silent (-93")
+    assert (
+        decode.decode(write(tmp_path / "e.wav", last_bit), DataSettings())
+        .remarks[0]
+        .startswith("silent (-93")
+    )
 
 
 def test_a_channel_without_sound_is_told_and_another_named(tmp_path):
     live, quiet = noise(), noise(rms=0.001)
-    for dead, words in ((np.zeros(8000), "silent (-120 dB re full scale)"), (np.full(8000, 0.25), "constant (-12 dB re full scale, no sound)")):
+    for dead, words in (
+        (np.zeros(8000), "silent (-120 dB re full scale)"),
+        (np.full(8000, 0.25), "constant (-12 dB re full scale, no sound)"),
+    ):
         path = write(tmp_path / "a.wav", np.stack([dead, quiet, live], axis=1))
-        told = f"channel 0 is {words}, channel 2 is not (-20 dB): choose it by data.channel = 2 (asd import: --channel 2)"
+        told = (
+            f"channel 0 is {words}, channel 2 is not (-20 dB): choose it by data.channel = 2 (asd import:"
+            " --channel 2)"
+        )
         assert decode.decode(path, DataSettings()).remarks == (told,)
-        assert decode.decode(path, DataSettings(channel=1)).remarks == () == decode.decode(path, DataSettings(channel=2)).remarks
+        assert (
+            decode.decode(path, DataSettings(channel=1)).remarks
+            == ()
+            == decode.decode(path, DataSettings(channel=2)).remarks
+        )
         for every in (dead, np.stack([dead, dead], axis=1)):  # no channel is better
-            assert decode.decode(write(tmp_path / "b.wav", every, subtype="FLOAT"), DataSettings()).remarks == (words,)
-            assert decode.decode(write(tmp_path / "c.wav", every, 44100), DataSettings(resample=True)).remarks == (words,)
+            assert decode.decode(
+                write(tmp_path / "b.wav", every, subtype="FLOAT"), DataSettings()
+            ).remarks == (words,)
+            assert decode.decode(
+                write(tmp_path / "c.wav", every, 44100), DataSettings(resample=True)
+            ).remarks == (words,)
     broken_other = np.stack([np.zeros(8000), np.full(8000, np.nan), live], axis=1)
-    assert "channel 2 is not" in decode.decode(write(tmp_path / "d.wav", broken_other, subtype="FLOAT"), DataSettings()).remarks[0]
+    assert (
+        "channel 2 is not"
+        in decode.decode(write(tmp_path / "d.wav", broken_other, subtype="FLOAT"), DataSettings()).remarks[0]
+    )
     offset = decode.decode(write(tmp_path / "e.wav", 0.3 + live / 2), DataSettings())
     assert offset.remarks == () and offset.rate == RATE  # an offset under sound is no fault
 
 
 def tree(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Four good clips of one machine, two of them equal across train and test, two silent ones, and three broken ones."""
-    train, test = root / "fan/train/section_00_source_train_normal_{:04d}.wav", root / "fan/test/section_00_source_test_normal_{:04d}.wav"
+    """Four good clips of one machine, two of them equal across train and test, two silent ones, and three
+    broken ones.
+    """
+    train, test = (
+        root / "fan/train/section_00_source_train_normal_{:04d}.wav",
+        root / "fan/test/section_00_source_test_normal_{:04d}.wav",
+    )
     for i in range(3):
         write(Path(str(train).format(i)), noise(seed=i, rms=0.01 * (i + 1)))
     write(Path(str(test).format(0)), noise(seed=1, rms=0.02))
@@ -162,9 +204,13 @@ def test_inspect(tmp_path, threads):
     assert len(silent) == 2 and not silent["left_out"].any()
     same = found[found["reason"].str.startswith("same audio")]
     other = "fan/test/section_00_source_test_normal_0000.wav"
-    assert same["reason"].tolist() == [f"same audio as {other}, one in training and one in the test; both are used, remove one"]
+    assert same["reason"].tolist() == [
+        f"same audio as {other}, one in training and one in the test; both are used, remove one"
+    ]
     assert same["path"].tolist()[0].endswith("train_normal_0001.wav")
-    again, _ = decode.inspect(decoded, problems, DataSettings(), threads)  # a decoded table may be inspected again
+    again, _ = decode.inspect(
+        decoded, problems, DataSettings(), threads
+    )  # a decoded table may be inspected again
     pd.testing.assert_frame_equal(again, decoded)
 
 

@@ -153,8 +153,12 @@ def test_all_parts_come_into_the_layout_that_index_reads_and_a_second_call_asks_
     assert folders == [run.root / "dev_data/raw", run.root / "eval_data/raw"]
     table, problems = index.index(folders)
     assert table.groupby(["machine", "split"]).size().to_dict() == {
-        ("RoboticArm", "test"): 2, ("RoboticArm", "train"): 2, ("fan", "test"): 2, ("fan", "train"): 3,
-        ("valve", "train"): 2}  # fmt: skip
+        ("RoboticArm", "test"): 2,
+        ("RoboticArm", "train"): 2,
+        ("fan", "test"): 2,
+        ("fan", "train"): 3,
+        ("valve", "train"): 2,
+    }
     assert problems.empty and run.leftovers() == []
     keys = ["dev_fan", "dev_valve", "eval_data_RoboticArm_train_r2", "eval_data_RoboticArm_test"]
     assert run.asked() == [(f"{key}.zip", None) for key in keys]  # no superseded one
@@ -423,7 +427,8 @@ def test_true_names_are_given_and_the_missing_word_is_put_in(run, tmp_path):
     folder = run.root / "eval_data/raw/RoboticArm"
     assert sorted(path.name for path in (folder / "test_rename").iterdir()) == [
         "section_00_source_test_normal_0035_weight15_BckgF.wav",
-        "section_00_target_test_anomaly_0091_weight35_BckgE.wav"]  # fmt: skip
+        "section_00_target_test_anomaly_0091_weight35_BckgE.wav",
+    ]
     test = index.index([folder.parent])[0].query("split == 'test'")
     assert list(test["label"]) == ["normal", "anomaly"] and list(test["attr_weight"]) == ["15", "35"]
     next((folder / "test_rename").iterdir()).unlink()

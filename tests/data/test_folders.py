@@ -1,4 +1,6 @@
-"""The shared walk: hidden and system folders are passed over, links are followed once, what leads nowhere is said."""
+"""The shared walk: hidden and system folders are passed over, links are followed once, what leads nowhere is
+said.
+"""
 
 import os
 from collections import Counter
@@ -24,8 +26,17 @@ def found(root):
 
 
 def test_what_is_hidden_or_of_the_system_is_passed_over(tmp_path):
-    hidden = [".git/a.wav", ".Trash-1000/files/a.wav", "n/.ipynb_checkpoints/a.wav", "__MACOSX/n/._a.wav", "n/._a.wav", "n/@eaDir/a.wav/x.wav",
-              "System Volume Information/a.wav", "$RECYCLE.BIN/a.wav", "lost+found/a.wav"]  # fmt: skip
+    hidden = [
+        ".git/a.wav",
+        ".Trash-1000/files/a.wav",
+        "n/.ipynb_checkpoints/a.wav",
+        "__MACOSX/n/._a.wav",
+        "n/._a.wav",
+        "n/@eaDir/a.wav/x.wav",
+        "System Volume Information/a.wav",
+        "$RECYCLE.BIN/a.wav",
+        "lost+found/a.wav",
+    ]
     files, problems, passed = found(touch(tmp_path, "n/a.wav", "n/b.WAV", "n/notes.txt", "n/README", *hidden))
     assert files == ["n/a.wav", "n/b.WAV"] and not problems
     assert passed == {folders.HIDDEN: 9, ".txt": 1, "": 1}
@@ -51,7 +62,9 @@ def test_folders_that_link_to_each_other_end(tmp_path):
         for other in names:
             (tmp_path / one / f"to {other}").symlink_to(tmp_path / other, target_is_directory=True)
     files, problems, _ = found(tmp_path)
-    assert files[:12] == [f"{name}/{name}.wav" for name in names] and len(files) <= 12 + 12 * 12 and not problems
+    assert (
+        files[:12] == [f"{name}/{name}.wav" for name in names] and len(files) <= 12 + 12 * 12 and not problems
+    )
 
 
 def test_a_link_is_followed_and_one_that_leads_above_the_root_is_told(tmp_path):
@@ -60,7 +73,11 @@ def test_a_link_is_followed_and_one_that_leads_above_the_root_is_told(tmp_path):
     assert found(tmp_path / "rec")[:2] == (["normal/b.wav", "anomaly/a.wav"], [])
     (tmp_path / "rec" / "normal" / "all").symlink_to(tmp_path, target_is_directory=True)
     files, problems, _ = found(tmp_path / "rec")
-    assert len(files) == 2 and problems[0][0] == "normal/all" and "which holds the folder that is read; it is not followed" in problems[0][1]
+    assert (
+        len(files) == 2
+        and problems[0][0] == "normal/all"
+        and "which holds the folder that is read; it is not followed" in problems[0][1]
+    )
 
 
 def test_dangling_links_are_called_so(tmp_path):
@@ -78,14 +95,20 @@ def test_imported_machines_are_passed_over_unless_they_are_named(tmp_path):
     (tmp_path / "rec" / "pump" / "imported.csv").write_text(folders.IMPORTED_HEADER + ",split\n")
     (tmp_path / "rec" / "mine" / "imported.csv").write_text("name,what\n")  # of somebody else
     files, problems, _ = found(tmp_path / "rec")
-    assert files == ["a.wav", "mine/c.wav"] and problems[0][0] == "pump" and "asd import has made" in problems[0][1]
+    assert (
+        files == ["a.wav", "mine/c.wav"]
+        and problems[0][0] == "pump"
+        and "asd import has made" in problems[0][1]
+    )
     assert found(tmp_path / "rec" / "pump")[0] == ["train/b.wav"]
 
 
 def test_passed_over_files_are_counted_with_a_hint_for_audio():
     assert folders.passed_over({}) == ""
     assert folders.passed_over({".txt": 2, "": 1}) == "2 .txt, 1 without an ending passed over"
-    assert folders.passed_over({".txt": 2, ".m4a": 5}).startswith("5 .m4a, 2 .txt passed over; .m4a cannot be read here, convert to wav or flac")
+    assert folders.passed_over({".txt": 2, ".m4a": 5}).startswith(
+        "5 .m4a, 2 .txt passed over; .m4a cannot be read here, convert to wav or flac"
+    )
 
 
 def test_index_walks_the_same_way(tmp_path):
@@ -94,10 +117,19 @@ def test_index_walks_the_same_way(tmp_path):
     for link in ("a", "b"):
         (tmp_path / link).symlink_to(".", target_is_directory=True)
         (tmp_path / "fan" / link).symlink_to(".", target_is_directory=True)
-    (tmp_path / "fan" / "train" / "section_00_source_train_normal_0001_noAttribute.wav").symlink_to("lost.wav")
-    touch(tmp_path, "fan/train/memo.m4a", "fan/train/day2/section_00_source_train_normal_0002_noAttribute.wav")
+    (tmp_path / "fan" / "train" / "section_00_source_train_normal_0001_noAttribute.wav").symlink_to(
+        "lost.wav"
+    )
+    touch(
+        tmp_path, "fan/train/memo.m4a", "fan/train/day2/section_00_source_train_normal_0002_noAttribute.wav"
+    )
     table, problems = index.index([tmp_path])
     assert table["machine"].tolist() == ["fan"]
     told = dict(zip((os.path.relpath(path, tmp_path) for path in problems["path"]), problems["reason"]))
-    assert "1 .m4a passed over" in told["fan/train"] and "whose recordings are not read; move them up" in told["fan/train/day2"]
-    assert told["fan/train/section_00_source_train_normal_0001_noAttribute.wav"].startswith("dangling link: there is no lost.wav")
+    assert (
+        "1 .m4a passed over" in told["fan/train"]
+        and "whose recordings are not read; move them up" in told["fan/train/day2"]
+    )
+    assert told["fan/train/section_00_source_train_normal_0001_noAttribute.wav"].startswith(
+        "dangling link: there is no lost.wav"
+    )

@@ -1,4 +1,6 @@
-"""Recordings as people have them become a machine: what they are is read, never guessed; nothing existing is changed."""
+"""Recordings as people have them become a machine: what they are is read, never guessed; nothing existing is
+changed.
+"""
 
 import os
 
@@ -43,14 +45,26 @@ def test_plain_folders_become_a_machine_that_studies_read(pump, tmp_path):
     table, problems = read(done.folder)
     assert len(problems) == 0 and len(done.problems) == 0
     counts = table.groupby(["split", "label", "domain"]).size().to_dict()
-    assert counts == {("train", "normal", "source"): 4, ("test", "normal", "source"): 1, ("test", "anomaly", "source"): 1}
-    store = open_store(table, problems, tmp_path / "store", decode.DataSettings())  # 16 kHz, one channel, without any resampling
+    assert counts == {
+        ("train", "normal", "source"): 4,
+        ("test", "normal", "source"): 1,
+        ("test", "anomaly", "source"): 1,
+    }
+    store = open_store(
+        table, problems, tmp_path / "store", decode.DataSettings()
+    )  # 16 kHz, one channel, without any resampling
     assert sorted(store.clips["seconds"]) == pytest.approx([1.5, 1.5, 1.5, 2.0, 2.0, 2.0], abs=0.01)
     made = done.clips.set_index("source")["made"]
-    assert (made[made.index.str.contains("monday")] == "linked").all() and made[str(pump / "normal" / "stereo.flac")] == "decoded"
+    assert (made[made.index.str.contains("monday")] == "linked").all() and made[
+        str(pump / "normal" / "stereo.flac")
+    ] == "decoded"
     assert before == {path: path.stat().st_mtime_ns for path in pump.rglob("*")}
     told = done.text()
-    assert "train normal     source      4 clips of 1.5-2 s" in told and "3 linked" in told and "3 decoded" in told
+    assert (
+        "train normal     source      4 clips of 1.5-2 s" in told
+        and "3 linked" in told
+        and "3 decoded" in told
+    )
 
 
 def test_a_converted_clip_is_the_sound_of_the_channel_asked_for(tmp_path):
@@ -59,22 +73,34 @@ def test_a_converted_clip_is_the_sound_of_the_channel_asked_for(tmp_path):
     wave, rate = soundfile.read(done.folder / done.clips["file"][0])
     spectrum = np.abs(np.fft.rfft(wave))
     assert rate == 16000 and wave.ndim == 1 and np.argmax(spectrum) / 2.0 == pytest.approx(1000.0)
-    assert np.abs(wave[2000:-2000]).max() == pytest.approx(0.3, rel=0.02)  # the third channel is three times the first
+    assert np.abs(wave[2000:-2000]).max() == pytest.approx(
+        0.3, rel=0.02
+    )  # the third channel is three times the first
 
 
 def test_a_csv_says_labels_domains_and_attributes(tmp_path):
     for name in ("a", "b", "c", "d", "e"):
         sound(tmp_path / "rec" / f"{name}.wav", hz=300 + ord(name))
-    rows = ["path;label;domain;split;speed;oil", "rec/a.wav;normal;source;;8;thin_1", "rec/b.wav;normal;target;train;12;",
-            "rec/c.wav;anomaly;target;;8;thick", "rec/d.wav;;;;;", "rec/e.wav;normal;;test;8;"]  # fmt: skip
+    rows = [
+        "path;label;domain;split;speed;oil",
+        "rec/a.wav;normal;source;;8;thin_1",
+        "rec/b.wav;normal;target;train;12;",
+        "rec/c.wav;anomaly;target;;8;thick",
+        "rec/d.wav;;;;;",
+        "rec/e.wav;normal;;test;8;",
+    ]
     (tmp_path / "list.csv").write_text("\n".join(rows))
     done = importer.import_machine([tmp_path / "list.csv"], tmp_path / "root", "saw")
     table, problems = read(done.folder)
     assert len(problems) == 0
     facts = {tuple(row) for row in table[["split", "label", "domain", "attr_speed", "attr_oil"]].to_numpy()}
-    assert facts == {("train", "normal", "source", "8", "thin_1"), ("train", "normal", "target", "12", ""),
-                     ("test", "anomaly", "target", "8", "thick"), ("test", "unlabelled", "unknown", "", ""),
-                     ("test", "normal", "source", "8", "")}  # fmt: skip
+    assert facts == {
+        ("train", "normal", "source", "8", "thin_1"),
+        ("train", "normal", "target", "12", ""),
+        ("test", "anomaly", "target", "8", "thick"),
+        ("test", "unlabelled", "unknown", "", ""),
+        ("test", "normal", "source", "8", ""),
+    }
     assert "attribute speed: 8, 12" in done.text()
 
 
@@ -87,7 +113,11 @@ def test_challenge_names_keep_their_facts_wherever_they_lie(tmp_path):
     done = importer.import_machine([tmp_path / "in"], tmp_path / "root", "own")
     table, _ = read(done.folder)
     facts = {tuple(row) for row in table[["split", "label", "domain", "attr_vel", "attr_m-n"]].to_numpy()}
-    expected = {("train", "normal", "target", "4", "X"), ("test", "anomaly", "source", "8", "X"), ("train", "normal", "source", "12", "")}
+    expected = {
+        ("train", "normal", "target", "4", "X"),
+        ("test", "anomaly", "source", "8", "X"),
+        ("train", "normal", "source", "12", ""),
+    }
     assert facts == expected
     assert done.problems["path"].str.endswith("noise.wav").tolist() == [True]
 
@@ -97,9 +127,14 @@ def test_loose_recordings_are_read_by_their_words_and_the_silent_ones_are_told(t
         sound(tmp_path / "loose" / f"{name}.wav", hz=100 + len(name))
     done = importer.import_machine([tmp_path / "loose"], tmp_path / "root", "car")
     said = done.clips.set_index("source")[["split", "label", "said"]].T.to_dict("list")
-    assert said == {str(tmp_path / "loose" / name): facts for name, facts in {
-        "car_normal_7.wav": ["train", "normal", "names"], "car_anomaly_8.wav": ["test", "anomaly", "names"],
-        "car_9.wav": ["train", "normal", "nothing"]}.items()}  # fmt: skip
+    assert said == {
+        str(tmp_path / "loose" / name): facts
+        for name, facts in {
+            "car_normal_7.wav": ["train", "normal", "names"],
+            "car_anomaly_8.wav": ["test", "anomaly", "names"],
+            "car_9.wav": ["train", "normal", "nothing"],
+        }.items()
+    }
     assert "nothing says what 1 of them are" in done.text() and "car_9.wav" in done.text()
 
 
@@ -111,7 +146,11 @@ def test_long_recordings_are_cut_and_no_sample_stands_twice(tmp_path):
     sound(tmp_path / "normal" / "short.wav", 2.0)
     done = importer.import_machine([tmp_path / "normal"], tmp_path / "root", "m", clip_seconds=4.0)
     cut = done.clips[done.clips["made"] == "cut"]
-    assert cut[["start_s", "seconds"]].to_numpy().tolist() == [[0, 4], [4, 4], [8, 3]]  # a rest of three quarters is a clip
+    assert cut[["start_s", "seconds"]].to_numpy().tolist() == [
+        [0, 4],
+        [4, 4],
+        [8, 3],
+    ]  # a rest of three quarters is a clip
     joined = np.concatenate([soundfile.read(done.folder / name, dtype="int16")[0] for name in cut["file"]])
     np.testing.assert_array_equal(joined, soundfile.read(tmp_path / "normal" / "long.wav", dtype="int16")[0])
     again = importer.import_machine([tmp_path / "normal"], tmp_path / "root", "m2", clip_seconds=10.0)
@@ -127,11 +166,27 @@ def test_what_cannot_be_used_is_left_out_and_told(pump, tmp_path):
     sound(pump / "train" / "anomaly" / "odd.wav")
     soundfile.write(pump / "normal" / "mute.wav", np.zeros(32000), 16000)
     done = importer.import_machine([pump], tmp_path / "root", "pump")
-    gone = {os.path.relpath(row.path, pump): row.reason for row in done.problems[done.problems["left_out"]].itertuples()}
-    assert set(gone) == {os.path.join(*parts) for parts in (("normal", "torn.wav"), ("normal", "text.wav"), ("normal", "blink.wav"),
-                                                            ("normal", "anomaly", "odd.wav"), ("train", "anomaly", "odd.wav"))}  # fmt: skip
-    assert "truncated" in gone["normal/torn.wav"] and "0.5 s, expected at least 1 s" in gone["normal/blink.wav"]
-    assert "says both anomaly and normal" in gone["normal/anomaly/odd.wav"] and "among the training ones" in gone["train/anomaly/odd.wav"]
+    gone = {
+        os.path.relpath(row.path, pump): row.reason
+        for row in done.problems[done.problems["left_out"]].itertuples()
+    }
+    assert set(gone) == {
+        os.path.join(*parts)
+        for parts in (
+            ("normal", "torn.wav"),
+            ("normal", "text.wav"),
+            ("normal", "blink.wav"),
+            ("normal", "anomaly", "odd.wav"),
+            ("train", "anomaly", "odd.wav"),
+        )
+    }
+    assert (
+        "truncated" in gone["normal/torn.wav"] and "0.5 s, expected at least 1 s" in gone["normal/blink.wav"]
+    )
+    assert (
+        "says both anomaly and normal" in gone["normal/anomaly/odd.wav"]
+        and "among the training ones" in gone["train/anomaly/odd.wav"]
+    )
     assert done.problems[~done.problems["left_out"]]["reason"].str.startswith("silent").tolist() == [True]
     listed = pd.read_csv(done.folder / "imported.csv")
     assert listed["reason"].notna().sum() == 6 and listed["file"].notna().sum() == 7
@@ -140,11 +195,19 @@ def test_what_cannot_be_used_is_left_out_and_told(pump, tmp_path):
 def test_nothing_is_overwritten_and_a_failed_import_leaves_nothing(pump, tmp_path):
     root = tmp_path / "root"
     importer.import_machine([pump], root, "pump", copy=True, licence="CC0")
-    assert not any(path.is_symlink() for path in root.rglob("*")) and (root / "pump" / "LICENCE.txt").read_text() == "CC0\n"
+    assert (
+        not any(path.is_symlink() for path in root.rglob("*"))
+        and (root / "pump" / "LICENCE.txt").read_text() == "CC0\n"
+    )
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    with pytest.raises(errors.InputError, match="pump exists and is never overwritten; give another --machine or --root"):
+    with pytest.raises(
+        errors.InputError, match="pump exists and is never overwritten; give another --machine or --root"
+    ):
         importer.import_machine([pump], root, "pump")
-    with pytest.raises(errors.InputError, match=r"no normal training recording in .*, expected some in a folder normal or train"):
+    with pytest.raises(
+        errors.InputError,
+        match=r"no normal training recording in .*, expected some in a folder normal or train",
+    ):
         importer.import_machine([pump / "test"], root, "test_only")
     assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*")}
 
@@ -156,7 +219,10 @@ def test_nothing_is_overwritten_and_a_failed_import_leaves_nothing(pump, tmp_pat
         ("path,label\na.wav,perhaps\n", "says label 'perhaps', expected normal, anomaly or nothing"),
         ("path,label\nb.wav,normal\n", "list.csv lists it, but there is no such file"),
         ("path,label,split\na.wav,anomaly,train\n", "an anomalous recording among the training ones"),
-        ("path,label,motor speed\na.wav,normal,3\n", "attribute 'motor speed': expected a name of letters, digits and -"),
+        (
+            "path,label,motor speed\na.wav,normal,3\n",
+            "attribute 'motor speed': expected a name of letters, digits and -",
+        ),
     ],
 )
 def test_a_wrong_list_is_refused_in_words(text, words, tmp_path):
@@ -173,13 +239,26 @@ def test_a_wrong_list_is_refused_in_words(text, words, tmp_path):
         (["{tmp}/nowhere", "--machine", "m"], "nowhere: no such file or folder"),
         (["{pump}", "--machine", "a/b"], "machine name 'a/b': expected letters, digits, - and _"),
         (["{pump}", "--machine", "test"], "not the name of a split"),
-        (["{pump}", "--machine", "m", "--clip-seconds", "0.2"], "clips of 0.2 s were asked for, expected 1 s or more"),
+        (
+            ["{pump}", "--machine", "m", "--clip-seconds", "0.2"],
+            "clips of 0.2 s were asked for, expected 1 s or more",
+        ),
         (["{tmp}/empty", "--machine", "m"], "no usable recording in"),
     ],
 )
 def test_the_command_refuses_in_one_sentence(words, sentence, pump, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert cli.main(["import", *(word.format(tmp=tmp_path, pump=pump) for word in words), "--root", str(tmp_path / "root")]) == 2
+    assert (
+        cli.main(
+            [
+                "import",
+                *(word.format(tmp=tmp_path, pump=pump) for word in words),
+                "--root",
+                str(tmp_path / "root"),
+            ]
+        )
+        == 2
+    )
     assert sentence in capsys.readouterr().err
 
 
@@ -187,6 +266,12 @@ def test_the_shared_recordings_become_a_machine_in_one_command(tmp_path, capsys)
     data = os.path.join(os.path.dirname(__file__), "..", "..", "..", "shared", "data")
     if not os.path.isdir(data):
         pytest.skip("no ../shared/data here")
-    assert cli.main(["import", f"{data}/loose", f"{data}/real", "--root", str(tmp_path), "--machine", "own"]) == 0
+    assert (
+        cli.main(["import", f"{data}/loose", f"{data}/real", "--root", str(tmp_path), "--machine", "own"])
+        == 0
+    )
     table, problems = read(tmp_path / "own")
-    assert (len(table), len(problems)) == (104, 0) and "next: asd run own --data-root" in capsys.readouterr().out
+    assert (len(table), len(problems)) == (
+        104,
+        0,
+    ) and "next: asd run own --data-root" in capsys.readouterr().out

@@ -7,12 +7,42 @@ from asdlib.data import labels
 
 @pytest.mark.parametrize(
     "name, expected",
-    [(name, {"normal"}) for name in ("normal", "NORMAL_1", "NormalSound_IND", "OK", "good 2", "healthy", "no_fault", "fan_NORMAL_4", "non-defective")]
-    + [(name, {"anomaly"}) for name in ("anomaly", "Anomalies", "AnomalousSound_IND", "abnormal_bearing", "engine2_broken", "NG", "ko", "faulty",
-                                        "defect", "damaged", "bad", "not_normal_5", "NotOK", "abnormal1")]
+    [
+        (name, {"normal"})
+        for name in (
+            "normal",
+            "NORMAL_1",
+            "NormalSound_IND",
+            "OK",
+            "good 2",
+            "healthy",
+            "no_fault",
+            "fan_NORMAL_4",
+            "non-defective",
+        )
+    ]
+    + [
+        (name, {"anomaly"})
+        for name in (
+            "anomaly",
+            "Anomalies",
+            "AnomalousSound_IND",
+            "abnormal_bearing",
+            "engine2_broken",
+            "NG",
+            "ko",
+            "faulty",
+            "defect",
+            "damaged",
+            "bad",
+            "not_normal_5",
+            "NotOK",
+            "abnormal1",
+        )
+    ]
     + [(name, set()) for name in ("monday", "default", "badge", "Normandie", "ngram", "token", "crack")]
     + [("Pump No 1 normal", {"normal"}), ("OK_NG", {"normal", "anomaly"})],
-)  # fmt: skip
+)
 def test_words_of_labels(name, expected):
     assert labels.label(name) == expected
 
@@ -23,31 +53,61 @@ def test_words_of_labels(name, expected):
         (["train", "normal"], [], {"split": "train", "label": "normal"}),
         (["test_abnormal"], [], {"split": "test", "label": "anomaly"}),
         (["val", "normal"], [], {"split": "test", "label": "normal"}),
-        (["dev"], [], {"split": "test"}), (["dev_data"], [], {}),
+        (["dev"], [], {"split": "test"}),
+        (["dev_data"], [], {}),
         (["test", "train"], [], {"split": "train"}),  # the innermost
-        (["train"], ["val"], {"split": "train"}), ([], ["test"], {"split": "test"}), ([], ["test rig 5"], {}), ([], ["Bad Homburg"], {}),
-        (["normal"], ["fault study"], {"label": "normal"}), ([], ["NG"], {"label": "anomaly"}),
+        (["train"], ["val"], {"split": "train"}),
+        ([], ["test"], {"split": "test"}),
+        ([], ["test rig 5"], {}),
+        ([], ["Bad Homburg"], {}),
+        (["normal"], ["fault study"], {"label": "normal"}),
+        ([], ["NG"], {"label": "anomaly"}),
         (["target", "normal"], [], {"domain": "target", "label": "normal"}),
     ],
-)  # fmt: skip
+)
 def test_folders_say_split_label_and_domain(folders, top, expected):
     assert labels.read("x", folders, top) == expected
 
 
 def test_contradictions_are_refused():
-    for stem, folders in (("x", ["normal", "broken"]), ("bad_1", ["normal"]), ("x", ["source", "target"]), ("x", ["train_test"])):
-        with pytest.raises(ValueError, match=r"says both .*, expected one; move or rename it, or list it in a csv"):
+    for stem, folders in (
+        ("x", ["normal", "broken"]),
+        ("bad_1", ["normal"]),
+        ("x", ["source", "target"]),
+        ("x", ["train_test"]),
+    ):
+        with pytest.raises(
+            ValueError, match=r"says both .*, expected one; move or rename it, or list it in a csv"
+        ):
             labels.read(stem, folders, [])
 
 
-@pytest.mark.parametrize("name, expected", [("test_normal", True), ("normal_2", True), ("raw", True), ("id_02", True), ("heavyload", False),
-                                            ("train_day1", False), ("crack", False)])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("test_normal", True),
+        ("normal_2", True),
+        ("raw", True),
+        ("id_02", True),
+        ("heavyload", False),
+        ("train_day1", False),
+        ("crack", False),
+    ],
+)
 def test_names_that_are_understood(name, expected):
     assert labels.understood(name) == expected
 
 
 def test_machines_of_a_kind_become_sections():
-    assert labels.section(["id_00", "normal"], "pump") == "pump/00" and labels.section(["6dB", "pump", "ID 4"], "x") == "pump/04"
+    assert (
+        labels.section(["id_00", "normal"], "pump") == "pump/00"
+        and labels.section(["6dB", "pump", "ID 4"], "x") == "pump/04"
+    )
     assert labels.section(["normal"], "id_03") == ""
-    assert labels.sections({"pump/00", "pump/02", "", "/02"}) == {"": "00", "/02": "02", "pump/00": "00", "pump/02": "02"}
+    assert labels.sections({"pump/00", "pump/02", "", "/02"}) == {
+        "": "00",
+        "/02": "02",
+        "pump/00": "00",
+        "pump/02": "02",
+    }
     assert labels.sections({"pump/00", "fan/00"}) == {"": "00", "fan/00": "00", "pump/00": "01"}

@@ -1,4 +1,4 @@
-"""audio: the store on disk (whole, torn, stale, refused), gathers against slices, segments, standardisation."""
+"""audio: the store on disk (whole, torn, stale, refused), gathers, segments, standardization."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def tree(tmp_path) -> tuple[pd.DataFrame, pd.DataFrame, list[np.ndarray]]:
     folder = tmp_path / "data/fan/train"
     folder.mkdir(parents=True)
     for number, samples in enumerate(truth):
-        soundfile.write(folder / f"section_00_source_train_normal_{number:04d}_vel_{number}.wav", samples, RATE)
+        soundfile.write(
+            folder / f"section_00_source_train_normal_{number:04d}_vel_{number}.wav", samples, RATE
+        )
     return *index.index([tmp_path / "data"]), truth
 
 
@@ -52,13 +54,20 @@ def test_store_holds_what_was_recorded(tree, tmp_path):
 def test_segments_equal_slices_and_tile_short_clips(tree, tmp_path):
     store = opened(tree, tmp_path)
     rng = np.random.default_rng(1)
-    for rows, length in ((rng.integers(0, 2, 50), 4000), (rng.integers(0, 4, 50), 5000), (np.array([3]), 32000)):
+    for rows, length in (
+        (rng.integers(0, 2, 50), 4000),
+        (rng.integers(0, 4, 50), 5000),
+        (np.array([3]), 32000),
+    ):
         counts = np.array(LENGTHS)[rows]
         starts = rng.integers(0, np.maximum(counts - (length if counts.min() > length else 0), 1))
         found = store.segments(torch.from_numpy(rows), torch.from_numpy(starts), length)
         assert found.dtype == torch.float32 and found.shape == (len(rows), length)
         for got, row, start in zip(found.numpy(), rows, starts, strict=True):
-            expected = np.take(tree[2][row], np.arange(start, start + length), mode="wrap").astype(np.float32) / 32768
+            expected = (
+                np.take(tree[2][row], np.arange(start, start + length), mode="wrap").astype(np.float32)
+                / 32768
+            )
             np.testing.assert_array_equal(got, expected)
 
 
@@ -75,7 +84,9 @@ def test_whole_clips(tree, tmp_path):
     tiled = store.audio(np.array([3, 2]), length=1500, start=100, device="cpu").numpy() * 32768
     np.testing.assert_array_equal(tiled[0], np.resize(tree[2][3], 1600)[100:])
     np.testing.assert_array_equal(tiled[1], tree[2][2][100:1600])
-    with pytest.raises(errors.InputError, match="clips of 12345 and 16000 samples came, expected one length; give length"):
+    with pytest.raises(
+        errors.InputError, match="clips of 12345 and 16000 samples came, expected one length; give length"
+    ):
         store.audio([0, 2])
 
 
@@ -114,18 +125,32 @@ def free(monkeypatch, size):
     monkeypatch.setattr(stores, "_free_bytes", lambda device: size)
 
 
-@pytest.mark.parametrize("beyond, left, fits", [(1, 0, True), (-1, 0, False), (None, 10, True), (None, 9, False)])
-def test_a_store_that_leaves_no_room_to_train_stays_where_it_is_and_says_so(tree, tmp_path, monkeypatch, capsys, beyond, left, fits):
+@pytest.mark.parametrize(
+    "beyond, left, fits", [(1, 0, True), (-1, 0, False), (None, 10, True), (None, 9, False)]
+)
+def test_a_store_that_leaves_no_room_to_train_stays_where_it_is_and_says_so(
+    tree, tmp_path, monkeypatch, capsys, beyond, left, fits
+):
     store = opened(tree, tmp_path)
     size = store.samples.nbytes
     free(monkeypatch, left * size if beyond is None else size + stores.TRAINING_BYTES + beyond)
     monkeypatch.setattr(stores, "SMALL", 0.1 if beyond is None else 0.0)
     moved = store.to("meta")  # a device that keeps shapes only: what reaches it can be seen
     said = capsys.readouterr().out
-    assert moved.samples.device.type == moved.offset.device.type == ("meta" if fits else "cpu") and moved.device.type == "meta"
+    assert (
+        moved.samples.device.type == moved.offset.device.type == ("meta" if fits else "cpu")
+        and moved.device.type == "meta"
+    )
     expected = "free on meta; they stay on the cpu and batches are moved"
-    assert not said if fits else said.startswith("the recordings (0.0 GB) and 12 GB to train in do not fit in the ") and expected in said
-    assert fits or moved.segments([0, 1], [0, 5], 100).device.type == moved.audio([0, 1]).device.type == "meta"
+    assert (
+        not said
+        if fits
+        else said.startswith("the recordings (0.0 GB) and 12 GB to train in do not fit in the ")
+        and expected in said
+    )
+    assert (
+        fits or moved.segments([0, 1], [0, 5], 100).device.type == moved.audio([0, 1]).device.type == "meta"
+    )
 
 
 def test_who_asks_for_a_store_on_a_device_gets_the_one_that_is_there(tree, tmp_path, monkeypatch, capsys):
@@ -140,17 +165,33 @@ def test_who_asks_for_a_store_on_a_device_gets_the_one_that_is_there(tree, tmp_p
 def test_what_torch_holds_and_does_not_use_is_free(monkeypatch):
     for name, size in {"mem_get_info": (3, 16), "memory_reserved": 10, "memory_allocated": 6}.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, size=size: size)
-    assert stores._free_bytes(torch.device("cuda")) == 7 and stores._free_bytes(torch.device("cpu")) == float("inf")
+    assert stores._free_bytes(torch.device("cuda")) == 7 and stores._free_bytes(torch.device("cpu")) == float(
+        "inf"
+    )
 
 
-HARM = ("shorter", "longer", "no samples", "no table", "torn table", "torn mark", "empty mark", "other table", "no mark")
+HARM = (
+    "shorter",
+    "longer",
+    "no samples",
+    "no table",
+    "torn table",
+    "torn mark",
+    "empty mark",
+    "other table",
+    "no mark",
+)
 
 
 @pytest.mark.parametrize("harm", HARM)
 def test_a_torn_store_is_never_taken_for_whole(tree, tmp_path, harm):
     first = opened(tree, tmp_path)
     folder = tmp_path / "store"
-    samples, table, done = folder / f"samples-{first.fingerprint}.i16", folder / "clips.parquet", folder / "DONE.json"
+    samples, table, done = (
+        folder / f"samples-{first.fingerprint}.i16",
+        folder / "clips.parquet",
+        folder / "DONE.json",
+    )
     if harm in ("shorter", "torn table", "torn mark"):
         path = {"shorter": samples, "torn table": table, "torn mark": done}[harm]
         path.write_bytes(path.read_bytes()[:-10])
@@ -172,7 +213,10 @@ def test_damaged_samples_are_found_by_verify(tree, tmp_path):
     with next((tmp_path / "store").glob("samples-*.i16")).open("r+b") as file:
         file.seek(40000)
         file.write(b"\x55\xaa")
-    with pytest.raises(errors.InputError, match=r"samples of fan/train/section_00_source_train_normal_0001_vel_1.wav are damaged; delete"):
+    with pytest.raises(
+        errors.InputError,
+        match=r"samples of fan/train/section_00_source_train_normal_0001_vel_1.wav are damaged; delete",
+    ):
         opened(tree, tmp_path).verify()
     assert len(store) == 4
 
@@ -184,16 +228,23 @@ def test_bad_clips_are_left_out_and_told(tree, tmp_path):
     np.testing.assert_array_equal(store.int16(1), tree[2][2])
     for path in tree[0]["path"]:
         Path(path).write_bytes(b"")
-    with pytest.raises(errors.InputError, match=r"none of 4 clips is usable, expected at least one; the last is .*empty file"):
+    with pytest.raises(
+        errors.InputError, match=r"none of 4 clips is usable, expected at least one; the last is .*empty file"
+    ):
         opened(tree, tmp_path)
     assert not list((tmp_path / "store").glob(".decoding*"))
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tree, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, hard))  # no file may grow beyond 20 kB, as on a full disk
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (20000, hard)
+    )  # no file may grow beyond 20 kB, as on a full disk
     try:
-        with pytest.raises(errors.InputError, match=r"store: decoded clips cannot be written .*; free space or choose another folder"):
+        with pytest.raises(
+            errors.InputError,
+            match=r"store: decoded clips cannot be written .*; free space or choose another folder",
+        ):
             opened(tree, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -203,7 +254,10 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tree, tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_refused(tree, tmp_path):
     (tmp_path / "store").write_text("a file stands here")
-    with pytest.raises(errors.InputError, match=r"store: decoded clips cannot be written .File exists.; free space or choose another folder"):
+    with pytest.raises(
+        errors.InputError,
+        match=r"store: decoded clips cannot be written .File exists.; free space or choose another folder",
+    ):
         opened(tree, tmp_path)
 
 
@@ -238,7 +292,9 @@ def test_machine_statistics_are_exact(tree, tmp_path):
     store = opened(tree, tmp_path)
     together = np.concatenate([tree[2][0], tree[2][2], tree[2][3]]).astype(np.float64) / 32768
     mean, std = stores.machine_statistics(store, [0, 2, 3])
-    assert mean == pytest.approx(together.mean(), rel=1e-12) and std == pytest.approx(together.std(), rel=1e-12)
+    assert mean == pytest.approx(together.mean(), rel=1e-12) and std == pytest.approx(
+        together.std(), rel=1e-12
+    )
     waves = stores.standardize(store.audio([0, 1]), *stores.machine_statistics(store, [0, 1]))
     assert waves.mean().abs() < 1e-5 and waves.var(correction=0) == pytest.approx(1, abs=1e-5)
     with pytest.raises(errors.InputError, match="no clip came"):
@@ -255,5 +311,7 @@ def test_on_a_gpu(tree, tmp_path, monkeypatch, room):
     for starts, length in (([0, 100, 7], 5000), ([5, 5, 600], 30000)):
         found = moved.segments([0, 1, 3] if length > 5000 else [0, 1, 2], starts, length)
         assert found.is_cuda
-        torch.testing.assert_close(found.cpu(), store.segments([0, 1, 3] if length > 5000 else [0, 1, 2], starts, length))
+        torch.testing.assert_close(
+            found.cpu(), store.segments([0, 1, 3] if length > 5000 else [0, 1, 2], starts, length)
+        )
     np.testing.assert_array_equal(moved.int16(2), tree[2][2])

@@ -1,4 +1,6 @@
-"""Synthetic machines: mechanisms obey their physics, faults vanish at severity 0, trees are whole, levels tell nothing."""
+"""Synthetic machines: mechanisms obey their physics, faults vanish at severity 0, trees are whole, levels
+tell nothing.
+"""
 
 import errno
 from pathlib import Path
@@ -19,7 +21,9 @@ RATE = 16000
 
 def take(kind, attributes, *, domain="source", fault="", depth=0.0, seconds=10.0, clip=0):
     streams = (stream(kind, "make"), stream(kind, clip), stream(kind, clip, "fault"))
-    return Take(int(seconds * RATE), RATE, domain, attributes, constants(kind, kind, 0), *streams, fault, depth)
+    return Take(
+        int(seconds * RATE), RATE, domain, attributes, constants(kind, kind, 0), *streams, fault, depth
+    )
 
 
 def condition(kind, domain="source"):
@@ -33,14 +37,28 @@ def line_above_neighbours_db(x, hz, width_hz=6.0):
     return 10 * np.log10(power[near].max() / np.median(power[around]))
 
 
-def render(kind, severity, index=0, *, label="anomaly", fault=None, domain="source", seed=0, seconds=2.0, name=None):
+def render(
+    kind, severity, index=0, *, label="anomaly", fault=None, domain="source", seed=0, seconds=2.0, name=None
+):
     where = ("test", domain, label, index)
-    return synthetic.render(kind, name or kind, seed=seed, where=where, domain=domain, attributes=condition(kind, domain),
-                            severity=severity, samples=int(seconds * RATE), rate=RATE, fault=fault)
+    return synthetic.render(
+        kind,
+        name or kind,
+        seed=seed,
+        where=where,
+        domain=domain,
+        attributes=condition(kind, domain),
+        severity=severity,
+        samples=int(seconds * RATE),
+        rate=RATE,
+        fault=fault,
+    )
 
 
 MADE = ("fan", "valve", "ToyCar:gearbox")
-SMALL = synthetic.SyntheticSettings(machines=MADE, train_source=7, train_target=2, test=3, seconds=1.0, severity=(0.0, 2.0))
+SMALL = synthetic.SyntheticSettings(
+    machines=MADE, train_source=7, train_target=2, test=3, seconds=1.0, severity=(0.0, 2.0)
+)
 
 
 @pytest.fixture(scope="module")
@@ -76,21 +94,27 @@ def test_sidebands_of_the_mesh_are_one_revolution_apart_and_an_eccentric_wheel_r
     assert line_above_neighbours_db(healthy, (c["teeth"] + 1) * shaft_hz, 3.0) > 5
     wheel_hz = shaft_hz * c["teeth"] / c["wheel_teeth"]
     mesh_hz = c["teeth"] * shaft_hz
-    assert line_above_neighbours_db(added, mesh_hz - wheel_hz, 3.0) > line_above_neighbours_db(added, mesh_hz, 3.0)
+    assert line_above_neighbours_db(added, mesh_hz - wheel_hz, 3.0) > line_above_neighbours_db(
+        added, mesh_hz, 3.0
+    )
 
 
 @pytest.mark.parametrize("pat", sorted(PATTERNS))
 def test_valve_clicks_as_often_as_its_pattern_says(pat):
     x, _ = MACHINES["valve"].sound(take("valve", {"pat": pat}))
     onset = signal.lfilter([1], [1, -0.996], np.abs(np.diff(x, prepend=0.0)))
-    peaks, _ = signal.find_peaks(onset, height=0.15 * onset.max(), distance=int(0.07 * RATE), prominence=0.1 * onset.max())
+    peaks, _ = signal.find_peaks(
+        onset, height=0.15 * onset.max(), distance=int(0.07 * RATE), prominence=0.1 * onset.max()
+    )
     expected = 10.0 / constants("valve", "valve", 0)["cycle_s"] * len(PATTERNS[pat])
     assert len(peaks) == pytest.approx(expected, abs=len(PATTERNS[pat]))
 
 
 def test_missing_clicks_take_away_what_was_there():
     healthy, added = MACHINES["valve"].sound(take("valve", {"pat": "01"}, fault="missing click", depth=1.0))
-    assert rms(signal.sosfilt(signal.butter(4, 2500, "high", fs=RATE, output="sos"), healthy + added)) < 0.1 * rms(healthy)
+    assert rms(
+        signal.sosfilt(signal.butter(4, 2500, "high", fs=RATE, output="sos"), healthy + added)
+    ) < 0.1 * rms(healthy)
 
 
 @pytest.mark.parametrize(("vel", "ac"), [("300", "0.30"), ("900", "0.10")])
@@ -114,7 +138,9 @@ def test_a_stroke_covers_the_rail():
 
 def test_bearing_fault_strikes_at_its_order():
     c = constants("bearing", "bearing", 0)
-    _, added = MACHINES["bearing"].sound(take("bearing", {"vel": "12", "loc": "A"}, fault="outer race", depth=1.0))
+    _, added = MACHINES["bearing"].sound(
+        take("bearing", {"vel": "12", "loc": "A"}, fault="outer race", depth=1.0)
+    )
     envelope = np.abs(signal.hilbert(added))
     assert line_above_neighbours_db(envelope - envelope.mean(), 0.4 * c["balls"] * 12, 2.0) > 6
 
@@ -134,8 +160,13 @@ FAULTS = [(kind, fault) for kind, model in MACHINES.items() for fault in model.f
 def test_a_fault_is_nothing_at_severity_0_and_grows(kind, fault):
     healthy = render(kind, None)
     np.testing.assert_array_equal(render(kind, 0.0, fault=fault), healthy)
-    steps = [rms(render(kind, severity, fault=fault) / rms(render(kind, severity, fault=fault)) - healthy / rms(healthy))
-             for severity in (1.0, 3.0)]
+    steps = [
+        rms(
+            render(kind, severity, fault=fault) / rms(render(kind, severity, fault=fault))
+            - healthy / rms(healthy)
+        )
+        for severity in (1.0, 3.0)
+    ]
     assert 0.0 < steps[0] < steps[1]
 
 
@@ -160,13 +191,21 @@ def test_clips_stay_in_range_at_blatant_severity(kind):
     for fault in MACHINES[kind].faults:
         x = render(kind, 3.0, fault=fault)
         low, high = synthetic.LEVEL_DB
-        assert low - 0.01 <= 20 * np.log10(rms(x)) <= high + 0.01 and np.abs(x).max() <= 0.99 and np.isfinite(x).all()
+        assert (
+            low - 0.01 <= 20 * np.log10(rms(x)) <= high + 0.01
+            and np.abs(x).max() <= 0.99
+            and np.isfinite(x).all()
+        )
 
 
 # ---- machines and seeds ----
 def test_a_name_and_a_seed_make_an_individual():
     one, other = constants("gearbox", "gearbox", 0), constants("gearbox", "ToyCar", 0)
-    assert one["body_hz"].tolist() != other["body_hz"].tolist() != constants("gearbox", "ToyCar", 1)["body_hz"].tolist()
+    assert (
+        one["body_hz"].tolist()
+        != other["body_hz"].tolist()
+        != constants("gearbox", "ToyCar", 1)["body_hz"].tolist()
+    )
     for kind, model in MACHINES.items():
         for key, span in model.constants.items():
             pairs = np.atleast_2d(np.array(span, float))
@@ -175,7 +214,9 @@ def test_a_name_and_a_seed_make_an_individual():
 
 
 def test_a_clip_does_not_depend_on_how_many_others_are_made(tree, tmp_path):
-    fewer = synthetic.SyntheticSettings(machines=("ToyCar:gearbox",), train_source=5, train_target=0, test=2, seconds=1.0, severity=(0.0, 2.0))
+    fewer = synthetic.SyntheticSettings(
+        machines=("ToyCar:gearbox",), train_source=5, train_target=0, test=2, seconds=1.0, severity=(0.0, 2.0)
+    )
     synthetic.write_tree(tmp_path / "fewer", fewer)
     made = sorted(path.relative_to(tmp_path / "fewer") for path in (tmp_path / "fewer").rglob("*.wav"))
     assert len(made) == 5 + 4 * 2
@@ -192,51 +233,84 @@ def test_layout_names_and_format(tree):
     assert sorted(path.name for path in tree.iterdir()) == ["ToyCar", "fan", "valve"]
     assert [path.name for path in tree.parent.iterdir()] == ["tree"]
     for machine in ("ToyCar", "fan", "valve"):
-        assert len(list((tree / machine / "train").iterdir())) == 9 and len(list((tree / machine / "test").iterdir())) == 12
-        assert sorted(path.name for path in (tree / machine).iterdir()) == ["attributes_00.csv", "severity.csv", "test", "train"]
+        assert (
+            len(list((tree / machine / "train").iterdir())) == 9
+            and len(list((tree / machine / "test").iterdir())) == 12
+        )
+        assert sorted(path.name for path in (tree / machine).iterdir()) == [
+            "attributes_00.csv",
+            "severity.csv",
+            "test",
+            "train",
+        ]
     assert (tree / "fan/test/section_00_target_test_anomaly_0002_noAttribute.wav").is_file()
     assert [path.name[:38] for path in sorted((tree / "valve/train").glob("*target*"))] == [
-        f"section_00_target_train_normal_{i:04d}_pa" for i in (0, 1)]
+        f"section_00_target_train_normal_{i:04d}_pa" for i in (0, 1)
+    ]
     info = soundfile.info(tree / "fan/train/section_00_source_train_normal_0000_noAttribute.wav")
     assert (info.samplerate, info.channels, info.frames, info.subtype) == (RATE, 1, RATE, "PCM_16")
 
 
 def test_attribute_files_have_the_challenge_form(tree):
     text = (tree / "fan/attributes_00.csv").read_bytes().decode()
-    assert text.startswith("file_name,d1p,d1v\nfan/train/section_00_source_train_normal_0000_noAttribute.wav,noAttribute,\n")
+    assert text.startswith(
+        "file_name,d1p,d1v\nfan/train/section_00_source_train_normal_0000_noAttribute.wav,noAttribute,\n"
+    )
     table = pd.read_csv(tree / "ToyCar/attributes_00.csv", dtype=str)
     assert list(table) == ["file_name", "d1p", "d1v", "d2p", "d2v"] and len(table) == 21
     for row in table.itertuples():
         assert (tree / row.file_name).is_file()
-        assert row.file_name.endswith(f"_{row.d1p}_{row.d1v}_{row.d2p}_{row.d2v}.wav") and (row.d1p, row.d2p) == ("spd", "load")
-        assert row.d1v in MACHINES["gearbox"].attributes["source" if "_source_" in row.file_name else "target"]["spd"]
+        assert row.file_name.endswith(f"_{row.d1p}_{row.d1v}_{row.d2p}_{row.d2v}.wav") and (
+            row.d1p,
+            row.d2p,
+        ) == ("spd", "load")
+        assert (
+            row.d1v
+            in MACHINES["gearbox"].attributes["source" if "_source_" in row.file_name else "target"]["spd"]
+        )
 
 
 def test_severities_are_spread_over_the_anomalies(tree):
     table = pd.read_csv(tree / "valve/severity.csv")
     assert list(table) == ["file_name", "severity"]
-    assert sorted(table["file_name"]) == sorted(f"valve/test/{path.name}" for path in (tree / "valve/test").glob("*anomaly*"))
-    assert table.groupby(table["file_name"].str.contains("source"))["severity"].value_counts().tolist() == [2, 1, 2, 1]
+    assert sorted(table["file_name"]) == sorted(
+        f"valve/test/{path.name}" for path in (tree / "valve/test").glob("*anomaly*")
+    )
+    assert table.groupby(table["file_name"].str.contains("source"))["severity"].value_counts().tolist() == [
+        2,
+        1,
+        2,
+        1,
+    ]
 
 
 def test_conditions_come_in_even_shares():
-    plan = list(synthetic._plan("gearbox", "gearbox", synthetic.SyntheticSettings(train_source=80, train_target=10)))
-    shares = pd.Series([str(attributes) for _, where, attributes, _ in plan if where[:2] == ("train", "source")]).value_counts()
+    plan = list(
+        synthetic._plan("gearbox", "gearbox", synthetic.SyntheticSettings(train_source=80, train_target=10))
+    )
+    shares = pd.Series(
+        [str(attributes) for _, where, attributes, _ in plan if where[:2] == ("train", "source")]
+    ).value_counts()
     assert shares.tolist() == [10] * 8
 
 
 # ---- refusals ----
 def wanted(*machines, **changes):
-    return synthetic.SyntheticSettings(machines=machines, train_source=1, train_target=0, test=0, seconds=1.0, **changes)
+    return synthetic.SyntheticSettings(
+        machines=machines, train_source=1, train_target=0, test=0, seconds=1.0, **changes
+    )
 
 
-@pytest.mark.parametrize(("machines", "match"), [
-    (("gearbx",), "unknown kind of synthetic machine 'gearbx'; did you mean gearbox"),
-    (("ToyCar:fann",), "unknown kind of synthetic machine 'fann'; did you mean fan"),
-    (("../fan:fan",), "machine name '../fan': expected letters and digits only"),
-    (("fan", "fan:gearbox"), "machine 'fan' was asked for twice"),
-    ((), "no machine was asked for, expected some of fan, gearbox"),
-])
+@pytest.mark.parametrize(
+    ("machines", "match"),
+    [
+        (("gearbx",), "unknown kind of synthetic machine 'gearbx'; did you mean gearbox"),
+        (("ToyCar:fann",), "unknown kind of synthetic machine 'fann'; did you mean fan"),
+        (("../fan:fan",), "machine name '../fan': expected letters and digits only"),
+        (("fan", "fan:gearbox"), "machine 'fan' was asked for twice"),
+        ((), "no machine was asked for, expected some of fan, gearbox"),
+    ],
+)
 def test_machines_that_cannot_be_made_are_refused(tmp_path, machines, match):
     with pytest.raises(errors.InputError, match=match):
         synthetic.write_tree(tmp_path / "out", wanted(*machines))
@@ -256,7 +330,9 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
         synthetic.write_tree(tmp_path / "mine.txt", wanted("fan"))
     (tmp_path / "empty").mkdir()
     synthetic.write_tree(tmp_path / "empty", wanted("fan"))
-    assert (tmp_path / "empty/fan/attributes_00.csv").is_file() and (tmp_path / "mine.txt").read_text() == "precious"
+    assert (tmp_path / "empty/fan/attributes_00.csv").is_file() and (
+        tmp_path / "mine.txt"
+    ).read_text() == "precious"
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -21,7 +21,9 @@ SETTINGS = autoencoder.AutoencoderSettings(epochs=2, n_mels=16, hidden=12, bottl
 def test_the_official_network_has_its_number_of_parameters():
     net = autoencoder.Autoencoder(autoencoder.AutoencoderSettings())
     assert sum(p.numel() for p in net.parameters()) == 267_928
-    assert {(m.momentum, m.eps) for m in net.modules() if isinstance(m, nn.BatchNorm1d)} == {(0.01, 1e-3)}  # Keras' defaults
+    assert {(m.momentum, m.eps) for m in net.modules() if isinstance(m, nn.BatchNorm1d)} == {
+        (0.01, 1e-3)
+    }  # Keras' defaults
 
 
 def test_vectors_are_five_frames_in_a_row_of_one_clip():
@@ -37,7 +39,10 @@ def test_vectors_are_five_frames_in_a_row_of_one_clip():
 def test_tones_that_moved_are_anomalous(context):
     table = base.detect(detector_of(NearestNeighbor, context), context.store, ["saw"])
     test = table[table["split"] == "test"]
-    assert test.loc[test["label"] == "anomaly", "score"].min() > test.loc[test["label"] == "normal", "score"].max()
+    assert (
+        test.loc[test["label"] == "anomaly", "score"].min()
+        > test.loc[test["label"] == "normal", "score"].max()
+    )
 
 
 def test_nearest_neighbour_scores_by_loops(context):
@@ -53,13 +58,19 @@ def test_nearest_neighbour_scores_by_loops(context):
     np.testing.assert_allclose(detector.training_components()["baseline_knn", "score"], expected, rtol=1e-5)
     test = base.machine_rows(context.store.clips, "pump", "test")[:1]
     distance = np.sqrt((((x - detector.embed(Clips(detector.store, test))[0]) / x.std(0)) ** 2).sum(1))
-    np.testing.assert_allclose(detector.components(Clips(detector.store, test))["baseline_knn", "score"], [np.sort(distance)[:2].mean()], rtol=1e-4)
+    np.testing.assert_allclose(
+        detector.components(Clips(detector.store, test))["baseline_knn", "score"],
+        [np.sort(distance)[:2].mean()],
+        rtol=1e-4,
+    )
 
 
 def test_too_few_training_clips_for_k_are_refused(context):
     detector = detector_of(NearestNeighbor, context)
     fit(detector, context.store, base.machine_rows(context.store.clips, "pump", "train")[:2])
-    with pytest.raises(errors.InputError, match=r"2 training clips came, expected more than baseline_knn\.k = 2"):
+    with pytest.raises(
+        errors.InputError, match=r"2 training clips came, expected more than baseline_knn\.k = 2"
+    ):
         detector.training_components()
 
 
@@ -86,7 +97,11 @@ def test_autoencoder_scores_equal_the_official_formulas_by_loops(context):
 
 
 def test_the_per_frame_form_is_the_mean_of_per_frame_distances(context):
-    cfg = config.StudySettings(autoencoder=settings.from_tree(autoencoder.AutoencoderSettings, settings.to_tree(SETTINGS) | {"mahala": "per_frame"}))
+    cfg = config.StudySettings(
+        autoencoder=settings.from_tree(
+            autoencoder.AutoencoderSettings, settings.to_tree(SETTINGS) | {"mahala": "per_frame"}
+        )
+    )
     context = Context(cfg, context.store, context.device)
     rows = base.machine_rows(context.store.clips, "pump", "test")[:2]
     detector = detector_of(Autoencoder, context)
@@ -96,7 +111,9 @@ def test_the_per_frame_form_is_the_mean_of_per_frame_distances(context):
     with torch.no_grad():
         d = (x - detector.net(x)).double().numpy().reshape(-1, 16)
     expected = np.mean([row @ detector.precisions["pump/source"] @ row for row in d])
-    assert detector.components(Clips(detector.store, rows))["baseline_mahala", "source"][0] == pytest.approx(expected, rel=1e-4)
+    assert detector.components(Clips(detector.store, rows))["baseline_mahala", "source"][0] == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def test_training_clips_are_scored_by_networks_that_never_saw_them(context):
@@ -110,8 +127,13 @@ def test_training_clips_are_scored_by_networks_that_never_saw_them(context):
     own = detector.components(Clips(detector.store, train))["baseline_mse", "score"]
     ratio = np.median(np.delete(own, first)) / np.median(np.delete(of_fold, first))
     np.testing.assert_allclose(by_fold["baseline_mse", "score"][first], ratio * of_fold[first])
-    assert len(detector.history) == 2 and all(len(history) in (4, 5) for _, _, history in detector.by_fold)  # as many steps
-    assert not np.array_equal(by_fold["baseline_mse", "score"], detector.components(Clips(detector.store, train))["baseline_mse", "score"])
+    assert len(detector.history) == 2 and all(
+        len(history) in (4, 5) for _, _, history in detector.by_fold
+    )  # as many steps
+    assert not np.array_equal(
+        by_fold["baseline_mse", "score"],
+        detector.components(Clips(detector.store, train))["baseline_mse", "score"],
+    )
 
 
 def test_a_training_that_ended_at_a_higher_error_moves_no_threshold(context):
@@ -121,17 +143,23 @@ def test_a_training_that_ended_at_a_higher_error_moves_no_threshold(context):
     fit(detector, context.store, train)
     before, score = detector.training_components(), detector._score
     worse = detector.by_fold[0][0]
-    detector._score = lambda net, *rest: {key: (2 if net is worse else 1) * values for key, values in score(net, *rest).items()}
+    detector._score = lambda net, *rest: {
+        key: (2 if net is worse else 1) * values for key, values in score(net, *rest).items()
+    }
     for key, values in detector.training_components().items():
         np.testing.assert_allclose(values, before[key])
 
 
 def test_a_domain_with_too_few_clips_for_an_inverse_takes_the_covariance_of_the_other(context):
-    cfg = config.StudySettings(autoencoder=autoencoder.AutoencoderSettings(epochs=1, n_mels=128, hidden=12, bottleneck=4))
+    cfg = config.StudySettings(
+        autoencoder=autoencoder.AutoencoderSettings(epochs=1, n_mels=128, hidden=12, bottleneck=4)
+    )
     wide = Context(cfg, context.store, context.device)
     clips = context.store.clips
     train = base.machine_rows(clips, "pump", "train")
-    one_target = np.concatenate([train[clips["domain"].iloc[train] == "source"], train[clips["domain"].iloc[train] == "target"][:1]])
+    one_target = np.concatenate(
+        [train[clips["domain"].iloc[train] == "source"], train[clips["domain"].iloc[train] == "target"][:1]]
+    )
     detector = detector_of(Autoencoder, wide)
     fit(detector, context.store, one_target)
     np.testing.assert_array_equal(detector.precisions["pump/source"], detector.precisions["pump/target"])

@@ -1,4 +1,6 @@
-"""The classifier as a detector: classes, clips, training, back-ends per machine; and one physical pair per branch."""
+"""The classifier as a detector: classes, clips, training, back-ends per machine; and one physical pair per
+branch.
+"""
 
 import dataclasses
 import itertools
@@ -28,17 +30,31 @@ from asdlib.studies import config
 from asdlib.viz import training_plots
 
 SMALL = classifier.ClassifierSettings(
-    clip_seconds=0.75, n_fft=256, hop_length=256, n_mels=40, dim=8, subclusters=2, kmeans=3, density_neighbours=2, epochs=2, batch=8, holdout=0.25
+    clip_seconds=0.75,
+    n_fft=256,
+    hop_length=256,
+    n_mels=40,
+    dim=8,
+    subclusters=2,
+    kmeans=3,
+    density_neighbours=2,
+    epochs=2,
+    batch=8,
+    holdout=0.25,
 )
 
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory):
-    """Two machines of noisy tones at two speeds; one clip is shorter and one longer than the others; a test clip has a speed of its own."""
+    """Two machines of noisy tones at two speeds; one clip is shorter and one longer than the others; a test
+    clip has a speed of its own.
+    """
     root, rng = tmp_path_factory.mktemp("tones"), np.random.default_rng(0)
     for machine, base in (("pump", 400.0), ("saw", 1500.0)):
         plan = [("train", "source", "normal", 12), ("train", "target", "normal", 4)]
-        plan += [("test", domain, label, 3) for domain in ("source", "target") for label in ("normal", "anomaly")]
+        plan += [
+            ("test", domain, label, 3) for domain in ("source", "target") for label in ("normal", "anomaly")
+        ]
         for split, domain, label, count in plan:
             for i in range(count):
                 t = np.arange(round(16000 * {2: 0.5, 5: 1.0}.get(i, 0.75))) / 16000
@@ -74,7 +90,9 @@ def fitted(context):
 
 
 def names_2024():
-    """File name endings of the training clips of DCASE 2024 (METHOD 7.1): machine -> (source endings, target endings)."""
+    """File name endings of the training clips of DCASE 2024 (METHOD 7.1): machine -> (source endings, target
+    endings).
+    """
 
     def product(form, *values):
         return [form.format(*choice) for choice in itertools.product(*values)]
@@ -82,23 +100,40 @@ def names_2024():
     plain = (["noAttribute"], ["noAttribute"])
     cars = product("car_{}_spd_{}_mic_1", ("B1", "B2", "C1", "C2", "D1", "D2"), ("31V", "34V", "40V"))
     dev = {
-        "bearing": (product("pro_A_vel_{}_loc_{}", (4, 8, 12, 16), "ABCD"), product("pro_B_vel_{}_loc_{}", (4, 8, 12, 16), "EFGH")[:10]),
+        "bearing": (
+            product("pro_A_vel_{}_loc_{}", (4, 8, 12, 16), "ABCD"),
+            product("pro_B_vel_{}_loc_{}", (4, 8, 12, 16), "EFGH")[:10],
+        ),
         "fan": (product("n_{}", "AB"), product("n_{}", "XY")),
-        "valve": (["v1pat_A_v2pat_none", "v1pat_B_v2pat_none", "v1pat_none_v2pat_B"], ["v1pat_A_v2pat_B", "v1pat_B_v2pat_B"]),
+        "valve": (
+            ["v1pat_A_v2pat_none", "v1pat_B_v2pat_none", "v1pat_none_v2pat_B"],
+            ["v1pat_A_v2pat_B", "v1pat_B_v2pat_B"],
+        ),
         "ToyCar": (cars, product("car_{}_spd_{}_mic_2", ("A1", "A2", "E1", "E2"), ("28V", "37V"))),
-        "gearbox": plain, "slider": plain, "ToyTrain": plain,
-    }  # fmt: skip
+        "gearbox": plain,
+        "slider": plain,
+        "ToyTrain": plain,
+    }
     extra = {
         "3DPrinter": (product("mdl_A_spd_{}", (1, 2)), product("mdl_B_spd_{}", (2, 3))),
         "HairDryer": (
             product("id_{}_spd_{}_mic_1", ("A1", "A2", "A3", "A4", "B1", "B2", "B3", "B4"), (2, 3)),
             product("id_{}_spd_{}_mic_2", ("C1", "C2", "C3", "C4"), (1, 4))[:6],
         ),
-        "RoboticArm": (product("weight{}_Bckg{}", ("00", "10", "15", "20"), "ACDF"), product("weight{}_Bckg{}", (25, 30, 35), "BEG")),
+        "RoboticArm": (
+            product("weight{}_Bckg{}", ("00", "10", "15", "20"), "ACDF"),
+            product("weight{}_Bckg{}", (25, 30, 35), "BEG"),
+        ),
         "Scanner": (product("res_1_len_{}", (2, 3)), product("res_{}_len_{}", (1, 2), (1, 3))),
-        "ToyCircuit": (product("id_{}_spd_{}_mic_1", ("A1", "A2", "B1", "B2"), (1, 2, 3)), product("id_{}_spd_{}_mic_2", ("C1", "C2"), (1, 4))),
-        "AirCompressor": plain, "BrushlessMotor": plain, "HoveringDrone": plain, "ToothBrush": plain,
-    }  # fmt: skip
+        "ToyCircuit": (
+            product("id_{}_spd_{}_mic_1", ("A1", "A2", "B1", "B2"), (1, 2, 3)),
+            product("id_{}_spd_{}_mic_2", ("C1", "C2"), (1, 4)),
+        ),
+        "AirCompressor": plain,
+        "BrushlessMotor": plain,
+        "HoveringDrone": plain,
+        "ToothBrush": plain,
+    }
     return dev, extra
 
 
@@ -112,12 +147,22 @@ def test_the_shadow_of_dcase_2024_has_148_classes_from_training_clips_only(tmp_p
                 for i in range(2 * len(endings)):  # every class twice
                     name = f"section_00_{domain}_train_normal_{i:04}_{endings[i % len(endings)]}.wav"
                     (tmp_path / root / machine / "train" / name).touch()
-                unseen = "noAttribute" if endings == ["noAttribute"] else endings[0].replace("A", "Z").replace("1", "9").replace("2", "7")
-                (tmp_path / root / machine / "test" / f"section_00_{domain}_test_anomaly_0000_{unseen}.wav").touch()
+                unseen = (
+                    "noAttribute"
+                    if endings == ["noAttribute"]
+                    else endings[0].replace("A", "Z").replace("1", "9").replace("2", "7")
+                )
+                (
+                    tmp_path / root / machine / "test" / f"section_00_{domain}_test_anomaly_0000_{unseen}.wav"
+                ).touch()
         table, _ = index.index([tmp_path / root])
         counts.append(index.training_classes(table).nunique())
     table, problems = index.index([tmp_path / "dev_data/raw", tmp_path / "eval_data/raw"])
-    assert counts == [67, 81] and index.training_classes(table).nunique() == 148 and not problems["left_out"].any()
+    assert (
+        counts == [67, 81]
+        and index.training_classes(table).nunique() == 148
+        and not problems["left_out"].any()
+    )
     every = index.training_classes(table.assign(split="train"))
     assert every.nunique() > 148  # the test names would have made more
 
@@ -127,32 +172,49 @@ def test_a_value_that_only_test_clips_have_is_no_class(context, fitted):
     conditions = ("spd=1/source", "spd=2/source", "spd=3/target")
     expected = {f"{machine}/00/{condition}" for machine in ("pump", "saw") for condition in conditions}
     assert set(fitted.classes) == expected and fitted.net.plain.classes == 6
-    np.testing.assert_array_equal(fitted.classes[fitted.codes], index.training_classes(context.store.clips)[fitted.train_rows])
+    np.testing.assert_array_equal(
+        fitted.classes[fitted.codes], index.training_classes(context.store.clips)[fitted.train_rows]
+    )
 
 
 def test_held_out_is_a_share_of_each_class_and_never_all_of_it():
     classes = np.repeat(np.arange(5), [1, 3, 10, 20, 7])
-    for share, expected in ((0.1, [0, 0, 1, 2, 0]), (0.3, [0, 0, 3, 6, 2]), (0.9, [0, 2, 9, 18, 6]), (0.0, [0] * 5)):
+    for share, expected in (
+        (0.1, [0, 0, 1, 2, 0]),
+        (0.3, [0, 0, 3, 6, 2]),
+        (0.9, [0, 2, 9, 18, 6]),
+        (0.0, [0] * 5),
+    ):
         out = held_out(classes, share, seed=3)
         assert np.bincount(classes, out, 5).tolist() == expected
-    assert (held_out(classes, 0.3, 3) == held_out(classes, 0.3, 3)).all() and (held_out(classes, 0.3, 3) != held_out(classes, 0.3, 4)).any()
+    assert (held_out(classes, 0.3, 3) == held_out(classes, 0.3, 3)).all() and (
+        held_out(classes, 0.3, 3) != held_out(classes, 0.3, 4)
+    ).any()
 
 
 def test_one_class_is_refused(context):
     rows = machine_rows(context.store.clips, "pump", "train")
     rows = rows[(context.store.clips["attr_spd"].iloc[rows] == "3").to_numpy()]
-    with pytest.raises(errors.InputError, match=r"make 1 class \(pump/00/spd=3/target\), expected 2 or more; add machines"):
+    with pytest.raises(
+        errors.InputError, match=r"make 1 class \(pump/00/spd=3/target\), expected 2 or more; add machines"
+    ):
         fit(detector_of(Classifier, context), context.store, rows)
 
 
 def test_a_machine_of_two_clips_is_refused_by_name_before_training(context, monkeypatch):
     monkeypatch.setattr(module.training, "fit", lambda *_, **__: pytest.fail("trained first"))
     pump, saw = (machine_rows(context.store.clips, machine, "train") for machine in ("pump", "saw"))
-    with pytest.raises(errors.InputError, match="machine saw has 2 training clips, the classifier's back-ends expect at least 3; add recordings"):
+    with pytest.raises(
+        errors.InputError,
+        match=(
+            "machine saw has 2 training clips, the classifier's back-ends expect at least 3; add recordings"
+        ),
+    ):
         fit(detector_of(Classifier, context), context.store, np.concatenate([pump, saw[:2]]))
 
 
-# ------------------------------------------------------------------------------------------- clips and batches
+# ------------------------------------------------------------------------------------------- clips and
+# batches
 
 
 def one_epoch(detector, seed):
@@ -189,7 +251,9 @@ def test_clips_start_anew_every_epoch_and_at_their_beginning_in_a_test(context, 
     samples = context.store.clips["samples"].to_numpy()
     for row in epochs[0]:
         starts = [epoch[row] for epoch in epochs]
-        room = {8000: 4000, 12000: 0, 16000: 4000}[samples[row]]  # tiled twice and cut, as long as asked, cropped
+        room = {8000: 4000, 12000: 0, 16000: 4000}[
+            samples[row]
+        ]  # tiled twice and cut, as long as asked, cropped
         assert all(0 <= start <= room for start in starts) and (room == 0 or len(set(starts)) == 3)
     seen.clear()
     detector.net.eval()
@@ -198,7 +262,9 @@ def test_clips_start_anew_every_epoch_and_at_their_beginning_in_a_test(context, 
 
 
 def test_waveforms_are_standardised_by_clip_by_machine_or_not(context, monkeypatch):
-    """METHOD 3.2: mean 0 and variance 1, of the clip itself or by its machine's training clips; test clips never enter."""
+    """METHOD 3.2: mean 0 and variance 1, of the clip itself or by its machine's training clips; test clips
+    never enter.
+    """
     table, train = context.store.clips, rows_of(context, "train")
     seen = []
     monkeypatch.setattr(classifier, "branch_inputs", lambda wave, *_: seen.append(wave) or {})
@@ -218,14 +284,20 @@ def test_waveforms_are_standardised_by_clip_by_machine_or_not(context, monkeypat
         detector.settings = made.cfg.classifier
         waves = torch.cat([seen[-1] for _ in detector._batches(torch.Generator().manual_seed(0))])
         deviation = waves.std(1, correction=0)
-        assert {"clip": (deviation - 1).abs().max() < 1e-3, "machine": 0.8 < deviation.mean() < 1.2, "none": deviation.max() < 0.2}[norm]
+        assert {
+            "clip": (deviation - 1).abs().max() < 1e-3,
+            "machine": 0.8 < deviation.mean() < 1.2,
+            "none": deviation.max() < 0.2,
+        }[norm]
 
 
 def test_the_gain_of_a_recording_is_no_anomaly(context, fitted, monkeypatch):
     rows, gather = rows_of(context, "test"), Store.segments
     before = fitted.components(Clips(context.store, rows))["classifier", "score"]
     monkeypatch.setattr(Store, "segments", lambda *arguments, **rest: 0.5 * gather(*arguments, **rest))
-    np.testing.assert_allclose(fitted.components(Clips(context.store, rows))["classifier", "score"], before, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        fitted.components(Clips(context.store, rows))["classifier", "score"], before, rtol=1e-3, atol=1e-5
+    )
 
 
 def test_labels_move_with_the_sound(context):
@@ -239,11 +311,19 @@ def test_labels_move_with_the_sound(context):
 def test_adamax_at_the_setting_s_rate_and_no_decay(context, monkeypatch):
     """L2 is a term of the loss, on kernels alone; the optimiser has no decay of its own."""
     made = []
-    monkeypatch.setattr(module.training, "fit", lambda net, batches, optimiser, **rest: made.append((optimiser, rest)) or pd.DataFrame())
+    monkeypatch.setattr(
+        module.training,
+        "fit",
+        lambda net, batches, optimiser, **rest: made.append((optimiser, rest)) or pd.DataFrame(),
+    )
     detector = detector_of(Classifier, changed(context, lr=2e-3))
     fit(detector, context.store, rows_of(context, "train"))
     optimiser, rest = made[0]
-    assert type(optimiser) is torch.optim.Adamax and optimiser.defaults["lr"] == 2e-3 and optimiser.defaults["weight_decay"] == 0
+    assert (
+        type(optimiser) is torch.optim.Adamax
+        and optimiser.defaults["lr"] == 2e-3
+        and optimiser.defaults["weight_decay"] == 0
+    )
     assert (
         classifier.ClassifierSettings().lr == 1e-3
         and classifier.ClassifierSettings().l2 == 1e-5
@@ -258,7 +338,9 @@ def test_adamax_at_the_setting_s_rate_and_no_decay(context, monkeypatch):
 
 
 def test_running_statistics_forget_where_they_started():
-    """After 5 steps at momentum 0.01 the library's BatchNorm still holds 95 % of its start; ours holds batches alone."""
+    """After 5 steps at momentum 0.01 the library's BatchNorm still holds 95 % of its start; ours holds
+    batches alone.
+    """
     ours, plain = BatchNorm1d(3, momentum=0.01), torch.nn.BatchNorm1d(3, momentum=0.01)
     x = 5 + 0.1 * torch.randn(5, 64, 3, generator=torch.Generator().manual_seed(0))
     for step in x:
@@ -278,7 +360,17 @@ def test_running_statistics_forget_where_they_started():
 
 def test_history_tells_losses_accuracy_cosine_and_scale(fitted):
     assert list(fitted.history["epoch"]) == [1, 2]
-    columns = {"loss", "plain", "featex", "l2", "max_cosine", "scale", "machine_accuracy", "class_accuracy", "seconds"}
+    columns = {
+        "loss",
+        "plain",
+        "featex",
+        "l2",
+        "max_cosine",
+        "scale",
+        "machine_accuracy",
+        "class_accuracy",
+        "seconds",
+    }
     assert columns <= set(fitted.history) and np.isfinite(fitted.history.to_numpy(float)).all()
     accuracy = fitted.accuracy()
     assert list(accuracy["machine"]) == ["pump", "saw"] and list(accuracy["clips"]) == [3, 3]
@@ -296,7 +388,9 @@ def test_a_clip_alone_scores_as_among_others_and_by_its_own_machine(context, fit
     mixed = fitted.components(Clips(context.store, rows[order]))
     for key, values in together.items():
         np.testing.assert_allclose(mixed[key], values[order], rtol=1e-3, atol=1e-5)
-        alone = np.concatenate([fitted.components(Clips(context.store, rows[i : i + 1]))[key] for i in range(0, len(rows), 5)])
+        alone = np.concatenate(
+            [fitted.components(Clips(context.store, rows[i : i + 1]))[key] for i in range(0, len(rows), 5)]
+        )
         np.testing.assert_allclose(alone, values[::5], rtol=1e-3, atol=1e-5)
 
 
@@ -304,13 +398,20 @@ def test_scores_are_those_of_the_back_end_on_the_machine_s_own_embeddings(contex
     rows, domain = rows_of(context, "test"), context.store.clips["domain"].to_numpy()
     found, left_out = fitted.components(Clips(context.store, rows)), fitted.training_components()
     train = rows_of(context, "train")
-    embedding, scored = fitted.embed(Clips(context.store, train))[0], fitted.embed(Clips(context.store, rows))[0]
+    embedding, scored = (
+        fitted.embed(Clips(context.store, train))[0],
+        fitted.embed(Clips(context.store, rows))[0],
+    )
     for machine in ("pump", "saw"):
         mine, here = (context.store.clips["machine"].to_numpy()[which] == machine for which in (train, rows))
         for name, make in backends.BACKENDS.items():
             backend = make(embedding[mine], domain[train][mine] == "target", SMALL, 0)
-            np.testing.assert_allclose(found["classifier", name][here], backend(scored[here]), rtol=1e-3, atol=1e-5)
-            np.testing.assert_allclose(left_out["classifier", name][mine], backend.training(), rtol=1e-3, atol=1e-5)
+            np.testing.assert_allclose(
+                found["classifier", name][here], backend(scored[here]), rtol=1e-3, atol=1e-5
+            )
+            np.testing.assert_allclose(
+                left_out["classifier", name][mine], backend.training(), rtol=1e-3, atol=1e-5
+            )
 
 
 def test_the_chosen_back_end_is_the_score(context, fitted):
@@ -329,12 +430,18 @@ def test_branches_are_scored_on_their_own_columns(context, fitted):
     parts = fitted.branch_scores(rows)
     shown = ["all branches", *(f"{word} {name}" for word in ("only", "without") for name in SMALL.branches)]
     assert [part for _, part in parts] == shown
-    np.testing.assert_allclose(parts["classifier", "all branches"], fitted.components(Clips(context.store, rows))["classifier", "score"], rtol=1e-6)
+    np.testing.assert_allclose(
+        parts["classifier", "all branches"],
+        fitted.components(Clips(context.store, rows))["classifier", "score"],
+        rtol=1e-6,
+    )
     saw = np.flatnonzero(context.store.clips["machine"].to_numpy()[rows] == "saw")
     train = machine_rows(context.store.clips, "saw", "train")
     target = context.store.clips["domain"].to_numpy()[train] == "target"
     backend = backends.KMeansCosine(fitted._vectors(train)[:, 8:16], target, SMALL, 0)
-    np.testing.assert_allclose(parts["classifier", "only mel"][saw], backend(fitted._vectors(rows[saw])[:, 8:16]))
+    np.testing.assert_allclose(
+        parts["classifier", "only mel"][saw], backend(fitted._vectors(rows[saw])[:, 8:16])
+    )
 
 
 def test_a_machine_that_was_not_trained_on_is_refused(context):
@@ -349,15 +456,26 @@ def test_embeddings_are_kept_for_whoever_has_no_network(context, fitted, tmp_pat
     expected = fitted.components(Clips(context.store, rows))
     fitted.save(tmp_path)
     clip, embedding = load_embeddings(tmp_path)
-    assert embedding.shape == (len(context.store), 3 * 8) and embedding.dtype == np.float32 and clip == sorted(clip)
-    np.testing.assert_allclose(embedding[[clip.index(row) for row in rows]], fitted.embed(Clips(context.store, rows))[0], rtol=1e-3, atol=1e-5)
+    assert (
+        embedding.shape == (len(context.store), 3 * 8)
+        and embedding.dtype == np.float32
+        and clip == sorted(clip)
+    )
+    np.testing.assert_allclose(
+        embedding[[clip.index(row) for row in rows]],
+        fitted.embed(Clips(context.store, rows))[0],
+        rtol=1e-3,
+        atol=1e-5,
+    )
     other = detector_of(Classifier, context)
     other.restore(tmp_path, Clips(context.store, rows_of(context, "train")))
     for key, values in other.components(Clips(other.store, rows)).items():
         np.testing.assert_array_equal(values, expected[key])
     content = load_file(tmp_path / module.EMBEDDINGS)
     save_file({name: value[:-5].copy() for name, value in content.items()}, tmp_path / module.EMBEDDINGS)
-    with pytest.raises(errors.InputError, match="lacks the embeddings of some training clips; run the study again"):
+    with pytest.raises(
+        errors.InputError, match="lacks the embeddings of some training clips; run the study again"
+    ):
         detector_of(Classifier, context).restore(tmp_path, Clips(context.store, rows_of(context, "train")))
     (tmp_path / module.EMBEDDINGS).write_bytes(b"torn")
     with pytest.raises(errors.InputError, match="does not hold embeddings"):
@@ -378,17 +496,23 @@ def test_an_interrupted_training_ends_in_the_same_scores(context, fitted, tmp_pa
 def test_seeds_differ(context, fitted):
     other = detector_of(Classifier, dataclasses.replace(context, seed=1))
     fit(other, context.store, rows_of(context, "train"))
-    assert not np.allclose(other.training_components()["classifier", "score"], fitted.training_components()["classifier", "score"])
+    assert not np.allclose(
+        other.training_components()["classifier", "score"],
+        fitted.training_components()["classifier", "score"],
+    )
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"branches": ("mel",)}, {"branches": ("fft", "stft256", "stft1024")}, {"phase_repr": "cossin", "smote": augment.SmoteSettings(ratio=0.0)},
-        {"scale": "adaptive", "train_centres": True, "mixup_beta": 0.2}, {"featex_weight": 0.0, "holdout": 0.0},
+        {"branches": ("mel",)},
+        {"branches": ("fft", "stft256", "stft1024")},
+        {"phase_repr": "cossin", "smote": augment.SmoteSettings(ratio=0.0)},
+        {"scale": "adaptive", "train_centres": True, "mixup_beta": 0.2},
+        {"featex_weight": 0.0, "holdout": 0.0},
     ],
     ids=["one branch", "resolutions", "cossin", "adaptive", "no FeatEx"],
-)  # fmt: skip
+)
 def test_settings_train_and_score(context, settings):
     detector = detector_of(Classifier, changed(context, epochs=1, **settings))
     table = detect(detector, context.store, ["pump", "saw"])
@@ -400,15 +524,28 @@ def test_settings_train_and_score(context, settings):
 def test_features_of_another_length_are_refused_in_words(context, fitted):
     wave = context.store.audio(rows_of(context, "test")[:2], length=8000)
     with pytest.raises(
-        errors.InputError, match=r"expected \(1, 6000\) for clips of 0\.75 s; tile or crop the clips, or set classifier\.clip_seconds"
+        errors.InputError,
+        match=(
+            r"expected \(1, 6000\) for clips of 0\.75 s; tile or crop the clips, or set"
+            r" classifier\.clip_seconds"
+        ),
     ):
         fitted.net(classifier.branch_inputs(wave, SMALL))
-    with pytest.raises(errors.InputError, match=r"branch mel: 40 bins and 2 frames from 0\.1 s, expected at least 5 of each; use longer clips"):
-        fit(detector_of(Classifier, changed(context, clip_seconds=0.1, hop_length=1024)), context.store, rows_of(context, "train"))
+    with pytest.raises(
+        errors.InputError,
+        match=r"branch mel: 40 bins and 2 frames from 0\.1 s, expected at least 5 of each; use longer clips",
+    ):
+        fit(
+            detector_of(Classifier, changed(context, clip_seconds=0.1, hop_length=1024)),
+            context.store,
+            rows_of(context, "train"),
+        )
 
 
 def test_smote_of_spectrograms_is_refused(context):
-    with pytest.raises(errors.InputError, match=r"classifier\.smote\.space: got 'logmel', the classifier knows 'embed' only"):
+    with pytest.raises(
+        errors.InputError, match=r"classifier\.smote\.space: got 'logmel', the classifier knows 'embed' only"
+    ):
         detector_of(Classifier, changed(context, smote=augment.SmoteSettings(space="logmel")))
 
 
@@ -417,7 +554,10 @@ def test_ablations_take_one_thing_out_each():
     made = ablations(dataclasses.replace(SMALL, ablation=3))
     assert list(made) == ["full", "no mixup", "no FeatEx"] and all(s.epochs == 3 for s in made.values())
     assert made["no mixup"].mixup_prob == 0 and made["no FeatEx"].featex_weight == 0
-    assert made["no mixup"].featex_weight == SMALL.featex_weight and made["no FeatEx"].mixup_prob == SMALL.mixup_prob
+    assert (
+        made["no mixup"].featex_weight == SMALL.featex_weight
+        and made["no FeatEx"].mixup_prob == SMALL.mixup_prob
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- figures
@@ -431,13 +571,25 @@ def test_figures_draw_what_the_notebook_shows(context, fitted):
     rows = rows_of(context, "test")
     fitted.components(Clips(context.store, rows))
     table = metrics.table(
-        score_table(context.store.clips, rows, fitted.branch_scores(rows), 0), metrics.MetricsSettings(bootstrap=20), 0
+        score_table(context.store.clips, rows, fitted.branch_scores(rows), 0),
+        metrics.MetricsSettings(bootstrap=20),
+        0,
     )
     shown = training_plots.as_systems(table, {"all branches": "all branches", "only fft": "spectrum"})
-    assert set(shown["system"]) == {"all branches", "spectrum"} and set(shown["component"]) == {"score"} and set(shown) == set(table)
+    assert (
+        set(shown["system"]) == {"all branches", "spectrum"}
+        and set(shown["component"]) == {"score"}
+        and set(shown) == set(table)
+    )
     with pytest.raises(errors.InputError, match="unknown component 'only fff'; did you mean only fft"):
         training_plots.as_systems(table, {"only fff": "x"})
-    scores = pd.DataFrame({"machine": ["pump"] * 4, "group": ["seen", "seen", "held out", "held out"], "score": [0.1, 0.2, 0.3, 0.4]})
+    scores = pd.DataFrame(
+        {
+            "machine": ["pump"] * 4,
+            "group": ["seen", "seen", "held out", "held out"],
+            "score": [0.1, 0.2, 0.3, 0.4],
+        }
+    )
     figures = {
         "training_curves": (fitted.history, 2),
         "accuracy_dots": (fitted.accuracy(),),
@@ -446,7 +598,11 @@ def test_figures_draw_what_the_notebook_shows(context, fitted):
     assert set(figures) == set(training_plots.CLASSIFIER_PLOTS)
     for name, arguments in figures.items():
         figure = training_plots.CLASSIFIER_PLOTS[name](*arguments)
-        assert figure.alt and "<img" in figure._repr_html_() and ("pump" in texts(figure) or name == "training_curves")
+        assert (
+            figure.alt
+            and "<img" in figure._repr_html_()
+            and ("pump" in texts(figure) or name == "training_curves")
+        )
         with pytest.raises(errors.InputError, match="an empty table came"):
             training_plots.CLASSIFIER_PLOTS[name](arguments[0].iloc[:0], *arguments[1:])
     many = pd.concat([scores.assign(machine=f"machine {i}") for i in range(6)])
@@ -459,7 +615,8 @@ def test_figures_draw_what_the_notebook_shows(context, fitted):
 
 # ------------------------------------------------------------------------------- what each branch can hear
 #
-# Pairs of machines that one branch tells apart and others cannot, each learnt in seconds by a network of that branch alone. Clips have
+# Pairs of machines that one branch tells apart and others cannot, each learnt in seconds by a network of that
+# branch alone. Clips have
 # 4096 samples and frames 128, so a bin of the STFT is 32 bins of the whole clip. Levels are random over 8 dB.
 
 
@@ -482,12 +639,15 @@ def slow_band(n, samples, low, high, generator):
 def modulated_noise(label, generator, samples=4096):
     """White noise whose level swings 3 or 8 times a clip: the mean over time is the same."""
     t = torch.arange(samples) / samples
-    swing = torch.cos(2 * math.pi * (torch.where(label == 0, 3.0, 8.0)[:, None] * t + uniform(len(label), generator)))
+    swing = torch.cos(
+        2 * math.pi * (torch.where(label == 0, 3.0, 8.0)[:, None] * t + uniform(len(label), generator))
+    )
     return levelled((1 + 0.8 * swing) * torch.randn(len(label), samples, generator=generator), generator)
 
 
 def two_lines_or_one(label, generator, samples=4096, bin_of_clip=512, apart=2):
-    """Two lines 4 bins of the clip apart (an eighth of an STFT bin), or one line with the envelope of their beat.
+    """Two lines 4 bins of the clip apart (an eighth of an STFT bin), or one line with the envelope of their
+    beat.
 
     The two differ by the sign of every other beat alone: magnitudes of short frames are blind to it.
     """
@@ -501,8 +661,9 @@ def two_lines_or_one(label, generator, samples=4096, bin_of_clip=512, apart=2):
 def sweep_within_a_bin(label, generator, samples=4096, n_fft=128, centre=16, reach=0.3, cycles=5):
     """A hum whose frequency saws five times a clip through ± 0.3 bins of the STFT, upwards or downwards.
 
-    One is the other played backwards, so the whole-clip magnitudes agree exactly. Its level flutters, and noise 2.5 bins to either
-    side covers the neighbouring bins, where magnitudes would show the frequency: it is left in the phase of the middle bin.
+    One is the other played backwards, so the whole-clip magnitudes agree exactly. Its level flutters, and
+    noise 2.5 bins to either side covers the neighbouring bins, where magnitudes would show the frequency: it
+    is left in the phase of the middle bin.
     """
     width, n = samples // n_fft, len(label)
     turn = torch.remainder(cycles * torch.arange(samples) / samples + uniform(n, generator), 1)
@@ -521,17 +682,29 @@ def slice_of(width, centre):
 def recognised(make, branch, *, samples=4096, steps=40, phase="cossin"):
     """Share of 200 new clips that a network of one branch names rightly after `steps` batches of 32."""
     settings = classifier.ClassifierSettings(
-        branches=(branch,), clip_seconds=samples / 16000, n_fft=128, hop_length=64, n_mels=20, dim=16, subclusters=4, phase_repr=phase
+        branches=(branch,),
+        clip_seconds=samples / 16000,
+        n_fft=128,
+        hop_length=64,
+        n_mels=20,
+        dim=16,
+        subclusters=4,
+        phase_repr=phase,
     )
     with training.seeded_init(0):
         net = classifier.Classifier(settings, 2).to(memory_format=torch.channels_last)
 
     def batch(n, generator):
         label = torch.arange(n) % 2
-        return Batch(classifier.branch_inputs(make(label, generator), settings), torch.nn.functional.one_hot(label, 2).float())
+        return Batch(
+            classifier.branch_inputs(make(label, generator), settings),
+            torch.nn.functional.one_hot(label, 2).float(),
+        )
 
     optimiser = torch.optim.Adamax(net.parameters(), lr=3e-3)
-    training.fit(net, lambda g: (batch(32, g) for _ in range(steps)), optimiser, epochs=1, seed=0, what=branch)
+    training.fit(
+        net, lambda g: (batch(32, g) for _ in range(steps)), optimiser, epochs=1, seed=0, what=branch
+    )
     with torch.inference_mode():
         new = batch(200, torch.Generator().manual_seed(1))
         return float((net.class_probabilities(new.features).argmax(1) == new.y.argmax(1)).float().mean())
@@ -568,11 +741,12 @@ def test_the_whole_clip_spectrum_parts_lines_that_the_stft_cannot():
 
 
 def test_phase_hears_a_sweep_within_a_bin_and_magnitudes_do_not():
-    """`cossin`, the magnitude-weighted representation. Measured with the same seed and clips, accuracy after 40 | 160 batches:
+    """`cossin`, the magnitude-weighted representation. Measured with the same seed and clips, accuracy after
+    40 | 160 batches:
 
-    cossin 0.97 | -, if 0.57 | 0.99, angle 0.53 | 0.53, gd 0.47 | 0.54, stft128 0.48 | 0.50, mel 0.50 | -, whole-clip spectrum 0.45 | 0.45.
-    Frame-to-frame differences carry it, weighted by magnitude at once and unweighted with four times the training; the raw angle and
-    the group delay do not.
+    cossin 0.97 | -, if 0.57 | 0.99, angle 0.53 | 0.53, gd 0.47 | 0.54, stft128 0.48 | 0.50, mel 0.50 | -,
+    whole-clip spectrum 0.45 | 0.45. Frame-to-frame differences carry it, weighted by magnitude at once and
+    unweighted with four times the training; the raw angle and the group delay do not.
     """
     assert recognised(sweep_within_a_bin, "phase") > 0.8
     for branch in ("stft128", "mel", "fft"):

@@ -1,4 +1,6 @@
-"""OEVAE as a whole: batches, masks and references by loops, scores that depend on no other test clip, resuming, the tie of z_d to v."""
+"""OEVAE as a whole: batches, masks and references by loops, scores that depend on no other test clip,
+resuming, the tie of z_d to v.
+"""
 
 import dataclasses
 import shutil
@@ -29,7 +31,9 @@ def changed(context, **settings):
     for name in ("mixup", "smote", "features", "condition"):
         if name in settings:
             settings[name] = dataclasses.replace(getattr(TINY, name), **settings[name])
-    return dataclasses.replace(context, cfg=dataclasses.replace(context.cfg, oevae=dataclasses.replace(TINY, **settings)))
+    return dataclasses.replace(
+        context, cfg=dataclasses.replace(context.cfg, oevae=dataclasses.replace(TINY, **settings))
+    )
 
 
 def fitted(context, machine="pump", **settings):
@@ -45,8 +49,12 @@ def batches_of(context, machine="pump", **settings):
     front = exposure.SegmentFeatures(context.store, context.device, context.cfg.oevae.features, rows)
     others = machine_rows(table, "saw", "train")
     labels = np.eye(2, dtype=np.float32)[(table["domain"].to_numpy()[rows] == "target").astype(int)]
-    target = exposure.target_items(front, rows, np.arange(len(rows), dtype=np.float32), np.arange(len(rows)) % 4 != 0, labels)
-    weights = exposure.draw_weights(np.repeat(table["machine"].to_numpy()[others], front.settings.segments), [], 0.0)
+    target = exposure.target_items(
+        front, rows, np.arange(len(rows), dtype=np.float32), np.arange(len(rows)) % 4 != 0, labels
+    )
+    weights = exposure.draw_weights(
+        np.repeat(table["machine"].to_numpy()[others], front.settings.segments), [], 0.0
+    )
     return exposure.OutlierExposureBatches(front, context.cfg.oevae, target, front.items(others), weights)
 
 
@@ -75,7 +83,11 @@ def test_an_epoch_holds_every_target_segment_once_and_as_many_others(context):
         sizes.append(half)
     assert sizes == [8, 8, 8, 8, 7]
     for batch, size in zip(made.batches(generator()), sizes):
-        assert batch.x.shape == (2 * size, 1, 16, 32) and batch.t.tolist() == [1.0] * size + [0.0] * size and torch.isfinite(batch.x).all()
+        assert (
+            batch.x.shape == (2 * size, 1, 16, 32)
+            and batch.t.tolist() == [1.0] * size + [0.0] * size
+            and torch.isfinite(batch.x).all()
+        )
 
 
 def test_sound_label_and_prior_of_a_batch_move_together(context):
@@ -84,10 +96,18 @@ def test_sound_label_and_prior_of_a_batch_move_together(context):
     for number, batch in enumerate(made.batches(generator(3))):
         low = 2 * made.half * number
         for i in range(0, len(batch.t), 5):
-            one, other, w = int(index[blend.first[low + i]]), int(index[blend.second[low + i]]), float(blend.weight[low + i])
-            wave = w * made.front.waves(made.items[torch.tensor([one])]) + (1 - w) * made.front.waves(made.items[torch.tensor([other])])
+            one, other, w = (
+                int(index[blend.first[low + i]]),
+                int(index[blend.second[low + i]]),
+                float(blend.weight[low + i]),
+            )
+            wave = w * made.front.waves(made.items[torch.tensor([one])]) + (1 - w) * made.front.waves(
+                made.items[torch.tensor([other])]
+            )
             torch.testing.assert_close(batch.x[i], made.front.log_mel(wave)[0], rtol=1e-3, atol=1e-2)
-            torch.testing.assert_close(batch.attributes[i], w * made.labels[one] + (1 - w) * made.labels[other])
+            torch.testing.assert_close(
+                batch.attributes[i], w * made.labels[one] + (1 - w) * made.labels[other]
+            )
             known = made.conditioned[one] if w == 1 else made.conditioned[one] and made.conditioned[other]
             assert bool(batch.conditioned[i]) == bool(known)
             expected = w * float(made.prior[one]) + (1 - w) * float(made.prior[other]) if known else 0.0
@@ -135,7 +155,12 @@ def test_draws_follow_the_weights(context):
 def test_segments_are_cut_from_the_standardised_clip(context):
     rows = machine_rows(context.store.clips, "pump", "train")
     for norm in ("clip", "machine"):
-        front = exposure.SegmentFeatures(context.store, context.device, changed(context, features={"wave_norm": norm}).cfg.oevae.features, rows)
+        front = exposure.SegmentFeatures(
+            context.store,
+            context.device,
+            changed(context, features={"wave_norm": norm}).cfg.oevae.features,
+            rows,
+        )
         made = front.waves(front.items(rows)).reshape(len(rows), 3, -1)
         mean, std = machine_statistics(context.store, rows)
         for i, row in enumerate(rows):
@@ -148,7 +173,9 @@ def test_segments_are_cut_from_the_standardised_clip(context):
 
 def test_clips_shorter_than_a_segment_are_tiled(context):
     rows = machine_rows(context.store.clips, "pump", "train")[:2]
-    front = exposure.SegmentFeatures(context.store, context.device, changed(context, features={"segment_s": 3.0}).cfg.oevae.features, rows)
+    front = exposure.SegmentFeatures(
+        context.store, context.device, changed(context, features={"segment_s": 3.0}).cfg.oevae.features, rows
+    )
     items = front.items(rows)
     assert not items.whole
     wave = standardize(context.store.audio(rows[:1]))
@@ -156,24 +183,42 @@ def test_clips_shorter_than_a_segment_are_tiled(context):
 
 
 def test_of_segments_that_are_all_the_same_one_is_used(context, capsys):
-    for seconds, segments, told in ((1.25, 3, True), (1.25, 1, False), (1.0, 3, False)):  # the longest clip has 1.25 s
-        words = "no clip is longer than a segment (1.25 s): its 3 segments are one and the same, and one of them is used"
-        detector = fitted(context, features={"segment_s": seconds, "segments": segments}, epochs=1, k_scales=(1.0,))
+    for seconds, segments, told in (
+        (1.25, 3, True),
+        (1.25, 1, False),
+        (1.0, 3, False),
+    ):  # the longest clip has 1.25 s
+        words = (
+            "no clip is longer than a segment (1.25 s): its 3 segments are one and the same, and one of them"
+            " is used"
+        )
+        detector = fitted(
+            context, features={"segment_s": seconds, "segments": segments}, epochs=1, k_scales=(1.0,)
+        )
         assert (words in capsys.readouterr().out) == told
         samples = context.store.clips["samples"].to_numpy()[detector.train_rows]
         wanted = np.where(samples <= seconds * 16000, 1, segments)
         real = detector.references.parents[: wanted.sum(), 0]  # before the synthetic ones and the mixtures
         assert [int((real == row).sum()) for row in detector.train_rows] == wanted.tolist()
-        for scores in (detector.training_components(), detector.components(Clips(detector.store, detector.train_rows[:2]))):
+        for scores in (
+            detector.training_components(),
+            detector.components(Clips(detector.store, detector.train_rows[:2])),
+        ):
             assert all(np.isfinite(values).all() for values in scores.values())
 
 
 def test_classes_of_the_attribute_head():
-    table = pd.DataFrame({"section": "00", "attr_vel": ["4", "8", "4"], "attr_loc": ["A", "", "B"], "attr_car": ""})
+    table = pd.DataFrame(
+        {"section": "00", "attr_vel": ["4", "8", "4"], "attr_loc": ["A", "", "B"], "attr_car": ""}
+    )
     labels = exposure.attribute_labels(table, np.zeros(3))
     assert labels.tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 1]]  # vel_4, vel_8, loc_A, loc_B
     bare = table.assign(attr_vel="", attr_loc="")
-    assert exposure.attribute_labels(bare.assign(section=["00", "01", "00"]), np.zeros(3)).tolist() == [[1, 0], [0, 1], [1, 0]]
+    assert exposure.attribute_labels(bare.assign(section=["00", "01", "00"]), np.zeros(3)).tolist() == [
+        [1, 0],
+        [0, 1],
+        [1, 0],
+    ]
     assert exposure.attribute_labels(bare, np.array([0.0, 1.0, 2.0])).tolist() == np.eye(3).tolist()
     assert exposure.attribute_labels(bare, np.zeros(3)).shape == (3, 0)
 
@@ -186,9 +231,20 @@ def test_clips_are_held_out_of_each_group():
 
 
 def test_k_is_5_over_the_smallest_step_of_the_real_attribute_values():
-    """Bearing of DCASE 2024 (METHOD 7.1): vel 4, 8, 12, 16; k = 1.25, neighbouring speeds 5 prior standard deviations apart."""
+    """Bearing of DCASE 2024 (METHOD 7.1): vel 4, 8, 12, 16; k = 1.25, neighbouring speeds 5 prior standard
+    deviations apart.
+    """
     speeds = ["4", "8", "12", "16"]
-    table = pd.DataFrame({"machine": "bearing", "split": "train", "domain": "source", "attr_vel": speeds, "attr_loc": list("ABCD"), "level_db": 0.0})
+    table = pd.DataFrame(
+        {
+            "machine": "bearing",
+            "split": "train",
+            "domain": "source",
+            "attr_vel": speeds,
+            "attr_loc": list("ABCD"),
+            "level_db": 0.0,
+        }
+    )
     found = condition(table, choice="most_values", missing="power", bins=4, seed=0, machine="bearing")
     assert found.key == "vel" and found.k(5.0) == 1.25
     prior, known = exposure.prior_means(found.v.to_numpy(), found.k(5.0), found.v.mean())
@@ -207,7 +263,9 @@ def test_references_hold_segments_mixtures_and_smote(trained):
     assert len(parents) > 45 and set(parents.ravel()) <= set(trained.train_rows)
     table = trained.store.clips["domain"].to_numpy()
     np.testing.assert_array_equal(target[:39], table[parents[:39, 0]] == "target")
-    np.testing.assert_array_equal(trained.references.h[:39], trained.embed(Clips(trained.store, trained.train_rows))[0])
+    np.testing.assert_array_equal(
+        trained.references.h[:39], trained.embed(Clips(trained.store, trained.train_rows))[0]
+    )
 
 
 @pytest.mark.parametrize("domains", ["pooled", "min"])
@@ -221,7 +279,7 @@ def test_beta_of_training_clips_by_loops(context, domains):
             row, values = detector.train_rows[i], []
             for item in np.flatnonzero(clip == i):
                 sides = []
-                for side in ([target, ~target] if domains == "min" else [np.ones(len(target), bool)]):
+                for side in [target, ~target] if domains == "min" else [np.ones(len(target), bool)]:
                     gaps = []
                     for j in np.flatnonzero(side):
                         if row not in parents[j]:
@@ -235,7 +293,9 @@ def test_new_clips_are_measured_against_all_references(trained):
     row = machine_rows(trained.store.clips, "pump", "test")[3:4]
     h, _ = trained.embed(Clips(trained.store, row))
     gaps = np.linalg.norm(h[:, None].astype(float) - trained.references.h[None].astype(float), axis=2)
-    assert trained.components(Clips(trained.store, row))["oevae", "beta_k2"][0] == pytest.approx(np.sort(gaps, axis=1)[:, :2].mean(), rel=1e-5)
+    assert trained.components(Clips(trained.store, row))["oevae", "beta_k2"][0] == pytest.approx(
+        np.sort(gaps, axis=1)[:, :2].mean(), rel=1e-5
+    )
 
 
 def test_every_component_is_kept_and_alpha_is_the_chosen_mode(context, trained):
@@ -250,7 +310,9 @@ def test_every_component_is_kept_and_alpha_is_the_chosen_mode(context, trained):
 
 
 def test_no_test_clip_moves_another_in_the_whole_system(context, tmp_path):
-    """Trained and scored beside all test clips, and beside three of them: decoded, trained, referenced, refitted, fused anew."""
+    """Trained and scored beside all test clips, and beside three of them: decoded, trained, referenced,
+    refitted, fused anew.
+    """
     whole = fusion.systems(detect(detector_of(OEVAE, context), context.store, ["pump"]), context.cfg.fusion)
     root = tmp_path / "raw"
     for row in context.store.clips.itertuples():
@@ -260,7 +322,9 @@ def test_no_test_clip_moves_another_in_the_whole_system(context, tmp_path):
     store = open_store(*clip_index.index([root]), tmp_path / "store", context.cfg.data)
     few = Context(context.cfg, store, context.device)
     alone = fusion.systems(detect(detector_of(OEVAE, few), few.store, ["pump"]), context.cfg.fusion)
-    assert (alone["split"] == "test").sum() == 4 * alone["component"].nunique() and "score" in set(alone["component"])
+    assert (alone["split"] == "test").sum() == 4 * alone["component"].nunique() and "score" in set(
+        alone["component"]
+    )
     both = alone.merge(whole, on=["component", "clip"], suffixes=("", "_whole"))
     assert len(both) == len(alone)
     np.testing.assert_allclose(both["score"], both["score_whole"], rtol=1e-3, atol=1e-4)
@@ -274,7 +338,13 @@ def test_an_interrupted_training_ends_in_the_same_scores(context, tmp_path):
         kept = dataclasses.replace(changed(context, epochs=epochs, kl_warmup=2.0), folder=folder)
         detector = detector_of(OEVAE, kept)
         fit(detector, context.store, rows)
-        found.append((detector.components(Clips(detector.store, test)), detector.training_components(), detector.history.drop(columns="seconds")))
+        found.append(
+            (
+                detector.components(Clips(detector.store, test)),
+                detector.training_components(),
+                detector.history.drop(columns="seconds"),
+            )
+        )
     unbroken, _, resumed = found
     for one, two in zip(unbroken[:2], resumed[:2]):
         for key, values in one.items():
@@ -294,7 +364,16 @@ def test_kl_terms_are_warmed_up(context):
 
 
 def test_history_and_held_out_clips(context, trained):
-    assert {"held_out_accuracy", "held_out_loss", "alive_d", "alive_c", "machine", "kl_d", "kl_c", "recon"} <= set(trained.history)
+    assert {
+        "held_out_accuracy",
+        "held_out_loss",
+        "alive_d",
+        "alive_c",
+        "machine",
+        "kl_d",
+        "kl_c",
+        "recon",
+    } <= set(trained.history)
     assert trained.trained.sum() == 11 and len(trained.trained) == 13  # one of each domain
     bare = fitted(context, holdout=0.0)
     assert bare.trained.all() and "held_out_accuracy" not in bare.history
@@ -304,12 +383,18 @@ def test_smote_in_log_mel_space_joins_training_and_references(context):
     detector = fitted(context, smote={"space": "logmel", "ratio": 1.0}, holdout=0.0, mixup={"prob": 0.0})
     target = detector._target(detector.train_rows)
     assert len(target) == 60 and len(target.mels) == 21  # 3 target clips grow to the size of 10 source clips
-    assert len(detector.references.h) == 60 and (detector.references.parents[39:, 0] != detector.references.parents[39:, 1]).all()
+    assert (
+        len(detector.references.h) == 60
+        and (detector.references.parents[39:, 0] != detector.references.parents[39:, 1]).all()
+    )
     others = detector.front.items(machine_rows(context.store.clips, "saw", "train"))
     made = exposure.OutlierExposureBatches(detector.front, detector.settings, target, others, np.ones(39))
     index, _ = made.plan(generator())
     assert sorted(index[index < 60].tolist()) == list(range(60))
-    batch = made.batch(torch.tensor([0, 59]), exposure.augment.MixPairs(torch.tensor([0, 1]), torch.tensor([0, 1]), torch.ones(2)))
+    batch = made.batch(
+        torch.tensor([0, 59]),
+        exposure.augment.MixPairs(torch.tensor([0, 1]), torch.tensor([0, 1]), torch.ones(2)),
+    )
     torch.testing.assert_close(batch.x[1], target.mels[20])
     assert batch.t.tolist() == [1, 1] and np.isfinite(detector.training_components()["oevae", "beta"]).all()
 
@@ -317,19 +402,35 @@ def test_smote_in_log_mel_space_joins_training_and_references(context):
 @pytest.mark.parametrize("space", ["embed", "logmel"])
 @pytest.mark.parametrize(("sources", "targets"), [(10, 1), (10, 2), (1, 3), (2, 1), (10, 0)])
 def test_smote_takes_any_number_of_clips_per_domain(context, space, sources, targets):
-    """A domain of one clip has no partner and one of two has few neighbours: that ends no study (the second clip may be held out)."""
+    """A domain of one clip has no partner and one of two has few neighbours: that ends no study (the second
+    clip may be held out).
+    """
     table = context.store.clips
     rows = machine_rows(table, "pump", "train")
     domain = table["domain"].to_numpy()[rows]
     chosen = np.sort(np.concatenate([rows[domain == "source"][:sources], rows[domain == "target"][:targets]]))
-    detector = detector_of(OEVAE, changed(context, epochs=1, neighbours=1, smote={"space": space, "ratio": 1.0, "k": 5}, k_scales=()))
+    detector = detector_of(
+        OEVAE,
+        changed(context, epochs=1, neighbours=1, smote={"space": space, "ratio": 1.0, "k": 5}, k_scales=()),
+    )
     fit(detector, context.store, chosen)
     parents = detector.references.parents
-    assert set(parents.ravel()) <= set(chosen) and all(np.isfinite(values).all() for values in detector.training_components().values())
+    assert set(parents.ravel()) <= set(chosen) and all(
+        np.isfinite(values).all() for values in detector.training_components().values()
+    )
 
 
-@pytest.mark.parametrize("settings", [{"near": 1.0}, {"attribute_weight": 1.0}, {"mixup": {"outliers": True, "beta": 0.2}}, {"vae_grad": "literal"},
-                                      {"features": {"wave_norm": "machine"}}, {"condition": {"missing": "zero"}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"near": 1.0},
+        {"attribute_weight": 1.0},
+        {"mixup": {"outliers": True, "beta": 0.2}},
+        {"vae_grad": "literal"},
+        {"features": {"wave_norm": "machine"}},
+        {"condition": {"missing": "zero"}},
+    ],
+)
 def test_every_setting_trains_and_scores(context, settings):
     detector = fitted(context, epochs=1, **settings)
     scores = detector.components(Clips(detector.store, machine_rows(context.store.clips, "pump", "test")))
@@ -346,11 +447,21 @@ def test_bfloat16_trains_and_scores_in_float32(context):
 
 def test_one_machine_alone_is_refused(context):
     table = context.store.clips
-    alone = dataclasses.replace(context.store, clips=table.assign(split=table["split"].where(table["machine"] == "pump", "test")))
+    alone = dataclasses.replace(
+        context.store, clips=table.assign(split=table["split"].where(table["machine"] == "pump", "test"))
+    )
     detector = detector_of(OEVAE, dataclasses.replace(context, store=alone))
-    with pytest.raises(errors.InputError, match="pump is the only machine with training clips, expected others as pseudo-anomalies; add recordings"):
+    with pytest.raises(
+        errors.InputError,
+        match=(
+            "pump is the only machine with training clips, expected others as pseudo-anomalies; add"
+            " recordings"
+        ),
+    ):
         fit(detector, alone, machine_rows(alone.clips, "pump", "train"))
-    with pytest.raises(errors.InputError, match="training clips of pump, saw came, expected those of one machine"):
+    with pytest.raises(
+        errors.InputError, match="training clips of pump, saw came, expected those of one machine"
+    ):
         fit(detector_of(OEVAE, context), context.store, np.flatnonzero(table["split"] == "train"))
 
 
@@ -358,9 +469,18 @@ def test_ablation_has_a_row_for_every_setting(context):
     assert set(ablation.EVERYTHING) == set(ablation.OFF)
     rows = ablation.table(fitted(context), context.cfg.metrics, 1)
     assert list(rows["settings"]) == [*ablation.ROWS, "all of them"]
-    assert rows["accuracy, held out"].between(0, 1).all() and rows[["α alone", "β alone"]].stack().between(0, 1).all()
+    assert (
+        rows["accuracy, held out"].between(0, 1).all()
+        and rows[["α alone", "β alone"]].stack().between(0, 1).all()
+    )
     on = ablation.variant(TINY, 4, **ablation.EVERYTHING)
-    assert on.mixup.outliers and on.kl_warmup == 2.0 and on.near == 0.5 and on.k_scales == () and on.features == TINY.features
+    assert (
+        on.mixup.outliers
+        and on.kl_warmup == 2.0
+        and on.near == 0.5
+        and on.k_scales == ()
+        and on.features == TINY.features
+    )
 
 
 # ---------------------------------------------------------------- the tie of z_d to v, without an extractor
@@ -379,7 +499,9 @@ def known_condition(shuffled=False):
     vae = oevae.refit(*(torch.as_tensor(values[fit]) for values in (h, prior, known)), settings, seed=0)
     with torch.no_grad():
         mu = vae(torch.from_numpy(h)).mu.numpy()
-    return latents.r_squared(mu[fit, :3], v[fit], mu[300:, :3], v[300:]), latents.r_squared(h[fit], v[fit], h[300:], v[300:])
+    return latents.r_squared(mu[fit, :3], v[fit], mu[300:, :3], v[300:]), latents.r_squared(
+        h[fit], v[fit], h[300:], v[300:]
+    )
 
 
 def test_refit_ties_z_d_to_the_condition_and_shuffled_conditions_do_not():
@@ -389,18 +511,40 @@ def test_refit_ties_z_d_to_the_condition_and_shuffled_conditions_do_not():
 
 
 DEV = ("bearing", "fan", "gearbox", "slider", "valve", "ToyCar:gearbox", "ToyTrain:fan")
-ADDITIONAL = ("3DPrinter:slider", "AirCompressor:fan", "BrushlessMotor:bearing", "HairDryer:fan", "HoveringDrone:fan", "RoboticArm:slider",
-              "Scanner:slider", "ToothBrush:valve", "ToyCircuit:gearbox")  # fmt: skip
+ADDITIONAL = (
+    "3DPrinter:slider",
+    "AirCompressor:fan",
+    "BrushlessMotor:bearing",
+    "HairDryer:fan",
+    "HoveringDrone:fan",
+    "RoboticArm:slider",
+    "Scanner:slider",
+    "ToothBrush:valve",
+    "ToyCircuit:gearbox",
+)
 
 
 def test_paper_on_all_machines_by_name_with_and_without_attributes(tmp_path):
-    """The literal study but for sizes: 16 machines, of which the additional ones have no test clips, one epoch."""
-    small = ["oevae.epochs=1", "oevae.refit_epochs=1", "oevae.width=4", "oevae.features.n_mels=32", "oevae.batch=16", "precision=float32"]
+    """The literal study but for sizes: 16 machines, of which the additional ones have no test clips, one
+    epoch.
+    """
+    small = [
+        "oevae.epochs=1",
+        "oevae.refit_epochs=1",
+        "oevae.width=4",
+        "oevae.features.n_mels=32",
+        "oevae.batch=16",
+        "precision=float32",
+    ]
     cfg = config.load("paper", small)
     for folder, names, test in (("dev", DEV, 1), ("additional", ADDITIONAL, 0)):
-        settings = synthetic.SyntheticSettings(machines=names, train_source=3, train_target=2, test=test, seconds=2.2)
+        settings = synthetic.SyntheticSettings(
+            machines=names, train_source=3, train_target=2, test=test, seconds=2.2
+        )
         synthetic.write_tree(tmp_path / folder, settings)
-    store = open_store(*clip_index.index([tmp_path / "dev", tmp_path / "additional"]), tmp_path / "store", cfg.data)
+    store = open_store(
+        *clip_index.index([tmp_path / "dev", tmp_path / "additional"]), tmp_path / "store", cfg.data
+    )
     here, keys = Context(cfg, store, torch.device("cpu")), {}
     for name in sorted(set(store.clips["machine"])):
         detector = detector_of(OEVAE, here)

@@ -1,4 +1,6 @@
-"""Challenge files: exactly as the official evaluator reads them, evaluated as it does, and everything hostile refused with a list."""
+"""Challenge files: exactly as the official evaluator reads them, evaluated as it does, and everything hostile
+refused with a list.
+"""
 
 import json
 
@@ -18,11 +20,15 @@ FEW = metrics.MetricsSettings(bootstrap=50, shuffles=10)
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """Synthetic machines with the names of the nine evaluation machines; every second one as the challenge hands it out, without labels."""
+    """Synthetic machines with the names of the nine evaluation machines; every second one as the challenge
+    hands it out, without labels.
+    """
     root = tmp_path_factory.mktemp("nine") / "raw"
     kinds = ("fan", "gearbox", "slider", "valve")
     names = tuple(f"{name}:{kinds[i % 4]}" for i, name in enumerate(challenge.EVALUATION))
-    synthetic.write_tree(root, synthetic.SyntheticSettings(machines=names, train_source=6, train_target=6, test=3, seconds=1.0))
+    synthetic.write_tree(
+        root, synthetic.SyntheticSettings(machines=names, train_source=6, train_target=6, test=3, seconds=1.0)
+    )
     return root
 
 
@@ -33,8 +39,14 @@ def study(tree):
     rng = np.random.default_rng(0)
     parts = []
     for seed in (0, 1):
-        facts = table[["machine", "section", "split", "domain", "label", "clip"]].assign(system="baseline_knn", component="score", seed=seed)
-        parts.append(facts.assign(score=rng.normal(0, 1, len(table)) + (table["label"] == "anomaly"))[list(schemas.SCORE_COLUMNS)])
+        facts = table[["machine", "section", "split", "domain", "label", "clip"]].assign(
+            system="baseline_knn", component="score", seed=seed
+        )
+        parts.append(
+            facts.assign(score=rng.normal(0, 1, len(table)) + (table["label"] == "anomaly"))[
+                list(schemas.SCORE_COLUMNS)
+            ]
+        )
     return table, problems, pd.concat(parts, ignore_index=True)
 
 
@@ -45,7 +57,10 @@ def truth(study, tmp_path_factory):
     test = study[0][study[0]["split"] == "test"]
     for machine, rows in test.groupby("machine"):
         names = [clip.rsplit("/", 1)[1] for clip in rows["clip"]]
-        columns = {"data": (rows["label"] == "anomaly").astype(int), "domain": (rows["domain"] == "target").astype(int)}
+        columns = {
+            "data": (rows["label"] == "anomaly").astype(int),
+            "domain": (rows["domain"] == "target").astype(int),
+        }
         columns["attributes"] = [f"full_{name[:-4]}" for name in names]
         for what, values in columns.items():
             path = root / f"ground_truth_{what}" / f"ground_truth_{machine}_section_00_test.csv"
@@ -62,20 +77,29 @@ def written(study, tmp_path):
 
 
 def official(folder, truth):
-    """Second derivation after the evaluator's README: read by pandas, measured by scikit-learn, averaged by scipy."""
+    """Second derivation after the evaluator's README: read by pandas, measured by scikit-learn, averaged by
+    scipy.
+    """
     values, quality = {}, {}
     for machine in challenge.EVALUATION:
         name = f"{machine}_section_00_test.csv"
-        read = {what: pd.read_csv(path, header=None, index_col=0)[1] for what, path in {
-            "score": folder / f"anomaly_score_{name}", "decision": folder / f"decision_result_{name}",
-            "y": truth / "ground_truth_data" / f"ground_truth_{name}", "domain": truth / "ground_truth_domain" / f"ground_truth_{name}",
-        }.items()}  # fmt: skip
+        read = {
+            what: pd.read_csv(path, header=None, index_col=0)[1]
+            for what, path in {
+                "score": folder / f"anomaly_score_{name}",
+                "decision": folder / f"decision_result_{name}",
+                "y": truth / "ground_truth_data" / f"ground_truth_{name}",
+                "domain": truth / "ground_truth_domain" / f"ground_truth_{name}",
+            }.items()
+        }
         t = pd.DataFrame(read)
         for code, domain in enumerate(("source", "target")):
             auc = t[(t["domain"] == code) | (t["y"] == 1)]
             values[machine, f"auc_{domain}"] = sk.roc_auc_score(auc["y"], auc["score"])
             own = t[t["domain"] == code]
-            quality[machine, domain] = sk.precision_recall_fscore_support(own["y"], own["decision"], average="binary", zero_division=0.0)[:3]
+            quality[machine, domain] = sk.precision_recall_fscore_support(
+                own["y"], own["decision"], average="binary", zero_division=0.0
+            )[:3]
         values[machine, "pauc"] = sk.roc_auc_score(t["y"], t["score"], max_fpr=0.1)
     return values, quality, scipy.stats.hmean(np.maximum(list(values.values()), np.finfo(float).eps))
 
@@ -89,7 +113,9 @@ def test_the_official_result_agrees_with_a_second_derivation(written, truth):
     assert abs(found["all", "omega"] - omega) <= 1e-12
     for (machine, domain), row in quality.groupby(["machine", "domain"]):
         if machine != "all":
-            np.testing.assert_allclose(row[["precision", "recall", "f1"]].to_numpy()[0], expected[machine, domain], atol=1e-12)
+            np.testing.assert_allclose(
+                row[["precision", "recall", "f1"]].to_numpy()[0], expected[machine, domain], atol=1e-12
+            )
     means = quality[quality["machine"] == "all"].set_index("domain")["precision"]
     floored = [max(expected[machine, "target"][0], np.finfo(float).eps) for machine in challenge.EVALUATION]
     assert means["target"] == pytest.approx(scipy.stats.hmean(floored), rel=1e-12)
@@ -98,16 +124,22 @@ def test_the_official_result_agrees_with_a_second_derivation(written, truth):
 def test_files_are_as_the_evaluator_reads_them(written, study):
     scores = study[2]
     assert sorted(path.name for path in written.iterdir()) == sorted(
-        f"{kind}_{machine}_section_00_test.csv" for machine in challenge.EVALUATION for kind in ("anomaly_score", "decision_result")
+        f"{kind}_{machine}_section_00_test.csv"
+        for machine in challenge.EVALUATION
+        for kind in ("anomaly_score", "decision_result")
     )
     own = scores[(scores["seed"] == 0) & (scores["machine"] == "Scanner")]
     train = own[own["split"] == "train"]["score"].to_numpy()
     threshold = thresholds.gamma_threshold(train, FEW.decision_quantile).value
     test = {row.clip.rsplit("/", 1)[1]: row.score for row in own[own["split"] == "test"].itertuples()}
     lines = (written / "anomaly_score_Scanner_section_00_test.csv").read_text().splitlines()
-    assert {name: float(value) for name, value in (line.split(",") for line in lines)} == test  # every digit, no header
+    assert {
+        name: float(value) for name, value in (line.split(",") for line in lines)
+    } == test  # every digit, no header
     lines = (written / "decision_result_Scanner_section_00_test.csv").read_text().splitlines()
-    assert dict(line.split(",") for line in lines) == {name: str(int(value > threshold)) for name, value in test.items()}
+    assert dict(line.split(",") for line in lines) == {
+        name: str(int(value > threshold)) for name, value in test.items()
+    }
 
 
 def test_full_names_of_renamed_clips_are_taken_as_the_evaluator_takes_them(written, truth):
@@ -124,12 +156,24 @@ def change(path, edit):
 
 HOSTILE = {
     "header": (lambda lines: ["file,score", *lines], "begins with a header"),
-    "nan": (lambda lines: [lines[0].split(",")[0] + ",nan", *lines[1:]], "line 1: .* has 'nan', expected a finite number"),
-    "infinite": (lambda lines: [*lines[:-1], lines[-1].split(",")[0] + ",inf"], "has 'inf', expected a finite number"),
-    "text": (lambda lines: [lines[0], lines[1].split(",")[0] + ",high", *lines[2:]], "line 2: .* has 'high', expected a finite number"),
+    "nan": (
+        lambda lines: [lines[0].split(",")[0] + ",nan", *lines[1:]],
+        "line 1: .* has 'nan', expected a finite number",
+    ),
+    "infinite": (
+        lambda lines: [*lines[:-1], lines[-1].split(",")[0] + ",inf"],
+        "has 'inf', expected a finite number",
+    ),
+    "text": (
+        lambda lines: [lines[0], lines[1].split(",")[0] + ",high", *lines[2:]],
+        "line 2: .* has 'high', expected a finite number",
+    ),
     "short": (lambda lines: lines[:-2], "2 test clips have no line"),
     "twice": (lambda lines: [*lines, lines[0]], "1 names stand there twice"),
-    "other names": (lambda lines: [f"x{line}" for line in lines], r"12 names are no test clips \(first: 'xsection_00"),
+    "other names": (
+        lambda lines: [f"x{line}" for line in lines],
+        r"12 names are no test clips \(first: 'xsection_00",
+    ),
     "three fields": (lambda lines: [lines[0], lines[1] + ",1", *lines[2:]], "line 2 has 3 fields"),
     "empty": (lambda lines: [], "12 test clips have no line"),
 }
@@ -140,19 +184,28 @@ def test_hostile_files_are_refused_with_a_list(kind, written, truth):
     edit, words = HOSTILE[kind]
     change(written / "anomaly_score_Scanner_section_00_test.csv", edit)
     (written / "decision_result_HairDryer_section_00_test.csv").unlink()
-    change(written / "decision_result_ToyCircuit_section_00_test.csv", lambda lines: [lines[0][:-1] + "2", *lines[1:]])
+    change(
+        written / "decision_result_ToyCircuit_section_00_test.csv",
+        lambda lines: [lines[0][:-1] + "2", *lines[1:]],
+    )
     (written / "anomaly_score_scanner_section_00_test.csv").write_text("")
-    with pytest.raises(errors.InputError, match=f"anomaly_score_Scanner_section_00_test.csv: .*{words}") as refused:
+    with pytest.raises(
+        errors.InputError, match=f"anomaly_score_Scanner_section_00_test.csv: .*{words}"
+    ) as refused:
         challenge.evaluate(written, truth, FEW)
     told = str(refused.value)
-    assert "decision_result_HairDryer_section_00_test.csv: missing; the evaluator skips the whole system" in told
+    assert (
+        "decision_result_HairDryer_section_00_test.csv: missing; the evaluator skips the whole system" in told
+    )
     assert "decision_result_ToyCircuit_section_00_test.csv: line 1" in told and "expected 0 or 1" in told
     assert "anomaly_score_scanner_section_00_test.csv: no such machine or section" in told
 
 
 def test_bytes_that_are_no_text_are_refused(written, truth):
     (written / "anomaly_score_Scanner_section_00_test.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(errors.InputError, match=r"anomaly_score_Scanner_section_00_test\.csv: cannot be read"):
+    with pytest.raises(
+        errors.InputError, match=r"anomaly_score_Scanner_section_00_test\.csv: cannot be read"
+    ):
         challenge.evaluate(written, truth, FEW)
 
 
@@ -167,7 +220,10 @@ def test_what_cannot_be_submitted_is_refused_with_a_list(study, tmp_path):
         ((table, with_gap, scores), "left out of the study (truncated)"),
         ((table, problems, lost), "has no score"),
         ((bare, problems, scores), "Scanner: no test clip; run the study without it"),
-        ((bare[bare["machine"] != "Scanner"], problems, scores), "Scanner: machine of the evaluation set without a test clip"),
+        (
+            (bare[bare["machine"] != "Scanner"], problems, scores),
+            "Scanner: machine of the evaluation set without a test clip",
+        ),
         ((table, problems, broken), "score is nan, expected a finite number"),
     ):
         with pytest.raises(errors.InputError) as refused:
@@ -199,13 +255,19 @@ def test_the_command_prints_the_official_score(written, truth, capsys):
     "file, content, words",
     [
         ("ground_truth_data", "a.wav,2\n", "values other than 0 and 1"),
-        ("ground_truth_domain", "b.wav,0\n", "not the same clips in ground_truth_data and ground_truth_domain"),
+        (
+            "ground_truth_domain",
+            "b.wav,0\n",
+            "not the same clips in ground_truth_data and ground_truth_domain",
+        ),
         ("ground_truth_domain", "b.wav\n", "index"),
     ],
 )
 def test_ground_truth_that_does_not_fit_is_refused(file, content, words, written, tmp_path):
     for what in ("ground_truth_data", "ground_truth_domain"):
         (tmp_path / what).mkdir()
-        (tmp_path / what / "ground_truth_fan_section_00_test.csv").write_text(content if what == file else "a.wav,0\n")
+        (tmp_path / what / "ground_truth_fan_section_00_test.csv").write_text(
+            content if what == file else "a.wav,0\n"
+        )
     with pytest.raises(errors.InputError, match=words):
         challenge.evaluate(written, tmp_path, FEW)

@@ -19,14 +19,26 @@ TABLE1 = Path(__file__).resolve().parents[3] / "shared" / "spec" / "table1.csv"
 
 
 def scored(
-    machines=("fan", "valve"), systems=("a",), seeds=(0,), per_stratum=12, train=30, gain=1.0, shift=0.0, rng_seed=0, components=("score",)
+    machines=("fan", "valve"),
+    systems=("a",),
+    seeds=(0,),
+    per_stratum=12,
+    train=30,
+    gain=1.0,
+    shift=0.0,
+    rng_seed=0,
+    components=("score",),
 ):
     """A score table: normals N(0, 1), anomalies N(gain, 1), the target domain shifted; train rows N(0, 1)."""
     rng, rows = np.random.default_rng(rng_seed), []
     clips = [
         (machine, split, domain, label, f"{machine}/{split}/{domain}_{label}_{i:03d}.wav")
         for machine in machines
-        for split, label, n in (("train", "normal", train), ("test", "normal", per_stratum), ("test", "anomaly", per_stratum))
+        for split, label, n in (
+            ("train", "normal", train),
+            ("test", "normal", per_stratum),
+            ("test", "anomaly", per_stratum),
+        )
         for domain in ("source", "target")
         for i in range(n)
     ]
@@ -50,22 +62,40 @@ def value(table, metric, column="value", **where):
 
 
 def test_table_equals_the_official_definitions():
-    scores = scored(machines=("fan", "gearbox", "valve"), systems=("a", "b"), seeds=(0, 3), components=("score", "alpha"), shift=0.5)
+    scores = scored(
+        machines=("fan", "gearbox", "valve"),
+        systems=("a", "b"),
+        seeds=(0, 3),
+        components=("score", "alpha"),
+        shift=0.5,
+    )
     scores["score"] = scores["score"].round(1)  # ties
     table = metrics.table(scores, SETTINGS, seed=0)
     assert tuple(table.columns) == schemas.METRIC_COLUMNS
     assert len(table) == 2 * 2 * 2 * (3 * 4 + 4)
-    for (system, component, seed), part in scores[scores["split"] == "test"].groupby(["system", "component", "seed"]):
-        mine = table[(table["system"] == system) & (table["component"] == component) & (table["seed"] == seed)]
+    for (system, component, seed), part in scores[scores["split"] == "test"].groupby(
+        ["system", "component", "seed"]
+    ):
+        mine = table[
+            (table["system"] == system) & (table["component"] == component) & (table["seed"] == seed)
+        ]
         expected = {}
         for machine, rows in part.groupby("machine"):
-            expected[machine] = oracle.official_metrics(rows["score"].tolist(), rows["domain"].tolist(), rows["label"].tolist())
+            expected[machine] = oracle.official_metrics(
+                rows["score"].tolist(), rows["domain"].tolist(), rows["label"].tolist()
+            )
             for name, number in zip(roc.THREE, expected[machine], strict=True):
                 assert value(mine, name, machine=machine) == pytest.approx(number, abs=1e-12)
-            assert value(mine, "hmean", machine=machine) == pytest.approx(oracle.harmonic_mean(expected[machine]), abs=1e-12)
-        assert value(mine, "omega", machine="all") == pytest.approx(oracle.harmonic_mean(np.ravel(list(expected.values()))), abs=1e-12)
+            assert value(mine, "hmean", machine=machine) == pytest.approx(
+                oracle.harmonic_mean(expected[machine]), abs=1e-12
+            )
+        assert value(mine, "omega", machine="all") == pytest.approx(
+            oracle.harmonic_mean(np.ravel(list(expected.values()))), abs=1e-12
+        )
         for i, name in enumerate(roc.THREE):
-            assert value(mine, name, machine="all") == pytest.approx(oracle.harmonic_mean([m[i] for m in expected.values()]), abs=1e-12)
+            assert value(mine, name, machine="all") == pytest.approx(
+                oracle.harmonic_mean([m[i] for m in expected.values()]), abs=1e-12
+            )
 
 
 def test_intervals_hold_the_value_and_narrow_with_more_clips():
@@ -109,9 +139,16 @@ def test_no_target_clips_no_target_number():
     named = set(zip(absent["machine"], absent["metric"], strict=True))
     assert named == {("fan", "auc_target")}
     value = table.set_index(["machine", "metric"])["value"]  # the machine takes part with what it has
-    there = [value[machine, name] for machine in ("fan", "valve") for name in roc.THREE if (machine, name) != ("fan", "auc_target")]
+    there = [
+        value[machine, name]
+        for machine in ("fan", "valve")
+        for name in roc.THREE
+        if (machine, name) != ("fan", "auc_target")
+    ]
     assert value["all", "omega"] == pytest.approx(oracle.harmonic_mean(there), abs=1e-12)
-    assert value["fan", "hmean"] == pytest.approx(oracle.harmonic_mean([value["fan", "auc_source"], value["fan", "pauc"]]), abs=1e-12)
+    assert value["fan", "hmean"] == pytest.approx(
+        oracle.harmonic_mean([value["fan", "auc_source"], value["fan", "pauc"]]), abs=1e-12
+    )
     assert value["all", "auc_target"] == pytest.approx(value["valve", "auc_target"], abs=1e-12)
     assert tables.reasons(table)[-1] == "Ω: the harmonic mean of the 5 of 6 numbers that are available"
 
@@ -119,7 +156,10 @@ def test_no_target_clips_no_target_number():
 def test_machines_without_labels_have_no_number_and_do_not_count():
     scores = scored()
     plain = metrics.table(scores[scores["machine"] == "valve"], SETTINGS, 0)
-    scores.loc[(scores["machine"] == "fan") & (scores["split"] == "test"), ["domain", "label"]] = ["unknown", "unlabelled"]
+    scores.loc[(scores["machine"] == "fan") & (scores["split"] == "test"), ["domain", "label"]] = [
+        "unknown",
+        "unlabelled",
+    ]
     table = metrics.table(scores, SETTINGS, 0)
     assert table.loc[table["machine"] == "fan", ["value", "low", "high"]].isna().all(axis=None)
     pd.testing.assert_frame_equal(table[table["machine"] != "fan"].reset_index(drop=True), plain)
@@ -131,7 +171,9 @@ def test_a_machine_without_test_clips_keeps_its_rows_and_does_not_count():
     scores = scored()
     bare = scores[(scores["machine"] != "fan") | (scores["split"] == "train")]
     table = metrics.table(bare, SETTINGS, 0)
-    assert table.loc[table["machine"] == "fan", "value"].isna().all() and (table["machine"] == "fan").sum() == 4
+    assert (
+        table.loc[table["machine"] == "fan", "value"].isna().all() and (table["machine"] == "fan").sum() == 4
+    )
     rest = metrics.table(scores[scores["machine"] == "valve"], SETTINGS, 0)
     pd.testing.assert_frame_equal(table[table["machine"] != "fan"].reset_index(drop=True), rest)
     nothing = metrics.table(bare[bare["machine"] == "fan"], SETTINGS, 0)
@@ -157,10 +199,23 @@ def test_a_score_that_is_not_finite_is_refused():
 def test_table1_gives_the_official_scores_that_follow_from_it():
     paper = metrics.paper_table1()
     omega = paper[paper["metric"] == "omega"].set_index("system")["value"]
-    assert (omega * 100).round(2).to_dict() == {"paper_baseline_mse": 55.02, "paper_baseline_mahala": 56.99, "paper_oevaes": 53.41}
+    assert (omega * 100).round(2).to_dict() == {
+        "paper_baseline_mse": 55.02,
+        "paper_baseline_mahala": 56.99,
+        "paper_oevaes": 53.41,
+    }
     assert round(100 * value(paper, "hmean", system="paper_oevaes", machine="bearing"), 2) == 64.29
     assert round(100 * value(paper, "auc_target", system="paper_oevaes", machine="all"), 2) == 50.45
-    assert set(paper["machine"]) == {"bearing", "fan", "gearbox", "slider", "valve", "ToyCar", "ToyTrain", "all"}
+    assert set(paper["machine"]) == {
+        "bearing",
+        "fan",
+        "gearbox",
+        "slider",
+        "valve",
+        "ToyCar",
+        "ToyTrain",
+        "all",
+    }
 
 
 @pytest.mark.skipif(not TABLE1.is_file(), reason="the specification's table1.csv is not beside this checkout")
@@ -193,7 +248,9 @@ def test_a_small_but_steady_difference_is_seen_only_because_it_is_paired():
     assert value(found, "omega") == pytest.approx(difference, abs=1e-12)
     assert value(found, "omega", "low") > 0
     assert value(found, "omega", "p") == pytest.approx(2 / 201)
-    assert value(table, "omega", "low", system="b") < value(table, "omega", "high", system="a")  # the two intervals overlap
+    assert value(table, "omega", "low", system="b") < value(
+        table, "omega", "high", system="a"
+    )  # the two intervals overlap
     mirrored = comparison.paired(both, "a", "b", SETTINGS, 0)
     np.testing.assert_allclose(mirrored["value"], -found["value"])
     np.testing.assert_allclose(mirrored["low"], -found["high"], atol=1e-12)
@@ -223,7 +280,9 @@ def test_systems_that_cannot_be_compared_are_refused():
     with pytest.raises(errors.InputError, match="unknown system 'baseline_mes'; did you mean baseline_mse"):
         comparison.paired(scores, "baseline_mes", "baseline_knn", SETTINGS, 0)
     fewer = scores.drop(scores[(scores["system"] == "baseline_knn") & (scores["split"] == "test")].index[0])
-    with pytest.raises(errors.InputError, match="baseline_mse and baseline_knn did not score the same test clips"):
+    with pytest.raises(
+        errors.InputError, match="baseline_mse and baseline_knn did not score the same test clips"
+    ):
         comparison.paired(fewer, "baseline_mse", "baseline_knn", SETTINGS, 0)
 
 
@@ -236,7 +295,9 @@ def test_threshold_is_the_quantile_of_the_gamma_that_made_the_scores():
     assert threshold.method == "gamma"
     assert threshold.value == pytest.approx(stats.gamma.ppf(0.9, 3.0, loc=-2.0, scale=0.5), abs=0.04)
     small = thresholds.gamma_threshold(train * 1e-6 - 5, 0.9)
-    assert small.value == pytest.approx(threshold.value * 1e-6 - 5, abs=1e-10)  # the unit of a score does not matter
+    assert small.value == pytest.approx(
+        threshold.value * 1e-6 - 5, abs=1e-10
+    )  # the unit of a score does not matter
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -248,7 +309,15 @@ def test_about_a_tenth_of_fresh_normal_clips_is_flagged(seed):
 
 
 @pytest.mark.parametrize(
-    "train", [np.zeros(50), np.full(1000, 0.1), np.arange(9.0), np.array([3.0]), np.r_[np.zeros(99), 1e6], np.repeat([0.0, 1.0, 2.0], 60)]
+    "train",
+    [
+        np.zeros(50),
+        np.full(1000, 0.1),
+        np.arange(9.0),
+        np.array([3.0]),
+        np.r_[np.zeros(99), 1e6],
+        np.repeat([0.0, 1.0, 2.0], 60),
+    ],
 )
 def test_scores_without_a_shape_fall_back_to_their_quantile(train):
     threshold = thresholds.gamma_threshold(train, 0.9)
@@ -256,7 +325,9 @@ def test_scores_without_a_shape_fall_back_to_their_quantile(train):
 
 
 def test_no_training_scores_are_refused():
-    with pytest.raises(errors.InputError, match="0 training scores came for a threshold, expected at least one, all finite"):
+    with pytest.raises(
+        errors.InputError, match="0 training scores came for a threshold, expected at least one, all finite"
+    ):
         thresholds.gamma_threshold([], 0.9)
     with pytest.raises(errors.InputError, match="2 training scores came for a threshold"):
         thresholds.gamma_threshold([0.0, np.nan], 0.9)
@@ -274,7 +345,10 @@ def test_decisions_equal_counting_clip_by_clip():
         test = part[(part["split"] == "test") & ((part["domain"] == row.domain) | (row.domain == "all"))]
         expected = oracle.decision_quality(test["score"] > row.threshold, test["label"] == "anomaly")
         assert (row.precision, row.recall, row.f1) == pytest.approx(expected, abs=1e-12)
-        assert (row.normal, row.anomaly) == ((test["label"] == "normal").sum(), (test["label"] == "anomaly").sum())
+        assert (row.normal, row.anomaly) == (
+            (test["label"] == "normal").sum(),
+            (test["label"] == "anomaly").sum(),
+        )
 
 
 def test_decisions_without_a_basis_are_nan():
@@ -286,14 +360,24 @@ def test_decisions_without_a_basis_are_nan():
     assert (found.loc["fan", "method"] == "none").all()
     assert found.loc["fan", ["threshold", "precision", "recall", "f1", "train_above"]].isna().all(axis=None)
     assert found.loc[("valve", "target"), ["precision", "recall", "f1"]].isna().all()
-    assert found.loc[("valve", "source"), ["precision", "recall", "f1"]].tolist() == [0, 0, 0]  # nothing flagged
+    assert found.loc[("valve", "source"), ["precision", "recall", "f1"]].tolist() == [
+        0,
+        0,
+        0,
+    ]  # nothing flagged
 
 
 def test_a_score_equal_to_the_threshold_is_not_flagged():
     scores = scored(machines=("fan",))
-    scores["score"] = (scores["label"] == "anomaly").astype(float)  # all training and normal scores are 0, and so is the threshold
+    scores["score"] = (scores["label"] == "anomaly").astype(
+        float
+    )  # all training and normal scores are 0, and so is the threshold
     found = metrics.decisions(scores, SETTINGS)
-    assert (found["method"] == "empirical").all() and (found["threshold"] == 0).all() and (found["train_above"] == 0).all()
+    assert (
+        (found["method"] == "empirical").all()
+        and (found["threshold"] == 0).all()
+        and (found["train_above"] == 0).all()
+    )
     assert (found[["precision", "recall", "f1"]] == 1).all(axis=None)
 
 
@@ -301,13 +385,17 @@ def test_a_score_equal_to_the_threshold_is_not_flagged():
 
 
 def clip_rows(scores, level):
-    clips = scores.drop_duplicates("clip")[["clip", "machine", "section", "split", "domain", "label"]].assign(path="x.wav")
+    clips = scores.drop_duplicates("clip")[["clip", "machine", "section", "split", "domain", "label"]].assign(
+        path="x.wav"
+    )
     return clips[list(schemas.CLIP_COLUMNS)].assign(level_db=level(clips))
 
 
 def test_a_level_that_tells_the_label_is_shown():
     scores = scored(systems=("a",))
-    clips = clip_rows(scores, lambda c: np.where(c["label"] == "anomaly", -20.0, -np.inf))  # normals are digital silence
+    clips = clip_rows(
+        scores, lambda c: np.where(c["label"] == "anomaly", -20.0, -np.inf)
+    )  # normals are digital silence
     found = metrics.controls(clips, scores, SETTINGS, 0)
     assert tuple(found.columns) == schemas.METRIC_COLUMNS
     level = found[found["system"] == "control_level"]
@@ -324,7 +412,9 @@ def test_shuffled_labels_stand_for_chance():
     assert shuffled["value"].between(0.42, 0.58).all()
     assert ((shuffled["low"] < shuffled["value"]) & (shuffled["value"] < shuffled["high"])).all()
     ours = metrics.table(scores, SETTINGS, 0)
-    assert value(ours, "omega", system="a", component="score") > value(shuffled, "omega", "high", component="a")
+    assert value(ours, "omega", system="a", component="score") > value(
+        shuffled, "omega", "high", component="a"
+    )
     level = found[found["system"] == "control_level"]
     assert (level["value"] == 0.5).all()
 

@@ -13,7 +13,9 @@ def draw(rng, n=None):
     """One machine: scores (with many ties, few, or none), domains and labels of every kind."""
     n = n or int(rng.integers(4, 90))
     smooth = rng.normal(size=n)
-    scores = (smooth, rng.integers(0, 4, n).astype(float), np.round(smooth, 1), 1e9 + smooth)[int(rng.integers(0, 4))]
+    scores = (smooth, rng.integers(0, 4, n).astype(float), np.round(smooth, 1), 1e9 + smooth)[
+        int(rng.integers(0, 4))
+    ]
     domain = rng.choice(["source", "target", "unknown"], n, p=[0.5, 0.4, 0.1])
     label = rng.choice(["normal", "anomaly", "unlabelled"], n, p=[0.5, 0.4, 0.1])
     return scores, domain, label
@@ -25,19 +27,29 @@ def test_grid_is_the_official_definition(seed):
     scores, domain, label = draw(rng)
     max_fpr = float(rng.choice([0.1, 0.1, 0.03, 0.37, 1.0]))
     np.testing.assert_allclose(
-        roc.grid(scores, domain, label, max_fpr), oracle.official_metrics(scores, domain, label, max_fpr), rtol=0, atol=1e-12
+        roc.grid(scores, domain, label, max_fpr),
+        oracle.official_metrics(scores, domain, label, max_fpr),
+        rtol=0,
+        atol=1e-12,
     )
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_auc_and_pauc_are_pair_counting_and_the_trapezoid(seed):
     rng = np.random.default_rng(seed)
-    normal, anomaly = rng.integers(0, 9, rng.integers(1, 30)).astype(float), rng.integers(1, 12, rng.integers(1, 30)).astype(float)
+    normal, anomaly = (
+        rng.integers(0, 9, rng.integers(1, 30)).astype(float),
+        rng.integers(1, 12, rng.integers(1, 30)).astype(float),
+    )
     max_fpr = float(rng.uniform(0.02, 1.0))
     assert roc.auc(normal, anomaly) == pytest.approx(oracle.pair_auc(normal, anomaly), abs=1e-12)
-    assert roc.pauc(normal, anomaly, max_fpr) == pytest.approx(oracle.trapezoid_pauc(normal, anomaly, max_fpr), abs=1e-12)
+    assert roc.pauc(normal, anomaly, max_fpr) == pytest.approx(
+        oracle.trapezoid_pauc(normal, anomaly, max_fpr), abs=1e-12
+    )
     truth = np.repeat([0, 1], [len(normal), len(anomaly)])
-    assert roc.pauc(normal, anomaly) == pytest.approx(roc_auc_score(truth, np.r_[normal, anomaly], max_fpr=0.1), abs=1e-12)
+    assert roc.pauc(normal, anomaly) == pytest.approx(
+        roc_auc_score(truth, np.r_[normal, anomaly], max_fpr=0.1), abs=1e-12
+    )
 
 
 def test_a_grid_equals_its_vectors_one_by_one():
@@ -62,7 +74,9 @@ def test_scores_that_differ_in_their_last_bits_are_told_apart(scale):
         near = (np.array([scale]).view(np.int64) + steps).view(float)
         scores = np.where(rng.random(50) < 0.2, rng.choice([0.0, -0.0], 50), near)
         for found in (roc.grid(scores, domain, label), roc.grid(scores[None].repeat(2, 0), domain, label)[1]):
-            np.testing.assert_allclose(found, oracle.official_metrics(scores, domain, label), rtol=0, atol=1e-12)
+            np.testing.assert_allclose(
+                found, oracle.official_metrics(scores, domain, label), rtol=0, atol=1e-12
+            )
 
 
 def test_equal_scores_are_chance_and_separated_scores_are_perfect():
@@ -88,8 +102,14 @@ def test_increasing_maps_change_nothing_and_minus_turns_the_auc():
 
 def test_source_normals_meet_the_anomalies_of_both_domains():
     scores = np.array([0.0, 1.0, 2.0, -1.0])
-    found = roc.grid(scores, np.array(["source", "target", "source", "target"]), np.array(["normal", "normal", "anomaly", "anomaly"]))
-    np.testing.assert_allclose(found[:2], [0.5, 0.5])  # one anomaly above, one below, although only one is of the same domain
+    found = roc.grid(
+        scores,
+        np.array(["source", "target", "source", "target"]),
+        np.array(["normal", "normal", "anomaly", "anomaly"]),
+    )
+    np.testing.assert_allclose(
+        found[:2], [0.5, 0.5]
+    )  # one anomaly above, one below, although only one is of the same domain
 
 
 def test_what_is_absent_is_nan():
@@ -108,7 +128,9 @@ def test_harmonic_is_the_plain_one_with_a_floor():
     values = np.random.default_rng(0).uniform(0, 1, 21)
     assert roc.harmonic(values) == pytest.approx(oracle.harmonic_mean(values), abs=1e-14)
     assert roc.harmonic([0.0, 0.5]) == pytest.approx(2 / (1 / np.finfo(float).eps + 2), rel=1e-12)
-    assert roc.harmonic([0.5, np.nan]) == 0.5 and np.isnan(roc.harmonic([np.nan, np.nan]))  # what is missing does not count
+    assert roc.harmonic([0.5, np.nan]) == 0.5 and np.isnan(
+        roc.harmonic([np.nan, np.nan])
+    )  # what is missing does not count
 
 
 # ---------------------------------------------------------------- bootstrap
@@ -121,14 +143,18 @@ def test_bootstrap_equals_metrics_of_the_written_out_resample(seed):
     weights = roc.bootstrap_weights(domain, label, 6, seed)
     fast = roc.bootstrap(scores, domain, label, weights)
     for row, counts in zip(fast, weights, strict=True):
-        np.testing.assert_allclose(row, oracle.resampled_metrics(scores, domain, label, counts), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(
+            row, oracle.resampled_metrics(scores, domain, label, counts), rtol=0, atol=1e-12
+        )
 
 
 def test_weights_of_one_give_the_point_value():
     for seed in range(20):
         scores, domain, label = draw(np.random.default_rng(seed))
         ones = np.ones((1, len(scores)), np.int16)
-        np.testing.assert_allclose(roc.bootstrap(scores, domain, label, ones)[0], roc.grid(scores, domain, label), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(
+            roc.bootstrap(scores, domain, label, ones)[0], roc.grid(scores, domain, label), rtol=0, atol=1e-12
+        )
 
 
 def test_resamples_keep_every_stratum_and_repeat_by_seed():
@@ -160,7 +186,9 @@ def test_intervals_cover_the_true_auc_about_as_often_as_they_say():
         weights = roc.bootstrap_weights(domain, label, 400, trial)
         low, high = np.quantile(roc.bootstrap(scores, domain, label, weights)[:, 0], [0.025, 0.975])
         hits += low <= truth <= high
-    assert 0.90 <= hits / 400 <= 0.985  # 0.95 within 3 standard errors of the 400 trials, and the percentile method's slight shortness
+    assert (
+        0.90 <= hits / 400 <= 0.985
+    )  # 0.95 within 3 standard errors of the 400 trials, and the percentile method's slight shortness
 
 
 def test_shuffled_labels_are_chance_and_stay_within_their_domain():
@@ -168,11 +196,17 @@ def test_shuffled_labels_are_chance_and_stay_within_their_domain():
     domain, label = np.repeat(["source", "target"], 60), np.tile(np.repeat(["normal", "anomaly"], 30), 2)
     scores = rng.normal(size=120) + 3 * (label == "anomaly")
     by_chance = roc.shuffled(scores, domain, label, 3000, 1)
-    between = oracle.pair_auc(scores[domain == "source"], scores[domain == "target"])  # half of the pairs are of different domains
+    between = oracle.pair_auc(
+        scores[domain == "source"], scores[domain == "target"]
+    )  # half of the pairs are of different domains
     assert by_chance.mean(0) == pytest.approx([0.25 + between / 2, 0.75 - between / 2, 0.5], abs=0.005)
     np.testing.assert_array_equal(by_chance[:10], roc.shuffled(scores, domain, label, 3000, 1)[:10])
-    shifted = scores + 100 * (domain == "target")  # a domain apart: target normals stay above half of all anomalies whatever the shuffle
-    assert roc.shuffled(shifted, domain, label, 200, 1)[:, :2].mean(0) == pytest.approx([0.75, 0.25], abs=0.02)
+    shifted = scores + 100 * (
+        domain == "target"
+    )  # a domain apart: target normals stay above half of all anomalies whatever the shuffle
+    assert roc.shuffled(shifted, domain, label, 200, 1)[:, :2].mean(0) == pytest.approx(
+        [0.75, 0.25], abs=0.02
+    )
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -197,18 +231,27 @@ def test_shuffles_equal_the_official_metrics_of_some_labelling(seed):
 
 def test_refusals():
     domain, label = np.repeat("source", 3), np.array(["normal", "anomaly", "normal"])
-    with pytest.raises(errors.InputError, match="NaN or infinite values came, expected finite numbers; did training diverge"):
+    with pytest.raises(
+        errors.InputError, match="NaN or infinite values came, expected finite numbers; did training diverge"
+    ):
         roc.grid([0.0, np.nan, 1.0], domain, label)
-    with pytest.raises(errors.InputError, match=r"scores of \(4,\), \(3,\) domains and \(3,\) labels came, expected one each per clip"):
+    with pytest.raises(
+        errors.InputError,
+        match=r"scores of \(4,\), \(3,\) domains and \(3,\) labels came, expected one each per clip",
+    ):
         roc.grid(np.zeros(4), domain, label)
-    with pytest.raises(errors.InputError, match="0 normal and 2 anomalous scores came, expected at least one of each"):
+    with pytest.raises(
+        errors.InputError, match="0 normal and 2 anomalous scores came, expected at least one of each"
+    ):
         roc.auc([], [1.0, 2.0])
     with pytest.raises(errors.InputError, match="2 normal and 0 anomalous scores came"):
         roc.pauc([1.0, 2.0], [])
     with pytest.raises(errors.InputError, match="NaN or infinite"):
         roc.auc([1.0, np.inf], [1.0])
     many = roc.FIELD + 1
-    with pytest.raises(errors.InputError, match="32768 labelled test clips of one machine came, expected at most 32767"):
+    with pytest.raises(
+        errors.InputError, match="32768 labelled test clips of one machine came, expected at most 32767"
+    ):
         roc.grid(np.zeros(many), np.repeat("source", many), np.repeat("normal", many))
 
 

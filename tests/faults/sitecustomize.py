@@ -1,8 +1,10 @@
-"""On the path of a process under test: kills it, without a chance to tidy up, at one chosen point of its work with files.
+"""On the path of a process under test: kills it, without a chance to tidy up, at one chosen point of its work
+with files.
 
-FAULT holds JSON: who (runner | worker | kernel), at (a pattern of the path that a file is renamed to), how (torn: the file beside is cut to half
-and the process killed before the rename, which is what a kill in the middle of the write leaves; before; after: the rename), nth (of the
-renames that match, in this process), once (a file that is made then; where it exists nothing happens any more).
+FAULT holds JSON: who (runner | worker | kernel), at (a pattern of the path that a file is renamed to), how
+(torn: the file beside is cut to half and the process killed before the rename, which is what a kill in the
+middle of the write leaves; before; after: the rename), nth (of the renames that match, in this process), once
+(a file that is made then; where it exists nothing happens any more).
 """
 
 import json
@@ -13,8 +15,18 @@ import sys
 
 _fault = json.loads(os.environ.get("FAULT", "null"))
 _words = " ".join(sys.orig_argv)
-_kernel = "ipykernel_launcher" in _words or "multiprocessing.forkserver" in _words  # which forks kernels and renames nothing itself
-_who = "kernel" if _kernel else "worker" if "spawn_main" in _words else "runner" if "asdlib.cli" in _words else ""
+_kernel = (
+    "ipykernel_launcher" in _words or "multiprocessing.forkserver" in _words
+)  # which forks kernels and renames nothing itself
+_who = (
+    "kernel"
+    if _kernel
+    else "worker"
+    if "spawn_main" in _words
+    else "runner"
+    if "asdlib.cli" in _words
+    else ""
+)
 
 
 def _guarded(plain):

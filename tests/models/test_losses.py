@@ -27,7 +27,9 @@ def soft(n: int, c: int, seed: int = 0) -> torch.Tensor:
     return w * eye[torch.randint(c, (n,), generator=g)] + (1 - w) * eye[torch.randint(c, (n,), generator=g)]
 
 
-@pytest.mark.parametrize(("classes", "expected"), [(148, 10.988), (67, 9.866), (4 * 148, 12.949), (4 * 67, 11.828)])
+@pytest.mark.parametrize(
+    ("classes", "expected"), [(148, 10.988), (67, 9.866), (4 * 148, 12.949), (4 * 67, 11.828)]
+)
 def test_initial_scale(classes, expected):
     assert losses.initial_scale(classes, 16) == pytest.approx(expected, abs=5e-4)
 
@@ -36,7 +38,9 @@ def test_initial_scale(classes, expected):
 def test_sub_cluster_adacos_by_loops(subclusters):
     head = losses.SubClusterAdaCos(D, C, subclusters)
     e, y = torch.randn(N, D), soft(N, C)
-    slow = oracle.sub_cluster_adacos(e.numpy(), head.centres.detach().numpy(), y, C, subclusters, float(head.scale))
+    slow = oracle.sub_cluster_adacos(
+        e.numpy(), head.centres.detach().numpy(), y, C, subclusters, float(head.scale)
+    )
     assert head(e, y).item() == pytest.approx(slow, rel=1e-5)
     torch.testing.assert_close(head.class_log_prob(head.cosines(e)).exp().sum(1), torch.ones(N))
 
@@ -53,7 +57,9 @@ def test_one_sub_cluster_adapts_as_adacos():
     """Plain AdaCos: s = ln(mean Σ exp(s·cos)) / cos(min(π/4, median angle to the own centre))."""
     head = losses.SubClusterAdaCos(D, C, 1, scale="adaptive")
     label = torch.arange(C).repeat(3)
-    e = head.centres.detach()[label] + 0.05 * torch.randn(3 * C, D)  # near their centres: the median angle is below π/4
+    e = head.centres.detach()[label] + 0.05 * torch.randn(
+        3 * C, D
+    )  # near their centres: the median angle is below π/4
     before = float(head.scale)
     cosines = head.cosines(e)
     own = cosines.gather(1, label[:, None]).acos().median()
@@ -82,7 +88,9 @@ def test_adaptive_scale_by_loops_and_its_saturation():
 
 
 def test_adaptive_labels_belong_to_their_own_columns():
-    """Centres are grouped by class: with angles 0 for class 0 and large elsewhere, a label of class 0 gives a small median."""
+    """Centres are grouped by class: with angles 0 for class 0 and large elsewhere, a label of class 0 gives a
+    small median.
+    """
     head = losses.SubClusterAdaCos(D, 3, 2, scale="adaptive")
     cosines = torch.tensor([[1.0, 1.0, 0.0, 0.0, 0.0, 0.0]])
     near = head.adapted_scale(cosines, torch.tensor([[1.0, 0, 0]]))
@@ -93,7 +101,9 @@ def test_adaptive_labels_belong_to_their_own_columns():
 def test_centres_frozen_or_trainable():
     frozen, free = (losses.SubClusterAdaCos(D, C, S, trainable=t) for t in (False, True))
     assert not list(frozen.parameters()) and len(list(free.parameters())) == 1
-    assert set(frozen.state_dict()) == set(free.state_dict()) == {"centres", "scale"}  # both are restored from a checkpoint
+    assert (
+        set(frozen.state_dict()) == set(free.state_dict()) == {"centres", "scale"}
+    )  # both are restored from a checkpoint
     e = torch.randn(N, D, requires_grad=True)
     (frozen(e, soft(N, C)) + free(e, soft(N, C))).backward()
     assert frozen.centres.grad is None and free.centres.grad.abs().sum() > 0 and e.grad.abs().sum() > 0
@@ -113,7 +123,9 @@ def test_large_cosines_stay_finite():
 def test_kl_is_torch_distributions():
     mu, logvar, prior = torch.randn(20, 7), torch.randn(20, 7), torch.randn(20, 1)
     posterior = torch.distributions.Normal(mu, (0.5 * logvar).exp())
-    expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(prior.expand(20, 7), 1.0))
+    expected = torch.distributions.kl_divergence(
+        posterior, torch.distributions.Normal(prior.expand(20, 7), 1.0)
+    )
     torch.testing.assert_close(losses.gaussian_kl(mu, logvar, prior), expected)
     assert torch.equal(losses.gaussian_kl(torch.zeros(3), torch.zeros(3)), torch.zeros(3))
 
@@ -189,7 +201,9 @@ def test_alpha_modes_are_what_they_say():
     torch.testing.assert_close(alpha["nll"], -standard.log_prob(out.mu[:, 3:]).sum(1))
     posterior = torch.distributions.Normal(out.mu[:, 3:], (0.5 * out.logvar[:, 3:]).exp())
     torch.testing.assert_close(alpha["kl"], torch.distributions.kl_divergence(posterior, standard).sum(1))
-    torch.testing.assert_close(alpha["kl"], alpha["expected_nll"] - posterior.entropy().sum(1))  # KL = cross-entropy − entropy
+    torch.testing.assert_close(
+        alpha["kl"], alpha["expected_nll"] - posterior.entropy().sum(1)
+    )  # KL = cross-entropy − entropy
     torch.testing.assert_close(alpha["neg_elbo"], alpha["kl"] + alpha["recon"])
     moved = out._replace(mu=torch.cat([out.mu[:, :3] + 100, out.mu[:, 3:]], 1))
     torch.testing.assert_close(losses.alpha_scores(moved, domain=3), alpha)  # z_d has no say
@@ -199,13 +213,17 @@ def test_alpha_of_a_perfect_latent():
     """56 standard normal channels: mean 79.4, standard deviation 5.3 (METHOD 6.2)."""
     mu = torch.from_numpy(np.random.default_rng(0).normal(size=(20000, 64)).astype("float32"))
     alpha = losses.alpha_scores(losses.VAEOutput(mu, torch.zeros_like(mu), mu, mu, mu), domain=8)["nll"]
-    assert float(alpha.mean()) == pytest.approx(79.46, abs=0.2) and float(alpha.std()) == pytest.approx(5.29, abs=0.1)
+    assert float(alpha.mean()) == pytest.approx(79.46, abs=0.2) and float(alpha.std()) == pytest.approx(
+        5.29, abs=0.1
+    )
 
 
 def test_refusals():
     with pytest.raises(errors.InputError, match=r"labels came as \(8, 4\), expected \(8, 5\)"):
         losses.SubClusterAdaCos(D, C, S)(torch.randn(N, D), torch.rand(N, 4))
-    with pytest.raises(errors.InputError, match="1 classes of 2 sub-clusters came, expected 3 centres or more"):
+    with pytest.raises(
+        errors.InputError, match="1 classes of 2 sub-clusters came, expected 3 centres or more"
+    ):
         losses.SubClusterAdaCos(D, 1, 2)
     with pytest.raises(errors.InputError, match="did you mean adaptive"):
         losses.SubClusterAdaCos(D, C, S, scale="adaptiv")

@@ -1,4 +1,6 @@
-"""The networks: layer sizes against the tables of the cited work, gradients where they belong, refusals in words."""
+"""The networks: layer sizes against the tables of the cited work, gradients where they belong, refusals in
+words.
+"""
 
 import oracle
 import pytest
@@ -20,7 +22,8 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# ---------------------------------------------------------------------------------------------------- branches
+# ----------------------------------------------------------------------------------------------------
+# branches
 
 
 def output_sizes(model: nn.Module, kinds, *inputs) -> list[tuple]:
@@ -36,7 +39,8 @@ def output_sizes(model: nn.Module, kinds, *inputs) -> list[tuple]:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "lengths", "flat"), [(12, (1500, 47, 12), 1536), (10, (1250, 40, 10), 1280), (18, (2250, 71, 18), 2304)]
+    ("seconds", "lengths", "flat"),
+    [(12, (1500, 47, 12), 1536), (10, (1250, 40, 10), 1280), (18, (2250, 71, 18), 2304)],
 )
 def test_spectrum_branch_has_the_table_s_sizes(seconds, lengths, flat):
     bins = seconds * 8000
@@ -65,7 +69,8 @@ def test_spectrogram_branch_has_the_table_s_sizes(frames, maps):
 
 
 @pytest.mark.parametrize(
-    ("size", "kernel", "stride"), [(374, 7, 2), (513, 7, 2), (93, 3, 2), (128, 3, 2), (96000, 256, 64), (1500, 64, 32), (47, 16, 4)]
+    ("size", "kernel", "stride"),
+    [(374, 7, 2), (513, 7, 2), (93, 3, 2), (128, 3, 2), (96000, 256, 64), (1500, 64, 32), (47, 16, 4)],
 )
 def test_same_padding_is_keras(size, kernel, stride):
     before, after = branches.same_padding(size, kernel, stride)
@@ -75,7 +80,9 @@ def test_same_padding_is_keras(size, kernel, stride):
 
 
 def test_layers_follow_the_sources():
-    """No bias but BatchNorm's, PReLU for every ReLU with a slope per channel from 0.25, Keras' BatchNorm, in every branch."""
+    """No bias but BatchNorm's, PReLU for every ReLU with a slope per channel from 0.25, Keras' BatchNorm, in
+    every branch.
+    """
     for branch in (branches.SpectrumBranch(4000), branches.SpectrogramBranch(2, 65, centre_time=False)):
         kinds = [type(m) for m in branch.modules()]
         assert nn.ReLU not in kinds and nn.PReLU in kinds
@@ -86,7 +93,11 @@ def test_layers_follow_the_sources():
                 assert (m.momentum, m.eps) == (0.01, 1e-3)
             if isinstance(m, nn.PReLU):
                 assert (m.weight == 0.25).all()
-    gates = [m for m in branches.SpectrogramBranch(1, 65, centre_time=True).modules() if isinstance(m, branches.SqueezeExcite)]
+    gates = [
+        m
+        for m in branches.SpectrogramBranch(1, 65, centre_time=True).modules()
+        if isinstance(m, branches.SqueezeExcite)
+    ]
     assert len(gates) == 8 and isinstance(gates[0].gate[1], nn.PReLU)
 
 
@@ -103,7 +114,10 @@ def test_squeeze_excite_by_loops():
 
 
 def test_first_blocks_differ_in_their_order():
-    order = [[type(m).__name__ for m in branches.FirstBlock(16, second=second).residual] for second in (False, True)]
+    order = [
+        [type(m).__name__ for m in branches.FirstBlock(16, second=second).residual]
+        for second in (False, True)
+    ]
     assert order[0] == ["PReLU", "SameConv2d", "BatchNorm2d", "PReLU", "SameConv2d", "SqueezeExcite"]
     assert order[1] == ["PReLU", "SameConv2d", "PReLU", "BatchNorm2d", "SameConv2d", "SqueezeExcite"]
 
@@ -135,7 +149,8 @@ def test_l2_covers_kernels_outside_squeeze_excitation():
     assert len(branches.regularized(branches.SpectrogramBranch(1, 65, centre_time=True))) == 1 + 4 + 3 * 5 + 1
 
 
-# -------------------------------------------------------------------------------------------------- classifier
+# --------------------------------------------------------------------------------------------------
+# classifier
 
 SHORT = {"clip_seconds": 0.75, "n_mels": 40, "dim": 16, "subclusters": 2}
 
@@ -148,10 +163,19 @@ def batch(settings: classifier.ClassifierSettings, n: int = 6, classes: int = 4)
 
 @pytest.mark.parametrize(
     "names",
-    [("fft",), ("mel",), ("phase",), ("fft", "mel", "phase"), ("mel", "phase"), ("fft", "stft256", "stft1024", "stft4096")],
+    [
+        ("fft",),
+        ("mel",),
+        ("phase",),
+        ("fft", "mel", "phase"),
+        ("mel", "phase"),
+        ("fft", "stft256", "stft1024", "stft4096"),
+    ],
 )
 def test_any_subset_of_branches_trains_every_parameter(names):
-    settings = classifier.ClassifierSettings(branches=names, **{**SHORT, "clip_seconds": 1.0})  # 4096-sample frames need a second
+    settings = classifier.ClassifierSettings(
+        branches=names, **{**SHORT, "clip_seconds": 1.0}
+    )  # 4096-sample frames need a second
     model = classifier.Classifier(settings, 4).train()
     data = batch(settings)
     assert model(data.features).shape == (6, 16 * len(names))
@@ -198,14 +222,18 @@ def test_embedding_in_evaluation_depends_on_the_clip_alone():
     data = batch(settings)
     with torch.no_grad():
         together = model(data.features)
-        alone = torch.cat([model({name: x[i : i + 1] for name, x in data.features.items()}) for i in range(6)])
+        alone = torch.cat(
+            [model({name: x[i : i + 1] for name, x in data.features.items()}) for i in range(6)]
+        )
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model.class_probabilities(data.features).sum(1), torch.ones(6))
 
 
 def test_a_few_steps_learn_and_repeat_by_seed():
     settings = classifier.ClassifierSettings(branches=("fft", "mel"), mixup_prob=0.0, **SHORT)
-    tone = torch.sin(2 * torch.pi * torch.arange(12000) * torch.tensor([400.0, 900.0, 1500.0, 2500.0])[:, None] / 16000)
+    tone = torch.sin(
+        2 * torch.pi * torch.arange(12000) * torch.tensor([400.0, 900.0, 1500.0, 2500.0])[:, None] / 16000
+    )
     wave = tone.repeat(2, 1) + 0.1 * torch.randn(8, 12000)
     data = classifier.Batch(classifier.branch_inputs(wave, settings), torch.eye(4).repeat(2, 1))
     runs = []
@@ -228,7 +256,10 @@ def test_classifier_refusals():
     settings = classifier.ClassifierSettings(**SHORT)
     model = classifier.Classifier(settings, 4)
     longer = classifier.branch_inputs(torch.zeros(2, 16000), settings)
-    with pytest.raises(errors.InputError, match=r"branch fft: features of shape \(1, 8000\) came, expected \(1, 6000\) for clips of 0.75 s"):
+    with pytest.raises(
+        errors.InputError,
+        match=r"branch fft: features of shape \(1, 8000\) came, expected \(1, 6000\) for clips of 0.75 s",
+    ):
         model(longer)
     with pytest.raises(errors.InputError, match="no features for branch mel came"):
         model({"fft": torch.zeros(2, 1, 6000)})
@@ -238,13 +269,17 @@ def test_classifier_refusals():
         classifier.Classifier(classifier.ClassifierSettings(branches=("fft", "fft")), 4)
     with pytest.raises(errors.InputError, match="expected at least one branch"):
         classifier.Classifier(classifier.ClassifierSettings(branches=()), 4)
-    with pytest.raises(errors.InputError, match=r"branch stft4096: 2049 bins and 4 frames from 0.75 s, expected at least 5 of each"):
+    with pytest.raises(
+        errors.InputError,
+        match=r"branch stft4096: 2049 bins and 4 frames from 0.75 s, expected at least 5 of each",
+    ):
         classifier.Classifier(classifier.ClassifierSettings(branches=("stft4096",), **SHORT), 4)
     with pytest.raises(errors.InputError, match="expected at least n_fft = 4096"):
         classifier.Classifier(classifier.ClassifierSettings(branches=("stft4096",), clip_seconds=0.1), 4)
 
 
-# ------------------------------------------------------------------------------------------------------- OEVAE
+# -------------------------------------------------------------------------------------------------------
+# OEVAE
 
 NARROW = {"width": 8, "hidden": 16, "latent": 8, "domain_latent": 3}
 
@@ -260,7 +295,9 @@ def test_resnet_is_torchvision_s_with_one_channel():
     net = oevae.resnet18()
     reference = torchvision.models.resnet18()
     ours = {name: value.shape for name, value in net.state_dict().items()}
-    theirs = {name: value.shape for name, value in reference.state_dict().items() if not name.startswith("fc.")}
+    theirs = {
+        name: value.shape for name, value in reference.state_dict().items() if not name.startswith("fc.")
+    }
     assert ours.pop("conv1.weight") == (64, 1, 7, 7) and theirs.pop("conv1.weight") == (64, 3, 7, 7)
     assert ours == theirs
     sizes = output_sizes(net, nn.Sequential, torch.zeros(1, 1, 224, 126))
@@ -272,7 +309,9 @@ def test_width_scales_every_stage(width):
     net = oevae.resnet18(width)
     with torch.no_grad():
         assert net.eval()(torch.zeros(2, 1, 64, 40)).shape == (2, 8 * width)
-    assert [stage[1].conv2.out_channels for stage in (net.layer1, net.layer2, net.layer3, net.layer4)] == [width * 2**i for i in range(4)]
+    assert [stage[1].conv2.out_channels for stage in (net.layer1, net.layer2, net.layer3, net.layer4)] == [
+        width * 2**i for i in range(4)
+    ]
 
 
 def test_oevae_shapes_of_the_report():
@@ -290,7 +329,9 @@ def test_equation_1_from_its_parts(soft):
         parts = model.loss(data, generator())
         with torch.no_grad():
             out = model(data.x, generator())
-        slow = oracle.oevae_terms(data.t, out.logit, out.vae.mu, out.vae.logvar, out.h, out.vae.h_hat, data.prior, 3)
+        slow = oracle.oevae_terms(
+            data.t, out.logit, out.vae.mu, out.vae.logvar, out.h, out.vae.h_hat, data.prior, 3
+        )
         for name, value in slow.items():
             assert parts[name].item() == pytest.approx(value, rel=1e-4)
         total = slow["machine"] + weight * (slow["kl_d"] + slow["kl_c"] + slow["recon"])
@@ -308,9 +349,14 @@ def gradients(mode: str, lam: float, *, machine: bool) -> dict[str, torch.Tensor
 
 
 def test_split_gradient():
-    """Under split the VAE's own parameters get the whole gradient and f_FE exactly λ of it; under literal both get λ."""
+    """Under split the VAE's own parameters get the whole gradient and f_FE exactly λ of it; under literal
+    both get λ.
+    """
     lam = 2.0**-23  # 1.2e-7; a power of two scales float32 without rounding, so that equal means equal
-    whole, split, literal = (gradients(mode, scale, machine=False) for mode, scale in (("literal", 1.0), ("split", lam), ("literal", lam)))
+    whole, split, literal = (
+        gradients(mode, scale, machine=False)
+        for mode, scale in (("literal", 1.0), ("split", lam), ("literal", lam))
+    )
     checked = 0
     for name, full in whole.items():
         if name.startswith("machine"):
@@ -338,15 +384,23 @@ def test_pseudo_anomalies_do_not_move_the_vae():
 
 def test_every_parameter_of_oevae_gets_a_gradient():
     model = oevae.OEVAE(oevae.OEVAESettings(attribute_weight=10.0, **NARROW), attributes=3).train()
-    data = segments(soft=True)._replace(attributes=torch.eye(3)[torch.arange(8) % 3] * (torch.arange(8) % 2 == 0)[:, None])
+    data = segments(soft=True)._replace(
+        attributes=torch.eye(3)[torch.arange(8) % 3] * (torch.arange(8) % 2 == 0)[:, None]
+    )
     parts = model.loss(data, generator())
     parts["loss"].backward()
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and torch.isfinite(parameter.grad).all() and parameter.grad.abs().sum() > 0, name
+        assert (
+            parameter.grad is not None
+            and torch.isfinite(parameter.grad).all()
+            and parameter.grad.abs().sum() > 0
+        ), name
     assert set(parts) == {"loss", "machine", "attribute", "kl_d", "kl_c", "recon", "active", "accuracy"}
     warm = oevae.OEVAE(oevae.OEVAESettings(**NARROW)).eval()
     cold = segments()
-    difference = warm.loss(cold, generator())["loss"] - warm.loss(cold._replace(kl_weight=0.0), generator())["loss"]
+    difference = (
+        warm.loss(cold, generator())["loss"] - warm.loss(cold._replace(kl_weight=0.0), generator())["loss"]
+    )
     kl = warm.loss(cold, generator())
     torch.testing.assert_close(difference, kl["kl_d"] + kl["kl_c"], rtol=1e-3, atol=1e-3)
 
@@ -363,7 +417,9 @@ def test_latent_is_drawn_with_the_generator_only():
 
 
 def test_refit_ties_z_d_to_the_condition():
-    """The VAE alone on cached embeddings: z_d follows k·v where the embedding knows v, and the pull grows with k."""
+    """The VAE alone on cached embeddings: z_d follows k·v where the embedding knows v, and the pull grows
+    with k.
+    """
     v = torch.randint(3, (256,)).float()
     h = torch.randn(256, 12)
     h[:, 0] = v
@@ -409,7 +465,9 @@ def test_bfloat16_keeps_losses_in_float32():
 def test_pretrained_weights_come_from_disk_only(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     settings = oevae.OEVAESettings(pretrained=True)
-    with pytest.raises(errors.InputError, match=r"no .*checkpoints/resnet18-f37072fd.pth; fetch https://download.pytorch.org"):
+    with pytest.raises(
+        errors.InputError, match=r"no .*checkpoints/resnet18-f37072fd.pth; fetch https://download.pytorch.org"
+    ):
         oevae.OEVAE(settings)
     with pytest.raises(errors.InputError, match="width 8, expected 64"):
         oevae.OEVAE(oevae.OEVAESettings(pretrained=True, width=8))
@@ -423,7 +481,9 @@ def test_pretrained_weights_come_from_disk_only(tmp_path, monkeypatch):
     grey = torch.randn(2, 1, 64, 40)
     with torch.no_grad():
         reference.fc = nn.Identity()
-        torch.testing.assert_close(model.extractor.eval()(grey), reference.eval()(grey.expand(-1, 3, -1, -1)), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            model.extractor.eval()(grey), reference.eval()(grey.expand(-1, 3, -1, -1)), rtol=1e-3, atol=1e-4
+        )
 
 
 def test_oevae_refusals():
@@ -432,13 +492,32 @@ def test_oevae_refusals():
     model = oevae.OEVAE(oevae.OEVAESettings(attribute_weight=1.0, **NARROW), attributes=2)
     with pytest.raises(errors.InputError, match="no labels for the attribute head"):
         model.loss(segments(), generator())
-    with pytest.raises(errors.InputError, match=r"log-mel segments came as \(8, 64, 40\), expected \(n, 1, mels, frames\)"):
+    with pytest.raises(
+        errors.InputError, match=r"log-mel segments came as \(8, 64, 40\), expected \(n, 1, mels, frames\)"
+    ):
         model.embed(torch.zeros(8, 64, 40))
 
 
 def test_settings_are_the_report_s():
     s = oevae.OEVAESettings()
     f = s.features
-    assert (f.n_mels, f.n_fft, f.win_length, f.hop_length, f.low_hz, f.high_hz) == (224, 1024, 1024, 256, 50.0, 7800.0)
-    assert (s.latent, s.domain_latent, s.lambda_vae, s.batch, s.epochs, s.lr, s.width) == (64, 8, 1e-7, 128, 20, 1e-3, 64)
-    assert losses.initial_scale(148, classifier.ClassifierSettings().subclusters) == pytest.approx(10.988, abs=5e-4)
+    assert (f.n_mels, f.n_fft, f.win_length, f.hop_length, f.low_hz, f.high_hz) == (
+        224,
+        1024,
+        1024,
+        256,
+        50.0,
+        7800.0,
+    )
+    assert (s.latent, s.domain_latent, s.lambda_vae, s.batch, s.epochs, s.lr, s.width) == (
+        64,
+        8,
+        1e-7,
+        128,
+        20,
+        1e-3,
+        64,
+    )
+    assert losses.initial_scale(148, classifier.ClassifierSettings().subclusters) == pytest.approx(
+        10.988, abs=5e-4
+    )

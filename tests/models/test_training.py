@@ -18,7 +18,10 @@ class Toy(nn.Module):
 
     def loss(self, batch, generator):
         noise = 0.01 * torch.randn(len(batch), 1, generator=generator)
-        return {"loss": (self.line(batch) + noise - batch.sum(1, keepdim=True)).square().mean(), "size": torch.tensor(float(len(batch)))}
+        return {
+            "loss": (self.line(batch) + noise - batch.sum(1, keepdim=True)).square().mean(),
+            "size": torch.tensor(float(len(batch))),
+        }
 
 
 X = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
@@ -32,7 +35,9 @@ def trained(epochs, checkpoint=None, seed=0, **more):
     with training.seeded_init(seed):
         model = Toy()
     optimiser = torch.optim.Adam(model.parameters(), lr=0.05)
-    history = training.fit(model, batches, optimiser, epochs=epochs, seed=seed, what="toy", checkpoint=checkpoint, **more)
+    history = training.fit(
+        model, batches, optimiser, epochs=epochs, seed=seed, what="toy", checkpoint=checkpoint, **more
+    )
     return model, history
 
 
@@ -40,7 +45,9 @@ def test_it_learns_and_logs_every_term():
     model, history = trained(30)
     assert list(history.columns) == ["epoch", "loss", "size", "seconds"] and len(history) == 30
     assert history["loss"].iloc[-1] < 0.02 * history["loss"].iloc[0]
-    assert history["size"].iloc[0] == pytest.approx(50 / 7) and not model.training  # 50 = 6 batches of 8 and one of 2
+    assert (
+        history["size"].iloc[0] == pytest.approx(50 / 7) and not model.training
+    )  # 50 = 6 batches of 8 and one of 2
 
 
 def test_same_seed_same_weights_other_seed_others():
@@ -80,8 +87,12 @@ def test_divergence_is_refused_in_words():
             return {"loss": super().loss(batch, generator)["loss"] * float("nan")}
 
     model = Broken()
-    with pytest.raises(errors.InputError, match="toy: the loss became nan in epoch 1; use a smaller learning rate"):
-        training.fit(model, batches, torch.optim.SGD(model.parameters(), lr=1.0), epochs=2, seed=0, what="toy")
+    with pytest.raises(
+        errors.InputError, match="toy: the loss became nan in epoch 1; use a smaller learning rate"
+    ):
+        training.fit(
+            model, batches, torch.optim.SGD(model.parameters(), lr=1.0), epochs=2, seed=0, what="toy"
+        )
 
 
 def test_batches_visit_every_item_once_and_leave_no_single_item():
@@ -109,7 +120,10 @@ def test_weights_survive_a_round_trip_and_a_torn_file_is_refused(tmp_path):
 
 
 def test_generators_of_different_purposes_differ():
-    draws = {torch.rand(1, generator=training.generator_for(*path)).item() for path in [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0)]}
+    draws = {
+        torch.rand(1, generator=training.generator_for(*path)).item()
+        for path in [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0)]
+    }
     assert len(draws) == 6
 
 

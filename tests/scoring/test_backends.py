@@ -1,4 +1,6 @@
-"""Back-ends: each against loops, leave-clip-out against refits without the clip, and what they are physically."""
+"""Back-ends: each against loops, leave-clip-out against refits without the clip, and what they are
+physically.
+"""
 
 import numpy as np
 import oracle
@@ -37,7 +39,9 @@ def test_a_score_is_of_the_clip_alone_and_of_its_direction_alone(name, sets):
     backend = make(name, train, target)
     together = backend(test)
     assert together.shape == (9,) and together.dtype == np.float64 and (together >= 0).all()
-    np.testing.assert_allclose(np.concatenate([backend(test[i : i + 1]) for i in range(9)]), together, rtol=1e-9)
+    np.testing.assert_allclose(
+        np.concatenate([backend(test[i : i + 1]) for i in range(9)]), together, rtol=1e-9
+    )
     np.testing.assert_allclose(backend(1000 * test), together, rtol=1e-6)
     np.testing.assert_array_equal(make(name, train, target)(test), together)  # same seed
 
@@ -60,7 +64,9 @@ def test_a_far_training_clip_leaves_no_trace_of_itself(name, sets):
         odd[place] = -5 * train.mean(0)
         alone = make(name, np.delete(odd, place, 0), np.delete(target, place))(odd[place : place + 1])[0]
         found = make(name, odd, target).training()[place]
-        tolerance = {"kmeans": 0.05, "smote_knn": 0.05}.get(name, 1e-9)  # other draws of folds and of synthetic items
+        tolerance = {"kmeans": 0.05, "smote_knn": 0.05}.get(
+            name, 1e-9
+        )  # other draws of folds and of synthetic items
         assert found == pytest.approx(alone, rel=tolerance)
 
 
@@ -80,11 +86,15 @@ def test_nearest_by_loops(sets):
 
 def test_local_density_by_loops(sets):
     train, target, test = sets
-    np.testing.assert_allclose(make("local_density", train, target)(test), oracle.local_density(test, train, 3), rtol=1e-6)
+    np.testing.assert_allclose(
+        make("local_density", train, target)(test), oracle.local_density(test, train, 3), rtol=1e-6
+    )
 
 
 def test_local_density_favours_the_sparse_group():
-    """Source clips lie ten times denser than target clips: the same step away from them is ten times as strange."""
+    """Source clips lie ten times denser than target clips: the same step away from them is ten times as
+    strange.
+    """
     angles = np.concatenate([np.linspace(0, 0.19, 20), 2 + np.linspace(0, 0.9, 10)])
     train = np.stack([np.cos(angles), np.sin(angles)], 1)
     test = np.array([[np.cos(a), np.sin(a)] for a in (0.19 + 0.1, 2.9 + 0.1)])
@@ -97,15 +107,21 @@ def test_kmeans_is_the_smallest_cosine_distance_to_unit_centres_and_target_clips
     train, target, test = sets
     backend = make("kmeans", train, target)
     assert backend.centres.shape == (5, 7)
-    np.testing.assert_allclose(np.linalg.norm(backend.centres, axis=1), 1)  # a true cosine distance, unlike the cited code
-    np.testing.assert_allclose(backend(test), oracle.smallest_cosine_distance(test, [*backend.centres, *train[target]]), rtol=1e-6)
+    np.testing.assert_allclose(
+        np.linalg.norm(backend.centres, axis=1), 1
+    )  # a true cosine distance, unlike the cited code
+    np.testing.assert_allclose(
+        backend(test), oracle.smallest_cosine_distance(test, [*backend.centres, *train[target]]), rtol=1e-6
+    )
     np.testing.assert_allclose(backend(train[target]), 0, atol=1e-6)
 
 
 def test_with_a_centre_per_clip_kmeans_is_the_nearest_clip(sets):
     train, target, test = sets
     many = classifier.ClassifierSettings(kmeans=100)
-    np.testing.assert_allclose(make("kmeans", train, target, many)(test), make("knn", train, target)(test) ** 2 / 2, rtol=1e-5)
+    np.testing.assert_allclose(
+        make("kmeans", train, target, many)(test), make("knn", train, target)(test) ** 2 / 2, rtol=1e-5
+    )
 
 
 def test_kmeans_folds_hold_every_source_clip_out_once(sets, monkeypatch):
@@ -150,7 +166,10 @@ def test_copies_among_the_training_clips_stay_finite(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_refusals(name, sets):
     train, target, test = sets
-    with pytest.raises(errors.InputError, match="2 training clips with 2 domains came to a back-end, expected at least 3 of one machine"):
+    with pytest.raises(
+        errors.InputError,
+        match="2 training clips with 2 domains came to a back-end, expected at least 3 of one machine",
+    ):
         make(name, train[:2], target[:2])
     with pytest.raises(errors.InputError, match="NaN or infinite"):
         make(name, train * np.nan, target)

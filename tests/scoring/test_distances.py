@@ -16,7 +16,11 @@ def test_knn_equals_scikit_learn(sets, monkeypatch):
     test, train = sets
     monkeypatch.setattr(distances, "BLOCK_BYTES", 8 * 16 * 8 * 5)  # several blocks
     made = distances.knn_distances(test, train, k_max=4)
-    expected, _ = NearestNeighbors(n_neighbors=4, algorithm="brute").fit(train.astype(float)).kneighbors(test.astype(float))
+    expected, _ = (
+        NearestNeighbors(n_neighbors=4, algorithm="brute")
+        .fit(train.astype(float))
+        .kneighbors(test.astype(float))
+    )
     np.testing.assert_allclose(made, expected, rtol=1e-9, atol=1e-9)
     for k in (1, 2, 4):
         np.testing.assert_allclose(distances.knn_score(made, k), expected[:, :k].mean(1))
@@ -24,16 +28,26 @@ def test_knn_equals_scikit_learn(sets, monkeypatch):
 
 @pytest.mark.parametrize("spare", [0, 12])
 def test_copies_ties_and_a_far_origin_are_exact(spare, monkeypatch):
-    """Where a float32 product cancels: references that are copies, lie on a grid of equal distances, or 1e4 from the origin."""
+    """Where a float32 product cancels: references that are copies, lie on a grid of equal distances, or 1e4
+    from the origin.
+    """
     monkeypatch.setattr(distances, "SPARE", spare)
     rng = np.random.default_rng(2)
     grid = np.stack(np.meshgrid(*[np.arange(5.0)] * 3), -1).reshape(-1, 3)
     near = rng.normal(size=(60, 3))
-    for train in (np.repeat(near, 5, 0), grid, near * 1e-3 + 1e4, np.concatenate([near, near + 1e-6]), np.ones((40, 3))):
+    for train in (
+        np.repeat(near, 5, 0),
+        grid,
+        near * 1e-3 + 1e4,
+        np.concatenate([near, near + 1e-6]),
+        np.ones((40, 3)),
+    ):
         train = train.astype(np.float32)
         test = np.concatenate([train[:7], train[:7] + np.float32(0.5)])
         made = distances.knn_distances(test, train, k_max=6)
-        expected = np.sort(np.linalg.norm(test[:, None].astype(float) - train[None].astype(float), axis=2), 1)[:, :6]
+        expected = np.sort(
+            np.linalg.norm(test[:, None].astype(float) - train[None].astype(float), axis=2), 1
+        )[:, :6]
         np.testing.assert_allclose(made, expected, rtol=1e-9, atol=1e-11 * np.abs(train).max())
 
 
@@ -44,13 +58,17 @@ def test_the_search_is_a_float32_product_and_still_finds_the_nearest():
     made = distances.knn_distances(test, train, k_max=4, test_clip=clip, train_clip=parents)
     for i in range(len(test)):
         allowed = train[(parents != clip[i]).all(1)].astype(float)
-        np.testing.assert_allclose(made[i], np.sort(np.linalg.norm(allowed - test[i].astype(float), axis=1))[:4], rtol=1e-12)
+        np.testing.assert_allclose(
+            made[i], np.sort(np.linalg.norm(allowed - test[i].astype(float), axis=1))[:4], rtol=1e-12
+        )
 
 
 def test_no_test_clip_moves_another(sets):
     test, train = sets
     together = distances.knn_distances(test, train, k_max=2)
-    alone = np.concatenate([distances.knn_distances(test[i : i + 1], train, k_max=2) for i in range(len(test))])
+    alone = np.concatenate(
+        [distances.knn_distances(test[i : i + 1], train, k_max=2) for i in range(len(test))]
+    )
     np.testing.assert_allclose(together, alone, rtol=1e-9)
 
 
@@ -77,11 +95,15 @@ def test_a_reference_made_of_two_clips_is_left_out_for_both(sets):
         np.testing.assert_allclose(made[i], sorted(gaps)[:3], rtol=1e-7, atol=1e-7)
     twice = np.stack([clip, clip], axis=1)
     one = distances.knn_distances(train, train, k_max=2, test_clip=clip, train_clip=clip)
-    np.testing.assert_array_equal(distances.knn_distances(train, train, k_max=2, test_clip=clip, train_clip=twice), one)
+    np.testing.assert_array_equal(
+        distances.knn_distances(train, train, k_max=2, test_clip=clip, train_clip=twice), one
+    )
 
 
 def test_mean_over_segments():
-    np.testing.assert_allclose(distances.to_clips(np.array([1.0, 3.0, 5.0]), np.array([0, 0, 1]), 2), [2.0, 5.0])
+    np.testing.assert_allclose(
+        distances.to_clips(np.array([1.0, 3.0, 5.0]), np.array([0, 0, 1]), 2), [2.0, 5.0]
+    )
 
 
 def test_mahalanobis_of_white_residuals_is_the_squared_length():

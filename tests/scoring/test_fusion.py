@@ -20,14 +20,29 @@ TRAINS = {
 }
 
 
-def scored(parts=(("oevae", "alpha"), ("oevae", "beta")), machines=("fan", "valve"), seeds=(0, 1), train=40, test=15):
+def scored(
+    parts=(("oevae", "alpha"), ("oevae", "beta")), machines=("fan", "valve"), seeds=(0, 1), train=40, test=15
+):
     rng, rows = np.random.default_rng(0), []
     for machine in machines:
-        for split, label, n in (("train", "normal", train), ("test", "normal", test), ("test", "anomaly", test)):
+        for split, label, n in (
+            ("train", "normal", train),
+            ("test", "normal", test),
+            ("test", "anomaly", test),
+        ):
             for i in range(n):
-                clip = (machine, "00", split, "source" if i % 3 else "target", label, f"{machine}/{split}/{label}_{i:03d}.wav")
+                clip = (
+                    machine,
+                    "00",
+                    split,
+                    "source" if i % 3 else "target",
+                    label,
+                    f"{machine}/{split}/{label}_{i:03d}.wav",
+                )
                 for seed in seeds:
-                    for unit, (system, component) in enumerate(parts):  # parts of quite different units and places
+                    for unit, (system, component) in enumerate(
+                        parts
+                    ):  # parts of quite different units and places
                         score = 10.0**unit * (rng.gamma(4.0) + 2 * (label == "anomaly") + 5 * seed) - 3 * unit
                         rows.append((system, component, *clip, score, seed))
     return pd.DataFrame(rows, columns=list(schemas.SCORE_COLUMNS))
@@ -46,7 +61,9 @@ def test_contract_of_every_scale(mode, name):
     train = TRAINS[name]
     scale = fusion.fit_scale(train, mode)
     width = max(train.std(), 1e-3)
-    test = np.sort(np.concatenate([train, np.linspace(train.min() - 30 * width, train.max() + 300 * width, 500)]))
+    test = np.sort(
+        np.concatenate([train, np.linspace(train.min() - 30 * width, train.max() + 300 * width, 500)])
+    )
     scaled = scale(test)
     assert scaled.shape == test.shape and scaled.dtype == np.float64 and np.isfinite(scaled).all()
     assert (np.diff(scaled) >= 0).all()
@@ -61,7 +78,9 @@ def test_contract_of_every_scale(mode, name):
 
 def test_zscore_is_the_plain_one():
     train, test = TRAINS["gamma"], np.array([-3.0, 0.0, 9.0])
-    np.testing.assert_allclose(fusion.fit_scale(train, "zscore")(test), (test - train.mean()) / train.std(), rtol=1e-14)
+    np.testing.assert_allclose(
+        fusion.fit_scale(train, "zscore")(test), (test - train.mean()) / train.std(), rtol=1e-14
+    )
     assert fusion.fit_scale(TRAINS["equal"], "zscore")(0.6) == pytest.approx(0.5)  # a std of 0 counts as 1
 
 
@@ -72,7 +91,9 @@ def test_none_changes_nothing():
 def test_rank_is_the_share_below_with_ties_half():
     train = TRAINS["ties"]
     test = np.array([0.0, 1.0, 1.5, 2.0, 3.0, 7.0, 8.0])
-    np.testing.assert_allclose(fusion.fit_scale(train, "rank")(test), [oracle.mid_rank(x, train) for x in test], rtol=1e-14)
+    np.testing.assert_allclose(
+        fusion.fit_scale(train, "rank")(test), [oracle.mid_rank(x, train) for x in test], rtol=1e-14
+    )
     assert fusion.fit_scale(train, "rank")(train).mean() == pytest.approx(0.5)
 
 
@@ -86,7 +107,10 @@ def test_gamma_is_minus_log_survival_and_goes_on_smoothly():
     edge = scale.loc + scale.scale * special.gammainccinv(scale.shape, 1e-100)
     assert scale(edge) == pytest.approx(100 * np.log(10), rel=1e-9)
     step = 1e-3 * scale.scale
-    before, after = np.diff(scale(edge + step * np.array([-2.0, -1.0]))), np.diff(scale(edge + step * np.array([1.0, 2.0])))
+    before, after = (
+        np.diff(scale(edge + step * np.array([-2.0, -1.0]))),
+        np.diff(scale(edge + step * np.array([1.0, 2.0]))),
+    )
     assert after == pytest.approx(before, rel=1e-4)  # the straight line leaves along the tangent
     assert truth.cdf(inside[-1]) == 1.0  # where the cdf itself has lost the order
 
@@ -120,7 +144,10 @@ def test_a_scale_leaves_the_auc_of_one_part_alone(mode):
 def test_refusals_of_scales():
     with pytest.raises(errors.InputError, match="unknown normalise mode 'zscor'; did you mean zscore"):
         fusion.fit_scale([1.0, 2.0], "zscor")
-    with pytest.raises(errors.InputError, match="no training score came, expected those of the machine's normal training clips"):
+    with pytest.raises(
+        errors.InputError,
+        match="no training score came, expected those of the machine's normal training clips",
+    ):
         fusion.fit_scale([], "zscore")
     with pytest.raises(errors.InputError, match="training scores with NaN or infinite values came"):
         fusion.fit_scale([1.0, np.inf], "rank")
@@ -137,7 +164,9 @@ def test_combine_is_the_weighted_sum_and_takes_a_grid():
     np.testing.assert_array_equal(grid[50], alpha)
     np.testing.assert_array_equal(grid[0], beta)
     for row, w in zip(grid, omega[:, 0], strict=True):
-        np.testing.assert_allclose(row, [w * a + (1 - w) * b for a, b in zip(alpha, beta, strict=True)], rtol=1e-14)
+        np.testing.assert_allclose(
+            row, [w * a + (1 - w) * b for a, b in zip(alpha, beta, strict=True)], rtol=1e-14
+        )
     with pytest.raises(errors.InputError, match="expected one weight for each part"):
         fusion.combine({"alpha": alpha}, {"beta": 1.0})
 
@@ -149,7 +178,9 @@ def test_together_equals_alone(mode):
     test_clips = scores.loc[scores["split"] == "test", "clip"].unique()
     for clip in test_clips[::7]:
         machine = clip.split("/")[0]
-        one = scores[(scores["machine"] == machine) & ((scores["split"] == "train") | (scores["clip"] == clip))]
+        one = scores[
+            (scores["machine"] == machine) & ((scores["split"] == "train") | (scores["clip"] == clip))
+        ]
         alone = fusion.fuse(one, "oevae", equal_weights(), mode).set_index(["clip", "seed"])["score"]
         pd.testing.assert_series_equal(alone, whole.loc[alone.index], check_exact=True)
 
@@ -169,14 +200,18 @@ def test_fuse_standardises_by_machine_and_seed_on_training_clips():
             for (_, component), weight in weights.items():
                 mine = part[part["component"] == component]
                 train = mine.loc[mine["split"] == "train", "score"].to_numpy()
-                expected += weight * (mine.loc[mine["clip"] == clip, "score"].iloc[0] - train.mean()) / train.std()
+                expected += (
+                    weight * (mine.loc[mine["clip"] == clip, "score"].iloc[0] - train.mean()) / train.std()
+                )
             assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_order_of_rows_changes_nothing():
     scores = scored()
     plain = fusion.fuse(scores, "oevae", equal_weights(), "gamma")
-    pd.testing.assert_frame_equal(plain, fusion.fuse(scores.sample(frac=1, random_state=0), "oevae", equal_weights(), "gamma"))
+    pd.testing.assert_frame_equal(
+        plain, fusion.fuse(scores.sample(frac=1, random_state=0), "oevae", equal_weights(), "gamma")
+    )
 
 
 def test_ensemble_of_systems_and_of_seeds():
@@ -190,7 +225,9 @@ def test_ensemble_of_systems_and_of_seeds():
     assert set(mean["seed"]) == {fusion.ALL_SEEDS} and set(mean["system"]) == {"oevae_seeds"}
     assert len(mean) == len(only) / 2
     expected = aligned.groupby("clip")["oevae/score"].mean()
-    np.testing.assert_allclose(mean.set_index("clip")["score"].sort_index(), expected.sort_index(), rtol=1e-12)
+    np.testing.assert_allclose(
+        mean.set_index("clip")["score"].sort_index(), expected.sort_index(), rtol=1e-12
+    )
 
 
 def test_one_part_of_one_system_is_that_part():
@@ -204,13 +241,19 @@ def test_refusals_of_fusion():
     scores = scored()
     with pytest.raises(errors.InputError, match="fusion needs classifier/score, the score table has"):
         fusion.fuse(scores, "ensemble", {("oevae", "alpha"): 0.5, ("classifier", "score"): 0.5}, "zscore")
-    fewer = scores.drop(scores[(scores["component"] == "beta") & (scores["clip"] == "fan/test/normal_003.wav")].index[0])
-    with pytest.raises(errors.InputError, match=r"did not score the same clips \(first: fan/test/normal_003.wav\)"):
+    fewer = scores.drop(
+        scores[(scores["component"] == "beta") & (scores["clip"] == "fan/test/normal_003.wav")].index[0]
+    )
+    with pytest.raises(
+        errors.InputError, match=r"did not score the same clips \(first: fan/test/normal_003.wav\)"
+    ):
         fusion.fuse(fewer, "oevae", equal_weights(), "zscore")
     with pytest.raises(errors.InputError, match="no training score came"):
         fusion.fuse(scores[scores["split"] == "test"], "oevae", equal_weights(), "zscore")
     with pytest.raises(errors.InputError, match="the seeds did not score the same clips"):
-        fusion.average_seeds(fewer.assign(component="score", system=fewer["component"]), "beta", "x", "zscore")
+        fusion.average_seeds(
+            fewer.assign(component="score", system=fewer["component"]), "beta", "x", "zscore"
+        )
 
 
 # ---------------------------------------------------------------- composed systems
@@ -222,12 +265,19 @@ def test_a_composed_system_gets_its_final_score_at_any_omega():
     final = table[table["component"] == "score"]
     expected = fusion.fuse(parts, "oevae", {("oevae", "alpha"): 0.3, ("oevae", "beta"): 0.7}, "zscore")
     pd.testing.assert_frame_equal(final.reset_index(drop=True), expected.reset_index(drop=True))
-    again = fusion.systems(table, fusion.FusionSettings(omega=1.0))  # another omega replaces the score and touches nothing else
+    again = fusion.systems(
+        table, fusion.FusionSettings(omega=1.0)
+    )  # another omega replaces the score and touches nothing else
     assert len(again) == len(table) and not again.duplicated(["system", "component", "clip", "seed"]).any()
     pd.testing.assert_frame_equal(again[again["component"] != "score"], parts)
-    for (machine, seed), rows in again[again["component"].isin(["alpha", "score"])].groupby(["machine", "seed"]):
+    for (machine, seed), rows in again[again["component"].isin(["alpha", "score"])].groupby(
+        ["machine", "seed"]
+    ):
         wide = rows.pivot(index="clip", columns="component", values="score")
-        assert (wide["alpha"].rank() == wide["score"].rank()).all(), (machine, seed)  # omega = 1 is alpha alone
+        assert (wide["alpha"].rank() == wide["score"].rank()).all(), (
+            machine,
+            seed,
+        )  # omega = 1 is alpha alone
 
 
 def test_systems_without_their_parts_stay_as_they_are():
@@ -245,31 +295,54 @@ def test_the_ensemble_is_a_system_of_its_own_on_one_scale():
     table = fusion.systems(scores, settings)
     assert set(table["system"]) == {"oevae", "classifier", "ensemble"} and schemas.score_table(table) is table
     for (machine, seed), rows in table.groupby(["machine", "seed"]):
-        part = {key: block.set_index("clip")["score"].sort_index() for key, block in rows.groupby(["system", "component"])}
+        part = {
+            key: block.set_index("clip")["score"].sort_index()
+            for key, block in rows.groupby(["system", "component"])
+        }
         train = part["oevae", "score"].index.str.contains("/train/")
         z = {key: (values - values[train].mean()) / values[train].std(ddof=0) for key, values in part.items()}
         slow = 0.8 * z["oevae", "score"] + 0.2 * z["classifier", "score"]
-        np.testing.assert_allclose(part["ensemble", "score"].reindex(slow.index), slow, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(
+            part["ensemble", "score"].reindex(slow.index), slow, rtol=1e-10, atol=1e-12
+        )
         oevae = 0.3 * z["oevae", "alpha"] + 0.7 * z["oevae", "beta"]
         np.testing.assert_allclose(part["oevae", "score"].reindex(oevae.index), oevae, rtol=1e-10, atol=1e-12)
         assert z["oevae", "score"][train].std(ddof=0) == pytest.approx(1.0), (machine, seed)
 
 
 def test_composed_systems_come_with_their_parts():
-    assert fusion.with_composed(["baseline_knn", "oevae", "classifier"]) == ("baseline_knn", "oevae", "classifier", "ensemble")
-    assert fusion.with_composed(["oevae"]) == ("oevae",) and fusion.with_composed(["classifier"]) == ("classifier",)
+    assert fusion.with_composed(["baseline_knn", "oevae", "classifier"]) == (
+        "baseline_knn",
+        "oevae",
+        "classifier",
+        "ensemble",
+    )
+    assert fusion.with_composed(["oevae"]) == ("oevae",) and fusion.with_composed(["classifier"]) == (
+        "classifier",
+    )
     assert "ensemble" not in set(fusion.systems(scored(), fusion.FusionSettings())["system"])
 
 
 def test_seeds_are_averaged_each_on_its_own_scale():
     table = fusion.systems(scored(THREE_PARTS, seeds=(0, 4)), fusion.FusionSettings())
     whole = fusion.seed_ensembles(table, "zscore")
-    assert set(whole["system"]) - set(table["system"]) == {"oevae_seeds", "classifier_seeds", "ensemble_seeds"}
-    assert set(whole.loc[whole["system"].str.endswith("_seeds"), "seed"]) == {fusion.ALL_SEEDS} and schemas.score_table(whole) is whole
-    one = table[(table["system"] == "classifier") & (table["machine"] == "fan")].pivot(index="clip", columns="seed", values="score")
+    assert set(whole["system"]) - set(table["system"]) == {
+        "oevae_seeds",
+        "classifier_seeds",
+        "ensemble_seeds",
+    }
+    assert (
+        set(whole.loc[whole["system"].str.endswith("_seeds"), "seed"]) == {fusion.ALL_SEEDS}
+        and schemas.score_table(whole) is whole
+    )
+    one = table[(table["system"] == "classifier") & (table["machine"] == "fan")].pivot(
+        index="clip", columns="seed", values="score"
+    )
     train = one.index.str.contains("/train/")
     slow = ((one - one[train].mean()) / one[train].std(ddof=0)).mean(axis=1)
-    found = whole[(whole["system"] == "classifier_seeds") & (whole["machine"] == "fan")].set_index("clip")["score"]
+    found = whole[(whole["system"] == "classifier_seeds") & (whole["machine"] == "fan")].set_index("clip")[
+        "score"
+    ]
     np.testing.assert_allclose(found.reindex(slow.index), slow, rtol=1e-10, atol=1e-12)
 
 

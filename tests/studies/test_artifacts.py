@@ -25,9 +25,18 @@ def sealed(tmp_path):
 
 
 def test_a_sealed_folder_is_finished_for_its_digest_only(sealed):
-    assert artifacts.finished(sealed, "d1") and not artifacts.finished(sealed, "d2") and artifacts.corrupt_files(sealed) == []
+    assert (
+        artifacts.finished(sealed, "d1")
+        and not artifacts.finished(sealed, "d2")
+        and artifacts.corrupt_files(sealed) == []
+    )
     assert artifacts.sealed_for(sealed) == "d1" and artifacts.sealed_for(sealed.parent) == ""
-    assert set(json.loads((sealed / "DONE").read_text())["files"]) == {"a.txt", "t.parquet", "manifest.json", "../outside.csv"}
+    assert set(json.loads((sealed / "DONE").read_text())["files"]) == {
+        "a.txt",
+        "t.parquet",
+        "manifest.json",
+        "../outside.csv",
+    }
 
 
 def test_what_happened_to_a_file_is_said(sealed):
@@ -38,24 +47,40 @@ def test_what_happened_to_a_file_is_said(sealed):
     os.utime(sealed / "t.parquet", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     (sealed / "a.txt").write_text("some")
     (sealed.parent / "outside.csv").unlink()
-    assert artifacts.corrupt_files(sealed) == ["a.txt is torn (4 bytes, expected 10)", "t.parquet is damaged", "../outside.csv is missing"]
+    assert artifacts.corrupt_files(sealed) == [
+        "a.txt is torn (4 bytes, expected 10)",
+        "t.parquet is damaged",
+        "../outside.csv is missing",
+    ]
     assert not artifacts.finished(sealed, "d1")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"digest": "d1", "files": {"a.txt": 10}}', '{"digest": "d1", "files": 3}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", '{"digest": "d1", "files": {"a.txt": 10}}', '{"digest": "d1", "files": 3}'],
+)
 def test_an_unreadable_done_is_no_done(sealed, content):
     (sealed / "DONE").write_text(content)
-    assert artifacts.corrupt_files(sealed) == ["DONE is not readable"] and not artifacts.finished(sealed, "d1")
+    assert artifacts.corrupt_files(sealed) == ["DONE is not readable"] and not artifacts.finished(
+        sealed, "d1"
+    )
 
 
 def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path):
-    stray = [".scores.parquet.4711.part", "a/.DONE.1.part", ".0123.part99/fan/x.wav", "store/.decoding-ab/samples"]
+    stray = [
+        ".scores.parquet.4711.part",
+        "a/.DONE.1.part",
+        ".0123.part99/fan/x.wav",
+        "store/.decoding-ab/samples",
+    ]
     kept = [".lock", "a/.ipynb_checkpoints/x.ipynb", "a/scores.parquet", ".notes"]
     for name in stray + kept:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     artifacts.remove_temp(tmp_path)
-    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == set(
+        kept
+    )
     assert not (tmp_path / ".0123.part99").exists() and not (tmp_path / "store" / ".decoding-ab").exists()
 
 
@@ -80,7 +105,9 @@ def test_a_finished_folder_is_adopted_whole_or_not_at_all(sealed, tmp_path):
 
 def test_one_process_at_a_time_writes_a_job(tmp_path):
     artifacts.lock_dir(tmp_path / "job")
-    code = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    code = (
+        "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    )
     other = [sys.executable, "-c", code, str(tmp_path / "job")]
     assert b"BlockingIOError" in subprocess.run(other, capture_output=True).stderr
     artifacts.unlock_dir(tmp_path / "job")
@@ -93,7 +120,12 @@ def test_a_study_belongs_to_one_process_and_its_kernels(tmp_path, monkeypatch):
     assert io.HOLDS not in os.environ
     with open(tmp_path / ".lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        with pytest.raises(errors.InputError, match="another run of this study is at work; wait for it or stop it"), io.locked(tmp_path):
+        with (
+            pytest.raises(
+                errors.InputError, match="another run of this study is at work; wait for it or stop it"
+            ),
+            io.locked(tmp_path),
+        ):
             pass
         monkeypatch.setenv(io.HOLDS, str(tmp_path))
         with io.locked(tmp_path):

@@ -19,11 +19,19 @@ def study(home, name, gain, epochs=5, digests="a", machine="fan"):
     (folder / "09_report").mkdir()
     clips = clip_table(machine=machine)
     scores = pd.concat([score_table(clips, gain), score_table(clips, 0.0, f"only_{name}")])
-    cfg = settings.from_tree(config.StudySettings, {"name": name, "autoencoder": {"epochs": epochs}, "metrics": {"bootstrap": 50, "shuffles": 50}})
+    cfg = settings.from_tree(
+        config.StudySettings,
+        {"name": name, "autoencoder": {"epochs": epochs}, "metrics": {"bootstrap": 50, "shuffles": 50}},
+    )
     clips.assign(digest=digests + clips["clip"]).to_parquet(folder / "store" / "clips.parquet")
     scores.to_parquet(folder / "scores.parquet")
     metrics.table(scores, SETTINGS, 0).to_csv(folder / "metrics.csv", index=False)
-    manifest = {"settings": settings.to_tree(cfg), "versions": {"source": name}, "data": digests, "device": "cpu"}
+    manifest = {
+        "settings": settings.to_tree(cfg),
+        "versions": {"source": name},
+        "data": digests,
+        "device": "cpu",
+    }
     (folder / "09_report" / "manifest.json").write_text(json.dumps(manifest))
     (folder / "09_report" / "DONE").write_text("{}")
     (folder / "study.txt").write_text(name)
@@ -40,23 +48,42 @@ def test_settings_results_and_a_paired_test(tmp_path, capsys):
     assert "baseline_knn of two is better than baseline_knn of one" in told and "1 comparisons" in told
     a, b = (compare.load(name, tmp_path) for name in ("one", "two"))
     results = compare.results(a, b)
-    assert list(results.columns) == ["machine", "metric", "system", "one", "two"] and results["metric"].iloc[0] == "Ω"
+    assert (
+        list(results.columns) == ["machine", "metric", "system", "one", "two"]
+        and results["metric"].iloc[0] == "Ω"
+    )
     alone = results[(results["system"] == "only_one") & (results["metric"] == "Ω")].iloc[0]
     assert alone["two"] == "—" and alone["one"] != "—"
     shown = page.read_text()
-    assert "<script" not in shown and "default-src 'none'" in shown and "one against two" in shown and "autoencoder.epochs" in shown
+    assert (
+        "<script" not in shown
+        and "default-src 'none'" in shown
+        and "one against two" in shown
+        and "autoencoder.epochs" in shown
+    )
 
 
 def test_the_difference_is_that_of_metrics_paired(tmp_path):
-    a, b = (compare.load(study(tmp_path, name, gain).name, tmp_path) for name, gain in (("one", 0.0), ("two", 1.0)))
+    a, b = (
+        compare.load(study(tmp_path, name, gain).name, tmp_path)
+        for name, gain in (("one", 0.0), ("two", 1.0))
+    )
     row = compare.tested(a, b, ["fan"], SETTINGS).iloc[0]
-    both = [metrics.table(side.scores, SETTINGS, 0).query("metric == 'omega' and system == 'baseline_knn'")["value"].iloc[0] for side in (a, b)]
+    both = [
+        metrics.table(side.scores, SETTINGS, 0)
+        .query("metric == 'omega' and system == 'baseline_knn'")["value"]
+        .iloc[0]
+        for side in (a, b)
+    ]
     assert float(row["a − b"].split(" ")[0].replace("−", "-")) == pytest.approx(both[0] - both[1], abs=5e-4)
 
 
 @pytest.mark.parametrize(
     "digests, machine, words",
-    [("b", "fan", "other test clips under the same name: fan"), ("a", "pump", "In one of them only: fan, pump")],
+    [
+        ("b", "fan", "other test clips under the same name: fan"),
+        ("a", "pump", "In one of them only: fan, pump"),
+    ],
 )
 def test_other_clips_are_not_paired(tmp_path, capsys, digests, machine, words):
     study(tmp_path, "one", 0.0)

@@ -21,8 +21,16 @@ def test_defaults_are_those_of_the_report_and_of_the_official_baseline():
 
 
 def test_overrides_win_over_the_file_and_take_toml_values():
-    cfg = config.load("demo", ["autoencoder.epochs=3", "data.machines=['fan']", "device=cpu", "seeds=[1, 2]", "autoencoder.lr=1"])
-    assert cfg.autoencoder.epochs == 3 and cfg.data.machines == ("fan",) and cfg.device == "cpu" and cfg.seeds == (1, 2)
+    cfg = config.load(
+        "demo",
+        ["autoencoder.epochs=3", "data.machines=['fan']", "device=cpu", "seeds=[1, 2]", "autoencoder.lr=1"],
+    )
+    assert (
+        cfg.autoencoder.epochs == 3
+        and cfg.data.machines == ("fan",)
+        and cfg.device == "cpu"
+        and cfg.seeds == (1, 2)
+    )
     assert isinstance(cfg.autoencoder.lr, float)
 
 
@@ -41,7 +49,9 @@ def test_digest_changes_with_every_setting():
             continue
         bigger = default + 1 if isinstance(default, int) else default * 0.9 or 0.5
         seen.add(settings.digest(config.load("demo", [f"{name}={bigger}"])))
-    numbers = [row for row in config.describe() if isinstance(row[1], (int, float)) and not isinstance(row[1], bool)]
+    numbers = [
+        row for row in config.describe() if isinstance(row[1], (int, float)) and not isinstance(row[1], bool)
+    ]
     assert len(seen) == len(numbers) + 1
 
 
@@ -95,16 +105,33 @@ def including(tmp_path, text, files):
 
 
 def test_included_settings_hold_where_the_study_says_nothing(tmp_path):
-    files = {"a.toml": "about = 'a'\n[fusion]\nomega = 0.1\neta = 0.1\n", "b.toml": "[fusion]\nomega = 0.2\nnormalise = 'rank'\n"}
-    study = including(tmp_path, "include = ['a.toml', 'b.toml']\nabout = 'mine'\n[fusion]\nnormalise = 'none'\n", files)
+    files = {
+        "a.toml": "about = 'a'\n[fusion]\nomega = 0.1\neta = 0.1\n",
+        "b.toml": "[fusion]\nomega = 0.2\nnormalise = 'rank'\n",
+    }
+    study = including(
+        tmp_path, "include = ['a.toml', 'b.toml']\nabout = 'mine'\n[fusion]\nnormalise = 'none'\n", files
+    )
     cfg = config.load(study, ["fusion.eta=0.9"])
-    assert (cfg.fusion.omega, cfg.fusion.eta, cfg.fusion.normalise) == (0.2, 0.9, "none")  # later file, --set, the study itself
-    assert cfg.name == "mine" and cfg.about == "mine" and cfg.include == (str(tmp_path / "a.toml"), str(tmp_path / "b.toml"))
+    assert (cfg.fusion.omega, cfg.fusion.eta, cfg.fusion.normalise) == (
+        0.2,
+        0.9,
+        "none",
+    )  # later file, --set, the study itself
+    assert (
+        cfg.name == "mine"
+        and cfg.about == "mine"
+        and cfg.include == (str(tmp_path / "a.toml"), str(tmp_path / "b.toml"))
+    )
     assert config.load(study, ["include=[]"]).fusion.omega == 0.5
 
 
 def test_a_study_that_is_included_gives_neither_name_nor_words(tmp_path):
-    study = including(tmp_path, "include = ['base.toml']", {"base.toml": "name = 'base'\nabout = 'base'\n[oevae]\nwidth = 8\n"})
+    study = including(
+        tmp_path,
+        "include = ['base.toml']",
+        {"base.toml": "name = 'base'\nabout = 'base'\n[oevae]\nwidth = 8\n"},
+    )
     cfg = config.load(study)
     assert (cfg.name, cfg.about, cfg.oevae.width) == ("mine", "", 8)
 

@@ -1,4 +1,6 @@
-"""Jobs on two worker processes over loopback: order, refusals in words, lost kernels and workers, and what is left afterwards."""
+"""Jobs on two worker processes over loopback: order, refusals in words, lost kernels and workers, and what is
+left afterwards.
+"""
 
 import functools
 import os
@@ -20,7 +22,9 @@ from asdlib.studies import notebook as studies_notebook
 from asdlib.studies.runner import _on_workers
 
 pytest.importorskip("distributed", reason="the extra cluster is not installed")
-OPEN = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+OPEN = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 pytestmark = [pytest.mark.slow, OPEN]
 
 
@@ -32,20 +36,41 @@ def pool():
 
 def order(folder, name, *lines, needs=()):
     """A job whose notebook is these lines; it takes no parameters but `home`."""
-    book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}})
-    first = nbformat.v4.new_code_cell('home: str = ""  # a folder of the test', metadata={"tags": ["parameters"]})
-    book.cells = [nbformat.v4.new_markdown_cell("# A job"), first, nbformat.v4.new_code_cell("\n".join(["import os, time", *lines]))]
+    book = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    )
+    first = nbformat.v4.new_code_cell(
+        'home: str = ""  # a folder of the test', metadata={"tags": ["parameters"]}
+    )
+    book.cells = [
+        nbformat.v4.new_markdown_cell("# A job"),
+        first,
+        nbformat.v4.new_code_cell("\n".join(["import os, time", *lines])),
+    ]
     notebook = folder / f"{name}.ipynb"
     nbformat.write(book, notebook)
     job, page = folder / "runs" / name, folder / "reports" / f"{name}.html"
-    return studies_notebook.JobSpec(key=name, label=name, needs=needs, study=str(folder), notebook=str(notebook),
-        folder=str(job), page=str(page), outputs=(),
-                         digest="d1", parameters={"home": str(folder)}, facts={"device": "cpu", "auto": "float32"}, footer={})  # fmt: skip
+    return studies_notebook.JobSpec(
+        key=name,
+        label=name,
+        needs=needs,
+        study=str(folder),
+        notebook=str(notebook),
+        folder=str(job),
+        page=str(page),
+        outputs=(),
+        digest="d1",
+        parameters={"home": str(folder)},
+        facts={"device": "cpu", "auto": "float32"},
+        footer={},
+    )
 
 
 def told(client, orders, gpu=False, **settings):
     found = []
-    dask.spread(client, orders, gpu, lambda order, outcome: found.append((order.key, outcome.refusal)), **settings)
+    dask.spread(
+        client, orders, gpu, lambda order, outcome: found.append((order.key, outcome.refusal)), **settings
+    )
     return found
 
 
@@ -54,23 +79,49 @@ def finished(order):
 
 
 def test_jobs_run_side_by_side_and_after_those_they_need(pool, tmp_path):
-    meet = "open(f'{home}/%s', 'w'); t = time.time()\nwhile not os.path.exists(f'{home}/%s'): time.sleep(0.05); assert time.time() < t + 60"
+    meet = (
+        "open(f'{home}/%s', 'w'); t = time.time()\nwhile not os.path.exists(f'{home}/%s'): time.sleep(0.05);"
+        " assert time.time() < t + 60"
+    )
     a, b = order(tmp_path, "a", meet % ("a_is", "b_is")), order(tmp_path, "b", meet % ("b_is", "a_is"))
     line = "assert os.path.exists(f'{home}/runs/a/DONE') and os.path.exists(f'{home}/runs/b/DONE')"
     last = order(tmp_path, "last", line, needs=("a", "b", "fresh"))
     found = told(pool, [a, b, last])
-    assert sorted(found[:2]) == [("a", ""), ("b", "")] and found[2] == ("last", "") and all(map(finished, (a, b, last)))
+    assert (
+        sorted(found[:2]) == [("a", ""), ("b", "")]
+        and found[2] == ("last", "")
+        and all(map(finished, (a, b, last)))
+    )
     assert (tmp_path / "reports" / "last.html").is_file()
 
 
-def test_jobs_that_others_wait_for_come_first_and_no_more_are_given_out_than_there_is_room_for(pool, tmp_path):
+def test_jobs_that_others_wait_for_come_first_and_no_more_are_given_out_than_there_is_room_for(
+    pool, tmp_path
+):
     """Of two workers one stays idle; the first of the line fills the gap that is left."""
-    line = "assert not os.path.exists(f'{home}/busy'); open(f'{home}/busy', 'w'); time.sleep(0.5); os.unlink(f'{home}/busy')"
-    names = {"data": (), "train a": (), "train b": (), "look": ("train a", "train b"), "report": ("data", "look")}
+    line = (
+        "assert not os.path.exists(f'{home}/busy'); open(f'{home}/busy', 'w'); time.sleep(0.5);"
+        " os.unlink(f'{home}/busy')"
+    )
+    names = {
+        "data": (),
+        "train a": (),
+        "train b": (),
+        "look": ("train a", "train b"),
+        "report": ("data", "look"),
+    }
     orders = [order(tmp_path, name, line, needs=needs) for name, needs in names.items()]
     said = []
-    found = told(pool, orders, at_once=1, meanwhile=lambda: said.append(list(tmp_path.glob("runs/*/DONE"))), after=["train a", "train b"])
-    assert [name for name, _ in found] == ["train b", "train a", "look", "data", "report"] and not any(refusal for _, refusal in found)
+    found = told(
+        pool,
+        orders,
+        at_once=1,
+        meanwhile=lambda: said.append(list(tmp_path.glob("runs/*/DONE"))),
+        after=["train a", "train b"],
+    )
+    assert [name for name, _ in found] == ["train b", "train a", "look", "data", "report"] and not any(
+        refusal for _, refusal in found
+    )
     assert len(said) == 1 and len(said[0]) == 4
 
 
@@ -82,7 +133,12 @@ def test_a_finished_job_is_not_done_again(pool, tmp_path):
 
 
 def test_a_refusal_is_a_sentence_and_ends_what_waits(pool, tmp_path):
-    bad = order(tmp_path, "bad", "from asdlib import errors", "raise errors.InputError('three came, expected two; leave one out')")
+    bad = order(
+        tmp_path,
+        "bad",
+        "from asdlib import errors",
+        "raise errors.InputError('three came, expected two; leave one out')",
+    )
     after = order(tmp_path, "after", "pass", needs=("bad",))
     with pytest.raises(errors.InputError, match=r"^bad: three came, expected two; leave one out$"):
         told(pool, [bad, after])
@@ -91,12 +147,27 @@ def test_a_refusal_is_a_sentence_and_ends_what_waits(pool, tmp_path):
 
 @pytest.mark.parametrize("at_once", [0, 2])
 def test_after_a_refusal_what_runs_ends_and_nothing_else_begins(pool, tmp_path, at_once):
-    """Also what a worker has been given and has not taken up; and what would be done beside the last job is not done."""
-    bad = order(tmp_path, "z", "from asdlib import errors", "raise errors.InputError('three came, expected two; leave one out')")
+    """Also what a worker has been given and has not taken up; and what would be done beside the last job is
+    not done.
+    """
+    bad = order(
+        tmp_path,
+        "z",
+        "from asdlib import errors",
+        "raise errors.InputError('three came, expected two; leave one out')",
+    )
     others = [order(tmp_path, name, f"open(f'{{home}}/{name}', 'w'); time.sleep(4)") for name in "abcdefgh"]
     ended, said = [], []
     with pytest.raises(errors.InputError, match=r"^z: three came"):
-        dask.spread(pool, [*others, bad], False, lambda order, _: ended.append(order.key), lambda: said.append(1), ["z"], at_once)
+        dask.spread(
+            pool,
+            [*others, bad],
+            False,
+            lambda order, _: ended.append(order.key),
+            lambda: said.append(1),
+            ["z"],
+            at_once,
+        )
     begun = sorted(name for name in "abcdefgh" if (tmp_path / name).exists())
     assert sorted(ended) == [*begun, "z"] and len(begun) <= 5 and not said
     assert all(finished(other) == (other.key in begun) for other in others)
@@ -114,9 +185,12 @@ def test_what_fails_beside_the_last_job_does_not_cost_that_job(pool, tmp_path):
 
 
 def test_a_job_that_the_cluster_gives_up_is_a_sentence(pool, tmp_path, monkeypatch):
-    """An error that is neither a refusal nor a lost kernel; and workers that are restarted by somebody else."""
+    """An error that is neither a refusal nor a lost kernel; workers restarted by somebody else."""
     monkeypatch.setattr(studies_notebook, "run_job", functools.partial(int, base="ten"))
-    with pytest.raises(errors.InputError, match=r"^odd: the cluster gave it up \(TypeError: .*; see the log of its workers, then give the same"):
+    with pytest.raises(
+        errors.InputError,
+        match=r"^odd: the cluster gave it up \(TypeError: .*; see the log of its workers, then give the same",
+    ):
         told(pool, [order(tmp_path, "odd", "pass")])
     monkeypatch.undo()
     line = "open(f'{home}/begun', 'w'); time.sleep(60)"
@@ -135,7 +209,12 @@ def test_a_job_that_the_cluster_gives_up_is_a_sentence(pool, tmp_path, monkeypat
 
 
 def test_a_lost_kernel_is_tried_again(pool, tmp_path):
-    flaky = order(tmp_path, "flaky", "first = not os.path.exists(f'{home}/seen'); open(f'{home}/seen', 'w')", "if first: os.kill(os.getpid(), 9)")
+    flaky = order(
+        tmp_path,
+        "flaky",
+        "first = not os.path.exists(f'{home}/seen'); open(f'{home}/seen', 'w')",
+        "if first: os.kill(os.getpid(), 9)",
+    )
     assert told(pool, [flaky]) == [("flaky", "")] and finished(flaky)
 
 
@@ -160,7 +239,10 @@ def test_workers_do_not_hear_ctrl_c_and_the_runner_does(tmp_path):
 
 def test_a_kernel_that_is_lost_every_time_is_a_sentence(pool, tmp_path):
     with pytest.raises(errors.InputError, match="hopeless: its kernel ended from outside"):
-        told(pool, [order(tmp_path, "hopeless", "open(f'{home}/count', 'a').write('x')", "os.kill(os.getpid(), 9)")])
+        told(
+            pool,
+            [order(tmp_path, "hopeless", "open(f'{home}/count', 'a').write('x')", "os.kill(os.getpid(), 9)")],
+        )
     assert (tmp_path / "count").read_text() == "x" * (1 + dask.RETRIES)
 
 
@@ -175,7 +257,13 @@ def test_a_killed_worker_costs_its_own_job_only(tmp_path):
         def kill(path=tmp_path / "a_pid"):
             while not path.exists() or not path.read_text().endswith("\n"):
                 time.sleep(0.05)
-            killed.append(next(pids[address] for address, keys in client.processing().items() if any("/a-d1" in key for key in keys)))
+            killed.append(
+                next(
+                    pids[address]
+                    for address, keys in client.processing().items()
+                    if any("/a-d1" in key for key in keys)
+                )
+            )
             os.kill(killed[0], signal.SIGKILL)
 
         thread = Thread(target=kill)
@@ -195,7 +283,10 @@ def test_an_existing_cluster_is_used_and_nobody_there_is_said(pool, tmp_path):
         assert dask.device_of(client) == ("cpu", False)
         one = order(tmp_path, "one", "pass")
         assert told(client, [one]) == [("one", "")] and finished(one)
-    with pytest.raises(errors.InputError, match=r"--scheduler tcp://127\.0\.0\.1:9: nobody answers there"), dask.existing("tcp://127.0.0.1:9"):
+    with (
+        pytest.raises(errors.InputError, match=r"--scheduler tcp://127\.0\.0\.1:9: nobody answers there"),
+        dask.existing("tcp://127.0.0.1:9"),
+    ):
         pass
 
 
@@ -206,7 +297,11 @@ class Workers:
         self.seen, self.resources = seen, resources
 
     def scheduler_info(self, n_workers):
-        return {"workers": {number: {"resources": dict.fromkeys(self.resources, 1)} for number in range(len(self.seen))}}
+        return {
+            "workers": {
+                number: {"resources": dict.fromkeys(self.resources, 1)} for number in range(len(self.seen))
+            }
+        }
 
     def run(self, function, *words):
         if "nothing" in self.seen:
@@ -220,16 +315,32 @@ class Workers:
         (Workers("cuda", "cuda", resources=["GPU"]), "auto", ("cuda", True)),
         (Workers("cuda", "cuda"), "auto", ("cuda", False)),
         (Workers("cpu", "cpu"), "auto", ("cpu", False)),
-        (Workers("cuda", "cpu"), "auto", "some workers of the cluster see a GPU and others none; start those that do with `--resources GPU=1`"),
+        (
+            Workers("cuda", "cpu"),
+            "auto",
+            (
+                "some workers of the cluster see a GPU and others none; start those that do with `--resources"
+                " GPU=1`"
+            ),
+        ),
         (Workers("cuda", "cpu"), "cpu", ("cpu", False)),
         (Workers("cpu", "cpu"), "cuda", "device cuda was asked for, but no worker of the cluster sees a GPU"),
         (Workers("cuda", resources=["GPU"]), "cuda", ("cuda", True)),
         (Workers(), "auto", "the cluster's last worker has gone; start some with"),
-        (Workers("nothing"), "auto", r"cannot say where they compute \(ModuleNotFoundError: No module named 'asdlib'\); install this asdlib"),
+        (
+            Workers("nothing"),
+            "auto",
+            (
+                r"cannot say where they compute \(ModuleNotFoundError: No module named 'asdlib'\); install"
+                r" this asdlib"
+            ),
+        ),
     ],
 )
 @pytest.mark.parametrize("runner", ["cpu", "cuda"])
-def test_jobs_are_meant_for_the_device_of_the_workers_whatever_the_runner_has(workers, setting, expected, runner):
+def test_jobs_are_meant_for_the_device_of_the_workers_whatever_the_runner_has(
+    workers, setting, expected, runner
+):
     run = types.SimpleNamespace(cfg=types.SimpleNamespace(device=setting), device=torch.device(runner))
     if isinstance(expected, str):
         with pytest.raises(errors.InputError, match=expected):
@@ -244,18 +355,33 @@ def test_jobs_are_trained_in_bf16_where_every_worker_that_may_get_one_has_units_
 
 
 def test_gpu_jobs_go_to_workers_that_offer_one(tmp_path, monkeypatch):
-    """Two workers, one unit of the resource GPU: two jobs never meet; the GPU is the first of those that the runner was told to use."""
+    """Two workers, one unit of the resource GPU: two jobs never meet; the GPU is the first of those that the
+    runner was told to use.
+    """
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
     with dask.local(2, gpus=1) as client:
-        assert dask.device_of(client) == ("cuda", True) and len(client.scheduler_info(n_workers=-1)["workers"]) == 1
-        line = "assert os.environ['CUDA_VISIBLE_DEVICES'] == '3' and not os.path.exists(f'{home}/busy'); open(f'{home}/busy', 'w'); time.sleep(1)"
+        assert (
+            dask.device_of(client) == ("cuda", True)
+            and len(client.scheduler_info(n_workers=-1)["workers"]) == 1
+        )
+        line = (
+            "assert os.environ['CUDA_VISIBLE_DEVICES'] == '3' and not os.path.exists(f'{home}/busy');"
+            " open(f'{home}/busy', 'w'); time.sleep(1)"
+        )
         orders = [order(tmp_path, name, line, "os.unlink(f'{home}/busy')") for name in ("a", "b")]
         assert sorted(told(client, orders, gpu=True)) == [("a", ""), ("b", "")]
 
 
-@pytest.mark.parametrize("told, expected", [("3,1", ["3", "1"]), ("GPU-aa,GPU-bb,GPU-cc", ["GPU-aa", "GPU-bb"]), (None, ["0", "1"])])
+@pytest.mark.parametrize(
+    "told, expected",
+    [("3,1", ["3", "1"]), ("GPU-aa,GPU-bb,GPU-cc", ["GPU-aa", "GPU-bb"]), (None, ["0", "1"])],
+)
 def test_workers_share_the_gpus_that_the_runner_was_told_to_use(monkeypatch, told, expected):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES") if told is None else monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
+    (
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        if told is None
+        else monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
+    )
     assert dask._visible_gpus(2) == expected
 
 

@@ -1,4 +1,6 @@
-"""Why a recording was scored so: the page says what the score was made of, and names the training clips that lie nearest."""
+"""Why a recording was scored so: the page says what the score was made of, and names the training clips that
+lie nearest.
+"""
 
 import os
 import re
@@ -20,7 +22,12 @@ class Study:
     """What `explain_report.write` asks of a run, without the notebooks."""
 
     def __init__(self, context, found):
-        self.cfg, self.store, self.local_device, self.found = context.cfg, context.store, context.device, found
+        self.cfg, self.store, self.local_device, self.found = (
+            context.cfg,
+            context.store,
+            context.device,
+            found,
+        )
 
     def detector(self, name, machine):
         return self.found[name]
@@ -32,9 +39,15 @@ def trained(context):
     found, tables = {}, []
     for name, kind in detectors.DETECTORS.items():
         found[name] = detector_of(kind, context)
-        tables.append(base.detect(found[name], context.store, ["pump", "saw"] if name == "classifier" else ["pump"]))
-    scores = fusion.systems(pd.concat(tables, ignore_index=True).query("machine == 'pump'"), context.cfg.fusion)
-    return Study(context, found), scorer.Scorer(context.cfg, {"oevae": found["oevae"]}, scores, "pump", "oevae", 0)
+        tables.append(
+            base.detect(found[name], context.store, ["pump", "saw"] if name == "classifier" else ["pump"])
+        )
+    scores = fusion.systems(
+        pd.concat(tables, ignore_index=True).query("machine == 'pump'"), context.cfg.fusion
+    )
+    return Study(context, found), scorer.Scorer(
+        context.cfg, {"oevae": found["oevae"]}, scores, "pump", "oevae", 0
+    )
 
 
 @pytest.mark.parametrize("name", list(explain_report.DISTANCES))
@@ -43,8 +56,14 @@ def test_a_training_clip_given_as_a_recording_lies_nearest_to_itself(context, tr
     row = base.training_rows(context.store.clips, "pump")[4]
     store, _ = ready.decoded([context.store.clips["path"][row]])
     near = explain_report.nearest(name, run.found[name], store, 0, "pump")
-    assert near["clip"][0] == context.store.clips["clip"][row] and near["distance"][0] == pytest.approx(0.0, abs=2e-3)
-    assert near["distance"].is_monotonic_increasing and near["rank"].tolist() == [1, 2, 3, 4, 5] and (near["distance"][1:] > 2e-3).all()
+    assert near["clip"][0] == context.store.clips["clip"][row] and near["distance"][0] == pytest.approx(
+        0.0, abs=2e-3
+    )
+    assert (
+        near["distance"].is_monotonic_increasing
+        and near["rank"].tolist() == [1, 2, 3, 4, 5]
+        and (near["distance"][1:] > 2e-3).all()
+    )
 
 
 def test_segments_of_a_recording_explain_its_score(context, trained):
@@ -53,10 +72,15 @@ def test_segments_of_a_recording_explain_its_score(context, trained):
     rows = base.machine_rows(context.store.clips, "pump", "test")[:2]
     paths = context.store.clips["path"][rows].tolist()
     store, _ = ready.decoded(paths)
-    table, moved = ready(paths), {name: run.found[name].at(store) for name in ("autoencoder", "oevae", "classifier")}
+    table, moved = (
+        ready(paths),
+        {name: run.found[name].at(store) for name in ("autoencoder", "oevae", "classifier")},
+    )
     for row in (0, 1):
         why = explain.why(store, row, context.cfg.oevae.features, **moved)
-        home = explain.why(context.store, rows[row], context.cfg.oevae.features, **{name: run.found[name] for name in moved})
+        home = explain.why(
+            context.store, rows[row], context.cfg.oevae.features, **{name: run.found[name] for name in moved}
+        )
         for name in ("alpha", "beta"):
             assert why.segments[name].mean() == pytest.approx(table[name][row], rel=1e-6)
         np.testing.assert_allclose(why.raised.values, home.raised.values, rtol=1e-4, atol=1e-6)
@@ -85,7 +109,9 @@ def test_a_page_says_the_remark_and_escapes_a_name_that_is_not_utf_8(trained, tm
     (page,) = explain_report.write(run, ready, [odd], ready([odd]), tmp_path / "why")
     text = page.read_text(encoding="utf-8")
     assert "<title>\\xfc.wav</title>" in text and "Remark: silent (-120 dB re full scale)." in text
-    assert pd.read_csv(tmp_path / "why" / "nearest.csv")["file"].unique().tolist() == [f"{tmp_path}/\\xfc.wav"]
+    assert pd.read_csv(tmp_path / "why" / "nearest.csv")["file"].unique().tolist() == [
+        f"{tmp_path}/\\xfc.wav"
+    ]
 
 
 def test_a_detector_without_embeddings_of_clips_is_refused(context, trained):

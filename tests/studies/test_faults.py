@@ -1,6 +1,8 @@
-"""Faults at a fixed list of points: after each, the same command ends in the scores of an unbroken run, without orphans and stray files.
+"""Faults at a fixed list of points: after each, the same command ends in the scores of an unbroken run,
+without orphans and stray files.
 
-A study much smaller than smoke. Processes are killed by tests/faults/sitecustomize.py, which is on their path and nowhere in asdlib.
+A study much smaller than smoke. Processes are killed by tests/faults/sitecustomize.py, which is on their path
+and nowhere in asdlib.
 """
 
 import contextlib
@@ -38,7 +40,9 @@ JOB, AE = "03_baseline/fan/", "03_baseline/fan/autoencoder/"
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """Kill `who` when a file is renamed to what matches `at`; from: what the home holds before (nothing | store | trained)."""
+    """Kill `who` when a file is renamed to what matches `at`; from: what the home holds before (nothing |
+    store | trained).
+    """
 
     who: str
     how: str
@@ -88,31 +92,59 @@ class Home:
         folder.mkdir(parents=True, exist_ok=True)
 
     def command(self, *words) -> list[str]:
-        return [sys.executable, "-c", CODE, "run", str(STUDY_FILE), "--home", str(self.folder), *map(str, words)]
+        return [
+            sys.executable,
+            "-c",
+            CODE,
+            "run",
+            str(STUDY_FILE),
+            "--home",
+            str(self.folder),
+            *map(str, words),
+        ]
 
     def env(self, fault=None) -> dict:
-        path = os.pathsep.join([str(HERE / "faults"), *filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")])])
-        return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "FAULT": json.dumps(fault), "ASDLIB_TEST_HOME": str(self.folder)}
+        path = os.pathsep.join(
+            [str(HERE / "faults"), *filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")])]
+        )
+        return os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": path,
+            "FAULT": json.dumps(fault),
+            "ASDLIB_TEST_HOME": str(self.folder),
+        }
 
     def asd(self, *words, fault=None, code="", timeout=1200):
         command = self.command(*words)
         command[2] = code + command[2]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=self.env(fault), cwd="/")
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, env=self.env(fault), cwd="/"
+        )
 
     def alive(self) -> list[str]:
         """Processes that were started for this home and are still there."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get("ASDLIB_TEST_HOME") == str(self.folder) and process.status() != psutil.STATUS_ZOMBIE:
+                if (
+                    process.environ().get("ASDLIB_TEST_HOME") == str(self.folder)
+                    and process.status() != psutil.STATUS_ZOMBIE
+                ):
                     found.append(" ".join(process.cmdline())[:200])
         return found
 
     def files(self) -> set[str]:
-        return {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file() and path.name != ".lock"}
+        return {
+            path.relative_to(self.folder).as_posix()
+            for path in self.folder.rglob("*")
+            if path.is_file() and path.name != ".lock"
+        }
 
     def scores(self) -> dict[str, pd.DataFrame]:
-        return {path.relative_to(self.runs).as_posix(): pd.read_parquet(path) for path in sorted(self.runs.rglob("scores.parquet"))}
+        return {
+            path.relative_to(self.runs).as_posix(): pd.read_parquet(path)
+            for path in sorted(self.runs.rglob("scores.parquet"))
+        }
 
 
 STUDY_FILE = Path("faults.toml")
@@ -120,7 +152,9 @@ STUDY_FILE = Path("faults.toml")
 
 @pytest.fixture(scope="module")
 def homes(tmp_path_factory):
-    """Homes of an unbroken run, at three ages: nothing, store (recordings decoded), trained (all but the report), whole."""
+    """Homes of an unbroken run, at three ages: nothing, store (recordings decoded), trained (all but the
+    report), whole.
+    """
     global STUDY_FILE
     top = tmp_path_factory.mktemp("faults")
     STUDY_FILE = top / "faults.toml"
@@ -162,11 +196,15 @@ def ends_as_unbroken(home, homes, whole=True, words=()):
     return again
 
 
-CASES: dict[str, Callable[[dict, Path], None]] = {}  # name: what is done, with the homes and a folder of its own
+CASES: dict[
+    str, Callable[[dict, Path], None]
+] = {}  # name: what is done, with the homes and a folder of its own
 
 
 def case(*choices):
-    """A function of (homes, tmp_path), or of (choice, homes, tmp_path) for each choice, stands among the cases."""
+    """A function of (homes, tmp_path), or of (choice, homes, tmp_path) for each choice, stands among the
+    cases.
+    """
 
     def register(function):
         for choice in choices or [None]:
@@ -186,7 +224,13 @@ def words_for(point):
 def killed_at(point, homes, tmp_path):
     """Kill at a point, look at what was said, give the same command again, compare."""
     home = start_from(homes, point.start, tmp_path)
-    fault = {"who": point.who, "how": point.how, "at": point.at, "nth": point.nth, "once": str(tmp_path / "struck")}
+    fault = {
+        "who": point.who,
+        "how": point.how,
+        "at": point.at,
+        "nth": point.nth,
+        "once": str(tmp_path / "struck"),
+    }
     words = words_for(point) + (["--workers", point.workers] if point.workers else [])
     broken = home.asd(*words, fault=fault)
     assert (tmp_path / "struck").exists(), f"the point was never reached: {broken.stdout}{broken.stderr}"
@@ -195,7 +239,11 @@ def killed_at(point, homes, tmp_path):
     elif point.who == "runner":
         assert broken.returncode == -9
     else:
-        assert broken.returncode == 2 and "its kernel ended from outside" in broken.stderr and "Traceback" not in broken.stderr
+        assert (
+            broken.returncode == 2
+            and "its kernel ended from outside" in broken.stderr
+            and "Traceback" not in broken.stderr
+        )
     if point.start == "trained":
         ends_as_unbroken(home, homes)
     else:
@@ -205,16 +253,30 @@ def killed_at(point, homes, tmp_path):
         for name, table in homes["trained"].scores().items():
             pd.testing.assert_frame_equal(home.scores()[name], table, check_exact=True)
         stray = home.files() - homes["trained"].files()
-        assert not stray and not [name for name in homes["trained"].files() - home.files() if "03_baseline" in name]
+        assert not stray and not [
+            name for name in homes["trained"].files() - home.files() if "03_baseline" in name
+        ]
 
 
 @case("killed", "interrupted", "stopped")
 def a_runner_that_ends_takes_its_workers_and_kernels_along(how, homes, tmp_path):
     """Killed alone; or interrupted as by Ctrl-C, which reaches workers too; or stopped politely."""
-    number, code = {"killed": (signal.SIGKILL, -9), "interrupted": (signal.SIGINT, 130), "stopped": (signal.SIGTERM, 130)}[how]
+    number, code = {
+        "killed": (signal.SIGKILL, -9),
+        "interrupted": (signal.SIGINT, 130),
+        "stopped": (signal.SIGTERM, 130),
+    }[how]
     home = start_from(homes, "store", tmp_path)
     command, begun = home.command("--stages", "02,03", "--workers", "2"), home.runs / "seed0" / AE / "BEGUN"
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=home.env(), cwd="/", start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=home.env(),
+        cwd="/",
+        start_new_session=True,
+    )
     while process.poll() is None and not begun.is_file():
         time.sleep(0.05)
     os.killpg(process.pid, number) if how == "interrupted" else process.send_signal(number)
@@ -241,7 +303,13 @@ def flip(path: Path, keep_time: bool):
 @case()
 def a_torn_checkpoint_is_not_used(homes, tmp_path):
     home = start_from(homes, "store", tmp_path)
-    fault = {"who": "kernel", "how": "after", "at": AE + r"checkpoint.*\.pt$", "nth": 2, "once": str(tmp_path / "struck")}
+    fault = {
+        "who": "kernel",
+        "how": "after",
+        "at": AE + r"checkpoint.*\.pt$",
+        "nth": 2,
+        "once": str(tmp_path / "struck"),
+    }
     assert home.asd("--stages", "03", fault=fault).returncode == 2
     checkpoint = next(home.runs.rglob("checkpoint*.pt"))
     os.truncate(checkpoint, checkpoint.stat().st_size * 2 // 3)
@@ -285,8 +353,17 @@ def a_clock_that_goes_backwards_changes_nothing(homes, tmp_path):
 @case()
 def two_runners_at_once(homes, tmp_path):
     home = start_from(homes, "store", tmp_path)
-    both = [subprocess.Popen(home.command("--stages", "03"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=home.env(), cwd="/")
-            for _ in range(2)]  # fmt: skip
+    both = [
+        subprocess.Popen(
+            home.command("--stages", "03"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=home.env(),
+            cwd="/",
+        )
+        for _ in range(2)
+    ]
     ends = [(*process.communicate(timeout=1200), process.returncode) for process in both]
     codes = sorted(code for *_, code in ends)
     assert codes in ([0, 2], [0, 0]), ends  # the second may come when the first is done
@@ -301,11 +378,15 @@ def two_runners_at_once(homes, tmp_path):
 
 @contextlib.contextmanager
 def mounted(folder: Path, options: str, again: str):
-    """A small file system of its own, as it is first, and after `change` as it is then; skips where mounting is not allowed."""
+    """A small file system of its own, as it is first, and after `change` as it is then; skips where mounting
+    is not allowed.
+    """
     folder.mkdir()
     if os.geteuid() != 0 or not shutil.which("mount"):
         pytest.skip("needs to mount, as root")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True
+    )
     if done.returncode:
         pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
     try:
@@ -320,7 +401,9 @@ def a_full_disk_is_one_sentence_and_no_loss(room, homes, tmp_path):
         home = Home(tmp_path / "home")
         shutil.copytree(homes["nothing"].folder, home.folder, dirs_exist_ok=True)
         full = home.asd()
-        assert full.returncode == 2 and "Traceback" not in full.stderr and full.stderr.count("asd: ") == 1, full.stdout + full.stderr
+        assert full.returncode == 2 and "Traceback" not in full.stderr and full.stderr.count("asd: ") == 1, (
+            full.stdout + full.stderr
+        )
         assert "No space left on device" in full.stderr
         no_orphans(home)
         make_room()
@@ -331,9 +414,14 @@ def a_full_disk_is_one_sentence_and_no_loss(room, homes, tmp_path):
 def a_disk_that_fills_while_training(homes, tmp_path):
     """A limit on the size of files stands in for the disk where mounting is not allowed."""
     home = start_from(homes, "store", tmp_path)
-    code = "import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000)); signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    code = (
+        "import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000));"
+        " signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    )
     full = home.asd("--stages", "03", code=code)
-    assert full.returncode == 2 and "Traceback" not in full.stderr and full.stderr.count("asd: ") == 1, full.stdout + full.stderr
+    assert full.returncode == 2 and "Traceback" not in full.stderr and full.stderr.count("asd: ") == 1, (
+        full.stdout + full.stderr
+    )
     again = home.asd("--stages", "03")
     assert again.returncode == 0
     for name, table in homes["trained"].scores().items():
@@ -359,7 +447,11 @@ def a_read_only_folder_is_one_sentence_and_no_loss(homes, tmp_path):
 @pytest.fixture(scope="module")
 def struck(homes, request, tmp_path_factory):
     """Every chosen case in a future: two at a time, as most of their time goes into starting processes."""
-    chosen = [item.callspec.params["name"] for item in request.session.items if "struck" in getattr(item, "fixturenames", ())]
+    chosen = [
+        item.callspec.params["name"]
+        for item in request.session.items
+        if "struck" in getattr(item, "fixturenames", ())
+    ]
     pool = ThreadPoolExecutor(2)
     yield {name: pool.submit(CASES[name], homes, tmp_path_factory.mktemp("case")) for name in chosen}
     pool.shutdown(cancel_futures=True)

@@ -7,7 +7,13 @@ import pytest
 from asdlib.studies import artifacts, study, sweeps
 from asdlib.studies import jobs as graph
 
-SMALL = ["synthetic.machines=['fan', 'gearbox']", "synthetic.train_source=4", "synthetic.train_target=2", "synthetic.test=2", "synthetic.seconds=1.0"]
+SMALL = [
+    "synthetic.machines=['fan', 'gearbox']",
+    "synthetic.train_source=4",
+    "synthetic.train_target=2",
+    "synthetic.test=2",
+    "synthetic.seconds=1.0",
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +43,9 @@ def plan(home, *more):
 
 def test_everything_is_fresh_until_something_changes(home):
     assert {job.state for job in plan(home).values()} == {"fresh"}
-    assert graph.text(list(plan(home).values())).endswith(f"{len(plan(home))} jobs: {len(plan(home))} fresh, 0 stale, 0 missing")
+    assert graph.text(list(plan(home).values())).endswith(
+        f"{len(plan(home))} jobs: {len(plan(home))} fresh, 0 stale, 0 missing"
+    )
 
 
 def test_training_waits_for_nothing_readers_for_what_they_read_and_the_last_for_all(home):
@@ -52,7 +60,11 @@ def test_training_waits_for_nothing_readers_for_what_they_read_and_the_last_for_
         else:  # 08 and 06 show the scores of other systems too
             expected = {"06": {"03", "04", "05"}, "07": {"05"}, "08": {"04", "05"}}[job.stage.notebook[:2]]
             seeds = [job.seed] if job.stage.per_seed else [0, 1]
-            trained = [other for other in jobs.values() if other.stage.notebook[:2] in expected and other.seed in seeds]
+            trained = [
+                other
+                for other in jobs.values()
+                if other.stage.notebook[:2] in expected and other.seed in seeds
+            ]
             assert needs == expected and set(job.needs) == {other.key for other in trained}
     order = list(by_key)
     assert all(order.index(key) < order.index(job.key) for job in jobs.values() for key in job.needs)
@@ -60,7 +72,9 @@ def test_training_waits_for_nothing_readers_for_what_they_read_and_the_last_for_
 
 def test_the_setting_that_changed_is_named(home):
     jobs = plan(home, "autoencoder.epochs=7")
-    assert jobs["03_baseline fan"].state == "stale" and jobs["03_baseline fan"].why == ("autoencoder.epochs was 2, is 7",)
+    assert jobs["03_baseline fan"].state == "stale" and jobs["03_baseline fan"].why == (
+        "autoencoder.epochs was 2, is 7",
+    )
     assert jobs["05_oevae fan"].state == jobs["02_preprocessing"].state == "fresh"
     assert jobs["09_report"].state == "stale"
     text = graph.text(list(jobs.values()))
@@ -69,9 +83,13 @@ def test_the_setting_that_changed_is_named(home):
 
 @pytest.mark.parametrize(
     "what, value, words",
-    [("code", "other", "asdlib's code changed"), ("recordings", "other", "recordings changed"), ("notebook", "other", "the notebook changed"),
-     ("device", "cuda", "device was cuda, is cpu")],
-)  # fmt: skip
+    [
+        ("code", "other", "asdlib's code changed"),
+        ("recordings", "other", "recordings changed"),
+        ("notebook", "other", "the notebook changed"),
+        ("device", "cuda", "device was cuda, is cpu"),
+    ],
+)
 def test_code_recordings_notebook_and_device_are_named(home, what, value, words):
     job = plan(home)["01_data"]
     path = job.folder / "manifest.json"
@@ -88,7 +106,9 @@ def test_code_recordings_notebook_and_device_are_named(home, what, value, words)
 def test_other_code_is_stale_and_not_reused(home, monkeypatch):
     monkeypatch.setattr(artifacts, "code_digest", lambda: "0" * 16)
     jobs = plan(home)
-    assert {job.state for job in jobs.values()} == {"stale"} and all("asdlib's code changed" in job.why for job in jobs.values())
+    assert {job.state for job in jobs.values()} == {"stale"} and all(
+        "asdlib's code changed" in job.why for job in jobs.values()
+    )
 
 
 def test_a_damaged_file_makes_its_job_and_the_last_one_stale(home):
@@ -98,8 +118,12 @@ def test_a_damaged_file_makes_its_job_and_the_last_one_stale(home):
         jobs = plan(home)
         assert jobs["05_oevae gearbox"].why == ("oevae: weights is torn (99 bytes, expected 100)",)
         assert jobs["09_report"].why == ("computed again: 05_oevae gearbox",)
-        assert {job.state for label, job in jobs.items() if label not in ("05_oevae gearbox", "09_report")} == {"fresh"}
-        with pytest.raises(ValueError, match=r"oevae of gearbox \(seed 0\) is not whole for these settings: weights is torn"):
+        assert {
+            job.state for label, job in jobs.items() if label not in ("05_oevae gearbox", "09_report")
+        } == {"fresh"}
+        with pytest.raises(
+            ValueError, match=r"oevae of gearbox \(seed 0\) is not whole for these settings: weights is torn"
+        ):
             jobs["09_report"].run.detector_folder("oevae", "gearbox", 0)
     finally:
         weights.write_text("w" * 100)
@@ -114,7 +138,10 @@ def test_a_lost_table_and_a_job_that_was_begun(home):
     (job.folder / "probe" / "BEGUN").rename(job.folder / "BEGUN")
     done = (job.folder / "DONE").read_text()
     (job.folder / "DONE").unlink()
-    assert (plan(home)["09_report"].state, plan(home)["09_report"].why) == ("missing", ("begun and not finished: it goes on",))
+    assert (plan(home)["09_report"].state, plan(home)["09_report"].why) == (
+        "missing",
+        ("begun and not finished: it goes on",),
+    )
     (job.folder / "BEGUN").unlink()
     assert plan(home)["09_report"].why == ("not computed yet",)
     (job.folder / "DONE").write_text(done)
@@ -122,4 +149,7 @@ def test_a_lost_table_and_a_job_that_was_begun(home):
 
 def test_a_sweep_adds_its_trainings_only(home):
     jobs = plan(home, "sweep.oevae.condition.k_scale=[5.0, 10.0]")
-    assert sorted(label for label, job in jobs.items() if job.state == "missing") == ["05_oevae fan k_scale=10.0", "05_oevae gearbox k_scale=10.0"]
+    assert sorted(label for label, job in jobs.items() if job.state == "missing") == [
+        "05_oevae fan k_scale=10.0",
+        "05_oevae gearbox k_scale=10.0",
+    ]

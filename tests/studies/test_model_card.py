@@ -19,12 +19,19 @@ def study(context, table, synthetic=False):
     """What the card asks of a run, with made-up scores: (run, metric table, controls, decisions)."""
 
     class Run:
-        cfg, store, device, problems = context.cfg, context.store, context.device, index.problem_table([("a.wav", "empty file", True)])
+        cfg, store, device, problems = (
+            context.cfg,
+            context.store,
+            context.device,
+            index.problem_table([("a.wav", "empty file", True)]),
+        )
         roots = [Path(table["path"].iloc[0]).parents[2]]
 
         def timings(self):
-            return pd.DataFrame([("03_baseline", "pump", 0, 12.4, "310"), ("09_report", "", "", 3.0, "")],
-                                columns=["stage", "machine", "seed", "seconds", "peak_memory_mb"])  # fmt: skip
+            return pd.DataFrame(
+                [("03_baseline", "pump", 0, 12.4, "310"), ("09_report", "", "", 3.0, "")],
+                columns=["stage", "machine", "seed", "seconds", "peak_memory_mb"],
+            )
 
     run = Run()
     small = dataclasses.replace(context.cfg.metrics, bootstrap=40, shuffles=10)
@@ -32,8 +39,15 @@ def study(context, table, synthetic=False):
     run.clips, run.machines, run.synthetic = table, sorted(set(table["machine"])), synthetic
     facts = table[["machine", "section", "split", "domain", "label", "clip"]]
     score = np.random.default_rng(0).normal(size=len(table)) + 3 * (table["label"] == "anomaly")
-    scores = facts.assign(system="baseline_mse", component="score", score=score, seed=0)[list(schemas.SCORE_COLUMNS)]
-    return run, metrics.table(scores, small, 0), metrics.controls(table, scores, small, 0), metrics.decisions(scores, small)
+    scores = facts.assign(system="baseline_mse", component="score", score=score, seed=0)[
+        list(schemas.SCORE_COLUMNS)
+    ]
+    return (
+        run,
+        metrics.table(scores, small, 0),
+        metrics.controls(table, scores, small, 0),
+        metrics.decisions(scores, small),
+    )
 
 
 def test_the_card_holds_the_numbers_of_the_study(context):
@@ -54,15 +68,23 @@ def test_a_machine_without_test_clips_has_a_threshold_and_no_invented_number(con
     bare = bare[~((bare["machine"] == "pump") & (bare["split"] == "test"))].reset_index(drop=True)
     run, table, controls, decisions = study(context, bare)
     mine = decisions[decisions["machine"] == "pump"]
-    assert len(mine) == 3 and mine["threshold"].notna().all() and mine[["precision", "recall", "f1"]].isna().all(axis=None)
+    assert (
+        len(mine) == 3
+        and mine["threshold"].notna().all()
+        and mine[["precision", "recall", "f1"]].isna().all(axis=None)
+    )
     assert (mine[["normal", "anomaly"]] == 0).all(axis=None) and math.isfinite(mine["train_above"].iloc[0])
     card = model_card.text(run, table, controls, decisions)
-    assert "No labelled test clips of pump: scores and thresholds, but no measure of how good they are." in card
+    assert (
+        "No labelled test clips of pump: scores and thresholds, but no measure of how good they are." in card
+    )
     assert re.search(r"\| baseline_mse \| pump \| -?\d+\.\d{3} \|", card)
     none = bare[bare["split"] == "train"].reset_index(drop=True)
     run, table, controls, decisions = study(context, none)
     card = model_card.text(run, table, controls, decisions)
-    assert table["value"].isna().all() and "No labelled test clips of pump, saw" in card and len(decisions) == 6
+    assert (
+        table["value"].isna().all() and "No labelled test clips of pump, saw" in card and len(decisions) == 6
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,7 +92,13 @@ def test_a_machine_without_test_clips_has_a_threshold_and_no_invented_number(con
     [
         ("CC0", "MIT", ["fan"], False, "CC0 (as the study's settings state)"),
         ("", "MIT\nmore", ["fan"], False, "MIT (root/LICENCE.txt)"),
-        ("", "", ["fan", "Scanner"], False, "not stated; recordings of DCASE 2024 Task 2, whose names these machines carry, are CC BY 4.0"),
+        (
+            "",
+            "",
+            ["fan", "Scanner"],
+            False,
+            "not stated; recordings of DCASE 2024 Task 2, whose names these machines carry, are CC BY 4.0",
+        ),
         ("", "", ["fan", "pump7"], False, "not stated"),
         ("", "", ["fan"], True, "none: the recordings were computed by this project's models of machines"),
     ],

@@ -1,4 +1,6 @@
-"""Warm kernels: forks that behave like kernels of their own, leave nothing behind, and give way where a fork cannot be had."""
+"""Warm kernels: forks that behave like kernels of their own, leave nothing behind, and give way where a fork
+cannot be had.
+"""
 
 import multiprocessing
 import os
@@ -22,7 +24,10 @@ FACTS = """import os, sys
 print(os.getpid(), os.getppid(), os.getcwd(), os.environ.get("HELLO"), "asdlib.studies.study" in sys.modules,
       len(os.listdir("/proc/self/task")) < 40)"""
 FIGURE = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
-MATHS = "import numpy as np, torch\nprint(*((x @ x).sum().item() for x in (torch.ones(300, 300), np.ones((300, 300)))))"
+MATHS = (
+    "import numpy as np, torch\nprint(*((x @ x).sum().item() for x in (torch.ones(300, 300), np.ones((300,"
+    " 300)))))"
+)
 
 
 def executed(folder: Path, *cells: str) -> list:
@@ -30,8 +35,15 @@ def executed(folder: Path, *cells: str) -> list:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, folder / "in.ipynb")
-    papermill.execute_notebook(str(folder / "in.ipynb"), str(folder / "out.ipynb"), kernel_name="python3", progress_bar=False, cwd=str(folder),
-                               config=kernels.KERNEL_CONFIG, kernel_manager_class=kernels.WarmKernelManager)  # fmt: skip
+    papermill.execute_notebook(
+        str(folder / "in.ipynb"),
+        str(folder / "out.ipynb"),
+        kernel_name="python3",
+        progress_bar=False,
+        cwd=str(folder),
+        config=kernels.KERNEL_CONFIG,
+        kernel_manager_class=kernels.WarmKernelManager,
+    )
     return [cell.outputs for cell in nbformat.read(folder / "out.ipynb", 4).cells]
 
 
@@ -60,7 +72,9 @@ def test_a_notebook_runs_in_a_fork_with_its_own_folder_and_environment(tmp_path,
     facts, figure, maths = executed(tmp_path, FACTS, FIGURE, MATHS)
     pid, parent, *rest = printed(facts).split()
     assert rest == [str(tmp_path), "first", "True", "True"]
-    assert "multiprocessing.forkserver" in " ".join(psutil.Process(int(parent)).cmdline()) and gone([int(pid)])
+    assert "multiprocessing.forkserver" in " ".join(psutil.Process(int(parent)).cmdline()) and gone(
+        [int(pid)]
+    )
     assert [sorted(output.data) for output in figure if "data" in output] == [["image/png", "text/plain"]]
     assert printed(maths).split() == ["27000000.0", "27000000.0"]
     monkeypatch.setenv("HELLO", "second")
@@ -70,7 +84,9 @@ def test_a_notebook_runs_in_a_fork_with_its_own_folder_and_environment(tmp_path,
 
 
 def test_a_kernel_takes_no_port_that_another_process_could_take_first(tmp_path):
-    """Two studies side by side ended with a lost kernel now and then, whose port had been found free and was taken before it was bound."""
+    """Two studies side by side ended with a lost kernel now and then, whose port had been found free and was
+    taken before it was bound.
+    """
     code = """from ipykernel.kernelapp import IPKernelApp
 app = IPKernelApp.instance()
 named = [line.split()[-1] for line in open("/proc/net/unix") if app.ip in line]
@@ -111,7 +127,10 @@ def test_a_kernel_has_one_thread_by_its_own_environment_and_may_start_processes(
 print(os.environ["OMP_NUM_THREADS"], torch.get_num_threads(), {pool["num_threads"] for pool in threadpoolctl.threadpool_info()})
 child = multiprocessing.get_context("fork").Process(target=int)
 child.start(); child.join(); print(child.exitcode)"""
-    assert printed(executed(tmp_path, code)[0]).split() == ["1", "1", "{1}", "0"] and os.environ["OMP_NUM_THREADS"] == "7"
+    assert (
+        printed(executed(tmp_path, code)[0]).split() == ["1", "1", "{1}", "0"]
+        and os.environ["OMP_NUM_THREADS"] == "7"
+    )
 
 
 RUNNER = """import sys
@@ -125,7 +144,9 @@ papermill.execute_notebook("in.ipynb", "out.ipynb", kernel_name="python3", cwd="
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_the_death_of_the_runner_leaves_no_orphan(tmp_path, end):
-    runner = subprocess.Popen([sys.executable, "-c", RUNNER], cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
+    runner = subprocess.Popen(
+        [sys.executable, "-c", RUNNER], cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     pids, until = tmp_path / "pids", time.monotonic() + 120
     while not (pids.is_file() and len(pids.read_text().split()) == 2) and time.monotonic() < until:
         time.sleep(0.1)

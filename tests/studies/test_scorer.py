@@ -1,4 +1,6 @@
-"""A recording has the score that its study gave it, to the bit, whatever it is scored with; bad files are told, others scored."""
+"""A recording has the score that its study gave it, to the bit, whatever it is scored with; bad files are
+told, others scored.
+"""
 
 import dataclasses
 import io
@@ -34,7 +36,9 @@ def trained(context, tmp_path_factory):
         detector = detector_of(detectors.DETECTORS[name], context)
         tables.append(base.detect(detector, context.store, machines))
         detector.save(folders[name])
-    return folders, fusion.systems(pd.concat(tables, ignore_index=True).query("machine == 'pump'"), context.cfg.fusion)
+    return folders, fusion.systems(
+        pd.concat(tables, ignore_index=True).query("machine == 'pump'"), context.cfg.fusion
+    )
 
 
 def ready(context, trained, system):
@@ -50,12 +54,21 @@ def ready(context, trained, system):
 @pytest.mark.parametrize("system", fusion.with_composed(detectors.SYSTEMS))
 @pytest.mark.parametrize("mode", ["zscore", "gamma"])
 def test_scores_equal_those_of_the_study_to_the_bit(context, trained, system, mode):
-    context = dataclasses.replace(context, cfg=dataclasses.replace(context.cfg, fusion=dataclasses.replace(context.cfg.fusion, normalise=mode)))
+    context = dataclasses.replace(
+        context,
+        cfg=dataclasses.replace(context.cfg, fusion=dataclasses.replace(context.cfg.fusion, normalise=mode)),
+    )
     folders, scores = trained
     scores = fusion.systems(scores, context.cfg.fusion)
     one = ready(context, (folders, scores), system)
-    test = context.store.clips[(context.store.clips["machine"] == "pump") & (context.store.clips["split"] == "test")]
-    own = scores[(scores["system"] == system) & (scores["component"] == "score")].set_index("clip")["score"][test["clip"]].to_numpy()
+    test = context.store.clips[
+        (context.store.clips["machine"] == "pump") & (context.store.clips["split"] == "test")
+    ]
+    own = (
+        scores[(scores["system"] == system) & (scores["component"] == "score")]
+        .set_index("clip")["score"][test["clip"]]
+        .to_numpy()
+    )
     paths = test["path"].tolist()
     together = one(paths)
     np.testing.assert_array_equal(together["score"], own)
@@ -63,7 +76,11 @@ def test_scores_equal_those_of_the_study_to_the_bit(context, trained, system, mo
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        for order in ([5], [3, 3, 1], list(range(len(paths)))[::-1]):  # alone, twice, among others, with more threads
+        for order in (
+            [5],
+            [3, 3, 1],
+            list(range(len(paths)))[::-1],
+        ):  # alone, twice, among others, with more threads
             np.testing.assert_array_equal(one([paths[i] for i in order])["score"], own[order])
         assert torch.get_num_threads() == 3
     finally:
@@ -72,7 +89,12 @@ def test_scores_equal_those_of_the_study_to_the_bit(context, trained, system, mo
     assert together["decision"].tolist() == ["anomaly" if high else "normal" for high in above]
     assert (together["threshold"] == one.threshold.value).all()
     for column, part in scorer.PARTS.items():
-        values = scores[(scores["system"] == part[0]) & (scores["component"] == part[1])].set_index("clip")["score"].reindex(test["clip"]).to_numpy()
+        values = (
+            scores[(scores["system"] == part[0]) & (scores["component"] == part[1])]
+            .set_index("clip")["score"]
+            .reindex(test["clip"])
+            .to_numpy()
+        )
         if part in scorer.parts_of(system):
             np.testing.assert_array_equal(together[column], values)
         else:
@@ -96,12 +118,23 @@ def test_any_rate_and_channels_are_scored_and_bad_files_are_told(context, traine
     soundfile.write(tmp_path / "stereo.flac", np.stack([there, np.zeros_like(there)], axis=1), 44100)
     soundfile.write(tmp_path / "eight.wav", np.tile(wave[:, None], 8), 16000)
     (tmp_path / "text.wav").write_text("no sound")
-    paths = [tmp_path / "stereo.flac", tmp_path / "missing.wav", tmp_path / "eight.wav", tmp_path / "text.wav", path]
+    paths = [
+        tmp_path / "stereo.flac",
+        tmp_path / "missing.wav",
+        tmp_path / "eight.wav",
+        tmp_path / "text.wav",
+        path,
+    ]
     table = ready(context, trained, "baseline_mse")(paths)
     assert table["problem"].astype(bool).tolist() == [False, True, False, True, False]
-    assert table["score"].isna().tolist() == [False, True, False, True, False] and table["decision"].isna().tolist() == table["score"].isna().tolist()
+    assert (
+        table["score"].isna().tolist() == [False, True, False, True, False]
+        and table["decision"].isna().tolist() == table["score"].isna().tolist()
+    )
     assert table["score"][2] == table["score"][4]  # the first of eight channels is the clip itself
-    assert table["score"][0] == pytest.approx(table["score"][4], rel=0.25)  # there and back through another rate
+    assert table["score"][0] == pytest.approx(
+        table["score"][4], rel=0.25
+    )  # there and back through another rate
     assert "No such file" in table["problem"][1] and "unreadable" in table["problem"][3]
     assert list(table.columns) == [*scorer.COLUMNS, "problem"]
 
@@ -109,7 +142,12 @@ def test_any_rate_and_channels_are_scored_and_bad_files_are_told(context, traine
 def test_scoring_says_of_a_recording_what_indexing_says(context, trained, tmp_path):
     row = base.machine_rows(context.store.clips, "pump", "test")[0]
     wave, _ = soundfile.read(context.store.clips["path"][row])
-    waves = {"whole": wave, "mute": np.zeros(16000), "loud": np.clip(50 * wave, -1, 1), "dead": np.stack([0 * wave, wave], axis=1)}
+    waves = {
+        "whole": wave,
+        "mute": np.zeros(16000),
+        "loud": np.clip(50 * wave, -1, 1),
+        "dead": np.stack([0 * wave, wave], axis=1),
+    }
     for name, sound in waves.items():
         soundfile.write(tmp_path / f"{name}.wav", sound, 16000)
     soundfile.write(tmp_path / "fast.wav", wave, 44100)
@@ -121,10 +159,15 @@ def test_scoring_says_of_a_recording_what_indexing_says(context, trained, tmp_pa
     table = ready(context, trained, "baseline_knn")([tmp_path / f"{name}.wav" for name in names])
     told = dict(zip(names, table["remark"], strict=True))
     assert told["whole"] == told["missing"] == "" and told["mute"] == "silent (-120 dB re full scale)"
-    assert told["loud"].startswith("clipped (") and told["dead"].startswith("channel 0 is silent (-120 dB re full scale), channel 1 is not")
+    assert told["loud"].startswith("clipped (") and told["dead"].startswith(
+        "channel 0 is silent (-120 dB re full scale), channel 1 is not"
+    )
     assert told["fast"] == "44100 Hz, resampled to 16000 Hz"
     assert told["slow"] == "8000 Hz, resampled to 16000 Hz: no sound above 4000 Hz"
-    assert told["open"].startswith("its header leaves the length open") and table["score"][0] == table["score"][6]
+    assert (
+        told["open"].startswith("its header leaves the length open")
+        and table["score"][0] == table["score"][6]
+    )
 
 
 def test_names_that_are_not_utf_8_are_escaped_and_scored(context, trained, tmp_path):
@@ -134,12 +177,18 @@ def test_names_that_are_not_utf_8_are_escaped_and_scored(context, trained, tmp_p
     paths = [odd, context.store.clips["path"][row], tmp_path / os.fsdecode(b"gone \xff.wav")]
     table = ready(context, trained, "baseline_knn")(paths)
     assert table["file"].tolist() == [f"{tmp_path}/Pr\\xfcfstand.wav", paths[1], f"{tmp_path}/gone \\xff.wav"]
-    assert table["score"][0] == table["score"][1] and table["problem"].astype(bool).tolist() == [False, False, True]
+    assert table["score"][0] == table["score"][1] and table["problem"].astype(bool).tolist() == [
+        False,
+        False,
+        True,
+    ]
     table.to_csv().encode()
 
 
 def test_what_is_printed(context, trained, tmp_path, monkeypatch, capsys):
-    """Rows of what was scored, with remarks, on stdout; what was not, and that there are remarks, on stderr. Paths come as bytes on stdin."""
+    """Rows of what was scored, with remarks, on stdout; what was not, and that there are remarks, on stderr.
+    Paths come as bytes on stdin.
+    """
     soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
     soundfile.write(os.fsencode(tmp_path) + b"/\xfc.wav", 0.1 * np.sin(np.arange(16000)), 16000)
     one = ready(context, trained, "baseline_knn")
@@ -149,33 +198,66 @@ def test_what_is_printed(context, trained, tmp_path, monkeypatch, capsys):
     assert cli.main(["score", "smoke", "-"]) == 1
     out, err = capsys.readouterr()
     table = pd.read_csv(io.StringIO(out))
-    assert list(table.columns) == list(scorer.COLUMNS) and table["file"].tolist() == [f"{tmp_path}/a.wav", f"{tmp_path}/\\xfc.wav"]
-    assert table["remark"][0] == "silent (-120 dB re full scale)" and table["remark"].isna().tolist() == [False, True]
-    assert f"asd: {tmp_path}/gone.wav: unreadable (No such file" in err and "asd: 1 of 3 files could not be scored" in err
-    assert f"asd: 1 of 3 files have a remark, see the last column; the first: {tmp_path}/a.wav: silent (-120 dB re full scale)" in err
+    assert list(table.columns) == list(scorer.COLUMNS) and table["file"].tolist() == [
+        f"{tmp_path}/a.wav",
+        f"{tmp_path}/\\xfc.wav",
+    ]
+    assert table["remark"][0] == "silent (-120 dB re full scale)" and table["remark"].isna().tolist() == [
+        False,
+        True,
+    ]
+    assert (
+        f"asd: {tmp_path}/gone.wav: unreadable (No such file" in err
+        and "asd: 1 of 3 files could not be scored" in err
+    )
+    assert (
+        f"asd: 1 of 3 files have a remark, see the last column; the first: {tmp_path}/a.wav: silent (-120 dB"
+        " re full scale)" in err
+    )
 
 
 def test_folders_are_searched_and_empty_ones_refused(tmp_path):
     for name in ("b.wav", "deep/a.FLAC", "notes.txt"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()
-    assert scorer.recordings([tmp_path / "in", "x.wav"]) == [tmp_path / "in" / "b.wav", tmp_path / "in" / "deep" / "a.FLAC", Path("x.wav")]
+    assert scorer.recordings([tmp_path / "in", "x.wav"]) == [
+        tmp_path / "in" / "b.wav",
+        tmp_path / "in" / "deep" / "a.FLAC",
+        Path("x.wav"),
+    ]
     (tmp_path / "empty").mkdir()
     with pytest.raises(errors.InputError, match="empty: no recording in this folder, expected audio files"):
         scorer.recordings([tmp_path / "empty"])
     (tmp_path / "empty" / "a.m4a").touch()
-    with pytest.raises(errors.InputError, match=r"no recording in this folder.*; 1 .m4a passed over; .m4a cannot be read here"):
+    with pytest.raises(
+        errors.InputError,
+        match=r"no recording in this folder.*; 1 .m4a passed over; .m4a cannot be read here",
+    ):
         scorer.recordings([tmp_path / "empty"])
 
 
 def test_folders_are_searched_as_import_and_index_do(tmp_path):
-    for name in ("n/a.wav", "n/._a.wav", ".Trash-0/b.wav", "@eaDir/c.wav", "n/memo.m4a", "n/note.txt", "old/machine/train/d.wav"):
+    for name in (
+        "n/a.wav",
+        "n/._a.wav",
+        ".Trash-0/b.wav",
+        "@eaDir/c.wav",
+        "n/memo.m4a",
+        "n/note.txt",
+        "old/machine/train/d.wav",
+    ):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()
     (tmp_path / "in" / "old" / "machine" / "imported.csv").write_text(IMPORTED_HEADER + "\n")
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "e.wav").touch()
-    for name, target in (("a", "."), ("b", "."), ("more", "../store"), ("same", "../store"), ("n/gone.wav", "lost.wav")):
+    for name, target in (
+        ("a", "."),
+        ("b", "."),
+        ("more", "../store"),
+        ("same", "../store"),
+        ("n/gone.wav", "lost.wav"),
+    ):
         (tmp_path / "in" / name).symlink_to(target)
     problems = []
     found = scorer.recordings([tmp_path / "in"], problems)
@@ -183,7 +265,12 @@ def test_folders_are_searched_as_import_and_index_do(tmp_path):
     told = {os.path.relpath(path, tmp_path / "in"): (words, left_out) for path, words, left_out in problems}
     assert told.keys() == {"n/gone.wav", "old/machine", "."}
     assert told["n/gone.wav"] == ("dangling link: there is no lost.wav; put it back or remove the link", True)
-    assert told["."][0].startswith("3 hidden or of the system, 1 .m4a, 1 .txt passed over; .m4a cannot be read here") and not told["."][1]
+    assert (
+        told["."][0].startswith(
+            "3 hidden or of the system, 1 .m4a, 1 .txt passed over; .m4a cannot be read here"
+        )
+        and not told["."][1]
+    )
 
 
 def test_the_system_that_stands_for_a_study():
@@ -194,11 +281,15 @@ def test_the_system_that_stands_for_a_study():
 
 def test_one_thread_is_one_thread():
     with training.one_thread():
-        assert torch.get_num_threads() == 1 and all(pool["num_threads"] == 1 for pool in training._pools().info())
+        assert torch.get_num_threads() == 1 and all(
+            pool["num_threads"] == 1 for pool in training._pools().info()
+        )
 
 
 def test_a_study_that_was_not_run_is_refused(tmp_path):
-    with pytest.raises(errors.InputError, match=r"study smoke was not run to its end in .*; run `asd run smoke` first"):
+    with pytest.raises(
+        errors.InputError, match=r"study smoke was not run to its end in .*; run `asd run smoke` first"
+    ):
         study.open("smoke", tmp_path)
     with pytest.raises(errors.InputError, match="unknown study 'smok'; did you mean smoke"):
         study.open("smok", tmp_path)

@@ -19,19 +19,34 @@ def names(jobs):
 
 def test_stages_run_per_machine_and_per_seed():
     found = names(study.jobs(run("demo", "seeds=[0, 1]")))
-    expected = ["01  0", "02  0", *(f"{n} {m} {s}" for n in ("03", "05") for s in (0, 1) for m in ("fan", "valve"))]
+    expected = [
+        "01  0",
+        "02  0",
+        *(f"{n} {m} {s}" for n in ("03", "05") for s in (0, 1) for m in ("fan", "valve")),
+    ]
     expected += ["06  0", "06  1", "07  0", "07  1", "08  0", "09  0"]
     assert [name for name in found if name[:2] != "04"] == expected
 
 
 def test_stages_that_serve_no_system_of_the_study_are_left_out():
     assert {name[:2] for name in names(study.jobs(run("real")))} == {"01", "02", "03", "09"}
-    assert {name[:2] for name in names(study.jobs(run("demo", "systems=['oevae']")))} == {"01", "02", "05", "06", "07", "08", "09"}
+    assert {name[:2] for name in names(study.jobs(run("demo", "systems=['oevae']")))} == {
+        "01",
+        "02",
+        "05",
+        "06",
+        "07",
+        "08",
+        "09",
+    }
     assert "06" in {name[:2] for name in names(study.jobs(run("demo", "systems=['classifier']")))}
 
 
 def test_a_stage_that_serves_nothing_is_refused_by_name():
-    with pytest.raises(errors.InputError, match=r"stage 05_oevae serves oevae, the study has baseline_knn, .*; add it to systems"):
+    with pytest.raises(
+        errors.InputError,
+        match=r"stage 05_oevae serves oevae, the study has baseline_knn, .*; add it to systems",
+    ):
         study.jobs(run("real"), ["05"])
     with pytest.raises(errors.InputError, match="unknown system 'oeva'; did you mean oevae"):
         study.jobs(run("demo", "systems=['oeva']"))
@@ -40,38 +55,64 @@ def test_a_stage_that_serves_nothing_is_refused_by_name():
 @pytest.fixture
 def small(tmp_path):
     """A study of two machines that has recordings, and nothing trained."""
-    settings = synthetic.SyntheticSettings(machines=("fan", "gearbox"), train_source=3, train_target=1, test=1, seconds=1.0)
+    settings = synthetic.SyntheticSettings(
+        machines=("fan", "gearbox"), train_source=3, train_target=1, test=1, seconds=1.0
+    )
     synthetic.write_tree(tmp_path / "raw", settings)
     return study.open_run("smoke", [f"data.roots=['{tmp_path / 'raw'}']"], tmp_path)
 
 
 def test_embeddings_that_are_not_there_are_named(small):
-    with pytest.raises(errors.InputError, match=r"what 05_oevae of fan \(seed 0\) writes is missing; run `asd run smoke` with these settings first"):
+    with pytest.raises(
+        errors.InputError,
+        match=(
+            r"what 05_oevae of fan \(seed 0\) writes is missing; run `asd run smoke` with these settings"
+            r" first"
+        ),
+    ):
         small.spaces()
-    with pytest.raises(errors.InputError, match=r"what 04_classifier of all machines \(seed 0\) writes is missing"):
+    with pytest.raises(
+        errors.InputError, match=r"what 04_classifier of all machines \(seed 0\) writes is missing"
+    ):
         small.detector("classifier", "fan")
     with pytest.raises(errors.InputError, match=r"what 03_baseline of gearbox"):
         small.explain(len(small.clips) - 1)
 
 
 def test_a_seed_that_the_study_does_not_have_is_refused_where_there_is_nothing_to_read(small):
-    """Notebooks that read seed 0 unless told otherwise, opened by hand on a study of other seeds; one that trains may train any."""
-    given = {"study": "smoke", "overrides": [f"data.roots={[str(root) for root in small.roots]}", "seeds=[3, 4]"], "home": str(small.home)}
+    """Notebooks that read seed 0 unless told otherwise, opened by hand on a study of other seeds; one that
+    trains may train any.
+    """
+    given = {
+        "study": "smoke",
+        "overrides": [f"data.roots={[str(root) for root in small.roots]}", "seeds=[3, 4]"],
+        "home": str(small.home),
+    }
     for notebook in ("06_embeddings", "07_latents"):
         with pytest.raises(errors.InputError, match="seed 0 came, the study has 3, 4; take one of them"):
             study.open_notebook(notebook, **given, seed=0)
     assert (
-        study.open_notebook("06_embeddings", **given, seed=4).seed == 4 and study.open_notebook("05_oevae", **given, seed=0, machine="fan").seed == 0
+        study.open_notebook("06_embeddings", **given, seed=4).seed == 4
+        and study.open_notebook("05_oevae", **given, seed=0, machine="fan").seed == 0
     )
     with pytest.raises(errors.InputError, match="scores are missing of every stage"):
         small.load_scores(["baseline_knn"], [7])
 
 
 def test_a_job_that_came_to_a_worker_of_another_device_is_refused_before_it_computes(small, monkeypatch):
-    given = {"study": "smoke", "overrides": [f"data.roots={[str(root) for root in small.roots]}"], "home": str(small.home)}
+    given = {
+        "study": "smoke",
+        "overrides": [f"data.roots={[str(root) for root in small.roots]}"],
+        "home": str(small.home),
+    }
     monkeypatch.setenv(io.HOLDS, str(small.study_folder))
     monkeypatch.setenv(artifacts.DEVICE, "cuda")
-    with pytest.raises(errors.InputError, match="the job is meant for cuda and came to a worker that computes on cpu; start workers of one kind"):
+    with pytest.raises(
+        errors.InputError,
+        match=(
+            "the job is meant for cuda and came to a worker that computes on cpu; start workers of one kind"
+        ),
+    ):
         study.open_notebook("05_oevae", **given, machine="fan")
     monkeypatch.setenv(artifacts.DEVICE, "cpu")
     assert study.open_notebook("05_oevae", **given, machine="fan").machine == "fan"
@@ -82,10 +123,19 @@ def test_a_study_without_embeddings_has_no_space(small):
 
 
 def test_the_ensemble_needs_no_setting_and_takes_none():
-    with pytest.raises(errors.InputError, match="ensemble is made wherever oevae and classifier are among the systems; name those and leave it out"):
+    with pytest.raises(
+        errors.InputError,
+        match=(
+            "ensemble is made wherever oevae and classifier are among the systems; name those and leave"
+            " it out"
+        ),
+    ):
         study.open_run("demo", ["systems=['oevae', 'classifier', 'ensemble']"])
 
 
 def test_the_tuner_says_that_it_needs_oevae():
-    with pytest.raises(errors.InputError, match=r"stage 08_tuning serves oevae, the study has baseline_knn, .*; add it to systems"):
+    with pytest.raises(
+        errors.InputError,
+        match=r"stage 08_tuning serves oevae, the study has baseline_knn, .*; add it to systems",
+    ):
         study.jobs(run("real"), ["08"])

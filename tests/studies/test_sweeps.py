@@ -40,7 +40,12 @@ def test_all_combinations_but_the_study_itself(toml):
     assert sweeps.axes(toml) == {"autoencoder.epochs": [2, 4], "fusion.normalise": ["zscore", "rank"]}
     found = sweeps.variants(toml, ["seeds=[3]"])
     assert list(found) == ["epochs=2,normalise=rank", "epochs=4,normalise=zscore", "epochs=4,normalise=rank"]
-    assert found["epochs=4,normalise=rank"] == ["seeds=[3]", "variant=epochs=4,normalise=rank", "autoencoder.epochs=4", 'fusion.normalise="rank"']
+    assert found["epochs=4,normalise=rank"] == [
+        "seeds=[3]",
+        "variant=epochs=4,normalise=rank",
+        "autoencoder.epochs=4",
+        'fusion.normalise="rank"',
+    ]
 
 
 @pytest.mark.parametrize(
@@ -72,10 +77,15 @@ def test_a_job_lies_where_its_settings_put_it(toml, tmp_path):
     """The study's own where a variant does not touch it, and one folder for variants that agree."""
     opened = sweeps.runs(toml, [], str(tmp_path))
     three = study.stage_of("03")
-    place = {name: run.stage_folder(three, 1, "fan").relative_to(run.study_folder).as_posix() for name, (run, _) in opened.items()}
+    place = {
+        name: run.stage_folder(three, 1, "fan").relative_to(run.study_folder).as_posix()
+        for name, (run, _) in opened.items()
+    }
     assert place[""] == place["epochs=2,normalise=rank"] == "seed1/03_baseline/fan"
     assert place["epochs=4,normalise=zscore"] == place["epochs=4,normalise=rank"]
-    assert place["epochs=4,normalise=rank"].startswith("sweep/jobs/") and place["epochs=4,normalise=rank"].endswith("/seed1/03_baseline/fan")
+    assert place["epochs=4,normalise=rank"].startswith("sweep/jobs/") and place[
+        "epochs=4,normalise=rank"
+    ].endswith("/seed1/03_baseline/fan")
     planned = jobs.plan(opened)
     assert [job.stage.notebook[:2] for job in planned] == ["01", "02", *["03"] * 8, "09"]
     assert len({job.folder for job in planned}) == len(planned) and not planned[-1].run.variant
@@ -86,7 +96,11 @@ def test_a_job_lies_where_its_settings_put_it(toml, tmp_path):
 def test_a_notebook_opens_the_variant_that_the_runner_means(toml, tmp_path):
     given = sweeps.variants(toml)["epochs=4,normalise=rank"]
     run = study.open_run(toml, given, tmp_path, seed=1)
-    assert (run.variant, run.cfg.autoencoder.epochs, run.cfg.fusion.normalise) == ("epochs=4,normalise=rank", 4, "rank")
+    assert (run.variant, run.cfg.autoencoder.epochs, run.cfg.fusion.normalise) == (
+        "epochs=4,normalise=rank",
+        4,
+        "rank",
+    )
     assert (run.base.cfg.autoencoder.epochs, run.base.cfg.fusion.normalise) == (2, "zscore")
     opened = sweeps.runs(toml, [], str(tmp_path))["epochs=4,normalise=rank"][0]
     three = study.stage_of("03")
@@ -97,7 +111,10 @@ def test_a_notebook_opens_the_variant_that_the_runner_means(toml, tmp_path):
 def test_variants_of_other_recordings_have_a_store_of_their_own(tmp_path):
     opened = sweeps.runs("smoke", ["sweep.synthetic.seed=[0, 1]"], str(tmp_path))
     (base, _), (other, _) = opened.values()
-    assert base.data_folder == base.study_folder and other.data_folder.parent == base.study_folder / "sweep" / "recordings"
+    assert (
+        base.data_folder == base.study_folder
+        and other.data_folder.parent == base.study_folder / "sweep" / "recordings"
+    )
     assert other.roots != base.roots
 
 
@@ -110,7 +127,9 @@ def table_of(shift, seeds=(0, 1), systems=("a", "b"), noise=0.0):
             for number in range(40):
                 label, domain = ("anomaly", "normal")[number % 2], ("source", "target")[number // 2 % 2]
                 score = rng.normal() + noise * seed + (shift if label == "anomaly" else 0)
-                rows.append((system, "score", "fan", "00", "test", domain, label, f"fan/{number}", score, seed))
+                rows.append(
+                    (system, "score", "fan", "00", "test", domain, label, f"fan/{number}", score, seed)
+                )
     return pd.DataFrame(rows, columns=list(schemas.SCORE_COLUMNS))
 
 
@@ -122,18 +141,26 @@ def test_mean_sd_and_paired_difference():
     table = sweeps.compare(scores, SETTINGS, 0)
     assert list(table["variant"]) == [sweeps.REFERENCE] * 2 + ["k=2"] * 2 and (table["seeds"] == 2).all()
     for row in table.itertuples():
-        assert row.mean == pytest.approx(np.mean(row.values)) and row.sd == pytest.approx(np.std(row.values, ddof=1))
+        assert row.mean == pytest.approx(np.mean(row.values)) and row.sd == pytest.approx(
+            np.std(row.values, ddof=1)
+        )
         assert row.low <= row.mean <= row.high
     reference, varied = table[table["variant"] == sweeps.REFERENCE], table[table["variant"] == "k=2"]
     assert reference["difference"].isna().all()
     np.testing.assert_allclose(varied["difference"], varied["mean"].to_numpy() - reference["mean"].to_numpy())
-    assert (varied["difference_low"] > 0).all() and (sweeps.shown(table)["claim"][2:] == "better than the study's setting").all()
+    assert (varied["difference_low"] > 0).all() and (
+        sweeps.shown(table)["claim"][2:] == "better than the study's setting"
+    ).all()
 
 
 def test_equal_scores_are_said_to_be_equal_and_other_recordings_are_not_paired():
-    table = sweeps.compare({"": table_of(1.0), "same": table_of(1.0), "other": table_of(1.0)}, SETTINGS, 0, ["other"])
+    table = sweeps.compare(
+        {"": table_of(1.0), "same": table_of(1.0), "other": table_of(1.0)}, SETTINGS, 0, ["other"]
+    )
     claims = sweeps.shown(table).set_index("settings")["claim"]
-    assert set(claims["same"]) == {"the same scores: this setting does not reach the system"} and set(claims["other"]) == {""}
+    assert set(claims["same"]) == {"the same scores: this setting does not reach the system"} and set(
+        claims["other"]
+    ) == {""}
 
 
 def test_equal_metrics_of_other_scores_are_not_called_the_same():
@@ -157,35 +184,72 @@ def test_the_figure_shows_every_seed_and_says_what_it_is():
 
 @pytest.mark.slow
 def test_two_seeds_and_a_sweep_on_two_workers_end_in_a_page(tmp_path):
-    """Shared trainings are made once, others at their own settings; the page tells means, deviations and paired differences."""
+    """Shared trainings are made once, others at their own settings; the page tells means, deviations and
+    paired differences.
+    """
     pytest.importorskip("distributed", reason="the extra cluster is not installed")
-    (tmp_path / "swept.toml").write_text(TREE.replace('fusion.normalise = ["zscore", "rank"]\n', "") + "n_mels = 16\nhidden = 8\nbottleneck = 4\n"
-                                         + "[metrics]\nbootstrap = 20\nshuffles = 10\n[report]\nplayers = 0\n")  # fmt: skip
+    (tmp_path / "swept.toml").write_text(
+        TREE.replace('fusion.normalise = ["zscore", "rank"]\n', "")
+        + "n_mels = 16\nhidden = 8\nbottleneck = 4\n"
+        + "[metrics]\nbootstrap = 20\nshuffles = 10\n[report]\nplayers = 0\n"
+    )
     code = "import sys; from asdlib.cli import main; sys.exit(main())"
-    words = [sys.executable, "-c", code, "run", str(tmp_path / "swept.toml"), "--home", str(tmp_path), "--machines", "fan", "--workers", "2"]
+    words = [
+        sys.executable,
+        "-c",
+        code,
+        "run",
+        str(tmp_path / "swept.toml"),
+        "--home",
+        str(tmp_path),
+        "--machines",
+        "fan",
+        "--workers",
+        "2",
+    ]
     said = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert said.returncode == 0, said.stdout + said.stderr
-    assert "7 jobs on 2 workers" in said.stdout and f"seeds and settings {tmp_path}/reports/swept/sweep.html" in said.stdout
+    assert (
+        "7 jobs on 2 workers" in said.stdout
+        and f"seeds and settings {tmp_path}/reports/swept/sweep.html" in said.stdout
+    )
     runs = tmp_path / "runs" / "swept"
-    (own,), (other,) = list(runs.glob("seed0/03_baseline/fan")), list(runs.glob("sweep/jobs/*/seed0/03_baseline/fan"))
+    (own,), (other,) = (
+        list(runs.glob("seed0/03_baseline/fan")),
+        list(runs.glob("sweep/jobs/*/seed0/03_baseline/fan")),
+    )
     knn = [json.loads((folder / "baseline_knn" / "manifest.json").read_text()) for folder in (own, other)]
     assert knn[0] == knn[1], "the nearest neighbour was made twice"
     epochs = [len(pd.read_parquet(folder / "autoencoder" / "history.parquet")) for folder in (own, other)]
     assert epochs == [2, 4]
     table = pd.read_csv(runs / "sweep.csv")
-    assert list(table.columns) == list(sweeps.COLUMNS) and set(table["variant"]) == {sweeps.REFERENCE, "epochs=4"} and (table["seeds"] == 2).all()
+    assert (
+        list(table.columns) == list(sweeps.COLUMNS)
+        and set(table["variant"]) == {sweeps.REFERENCE, "epochs=4"}
+        and (table["seeds"] == 2).all()
+    )
     same = table[(table["variant"] == "epochs=4") & (table["system"] == "baseline_knn")]
     assert (same[["difference", "difference_low", "difference_high"]] == 0).all(axis=None)
     page, index = (tmp_path / "reports" / name for name in ("swept/sweep.html", "index.html"))
-    assert "the same scores: this setting does not reach the system" in page.read_text() and "swept/sweep.html" in index.read_text()
+    assert (
+        "the same scores: this setting does not reach the system" in page.read_text()
+        and "swept/sweep.html" in index.read_text()
+    )
     again = subprocess.run(words, capture_output=True, text=True)
     assert "nothing to do: everything is up to date" in again.stdout and "sweep.html" in again.stdout
     toml = tmp_path / "swept.toml"
     toml.write_text(toml.read_text().replace("[2, 4]", "[2]"))  # the same trainings, another page
     fewer = subprocess.run(words, capture_output=True, text=True)
-    assert fewer.returncode == 0 and "nothing to do" in fewer.stdout and "epochs=4" not in page.read_text(), fewer.stderr
+    assert fewer.returncode == 0 and "nothing to do" in fewer.stdout and "epochs=4" not in page.read_text(), (
+        fewer.stderr
+    )
     assert set(pd.read_csv(runs / "sweep.csv")["variant"]) == {sweeps.REFERENCE}
-    toml.write_text(toml.read_text().replace("[sweep]", "").replace('"autoencoder.epochs" = [2]', "").replace("[0, 1]", "[0]"))
+    toml.write_text(
+        toml.read_text()
+        .replace("[sweep]", "")
+        .replace('"autoencoder.epochs" = [2]', "")
+        .replace("[0, 1]", "[0]")
+    )
     one = subprocess.run(words[:-2], capture_output=True, text=True)
     assert one.returncode == 0 and "sweep.html" not in one.stdout, one.stdout + one.stderr
     assert not page.exists() and not (runs / "sweep.csv").exists() and "sweep.html" not in index.read_text()

@@ -11,12 +11,16 @@ from tests.viz.test_tables import SETTINGS, clip_table, score_table
 def test_holm_by_plain_steps():
     p = np.array([0.01, 0.04, 0.03, np.nan, 0.005])
     found = comparison.holm(p)
-    np.testing.assert_allclose(found, [0.03, 0.06, 0.06, np.nan, 0.02])  # 0.005 x 4, 0.01 x 3, 0.03 x 2, then never less than before
+    np.testing.assert_allclose(
+        found, [0.03, 0.06, 0.06, np.nan, 0.02]
+    )  # 0.005 x 4, 0.01 x 3, 0.03 x 2, then never less than before
     assert comparison.holm(np.array([0.9, 0.8])).max() == 1.0 and len(comparison.holm(np.array([]))) == 0
 
 
 def test_the_family_keeps_its_level_under_no_difference():
-    """With nothing to find, one table of comparisons in 20 may hold a false one; without the correction many would."""
+    """With nothing to find, one table of comparisons in 20 may hold a false one; without the correction many
+    would.
+    """
     rng = np.random.default_rng(0)
     p = rng.uniform(size=(2000, 10))
     false = np.mean([(comparison.holm(row) <= 0.05).any() for row in p])
@@ -25,9 +29,19 @@ def test_the_family_keeps_its_level_under_no_difference():
 
 def test_systems_compared_in_words():
     clips = clip_table()
-    scores = pd.concat([score_table(clips, 0.0), score_table(clips, 4.0, "baseline_mse"), score_table(clips, 0.0, "oevae", seed=3)])
+    scores = pd.concat(
+        [
+            score_table(clips, 0.0),
+            score_table(clips, 4.0, "baseline_mse"),
+            score_table(clips, 0.0, "oevae", seed=3),
+        ]
+    )
     found = tables.differences(scores, SETTINGS, 0)
-    assert found["claim"].tolist() == ["baseline_mse is better", "no difference shown", "baseline_mse is better"]
+    assert found["claim"].tolist() == [
+        "baseline_mse is better",
+        "no difference shown",
+        "baseline_mse is better",
+    ]
     assert set(found["metric"]) == {"Ω"} and (found["p (Holm)"] >= found["p"]).all()
     told = tables.family(found, SETTINGS)
     assert told.startswith("3 comparisons, corrected together after Holm at level 0.05") and "2 hold" in told
@@ -37,10 +51,15 @@ def test_systems_compared_in_words():
 
 
 def test_what_passes_alone_only_is_not_claimed():
-    rows = [("a", "b", "all", "omega", 0.1, 0.01, 0.2, 0.03), ("a", "c", "all", "omega", -0.1, -0.2, 0.1, 0.5)]
+    rows = [
+        ("a", "b", "all", "omega", 0.1, 0.01, 0.2, 0.03),
+        ("a", "c", "all", "omega", -0.1, -0.2, 0.1, 0.5),
+    ]
     found = tables.verdicts(pd.DataFrame(rows, columns=list(comparison.PAIRED_COLUMNS)), SETTINGS)
     assert found["claim"].tolist() == ["undecided: a ahead, not after correction", "no difference shown"]
-    assert "1 more would pass alone and are not claimed" in tables.family(found, SETTINGS) and "0 hold" in tables.family(found, SETTINGS)
+    assert "1 more would pass alone and are not claimed" in tables.family(
+        found, SETTINGS
+    ) and "0 hold" in tables.family(found, SETTINGS)
 
 
 def test_there_are_enough_resamples_for_a_verdict():
@@ -52,7 +71,11 @@ def test_there_are_enough_resamples_for_a_verdict():
 def test_table_one_alone_for_synthetic_and_unknown_machines():
     table = metrics.table(score_table(clip_table(), 1.0), SETTINGS, 0)
     shown = tables.table1(table, synthetic=True)
-    assert "the machines of this study are synthetic" in shown and "87.10" not in shown and "AUC (source)" in shown
+    assert (
+        "the machines of this study are synthetic" in shown
+        and "87.10" not in shown
+        and "AUC (source)" in shown
+    )
     other = metrics.table(score_table(clip_table(machine="pump"), 1.0), SETTINGS, 0)
     shown = tables.table1(other, synthetic=False)
     assert "no machine of this study is in the paper" in shown and "OEVAES" not in shown
@@ -78,14 +101,22 @@ def test_omega_is_of_what_a_machine_has():
 
 def test_decisions_and_latents_in_short():
     clips = clip_table()
-    scores = pd.concat([score_table(clips, 3.0), score_table(clips, 3.0, "oevae", 0), score_table(clips, 3.0, "oevae", 1)])
+    scores = pd.concat(
+        [score_table(clips, 3.0), score_table(clips, 3.0, "oevae", 0), score_table(clips, 3.0, "oevae", 1)]
+    )
     decided = metrics.decisions(scores, SETTINGS)
     shown = tables.decisions(decided)
     mine = decided.query("system == 'oevae' and domain == 'all'")[["f1", "precision", "recall"]].mean()
     assert list(shown.columns) == ["machine", "baseline_knn", "oevae"]
     assert shown["oevae"].iloc[0] == f"{mine['f1']:.2f} ({mine['precision']:.2f}, {mine['recall']:.2f})"
-    asked = [("z_d", "v", "R²", 0.9, 0.0), ("z_c", "v", "R²", 0.1, 0.0), ("z_c", "domain", "balanced accuracy", 0.5, 0.5),
-             ("embedding", "domain", "balanced accuracy", 0.8, 0.5)]  # fmt: skip
-    measures = pd.DataFrame(asked, columns=["space", "of", "measure", "value", "chance"]).assign(machine="fan", seed=0)
+    asked = [
+        ("z_d", "v", "R²", 0.9, 0.0),
+        ("z_c", "v", "R²", 0.1, 0.0),
+        ("z_c", "domain", "balanced accuracy", 0.5, 0.5),
+        ("embedding", "domain", "balanced accuracy", 0.8, 0.5),
+    ]
+    measures = pd.DataFrame(asked, columns=["space", "of", "measure", "value", "chance"]).assign(
+        machine="fan", seed=0
+    )
     row = tables.latents(measures).iloc[0]
     assert (row["v from z_d (R²)"], row["domain from z_c"], row["chance"]) == (0.9, 0.5, 0.5)

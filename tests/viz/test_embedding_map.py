@@ -1,4 +1,6 @@
-"""Maps are made once, neighbours equal a slow search and leave the clip's own out, every key has a nearest point, the lists say what they claim."""
+"""Maps are made once, neighbours equal a slow search and leave the clip's own out, every key has a nearest
+point, the lists say what they claim.
+"""
 
 import dataclasses
 import warnings
@@ -12,7 +14,15 @@ from asdlib import errors, schemas
 from asdlib.analysis import explain, projection
 from asdlib.viz import audio
 from asdlib.viz.embedding_plots import map_grid, picture, why
-from asdlib.viz.widgets.embedding_map import WHY, ClipMedia, EmbeddingMap, EmbeddingMapView, listing, static_maps, why_figure
+from asdlib.viz.widgets.embedding_map import (
+    WHY,
+    ClipMedia,
+    EmbeddingMap,
+    EmbeddingMapView,
+    listing,
+    static_maps,
+    why_figure,
+)
 
 SETTINGS = projection.ProjectionSettings(umap="none")
 SEGMENTS = 3
@@ -20,7 +30,9 @@ SEGMENTS = 3
 
 @pytest.fixture(scope="module")
 def atlas_parts():
-    """Two machines with segments in a space of their own, and a classifier's space; scores that rise with the row."""
+    """Two machines with segments in a space of their own, and a classifier's space; scores that rise with the
+    row.
+    """
     rng, rows = np.random.default_rng(0), []
     for machine in ("fan", "pump"):
         for split, label, count in (("test", "anomaly", 4), ("test", "normal", 4), ("train", "normal", 9)):
@@ -29,18 +41,33 @@ def atlas_parts():
                 name = f"{machine}/{split}/{domain}_{label}_{i}.wav"
                 speed = str(10 * (i % 3)) if machine == "fan" else ""
                 rows.append((name, machine, "00", split, domain, label, speed, 16000))
-    table = pd.DataFrame(rows, columns=["clip", "machine", "section", "split", "domain", "label", "attr_spd", "samples"])
+    table = pd.DataFrame(
+        rows, columns=["clip", "machine", "section", "split", "domain", "label", "attr_spd", "samples"]
+    )
     spaces = []
     for machine in ("fan", "pump"):
         own = np.flatnonzero(table["machine"] == machine)
         clip = np.repeat(np.arange(len(own)), SEGMENTS)
-        spaces.append(projection.Space(f"oevae {machine}", "oevae", own, rng.normal(size=(len(clip), 6)).astype(np.float32), clip))
+        spaces.append(
+            projection.Space(
+                f"oevae {machine}", "oevae", own, rng.normal(size=(len(clip), 6)).astype(np.float32), clip
+            )
+        )
     every = np.arange(len(table))
-    spaces.append(projection.Space("classifier", "classifier", every, rng.normal(size=(len(table), 5)).astype(np.float32), every))
+    spaces.append(
+        projection.Space(
+            "classifier", "classifier", every, rng.normal(size=(len(table), 5)).astype(np.float32), every
+        )
+    )
     facts = table[["machine", "section", "split", "domain", "label", "clip"]]
     parts = [
         facts.assign(system=system, component=component, seed=0, score=rng.normal(size=len(table)))
-        for system, component in (("oevae", "score"), ("oevae", "alpha"), ("oevae", "beta"), ("classifier", "score"))
+        for system, component in (
+            ("oevae", "score"),
+            ("oevae", "alpha"),
+            ("oevae", "beta"),
+            ("classifier", "score"),
+        )
     ]
     scores = pd.concat(parts, ignore_index=True)[list(schemas.SCORE_COLUMNS)]
     limits = pd.DataFrame([(s, m, 0, 1.0) for s in ("oevae", "classifier") for m in ("fan", "pump")])
@@ -61,7 +88,9 @@ class Store:
         self.clips = table
 
     def int16(self, row):
-        return np.round(3000 * np.sin(2 * np.pi * (200 + 10 * row) * np.arange(16000) / 16000)).astype(np.int16)
+        return np.round(3000 * np.sin(2 * np.pi * (200 + 10 * row) * np.arange(16000) / 16000)).astype(
+            np.int16
+        )
 
 
 # ---------------------------------------------------------------- maps
@@ -82,7 +111,10 @@ def test_maps_are_made_once_and_again_when_the_embedding_changes(atlas_parts, tm
     monkeypatch.setattr(projection, "pca", lambda x: made.append(len(x)) or real(x))
     first = projection.coordinates(spaces, SETTINGS, 0, tmp_path)
     again = projection.coordinates(spaces, SETTINGS, 0, tmp_path)
-    assert made == [17, 51] and set(first) == {("oevae fan", "PCA", "clips"), ("oevae fan", "PCA", "segments")}
+    assert made == [17, 51] and set(first) == {
+        ("oevae fan", "PCA", "clips"),
+        ("oevae fan", "PCA", "segments"),
+    }
     for key, xy in first.items():
         np.testing.assert_array_equal(xy, again[key])
     moved = spaces[0].embedding.copy()
@@ -95,12 +127,19 @@ def test_maps_are_made_once_and_again_when_the_embedding_changes(atlas_parts, tm
 def test_umap_is_seeded_and_keeps_groups_apart(tmp_path):
     rng = np.random.default_rng(0)
     group = np.repeat([0, 1], 30)
-    space = projection.Space("classifier", "classifier", np.arange(60), (rng.normal(size=(60, 8)) + 12 * group[:, None]).astype(np.float32),
-                             np.arange(60))  # fmt: skip
+    space = projection.Space(
+        "classifier",
+        "classifier",
+        np.arange(60),
+        (rng.normal(size=(60, 8)) + 12 * group[:, None]).astype(np.float32),
+        np.arange(60),
+    )
     settings, threads = projection.ProjectionSettings(umap="clips", epochs=60), torch.get_num_threads()
     found = projection.coordinates([space], settings, 0, tmp_path)["classifier", "UMAP", "clips"]
     assert torch.get_num_threads() == threads == 1  # numba's start gives torch a thread per core
-    np.testing.assert_array_equal(found, projection.umap(space.embedding, settings, 0))  # made afresh, equal to the kept one
+    np.testing.assert_array_equal(
+        found, projection.umap(space.embedding, settings, 0)
+    )  # made afresh, equal to the kept one
     away = np.linalg.norm(found[:, None] - found[None], axis=2) + np.diag(np.full(60, np.inf))
     assert (group[away.argmin(1)] == group).all()
     assert projection.wanted(space, settings) == [("UMAP", "clips"), ("PCA", "clips")]
@@ -108,7 +147,9 @@ def test_umap_is_seeded_and_keeps_groups_apart(tmp_path):
 
 def test_too_few_clips_make_no_map(tmp_path):
     space = projection.Space("oevae fan", "oevae", np.arange(3), np.zeros((3, 4), np.float32), np.arange(3))
-    with pytest.raises(errors.InputError, match="oevae fan: 3 clips came, expected at least 4 for a map; add recordings"):
+    with pytest.raises(
+        errors.InputError, match="oevae fan: 3 clips came, expected at least 4 for a map; add recordings"
+    ):
         projection.coordinates([space], SETTINGS, 0, tmp_path)
 
 
@@ -126,8 +167,14 @@ def test_neighbours_equal_a_slow_search_without_the_clip_itself(atlas_parts, ite
             own, best = space.rows[clip[item]], {}
             for other in range(len(clip)):
                 row = space.rows[clip[other]]
-                if row != own and table["split"][row] == "train" and table["machine"][row] == table["machine"][own]:
-                    best[row] = min(best.get(row, np.inf), float(np.sqrt(((x[other].astype(float) - x[item]) ** 2).sum())))
+                if (
+                    row != own
+                    and table["split"][row] == "train"
+                    and table["machine"][row] == table["machine"][own]
+                ):
+                    best[row] = min(
+                        best.get(row, np.inf), float(np.sqrt(((x[other].astype(float) - x[item]) ** 2).sum()))
+                    )
             expected = sorted(best, key=best.get)[:4]
             rows, away = projection.nearest_training(space, items, item, table, 4)
             assert rows.tolist() == expected
@@ -140,8 +187,20 @@ def test_a_clip_is_the_mean_of_its_segments(atlas_parts):
 
 
 def test_views_choices_and_fallbacks(atlas):
-    assert list(atlas.views) == ["oevae fan", "oevae pump", "classifier, all machines", "classifier, fan", "classifier, pump"]
-    assert atlas.colours == ["domain", "label", "attribute spd", "score oevae", "score classifier"] and atlas.all_items == ["clips", "segments"]
+    assert list(atlas.views) == [
+        "oevae fan",
+        "oevae pump",
+        "classifier, all machines",
+        "classifier, fan",
+        "classifier, pump",
+    ]
+    assert atlas.colours == [
+        "domain",
+        "label",
+        "attribute spd",
+        "score oevae",
+        "score classifier",
+    ] and atlas.all_items == ["clips", "segments"]
     atlas.choose(items="segments", colour="attribute spd")
     atlas.pick(2, 1)
     assert len(atlas.points().x) == 51 and atlas.points().row[atlas.chosen(atlas.points())] == 2
@@ -182,18 +241,29 @@ def test_every_point_has_a_colour_and_a_shape_and_training_is_hollow(atlas):
         for colour in atlas.colours:
             atlas.choose(colour=colour)
             points = atlas.points()
-            assert len(points.group) == len(points.row) == len(points.x) and points.group.max() < len(points.looks) == len(points.names)
-            assert len(set(points.looks)) == len(points.looks) and (points.test == (atlas.table["split"].to_numpy()[points.row] == "test")).all()
+            assert len(points.group) == len(points.row) == len(points.x) and points.group.max() < len(
+                points.looks
+            ) == len(points.names)
+            assert (
+                len(set(points.looks)) == len(points.looks)
+                and (points.test == (atlas.table["split"].to_numpy()[points.row] == "test")).all()
+            )
             assert 0 <= points.x.min() and points.x.max() <= 1 and 0 <= points.y.min() and points.y.max() <= 1
 
 
 def test_standing_is_in_sd_of_training_scores(atlas):
-    mine = atlas.scores[(atlas.scores["system"] == "oevae") & (atlas.scores["component"] == "score") & (atlas.scores["machine"] == "fan")]
+    mine = atlas.scores[
+        (atlas.scores["system"] == "oevae")
+        & (atlas.scores["component"] == "score")
+        & (atlas.scores["machine"] == "fan")
+    ]
     train = mine.loc[mine["split"] == "train", "score"]
     first = mine[mine["clip"] == atlas.table["clip"][0]]["score"].iloc[0]
     assert atlas.standing["oevae"][0] == pytest.approx((first - train.mean()) / train.std())
     row = atlas.components(0).set_index(["system", "component"]).loc[("oevae", "score")]
-    assert row["sd"] == pytest.approx(atlas.standing["oevae"][0]) and row["training below"] == np.mean(train < first)
+    assert row["sd"] == pytest.approx(atlas.standing["oevae"][0]) and row["training below"] == np.mean(
+        train < first
+    )
     assert set(atlas.components(0)["component"]) == {"score", "alpha", "beta"}
 
 
@@ -202,7 +272,11 @@ def test_the_lists_are_what_they_say(atlas):
     score = atlas.standing["oevae"]
     test = atlas.table[atlas.table["split"] == "test"]
     anomalies, normals = (score[test.index[test["label"] == label]] for label in ("anomaly", "normal"))
-    expected = {"most anomalous": score[test.index].nlargest(2), "most missed": anomalies.nsmallest(2), "most falsely alarmed": normals.nlargest(2)}
+    expected = {
+        "most anomalous": score[test.index].nlargest(2),
+        "most missed": anomalies.nsmallest(2),
+        "most falsely alarmed": normals.nlargest(2),
+    }
     for why_listed in WHY:
         assert found.loc[found["why"] == why_listed, "row"].tolist() == expected[why_listed].index.tolist()
     assert set(atlas.ranked_clips("oevae", 9, "fan")["machine"]) == {"fan"}
@@ -212,7 +286,11 @@ def test_the_chosen_clip_in_words(atlas):
     assert "arrow keys" in atlas.said()
     atlas.pick(1)
     words = atlas.said()
-    assert words.startswith("source_anomaly_1: fan, test, source, anomaly, spd 10.") and "Nearest training clip at" in words and "oevae" in words
+    assert (
+        words.startswith("source_anomaly_1: fan, test, source, anomaly, spd 10.")
+        and "Nearest training clip at" in words
+        and "oevae" in words
+    )
 
 
 # ---------------------------------------------------------------- the views, without a browser
@@ -223,22 +301,41 @@ def test_the_view_follows_clicks_keys_and_choices(atlas):
     sent = []
     view.canvas.send = lambda message: sent.append(message)
     xy = np.frombuffer(view.canvas.xy, "<f4").reshape(-1, 2)
-    assert len(xy) == 17 and len(view.canvas.codes) == 3 * 17 and view.canvas.chosen == -1 and view.canvas.sound == ""
+    assert (
+        len(xy) == 17
+        and len(view.canvas.codes) == 3 * 17
+        and view.canvas.chosen == -1
+        and view.canvas.sound == ""
+    )
     view._message({"kind": "pick", "number": 4})
-    assert view.canvas.chosen == 4 and sent == [{"kind": "play"}] and view.canvas.sound.startswith("data:audio/ogg;base64,")
-    assert atlas.said() == view.canvas.said and view.detail.value.count("<svg") == 2 and len(view.canvas.near) == 5
+    assert (
+        view.canvas.chosen == 4
+        and sent == [{"kind": "play"}]
+        and view.canvas.sound.startswith("data:audio/ogg;base64,")
+    )
+    assert (
+        atlas.said() == view.canvas.said
+        and view.detail.value.count("<svg") == 2
+        and len(view.canvas.near) == 5
+    )
     before = view.canvas.sound
     for right, up in ((1, 0), (-1, 0), (0, 1), (0, -1)):
         view._message({"kind": "step", "right": right, "up": up})
     assert view.canvas.sound != before and len(sent) == 1  # arrows choose, Enter plays
     view.choices["view"].value = "classifier, all machines"
-    assert atlas.view == "classifier, all machines" and len(view.canvas.codes) == 3 * 34 and view.choices["items"].options == ("clips",)
+    assert (
+        atlas.view == "classifier, all machines"
+        and len(view.canvas.codes) == 3 * 34
+        and view.choices["items"].options == ("clips",)
+    )
     view.choices["colour"].value = "score classifier"
     assert len(view.canvas.colours) > 20 and "sd from the training mean" in view.legend.value
     label, place = view.list.options[1]
     view.list.value = place
     assert atlas.row == place[0] and label.startswith("most anomalous")
-    assert view.children[-1] is view.reason and "max-width: 100%" in view.canvas._css  # its figure is as wide as the view, and never wider
+    assert (
+        view.children[-1] is view.reason and "max-width: 100%" in view.canvas._css
+    )  # its figure is as wide as the view, and never wider
     view._message({"kind": "pick", "number": 10_000})
     assert atlas.row == place[0]
 
@@ -247,9 +344,15 @@ def test_a_hostile_name_stays_text(atlas_parts, tmp_path):
     table, spaces, scores, limits = atlas_parts
     evil = "fan/test/<img src=x onerror=alert(1)>.wav"
     swap = {table["clip"][0]: evil}
-    renamed = table.assign(clip=table["clip"].replace(swap), attr_spd=table["attr_spd"].replace({"0": "<b>0</b>"}))
+    renamed = table.assign(
+        clip=table["clip"].replace(swap), attr_spd=table["attr_spd"].replace({"0": "<b>0</b>"})
+    )
     atlas = EmbeddingMap(
-        spaces, projection.coordinates(spaces, SETTINGS, 0, tmp_path), renamed, scores.assign(clip=scores["clip"].replace(swap)), limits
+        spaces,
+        projection.coordinates(spaces, SETTINGS, 0, tmp_path),
+        renamed,
+        scores.assign(clip=scores["clip"].replace(swap)),
+        limits,
     )
     sounds = ClipMedia(Store(renamed), 16000)
     view = EmbeddingMapView(atlas, sounds)
@@ -264,7 +367,11 @@ def test_both_faces_of_the_view(atlas):
     atlas.pick(20)
     bundle = EmbeddingMapView(atlas, ClipMedia(Store(atlas.table), 16000))._repr_mimebundle_()
     static = bundle["text/html"]
-    assert "application/vnd.jupyter.widget-view+json" in bundle and static.count("<img alt=") == 2 and "<script" not in static
+    assert (
+        "application/vnd.jupyter.widget-view+json" in bundle
+        and static.count("<img alt=") == 2
+        and "<script" not in static
+    )
     assert (atlas.view, atlas.row) == ("oevae pump", 20)  # drawing the twin leaves the atlas as it was
 
 
@@ -298,13 +405,17 @@ def test_figures_are_drawn_without_a_warning(atlas):
             assert "<img" in figure._repr_html_() and figure.alt
         level = explain.Map(np.random.default_rng(0).normal(size=(32, 50)), np.linspace(50, 7800, 32), 0.02)
         segments = {"alpha": np.ones(2), "beta": np.arange(2.0)}
-        found = explain.Why(0, 1.0, level, level, level, "beta", np.array([0.0, 0.5]), 0.5, segments, {"fft": 0.2, "mel": 0.8})
+        found = explain.Why(
+            0, 1.0, level, level, level, "beta", np.array([0.0, 0.5]), 0.5, segments, {"fft": 0.2, "mel": 0.8}
+        )
         assert "residual" in why_figure(atlas, found).alt
         drawn = why(found, {"alpha": (1.2, 0.1), "beta": (0.5, 0.2)}, "a clip")
         low, high = next(axis.get_ylim() for axis in drawn.axes if axis.get_ylabel() == "α")
-        assert low < 1.0 and high > 1.3 and "fft 20.0 %, mel 80.0 %" in drawn.axes[-2].get_xlabel()  # neither clip nor training clips on the frame
+        assert (
+            low < 1.0 and high > 1.3 and "fft 20.0 %, mel 80.0 %" in drawn.axes[-2].get_xlabel()
+        )  # neither clip nor training clips on the frame
         bare = explain.Why(0, 1.0, level, None, None, "beta", None, 0.5, None, None)
         assert why(bare, {}, "a clip")._repr_html_().startswith('<div class="plot">')
         assert map_grid({"a": [atlas.points(), None]}, "PCA").alt
     shown = picture(level, title="<b>", unit="dB", colours="magma", limits=(-3, 3))
-    assert shown.startswith("<svg role=\"img\"") and "<b>" not in shown
+    assert shown.startswith('<svg role="img"') and "<b>" not in shown

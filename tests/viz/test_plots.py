@@ -1,4 +1,6 @@
-"""Contract over PLOTS: every figure draws, is labelled with units, leaves pyplot alone and says what is missing."""
+"""Contract over PLOTS: every figure draws, is labelled with units, leaves pyplot alone and says what is
+missing.
+"""
 
 import sys
 
@@ -21,14 +23,22 @@ def clip_table(machines=("fan", "valve"), domains=("source", "target")):
         for domain in domains:
             kinds = [("train", "normal", 12), ("test", "normal", 8), ("test", "anomaly", 8)]
             for split, label, n in kinds:
-                rows += [(f"{machine}/{split}/{domain}_{label}_{i}.wav", machine, "00", split, domain, label) for i in range(n)]
+                rows += [
+                    (f"{machine}/{split}/{domain}_{label}_{i}.wav", machine, "00", split, domain, label)
+                    for i in range(n)
+                ]
     table = pd.DataFrame(rows, columns=["clip", "machine", "section", "split", "domain", "label"])
     return table.assign(path=table["clip"], level_db=rng.normal(-30, 2, len(table)), seconds=10.0)
 
 
 def score_table(clips, systems=("baseline_knn", "baseline_mse")):
     parts = [
-        clips.assign(system=s, component="score", seed=0, score=rng.gamma(5, 1, len(clips)) + (clips["label"] == "anomaly"))
+        clips.assign(
+            system=s,
+            component="score",
+            seed=0,
+            score=rng.gamma(5, 1, len(clips)) + (clips["label"] == "anomaly"),
+        )
         for s in systems
     ]
     return pd.concat(parts, ignore_index=True)[list(schemas.SCORE_COLUMNS)]
@@ -41,7 +51,9 @@ METRICS = metrics.table(SCORES, SETTINGS, 0)
 CONTROLS = metrics.controls(CLIPS, SCORES, SETTINGS, 0)
 DECISIONS = metrics.decisions(SCORES, SETTINGS)
 MEL_HZ = 700 * (10 ** (np.linspace(100, 2800, 64) / 2595) - 1)
-HISTORY = pd.DataFrame({"name": ["fold 1"] * 9 + ["fold 2"] * 9, "epoch": [*range(1, 10)] * 2, "loss": 9.0 / np.arange(1, 19)})
+HISTORY = pd.DataFrame(
+    {"name": ["fold 1"] * 9 + ["fold 2"] * 9, "epoch": [*range(1, 10)] * 2, "loss": 9.0 / np.arange(1, 19)}
+)
 FIGURES = plots.PLOTS | {"score_histograms": report_plots.score_histograms}
 INPUTS = {
     "metric_dots": (METRICS,),
@@ -102,9 +114,13 @@ def test_missing_target_is_said_in_words():
     scores = score_table(clips)
     table = metrics.table(scores, SETTINGS, 0)
     assert "not available" in words(plots.metric_dots(table))
-    assert "Ω over all machines" in words(plots.omega_dots(table, metrics.controls(clips, scores, SETTINGS, 0)))
+    assert "Ω over all machines" in words(
+        plots.omega_dots(table, metrics.controls(clips, scores, SETTINGS, 0))
+    )
     assert "no target normals" in words(plots.roc(scores))
-    assert "target: no test clips" in words(report_plots.score_histograms(scores, metrics.decisions(scores, SETTINGS)))
+    assert "target: no test clips" in words(
+        report_plots.score_histograms(scores, metrics.decisions(scores, SETTINGS))
+    )
 
 
 def outlines(axis):
@@ -138,7 +154,10 @@ def test_a_tone_is_drawn_at_its_frequency():
     values = np.zeros((65, 10))
     values[16] = 1.0
     axis = plots.spectrogram(values, np.arange(65) * 125.0, 0.01).axes[0]
-    at = {label.get_text(): place for label, place in zip(axis.get_yticklabels(), axis.get_yticks(), strict=True)}
+    at = {
+        label.get_text(): place
+        for label, place in zip(axis.get_yticklabels(), axis.get_yticks(), strict=True)
+    }
     assert at["2000"] == 16
 
 
@@ -153,11 +172,19 @@ def test_a_system_looks_the_same_in_every_figure():
     for scores in (SCORES, alone):
         legend = plots.roc(scores).legends[0]
         line = next(
-            handle for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True) if text.get_text() == "baseline_mse"
+            handle
+            for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True)
+            if text.get_text() == "baseline_mse"
         )
         assert line.get_color() == plots.LOOKS["baseline_mse"][0]
-    assert len({look[1] for look in plots.LOOKS.values()}) == len({str(look[2]) for look in plots.LOOKS.values()}) == len(plots.LOOKS)
-    assert sorted(plots.LOOKS, key=list(fusion.ORDER).index) == fusion.ORDER and list(plots.LOOKS)[: len(fusion.SYSTEMS)] == list(fusion.SYSTEMS)
+    assert (
+        len({look[1] for look in plots.LOOKS.values()})
+        == len({str(look[2]) for look in plots.LOOKS.values()})
+        == len(plots.LOOKS)
+    )
+    assert sorted(plots.LOOKS, key=list(fusion.ORDER).index) == fusion.ORDER and list(plots.LOOKS)[
+        : len(fusion.SYSTEMS)
+    ] == list(fusion.SYSTEMS)
 
 
 def test_names_from_data_are_not_formulas():
@@ -167,7 +194,11 @@ def test_names_from_data_are_not_formulas():
 
 
 def test_refusals():
-    with pytest.raises(errors.InputError, match=r"clip table: an empty table came, expected at least one row"):
+    with pytest.raises(
+        errors.InputError, match=r"clip table: an empty table came, expected at least one row"
+    ):
         plots.counts(CLIPS.iloc[:0])
-    with pytest.raises(errors.InputError, match=r"\(30, 64\) values with 64 frequencies came, expected \(bins, frames\)"):
+    with pytest.raises(
+        errors.InputError, match=r"\(30, 64\) values with 64 frequencies came, expected \(bins, frames\)"
+    ):
         plots.spectrogram(np.zeros((30, 64)), MEL_HZ, 0.016)

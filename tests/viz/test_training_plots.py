@@ -1,4 +1,6 @@
-"""Contract over MODEL_PLOTS: every figure draws, is labelled, repeats byte by byte, and copes with what is missing."""
+"""Contract over MODEL_PLOTS: every figure draws, is labelled, repeats byte by byte, and copes with what is
+missing.
+"""
 
 import numpy as np
 import pandas as pd
@@ -10,18 +12,58 @@ from asdlib.viz import plots, training_plots
 
 rng = np.random.default_rng(0)
 EPOCHS = np.arange(1, 5)
-HISTORY = pd.DataFrame({"epoch": EPOCHS, "machine": 0.5 / EPOCHS**3, "kl_d": 100.0 / EPOCHS, "kl_c": 9.0 / EPOCHS, "recon": 50.0 / EPOCHS,
-                        "accuracy": 1 - 0.1 / EPOCHS, "held_out_accuracy": 1 - 0.2 / EPOCHS, "held_out_loss": 0.0, "alive_d": 3,
-                        "alive_c": [4, 2, 0, 1]})  # fmt: skip
-CHANNELS = pd.DataFrame({"channel": np.arange(1, 9), "part": ["z_d"] * 3 + ["z_c"] * 5, "kl": rng.uniform(0, 3, 8), "variance": 0.0, "alive": False})
-CLIPS = pd.DataFrame({"machine": np.repeat(["fan", "valve"], 20), "v": np.tile([1.0, 2.0, np.nan, 4.0], 10),
-                      "domain": np.tile(["source", "target"], 20), "label": np.tile(["normal", "normal", "anomaly"], 14)[:40],
-                      "trained": np.arange(40) % 3 == 0, "score": rng.normal(size=40)})
+HISTORY = pd.DataFrame(
+    {
+        "epoch": EPOCHS,
+        "machine": 0.5 / EPOCHS**3,
+        "kl_d": 100.0 / EPOCHS,
+        "kl_c": 9.0 / EPOCHS,
+        "recon": 50.0 / EPOCHS,
+        "accuracy": 1 - 0.1 / EPOCHS,
+        "held_out_accuracy": 1 - 0.2 / EPOCHS,
+        "held_out_loss": 0.0,
+        "alive_d": 3,
+        "alive_c": [4, 2, 0, 1],
+    }
+)
+CHANNELS = pd.DataFrame(
+    {
+        "channel": np.arange(1, 9),
+        "part": ["z_d"] * 3 + ["z_c"] * 5,
+        "kl": rng.uniform(0, 3, 8),
+        "variance": 0.0,
+        "alive": False,
+    }
+)
+CLIPS = pd.DataFrame(
+    {
+        "machine": np.repeat(["fan", "valve"], 20),
+        "v": np.tile([1.0, 2.0, np.nan, 4.0], 10),
+        "domain": np.tile(["source", "target"], 20),
+        "label": np.tile(["normal", "normal", "anomaly"], 14)[:40],
+        "trained": np.arange(40) % 3 == 0,
+        "score": rng.normal(size=40),
+    }
+)
 CLIPS = CLIPS.assign(prior=5 * CLIPS["v"], z_d=4 * CLIPS["v"])
-MEASURES = pd.DataFrame([(m, s, of, "balanced accuracy", 0.8, 0.5) for m in ("fan", "valve") for s in training_plots.SPACES
-                          for of in ("v", "domain")],
-                        columns=["machine", "space", "of", "measure", "value", "chance"])
-WALK = pd.DataFrame({"machine": "fan", "set": np.arange(4.0), "found": np.arange(4.0), "low": np.arange(4.0) - 1, "high": np.arange(4.0) + 1})
+MEASURES = pd.DataFrame(
+    [
+        (m, s, of, "balanced accuracy", 0.8, 0.5)
+        for m in ("fan", "valve")
+        for s in training_plots.SPACES
+        for of in ("v", "domain")
+    ],
+    columns=["machine", "space", "of", "measure", "value", "chance"],
+)
+WALK = pd.DataFrame(
+    {
+        "machine": "fan",
+        "set": np.arange(4.0),
+        "found": np.arange(4.0),
+        "low": np.arange(4.0) - 1,
+        "high": np.arange(4.0) + 1,
+    }
+)
 INPUTS = {
     "training_curves": (HISTORY, (3, 5)),
     "kl_channels": (CHANNELS, "fan"),
@@ -29,7 +71,11 @@ INPUTS = {
     "knowledge": (MEASURES, "domain"),
     "traversal": (WALK,),
     "by_condition": (CLIPS,),
-    "interpolation": (rng.normal(size=(9, 2)), np.array(["source"] * 6 + ["target"] * 3), rng.normal(size=(4, 2))),
+    "interpolation": (
+        rng.normal(size=(9, 2)),
+        np.array(["source"] * 6 + ["target"] * 3),
+        rng.normal(size=(4, 2)),
+    ),
 }
 
 
@@ -57,7 +103,14 @@ def test_sixteen_machines_stand_in_rows_of_four():
     many = pd.concat([CLIPS.assign(machine=f"machine{i}") for i in range(6)])
     figure = training_plots.by_condition(many)
     assert len([axis for axis in figure.axes if axis.get_visible()]) == 6 and figure.get_figheight() > 5
-    assert [axis.get_ylabel() for axis in figure.axes if axis.get_visible()] == ["α", "", "", "", "α", ""]  # once in a row: it is the same for all
+    assert [axis.get_ylabel() for axis in figure.axes if axis.get_visible()] == [
+        "α",
+        "",
+        "",
+        "",
+        "α",
+        "",
+    ]  # once in a row: it is the same for all
 
 
 def test_refusals():

@@ -1,4 +1,6 @@
-"""The view without a browser: controls linked to the model, what a tick re-sends, both faces, names for screen readers."""
+"""The view without a browser: controls linked to the model, what a tick re-sends, both faces, names for
+screen readers.
+"""
 
 import json
 import xml.etree.ElementTree as ElementTree
@@ -41,8 +43,27 @@ def widgets(root):
 
 def test_the_classes_that_the_browser_test_looks_for_are_there(view):
     found = widgets(view.live.widget) | widgets(view.chosen.widget)
-    expected = ["tuner", "omega", "eta", "k", "kscale", "system", "tuner-curves", "tuner-live", "tuner-table", "tuner-words"]
-    expected += ["tuner-map", "tuner-cell", "tuner-rules", "rule-default", "rule-training", "rule-oracle", "save"]
+    expected = [
+        "tuner",
+        "omega",
+        "eta",
+        "k",
+        "kscale",
+        "system",
+        "tuner-curves",
+        "tuner-live",
+        "tuner-table",
+        "tuner-words",
+    ]
+    expected += [
+        "tuner-map",
+        "tuner-cell",
+        "tuner-rules",
+        "rule-default",
+        "rule-training",
+        "rule-oracle",
+        "save",
+    ]
     assert {f"asd-{name}" for name in expected} <= set(found)
 
 
@@ -52,7 +73,12 @@ def test_controls_and_model_follow_each_other(view):
     found["asd-k"].value = 4
     assert view.tuner.choice == Choice(0.25, 0.5, 4, "5 (trained)")
     view.tuner.choose(Choice(0.75, 0.1, 2, "1 (refitted)"))
-    assert (found["asd-omega"].value, found["asd-eta"].value, found["asd-k"].value, found["asd-kscale"].value) == (0.75, 0.1, 2, "1 (refitted)")
+    assert (
+        found["asd-omega"].value,
+        found["asd-eta"].value,
+        found["asd-k"].value,
+        found["asd-kscale"].value,
+    ) == (0.75, 0.1, 2, "1 (refitted)")
 
 
 def test_a_tick_of_omega_re_sends_marks_and_numbers_only(view):
@@ -63,7 +89,10 @@ def test_a_tick_of_omega_re_sends_marks_and_numbers_only(view):
     assert changed == {"asd-tuner-live", "asd-tuner-table", "asd-tuner-cell", "words"}
     assert sum(len(after[name]) for name in changed) < 20_000 and "ω 0.90" in after["words"]
     view.tuner.k = 4
-    assert view.drawn["asd-tuner-curves"].value != before["asd-tuner-curves"] and view.drawn["asd-tuner-map"].value == before["asd-tuner-map"]
+    assert (
+        view.drawn["asd-tuner-curves"].value != before["asd-tuner-curves"]
+        and view.drawn["asd-tuner-map"].value == before["asd-tuner-map"]
+    )
     assert ">Ω of ensemble at η 0.5 over all machines" in view.drawn["asd-tuner-map"].value
     view.tuner.system = "oevae"
     assert ">Ω of oevae over all machines" in view.drawn["asd-tuner-map"].value
@@ -102,7 +131,12 @@ def test_both_faces_come_in_one_output_and_the_static_one_needs_no_script(view):
         bundle, _ = face._repr_mimebundle_()
         assert "application/vnd.jupyter.widget-view+json" in bundle and json.dumps(bundle)
         html = bundle["text/html"]
-        assert "<script" not in html and "http://" not in html.replace("http://www.w3.org", "") and "<table " in html and 'alt="' in html
+        assert (
+            "<script" not in html
+            and "http://" not in html.replace("http://www.w3.org", "")
+            and "<table " in html
+            and 'alt="' in html
+        )
         assert next(kind for kind in report.FACES if kind in bundle) == "text/html"
     assert "oracle, not a claim" in view.chosen.html() and "fixed default" in view.chosen.html()
 
@@ -112,7 +146,10 @@ def test_buttons_go_to_the_choices_and_write_the_file(view):
     found["asd-rule-oracle"].click()
     assert view.tuner.choice == view.tuner.rules["oracle"].choice
     found["asd-save"].click()
-    assert "oracle, not a claim; written by a person" in view.path.read_text() and str(view.path) in view.status.value
+    assert (
+        "oracle, not a claim; written by a person" in view.path.read_text()
+        and str(view.path) in view.status.value
+    )
     view.path.unlink()
     view.path.mkdir()
     found["asd-save"].click()
@@ -127,11 +164,15 @@ def test_every_control_has_a_name():
 
 def test_the_paper_is_beside_recorded_machines_only(tmp_path):
     drawn = made(tmp_path, paper=True)
-    assert "fan, paper" in drawn.table_html(drawn.tuner.table()) and "0.330" in drawn.table_html(drawn.tuner.table())  # Table 1, fan, target
+    assert "fan, paper" in drawn.table_html(drawn.tuner.table()) and "0.330" in drawn.table_html(
+        drawn.tuner.table()
+    )  # Table 1, fan, target
     assert "paper" in drawn.drawn["asd-tuner-curves"].value
     without = made(tmp_path, paper=False)
     assert "paper" not in without.table_html(without.tuner.table())
-    assert "the machines are synthetic" in paper_machines(("fan",), True) and "no machine of this study" in paper_machines(("pump",), False)
+    assert "the machines are synthetic" in paper_machines(
+        ("fan",), True
+    ) and "no machine of this study" in paper_machines(("pump",), False)
     np.testing.assert_allclose(tuner._paper_row("fan")[:3], np.array(metrics.PAPER_TABLE1["fan"][2]) / 100)
 
 
@@ -142,19 +183,34 @@ def test_what_is_missing_is_written_and_nothing_breaks(tmp_path):
     assert "not available" in unlabelled.live.html() and "no labelled test clip" in unlabelled.chosen.html()
     assert widgets(unlabelled.chosen.widget)["asd-rule-oracle"].disabled
     unlabelled.tuner.omega = 0.1
-    assert "not available" in unlabelled.words.value and isinstance(unlabelled.tuner.parts.settings, metrics.MetricsSettings)
+    assert "not available" in unlabelled.words.value and isinstance(
+        unlabelled.tuner.parts.settings, metrics.MetricsSettings
+    )
 
 
 def boxes(drawn):
     """(left, right, top) of the white boxes of a map's letters."""
-    rects = [rect for rect in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}rect") if rect.get("rx") == "3"]
-    return sorted((float(r.get("x")), float(r.get("x")) + float(r.get("width")), float(r.get("y"))) for r in rects)
+    rects = [
+        rect
+        for rect in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}rect")
+        if rect.get("rx") == "3"
+    ]
+    return sorted(
+        (float(r.get("x")), float(r.get("x")) + float(r.get("width")), float(r.get("y"))) for r in rects
+    )
 
 
 def test_letters_stay_on_the_map_and_beside_each_other():
     points = tuner.Map(["5 (trained)"], [1, 2], np.linspace(0, 1, 51))
-    letters = {"D": ("5 (trained)", 1, 0.5, ""), "T": ("5 (trained)", 1, 0.52, " (η 0.9)"), "O": ("5 (trained)", 2, 0.0, " (η 0.3)")}
-    at_the_end = {name: (prior, k, 1.0 if name == "T" else 0.98 if name == "D" else 1.0, after) for name, (prior, k, _, after) in letters.items()}
+    letters = {
+        "D": ("5 (trained)", 1, 0.5, ""),
+        "T": ("5 (trained)", 1, 0.52, " (η 0.9)"),
+        "O": ("5 (trained)", 2, 0.0, " (η 0.3)"),
+    }
+    at_the_end = {
+        name: (prior, k, 1.0 if name == "T" else 0.98 if name == "D" else 1.0, after)
+        for name, (prior, k, _, after) in letters.items()
+    }
     left, right = tuner.MAP_LEFT, tuner.MAP_LEFT + 51 * tuner.CELL_WIDE
     for case in (letters, at_the_end):
         found = boxes(tuner.svg(*points.size, points.static(np.zeros((1, 2, 51)), "Ω", case)))
@@ -168,14 +224,18 @@ def test_the_map_says_where_a_rule_chose_another_eta(view):
     view.tuner.choose(best._replace(eta=0.3 if best.eta != 0.3 else 0.7))
     assert f">O (η {best.eta:g})</text>" in view.drawn["asd-tuner-map"].value
     view.tuner.choose(best)
-    assert ">O</text>" in view.drawn["asd-tuner-map"].value and (view.tuner.map()[0].max() == view.tuner._quality[1:].max())
+    assert ">O</text>" in view.drawn["asd-tuner-map"].value and (
+        view.tuner.map()[0].max() == view.tuner._quality[1:].max()
+    )
 
 
 @pytest.mark.parametrize("longest", ["fan", "HoveringDrone", "BrushlessMotor", "WWWWWWWWWW"])
 def test_names_of_machines_leave_room_for_the_numbers_of_the_axis(longest):
     multiples, omegas = tuner.Multiples(("valve", longest), False), np.linspace(0, 1, 3)
     drawn = multiples.static(omegas, np.full((3, 3, 4), 0.6), omegas, np.full((3, 2, 3, 4), 0.6))
-    shown = ElementTree.fromstring(tuner.svg(*multiples.size, drawn, "x")).iter("{http://www.w3.org/2000/svg}text")
+    shown = ElementTree.fromstring(tuner.svg(*multiples.size, drawn, "x")).iter(
+        "{http://www.w3.org/2000/svg}text"
+    )
     begins, ends, bold = {}, [], FontProperties(family="DejaVu Sans", weight="bold")
     for words in shown:
         width = TextPath((0, 0), words.text, size=11, prop=bold).get_extents().width

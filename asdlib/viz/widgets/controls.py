@@ -1,6 +1,6 @@
-"""Controls that ipywidgets lacks: a weight with a slider and a number box, both with a name that a screen reader speaks, and a region that
-is read out when its words change. ipywidgets' slider handles have no accessible name and none can be given them (METHOD 8.5), and a live region
-must outlive its content.
+"""Controls that ipywidgets lacks: a weight with a slider and a number box, both with a name that a screen
+reader speaks, and a region that is read out when its words change. ipywidgets' slider handles have no
+accessible name and none can be given them (METHOD 8.5), and a live region must outlive its content.
 
 The scripts use the browser's own elements, ask nothing of the network and are part of the notebook's output.
 Source: METHOD 8.5.  Notebook: 08_tuning
@@ -18,7 +18,9 @@ TEMPLATES = Path(__file__).resolve().parent
 
 
 class Weight(anywidget.AnyWidget):
-    """A number from 0 to 1: slider and number box, always equal. `label` names both; keys: arrows, Page up and down, Home, End."""
+    """A number from 0 to 1: slider and number box, always equal. `label` names both; keys: arrows, Page up
+    and down, Home, End.
+    """
 
     _esm = (TEMPLATES / "weight.js").read_text(encoding="utf-8")
     label = traitlets.Unicode().tag(sync=True)
@@ -42,7 +44,8 @@ export default { render({ model, el }) {
 
 
 class Keys(anywidget.AnyWidget):
-    """Invisible: gives keys back to the focused control. JupyterLab in command mode takes arrows and Enter from menus and buttons in outputs.
+    """Invisible: gives keys back to the focused control. JupyterLab in command mode takes arrows and Enter
+    from menus and buttons in outputs.
 
     within : CSS selector of the boxes whose controls keep their keys
     """
@@ -50,7 +53,8 @@ class Keys(anywidget.AnyWidget):
     _esm = """
 export default { render({ model }) {
   const keep = (event) => {
-    if (event.target.closest(model.get("within"))) event.target.setAttribute("data-lm-suppress-shortcuts", "true");
+    if (event.target.closest(model.get("within")))
+      event.target.setAttribute("data-lm-suppress-shortcuts", "true");
   };
   document.addEventListener("focusin", keep);
   return () => document.removeEventListener("focusin", keep);
@@ -60,7 +64,9 @@ export default { render({ model }) {
 
 
 class DualView:
-    """One output with two faces: the widget in JupyterLab, the HTML in reports, which show no widgets and run no scripts."""
+    """One output with two faces: the widget in JupyterLab, the HTML in reports, which show no widgets and run
+    no scripts.
+    """
 
     def __init__(self, widget, html: Callable[[], str]):
         self.widget, self.html = widget, html
