@@ -41,6 +41,7 @@ from asdlib.models.oevae import VAE, VAEBatch
 from asdlib.scoring.distances import knn_distances, knn_score, to_clips
 
 KEPT_K = (1, 2, 4)  # neighbours whose β is kept beside the chosen one (report 4.2)
+NARROWEST_CHANNELS_LAST = 16  # channels of a vector register of AVX-512
 EVAL_ITEMS = 256  # segments per forward pass when nothing is learnt
 INIT, SPLIT, EVALUATE, MIX, REFIT = range(101, 106)  # purposes of random draws, beside the epochs
 
@@ -144,7 +145,10 @@ class OEVAE(Detector):
     def _network(self) -> oevae.OEVAE:
         with training.seeded_init(self.seed, INIT):
             net = oevae.OEVAE(self.settings, self.labels.shape[1])
-        return net.to(self.device, memory_format=torch.channels_last)
+        # oneDNN's strided 1 x 1 convolution writes past its buffer where a channels_last input has fewer
+        # channels than a vector register (its issue 6035)
+        narrow = self.settings.width < NARROWEST_CHANNELS_LAST
+        return net.to(self.device, memory_format=torch.contiguous_format if narrow else torch.channels_last)
 
     def _target(self, rows: np.ndarray) -> exposure.Target:
         """Training items of the target machine, with synthetic ones where SMOTE works on log-mels."""

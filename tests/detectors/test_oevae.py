@@ -572,3 +572,11 @@ def test_an_epoch_on_a_gpu_waits_for_nothing(context):
             assert batch.x.device.type == "cuda"
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(("width", "layout"), [(4, torch.contiguous_format), (16, torch.channels_last)])
+def test_a_narrow_network_is_not_channels_last(context, width, layout):
+    """Below 16 channels its backward pass corrupted the heap on CPUs without AVX-512."""
+    net = fitted(context, width=width, epochs=1, k_scales=()).net
+    kernels = [weight for weight in net.parameters() if weight.ndim == 4 and min(weight.shape[1:]) > 1]
+    assert kernels and all(weight.is_contiguous(memory_format=layout) for weight in kernels)
