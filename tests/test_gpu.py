@@ -44,8 +44,7 @@ from torch.utils._pytree import tree_flatten
 
 from asdlib import cli, errors, features
 from asdlib.data.store import Store
-from asdlib.detectors import DETECTORS, autoencoder, exposure
-from asdlib.detectors import oevae as oevae_detector
+from asdlib.detectors import DETECTORS, autoencoder, exposure, oevae_training
 from asdlib.detectors.base import detect, machine_rows
 from asdlib.detectors.classifier import Classifier
 from asdlib.models import oevae, precision, training
@@ -138,7 +137,7 @@ def classifier_epoch(context, mode, home):
     rows = np.concatenate(
         [machine_rows(context.store.clips, machine, "train") for machine in ("pump", "saw")]
     )
-    bound(detector, context.store, rows)._prepare()
+    bound(detector, context.store, rows)._open()
     other = copy.copy(detector)
     other.device, other.resident = GPU, stored(context.store, mode, home)
     other.net, other.mean, other.std = (
@@ -417,7 +416,7 @@ def test_detectors_share_one_copy_of_the_recordings(context, there):
             for rows in train
         ]
         classifier = bound(detector_of(Classifier, moved), moved.store, np.concatenate(train))
-        classifier._prepare()
+        classifier._open()
         stores = [front.store for front in fronts] + [classifier.resident, fronts[0].on(context.store).store]
         assert {store.samples.device for store in stores} == {GPU} and all(
             store is stores[0] for store in stores
@@ -425,7 +424,7 @@ def test_detectors_share_one_copy_of_the_recordings(context, there):
 
 
 def test_training_clips_go_through_the_network_in_blocks_and_others_alone(context, there, monkeypatch):
-    monkeypatch.setattr(oevae_detector, "EVAL_ITEMS", 4 * context.cfg.oevae.features.segments)
+    monkeypatch.setattr(oevae_training, "EVAL_ITEMS", 4 * context.cfg.oevae.features.segments)
     train, test = (machine_rows(context.store.clips, "pump", split) for split in ("train", "test"))
     sizes, waves = [], exposure.SegmentFeatures.waves
 

@@ -13,7 +13,8 @@ from asdlib import detectors, errors, schemas
 from asdlib.analysis import tuning
 from asdlib.data import index
 from asdlib.data.store import Clips, open_store
-from asdlib.detectors.base import detect, training_rows
+from asdlib.data.store import training_rows
+from asdlib.detectors.base import detect
 from asdlib.evaluation import challenge, metrics
 from asdlib.scoring import fusion
 from asdlib.studies import config, scorer

@@ -42,7 +42,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from asdlib import errors, io
-from asdlib.detectors.oevae import ALIVE, EMBEDDINGS
+from asdlib.detectors.oevae import EMBEDDINGS
+from asdlib.detectors.oevae_training import ALIVE
 from asdlib.models import oevae
 from asdlib.models.oevae import VAE
 from asdlib.scoring import distances

@@ -20,7 +20,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -536,3 +536,88 @@ def machine_statistics(store: Store, rows: Sequence[int]) -> tuple[float, float]
             "machine_statistics: no clip came, expected the rows of a machine's training clips"
         )
     return total / number / FULL_SCALE, math.sqrt(squares * number - total * total) / number / FULL_SCALE
+
+
+# of waveform that become features at once: 6 MB, ten clips of 10 s, some 50 MB of spectra
+BATCH_SAMPLES = 1_600_000
+
+
+def frames_of(
+    store: Store, device: torch.device, rows: np.ndarray, feature: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, list[int]]:
+    """A frames-first feature of many clips of any lengths, end to end.
+
+    feature : waveforms (n, samples) → (n, frames, bands)
+    returns : float32 (frames of all clips, bands) on the device, and the frames of each clip
+    """
+    if len(rows) == 1:
+        made = feature(store.audio(rows, device=device))[0]
+        return made, [len(made)]
+    samples = store.clips["samples"].to_numpy()[rows]
+    sizes, which = np.unique(samples, return_inverse=True)
+    shapes = [feature(torch.zeros(1, int(size), device=device)).shape[1:] for size in sizes]
+    lengths = np.array([shape[0] for shape in shapes])[which]
+    ends = np.cumsum(lengths)
+    out = torch.empty(
+        int(ends[-1]), shapes[0][1], device=device
+    )  # one tensor, filled in place: no second copy
+    for number, size in enumerate(sizes):
+        where = np.flatnonzero(which == number)
+        for part in np.array_split(where, math.ceil(len(where) * int(size) / BATCH_SAMPLES)):
+            for clip, made in zip(part, feature(store.audio(rows[part], device=device))):
+                out[ends[clip] - lengths[clip] : ends[clip]] = made
+    return out, lengths.tolist()
+
+
+def machine_rows(clips: pd.DataFrame, machine: str, split: str) -> np.ndarray:
+    """Store rows of a machine's training or test clips; training rows are normal ones only.
+
+    returns : int (clips,), rising
+    """
+    keep = (clips["machine"] == machine) & (clips["split"] == split)
+    if split == "train":
+        keep &= clips["label"] == "normal"
+    return np.flatnonzero(keep)
+
+
+def training_rows(clips: pd.DataFrame, machine: str) -> np.ndarray:
+    """Store rows of a machine's normal training clips; a machine without one is refused.
+
+    returns : int (clips,), rising.  raises : errors.InputError
+    """
+    rows = machine_rows(clips, machine, "train")
+    if len(rows) == 0:
+        raise errors.InputError(
+            f"machine {machine} has no usable training clip; add recordings or leave it out with --machines"
+        )
+    return rows
+
+
+def training_clips(store: Store, machines: Sequence[str]) -> tuple[Clips, Clips]:
+    """Normal training clips of some machines, and those of all other machines of the store.
+
+    raises : errors.InputError for a machine without training clips
+    """
+    own = np.concatenate([training_rows(store.clips, machine) for machine in machines])
+    normal = (store.clips["split"] == "train") & (store.clips["label"] == "normal")
+    return Clips(store, own), Clips(store, np.flatnonzero(normal & ~store.clips["machine"].isin(machines)))
+
+
+def reference_groups(
+    clips: pd.DataFrame, train_rows: np.ndarray
+) -> tuple[np.ndarray, Callable[[pd.DataFrame], np.ndarray]]:
+    """Which references a clip has: those of its machine, or of its section where sections are judged apart
+    (`schemas.by_references`).
+
+    clips : clip table of the training clips' store.  train_rows : int (n,)
+    returns : the group of each training clip, str (n,), and a function that names the groups of the clips of
+        any clip table
+    """
+    train = schemas.by_references(clips)["machine"].to_numpy()[train_rows]
+    groups = set(train)
+
+    def of(table: pd.DataFrame) -> np.ndarray:
+        sections = (table["machine"] + "_" + table["section"]).to_numpy()
+        return np.where(np.isin(sections, list(groups)), sections, table["machine"].to_numpy())
+
+    return train, of

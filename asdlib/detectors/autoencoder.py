@@ -6,24 +6,22 @@ Sources: METHOD 3.6, 7.5. Notebook: 03_baseline.
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 import torch
-from safetensors.numpy import save
 
-from asdlib import errors, features, io
-from asdlib.detectors.base import Detector, Scores, clip_by_clip, frames_of
-from asdlib.models import autoencoder, training
+from asdlib import errors
+from asdlib.detectors.autoencoder_training import EVAL_VECTORS, AutoencoderTraining, Moments
+from asdlib.detectors.base import Detector, Scores, clip_by_clip
+from asdlib.models import autoencoder
 from asdlib.models.autoencoder import Vectors
 from asdlib.scoring.distances import mahalanobis, precision
 
-EVAL_CLIPS, EVAL_VECTORS = 64, 4096  # per block of the scoring pass: 10 MB of log-mel, 10 MB of vectors
+EVAL_CLIPS = 64  # per block of the scoring pass: 10 MB of log-mel
 
 
-class Autoencoder(Detector):
+class Autoencoder(AutoencoderTraining, Detector):
     """The official autoencoder: `baseline_mse` and `baseline_mahala` (selective Mahalanobis).
 
     The score of a test clip comes from a network trained on all training clips. A training clip would look
@@ -38,123 +36,7 @@ class Autoencoder(Detector):
         autoencoder.AutoencoderSettings,
         ("baseline_mse", "baseline_mahala"),
     )
-
-    def log_mel(self, rows: np.ndarray) -> tuple[torch.Tensor, list[int]]:
-        """Log-mel of clips of its store, end to end, float32 (frames, n_mels), dB, and the frames of each
-        clip.
-        """
-        s = self.settings
-        shape = {"n_fft": s.n_fft, "hop": s.hop_length, "n_mels": s.n_mels, "rate": self.store.rate}
-        return frames_of(self.store, self.device, rows, lambda wave: features.baseline_mel(wave, **shape))
-
-    def _fit(self, others: np.ndarray) -> None:
-        """Train on all training clips and on each of the folds; on the CPU one training per core, each with
-        one thread.
-        """
-        s = self.settings
-        domain = np.where(
-            self.store.clips["domain"].to_numpy()[self.train_rows] == "target", "target", "source"
-        )
-        self.fold = fold_of(domain, s.folds)
-        vectors = Vectors(*self.log_mel(self.train_rows), s.frames)
-        work = []
-        for number in range(self.fold.max() + 2):  # 0: all clips
-            if (seen := self.fold != number - 1).any():
-                with training.seeded_init(
-                    self.seed, number
-                ):  # weights are drawn from torch's global generator, so not in a thread
-                    net = autoencoder.Autoencoder(s).to(self.device)
-                work.append((net, vectors, np.where(seen, domain, ""), number))
-        with ThreadPoolExecutor(1 if self.device.type == "cuda" else training.cores()) as pool:
-            work = [pool.submit(self._train, *each) for each in work]
-            (self.net, self.precisions, self.history), *self.by_fold = [job.result() for job in work]
-
-    def _train(
-        self, net: autoencoder.Autoencoder, vectors: Vectors, domain: np.ndarray, number: int
-    ) -> tuple[autoencoder.Autoencoder, dict[str, np.ndarray], pd.DataFrame]:
-        """Train one network and measure the residual covariances. domain : of each clip, "" for those that it
-        must not see.
-        """
-        torch.set_num_threads(1)  # a thread has its own count
-        s, device = self.settings, vectors.clip.device
-        seen = torch.as_tensor(domain != "", device=device)[vectors.clip].nonzero()[:, 0]
-        split = training.generator_for(self.seed, number, device=device)
-        order = seen[torch.randperm(len(seen), generator=split, device=device)]
-        n_kept = min(len(seen) - 1, round(s.holdout * len(seen)))
-        kept, used = order[:n_kept], order[n_kept:]
-        machine = self.store.clips["machine"].iloc[self.train_rows[0]]
-        history = training.fit(
-            net,
-            lambda generator: (
-                vectors[used[index]]
-                for index in training.shuffled_batches(len(used), s.batch, generator, device)
-            ),
-            torch.optim.Adam(net.parameters(), lr=s.lr, fused=True),
-            epochs=round(
-                s.epochs * len(vectors) / len(seen)
-            ),  # as many steps on fewer clips: scores of one scale
-            seed=self.seed,
-            what=f"autoencoder {machine}" + (f", fold {number} of {s.folds}" if number else ""),
-            checkpoint=self.checkpoints and self.checkpoints / f"checkpoint{number}.pt",
-            evaluate=(lambda: {"held_out": self._error(net, vectors, kept)}) if n_kept else None,
-        )
-        return net, self._precisions(net, vectors, used, domain), history
-
-    def _error(self, net: autoencoder.Autoencoder, vectors: Vectors, index: torch.Tensor) -> float:
-        """Mean squared error over some vectors."""
-        sums = [
-            (x - net(x)).square().mean(1).sum() for x in (vectors[part] for part in index.split(EVAL_VECTORS))
-        ]
-        return float(torch.stack(sums).sum()) / len(index)
-
-    @torch.inference_mode()
-    def _precisions(
-        self, net: autoencoder.Autoencoder, vectors: Vectors, used: torch.Tensor, domain: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """Inverse residual covariance per group and domain, "<group>/<domain>", from the vectors trained on:
-        batch means removed batch by batch, as the official code does. A domain without training clips takes
-        the other's (the official rule), and so does one with too few for an inverse; a group without any
-        takes another's.
-        """
-        s, kind = (
-            self.settings,
-            np.where(domain != "", self.group.astype(object) + "/" + domain.astype(object), ""),
-        )
-        names = [
-            f"{group}/{name}"
-            for group in np.unique(self.group)
-            for name in ("source", "target")
-            if (kind == f"{group}/{name}").any()
-        ]
-        code = torch.as_tensor(
-            np.array([names.index(name) if name else -1 for name in kind]), device=used.device
-        )[vectors.clip]
-        moments = torch.zeros(len(names), s.n_mels, s.n_mels, dtype=torch.float64, device=used.device)
-        generator = training.generator_for(self.seed, s.epochs, device=used.device)
-        for part in training.shuffled_batches(len(used), s.batch, generator, used.device):
-            x = vectors[used[part]]
-            residual = (x - net(x)).view(len(x), s.frames, s.n_mels)
-            for i in range(len(names)):
-                rows_of = residual[code[used[part]] == i].reshape(-1, s.n_mels).double()
-                if len(rows_of):
-                    rows_of = rows_of - rows_of.mean(0)
-                    moments[i] += rows_of.T @ rows_of
-        counts = torch.bincount(code[used], minlength=len(names))
-        found, refused = {}, None
-        for i, name in enumerate(names):
-            try:
-                found[name] = precision(moments[i].cpu().numpy(), int(counts[i]))
-            except errors.InputError as refusal:
-                refused = refusal
-        if not found:
-            raise refused
-        out = {}
-        for group in np.unique(self.group):
-            own = [
-                found[f"{group}/{name}"] for name in ("source", "target") if f"{group}/{name}" in found
-            ] or list(found.values())
-            out |= {f"{group}/{name}": found.get(f"{group}/{name}", own[0]) for name in ("source", "target")}
-        return out
+    scoring_settings = ("mahala",)
 
     @torch.inference_mode()
     def _residuals(
@@ -238,37 +120,30 @@ class Autoencoder(Detector):
                 out.setdefault(key, np.empty(len(held_out)))[held_out] = ratio * values[held_out]
         return out
 
-    def _save(self, folder: Path) -> None:
-        """Weights and covariances, as safetensors."""
-        training.save_weights(self.net, folder / "weights.safetensors")
-        (folder / "precisions.safetensors").write_bytes(save(self.precisions))
-
-    def _load(self, folder: Path) -> None:
-        """What `save` wrote."""
-        self.net = autoencoder.Autoencoder(self.settings).to(self.device)
-        training.load_weights(self.net, folder / "weights.safetensors")
-        names = [f"{group}/{name}" for group in np.unique(self.group) for name in ("source", "target")]
-        self.precisions = io.tensors(folder / "precisions.safetensors", dict.fromkeys(names, 2))
-        square = (self.settings.n_mels, self.settings.n_mels)
-        if set(self.precisions) != set(names) or any(
-            matrix.shape != square for matrix in self.precisions.values()
-        ):
-            raise errors.InputError(
-                f"{folder}: its covariances are not of {square[0]} bands in source and target; {io.AGAIN}"
-            )
+    def _prepare(self) -> None:
+        """Inverse covariances of the residuals, of each network."""
+        groups = np.unique(self.group)
+        self.precisions = inverses(self.moments, groups)
+        self.by_fold = [(net, inverses(moments, groups), history) for net, moments, history in self.of_folds]
 
 
-def fold_of(domain: np.ndarray, folds: int) -> np.ndarray:
-    """Fold number of each clip: the clips of a domain are dealt out in turn, so that each fold holds its
-    share.
+def inverses(moments: dict[str, Moments], groups: Sequence[str]) -> dict[str, np.ndarray]:
+    """Inverse residual covariance of each group and domain, "<group>/<domain>": float64 (n_mels, n_mels).
 
-    domain : str (clips,).  folds : how many, at most as many as clips.  returns : int (clips,), from 0
+    A domain without training clips takes the other's (the official rule), and so does one with too few for an
+    inverse; a group without any takes another's.  raises : errors.InputError where there is none at all
     """
-    folds = min(folds, len(domain))
-    out = np.empty(len(domain), int)
-    dealt = 0
-    for name in np.unique(domain):
-        where = np.flatnonzero(domain == name)
-        out[where] = (dealt + np.arange(len(where))) % folds
-        dealt += len(where)
+    found, refused = {}, None
+    for name, (matrix, count) in moments.items():
+        try:
+            found[name] = precision(matrix, count)
+        except errors.InputError as refusal:
+            refused = refusal
+    if not found:
+        raise refused
+    out = {}
+    for group in groups:
+        names = [f"{group}/{domain}" for domain in ("source", "target")]
+        own = [found[name] for name in names if name in found] or list(found.values())
+        out |= {name: found.get(name, own[0]) for name in names}
     return out

@@ -27,7 +27,6 @@ import dataclasses
 import functools
 import inspect
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
@@ -37,7 +36,7 @@ import pandas as pd
 import torch
 
 from asdlib import errors, io, schemas
-from asdlib.data.store import Clips, Store
+from asdlib.data.store import Clips, Store, machine_rows, reference_groups, training_clips
 from asdlib.models import training
 from asdlib.models.precision import DTYPES, NETWORKS, auto
 from asdlib.scoring import fusion, thresholds
@@ -45,9 +44,6 @@ from asdlib.settings import from_tree, merged, to_tree
 
 Scores = dict[tuple[str, str], np.ndarray]  # (system, component): one value per clip, higher = more anomalous
 
-BATCH_SAMPLES = (
-    1_600_000  # of waveform that become features at once: 6 MB, ten clips of 10 s, some 50 MB of spectra
-)
 SETTINGS_FILE, TRAINING_FILE = "detector.json", "training_scores.parquet"
 
 
@@ -75,6 +71,7 @@ class Detector(abc.ABC):
     name: ClassVar[str]
     Settings: ClassVar[type]
     systems: ClassVar[tuple[str, ...]]  # whose scores it makes
+    scoring_settings: ClassVar[tuple[str, ...]] = ()  # read by scoring alone: changing one trains nothing
     history: pd.DataFrame
 
     def __init__(
@@ -118,9 +115,15 @@ class Detector(abc.ABC):
         ------
         errors.InputError for no clip, clips that are not normal ones, and for what the detector itself needs
         """
+        self.train(clips, others)
+        self._prepare()
+        return self
+
+    def train(self, clips: Clips, others: Clips | None = None) -> Self:
+        """The first half of `fit`: the network alone, without what scoring needs beside it."""
         _check_training(clips)
         self._bind(clips)
-        self._fit(np.empty(0, np.int64) if others is None else _of_store(others, clips.store))
+        self._train(np.empty(0, np.int64) if others is None else _of_store(others, clips.store))
         return self
 
     def embed(self, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
@@ -255,6 +258,7 @@ class Detector(abc.ABC):
             json.dumps(facts | {"contamination": self.contamination, "system": self.system}, indent=1),
         )
         io.write_table(folder / TRAINING_FILE, self.training_table_)
+        self._save_training(folder)
         self._save(folder)
 
     def restore(self, folder: str | Path, clips: Clips) -> Self:
@@ -266,6 +270,7 @@ class Detector(abc.ABC):
         """
         _check_training(clips)
         self._bind(clips)
+        self._load_training(Path(folder))
         self._load(Path(folder))
         self.__dict__["training_table_"] = io.scores(Path(folder) / TRAINING_FILE)
         return self
@@ -296,9 +301,11 @@ class Detector(abc.ABC):
 
     # ---------------------------------------------------------------- what a detector fills in
 
-    @abc.abstractmethod
-    def _fit(self, others: np.ndarray) -> None:
+    def _train(self, others: np.ndarray) -> None:  # noqa: B027
         """Train on `self.train_rows` of `self.store`; others : rows of other machines' normal clips."""
+
+    def _prepare(self) -> None:  # noqa: B027
+        """After training: make what scoring needs beside the network, such as references."""
 
     @abc.abstractmethod
     def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
@@ -309,11 +316,24 @@ class Detector(abc.ABC):
     @abc.abstractmethod
     def _training_scores(self) -> Scores: ...
 
-    @abc.abstractmethod
-    def _save(self, folder: Path) -> None: ...
+    def _save_training(self, folder: Path) -> None:  # noqa: B027
+        """Write what `_train` learned."""
 
-    @abc.abstractmethod
-    def _load(self, folder: Path) -> None: ...
+    def _load_training(self, folder: Path) -> None:  # noqa: B027
+        """Read what `_save_training` wrote."""
+
+    def _save(self, folder: Path) -> None:  # noqa: B027
+        """Write what `_prepare` made, where making it again takes long."""
+
+    def _load(self, folder: Path) -> None:
+        """Read what `_save` wrote."""
+        self._prepare()
+
+    def training_settings(self) -> dict:
+        """The settings that shape the trained network and the embeddings, by name."""
+        return {
+            name: value for name, value in to_tree(self.settings).items() if name not in self.scoring_settings
+        }
 
     @property
     def training_dtype(self) -> torch.dtype:
@@ -400,26 +420,6 @@ def _of_store(others: Clips, store: Store) -> np.ndarray:
     return np.asarray(others.rows, np.int64)
 
 
-def reference_groups(
-    clips: pd.DataFrame, train_rows: np.ndarray
-) -> tuple[np.ndarray, Callable[[pd.DataFrame], np.ndarray]]:
-    """Which references a clip has: those of its machine, or of its section where sections are judged apart
-    (`schemas.by_references`).
-
-    clips : clip table of the training clips' store.  train_rows : int (n,)
-    returns : the group of each training clip, str (n,), and a function that names the groups of the clips of
-        any clip table
-    """
-    train = schemas.by_references(clips)["machine"].to_numpy()[train_rows]
-    groups = set(train)
-
-    def of(table: pd.DataFrame) -> np.ndarray:
-        sections = (table["machine"] + "_" + table["section"]).to_numpy()
-        return np.where(np.isin(sections, list(groups)), sections, table["machine"].to_numpy())
-
-    return train, of
-
-
 def clip_by_clip(scores: Callable[[object, np.ndarray], Scores]) -> Callable[[object, np.ndarray], Scores]:
     """A detector's `_scores(rows)` that takes one clip after the other, on one thread.
 
@@ -437,57 +437,6 @@ def clip_by_clip(scores: Callable[[object, np.ndarray], Scores]) -> Callable[[ob
     return each
 
 
-def frames_of(
-    store: Store, device: torch.device, rows: np.ndarray, feature: Callable[[torch.Tensor], torch.Tensor]
-) -> tuple[torch.Tensor, list[int]]:
-    """A frames-first feature of many clips of any lengths, end to end.
-
-    feature : waveforms (n, samples) → (n, frames, bands)
-    returns : float32 (frames of all clips, bands) on the device, and the frames of each clip
-    """
-    if len(rows) == 1:
-        made = feature(store.audio(rows, device=device))[0]
-        return made, [len(made)]
-    samples = store.clips["samples"].to_numpy()[rows]
-    sizes, which = np.unique(samples, return_inverse=True)
-    shapes = [feature(torch.zeros(1, int(size), device=device)).shape[1:] for size in sizes]
-    lengths = np.array([shape[0] for shape in shapes])[which]
-    ends = np.cumsum(lengths)
-    out = torch.empty(
-        int(ends[-1]), shapes[0][1], device=device
-    )  # one tensor, filled in place: no second copy
-    for number, size in enumerate(sizes):
-        where = np.flatnonzero(which == number)
-        for part in np.array_split(where, math.ceil(len(where) * int(size) / BATCH_SAMPLES)):
-            for clip, made in zip(part, feature(store.audio(rows[part], device=device))):
-                out[ends[clip] - lengths[clip] : ends[clip]] = made
-    return out, lengths.tolist()
-
-
-def machine_rows(clips: pd.DataFrame, machine: str, split: str) -> np.ndarray:
-    """Store rows of a machine's training or test clips; training rows are normal ones only.
-
-    returns : int (clips,), rising
-    """
-    keep = (clips["machine"] == machine) & (clips["split"] == split)
-    if split == "train":
-        keep &= clips["label"] == "normal"
-    return np.flatnonzero(keep)
-
-
-def training_rows(clips: pd.DataFrame, machine: str) -> np.ndarray:
-    """Store rows of a machine's normal training clips; a machine without one is refused.
-
-    returns : int (clips,), rising.  raises : errors.InputError
-    """
-    rows = machine_rows(clips, machine, "train")
-    if len(rows) == 0:
-        raise errors.InputError(
-            f"machine {machine} has no usable training clip; add recordings or leave it out with --machines"
-        )
-    return rows
-
-
 def score_table(clips: pd.DataFrame, rows: np.ndarray, scores: Scores, seed: int) -> pd.DataFrame:
     """Scores of the clips at `rows` as a score table (schemas.SCORE_COLUMNS).
 
@@ -500,16 +449,6 @@ def score_table(clips: pd.DataFrame, rows: np.ndarray, scores: Scores, seed: int
         for (system, component), values in scores.items()
     ]
     return schemas.score_table(pd.concat(parts, ignore_index=True)[list(schemas.SCORE_COLUMNS)])
-
-
-def training_clips(store: Store, machines: Sequence[str]) -> tuple[Clips, Clips]:
-    """Normal training clips of some machines, and those of all other machines of the store.
-
-    raises : errors.InputError for a machine without training clips
-    """
-    own = np.concatenate([training_rows(store.clips, machine) for machine in machines])
-    normal = (store.clips["split"] == "train") & (store.clips["label"] == "normal")
-    return Clips(store, own), Clips(store, np.flatnonzero(normal & ~store.clips["machine"].isin(machines)))
 
 
 def detect(detector: Detector, store: Store, machines: Sequence[str]) -> pd.DataFrame:

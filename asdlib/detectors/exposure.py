@@ -30,8 +30,7 @@ from torch import Tensor
 
 from asdlib import augment, errors, features
 from asdlib.data.index import attribute_keys
-from asdlib.data.store import Store, machine_statistics, segment_starts, standardize
-from asdlib.detectors.base import BATCH_SAMPLES
+from asdlib.data.store import BATCH_SAMPLES, Store, machine_statistics, segment_starts, standardize
 from asdlib.models import oevae
 
 NEAREST = 0.25  # of the other machines, at least one, count as near

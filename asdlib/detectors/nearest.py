@@ -10,7 +10,8 @@ import torch
 from safetensors.numpy import save
 
 from asdlib import errors, features, io
-from asdlib.detectors.base import Detector, Scores, clip_by_clip, frames_of
+from asdlib.data.store import frames_of
+from asdlib.detectors.base import Detector, Scores, clip_by_clip
 from asdlib.scoring.distances import knn_distances, knn_score
 from asdlib.settings import setting
 
@@ -36,7 +37,9 @@ class NearestNeighbor(Detector):
 
     name, Settings, systems = "baseline_knn", NearestNeighborSettings, ("baseline_knn",)
 
-    def _fit(self, others: np.ndarray) -> None:
+    scoring_settings = ("k",)
+
+    def _prepare(self) -> None:
         """Remember the training clips' features."""
         self.train, _ = self._embed(self.train_rows)
 

@@ -24,7 +24,6 @@ Sources: report 3.2, 4.2; METHOD 3.2-3.4, 3.9, 4, 6.2, 6.3.  Notebooks: 05_oevae
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,30 +31,14 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from asdlib import augment, errors, io
-from asdlib.data.condition import condition
+from asdlib import augment, io
 from asdlib.detectors import exposure
 from asdlib.detectors.base import Detector, Scores, clip_by_clip
+from asdlib.detectors.oevae_training import EVAL_ITEMS, MIX, OEVAETraining
 from asdlib.models import losses, oevae, training
-from asdlib.models.oevae import VAE, VAEBatch
 from asdlib.scoring.distances import knn_distances, knn_score, to_clips
 
 KEPT_K = (1, 2, 4)  # neighbours whose β is kept beside the chosen one (report 4.2)
-NARROWEST_CHANNELS_LAST = 16  # channels of a vector register of AVX-512
-EVAL_ITEMS = 256  # segments per forward pass when nothing is learnt
-INIT, SPLIT, EVALUATE, MIX, REFIT = range(101, 106)  # purposes of random draws, beside the epochs
-
-
-class ForwardPass(NamedTuple):
-    """Segments through the network: h (n, dim), mu, logvar (n, latent), α mode -> (n,), all float32; clip int
-    (n,), position in the rows.
-    """
-
-    h: np.ndarray
-    mu: np.ndarray
-    logvar: np.ndarray
-    alpha: dict[str, np.ndarray]
-    clip: np.ndarray
 
 
 class MemoryBank(NamedTuple):
@@ -68,192 +51,23 @@ class MemoryBank(NamedTuple):
     target: np.ndarray
 
 
-class OEVAE(Detector):
+class OEVAE(OEVAETraining, Detector):
     """The joint outlier-exposed extractor and VAE of one target machine (METHOD 3.4)."""
 
     name, Settings, systems = "oevae", oevae.OEVAESettings, ("oevae",)
+    scoring_settings = ("alpha_mode", "neighbours", "neighbour_domains", "ablation")
 
-    def _fit(self, others: np.ndarray) -> None:
-        """Train against clips of other machines, then fit the references and the VAEs of the other k_scales.
+    def training_settings(self) -> dict:
+        """SMOTE of embeddings makes references; SMOTE of log-mels takes part in training."""
+        chosen = super().training_settings()
+        return chosen if chosen["smote"]["space"] == "logmel" else chosen | {"smote": {"space": "embed"}}
 
-        raises : errors.InputError for clips of several machines, and without those of another one
-        """
-        s, clips, train_rows = self.settings, self.store.clips, self.train_rows
-        exposure.check_machines(clips, train_rows, others)
-        self._open()
-        if told := exposure.same_segments(self.front):
-            print(told)
-        rng = np.random.default_rng([self.seed, SPLIT])
-        kept = exposure.held_out(clips["domain"].to_numpy()[train_rows], s.holdout, rng)
-        kept_others = exposure.held_out(clips["machine"].to_numpy()[others], s.holdout, rng)
-        self.trained = ~kept
-        names = sorted(set(clips["machine"].iloc[others]))
-        near = (
-            exposure.nearest_machines(self.store, self.device, s.features, self.machine, names)
-            if s.near > 0
-            else []
-        )
-        parts = []  # of the other machines: for training, and held out
-        for rows in (others[~kept_others], others[kept_others]):
-            items = self.front.items(rows) if len(rows) else None
-            items = items and items[items.distinct()]
-            machine = clips["machine"].to_numpy()[items.row.cpu().numpy()] if items else None
-            parts.append((items, exposure.draw_weights(machine, near, s.near)) if items else None)
-        target = self._target(train_rows[~kept])
-        outliers = exposure.OutlierExposureBatches(self.front, s, target, *parts[0])
-        self.net = self._network()
-        warm = max(s.kl_warmup * outliers.steps, 1.0)
-        self.history = training.fit(
-            self.net,
-            lambda draws: outliers.batches(
-                draws, lambda: (self.net.steps / warm).clamp(max=1.0) if s.kl_warmup else 1.0
-            ),
-            torch.optim.Adam(self.net.parameters(), lr=s.lr, fused=True),
-            epochs=s.epochs,
-            seed=self.seed,
-            what=f"oevae {self.machine}",
-            checkpoint=self.checkpoints and self.checkpoints / "checkpoint0.pt",
-            evaluate=self._evaluation(train_rows[kept], *parts[1]) if kept.any() and parts[1] else None,
-            precision=self.training_dtype,
-        )
-        self.references = self._made_references(target)
+    def _prepare(self) -> None:
+        """The references of β."""
+        self.references = self._made_references()
         self.reference_group = self._reference_groups()
-        self.heads = {scale: self._refit(scale) for scale in s.k_scales}
 
-    def _open(self) -> None:
-        """What follows from the training clips alone: condition, features, classes of the attribute head."""
-        s, clips, train_rows = self.settings, self.store.clips, self.train_rows
-        self.machine = str(clips["machine"].iloc[train_rows[0]])
-        choice = {"choice": s.condition.attribute, "missing": s.condition.missing, "bins": s.condition.bins}
-        self.condition = condition(clips, **choice, seed=self.seed, machine=self.machine)
-        v = self._v(train_rows)
-        self.centre = float(v[np.isfinite(v)].mean()) if np.isfinite(v).any() else 0.0
-        self.front = exposure.SegmentFeatures(self.store, self.device, s.features, train_rows)
-        self.labels = (
-            exposure.attribute_labels(clips.iloc[train_rows], v)
-            if s.attribute_weight > 0
-            else np.zeros((len(train_rows), 0), np.float32)
-        )
-        self._passes: dict[int, ForwardPass] = {}
-
-    def _v(self, rows: np.ndarray) -> np.ndarray:
-        return self.condition.v.reindex(self.store.clips.index[rows]).to_numpy(float)
-
-    def _prior(self, rows: np.ndarray, k_scale: float) -> tuple[np.ndarray, np.ndarray]:
-        return exposure.prior_means(self._v(rows), self.condition.k(k_scale), self.centre)
-
-    def _network(self) -> oevae.OEVAE:
-        with training.seeded_init(self.seed, INIT):
-            net = oevae.OEVAE(self.settings, self.labels.shape[1])
-        # oneDNN's strided 1 x 1 convolution writes past its buffer where a channels_last input has fewer
-        # channels than a vector register (its issue 6035)
-        narrow = self.settings.width < NARROWEST_CHANNELS_LAST
-        return net.to(self.device, memory_format=torch.contiguous_format if narrow else torch.channels_last)
-
-    def _target(self, rows: np.ndarray) -> exposure.Target:
-        """Training items of the target machine, with synthetic ones where SMOTE works on log-mels."""
-        s, smote = self.settings, self.settings.smote
-        labels = self.labels[np.searchsorted(self.train_rows, rows)]
-        target = exposure.target_items(self.front, rows, *self._prior(rows, s.condition.k_scale), labels)
-        if smote.space == "logmel" and smote.ratio > 0:
-            mels = self.front.all_log_mels(target.items).cpu()
-            blend = self._smote(mels, target.items)
-            target = target.with_synthetic(blend, blend.of(mels).to(self.device)) if len(blend) else target
-            self.synthetic_parents = blend.parents(target.items.row.cpu().numpy())
-        return target
-
-    def _smote(self, x: np.ndarray | torch.Tensor, items: exposure.Segments) -> augment.MixPairs:
-        """SMOTE between the items of each domain (and section). One clip gets no items, few clips choose
-        among as many as there are.
-        """
-        smote, (domain, rows) = self.settings.smote, self._groups(items)
-        domain = domain.astype(object) + self.group[np.searchsorted(self.train_rows, rows)]
-        clips = {name: len(np.unique(rows[domain == name])) for name in np.unique(domain)}
-        several = np.flatnonzero([clips[name] > 1 for name in domain])
-        per_clip = int(np.unique(rows, return_counts=True)[1].min())
-        most = (min((count for count in clips.values() if count > 1), default=2) - 1) * per_clip
-        blend = augment.smote(
-            x[several],
-            domain[several],
-            rows[several],
-            ratio=smote.ratio,
-            k=min(smote.k, most),
-            seed=self.seed,
-        )
-        place = torch.from_numpy(several)
-        return augment.MixPairs(place[blend.first], place[blend.second], blend.weight)
-
-    def _groups(self, items: exposure.Segments) -> tuple[np.ndarray, np.ndarray]:
-        """Domain and clip of each item."""
-        rows = items.row.cpu().numpy()
-        return self.store.clips["domain"].to_numpy()[rows], rows
-
-    def _evaluation(
-        self, kept: np.ndarray, others: exposure.Segments, weights: np.ndarray
-    ) -> Callable[[], dict[str, float]]:
-        """Measures separation on clips that are not trained on, and how many latent channels move over the
-        normal ones.
-        """
-        items = self.front.items(kept)
-        labels = torch.zeros(len(items), 0, device=self.device)
-        normal = exposure.Target(
-            items, labels.new_zeros(len(items)), labels.new_zeros(len(items)).bool(), labels
-        )
-        draws = training.generator_for(self.seed, EVALUATE, device=self.device)
-        drawn = exposure.OutlierExposureBatches(
-            self.front, self.settings, normal, others, weights
-        ).draw_others(len(items), draws)
-        x = self.front.all_log_mels(items.joined(others[drawn]))
-        n, domain = len(items), self.settings.domain_latent
-
-        def measure() -> dict[str, float]:
-            out = [self.net(part) for part in x.split(EVAL_ITEMS)]
-            logit = torch.cat([part.logit for part in out])
-            t = (torch.arange(2 * n, device=logit.device) < n).float()
-            alive = torch.cat([part.vae.mu for part in out])[:n].var(0, correction=0) > ALIVE
-            accuracy = ((logit > 0) == (t > 0)).float().mean()
-            return {
-                "held_out_accuracy": float(accuracy),
-                "held_out_loss": float(losses.machine_loss(logit, t)),
-                "alive_d": int(alive[:domain].sum()),
-                "alive_c": int(alive[domain:].sum()),
-            }
-
-        return measure
-
-    @training.one_thread()
-    @torch.inference_mode()
-    def _pass(self, rows: np.ndarray) -> ForwardPass:
-        """Clips through the network in float32, each computed once: one after the other (see `clip_by_clip`),
-        on a GPU training clips in blocks.
-        """
-        count, new = self.settings.features.segments, rows[~np.isin(rows, list(self._passes))]
-        own, size = (
-            np.isin(new, self.train_rows),
-            (max(1, EVAL_ITEMS // count) if self.device.type == "cuda" else 1),
-        )
-        blocks = np.split(new[own], range(size, own.sum(), size)) if own.any() else []
-        for block in [*blocks, *new[~own, None]]:
-            out = self.net(self.front.log_mel(self.front.waves(self.front.items(block))))
-            alpha = losses.alpha_scores(out.vae, domain=self.net.vae.domain)
-            parts = [
-                np.split(values.cpu().numpy(), len(block))
-                for values in (out.h, out.vae.mu, out.vae.logvar, *alpha.values())
-            ]
-            for row, *of_clip in zip(block, *parts):
-                self._passes[int(row)] = ForwardPass(
-                    *of_clip[:3], dict(zip(alpha, of_clip[3:])), np.zeros(count, int)
-                )
-        found = [self._passes[int(row)] for row in rows]
-        h, mu, logvar = (
-            np.concatenate([getattr(part, name) for part in found]) for name in ("h", "mu", "logvar")
-        )
-        alpha = {mode: np.concatenate([part.alpha[mode] for part in found]) for mode in found[0].alpha}
-        return ForwardPass(
-            h, mu, logvar, alpha, np.repeat(np.arange(len(rows)), self.settings.features.segments)
-        )
-
-    def _made_references(self, target: exposure.Target) -> MemoryBank:
+    def _made_references(self) -> MemoryBank:
         """Embeddings of the training segments, of SMOTE items between them and of mixtures of their
         waveforms.
         """
@@ -273,7 +87,10 @@ class OEVAE(Detector):
         if s.smote.space == "embed" and s.smote.ratio > 0:
             blend = self._smote(embedded, items)
             parts.append((blend.of(embedded), *self._parents(blend, rows, domain)))
-        elif target.mels is not None:
+        elif (
+            s.smote.space == "logmel"
+            and (target := self._target(self.train_rows[self.trained])).mels is not None
+        ):
             with torch.inference_mode():
                 h = (
                     torch.cat([self.net.embed(part.to(device)) for part in target.mels.split(EVAL_ITEMS)])
@@ -310,19 +127,6 @@ class OEVAE(Detector):
             wave = torch.lerp(second, first, blend.weight[part].to(device)[:, None])
             out.append(self.net.embed(self.front.log_mel(wave)).cpu().numpy())
         return np.concatenate(out)
-
-    def _refit(self, k_scale: float) -> VAE:
-        """A VAE for another k_scale, on the embeddings of the clips that the network was trained on."""
-        found, count = self._pass(self.train_rows), self.settings.features.segments
-        prior, conditioned = (
-            np.repeat(values[self.trained], count) for values in self._prior(self.train_rows, k_scale)
-        )
-        h = found.h[np.repeat(self.trained, count)]
-        h, prior, conditioned = (
-            torch.as_tensor(values, device=self.device) for values in (h, prior, conditioned)
-        )
-        what = f"VAE of {self.machine}, k_scale {k_scale:g}"
-        return refit(h, prior, conditioned, self.settings, seed=self.seed + REFIT, what=what)
 
     @torch.inference_mode()
     def _refitted(self, scale: float, h: np.ndarray) -> losses.VAEOutput:
@@ -454,49 +258,16 @@ class OEVAE(Detector):
         return out
 
     def _save(self, folder: Path) -> None:
-        """Weights, refitted VAEs, references, and embeddings.safetensors with `tensors`."""
-        training.save_weights(self.net, folder / "weights.safetensors")
-        heads = {
-            f"{scale:g}/{name}": value.cpu().numpy()
-            for scale, vae in self.heads.items()
-            for name, value in vae.state_dict().items()
-        }
-        for name, content in (
-            ("refits", heads),
-            ("references", self.references._asdict()),
-            (EMBEDDINGS, self.tensors()),
-        ):
-            whole = {
-                key: np.ascontiguousarray(values) for key, values in content.items()
-            }  # the writer takes no notice of strides
+        """References, and embeddings.safetensors with `tensors`."""
+        for name, content in (("references", self.references._asdict()), (EMBEDDINGS, self.tensors())):
+            # the writer takes no notice of strides
+            whole = {key: np.ascontiguousarray(values) for key, values in content.items()}
             save_file(whole, folder / f"{name}.safetensors")
 
     def _load(self, folder: Path) -> None:
-        """What `save` wrote."""
-        self._open()
-        self.net = self._network()
-        training.load_weights(self.net, folder / "weights.safetensors")
-        found = io.tensors(folder / f"{EMBEDDINGS}.safetensors", {"rows": 1, "trained": 1})
-        trained = dict(zip(found["rows"].tolist(), found["trained"].tolist()))
-        self.trained = np.array([bool(trained[row]) for row in self.train_rows])
+        """What `_save` wrote."""
         self.references = MemoryBank(**io.tensors(folder / "references.safetensors", {}))
         self.reference_group = self._reference_groups()
-        state, self.heads, s = io.tensors(folder / "refits.safetensors", {}), {}, self.settings
-        for scale in s.k_scales:
-            self.heads[scale] = VAE(self.net.dim, s.hidden, s.latent, s.domain_latent).to(self.device).eval()
-            named = {
-                name: torch.from_numpy(value)
-                for name, value in state.items()
-                if name.startswith(f"{scale:g}/")
-            }
-            try:
-                self.heads[scale].load_state_dict(
-                    {name.partition("/")[2]: value for name, value in named.items()}
-                )
-            except RuntimeError as error:
-                raise errors.InputError(
-                    f"{folder}: holds no VAE for k_scale {scale:g}; run stage 05_oevae again"
-                ) from error
 
     def _moved(self, other: OEVAE) -> None:
         other.front, other._passes, other.train_rows = self.front.on(other.store), {}, np.empty(0, np.int64)
@@ -504,39 +275,4 @@ class OEVAE(Detector):
         other.references = self.references._replace(parents=parents)
 
 
-ALIVE = 0.01  # variance of μ over items below which a channel carries nothing (Burda et al. 2016)
 EMBEDDINGS = "embeddings"  # of the file with a detector's tensors
-
-
-def refit(
-    h: torch.Tensor,
-    prior: torch.Tensor,
-    conditioned: torch.Tensor,
-    settings: oevae.OEVAESettings,
-    *,
-    seed: int,
-    what: str = "VAE",
-) -> VAE:
-    """A new VAE on finished embeddings, to study other conditions or another k within seconds.
-
-    h : float32 (n, dim), embeddings of normal training segments, on the device
-    prior, conditioned : (n,) k·v, and whether there is a v
-    settings : sizes, batch, lr, refit_epochs
-    returns : the VAE in evaluation mode.  Source: report 4.2 (the choice of k).  Notebooks: 05_oevae,
-        08_tuning
-    """
-    with training.seeded_init(seed):
-        vae = VAE(h.shape[1], settings.hidden, settings.latent, settings.domain_latent).to(h.device)
-    n, size = len(h), settings.batch
-    training.fit(
-        vae,
-        lambda draws: (
-            VAEBatch(h[part], prior[part], conditioned[part])
-            for part in training.shuffled_batches(n, size, draws, h.device)
-        ),
-        torch.optim.Adam(vae.parameters(), lr=settings.lr, fused=True),
-        epochs=settings.refit_epochs,
-        seed=seed,
-        what=what,
-    )
-    return vae

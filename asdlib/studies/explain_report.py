@@ -28,8 +28,8 @@ import pandas as pd
 
 from asdlib import errors, io
 from asdlib.analysis import explain
-from asdlib.data.store import Clips, Store
-from asdlib.detectors.base import Detector, training_rows
+from asdlib.data.store import Clips, Store, training_rows
+from asdlib.detectors.base import Detector
 from asdlib.detectors.nearest import SMALLEST_DB
 from asdlib.scoring import backends
 from asdlib.studies import scorer

@@ -24,8 +24,8 @@ from IPython import get_ipython
 from IPython.display import display
 
 from asdlib import errors, io, settings
+from asdlib.data.store import training_clips
 from asdlib.detectors import SYSTEMS
-from asdlib.detectors.base import training_clips
 from asdlib.detectors.exposure import check_machines
 from asdlib.models import precision
 from asdlib.studies import artifacts, dask, report, sweeps

@@ -48,8 +48,9 @@ from asdlib import errors, io, schemas
 from asdlib import settings as settings_tree
 from asdlib.analysis import explain, projection
 from asdlib.data import index, store, synthetic
+from asdlib.data.store import training_clips
 from asdlib.detectors import DETECTORS, SYSTEMS
-from asdlib.detectors.base import Detector, detect, training_clips
+from asdlib.detectors.base import Detector, detect
 from asdlib.evaluation import detectability, metrics
 from asdlib.models import precision, training
 from asdlib.scoring import fusion

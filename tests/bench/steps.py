@@ -151,7 +151,7 @@ def classifier_step(device: torch.device) -> list[Measure]:
     context = study(device, classifier=classifier.ClassifierSettings(batch=count, holdout=0.0))
     kind, dtype = chosen("classifier", device)
     detector = detector_of(Classifier, context)
-    bound(detector, context.store, np.arange(len(context.store)))._prepare()
+    bound(detector, context.store, np.arange(len(context.store)))._open()
     draws = training.generator_for(0, device=device)
 
     def gather() -> Batch:
@@ -294,7 +294,7 @@ def layouts(device: torch.device) -> list[Measure]:
                 else:
                     context = study(device, classifier=classifier.ClassifierSettings(holdout=0.0))
                     detector, n = detector_of(Classifier, context), CLIPS[device.type]
-                    bound(detector, context.store, np.arange(len(context.store)))._prepare()
+                    bound(detector, context.store, np.arange(len(context.store)))._open()
                     net, wave = detector.net, torch.randn(n, 12 * RATE, device=device)
                     classes = len(detector.classes)
                     batch = Batch(

@@ -9,7 +9,8 @@ from torch import nn
 from asdlib import errors, features, settings
 from asdlib.data.store import Clips
 from asdlib.detectors import base
-from asdlib.detectors.autoencoder import Autoencoder, fold_of
+from asdlib.detectors.autoencoder import Autoencoder
+from asdlib.detectors.autoencoder_training import fold_of
 from asdlib.detectors.nearest import NearestNeighbor
 from asdlib.models import autoencoder
 from asdlib.models.autoencoder import Vectors

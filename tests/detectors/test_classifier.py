@@ -20,7 +20,8 @@ from asdlib.data import index
 from asdlib.data.store import Clips, Store, machine_statistics, open_store, standardize
 from asdlib.detectors import classifier as module
 from asdlib.detectors.base import detect, machine_rows, score_table
-from asdlib.detectors.classifier import Classifier, ablations, held_out, load_embeddings
+from asdlib.detectors.classifier import Classifier, ablations, load_embeddings
+from asdlib.detectors.classifier_training import held_out
 from asdlib.evaluation import metrics
 from asdlib.models import classifier, training
 from asdlib.models.branches import BatchNorm1d
@@ -223,7 +224,7 @@ def one_epoch(detector, seed):
 
 def test_an_epoch_visits_every_clip_that_is_not_held_out_once(context):
     detector = detector_of(Classifier, changed(context, mixup_prob=0.0))
-    bound(detector, context.store, rows_of(context, "train"))._prepare()
+    bound(detector, context.store, rows_of(context, "train"))._open()
     batches = one_epoch(detector, 0)
     labels = torch.cat([batch.y for batch in batches])
     assert [len(batch.y) for batch in batches][:-1] == [8] * (len(batches) - 1)
@@ -234,7 +235,7 @@ def test_an_epoch_visits_every_clip_that_is_not_held_out_once(context):
 
 def test_clips_start_anew_every_epoch_and_at_their_beginning_in_a_test(context, monkeypatch):
     detector = detector_of(Classifier, context)
-    bound(detector, context.store, rows_of(context, "train"))._prepare()
+    bound(detector, context.store, rows_of(context, "train"))._open()
     seen = []
     gather = Store.segments
 
@@ -270,7 +271,7 @@ def test_waveforms_are_standardised_by_clip_by_machine_or_not(context, monkeypat
     monkeypatch.setattr(classifier, "branch_inputs", lambda wave, *_: seen.append(wave) or {})
     for norm in ("clip", "machine", "none"):
         detector = detector_of(Classifier, changed(context, wave_norm=norm))
-        bound(detector, context.store, train)._prepare()
+        bound(detector, context.store, train)._open()
         for machine in ("pump", "saw"):
             row = machine_rows(table, machine, "test")[:1]
             seen.clear()
@@ -302,7 +303,7 @@ def test_the_gain_of_a_recording_is_no_anomaly(context, fitted, monkeypatch):
 
 def test_labels_move_with_the_sound(context):
     detector = detector_of(Classifier, changed(context, mixup_prob=1.0, holdout=0.0))
-    bound(detector, context.store, rows_of(context, "train"))._prepare()
+    bound(detector, context.store, rows_of(context, "train"))._open()
     for batch in one_epoch(detector, 0):
         torch.testing.assert_close(batch.y.sum(1), torch.ones(len(batch.y)))
     assert any(((batch.y > 0).sum(1) == 2).any() for batch in one_epoch(detector, 0))
@@ -416,7 +417,7 @@ def test_scores_are_those_of_the_back_end_on_the_machine_s_own_embeddings(contex
 
 def test_the_chosen_back_end_is_the_score(context, fitted):
     other = detector_of(Classifier, changed(context, backend="local_density"))
-    bound(other, context.store, rows_of(context, "train"))._prepare()
+    bound(other, context.store, rows_of(context, "train"))._open()
     other.net.load_state_dict(fitted.net.state_dict())
     other.net.eval()
     other._keep(other.train_rows, fitted._vectors(other.train_rows))

@@ -18,7 +18,7 @@ from asdlib.data import index as clip_index
 from asdlib.data import synthetic
 from asdlib.data.condition import condition
 from asdlib.data.store import Clips, machine_statistics, open_store, segment_starts, standardize
-from asdlib.detectors import exposure, oevae
+from asdlib.detectors import exposure, oevae_training
 from asdlib.detectors.base import detect, machine_rows
 from asdlib.detectors.oevae import OEVAE
 from asdlib.models import oevae as oevae_model
@@ -496,7 +496,9 @@ def known_condition(shuffled=False):
     prior, known = exposure.prior_means(told, 5.0, told.mean())
     settings = dataclasses.replace(TINY, hidden=64, batch=32, lr=3e-3, refit_epochs=30)
     fit = slice(0, 300)
-    vae = oevae.refit(*(torch.as_tensor(values[fit]) for values in (h, prior, known)), settings, seed=0)
+    vae = oevae_training.refit(
+        *(torch.as_tensor(values[fit]) for values in (h, prior, known)), settings, seed=0
+    )
     with torch.no_grad():
         mu = vae(torch.from_numpy(h)).mu.numpy()
     return latents.r_squared(mu[fit, :3], v[fit], mu[300:, :3], v[300:]), latents.r_squared(
