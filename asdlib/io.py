@@ -11,6 +11,7 @@ Source: METHOD 8.6 (integrity, hostile input). Notebooks: all (through `study`)
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import fcntl
 import functools
@@ -179,12 +180,67 @@ def locked(folder: Path, what: str = "run of this study") -> Iterator[None]:
             os.environ.pop(HOLDS) if before is None else os.environ.update({HOLDS: before})
 
 
+# ---------------------------------------------------------------- code
+
+# Modules whose code shapes no result: how files are written, checked, shown and run; and how recordings are
+# found
+# and decoded, which the digests of their samples and the clip table stand for.
+NEUTRAL = (
+    "errors",
+    "io",
+    "schemas",
+    "viz",
+    "studies",
+    "cli",
+    *(f"data.{name}" for name in ("containers", "decode", "folders", "labels", "lists", "sources")),
+)
+
+
+@functools.cache
+def _module(name: str) -> tuple[str, frozenset[str]]:
+    """Digest of a module's syntax tree without docstrings, and the modules of the package that it imports."""
+    path = CLONE.joinpath(*name.split("."))
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    tree, imports = ast.parse(path.read_bytes()), set()
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and body:
+            first = body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = body[1:]
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "asdlib":
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                inside = CLONE.joinpath(*full.split("."))
+                imports.add(full if inside.is_dir() or inside.with_suffix(".py").is_file() else node.module)
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16], frozenset(imports)
+
+
+@functools.cache
+def code(*modules: str) -> dict[str, str]:
+    """Digests of the code behind some modules, by module: their own and of all that they import, less
+    NEUTRAL.
+
+    Docstrings, comments and layout do not count.
+    """
+    found: dict[str, str] = {}
+    todo = list(modules)
+    while todo:
+        name = todo.pop()
+        inside = name.removeprefix("asdlib").lstrip(".")
+        if name in found or not inside or any(f"{inside}.".startswith(f"{one}.") for one in NEUTRAL):
+            continue
+        found[name], imports = _module(name)
+        todo += imports
+    return dict(sorted(found.items()))
+
+
 @functools.cache
 def code_digest() -> str:
-    """Digest of the package's source: artifacts of other code are stale."""
-    return digest_of(sorted((CLONE / "asdlib").rglob("*.py")))
-
-
-def digest_of(files: Sequence[Path]) -> str:
-    """Digest of the names and contents of some files."""
-    return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()[:16]
+    """Digest of the code of the whole package, docstrings and comments aside: what pages are made by."""
+    files = sorted((CLONE / "asdlib").rglob("*.py"))
+    names = [
+        ".".join(path.relative_to(CLONE).with_suffix("").parts).removesuffix(".__init__") for path in files
+    ]
+    every = [(name, _module(name)[0]) for name in names if name != "asdlib.cli"]
+    return hashlib.sha256(repr(every).encode()).hexdigest()[:16]

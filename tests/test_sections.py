@@ -12,8 +12,7 @@ from sizes import BASELINE, SMALL, TINY, Context, detector_of, fit
 from asdlib import detectors, errors, schemas
 from asdlib.analysis import tuning
 from asdlib.data import index
-from asdlib.data.store import Clips, open_store
-from asdlib.data.store import training_rows
+from asdlib.data.store import Clips, open_store, training_rows
 from asdlib.detectors.base import detect
 from asdlib.evaluation import challenge, metrics
 from asdlib.scoring import fusion

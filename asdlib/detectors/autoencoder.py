@@ -36,6 +36,7 @@ class Autoencoder(AutoencoderTraining, Detector):
         autoencoder.AutoencoderSettings,
         ("baseline_mse", "baseline_mahala"),
     )
+    training_module = "asdlib.detectors.autoencoder_training"
     scoring_settings = ("mahala",)
 
     @torch.inference_mode()

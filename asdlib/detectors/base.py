@@ -44,7 +44,7 @@ from asdlib.settings import from_tree, merged, to_tree
 
 Scores = dict[tuple[str, str], np.ndarray]  # (system, component): one value per clip, higher = more anomalous
 
-SETTINGS_FILE, TRAINING_FILE = "detector.json", "training_scores.parquet"
+SETTINGS_FILE, TRAINING_FILE, HISTORY_FILE = "detector.json", "training_scores.parquet", "history.parquet"
 
 
 class Detector(abc.ABC):
@@ -72,6 +72,8 @@ class Detector(abc.ABC):
     Settings: ClassVar[type]
     systems: ClassVar[tuple[str, ...]]  # whose scores it makes
     scoring_settings: ClassVar[tuple[str, ...]] = ()  # read by scoring alone: changing one trains nothing
+    training_module: ClassVar[str]  # whose code shapes what is learned
+    uses_others: ClassVar[bool] = False  # whether clips of other machines take part in training
     history: pd.DataFrame
 
     def __init__(
@@ -244,21 +246,31 @@ class Detector(abc.ABC):
         """Write a fitted detector into a folder, made where it is missing: settings as JSON, arrays as
         safetensors.
         """
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.save_training(folder)
+        self.save_scoring(folder)
+
+    def save_training(self, folder: str | Path) -> None:
+        """Write what was learned, and the training history, into a folder that exists."""
+        self._fitted()
+        if len(self.history):
+            io.write_table(Path(folder) / HISTORY_FILE, self.history)
+        self._save_training(Path(folder))
+
+    def save_scoring(self, folder: str | Path) -> None:
+        """Write settings, scores of the training clips, and what scoring needs beside the network."""
         self._fitted()
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         facts = {
             "detector": self.name,
             "settings": to_tree(self.settings),
             "seed": self.seed,
             "precision": self.precision,
+            "contamination": self.contamination,
+            "system": self.system,
         }
-        io.write_text(
-            folder / SETTINGS_FILE,
-            json.dumps(facts | {"contamination": self.contamination, "system": self.system}, indent=1),
-        )
+        io.write_text(folder / SETTINGS_FILE, json.dumps(facts, indent=1))
         io.write_table(folder / TRAINING_FILE, self.training_table_)
-        self._save_training(folder)
         self._save(folder)
 
     def restore(self, folder: str | Path, clips: Clips) -> Self:
@@ -268,9 +280,19 @@ class Detector(abc.ABC):
         ------
         errors.InputError for a file that is missing, damaged or of another detector
         """
+        return self.restore_training(folder, clips).restore_scoring(folder)
+
+    def restore_training(self, folder: str | Path, clips: Clips) -> Self:
+        """Take over what `save_training` wrote, for the training clips that it was trained on."""
         _check_training(clips)
         self._bind(clips)
         self._load_training(Path(folder))
+        path = Path(folder) / HISTORY_FILE
+        self.history = io.table(path, ["epoch"]) if path.is_file() else pd.DataFrame()
+        return self
+
+    def restore_scoring(self, folder: str | Path) -> Self:
+        """Take over what `save_scoring` wrote; the training is there already."""
         self._load(Path(folder))
         self.__dict__["training_table_"] = io.scores(Path(folder) / TRAINING_FILE)
         return self
@@ -459,8 +481,15 @@ def detect(detector: Detector, store: Store, machines: Sequence[str]) -> pd.Data
         leave-clip-out
     raises : errors.InputError for a machine without training clips
     """
+    detector.train(*training_clips(store, machines))
+    return score_all(detector, store, machines)
+
+
+def score_all(detector: Detector, store: Store, machines: Sequence[str]) -> pd.DataFrame:
+    """Scores of all clips of some machines by a detector that is trained; see `detect`."""
+    detector._prepare()
     test = np.concatenate([machine_rows(store.clips, machine, "test") for machine in machines])
-    tables = [detector.fit(*training_clips(store, machines)).training_table_]
+    tables = [detector.training_table_]
     if len(test):
         tables.append(score_table(store.clips, test, detector.components(Clips(store, test)), detector.seed))
     return pd.concat(tables, ignore_index=True)

@@ -40,6 +40,7 @@ class Classifier(ClassifierTraining, Detector):
     """
 
     name, Settings, systems = "classifier", classifier.ClassifierSettings, ("classifier",)
+    training_module = "asdlib.detectors.classifier_training"
     scoring_settings = ("backend", "kmeans", "density_neighbours", "smote", "ablation")
 
     def _prepare(self) -> None:

@@ -37,6 +37,7 @@ class NearestNeighbor(Detector):
 
     name, Settings, systems = "baseline_knn", NearestNeighborSettings, ("baseline_knn",)
 
+    training_module = "asdlib.features"
     scoring_settings = ("k",)
 
     def _prepare(self) -> None:

@@ -55,6 +55,8 @@ class OEVAE(OEVAETraining, Detector):
     """The joint outlier-exposed extractor and VAE of one target machine (METHOD 3.4)."""
 
     name, Settings, systems = "oevae", oevae.OEVAESettings, ("oevae",)
+    training_module = "asdlib.detectors.oevae_training"
+    uses_others = True
     scoring_settings = ("alpha_mode", "neighbours", "neighbour_domains", "ablation")
 
     def training_settings(self) -> dict:

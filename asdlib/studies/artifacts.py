@@ -25,7 +25,7 @@ import re
 import resource
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from asdlib import io
@@ -125,17 +125,19 @@ def start(folder: Path, digest: str) -> None:
     io.write_text(marker, digest)
 
 
-def copy_from(folder: Path, digest: str, others: Iterable[Path]) -> None:
-    """Copy the first of other folders that is finished for this digest, unless the folder is."""
-    for other in others if sealed_for(folder) != digest else []:
-        if other != folder and sealed_for(other) == digest and not corrupt_files(other):
-            start(folder, digest)
-            for path in other.iterdir():
-                if path.is_file() and path.name != "DONE":
-                    shutil.copyfile(path, folder / path.name)
-            (folder / "BEGUN").unlink()
-            io.write_text(folder / "DONE", (other / "DONE").read_text(encoding="utf-8"))
-            return
+def is_whole(folder: Path) -> bool:
+    """True for the folder of an artifact (named by its key) that is finished, with the content it had."""
+    return finished(folder, folder.name)
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Inside, no other process computes this artifact: one that comes later waits, and finds it finished."""
+    lock_dir(folder)
+    try:
+        yield
+    finally:
+        unlock_dir(folder)
 
 
 def peak_memory_mb() -> int:
@@ -190,3 +192,55 @@ def unlock_dir(folder: Path) -> None:
     """Give a folder up again that `lock_dir` took."""
     if folder in _HELD:
         os.close(_HELD.pop(folder))
+
+
+# ---------------------------------------------------------------- reasons
+
+MOST = 4  # names that are told
+CODE, NOTEBOOK = "asdlib's code", "the notebook"
+
+
+def changes(folder: Path, now: dict) -> list[str]:
+    """What differs between what shaped a folder, by its manifest, and what holds now, in words."""
+    try:
+        before = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["shaped_by"]
+        old, new = _flat(before["settings"]), _flat(json.loads(json.dumps(now["settings"])))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ["manifest.json does not say what it was made of"]
+    found = []
+    if set(old) != set(new):
+        found.append(f"settings that came or went: {', '.join(sorted(set(old) ^ set(new))[:MOST])}")
+    for name in [name for name in new if name in old and old[name] != new[name]]:
+        found.append(
+            "problems of the recordings changed"
+            if name == "problems"
+            else f"{name} was {old[name]}, is {new[name]}"
+        )
+    for name, what in {"recordings": "recordings", "notebook": NOTEBOOK, "machines": "machines"}.items():
+        if before.get(name) != now.get(name):
+            found.append(f"{what} changed")
+    if before.get("code") != now.get("code"):
+        found.append(f"{_modules(before.get('code'), now.get('code'))} changed")
+    if before.get("device") != now.get("device"):
+        found.append(f"device was {before.get('device')}, is {now.get('device')}")
+    return found
+
+
+def only_code(reasons: Sequence[str]) -> bool:
+    """Whether reasons of `changes` speak of code and notebooks alone: what was computed can still be used."""
+    return all(words.startswith(("code of ", CODE, NOTEBOOK)) for words in reasons)
+
+
+def _modules(before: object, now: object) -> str:
+    """Names of the modules whose code differs."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return CODE
+    names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    return f"code of {', '.join(names[:MOST])}{' ...' if len(names) > MOST else ''}"
+
+
+def _flat(tree: dict, where: str = "") -> dict:
+    out = {}
+    for name, value in tree.items():
+        out |= _flat(value, f"{where}{name}.") if isinstance(value, dict) else {f"{where}{name}": value}
+    return out

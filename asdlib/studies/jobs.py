@@ -12,11 +12,11 @@ prints it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from asdlib.settings import digest
 from asdlib.studies import artifacts
 from asdlib.studies.study import STAGES, Run, Stage, jobs
 
@@ -117,62 +117,38 @@ def job_state(run: Run, stage: Stage, seed: int, machine: str) -> tuple[str, lis
                 else "not computed yet"
             )
         ]
-    parts = [(folder, run.digest(stage, seed, machine), run.shaped_by(stage, seed, machine), "")]
-    for name in stage.detectors:
-        of = (name, seed, machine)
-        parts.append((folder / name, run.detector_digest(*of), run.detector_shaped_by(*of), f"{name}: "))
-    why: list[str] = []
-    for *of, label in parts:
-        why += [f"{label}{reason}" for reason in _reasons(*of) if reason not in why]
+    why = []
+    for name, scored in run.scores_of(stage, seed, machine).items():
+        why += _detector_reasons(run, name, seed, machine, scored)
+    told = _reasons(folder, run.digest(stage, seed, machine), run.shaped_by(stage, seed, machine))
+    why += [reason for reason in told if not any(reason in other for other in why)]
     if not why and not run.finished(stage, seed, machine):
         why = ["summary.md, report.json or model_card.md of the report is missing"]
     return ("stale" if why else "fresh"), list(dict.fromkeys(why))
 
 
 def _reasons(folder: Path, digest: str, shaped_by: dict) -> list[str]:
-    if not (folder / "DONE").is_file():
-        return ["not finished"]
     found = artifacts.corrupt_files(folder)
     if artifacts.sealed_for(folder) != digest:
-        found += changes(folder, shaped_by) or (["made of something else"] if not found else [])
+        found += artifacts.changes(folder, shaped_by) or (["made of something else"] if not found else [])
     return found
 
 
-def changes(folder: Path, now: dict) -> list[str]:
-    """What differs between what shaped a folder, by its manifest, and what holds now, in words."""
-    try:
-        before = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["shaped_by"]
-        old, new = _flat(before["settings"]), _flat(json.loads(json.dumps(now["settings"])))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return ["manifest.json does not say what it was made of"]
-    found = []
-    if set(old) != set(new):
-        found.append(f"settings that came or went: {', '.join(sorted(set(old) ^ set(new))[:MOST])}")
-    for name in [name for name in new if name in old and old[name] != new[name]]:
-        found.append(
-            "problems of the recordings changed"
-            if name == "problems"
-            else f"{name} was {old[name]}, is {new[name]}"
-        )
-    words = {
-        "recordings": "recordings changed",
-        "code": "asdlib's code changed",
-        "notebook": "the notebook changed",
-        "machines": "machines changed",
-    }
-    for name, what in words.items():
-        if before.get(name) != now.get(name):
-            found.append(what)
-    if before.get("device") != now.get("device"):
-        found.append(f"device was {before.get('device')}, is {now.get('device')}")
-    return found
-
-
-def _flat(tree: dict, where: str = "") -> dict:
-    out = {}
-    for name, value in tree.items():
-        out |= _flat(value, f"{where}{name}.") if isinstance(value, dict) else {f"{where}{name}": value}
-    return out
+def _detector_reasons(run: Run, name: str, seed: int, machine: str, scored: Path) -> list[str]:
+    """Why a detector of a stage is to be computed; nothing for one that is whole."""
+    if artifacts.is_whole(scored):
+        trained = run.trained_with(scored)
+        wrong = [] if artifacts.is_whole(trained) else artifacts.corrupt_files(trained)
+        return [f"{name}: {words}" for words in wrong]
+    if (scored / "DONE").is_file():
+        return [f"{name}: {words}" for words in artifacts.corrupt_files(scored)]
+    last = run.last_folder(name, seed, machine)
+    if last is None or not (last / "DONE").is_file():
+        return [f"{name}: not finished"]
+    key = digest(name, run.trained_by(name, seed, machine))
+    is_trained = artifacts.is_whole(run.artifact("trained", name, seed, machine, key))
+    differ = artifacts.changes(last, run.detector_shaped_by(name, seed, machine)) or ["not finished"]
+    return [f"{name} {'scored' if is_trained else 'trained'} again: {words}" for words in differ]
 
 
 def text(planned: Sequence[Job]) -> str:

@@ -268,6 +268,7 @@ def _order(job: Job, study: str) -> JobSpec:
         "auto": run.auto or precision.auto(run.device),
         "settings": settings.to_tree(run.cfg),
         "shaped_by": run.shaped_by(stage, seed, machine),
+        "artifacts": {name: folder.name for name, folder in run.scores_of(stage, seed, machine).items()},
     }
     footer = {
         "study": run.cfg.name,

@@ -271,22 +271,15 @@ def refuse_stale(run, jobs: Sequence[tuple], detectors: Sequence[str], machine: 
     """
     odd = []
     for stage, seed, of_machine in jobs:
-        folder, where = (
-            run.stage_folder(stage, seed, of_machine),
-            f"{stage.notebook} of {of_machine or 'all machines'}",
-        )
+        where = f"{stage.notebook} of {of_machine or 'all machines'}"
         if seed == run.seed and (not machine or of_machine in ("", machine)):
-            digests = {
-                folder / name: run.detector_digest(name, seed, of_machine)
-                for name in stage.detectors
-                if name in detectors
-            }
-            odd += [] if all(artifacts.finished(*pair) for pair in digests.items()) else [where]
-    folder, digest = (
-        run.stage_folder(stage, seed, of_machine),
-        run.digest(stage, seed, of_machine),
-    )  # the last one gathers
-    odd += [] if artifacts.finished(folder, digest) and (run.folder / "scores.parquet").is_file() else [where]
+            names = [name for name in stage.detectors if name in detectors]
+            odd += [] if all(run.has(name, of_machine, seed) for name in names) else [where]
+    folder = run.stage_folder(stage, seed, of_machine)  # the last one gathers
+    whole = (folder / "DONE").is_file() and not artifacts.corrupt_files(folder)
+    differ = artifacts.changes(folder, run.shaped_by(stage, seed, of_machine)) if whole else []
+    old = differ and not artifacts.only_code(differ)
+    odd += [where] if old or not whole or not (run.folder / "scores.parquet").is_file() else []
     if odd:
         what = f"{', '.join(odd)} is missing or was made of other settings, recordings, code or device"
         raise errors.InputError(

@@ -35,6 +35,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ from asdlib.analysis import explain, projection
 from asdlib.data import index, store, synthetic
 from asdlib.data.store import training_clips
 from asdlib.detectors import DETECTORS, SYSTEMS
-from asdlib.detectors.base import Detector, detect
+from asdlib.detectors.base import Detector, score_all
 from asdlib.evaluation import detectability, metrics
 from asdlib.models import precision, training
 from asdlib.scoring import fusion
@@ -185,22 +186,53 @@ class StudyPaths:
             for name in (*(stage.detectors or stage.sections), "precision", "data", "synthetic")
         }
 
+    def artifact(self, kind: str, name: str, seed: int, machine: str, key: str) -> Path:
+        """Folder of what was computed: kind "trained" or "scores", shared by all studies of this home."""
+        return self.home / "runs" / "artifacts" / f"{name}-{machine or 'all'}-{seed}-{kind}-{key}"
+
     def detector_folder(self, name: str, machine: str, seed: int) -> Path:
-        """Where a detector that is trained per machine has left its files; one that is not finished, or torn,
-        is refused.
+        """Where the scores of a detector and what they are made of lie.
+
+        Where only code differs from what was computed last, that is used and said.  raises :
+            errors.InputError
+        where nothing is finished for these settings and recordings, or files are damaged
         """
+        folder = self.artifact("scores", name, seed, machine, self.detector_digest(name, seed, machine))
+        if artifacts.is_whole(folder):
+            return folder
+        last = self.last_folder(name, seed, machine)
+        if last is not None and artifacts.is_whole(last) and not folder.is_dir():
+            differ = artifacts.changes(last, self.detector_shaped_by(name, seed, machine))
+            if differ and artifacts.only_code(differ):
+                if last not in _TOLD:
+                    _TOLD.add(last)
+                    told = f"{name} of {machine or 'all machines'}: {'; '.join(differ)} since it was computed"
+                    print(f"note: {told}; `asd run {self.cfg.name}` computes it again", file=sys.stderr)
+                return last
+        wrong = ", ".join(artifacts.corrupt_files(folder)) if (folder / "DONE").is_file() else ""
+        what = f"{name} of {machine or 'all machines'} (seed {seed})"
+        raise errors.InputError(
+            f"{what} is {f'not whole: {wrong}' if wrong else 'not finished for these settings'}; run"
+            f" `asd run {self.cfg.name}` with them first"
+        )
+
+    def has(self, name: str, machine: str, seed: int) -> bool:
+        """Whether a detector is finished for these settings and recordings."""
+        try:
+            self.detector_folder(name, machine, seed)
+        except errors.InputError:
+            return False
+        return True
+
+    def last_folder(self, name: str, seed: int, machine: str) -> Path | None:
+        """The folder that the study used last for a detector, by the manifest of its stage; None: none."""
         stage = next(stage for stage in STAGES if name in stage.detectors)
-        folder = self.stage_folder(stage, seed, machine) / name
-        if not artifacts.finished(folder, self.detector_digest(name, seed, machine)):
-            wrong = ", ".join(artifacts.corrupt_files(folder)) if (folder / "DONE").is_file() else ""
-            what = (
-                f"{name} of {machine or 'all machines'} (seed {seed}) is"
-                f" {'not whole' if wrong else 'not finished'} for these settings"
-            )
-            raise errors.InputError(
-                f"{what}{f': {wrong}' if wrong else ''}; run `asd run {self.cfg.name}` with them first"
-            )
-        return folder
+        manifest = self.stage_folder(stage, seed, machine if stage.per_machine else "") / "manifest.json"
+        try:
+            used = json.loads(manifest.read_text(encoding="utf-8"))["artifacts"][name]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return self.home / "runs" / "artifacts" / Path(used).name
 
     def shaped_by(self, stage: Stage, seed: int, machine: str = "") -> dict:
         """Everything that shapes a stage, by name: settings, recordings, code, notebook, device, seed,
@@ -213,7 +245,7 @@ class StudyPaths:
         ):  # pages that list what is wrong with the recordings, or how severe their faults are
             settings["problems"] = settings_tree.digest(self.problems.to_json(orient="values"))
             settings["severities"] = settings_tree.digest(self.severities.dropna().to_json())
-        book = hashlib.sha256((NOTEBOOKS / f"{stage.notebook}.ipynb").read_bytes()).hexdigest()[:16]
+        book = code_cells(NOTEBOOKS / f"{stage.notebook}.ipynb")
         which = {"seed": seed if stage.per_seed else None, "machine": machine if stage.per_machine else None}
         made_by = {
             "recordings": self.store.fingerprint,
@@ -227,34 +259,64 @@ class StudyPaths:
         """Digest of everything that shapes a stage."""
         return settings_tree.digest(self.shaped_by(stage, seed, machine))
 
-    def detector_shaped_by(self, name: str, seed: int, machine: str, settings=None) -> dict:
-        """Everything that shapes a detector: its settings, recordings, code, device, seed, machine ("": all
-        of them).
+    def trained_by(self, name: str, seed: int, machine: str, settings=None) -> dict:
+        """Everything that shapes a trained network, by name; `machine` "": of all machines.
+
+        Settings that only scoring reads, test clips and the code of scoring are no part of it.
         """
-        cfg = dataclasses.asdict(self.cfg)
-        chosen = {
-            name: cfg[name] if settings is None else dataclasses.asdict(settings),
-            "precision": self.precision_of(name),
-        }
-        made_by = {
-            "recordings": self.store.fingerprint,
-            "code": artifacts.code_digest(),
-            "device": self.device.type,
+        detector = DETECTORS[name](getattr(self.cfg, name) if settings is None else settings)
+        machines = [machine] if machine else self.machines
+        facts = self.clips.drop(columns=["path", "level_db"], errors="ignore")
+        normal = facts[(facts["split"] == "train") & (facts["label"] == "normal")]
+        seen = normal if detector.uses_others else normal[normal["machine"].isin(machines)]
+        clips = {
+            which: settings_tree.digest(rows.to_csv(index=False)) for which, rows in seen.groupby("machine")
         }
         return {
-            "settings": chosen,
-            **made_by,
+            "settings": {name: detector.training_settings(), "precision": self.precision_of(name)},
+            "clips": clips,
+            "code": io.code(detector.training_module),
+            "device": self.device.type,
+            "seed": seed,
+            "machines": machines,
+        }
+
+    def detector_shaped_by(self, name: str, seed: int, machine: str, settings=None) -> dict:
+        """Everything that shapes a detector's scores, by name: what shapes its training, its other settings,
+        the recordings and the code of scoring.
+        """
+        chosen = to_tree(getattr(self.cfg, name) if settings is None else settings)
+        return {
+            "settings": {name: chosen, "precision": self.precision_of(name)},
+            "recordings": self.store.fingerprint,
+            "code": io.code(DETECTORS[name].__module__),
+            "device": self.device.type,
             "seed": seed,
             "machines": [machine] if machine else self.machines,
         }
 
     def detector_digest(self, name: str, seed: int, machine: str, settings=None) -> str:
-        """Digest of everything that shapes a detector."""
+        """Key of a detector's scores."""
         return settings_tree.digest(name, self.detector_shaped_by(name, seed, machine, settings))
 
     def precision_of(self, name: str) -> str:
         """Precision in which a detector's network is trained (`asdlib.models.precision`)."""
         return precision.of(name, self.cfg, self.device, self.auto)
+
+    def scores_of(self, stage: Stage, seed: int, machine: str) -> dict[str, Path]:
+        """Folders of the scores that a stage computes, by detector: of those that the systems need."""
+        needed = {SYSTEMS[system] for system in self.cfg.systems}
+        return {
+            name: self.artifact("scores", name, seed, machine, self.detector_digest(name, seed, machine))
+            for name in stage.detectors
+            if name in needed
+        }
+
+    def trained_with(self, scores: Path) -> Path:
+        """Folder of the trained network that scores were made with."""
+        with io.refused(scores / "manifest.json", "a manifest"):
+            name = json.loads((scores / "manifest.json").read_text(encoding="utf-8"))["trained"]
+        return scores.parent / Path(name).name
 
     def outputs(self, stage: Stage) -> list[Path]:
         """Files that a stage leaves outside its folder and that belong to it."""
@@ -272,10 +334,7 @@ class StudyPaths:
         )
         return (
             artifacts.finished(folder, self.digest(stage, seed, machine))
-            and all(
-                artifacts.finished(folder / name, self.detector_digest(name, seed, machine))
-                for name in stage.detectors
-            )
+            and all(artifacts.is_whole(folder) for folder in self.scores_of(stage, seed, machine).values())
             and all(path.is_file() for path in shown)
         )
 
@@ -369,6 +428,14 @@ def stage_of(notebook: str) -> Stage:
 
 
 VARIANT = "variant="  # among overrides
+_TOLD: set[Path] = set()  # folders of which it was said that their code has changed since
+
+
+def code_cells(notebook: Path) -> str:
+    """Digest of the code cells' sources of a notebook: outputs, counts, kernel and metadata do not count."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:16]
 
 
 class Run(StudyPaths):
@@ -378,89 +445,80 @@ class Run(StudyPaths):
     for.
     """
 
+    @property
+    def detectors(self) -> list[str]:
+        """Detectors that this notebook is to compute: of those it can, the ones that the systems need."""
+        return list(self.scores_of(self.stage, self.seed, self.machine if self.stage.per_machine else ""))
+
     @functools.cached_property
     def _loaded(self) -> dict[Path, object]:
         """Finished detectors, by their folder."""
         return {}
 
-    def fit_or_load(
-        self, name: str, variant: str = "", settings=None
-    ) -> tuple[object, pd.DataFrame, pd.DataFrame]:
-        """A detector of this run's machine: fitted now, or loaded if it is finished.
+    def fit_or_load(self, name: str, settings=None) -> tuple[Detector, pd.DataFrame, pd.DataFrame]:
+        """A detector of this run's machine, its score table and its training history: computed, or loaded.
 
-        variant, settings : a folder of its own, and the detector's section of the settings in place of the
-            study's
-        returns : the detector, its score table, its training history
-        What is not finished is trained on this machine's device, also where the study was read as computed on
-        another.
+        settings : the detector's section of the settings in place of the study's
+        What is finished for the same key is never computed again: a network is trained for its training key,
+        and scores are made for theirs. What is not finished is computed on this machine's device, also where
+        the study was read as computed on another.
         """
-        folder = self.stage_folder(self.stage, self.seed, self.machine) / (variant or name)
-        machines = [self.machine] if self.stage.per_machine else self.machines
-        of = (name, self.seed, self.machine if self.stage.per_machine else "", settings)
+        machine = self.machine if self.stage.per_machine else ""
         mine, ordered = training.pick_device(self.cfg.device), io.HOLDS in os.environ
-        if (self.device != mine or (self.auto and not ordered)) and not artifacts.finished(
-            folder, self.detector_digest(*of)
-        ):
+        of = (name, self.seed, machine, settings)
+        scored = self.artifact("scores", name, self.seed, machine, self.detector_digest(*of))
+        if (self.device != mine or (self.auto and not ordered)) and not artifacts.is_whole(scored):
             with self._meant_for(mine):
-                return self.fit_or_load(name, variant, settings)
-        chosen = dataclasses.replace(
-            self.cfg, precision=self.precision_of(name), **({} if settings is None else {name: settings})
-        )
-        cfg, digest = dataclasses.asdict(chosen), self.detector_digest(*of)
-        detector = self._detector(name, chosen, folder)
-        if self.base is not None:  # trained already for the study or for another variant
-            artifacts.copy_from(
-                folder,
-                digest,
-                self.study_folder.glob(
-                    f"**/{folder.relative_to(folder.parents[1 + self.stage.per_machine])}"
-                ),
-            )
-        if artifacts.finished(folder, digest):
-            with io.refused(folder, f"a {name} detector"):
-                detector.restore(folder, training_clips(self.store, machines)[0])
-            history = (
-                io.table(folder / "history.parquet", ["epoch"])
-                if (folder / "history.parquet").is_file()
-                else pd.DataFrame()
-            )
-            return detector, io.scores(folder / "scores.parquet"), history
-        with io.locked(self.study_folder), io.wrap_os_errors(folder):
-            artifacts.start(folder, digest)
+                return self.fit_or_load(name, settings)
+        inputs = self.trained_by(*of)  # a detector that trains nothing has an empty folder
+        trained = self.artifact("trained", name, self.seed, machine, settings_tree.digest(name, inputs))
+        machines = [machine] if machine else self.machines
+        clips, others = training_clips(self.store, machines)
+        chosen = getattr(self.cfg, name) if settings is None else settings
+        detector = self._detector(name, chosen, trained)
+        about = {"detector": name, "machines": machines, "seed": self.seed, "device": self.device.type}
+        for folder in (trained, scored):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        with io.wrap_os_errors(trained), artifacts.only_one(trained):
+            if artifacts.is_whole(trained):
+                detector.restore_training(trained, clips)
+            else:
+                artifacts.start(trained, trained.name)
+                began = time.perf_counter()
+                named = f"{name} of {', '.join(machines[:3])}{' …' if len(machines) > 3 else ''}"
+                with training.memory_in_words(named):
+                    detector.train(clips, others)
+                detector.save_training(trained)
+                spent = {"seconds": time.perf_counter() - began, "peak_memory_mb": artifacts.peak_memory_mb()}
+                artifacts.commit(trained, trained.name, about | spent | {"shaped_by": inputs})
+        with io.wrap_os_errors(scored), artifacts.only_one(scored):
+            if artifacts.is_whole(scored):
+                with io.refused(scored, f"a {name} detector"):
+                    detector.restore_scoring(scored)
+                return detector, io.scores(scored / "scores.parquet"), detector.history
+            artifacts.start(scored, scored.name)
             began = time.perf_counter()
-            with training.memory_in_words(
-                f"{name} of {', '.join(machines[:3])}{' …' if len(machines) > 3 else ''}"
-            ):
-                scores = detect(detector, self.store, machines)
-            io.write_table(folder / "scores.parquet", scores)
-            if len(detector.history):
-                io.write_table(folder / "history.parquet", detector.history)
-            detector.save(folder)
+            with training.memory_in_words(name):
+                scores = score_all(detector, self.store, machines)
+            io.write_table(scored / "scores.parquet", scores)
+            detector.save_scoring(scored)
+            spent = {"seconds": time.perf_counter() - began, "peak_memory_mb": artifacts.peak_memory_mb()}
             facts = {
-                "detector": name,
-                "machines": machines,
-                "seed": self.seed,
-                "settings": cfg[name],
-                "precision": chosen.precision,
-            }
-            facts |= {"seconds": time.perf_counter() - began}
-            facts |= {
-                "device": self.device.type,
+                "shaped_by": self.detector_shaped_by(*of),
+                "trained": trained.name,
                 "data": self.store.fingerprint,
-                "peak_memory_mb": artifacts.peak_memory_mb(),
             }
-            facts |= {"shaped_by": self.detector_shaped_by(*of)}
-            artifacts.commit(folder, digest, facts)
+            artifacts.commit(scored, scored.name, about | spent | facts)
         return detector, scores, detector.history
 
-    def _detector(self, name: str, cfg: config.StudySettings, folder: Path) -> Detector:
+    def _detector(self, name: str, settings, folder: Path | None = None) -> Detector:
         keywords = {
             "seed": self.seed,
             "device": self.local_device,
             "precision": self.precision_of(name),
             "checkpoints": folder,
         }
-        return DETECTORS[name](getattr(cfg, name), **keywords)
+        return DETECTORS[name](settings, **keywords)
 
     @contextlib.contextmanager
     def _meant_for(self, device: torch.device):
@@ -473,18 +531,10 @@ class Run(StudyPaths):
             self.device, self.auto = before
 
     def detector_path(self, name: str, machine: str) -> tuple[Path, str]:
-        """Folder of a finished detector and the machine it belongs to ("": all); one that is not there, or of
-        other settings, is refused.
-        """
+        """Folder of a finished detector and the machine it belongs to ("": all); see `detector_folder`."""
         stage = next(stage for stage in STAGES if name in stage.detectors)
         machine = machine if stage.per_machine else ""
-        folder = self.stage_folder(stage, self.seed, machine) / name
-        if not artifacts.finished(folder, self.detector_digest(name, self.seed, machine)):
-            where = f"{stage.notebook} of {machine or 'all machines'} (seed {self.seed})"
-            raise errors.InputError(
-                f"what {where} writes is missing; run `asd run {self.cfg.name}` with these settings first"
-            )
-        return folder, machine
+        return self.detector_folder(name, machine, self.seed), machine
 
     def spaces(self) -> list[projection.Space]:
         """Embeddings of the study's OEVAEs, machine by machine, and of its classifier. Notebook:
@@ -506,7 +556,15 @@ class Run(StudyPaths):
         folder, own = self.detector_path(name, machine)
         if folder not in self._loaded:
             clips = training_clips(self.store, [own] if own else self.machines)[0]
-            self._loaded[folder] = self._detector(name, self.cfg, folder).restore(folder, clips)
+            trained = self.trained_with(folder)
+            if not artifacts.is_whole(trained):
+                wrong = ", ".join(artifacts.corrupt_files(trained))
+                raise errors.InputError(
+                    f"{name} of {own or 'all machines'} (seed {self.seed}) is not whole: {wrong}; run `asd"
+                    f" run {self.cfg.name}` again"
+                )
+            detector = self._detector(name, getattr(self.cfg, name)).restore_training(trained, clips)
+            self._loaded[folder] = detector.restore_scoring(folder)
         return self._loaded[folder]
 
     def explain(self, row: int, of: str = "beta") -> explain.Why:
@@ -548,10 +606,10 @@ class Run(StudyPaths):
                 " settings first"
             )
         folders = [
-            self.stage_folder(*job) / name
-            for job in jobs(self)
-            if job[1] in chosen
-            for name in job[0].detectors
+            self.detector_folder(name, machine, seed)
+            for stage, seed, machine in jobs(self)
+            if seed in chosen
+            for name in stage.detectors
             if name in wanted
         ]
         tables = [io.scores(folder / "scores.parquet") for folder in folders]
@@ -569,10 +627,7 @@ class Run(StudyPaths):
         found = []
         for stage, seed, machine in jobs(self):
             for name in stage.detectors if seed in seeds and (stage, seed, machine) not in coming else ():
-                folder = self.stage_folder(stage, seed, machine) / name
-                if name in detectors and not artifacts.finished(
-                    folder, self.detector_digest(name, seed, machine)
-                ):
+                if name in detectors and not self.has(name, machine, seed):
                     found.append(f"{stage.notebook} of {machine or 'all machines'} (seed {seed})")
         return list(dict.fromkeys(found))
 
@@ -633,19 +688,13 @@ class Run(StudyPaths):
             if not artifacts.finished(folder, self.digest(stage, seed, machine)):
                 continue
             facts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            inner = [
-                json.loads(path.read_text(encoding="utf-8"))["peak_memory_mb"]
-                for path in folder.glob("*/manifest.json")
+            peaks = [
+                json.loads((one / "manifest.json").read_text(encoding="utf-8"))["peak_memory_mb"]
+                for one in self.scores_of(stage, seed, machine).values()
+                if (one / "manifest.json").is_file()
             ]
-            rows.append(
-                (
-                    stage.notebook,
-                    machine,
-                    seed if stage.per_seed else "",
-                    facts["seconds"],
-                    str(max(inner)) if inner else "",
-                )
-            )
+            which = (stage.notebook, machine, seed if stage.per_seed else "")
+            rows.append((*which, facts["seconds"], str(max(peaks)) if peaks else ""))
         return pd.DataFrame(rows, columns=["stage", "machine", "seed", "seconds", "peak_memory_mb"])
 
 
