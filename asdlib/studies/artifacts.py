@@ -204,7 +204,7 @@ def changes(folder: Path, now: dict) -> list[str]:
     """What differs between what shaped a folder, by its manifest, and what holds now, in words."""
     try:
         before = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["shaped_by"]
-        old, new = _flat(before["settings"]), _flat(json.loads(json.dumps(now["settings"])))
+        old, new = flat(before["settings"]), flat(json.loads(json.dumps(now["settings"])))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ["manifest.json does not say what it was made of"]
     found = []
@@ -239,8 +239,9 @@ def _modules(before: object, now: object) -> str:
     return f"code of {', '.join(names[:MOST])}{' ...' if len(names) > MOST else ''}"
 
 
-def _flat(tree: dict, where: str = "") -> dict:
+def flat(tree: dict, where: str = "") -> dict:
+    """Nested settings as one dict, by dotted name."""
     out = {}
     for name, value in tree.items():
-        out |= _flat(value, f"{where}{name}.") if isinstance(value, dict) else {f"{where}{name}": value}
+        out |= flat(value, f"{where}{name}.") if isinstance(value, dict) else {f"{where}{name}": value}
     return out

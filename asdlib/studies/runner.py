@@ -297,5 +297,4 @@ def _order(job: Job, study: str) -> JobSpec:
 def page_of(run: Run, stage: Stage, seed: int, machine: str) -> Path:
     """Where a notebook's page lies in the report."""
     name = "_".join(filter(None, [stage.notebook, machine, f"seed{seed}" if stage.per_seed else ""]))
-    folder = run.reports / "sweep" / run.variant if run.variant else run.reports
-    return folder / ("index.html" if stage.notebook == "09_report" else f"{name}.html")
+    return run.reports / ("index.html" if stage.notebook == "09_report" else f"{name}.html")

@@ -93,6 +93,8 @@ class StudyPaths:
         self.study_folder = home / "runs" / cfg.name  # one lock for all of it
         self.folder = self.study_folder / "sweep" / variant if variant else self.study_folder
         self.reports = home / "reports" / cfg.name
+        if variant:
+            self.reports = self.reports / "sweep" / variant
         made = settings_tree.digest(cfg.data, cfg.synthetic)
         same = base is None or made == settings_tree.digest(base.cfg.data, base.cfg.synthetic)
         self.data_folder = (
@@ -103,6 +105,7 @@ class StudyPaths:
         )  # of the artifacts that are meant; whoever else reads them computes `here`
         self.auto = ""  # what the precision `auto` is for these artifacts, where another machine decided it
         self.synthetic = not cfg.data.roots
+        self.study_file: str | None = None  # as it was named
 
     @property
     def local_device(self) -> torch.device:
@@ -239,7 +242,10 @@ class StudyPaths:
         machine.
         """
         cfg = dataclasses.asdict(self.cfg)
-        settings = {name: cfg[name] for name in (*stage.sections, "precision")}
+        settings = {
+            name: functools.reduce(dict.__getitem__, name.split("."), cfg)
+            for name in (*stage.sections, "precision")
+        }
         if (
             not stage.detectors
         ):  # pages that list what is wrong with the recordings, or how severe their faults are
@@ -360,8 +366,8 @@ class Stage:
 
 
 STAGES = (
-    Stage("01_data", False, False, ("report", "oevae")),
-    Stage("02_preprocessing", False, False, ("report", "oevae")),
+    Stage("01_data", False, False, ("report", "oevae.condition")),
+    Stage("02_preprocessing", False, False, ("report", "oevae.condition", "oevae.features", "oevae.smote")),
     Stage(
         "03_baseline", True, True, ("baseline_knn", "autoencoder", "metrics"), ("baseline_knn", "autoencoder")
     ),
@@ -738,7 +744,9 @@ def open_run(
             cfg = load(study, [*overrides[:number], *overrides[number + 1 :]])
             return Run(cfg, base.home, base.seed, variant=text.removeprefix(VARIANT), base=base)
     cfg = load(study, overrides)
-    return Run(cfg, Path(home or artifacts.CLONE).resolve(), cfg.seeds[0] if seed is None else seed)
+    run = Run(cfg, Path(home or artifacts.CLONE).resolve(), cfg.seeds[0] if seed is None else seed)
+    run.study_file = study
+    return run
 
 
 def load(study: str, overrides: Sequence[str] = ()) -> config.StudySettings:
@@ -801,6 +809,38 @@ def _as_computed(run: Run) -> Run:
     return run
 
 
+def _by_hand(run: Run) -> Run:
+    """A run for a notebook that was opened by hand: the study itself, or, where its settings are others than
+    those the study was run with, a variant beside it, which says so. Nothing of the study is written over
+    either way.
+    """
+    job = (run.stage, run.seed, run.machine)
+    try:
+        base = open(run.cfg.name if run.study_file is None else run.study_file, run.home)
+    except errors.InputError:  # never run to its end
+        return _as_computed(run) if run.cfg.device == "auto" else run
+    flat = [artifacts.flat(to_tree(one.cfg)) for one in (base, run)]
+    differ = {
+        name: (flat[0].get(name), value) for name, value in flat[1].items() if flat[0].get(name) != value
+    }
+    differ.pop("device", None)
+    if differ:
+        words = "; ".join(f"{name} = {now} (the study: {was})" for name, (was, now) in differ.items())
+        print(
+            f"your change to {run.cfg.name}: {words}. What is computed here lies beside the study, which stays as it is"
+        )
+        device, auto = base.device, base.auto
+        run = Run(
+            run.cfg, run.home, run.seed, variant=f"change-{settings_tree.digest(run.cfg)[:8]}", base=base
+        )
+        if run.cfg.device == "auto":
+            run.device, run.auto = device, auto
+    elif run.cfg.device == "auto":
+        run = _as_computed(run)
+    run.stage, run.seed, run.machine = job
+    return run
+
+
 def _of_its_seeds(run: Run) -> Run:
     """The run, or a refusal if the study does not have its seed."""
     if run.seed not in run.cfg.seeds:
@@ -844,8 +884,8 @@ def open_notebook(
         artifacts.lock_dir(
             run.stage_folder(run.stage, run.seed, run.machine if run.stage.per_machine else "")
         )
-    elif run.cfg.device == "auto":  # by hand
-        _as_computed(run)
+    else:
+        run = _by_hand(run)
     torch.set_num_threads(1)  # two spinning threads on two busy cores are ten times slower than one
     threadpoolctl.threadpool_limits(
         1

@@ -239,6 +239,37 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
+def your_change(run: Run, scores: pd.DataFrame) -> tables.Html:
+    """What a change by hand makes of the scores, beside the study: every metric and its paired difference.
+
+    scores : fused score table of this notebook.  Notebooks: 03_baseline, 04_classifier, 05_oevae
+    """
+    if run.base is None:
+        return tables.Html("<p>These are the settings of the study: nothing to compare.</p>")
+    machines, seeds = set(scores["machine"]), set(scores["seed"])
+    parts = []
+    for system in fusion.in_order(scores["system"]):
+        mine = scores[(scores["system"] == system) & (scores["component"] == "score")]
+        try:
+            study = run.base.load_scores([system], list(seeds))
+        except errors.InputError as missing:
+            return tables.Html(f"<p>{tables.escape(f'No comparison: {missing}')}</p>")
+        study = study[
+            study["machine"].isin(machines) & (study["system"] == system) & (study["component"] == "score")
+        ]
+        both = pd.concat([mine.assign(system="change"), study.assign(system="study")], ignore_index=True)
+        if set(mine["clip"]) != set(study["clip"]):
+            return tables.Html("<p>No comparison: other recordings than the study's.</p>")
+        values = metrics.table(both, run.cfg.metrics, run.seed).set_index(["system", "machine", "metric"])
+        for row in comparison.paired(both, "change", "study", run.cfg.metrics, run.seed).itertuples():
+            own = [values.loc[side, row.machine, row.metric]["value"] for side in ("study", "change")]
+            numbers = ["" if np.isnan(value) else f"{value:.3f}" for value in own]
+            difference = "" if np.isnan(row.value) else tables.number(row.value, row.low, row.high)
+            parts.append((system, row.machine, tables.METRIC_NAMES[row.metric], *numbers, difference))
+    columns = ["system", "machine", "metric", "this study", "your change", "difference (paired interval)"]
+    return tables.styled(pd.DataFrame(parts, columns=columns), "This study beside your change.")
+
+
 @matplotlib.rc_context(plots.STYLE)
 def dots(table: pd.DataFrame) -> plots.Plot:
     """One panel per system: mean over seeds with its interval at each variant, each seed as a small ring.
