@@ -819,22 +819,16 @@ def _by_hand(run: Run) -> Run:
         base = open(run.cfg.name if run.study_file is None else run.study_file, run.home)
     except errors.InputError:  # never run to its end
         return _as_computed(run) if run.cfg.device == "auto" else run
-    flat = [artifacts.flat(to_tree(one.cfg)) for one in (base, run)]
-    differ = {
-        name: (flat[0].get(name), value) for name, value in flat[1].items() if flat[0].get(name) != value
-    }
+    was, now = (artifacts.flat(to_tree(one.cfg)) for one in (base, run))
+    differ = {name: value for name, value in now.items() if was.get(name) != value}
     differ.pop("device", None)
     if differ:
-        words = "; ".join(f"{name} = {now} (the study: {was})" for name, (was, now) in differ.items())
-        print(
-            f"your change to {run.cfg.name}: {words}. What is computed here lies beside the study, which stays as it is"
-        )
-        device, auto = base.device, base.auto
-        run = Run(
-            run.cfg, run.home, run.seed, variant=f"change-{settings_tree.digest(run.cfg)[:8]}", base=base
-        )
+        words = "; ".join(f"{name} = {value} (the study: {was.get(name)})" for name, value in differ.items())
+        print(f"your change to {run.cfg.name}: {words}. What is computed lies beside the study, which stays.")
+        name = f"change-{settings_tree.digest(run.cfg)[:8]}"
+        run = Run(run.cfg, run.home, run.seed, variant=name, base=base)
         if run.cfg.device == "auto":
-            run.device, run.auto = device, auto
+            run.device, run.auto = base.device, base.auto
     elif run.cfg.device == "auto":
         run = _as_computed(run)
     run.stage, run.seed, run.machine = job
