@@ -26,7 +26,7 @@ from safetensors.numpy import load_file
 
 from asdlib import errors, schemas
 
-CLONE = Path(__file__).resolve().parents[1]  # of the package; studies and notebooks lie beside it
+PACKAGE = Path(__file__).resolve().parent
 MOST_ROWS, MOST_BYTES = 2**22, 2**30  # of a table, as it says of itself
 AGAIN = "delete the folder it lies in and give the same command again"
 
@@ -182,7 +182,7 @@ def locked(folder: Path, what: str = "run of this study") -> Iterator[None]:
 @functools.cache
 def code_digest() -> str:
     """Digest of the package's source: artifacts of other code are stale."""
-    return digest_of(sorted((CLONE / "asdlib").rglob("*.py")))
+    return digest_of(sorted(PACKAGE.rglob("*.py")))
 
 
 def digest_of(files: Sequence[Path]) -> str:

@@ -42,7 +42,7 @@ from traitlets.config import Config
 
 import asdlib
 from asdlib import errors, io
-from asdlib.studies import artifacts, report
+from asdlib.studies import artifacts, home, report
 
 # One thread each: a fork copies no others, and spinning threads cost more than they bring. Arrow's own
 # allocator would start one.
@@ -81,6 +81,7 @@ def warm() -> None:
     modules = [
         ".".join(path.relative_to(package.parent).with_suffix("").parts)
         for path in sorted(package.rglob("[a-z]*.py"))
+        if path != package / "cli.py"  # it may be the main module, `python -m asdlib.cli`
     ]
     with apart():
         forkserver.set_forkserver_preload(["ipykernel.kernelapp", "torchvision.models.resnet", *modules])
@@ -217,6 +218,7 @@ def run_job(order: JobSpec) -> JobResult:
         io.HOLDS: order.study,
         artifacts.DEVICE: order.facts["device"],
         artifacts.PRECISION: order.facts["auto"],
+        home.SERIES: str(Path(order.notebook).parent),
     }
     before = {name: os.environ.get(name) for name in tell}
     os.environ.update(tell)
