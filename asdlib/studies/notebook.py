@@ -171,7 +171,7 @@ KERNEL_CONFIG = Config(
 )
 
 
-class KernelLost(RuntimeError):
+class KernelLostError(RuntimeError):
     """The kernel ended from outside; the same job may succeed the next time."""
 
 
@@ -211,7 +211,7 @@ class JobResult:
 def run_job(order: JobSpec) -> JobResult:
     """Do one job, or nothing if it is finished already. Runs in the runner's process or in a worker's.
 
-    raises : KernelLost
+    raises : KernelLostError
     """
     # its kernel belongs to the runner that holds the study
     tell = {
@@ -271,7 +271,7 @@ def _execute(order: JobSpec) -> None:
             "most likely for want of memory; free some or use fewer or shorter clips, then give the same"
             " command again"
         )
-        raise KernelLost(
+        raise KernelLostError(
             f"{order.label}: its kernel ended from outside ({type(error).__name__}), {advice}"
         ) from error
     os.replace(failed, folder / "notebook.ipynb")

@@ -31,7 +31,7 @@ from asdlib.models import precision
 from asdlib.studies import artifacts, dask, report, sweeps
 from asdlib.studies import notebook as kernels
 from asdlib.studies.jobs import Job, job_state, plan
-from asdlib.studies.notebook import JobResult, JobSpec, KernelLost, export, warm
+from asdlib.studies.notebook import JobResult, JobSpec, KernelLostError, export, warm
 from asdlib.studies.study import Run, Stage
 from asdlib.viz import tables
 
@@ -197,7 +197,7 @@ def _one_by_one(orders: Sequence[JobSpec], progress: Progress) -> None:
         progress.begins(order)
         try:
             outcome = kernels.run_job(order)
-        except KernelLost as lost:
+        except KernelLostError as lost:
             raise errors.InputError(str(lost)) from lost
         progress.ends(order, outcome)
         if outcome.refusal:
