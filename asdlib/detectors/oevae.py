@@ -146,7 +146,7 @@ class OEVAE(Detector):
         with training.seeded_init(self.seed, INIT):
             net = oevae.OEVAE(self.settings, self.labels.shape[1])
         # oneDNN's strided 1 x 1 convolution writes past its buffer where a channels_last input has fewer
-        # channels than a vector register (its issue 6035)
+        # channels than a vector register (its bug 6035)
         narrow = self.settings.width < NARROWEST_CHANNELS_LAST
         return net.to(self.device, memory_format=torch.contiguous_format if narrow else torch.channels_last)
 
