@@ -60,6 +60,7 @@ class MixPairs:
     weight: Tensor
 
     def __len__(self) -> int:
+        """Number of new items."""
         return len(self.first)
 
     def of(self, values):

@@ -1,6 +1,7 @@
 """`asd`: the workbench from a terminal. Bad input is one sentence and exit code 2; an interrupted run exits
 with 130.
 
+    asd init DIR                                        a working folder: notebooks and studies
     asd run demo                                        a study: notebooks in order, then the report
     asd index ROOT... [--json]                          what recordings there are, and what is wrong with them
     asd download dcase2024 --root DIR                   the challenge's recordings, from their public records
@@ -32,6 +33,13 @@ from pathlib import Path
 from asdlib import errors
 
 
+def _init(args: argparse.Namespace) -> None:
+    from asdlib.studies import home
+
+    files = home.init(args.dir)
+    print(f"wrote {len(files)} files below {args.dir}; next: cd {shlex.quote(args.dir)} && asd run demo")
+
+
 def _run(args: argparse.Namespace) -> None:
     import pandas as pd
 
@@ -55,7 +63,7 @@ def _run(args: argparse.Namespace) -> None:
     study = str(Path(args.study).resolve()) if args.study.endswith(".toml") else args.study
     if args.include:
         files = [
-            *config.load(study, overrides).include,
+            *config.load(study, overrides, args.home).include,
             *(str(Path(file).resolve()) for file in args.include),
         ]
         overrides.append("include=" + json.dumps(files, ensure_ascii=False))
@@ -143,12 +151,9 @@ def _synth(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-
-    from asdlib.studies import artifacts
     from asdlib.studies import compare as comparison
 
-    home = Path(args.home or artifacts.CLONE).resolve()
-    first, second = (comparison.load(study, home) for study in args.study)
+    first, second = (comparison.load(study, args.home) for study in args.study)
     print(comparison.text(first, second))
     if args.html:
         comparison.write_page(Path(args.html).resolve(), first, second)
@@ -172,6 +177,18 @@ def parser() -> argparse.ArgumentParser:
         prog="asd", description="Anomalous sound detection of machines: run studies, look at recordings."
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    init = commands.add_parser(
+        "init",
+        help="make a working folder of notebooks and studies",
+        description=(
+            "Reads the notebooks and studies of the installed package; writes them into DIR/notebooks. All"
+            " commands given in DIR use them, and make runs/ and reports/ there. Nothing is overwritten."
+        ),
+        epilog="example: asd init work && cd work && asd run demo",
+    )
+    init.add_argument("dir", metavar="DIR", help="folder to fill; made where it is missing")
+    init.set_defaults(action=_init)
 
     run = commands.add_parser(
         "run",
@@ -208,9 +225,7 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--stages", help="only these notebooks, for example 01,03")
     run.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute")
-    run.add_argument(
-        "--home", default="", metavar="DIR", help="folder for runs/ and reports/ (default: the clone)"
-    )
+    _home(run)
     run.add_argument(
         "--dry-run",
         action="store_true",
@@ -320,9 +335,7 @@ def parser() -> argparse.ArgumentParser:
         "study", nargs=2, metavar="STUDY", help="name of a study below runs/, or path of its run folder"
     )
     pair.add_argument("--html", default="", metavar="FILE", help="write the comparison as a page too")
-    pair.add_argument(
-        "--home", default="", metavar="DIR", help="folder that holds runs/ (default: the clone)"
-    )
+    _home(pair)
     pair.set_defaults(action=_compare)
 
     settings = commands.add_parser(
@@ -663,6 +676,21 @@ def _common(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="which training of a study with several seeds (default: the first)",
     )
+    _home(parser)
+
+
+def _home(parser: argparse.ArgumentParser) -> None:
+    """The argument --home, of every command that reads or writes runs."""
     parser.add_argument(
-        "--home", default="", metavar="DIR", help="folder of runs/ and reports/ (default: the clone)"
+        "--home",
+        default="",
+        metavar="DIR",
+        help=(
+            "folder of runs/ and reports/ (default: the current folder or its nearest parent that holds"
+            " notebooks/studies, else the clone)"
+        ),
     )
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -27,7 +27,7 @@ from safetensors.numpy import load_file
 
 from asdlib import errors, schemas
 
-CLONE = Path(__file__).resolve().parents[1]  # of the package; studies and notebooks lie beside it
+PACKAGE = Path(__file__).resolve().parent
 MOST_ROWS, MOST_BYTES = 2**22, 2**30  # of a table, as it says of itself
 AGAIN = "delete the folder it lies in and give the same command again"
 
@@ -199,7 +199,7 @@ NEUTRAL = (
 @functools.cache
 def _module(name: str) -> tuple[str, frozenset[str]]:
     """Digest of a module's syntax tree without docstrings, and the modules of the package that it imports."""
-    path = CLONE.joinpath(*name.split("."))
+    path = PACKAGE.parent.joinpath(*name.split("."))
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     tree, imports = ast.parse(path.read_bytes()), set()
     for node in ast.walk(tree):
@@ -211,7 +211,7 @@ def _module(name: str) -> tuple[str, frozenset[str]]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "asdlib":
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
-                inside = CLONE.joinpath(*full.split("."))
+                inside = PACKAGE.parent.joinpath(*full.split("."))
                 imports.add(full if inside.is_dir() or inside.with_suffix(".py").is_file() else node.module)
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16], frozenset(imports)
 
@@ -238,9 +238,10 @@ def code(*modules: str) -> dict[str, str]:
 @functools.cache
 def code_digest() -> str:
     """Digest of the code of the whole package, docstrings and comments aside: what pages are made by."""
-    files = sorted((CLONE / "asdlib").rglob("*.py"))
+    files = sorted(PACKAGE.rglob("*.py"))
     names = [
-        ".".join(path.relative_to(CLONE).with_suffix("").parts).removesuffix(".__init__") for path in files
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        for path in files
     ]
     every = [(name, _module(name)[0]) for name in names if name != "asdlib.cli"]
     return hashlib.sha256(repr(every).encode()).hexdigest()[:16]

@@ -28,6 +28,7 @@ LONG = (
     "test_dask.py",
     "test_classifier.py",
     "test_sweeps.py",
+    "test_home.py",
     "test_notebook.py",
 )
 

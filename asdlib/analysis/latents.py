@@ -79,12 +79,12 @@ class Latents:
 
     @property
     def fresh(self) -> np.ndarray:
-        """bool (clips,): normal clips that the network was not trained on."""
+        """A bool (clips,): normal clips that the network was not trained on."""
         return ((self.clips["label"] == "normal") & ~self.clips["trained"]).to_numpy()
 
     @property
     def trained(self) -> np.ndarray:
-        """bool (clips,): clips that the network was trained on."""
+        """A bool (clips,): clips that the network was trained on."""
         return self.clips["trained"].to_numpy()
 
     def of_clips(self, items: np.ndarray) -> np.ndarray:
@@ -112,8 +112,8 @@ class Latents:
 
     @functools.cached_property
     def questions(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """v and domain -> which clips they are asked of, bool (clips,), and the classes of these: fresh
-        source clips with a v; fresh clips.
+        """Which clips v and domain are asked of, bool (clips,), and the classes of these: v of fresh source
+        clips that have one; domain of fresh clips.
         """
         v, domain = self.clips["v"].to_numpy(float), self.clips["domain"].to_numpy().astype(str)
         of_v, of_domain = (

@@ -63,7 +63,7 @@ class Condition:
 def condition(
     table: pd.DataFrame, *, choice: str, missing: Literal["power", "zero"], bins: int, seed: int, machine: str
 ) -> Condition:
-    """v of all clips of one machine.
+    """Values v of all clips of one machine.
 
     choice : "random" (one key by the seed among those with two or more training values), "most_values" (the
         numeric key with most training values), or the name of an attribute key

@@ -130,7 +130,7 @@ def hump(f: np.ndarray, centre: float, octaves: float) -> np.ndarray:
 
 
 def through(x: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """x (n,) through the filter `response` (n // 2 + 1,)."""
+    """The wave x (n,) through the filter `response` (n // 2 + 1,)."""
     return fft.irfft(fft.rfft(x) * response, len(x))
 
 

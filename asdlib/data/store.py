@@ -59,6 +59,7 @@ class Store:
     _elsewhere: dict[str, Store] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
+        """Number of clips."""
         return len(self.clips)
 
     def to(self, device: torch.device | str) -> Store:
@@ -307,9 +308,11 @@ class Clips:
     rows: np.ndarray
 
     def __len__(self) -> int:
+        """Number of clips that were chosen."""
         return len(self.rows)
 
     def __repr__(self) -> str:
+        """How many clips, of which machines, at which rate."""
         return (
             f"Clips({len(self)} clips of {', '.join(self.machines) or 'no machine'} at {self.store.rate} Hz)"
         )

@@ -156,7 +156,7 @@ def render(
 
 
 def _machines(entries: tuple[str, ...]) -> dict[str, str]:
-    """name -> kind of the machines asked for: "fan", or "ToyCar:gearbox" for another gearbox under another
+    """Name -> kind of the machines asked for: "fan", or "ToyCar:gearbox" for another gearbox under another
     name.
     """
     found = {}

@@ -233,9 +233,11 @@ class Detector(abc.ABC):
         return self
 
     def __sklearn_clone__(self) -> Self:
+        """An unfitted detector of the same settings, for scikit-learn's `clone`."""
         return type(self)(**self.get_params())
 
     def __repr__(self) -> str:
+        """The class with the settings that differ from its defaults."""
         default = type(self)().get_params() | {"seed": 0}
         changed = [f"{name}={value!r}" for name, value in self.get_params().items() if value != default[name]]
         return f"{type(self).__name__}({', '.join(changed)})"
@@ -367,7 +369,7 @@ class Detector(abc.ABC):
         """Adapt a copy of this detector to its other store: what depends on store rows."""
 
     def at(self, store: Store) -> Self:
-        """This detector for the clips of a store: itself, or a copy that shares what was learnt and reads the
+        """The detector for the clips of a store: itself, or a copy that shares what was learnt and reads the
         other store's clips.
 
         Its `home` is the detector on the store it was trained on, whose training clips the other store lacks.

@@ -30,7 +30,6 @@ from asdlib.detectors.classifier_training import ClassifierTraining
 from asdlib.models import classifier, training
 from asdlib.scoring import backends
 
-WEIGHTS, SPLIT = 4, 5  # streams of the seed: initial weights, held-out clips
 EMBEDDINGS = "embeddings.safetensors"
 
 

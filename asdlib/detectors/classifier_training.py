@@ -26,7 +26,7 @@ FEWEST_CLIPS = 3  # training clips of a machine: one to be scored, one reference
 
 
 def held_out(classes: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """bool (n,): the whole part of `share` of each class's clips, drawn by the seed, never all of them.
+    """A bool (n,): the whole part of `share` of each class's clips, drawn by the seed, never all of them.
     classes : int or str (n,)
     """
     out = np.zeros(len(classes), bool)

@@ -52,9 +52,11 @@ class Segments:
     whole: bool
 
     def __len__(self) -> int:
+        """Number of segments."""
         return len(self.row)
 
     def __getitem__(self, index: Tensor) -> Segments:
+        """The segments at these positions (n,)."""
         return Segments(self.row[index], self.start[index], self.mean[index], self.std[index], self.whole)
 
     def distinct(self) -> Tensor:
@@ -215,6 +217,7 @@ class Target:
     mels: Tensor | None = None
 
     def __len__(self) -> int:
+        """Number of items, real and synthetic."""
         return len(self.items)
 
     def with_synthetic(self, blend: augment.MixPairs, mels: Tensor) -> Target:

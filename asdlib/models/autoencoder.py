@@ -70,6 +70,7 @@ class Vectors:
         self._start = torch.arange(len(self.clip), device=mel.device) + first[self.clip]
 
     def __len__(self) -> int:
+        """Number of vectors."""
         return len(self.clip)
 
     def __getitem__(self, index: torch.Tensor) -> torch.Tensor:
@@ -93,6 +94,7 @@ class Autoencoder(nn.Module):
         self.layers = nn.Sequential(*layers[:-2])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The reconstruction (n, frames · bands) of vectors of that shape."""
         return self.layers(x)
 
     def loss(self, batch: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:

@@ -28,7 +28,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 def _pad_same(x: Tensor, kernel: int, stride: int) -> tuple[Tensor, list[int]]:
-    """x padded where `same` is asymmetric, and the symmetric padding left for the convolution, per axis."""
+    """Pad x where `same` is asymmetric; and the symmetric padding left for the convolution, per axis."""
     before_after = [same_padding(size, kernel, stride) for size in x.shape[2:]]
     if all(before == after for before, after in before_after):
         return x, [before for before, _ in before_after]
@@ -43,6 +43,7 @@ class SameConv1d(nn.Conv1d):
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (n, n_in, length) to (n, n_out, ceil(length / stride))."""
         x, padding = _pad_same(x, self.kernel_size[0], self.stride[0])
         return F.conv1d(x, self.weight, None, self.stride, padding)
 
@@ -55,6 +56,7 @@ class SameConv2d(nn.Conv2d):
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (n, n_in, h, w) to (n, n_out, ceil(h / stride), ceil(w / stride))."""
         x, padding = _pad_same(x, self.kernel_size[0], self.stride[0])
         return F.conv2d(x, self.weight, None, self.stride, padding)
 
@@ -110,6 +112,7 @@ class SqueezeExcite(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """The channels of (n, channels, ...), each times its gate in (0, 1)."""
         gate = self.gate(x.flatten(2).mean(2))
         return x * gate.view(*gate.shape, *[1] * (x.ndim - 2))
 
@@ -144,6 +147,7 @@ class SpectrumBranch(nn.Module):
         self.head = nn.Sequential(*layers, dense(128, dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Embeddings (n, dim) of spectra (n, 1, bins)."""
         return self.head(self.convolutions(x).flatten(1))
 
 
@@ -156,6 +160,7 @@ class Stem(nn.Module):
         self.activation, self.pool = nn.PReLU(n_out), nn.MaxPool2d(3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (n, n_in, h, w) to (n, n_out, rows, columns), about a quarter of h and w."""
         return self.pool(self.activation(self.norm(self.convolution(x))))
 
 
@@ -177,6 +182,7 @@ class FirstBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (n, channels, h, w) to the same shape."""
         x = self.norm(x)
         return x + self.residual(x)
 
@@ -205,6 +211,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (n, n_in, h, w) to (n, n_out, ceil(h / stride), ceil(w / stride))."""
         x = self.norm(x)
         return self.skip(x) + self.residual(x)
 
@@ -235,6 +242,7 @@ class SpectrogramBranch(nn.Module):
         self.head = nn.Sequential(BatchNorm1d(128 * rows, BN_EPS, BN_MOMENTUM), dense(128 * rows, dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Embeddings (n, dim) of spectrograms or phases (n, channels, bins, frames)."""
         if self.centre_time:
             x = x - x.mean(3, keepdim=True)
         x = self.bin_norm(x.flatten(1, 2)).unflatten(1, x.shape[1:3])

@@ -187,6 +187,7 @@ class Classifier(nn.Module):
         return embeddings
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The embeddings of all branches side by side, (n, width), from each branch's input by its name."""
         return torch.cat(self.embed_branches(inputs), 1)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

@@ -117,7 +117,7 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """x itself; the gradient that flows back through it is multiplied by `factor` (λ of Eq. 1 at the border
+    """The same x; the gradient that flows back through it is multiplied by `factor` (λ of Eq. 1 at the border
     of f_FE).
 
     x : any shape (...,).  returns : the same

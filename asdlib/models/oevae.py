@@ -165,7 +165,7 @@ class Output(NamedTuple):
 
 
 def resnet18(width: int = 64) -> nn.Module:
-    """torchvision's ResNet-18 for one input channel, pooled features (n, 8 · width) as output.
+    """ResNet-18 of torchvision for one input channel, pooled features (n, 8 · width) as output.
 
     width : channels of the first stage. 64 is the network as published; otherwise its stages are replaced by
         narrower or wider ones of the same blocks.
@@ -249,6 +249,7 @@ class VAE(nn.Module):
         self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, dim))
 
     def forward(self, h: Tensor, generator: torch.Generator | None = None) -> losses.VAEOutput:
+        """Encode and decode embeddings h (n, dim); z is drawn with the generator, without one it is μ."""
         mu, logvar = self.encoder(h).chunk(2, 1)
         logvar = logvar.clamp(-LOGVAR_LIMIT, LOGVAR_LIMIT)
         z = mu
@@ -317,6 +318,7 @@ class OEVAE(nn.Module):
         return self.extractor(x).float()
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Output:
+        """Embedding, logits of both heads and VAE of log-mel segments (n, 1, mels, frames)."""
         h = self.embed(x)
         with torch.autocast(
             x.device.type, enabled=False

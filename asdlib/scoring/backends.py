@@ -50,7 +50,11 @@ class Backend(Protocol):
     def __init__(
         self, train: np.ndarray, target: np.ndarray, settings: classifier.ClassifierSettings, seed: int
     ): ...
-    def __call__(self, test: np.ndarray) -> np.ndarray: ...
+
+    def __call__(self, test: np.ndarray) -> np.ndarray:
+        """Scores (n,) of test embeddings (n, dim)."""
+        ...
+
     def training(self) -> np.ndarray:
         """Scores of the training clips, leave-clip-out."""
         ...
@@ -130,6 +134,7 @@ class KMeansCosine:
         )
 
     def __call__(self, test: np.ndarray) -> np.ndarray:
+        """Scores (n,) of test embeddings (n, dim): cosine distance to the nearest centre or target clip."""
         schemas.embeddings(test, self.x)
         return (1.0 - unit(test) @ np.vstack([self.centres, self.x[self.target]]).T).min(1)
 
@@ -168,6 +173,7 @@ class Nearest:
         self.x, _ = _references(train, target)
 
     def __call__(self, test: np.ndarray) -> np.ndarray:
+        """Scores (n,) of test embeddings (n, dim): distance to the nearest training clip."""
         return knn_distances(unit(test), self.x, k_max=1)[:, 0]
 
     def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -201,6 +207,7 @@ class SmoteNearest:
         self.x = x
 
     def __call__(self, test: np.ndarray) -> np.ndarray:
+        """Scores (n,) of test embeddings (n, dim): distance to the nearest clip or synthetic item."""
         schemas.embeddings(test, self.x)
         return distances(unit(test), self.references).min(1)
 
@@ -235,6 +242,7 @@ class LocalDensity:
         self.near = np.take_along_axis(self.between, self.order, axis=1)
 
     def __call__(self, test: np.ndarray) -> np.ndarray:
+        """Scores (n,) of test embeddings (n, dim): the least distance, each relative to local density."""
         schemas.embeddings(test, self.x)
         return (distances(unit(test), self.x) / self._density).min(1)
 

@@ -78,9 +78,11 @@ class Estimator:
         }
 
     def __sklearn_clone__(self) -> Self:
+        """An unfitted back-end of the same settings, for scikit-learn's `clone`."""
         return type(self)(**self.get_params())
 
     def __repr__(self) -> str:
+        """The class with its settings."""
         params = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
         return f"{type(self).__name__}({params})"
 

@@ -66,6 +66,7 @@ class Identity:
         return cls()
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
+        """The scores (n,) themselves, as float64."""
         return np.asarray(scores, float)
 
 
@@ -84,6 +85,7 @@ class Rank:
         return cls(np.sort(train))
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
+        """Mid-ranks (n,) of scores (n,) among the training scores."""
         below = np.searchsorted(self.reference, scores, side="left")
         up_to = np.searchsorted(self.reference, scores, side="right")
         return (below + up_to) / (2 * len(self.reference))

@@ -64,6 +64,7 @@ class ZScore:
         )  # rounding alone gives equal scores a std of 1e-16
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
+        """The scores (n,), standardised."""
         return (np.asarray(scores, float) - self.mean) / self.std
 
 
@@ -88,6 +89,7 @@ class Gamma:
         return ZScore.fit(train) if found is None else found
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
+        """The value -log sf (n,) of scores (n,), with both lines beyond the limits."""
         z = (np.asarray(scores, float) - self.loc) / self.scale
         z_low, z_tail = special.gammaincinv(self.shape, TAIL), special.gammainccinv(self.shape, TAIL)
         inside = np.clip(z, z_low, z_tail)

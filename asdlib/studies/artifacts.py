@@ -29,7 +29,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from asdlib import io
-from asdlib.io import CLONE, code_digest
+from asdlib.io import code_digest
+from asdlib.studies.home import CLONE
 
 DEVICE = "ASDLIB_DEVICE"  # environment: the device that a job was ordered for
 PRECISION = "ASDLIB_PRECISION"  # environment: what the precision `auto` is for a job
@@ -50,15 +51,10 @@ LIBRARIES = (
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions behind an artifact: Python, libraries, the package, its commit and source digest."""
-    try:
-        git = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=CLONE,
-            capture_output=True,
-            text=True,
-        ).stdout
-    except OSError:  # no git on this machine
-        git = ""
+    git, command = "", ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    if (CLONE / ".git").exists():  # else it is an installed package, maybe below a repository of its user
+        with contextlib.suppress(OSError):  # no git on this machine
+            git = subprocess.run(command, cwd=CLONE, capture_output=True, text=True).stdout
     found = {"python": platform.python_version(), "asdlib": importlib.metadata.version("asdlib")}
     found |= {name: importlib.metadata.version(name) for name in LIBRARIES}
     return found | {"commit": git.strip() or "unknown", "source": code_digest()}

@@ -24,6 +24,7 @@ from asdlib import errors, io, schemas
 from asdlib.evaluation import comparison, metrics
 from asdlib.scoring import fusion
 from asdlib.settings import from_tree
+from asdlib.studies.home import home_folder
 from asdlib.viz import pages, tables
 
 CLIP = ["clip", "domain", "label", "digest"]  # what makes two test clips one and the same
@@ -42,19 +43,18 @@ class Side:
     clips: pd.DataFrame
 
 
-def load(study: str, home: Path) -> Side:
-    """A study by name below `home`/runs, or by the path of its run folder.
+def load(study: str, home: str | Path = "") -> Side:
+    """A study by name below `home`/runs (see `asdlib.studies.home`), or by the path of its run folder.
 
     raises : errors.InputError where there is no such study, or it has no results
     """
-    folder = (
-        Path(study)
-        if Path(study).is_dir() and (Path(study) / "study.txt").is_file()
-        else home / "runs" / study
-    )
-    if not folder.is_dir():
-        known = sorted(path.parent.name for path in (home / "runs").glob("*/study.txt"))
-        raise errors.InputError(f"no study {study!r} in {home / 'runs'}{errors.suggest(study, known)}")
+    folder = Path(study)
+    if not (folder.is_dir() and (folder / "study.txt").is_file()):
+        runs = home_folder(home) / "runs"
+        folder = runs / study
+        if not folder.is_dir():
+            known = sorted(path.parent.name for path in runs.glob("*/study.txt"))
+            raise errors.InputError(f"no study {study!r} in {runs}{errors.suggest(study, known)}")
     if not (folder / "09_report" / "DONE").is_file():
         raise errors.InputError(
             f"study {study} has no results: {folder} holds no finished report; run `asd run {folder.name}`"

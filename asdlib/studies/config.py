@@ -34,6 +34,7 @@ from asdlib.models.classifier import ClassifierSettings
 from asdlib.models.oevae import OEVAESettings
 from asdlib.scoring.fusion import FusionSettings
 from asdlib.settings import describe_value, from_tree, merged, setting
+from asdlib.studies.home import notebooks
 
 MOST_BYTES, MOST_DOTS, DEEPEST = (
     2**20,
@@ -76,9 +77,6 @@ def put(tree: dict, text: str) -> None:
         if not isinstance(tree, dict):
             raise errors.InputError(f"--set {describe_value(text)}: {section} is a value, not a section")
     tree[last] = parsed
-
-
-STUDIES = Path(__file__).resolve().parents[2] / "notebooks" / "studies"
 
 
 @dataclass(frozen=True)
@@ -126,22 +124,23 @@ class StudySettings:
     report: ReportSettings = field(default_factory=ReportSettings)
 
 
-def study_names() -> list[str]:
-    """Names of the studies that the project knows."""
-    return sorted(path.stem for path in STUDIES.glob("*.toml"))
+def study_names(home: str | Path = "") -> list[str]:
+    """Names of the studies in notebooks/studies.  home : as of `asdlib.studies.home`."""
+    return sorted(path.stem for path in (notebooks(home) / "studies").glob("*.toml"))
 
 
-def load(name: str, overrides: typing.Sequence[str] = ()) -> StudySettings:
+def load(name: str, overrides: typing.Sequence[str] = (), home: str | Path = "") -> StudySettings:
     """Settings of a study: its file in notebooks/studies (or a path to a .toml) over the defaults, then
     `a.b=value`.
 
     name : name of a study, or the path of a TOML file
     overrides : strings like "autoencoder.epochs=5"; the right side is TOML, or else taken as a string
+    home : whose notebooks/studies, see `asdlib.studies.home`
     returns : the settings; `include` holds whole paths
     raises : errors.InputError for unknown studies, names, types and values out of range, and for an included
         file that is missing
     """
-    tree = read(name, overrides)
+    tree = read(name, overrides, home)
     tree.pop("sweep", None)
     cfg = from_tree(StudySettings, tree)
     for root in cfg.data.roots:
@@ -157,15 +156,16 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> StudySettings:
     return cfg
 
 
-def read(name: str, overrides: typing.Sequence[str] = ()) -> dict:
+def read(name: str, overrides: typing.Sequence[str] = (), home: str | Path = "") -> dict:
     """What a study's file and the overrides say, as nested dicts; a table `sweep` belongs to
     asdlib.studies.sweeps.
 
     Arguments and refusals as of `load`.
     """
-    path = Path(name) if name.endswith(".toml") else STUDIES / f"{name}.toml"
+    path = Path(name) if name.endswith(".toml") else notebooks(home) / "studies" / f"{name}.toml"
     if not _there(path):
-        raise errors.InputError(f"unknown study {describe_value(name)}" + errors.suggest(name, study_names()))
+        known = study_names(home)
+        raise errors.InputError(f"unknown study {describe_value(name)}" + errors.suggest(name, known))
     tree = _read(path)
     for text in overrides:
         put(tree, text)

@@ -27,7 +27,7 @@ import torch
 from asdlib import errors
 from asdlib.models import precision, training
 from asdlib.studies import notebook
-from asdlib.studies.notebook import JobResult, JobSpec, KernelLost
+from asdlib.studies.notebook import JobResult, JobSpec, KernelLostError
 
 RETRIES = 2  # of a job whose kernel or worker was lost
 PATIENCE_S = 120.0  # for the first worker of a cluster
@@ -267,7 +267,7 @@ def _outcome(order: JobSpec, future) -> JobResult:
             f"{order.label}: the workers that ran it died, most likely for want of memory; use fewer"
             " --workers",
         )
-    except KernelLost as lost:
+    except KernelLostError as lost:
         return JobResult(0.0, str(lost))
     except (Exception, CancelledError) as error:  # of the cluster, whatever it is
         what = f"{order.label}: the cluster gave it up ({type(error).__name__}: {str(error)[:200]})"

@@ -42,7 +42,7 @@ from traitlets.config import Config
 
 import asdlib
 from asdlib import errors, io
-from asdlib.studies import artifacts, report
+from asdlib.studies import artifacts, home, report
 
 # One thread each: a fork copies no others, and spinning threads cost more than they bring. Arrow's own
 # allocator would start one.
@@ -81,6 +81,7 @@ def warm() -> None:
     modules = [
         ".".join(path.relative_to(package.parent).with_suffix("").parts)
         for path in sorted(package.rglob("[a-z]*.py"))
+        if path != package / "cli.py"  # it may be the main module, `python -m asdlib.cli`
     ]
     with apart():
         forkserver.set_forkserver_preload(["ipykernel.kernelapp", "torchvision.models.resnet", *modules])
@@ -170,7 +171,7 @@ KERNEL_CONFIG = Config(
 )
 
 
-class KernelLost(RuntimeError):
+class KernelLostError(RuntimeError):
     """The kernel ended from outside; the same job may succeed the next time."""
 
 
@@ -210,13 +211,14 @@ class JobResult:
 def run_job(order: JobSpec) -> JobResult:
     """Do one job, or nothing if it is finished already. Runs in the runner's process or in a worker's.
 
-    raises : KernelLost
+    raises : KernelLostError
     """
     # its kernel belongs to the runner that holds the study
     tell = {
         io.HOLDS: order.study,
         artifacts.DEVICE: order.facts["device"],
         artifacts.PRECISION: order.facts["auto"],
+        home.SERIES: str(Path(order.notebook).parent),
     }
     before = {name: os.environ.get(name) for name in tell}
     os.environ.update(tell)
@@ -269,7 +271,7 @@ def _execute(order: JobSpec) -> None:
             "most likely for want of memory; free some or use fewer or shorter clips, then give the same"
             " command again"
         )
-        raise KernelLost(
+        raise KernelLostError(
             f"{order.label}: its kernel ended from outside ({type(error).__name__}), {advice}"
         ) from error
     os.replace(failed, folder / "notebook.ipynb")

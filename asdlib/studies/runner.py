@@ -31,8 +31,8 @@ from asdlib.models import precision
 from asdlib.studies import artifacts, dask, report, sweeps
 from asdlib.studies import notebook as kernels
 from asdlib.studies.jobs import Job, job_state, plan
-from asdlib.studies.notebook import JobResult, JobSpec, KernelLost, export, warm
-from asdlib.studies.study import NOTEBOOKS, Run, Stage
+from asdlib.studies.notebook import JobResult, JobSpec, KernelLostError, export, warm
+from asdlib.studies.study import Run, Stage
 from asdlib.viz import tables
 
 log = functools.partial(print, flush=True)  # a log file shows each line when it is said
@@ -138,7 +138,7 @@ def run_study(
         if where.scheduler:
             client = stack.enter_context(dask.existing(where.scheduler))
             gpu = _on_workers(client, [run, *(one for one, _ in opened.values())])
-        planned, swept = plan(opened, only), sweeps.axes(study, overrides)
+        planned, swept = plan(opened, only), sweeps.axes(study, overrides, run.home)
         over_all = None
         if not only and not sweeps.has_page(opened, swept):
             sweeps.remove_page(run)
@@ -197,7 +197,7 @@ def _one_by_one(orders: Sequence[JobSpec], progress: Progress) -> None:
         progress.begins(order)
         try:
             outcome = kernels.run_job(order)
-        except KernelLost as lost:
+        except KernelLostError as lost:
             raise errors.InputError(str(lost)) from lost
         progress.ends(order, outcome)
         if outcome.refusal:
@@ -256,7 +256,7 @@ def _claim(folder: Path, study: str) -> None:
 def _order(job: Job, study: str) -> JobSpec:
     """A job as plain values."""
     run, stage, seed, machine = job.run, job.stage, job.seed, job.machine
-    notebook = NOTEBOOKS / f"{stage.notebook}.ipynb"
+    notebook = run.notebook(stage)
     facts = {
         "stage": stage.notebook,
         "machine": machine,

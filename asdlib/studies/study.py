@@ -57,8 +57,8 @@ from asdlib.models import precision, training
 from asdlib.scoring import fusion
 from asdlib.settings import to_tree
 from asdlib.studies import artifacts, config, scorer
+from asdlib.studies.home import home_folder, notebooks
 
-NOTEBOOKS = artifacts.CLONE / "notebooks"
 OUTPUTS = {
     "08_tuning": ("tuned.toml",),
     "09_report": ("scores.parquet", "metrics.csv", "controls.csv"),
@@ -237,6 +237,10 @@ class StudyPaths:
             return None
         return self.home / "runs" / "artifacts" / Path(used).name
 
+    def notebook(self, stage: Stage) -> Path:
+        """The notebook of a stage, see `asdlib.studies.home`."""
+        return notebooks(self.home) / f"{stage.notebook}.ipynb"
+
     def shaped_by(self, stage: Stage, seed: int, machine: str = "") -> dict:
         """Everything that shapes a stage, by name: settings, recordings, code, notebook, device, seed,
         machine.
@@ -251,7 +255,7 @@ class StudyPaths:
         ):  # pages that list what is wrong with the recordings, or how severe their faults are
             settings["problems"] = settings_tree.digest(self.problems.to_json(orient="values"))
             settings["severities"] = settings_tree.digest(self.severities.dropna().to_json())
-        book = code_cells(NOTEBOOKS / f"{stage.notebook}.ipynb")
+        book = code_cells(self.notebook(stage))
         which = {"seed": seed if stage.per_seed else None, "machine": machine if stage.per_machine else None}
         made_by = {
             "recordings": self.store.fingerprint,
@@ -731,9 +735,9 @@ def jobs(run: Run, only: Sequence[str] = ()) -> list[tuple[Stage, int, str]]:
 def open_run(
     study: str, overrides: Sequence[str] = (), home: str | Path = "", seed: int | None = None
 ) -> Run:
-    """Open a study by name (see notebooks/studies) or TOML path; `home` holds runs/ and reports/ (default:
-    the clone).
+    """Open a study by name (see notebooks/studies) or TOML path.
 
+    home : holds runs/ and reports/; default as of `asdlib.studies.home`
     overrides : `name=value`; after `variant=NAME` follow the settings of one variant of a sweep
     raises : errors.InputError for an unknown study, setting or system, and for seeds or systems that stand
         there twice
@@ -741,19 +745,19 @@ def open_run(
     for number, text in enumerate(overrides):
         if text.startswith(VARIANT):  # what follows it varies the study that stands before it
             base = open_run(study, overrides[:number], home, seed)
-            cfg = load(study, [*overrides[:number], *overrides[number + 1 :]])
+            cfg = load(study, [*overrides[:number], *overrides[number + 1 :]], home)
             return Run(cfg, base.home, base.seed, variant=text.removeprefix(VARIANT), base=base)
-    cfg = load(study, overrides)
-    run = Run(cfg, Path(home or artifacts.CLONE).resolve(), cfg.seeds[0] if seed is None else seed)
+    cfg = load(study, overrides, home)
+    run = Run(cfg, home_folder(home), cfg.seeds[0] if seed is None else seed)
     run.study_file = study
     return run
 
 
-def load(study: str, overrides: Sequence[str] = ()) -> config.StudySettings:
+def load(study: str, overrides: Sequence[str] = (), home: str | Path = "") -> config.StudySettings:
     """Settings of a study (config.load) whose systems are known and whose seeds and systems stand there once;
     others are refused.
     """
-    cfg = config.load(study, overrides)
+    cfg = config.load(study, overrides, home)
     for system in cfg.systems:
         if system in fusion.COMPOSED and system not in SYSTEMS:
             parts = " and ".join(part[0] for part in fusion.COMPOSED[system][:2])
@@ -774,12 +778,13 @@ def open(study: str, home: str | Path = "", seed: int | None = None) -> Run:
     """A study that was run to its end, with the settings it was run with: `open("demo").score(["clip.wav"],
     machine="fan")`.
 
-    study : name or TOML path.  home : holds runs/ and reports/ (default: the clone).  seed : one of the
-        study's, none: the first
+    study : name or TOML path
+    home : holds runs/ and reports/; default as of `asdlib.studies.home`
+    seed : one of the study's, none: the first
     raises : errors.InputError where it was never run to its end; what is out of date is told when it is asked
         for (`Run.scorer`)
     """
-    home, name = Path(home or artifacts.CLONE).resolve(), config.load(study).name
+    home, name = home_folder(home), config.load(study, (), home).name
     try:
         came = json.loads((home / "runs" / name / "09_report" / "params.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -28,6 +28,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -61,12 +62,12 @@ COLUMNS = (
 )
 
 
-def axes(study: str, overrides: Sequence[str] = ()) -> dict[str, list]:
+def axes(study: str, overrides: Sequence[str] = (), home: str | Path = "") -> dict[str, list]:
     """The swept settings of a study and their values, in the order of the file; empty without a sweep.
 
     raises : errors.InputError for unknown settings, values of the wrong type, no or repeated values
     """
-    tree = config.read(study, overrides).get("sweep", {})
+    tree = config.read(study, overrides, home).get("sweep", {})
     if not isinstance(tree, dict):
         raise errors.InputError(
             f'sweep: got {tree!r}, expected a table of settings, for example "oevae.condition.k_scale" ='
@@ -91,7 +92,7 @@ def axes(study: str, overrides: Sequence[str] = ()) -> dict[str, list]:
                 raise errors.InputError(
                     f"sweep {name}: got the table {value!r} as a value, expected settings' values"
                 )
-            config.load(study, [*overrides, text])  # names, types and ranges are refused here
+            config.load(study, [*overrides, text], home)  # names, types and ranges are refused here
         if len({json.dumps(value) for value in values}) < len(values):
             raise errors.InputError(f"sweep {name}: got {values}, expected each value once")
     return found
@@ -106,16 +107,16 @@ def _leaves(tree: dict, where: str = ""):
         )
 
 
-def variants(study: str, overrides: Sequence[str] = ()) -> dict[str, list[str]]:
+def variants(study: str, overrides: Sequence[str] = (), home: str | Path = "") -> dict[str, list[str]]:
     """Name and overrides of every variant of a study's sweep, without those equal to the study."""
-    swept, own = axes(study, overrides), config.load(study, overrides)
+    swept, own = axes(study, overrides, home), config.load(study, overrides, home)
     short = {name: name.rsplit(".", 1)[-1] for name in swept}
     if len(set(short.values())) < len(short):
         short = {name: name for name in swept}
     found = {}
     for choice in itertools.product(*swept.values()):
         texts = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in zip(swept, choice)]
-        if digest(config.load(study, [*overrides, *texts])) == digest(own):
+        if digest(config.load(study, [*overrides, *texts], home)) == digest(own):
             continue
         name = ",".join(
             f"{short[key]}={re.sub(r'[^A-Za-z0-9.+-]+', '_', json.dumps(value)).strip('_')}"
@@ -133,7 +134,7 @@ def runs(study: str, overrides: Sequence[str], home: str) -> dict[str, tuple[Run
     """
     opened = {"": (open_run(study, overrides, home), list(overrides))}
     base = opened[""][0]
-    for name, given in variants(study, overrides).items():
+    for name, given in variants(study, overrides, home).items():
         run = open_run(study, given, home)
         opened[name] = (
             Run(run.cfg, base.home, base.seed, variant=name, base=base),

@@ -361,7 +361,7 @@ def picture(
 
 
 def _png(pixels: np.ndarray) -> str:
-    """float (h, w, 3), 0..1, as data URI."""
+    """Pixels, float (h, w, 3), 0..1, as data URI."""
     out = io.BytesIO()
     Image.fromarray(np.rint(pixels * 255).astype(np.uint8)).save(out, "PNG", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -19,7 +19,7 @@ import threadpoolctl
 import torch
 
 from asdlib import errors, io
-from asdlib.studies import artifacts, model_card
+from asdlib.studies import artifacts, home, model_card
 from asdlib.viz import tables
 from tests.bench import autoencoder, cluster, data, jobs, measure, oevae, search, severity_zero, steps
 
@@ -44,7 +44,7 @@ CHECKS = {
     "severity_zero": severity_zero.main,
     "cluster": cluster.main,
 }
-PAGE = artifacts.CLONE / "reports" / "benchmarks.md"
+PAGE = home.CLONE / "reports" / "benchmarks.md"
 
 if importlib.util.find_spec("asdlib.analysis.tuning"):  # the tuner's arithmetic
     STAGES["tick"] = lambda device: search.tick(
@@ -82,7 +82,7 @@ def main() -> int:
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
     )
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(artifacts.CLONE)}")
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(home.CLONE)}")
     given = parser.parse_args()
     try:
         for name in given.names:

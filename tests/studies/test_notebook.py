@@ -135,7 +135,7 @@ child.start(); child.join(); print(child.exitcode)"""
 
 RUNNER = """import sys
 import nbformat, papermill
-from asdlib import kernels
+from asdlib.studies import notebook as kernels
 notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(
     "import os, time\\nopen('pids', 'w').write(f'{os.getpid()} {os.getppid()}')\\ntime.sleep(300)")])
 nbformat.write(notebook, "in.ipynb")

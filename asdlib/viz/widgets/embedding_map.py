@@ -97,7 +97,9 @@ class EmbeddingMapView(ipywidgets.VBox):
         explained: Callable[[int], explain.Why] | None = None,
         listed: int = 6,
     ):
-        """explained : row -> what explains that clip, computed when asked for; None: no such button.  listed
+        """The map and its controls.
+
+        explained : row -> what explains that clip, computed when asked for; None: no such button.  listed
         : clips per reason of the list
         """
         self.atlas, self.sounds, self.explained, self.most = atlas, sounds, explained, listed

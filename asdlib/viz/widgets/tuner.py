@@ -453,7 +453,9 @@ class Map:
         )
 
     def static(self, values: np.ndarray, name: str, letters: dict[str, tuple[str, int, float, str]]) -> str:
-        """values : (P, K, W).  name : of what they are.  letters : letter -> prior, k, ω, and what is to be
+        """The map as a picture for pages without controls.
+
+        values : (P, K, W).  name : of what they are.  letters : letter -> prior, k, ω, and what is to be
         said after it
         """
         flat = values.reshape(len(self.rows), -1)
