@@ -551,8 +551,13 @@ def finished(context, tmp_path_factory):
         run = study.Run(context.cfg, home, 0, study.stage_of(stage), of or "pump")
         run.__dict__["store"] = context.store
         _, scores, _ = run.fit_or_load(name)
-        folder = run.stage_folder(run.stage, 0, run.machine) / name
-        found[name] = (run, folder, {path.name: path.read_bytes() for path in folder.iterdir()}, len(scores))
+        scored = run.detector_folder(name, of, 0)
+        files = {
+            f"{kind}/{path.name}": path.read_bytes()
+            for kind, folder in (("scores", scored), ("trained", run.trained_with(scored)))
+            for path in folder.iterdir()
+        }
+        found[name] = (run, scored, files, len(scores))
     return found
 
 
@@ -560,12 +565,15 @@ def spoil(finished, name: str, file: str, body: bytes, family: str) -> None:
     """Put a file in the place of a detector's, sealed as if it had been written so, and ask the run for the
     detector.
     """
-    run, folder, files, _ = finished[name]
-    for path in folder.iterdir():
-        path.unlink()
-    for other, content in files.items():
-        (folder / other).write_bytes(body if other == file else content)
-    artifacts.commit(folder, json.loads(files["DONE"])["digest"], {})
+    run, scored, files, _ = finished[name]
+    trained = scored.parent / json.loads(files["scores/manifest.json"])["trained"]
+    for kind, folder in (("scores", scored), ("trained", trained)):
+        for path in folder.iterdir():
+            path.unlink()
+        for other, content in files.items():
+            if other.startswith(f"{kind}/"):
+                (folder / other.partition("/")[2]).write_bytes(body if other == file else content)
+        artifacts.commit(folder, folder.name, {"trained": trained.name})
     rows = np.flatnonzero((run.clips["machine"] == run.machine) & (run.clips["split"] == "test"))
     with bounded(family), said():
         detector, scores, history = run.fit_or_load(name)
@@ -589,7 +597,7 @@ def kept(finished, ending: str) -> list[tuple[str, str]]:
 def test_the_detectors_are_read_back_as_they_are(finished):
     assert len(kept(finished, ".safetensors")) >= 8 and len(kept(finished, ".parquet")) >= 6
     for name, (run, _, files, count) in finished.items():
-        spoil(finished, name, "scores.parquet", files["scores.parquet"], "whole")
+        spoil(finished, name, "scores/scores.parquet", files["scores/scores.parquet"], "whole")
         assert len(run.fit_or_load(name)[1]) == count
 
 
@@ -625,7 +633,7 @@ CELLS = st.one_of(
 @given(st.sampled_from(schemas.SCORE_COLUMNS), st.lists(CELLS, min_size=1, max_size=3))
 def test_tables_with_foreign_cells(finished, column, cells):
     files = finished["baseline_knn"][2]
-    table = pd.read_parquet(io.BytesIO(files["scores.parquet"]))
+    table = pd.read_parquet(io.BytesIO(files["scores/scores.parquet"]))
     out = io.BytesIO()
     try:
         table.assign(**{column: pd.Series([cells[i % len(cells)] for i in range(len(table))])}).to_parquet(
@@ -633,7 +641,7 @@ def test_tables_with_foreign_cells(finished, column, cells):
         )
     except (pyarrow.ArrowException, TypeError, ValueError, OverflowError):
         return
-    spoil(finished, "baseline_knn", "scores.parquet", out.getvalue(), "parquet cells")
+    spoil(finished, "baseline_knn", "scores/scores.parquet", out.getvalue(), "parquet cells")
 
 
 @pytest.mark.parametrize(
@@ -693,10 +701,10 @@ def test_mutated_stores_are_decoded_again(context, tmp_path_factory, file, chang
 def test_markers_of_any_form(finished, value, changes):
     """DONE as JSON of any form, and DONE and BEGUN as any bytes: a folder is finished or it is not."""
     _, folder, files, _ = finished["baseline_knn"]
-    done = json.dumps(value).encode() if changes is None else mutated(files["DONE"], changes)
+    done = json.dumps(value).encode() if changes is None else mutated(files["scores/DONE"], changes)
     (folder / "DONE").write_bytes(done)
     with bounded("marker"):
-        assert artifacts.finished(folder, json.loads(files["DONE"])["digest"]) in (True, False)
+        assert artifacts.is_whole(folder) in (True, False)
     marked = folder.parent / "begun"
     marked.mkdir(exist_ok=True)
     (marked / "BEGUN").write_bytes(done + b"\xff")

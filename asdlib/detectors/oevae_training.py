@@ -24,7 +24,7 @@ from asdlib.models import losses, oevae, training
 from asdlib.models.oevae import VAE, VAEBatch
 
 # oneDNN's strided 1 x 1 convolution writes past its buffer where a channels_last input has fewer channels
-# than a vector register (its issue 6035); 16 is that of AVX-512
+# than a vector register (its bug 6035); 16 is that of AVX-512
 NARROWEST_CHANNELS_LAST = 16
 EVAL_ITEMS = 256  # segments per forward pass when nothing is learnt
 ALIVE = 0.01  # variance of μ over items below which a channel carries nothing (Burda et al. 2016)

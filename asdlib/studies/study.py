@@ -276,12 +276,10 @@ class StudyPaths:
         """
         detector = DETECTORS[name](getattr(self.cfg, name) if settings is None else settings)
         machines = [machine] if machine else self.machines
-        facts = self.clips.drop(columns=["path", "level_db"], errors="ignore")
-        normal = facts[(facts["split"] == "train") & (facts["label"] == "normal")]
-        seen = normal if detector.uses_others else normal[normal["machine"].isin(machines)]
-        clips = {
-            which: settings_tree.digest(rows.to_csv(index=False)) for which, rows in seen.groupby("machine")
-        }
+        seen = (self.clips["split"] == "train") & (self.clips["label"] == "normal")
+        if not detector.uses_others:
+            seen &= self.clips["machine"].isin(machines)
+        clips = {which: _clips_digest(rows) for which, rows in self.clips[seen].groupby("machine")}
         return {
             "settings": {name: detector.training_settings(), "precision": self.precision_of(name)},
             "clips": clips,
@@ -441,6 +439,14 @@ VARIANT = "variant="  # among overrides
 _TOLD: set[Path] = set()  # folders of which it was said that their code has changed since
 
 
+def _clips_digest(clips: pd.DataFrame) -> str:
+    """Digest of what a training sees of clips of one machine: names, labels, attributes and sounds, not where
+    the files lie. Attributes that only other machines have do not count.
+    """
+    facts = clips.drop(columns=["path", "level_db"], errors="ignore").sort_index(axis=1)
+    return settings_tree.digest(facts.loc[:, (facts.astype(str) != "").any()].to_csv(index=False))
+
+
 def code_cells(notebook: Path) -> str:
     """Digest of the code cells' sources of a notebook: outputs, counts, kernel and metadata do not count."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
@@ -491,7 +497,8 @@ class Run(StudyPaths):
             folder.parent.mkdir(parents=True, exist_ok=True)
         with io.wrap_os_errors(trained), artifacts.only_one(trained):
             if artifacts.is_whole(trained):
-                detector.restore_training(trained, clips)
+                with io.refused(trained, f"a trained {name}"):
+                    detector.restore_training(trained, clips)
             else:
                 artifacts.start(trained, trained.name)
                 began = time.perf_counter()

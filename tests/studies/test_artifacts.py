@@ -91,16 +91,44 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     assert (tmp_path / "f").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
-def test_a_finished_folder_is_adopted_whole_or_not_at_all(sealed, tmp_path):
-    other = tmp_path / "other"
-    artifacts.copy_from(other, "d2", [sealed])
-    assert not other.exists()
-    artifacts.copy_from(other, "d1", [sealed])
-    assert (other / "a.txt").read_text() == "some words" and not (other / "BEGUN").exists()
-    assert artifacts.finished(other, "d1")
-    (sealed / "a.txt").write_text("torn")
-    artifacts.copy_from(tmp_path / "third", "d1", [sealed])
-    assert not (tmp_path / "third").exists()
+def test_two_processes_do_not_compute_the_same_artifact(tmp_path):
+    """Who comes second waits, and finds it finished."""
+    folder = tmp_path / "made"
+    with artifacts.only_one(folder):
+        other = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                "import sys; from pathlib import Path; from asdlib.studies import artifacts\n"
+                "folder = Path(sys.argv[1]); print('up', flush=True)\n"
+                "with artifacts.only_one(folder): print(artifacts.is_whole(folder))",
+                str(folder),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert other.stdout.readline() == "up\n"
+        artifacts.start(folder, folder.name)
+        artifacts.commit(folder, folder.name, {})
+    assert other.communicate(timeout=60)[0] == "True\n"
+
+
+def test_reasons_name_settings_clips_and_modules(tmp_path):
+    before = {
+        "settings": {"a": {"b": 1}},
+        "recordings": "x",
+        "code": {"asdlib.augment": "1", "asdlib.features": "2"},
+    }
+    artifacts.start(tmp_path, "d")
+    artifacts.commit(tmp_path, "d", {"shaped_by": before})
+    now = {
+        "settings": {"a": {"b": 2}},
+        "recordings": "y",
+        "code": {"asdlib.augment": "1", "asdlib.features": "3"},
+    }
+    found = artifacts.changes(tmp_path, now)
+    assert found == ["a.b was 1, is 2", "recordings changed", "code of asdlib.features changed"]
+    assert artifacts.only_code(found[2:]) and not artifacts.only_code(found)
 
 
 def test_one_process_at_a_time_writes_a_job(tmp_path):

@@ -220,7 +220,7 @@ def test_a_lost_kernel_is_tried_again(pool, tmp_path):
 
 DEAF = """
 import signal
-from asdlib import cluster
+from asdlib.studies import dask as cluster
 
 def deaf():
     return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, set())

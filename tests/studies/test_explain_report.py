@@ -13,6 +13,7 @@ from sizes import detector_of
 
 from asdlib import detectors, errors
 from asdlib.analysis import explain
+from asdlib.data.store import training_rows
 from asdlib.detectors import base
 from asdlib.scoring import fusion
 from asdlib.studies import explain_report, scorer
@@ -53,7 +54,7 @@ def trained(context):
 @pytest.mark.parametrize("name", list(explain_report.DISTANCES))
 def test_a_training_clip_given_as_a_recording_lies_nearest_to_itself(context, trained, name):
     run, ready = trained
-    row = base.training_rows(context.store.clips, "pump")[4]
+    row = training_rows(context.store.clips, "pump")[4]
     store, _ = ready.decoded([context.store.clips["path"][row]])
     near = explain_report.nearest(name, run.found[name], store, 0, "pump")
     assert near["clip"][0] == context.store.clips["clip"][row] and near["distance"][0] == pytest.approx(

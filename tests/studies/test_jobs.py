@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from asdlib.settings import digest
 from asdlib.studies import artifacts, study, sweeps
 from asdlib.studies import jobs as graph
 
@@ -27,13 +28,21 @@ def home(tmp_path_factory):
         for path in [run.reports / name for name in ("summary.md", "report.json", "model_card.md")]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("x")
-        for name in job.stage.detectors:
-            artifacts.start(folder / name, "")
-            (folder / name / "weights").write_text("w" * 100)
-            facts = {"shaped_by": run.detector_shaped_by(name, job.seed, job.machine)}
-            artifacts.commit(folder / name, run.detector_digest(name, job.seed, job.machine), facts)
+        for name, scored in run.scores_of(*of).items():
+            inputs = run.trained_by(name, job.seed, job.machine)
+            trained = run.artifact("trained", name, job.seed, job.machine, digest(name, inputs))
+            facts = {
+                "shaped_by": run.detector_shaped_by(name, job.seed, job.machine),
+                "trained": trained.name,
+            }
+            for made in (trained, scored):
+                artifacts.start(made, made.name)
+                (made / "weights").write_text("w" * 100)
+                artifacts.commit(made, made.name, facts)
         artifacts.start(folder, "")
-        artifacts.commit(folder, run.digest(*of), {"shaped_by": run.shaped_by(*of)}, run.outputs(job.stage))
+        used = {name: scored.name for name, scored in run.scores_of(*of).items()}
+        facts = {"shaped_by": run.shaped_by(*of), "artifacts": used}
+        artifacts.commit(folder, run.digest(*of), facts, run.outputs(job.stage))
     return home
 
 
@@ -73,7 +82,7 @@ def test_training_waits_for_nothing_readers_for_what_they_read_and_the_last_for_
 def test_the_setting_that_changed_is_named(home):
     jobs = plan(home, "autoencoder.epochs=7")
     assert jobs["03_baseline fan"].state == "stale" and jobs["03_baseline fan"].why == (
-        "autoencoder.epochs was 2, is 7",
+        "autoencoder trained again: autoencoder.epochs was 2, is 7",
     )
     assert jobs["05_oevae fan"].state == jobs["02_preprocessing"].state == "fresh"
     assert jobs["09_report"].state == "stale"
@@ -98,7 +107,7 @@ def test_code_recordings_notebook_and_device_are_named(home, what, value, words)
     facts["shaped_by"][what] = value
     path.write_text(json.dumps(facts))
     try:
-        assert graph.changes(job.folder, job.run.shaped_by(job.stage, job.seed)) == [words]
+        assert artifacts.changes(job.folder, job.run.shaped_by(job.stage, job.seed)) == [words]
     finally:
         path.write_text(before)
 
@@ -112,7 +121,7 @@ def test_other_code_is_stale_and_not_reused(home, monkeypatch):
 
 
 def test_a_damaged_file_makes_its_job_and_the_last_one_stale(home):
-    weights = home / "runs" / "smoke" / "seed0" / "05_oevae" / "gearbox" / "oevae" / "weights"
+    (weights,) = home.glob("runs/artifacts/oevae-gearbox-0-scores-*/weights")
     weights.write_text("w" * 99)
     try:
         jobs = plan(home)
@@ -121,9 +130,7 @@ def test_a_damaged_file_makes_its_job_and_the_last_one_stale(home):
         assert {
             job.state for label, job in jobs.items() if label not in ("05_oevae gearbox", "09_report")
         } == {"fresh"}
-        with pytest.raises(
-            ValueError, match=r"oevae of gearbox \(seed 0\) is not whole for these settings: weights is torn"
-        ):
+        with pytest.raises(ValueError, match=r"oevae of gearbox \(seed 0\) is not whole: weights is torn"):
             jobs["09_report"].run.detector_folder("oevae", "gearbox", 0)
     finally:
         weights.write_text("w" * 100)

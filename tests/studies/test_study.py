@@ -65,17 +65,12 @@ def small(tmp_path):
 def test_embeddings_that_are_not_there_are_named(small):
     with pytest.raises(
         errors.InputError,
-        match=(
-            r"what 05_oevae of fan \(seed 0\) writes is missing; run `asd run smoke` with these settings"
-            r" first"
-        ),
+        match=r"oevae of fan \(seed 0\) is not finished for these settings; run `asd run smoke` with them",
     ):
         small.spaces()
-    with pytest.raises(
-        errors.InputError, match=r"what 04_classifier of all machines \(seed 0\) writes is missing"
-    ):
+    with pytest.raises(errors.InputError, match=r"classifier of all machines \(seed 0\) is not finished"):
         small.detector("classifier", "fan")
-    with pytest.raises(errors.InputError, match=r"what 03_baseline of gearbox"):
+    with pytest.raises(errors.InputError, match=r"autoencoder of gearbox"):
         small.explain(len(small.clips) - 1)
 
 

@@ -218,9 +218,12 @@ def test_two_seeds_and_a_sweep_on_two_workers_end_in_a_page(tmp_path):
         list(runs.glob("seed0/03_baseline/fan")),
         list(runs.glob("sweep/jobs/*/seed0/03_baseline/fan")),
     )
-    knn = [json.loads((folder / "baseline_knn" / "manifest.json").read_text()) for folder in (own, other)]
-    assert knn[0] == knn[1], "the nearest neighbour was made twice"
-    epochs = [len(pd.read_parquet(folder / "autoencoder" / "history.parquet")) for folder in (own, other)]
+    used = [json.loads((folder / "manifest.json").read_text())["artifacts"] for folder in (own, other)]
+    assert used[0]["baseline_knn"] == used[1]["baseline_knn"], "the nearest neighbour was made twice"
+    epochs, made = [], tmp_path / "runs" / "artifacts"
+    for names in used:
+        trained = json.loads((made / names["autoencoder"] / "manifest.json").read_text())["trained"]
+        epochs.append(len(pd.read_parquet(made / trained / "history.parquet")))
     assert epochs == [2, 4]
     table = pd.read_csv(runs / "sweep.csv")
     assert (

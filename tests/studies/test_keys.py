@@ -1,0 +1,230 @@
+"""What is computed again after a change: trainings and scores are counted, on the detectors of a small store."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from asdlib import errors, io
+from asdlib.data.decode import sample_digest
+from asdlib.data.store import in_memory
+from asdlib.detectors import DETECTORS
+from asdlib.studies import study
+
+
+@pytest.fixture
+def count(monkeypatch):
+    """Trainings and scorings since the last look, by detector."""
+    found = {"trained": [], "scored": []}
+    for name, detector in DETECTORS.items():
+        for kind, method in (("trained", "_train"), ("scored", "_prepare")):
+            whole = getattr(detector, method)
+
+            def counted(self, *args, _whole=whole, _name=name, _kind=kind):
+                found[_kind].append(_name)
+                return _whole(self, *args)
+
+            monkeypatch.setattr(detector, method, counted)
+
+    def look():
+        seen = {kind: sorted(names) for kind, names in found.items()}
+        for names in found.values():
+            names.clear()
+        return seen
+
+    return look
+
+
+STAGE_OF = {"baseline_knn": "03", "autoencoder": "03", "classifier": "04", "oevae": "05"}
+
+
+def compute(context, home, name, store=None, **settings):
+    """A detector of the pump through the store by key; settings of its section, or nested as dicts."""
+    section = getattr(context.cfg, name)
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            settings[key] = dataclasses.replace(getattr(section, key), **value)
+    cfg = dataclasses.replace(context.cfg, **{name: dataclasses.replace(section, **settings)})
+    run = study.Run(cfg, home, 0, study.stage_of(STAGE_OF[name]), "pump")
+    run.__dict__["store"] = context.store if store is None else store
+    return run.fit_or_load(name)
+
+
+SCORING_ONLY = [
+    ("baseline_knn", {"k": 3}),
+    ("autoencoder", {"mahala": "per_frame"}),
+    ("classifier", {"backend": "knn"}),
+    ("classifier", {"smote": {"ratio": 0.5}}),
+    ("classifier", {"density_neighbours": 2}),
+    ("oevae", {"neighbours": 2}),
+    ("oevae", {"alpha_mode": "kl"}),
+    ("oevae", {"neighbour_domains": "min"}),
+    ("oevae", {"smote": {"ratio": 0.5}}),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), SCORING_ONLY, ids=lambda value: str(value))
+def test_a_setting_of_scoring_trains_nothing_and_changing_back_computes_nothing(
+    context, tmp_path, count, name, change
+):
+    _, first, _ = compute(context, tmp_path, name)
+    assert count()["trained"] == [name]
+    _, second, _ = compute(context, tmp_path, name, **change)
+    seen = count()
+    assert seen["trained"] == [] and seen["scored"].count(name) == 1
+    final = [part[part["component"] == "score"]["score"].to_numpy() for part in (first, second)]
+    if "score" in set(first["component"]):
+        assert name == "classifier" or not np.array_equal(*final)
+    _, back, _ = compute(context, tmp_path, name)
+    assert count()["trained"] == [] and back.equals(first)
+
+
+@pytest.mark.parametrize("name", sorted(STAGE_OF))
+def test_scores_after_a_change_are_those_of_a_fresh_computation(context, tmp_path, name):
+    change = dict(SCORING_ONLY[::-1])[name] if name != "classifier" else {"backend": "knn"}
+    compute(context, tmp_path / "used", name)
+    _, again, _ = compute(context, tmp_path / "used", name, **change)
+    _, fresh, _ = compute(context, tmp_path / "new", name, **change)
+    pd.testing.assert_frame_equal(again, fresh, check_exact=True)
+
+
+def test_a_setting_of_training_trains_that_detector_and_leaves_the_first(context, tmp_path, count):
+    compute(context, tmp_path, "oevae")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    count()
+    compute(context, tmp_path, "oevae", epochs=1)
+    assert count()["trained"] == ["oevae"]
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def changed(store, machine, split):
+    """The same recordings, one clip of a machine and split a little quieter."""
+    table = store.clips
+    (row, *_) = np.flatnonzero((table["machine"] == machine) & (table["split"] == split))
+    samples = [store.int16(i) // 2 if i == row else store.int16(i) for i in range(len(table))]
+    facts = table.drop(columns="samples").assign(digest=[sample_digest(one) for one in samples])
+    return in_memory(facts, samples, store.rate)
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "split", "trains"),
+    [
+        ("oevae", "pump", "test", False),
+        ("classifier", "pump", "test", False),
+        ("autoencoder", "pump", "train", True),
+        ("autoencoder", "saw", "train", False),
+        ("oevae", "saw", "train", True),
+        ("classifier", "saw", "train", True),
+    ],
+)
+def test_clips_train_again_only_what_trains_on_them(context, tmp_path, count, name, machine, split, trains):
+    compute(context, tmp_path, name)
+    count()
+    compute(context, tmp_path, name, changed(context.store, machine, split))
+    assert count()["trained"] == [name] * trains
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of the package's source, whose code counts in place of the real one."""
+    copy = tmp_path / "asdlib"
+    shutil.copytree(io.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(io, "PACKAGE", copy)
+
+    def forget():
+        for function in (io._module, io.code, io.code_digest):
+            function.cache_clear()
+
+    forget()
+    yield copy, forget
+    monkeypatch.undo()
+    forget()
+
+
+TRAINING = {name: f"asdlib.detectors.{name}_training" for name in ("autoencoder", "classifier", "oevae")}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "stale"),
+    [
+        ("models/losses.py", '"""', '"""Other words. ', set()),
+        ("models/losses.py", "import torch\n", "import torch  # as always\n", set()),
+        ("viz/plots.py", "import numpy as np\n", "import numpy as np\n\nOTHER = 1\n", set()),
+        ("scoring/distances.py", "import numpy as np\n", "import numpy as np\n\nOTHER = 1\n", set()),
+        ("scoring/backends.py", "import numpy as np\n", "import numpy as np\n\nOTHER = 1\n", set()),
+        ("io.py", "import hashlib\n", "import hashlib\n\nOTHER = 1\n", set()),
+        ("models/losses.py", "import torch\n", "import torch\n\nOTHER = 1\n", {"classifier", "oevae"}),
+        ("models/autoencoder.py", "import itertools\n", "import itertools\n\nOTHER = 1\n", {"autoencoder"}),
+        ("detectors/exposure.py", "import copy\n", "import copy\n\nOTHER = 1\n", {"oevae"}),
+    ],
+)
+def test_code_counts_where_it_shapes_a_training(package, file, old, new, stale):
+    folder, forget = package
+    before = {name: io.code(module) for name, module in TRAINING.items()}
+    text = (folder / file).read_text(encoding="utf-8")
+    assert old in text
+    (folder / file).write_text(text.replace(old, new, 1), encoding="utf-8")
+    forget()
+    assert {name for name, module in TRAINING.items() if io.code(module) != before[name]} == stale
+
+
+def test_training_never_imports_scoring():
+    for module in TRAINING.values():
+        behind = io.code(module)
+        assert not [name for name in behind if name.startswith(("asdlib.scoring", "asdlib.evaluation"))]
+
+
+def test_outputs_counts_and_kernels_of_a_notebook_do_not_count(tmp_path):
+    book = {
+        "cells": [
+            {"cell_type": "code", "source": ["x = 1"], "outputs": [], "execution_count": None, "metadata": {}}
+        ],
+        "metadata": {"kernelspec": {"name": "python3"}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    path = tmp_path / "a.ipynb"
+    path.write_text(json.dumps(book))
+    first = study.code_cells(path)
+    book["cells"][0] |= {
+        "outputs": [{"output_type": "stream", "name": "stdout", "text": "1"}],
+        "execution_count": 3,
+    }
+    book["metadata"] = {"kernelspec": {"name": "other"}, "widgets": {}}
+    path.write_text(json.dumps(book, indent=4))
+    assert study.code_cells(path) == first
+    book["cells"][0]["source"] = ["x = 2"]
+    path.write_text(json.dumps(book))
+    assert study.code_cells(path) != first
+
+
+def test_a_damaged_network_is_trained_again(context, tmp_path, count):
+    compute(context, tmp_path, "autoencoder")
+    count()
+    for path in tmp_path.glob("runs/artifacts/*/weights0.safetensors"):
+        path.write_bytes(b"torn")
+    for path in tmp_path.glob("runs/artifacts/*-scores-*/scores.parquet"):
+        path.write_bytes(b"torn")
+    compute(context, tmp_path, "autoencoder")
+    assert count()["trained"] == ["autoencoder"]
+
+
+def test_scores_of_other_code_are_used_with_a_note(context, tmp_path, package, capsys):
+    compute(context, tmp_path / "home", "baseline_knn")
+    run = study.Run(context.cfg, tmp_path / "home", 0, study.stage_of("03"), "pump")
+    run.__dict__["store"] = context.store
+    made = run.detector_folder("baseline_knn", "pump", 0)
+    stage = run.stage_folder(run.stage, 0, "pump")
+    stage.mkdir(parents=True)
+    (stage / "manifest.json").write_text(json.dumps({"artifacts": {"baseline_knn": made.name}}))
+    folder, forget = package
+    path = folder / "scoring" / "distances.py"
+    path.write_text(path.read_text(encoding="utf-8") + "\nOTHER = 1\n", encoding="utf-8")
+    forget()
+    assert run.detector_folder("baseline_knn", "pump", 0) == made
+    assert "code of asdlib.scoring.distances changed" in capsys.readouterr().err
+    with pytest.raises(errors.InputError, match="is not finished for these settings"):
+        run.detector_folder("baseline_knn", "saw", 0)
