@@ -157,8 +157,8 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(finished, tree, tmp_path)
         text=True,
         env=ENV,
     )
-    begun = tmp_path / "runs" / "smoke" / "seed0" / "03_baseline" / "fan" / "autoencoder"
-    while process.poll() is None and not list(begun.glob("checkpoint*")):
+    made = tmp_path / "runs" / "artifacts"
+    while process.poll() is None and not list(made.glob("autoencoder-fan-*/checkpoint*")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
@@ -167,8 +167,10 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(finished, tree, tmp_path)
     assert again.returncode == 0, again.stderr
     for machine in ("fan", "gearbox"):
         for name in ("baseline_knn", "autoencoder"):
-            path = f"runs/smoke/seed0/03_baseline/{machine}/{name}/scores.parquet"
-            pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / path), pd.read_parquet(home / path))
+            which = f"runs/artifacts/{name}-{machine}-0-scores-*/scores.parquet"
+            (one,), (other,) = tmp_path.glob(which), home.glob(which)
+            assert one.parent.name == other.parent.name
+            pd.testing.assert_frame_equal(pd.read_parquet(one), pd.read_parquet(other))
 
 
 def test_a_report_without_scores_says_what_is_missing(tree, tmp_path):
@@ -315,9 +317,7 @@ def test_recordings_without_labels_or_without_test_clips_end_in_a_report(tree, t
 
 def test_lost_outputs_are_restored_without_training_again(finished, tree):
     home, _ = finished
-    weights = (
-        home / "runs" / "smoke" / "seed0" / "03_baseline" / "fan" / "autoencoder" / "weights.safetensors"
-    )
+    (weights,) = home.glob("runs/artifacts/autoencoder-fan-0-trained-*/weights0.safetensors")
     before = weights.stat().st_mtime_ns
     shutil.rmtree(home / "reports" / "smoke")
     (home / "runs" / "smoke" / "scores.parquet").unlink()

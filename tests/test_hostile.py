@@ -13,6 +13,7 @@ import contextlib
 import html.parser
 import io
 import json
+import os
 import pickle
 import re
 import resource
@@ -64,9 +65,9 @@ NUMBERS = [
 
 
 def hostile(count: int):
-    """So many examples, always the same ones."""
+    """So many examples, always the same ones; a fifth of them unless ASDLIB_EXHAUSTIVE is set."""
     return settings(
-        max_examples=count,
+        max_examples=count if os.environ.get("ASDLIB_EXHAUSTIVE") else max(count // 5, 20),
         derandomize=True,
         database=None,
         deadline=None,

@@ -1,29 +1,22 @@
-"""A study as a graph of notebooks: where its artifacts lie, what is stale, how it is run and resumed.
+"""A study as a graph of notebooks: where what it computes lies, what shapes it, and what is computed again.
 
-    runs/<study>/store                         decoded clips; runs/<study>/data: synthetic recordings, where
-    there are none
-    runs/<study>/<stage>                       stages 01, 02, 08 and 09, which are the same for all seeds
-    runs/<study>/seed<k>/<stage>[/<machine>]   stages that train: executed notebook, params, manifest, tables,
-    weights
-    runs/<study>/scores.parquet, metrics.csv   what the study says; reports/<study>/index.html shows it
-    runs/<study>/sweep                         the same for other settings (asdlib.studies.sweeps); what these
-    do not touch is taken from above
-    runs/<study>/tuned.toml                    ω, η and both k as 08 chose them, for any study to include
+    runs/artifacts/<detector>-<machine>-<seed>-trained-<key>   trained networks, shared by all studies
+    runs/artifacts/<detector>-<machine>-<seed>-scores-<key>    scores, and what they are made of
+    runs/<study>/store, data                     decoded clips; recordings that were made, where none were
+    given
+    runs/<study>/<stage>                         executed notebooks of stages that are the same for all seeds
+    runs/<study>/seed<k>/<stage>[/<machine>]     executed notebooks of stages that train or read one seed
+    runs/<study>/scores.parquet, metrics.csv     the study's scores and metrics; reports/<study>/index.html
+    runs/<study>/sweep                           pages of variants (asdlib.studies.sweeps, or made by hand)
+    runs/<study>/tuned.toml                      omega, eta and both k as 08 chose them, for any study to
+    include
 
-What is finished (artifacts.finished) is never computed again; what is not, starts again or goes on from its
-checkpoint. Sources: METHOD 8.2, 8.3. Notebooks: all (second cell, `open_notebook`).
+A key is the digest of everything that shapes an artifact: settings, clips, code, device, precision, seed,
+machines. `trained_by` and `detector_shaped_by` say what that is, by name; it stands in the manifest, so that
+a job can say why it is stale (asdlib.studies.jobs). What is finished for its key is never computed again, and
+nothing is written over.
 
-Where a study's artifacts lie, what shapes each of them, and whether it is finished.
-
-    runs/<study>/store, data                   decoded clips; recordings that were made, where none were given
-    runs/<study>/<stage>                       stages that are the same for all seeds
-    runs/<study>/seed<k>/<stage>[/<machine>]   stages that train
-    runs/<study>/sweep                         jobs and recordings of variants that differ from the study's
-    (asdlib.studies.sweeps)
-
-A digest is made of everything that shapes an artifact, and `shaped_by` says what that is, by name: it stands
-in the manifest, so that a stale artifact can say why it is stale (asdlib.studies.jobs).
-Source: METHOD 8.2, 8.3. Notebooks: all (through `study.Run`).
+Source: METHOD 8.2, 8.3. Notebooks: all (second cell, `open_notebook`).
 """
 
 from __future__ import annotations
