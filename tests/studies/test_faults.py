@@ -464,13 +464,16 @@ def struck(homes, request, tmp_path_factory):
     pool.shutdown(cancel_futures=True)
 
 
-FEW = (  # of each kind one or two, as in CI; the others are marked exhaustive
-    f"killed_at[{Point('kernel', 'torn', KNN + r'scores\.parquet$')}]",
-    f"killed_at[{Point('kernel', 'after', AE + r'checkpoint.*\.pt$', nth=2)}]",
-    f"killed_at[{Point('kernel', 'torn', SCORES + 'DONE$')}]",
-    f"killed_at[{Point('runner', 'before', JOB + r'notebook\.ipynb$')}]",
-    f"killed_at[{Point('kernel', 'torn', r'report\.json$', 'trained')}]",
-    f"killed_at[{Point('worker', 'after', JOB + 'BEGUN$', workers=2)}]",
+KILLED = (  # of each kind one or two, as in CI; the others are marked exhaustive
+    Point("kernel", "torn", KNN + r"scores\.parquet$"),
+    Point("kernel", "after", AE + r"checkpoint.*\.pt$", nth=2),
+    Point("kernel", "torn", SCORES + "DONE$"),
+    Point("runner", "before", JOB + r"notebook\.ipynb$"),
+    Point("kernel", "torn", r"report\.json$", "trained"),
+    Point("worker", "after", JOB + "BEGUN$", workers=2),
+)
+FEW = (
+    *(f"killed_at[{point}]" for point in KILLED),
     "a_runner_that_ends_takes_its_workers_and_kernels_along[interrupted]",
     "a_torn_checkpoint_is_not_used",
     "a_flipped_bit_in_an_artifact_is_found_and_named[('trained', 'weights0.safetensors')]",
