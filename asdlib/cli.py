@@ -12,6 +12,8 @@ with 130.
     asd score STUDY --machine M FILE...                 score, threshold and decision of any recording
     asd submit STUDY OUT                                the challenge's score and decision files
     asd evaluate OUT --truth DIR                        the official result of such files
+    asd studies | verify | clean                        what lies below runs/: list it, check it, tidy it
+    asd open STUDY [--notebook 05]                      its report in the browser, or a notebook in JupyterLab
 
 Every command is a function of the parsed arguments that imports what it needs and returns an exit code, or
 None for 0. Source: METHOD 8.6, 7.3.
@@ -94,12 +96,17 @@ def _about(run) -> list[str]:
     """What a run is about: device, folders, recordings, and what is left out of them."""
     from asdlib import io
     from asdlib.data import index as clip_index
+    from asdlib.studies import housekeeping
 
     lines = [f"study {run.cfg.name}, device {run.device.type}, run folder {run.folder}"]
     with io.locked(run.study_folder), io.wrap_os_errors(run.study_folder):
         counts = run.clips.groupby("split").size()
     sizes = ", ".join(f"{n} {split} clips" for split, n in counts.items())
     lines.append(f"data {', '.join(map(str, run.roots))}: {len(run.machines)} machines, {sizes}")
+    if housekeeping.earlier_layout(run.study_folder):
+        lines.append(
+            f"note: {run.study_folder} holds networks of an earlier layout: neither used nor deleted"
+        )
     left_out = run.problems[run.problems["left_out"]]
     lines += [f"left out: {row.path}: {row.reason}" for row in left_out.head(5).itertuples()]
     lines += [f"left out: {len(left_out) - 5} more; all are in the report"] if len(left_out) > 5 else []
@@ -171,11 +178,103 @@ def _settings(args: argparse.Namespace) -> None:
         print(f"{name} = {json.dumps(default)}\n    {doc}")
 
 
+class _Version(argparse.Action):
+    """Print the installed version, looked up only when it is asked for."""
+
+    def __call__(self, parser, *_):
+        from importlib.metadata import version
+
+        print(f"asdlib {version('asdlib')}")
+        parser.exit()
+
+
+def _studies(args: argparse.Namespace) -> None:
+    """List what was run below a home."""
+    from asdlib.studies import home, housekeeping
+
+    table = housekeeping.studies(home.home_folder(args.home))
+    print(table.to_string(index=False) if len(table) else "no study was run here; start with `asd run smoke`")
+
+
+def _open(args: argparse.Namespace) -> None:
+    """Show the report of a study, or one of its notebooks, in the browser or JupyterLab."""
+    import subprocess
+    import webbrowser
+
+    from asdlib.studies import home
+    from asdlib.studies import study as studies
+
+    run = studies.open(_name(args.study), args.home)
+    if not args.notebook:
+        page = run.reports / "index.html"
+        print(page)
+        webbrowser.open(page.as_uri())
+        return
+    path = home.notebooks(args.home) / f"{studies.stage_of(args.notebook).notebook}.ipynb"
+    subprocess.run([sys.executable, "-m", "jupyter", "lab", str(path)], check=False)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    """Read every file below runs/ against its digest; 1 if one is damaged."""
+    from asdlib.studies import home, housekeeping
+
+    found = list(housekeeping.damage(home.home_folder(args.home)))
+    print("\n".join(found or ["every file is as it was written"]))
+    return int(bool(found))
+
+
+def _clean(args: argparse.Namespace) -> None:
+    """Say which artifacts nothing refers to; with --yes delete them."""
+    from asdlib.studies import home, housekeeping
+
+    folders = housekeeping.unused(home.home_folder(args.home))
+    lines = [f"{path.name}: {housekeeping.size_mb(path):.1f} MB" for path in folders]
+    total = sum(housekeeping.size_mb(path) for path in folders)
+    print("\n".join([*lines, f"{len(folders)} artifacts that no study or variant refers to: {total:.1f} MB"]))
+    if folders and args.yes:
+        housekeeping.remove(folders)
+        print("deleted")
+    elif folders:
+        print("nothing was deleted; add --yes")
+
+
+def _add_housekeeping(commands) -> None:
+    """Add the commands on what lies below runs/."""
+    for name, action, text, rest in (
+        ("studies", _studies, "list the studies that were run, with age and size", "writes nothing"),
+        ("verify", _verify, "check everything that was computed against its digests", "writes nothing"),
+        ("clean", _clean, "say which artifacts no study or variant refers to", "deletes them with --yes"),
+    ):
+        one = commands.add_parser(
+            name, help=text, description=f"Reads runs/ to {text}; {rest}.", epilog=f"example: asd {name}"
+        )
+        one.add_argument("--home", default="", metavar="DIR", help="folder of runs/ (default: see `asd run`)")
+        if name == "clean":
+            one.add_argument("--yes", action="store_true", help="delete them")
+        one.set_defaults(action=action)
+    show = commands.add_parser(
+        "open",
+        help="open the report of a study, or one of its notebooks",
+        description=(
+            "Reads a finished study; opens its report in the browser, or a notebook in JupyterLab; writes"
+            " nothing."
+        ),
+        epilog="example: asd open demo --notebook 05",
+    )
+    show.add_argument("study", help="name of a study that was run to its end")
+    show.add_argument(
+        "--notebook", default="", metavar="NN", help="a notebook by number instead of the report"
+    )
+    show.add_argument("--home", default="", metavar="DIR", help="folder of runs/ and reports/")
+    show.set_defaults(action=_open)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(
         prog="asd", description="Anomalous sound detection of machines: run studies, look at recordings."
     )
+    top.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     init = commands.add_parser(
@@ -347,6 +446,7 @@ def parser() -> argparse.ArgumentParser:
     settings.add_argument("name", nargs="?", default="", help="only settings whose name starts so")
     settings.set_defaults(action=_settings)
     _add_own_machine(commands)
+    _add_housekeeping(commands)
     return top
 
 
@@ -367,7 +467,13 @@ def command() -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `asd`; returns the exit code."""
-    args = parser().parse_args(argv)
+    top, words = parser(), sys.argv[1:] if argv is None else argv
+    known = next(action.choices for action in top._actions if action.dest == "command")
+    if words and not words[0].startswith("-") and words[0] not in known:
+        near = errors.suggest(words[0], list(known))
+        print(f"asd: unknown command {words[0]!r}{near}", file=sys.stderr)
+        return 2
+    args = top.parse_args(argv)
     warnings.simplefilter("ignore")
     for name in (
         "asyncio",

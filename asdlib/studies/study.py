@@ -49,7 +49,7 @@ from asdlib.evaluation import detectability, metrics
 from asdlib.models import precision, training
 from asdlib.scoring import fusion
 from asdlib.settings import to_tree
-from asdlib.studies import artifacts, config, scorer
+from asdlib.studies import artifacts, config, housekeeping, scorer
 from asdlib.studies.home import home_folder, notebooks
 
 OUTPUTS = {
@@ -99,6 +99,7 @@ class StudyPaths:
         self.auto = ""  # what the precision `auto` is for these artifacts, where another machine decided it
         self.synthetic = not cfg.data.roots
         self.study_file: str | None = None  # as it was named
+        self.changed: dict = {}  # settings of a variant made by hand, by name
 
     @property
     def local_device(self) -> torch.device:
@@ -455,6 +456,11 @@ class Run(StudyPaths):
     """
 
     @property
+    def by_hand(self) -> bool:
+        """Whether this is a variant in a notebook that was opened by hand."""
+        return bool(self.changed)
+
+    @property
     def detectors(self) -> list[str]:
         """Detectors that this notebook is to compute: of those it can, the ones that the systems need."""
         return list(self.scores_of(self.stage, self.seed, self.machine if self.stage.per_machine else ""))
@@ -481,6 +487,8 @@ class Run(StudyPaths):
                 return self.fit_or_load(name, settings)
         inputs = self.trained_by(*of)  # a detector that trains nothing has an empty folder
         trained = self.artifact("trained", name, self.seed, machine, settings_tree.digest(name, inputs))
+        if self.by_hand:
+            housekeeping.record_variant(self.folder, self.changed, scored)
         machines = [machine] if machine else self.machines
         clips, others = training_clips(self.store, machines)
         chosen = getattr(self.cfg, name) if settings is None else settings
@@ -834,6 +842,7 @@ def _by_hand(run: Run) -> Run:
         run = Run(run.cfg, run.home, run.seed, variant=name, base=base)
         if run.cfg.device == "auto":
             run.device, run.auto = base.device, base.auto
+        run.changed = differ
     elif run.cfg.device == "auto":
         run = _as_computed(run)
     run.stage, run.seed, run.machine = job
