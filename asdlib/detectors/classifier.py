@@ -17,7 +17,6 @@ Components of the scores: every back-end of `asdlib.scoring.backends`, and `_sco
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -57,14 +56,6 @@ class Classifier(Detector):
     """
 
     name, Settings, systems = "classifier", classifier.ClassifierSettings, ("classifier",)
-
-    def __init__(self, settings=None, **keywords):
-        super().__init__(settings, **keywords)
-        if self.settings.smote.space != "embed":
-            raise errors.InputError(
-                f"setting classifier.smote.space: got {self.settings.smote.space!r}, the classifier knows"
-                " 'embed' only; set that"
-            )
 
     def _prepare(self) -> None:
         """Classes, the held-out clips, and a network with fresh weights."""
@@ -360,6 +351,6 @@ def ablations(settings: classifier.ClassifierSettings) -> dict[str, classifier.C
     """
     if not settings.ablation:
         return {}
-    full = dataclasses.replace(settings, epochs=settings.ablation)
+    full = settings.replace(epochs=settings.ablation)
     changed = {"no mixup": {"mixup_prob": 0.0}, "no FeatEx": {"featex_weight": 0.0}}
-    return {"full": full} | {name: dataclasses.replace(full, **change) for name, change in changed.items()}
+    return {"full": full} | {name: full.replace(**change) for name, change in changed.items()}

@@ -29,7 +29,6 @@ Source: METHOD 8.2, 8.3. Notebooks: all (through `study.Run`).
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
@@ -205,7 +204,7 @@ class StudyPaths:
         """Everything that shapes a stage, by name: settings, recordings, code, notebook, device, seed,
         machine.
         """
-        cfg = dataclasses.asdict(self.cfg)
+        cfg = self.cfg.model_dump()
         settings = {name: cfg[name] for name in (*stage.sections, "precision")}
         if (
             not stage.detectors
@@ -230,9 +229,9 @@ class StudyPaths:
         """Everything that shapes a detector: its settings, recordings, code, device, seed, machine ("": all
         of them).
         """
-        cfg = dataclasses.asdict(self.cfg)
+        cfg = self.cfg.model_dump()
         chosen = {
-            name: cfg[name] if settings is None else dataclasses.asdict(settings),
+            name: cfg[name] if settings is None else settings.model_dump(),
             "precision": self.precision_of(name),
         }
         made_by = {
@@ -402,10 +401,10 @@ class Run(StudyPaths):
         ):
             with self._meant_for(mine):
                 return self.fit_or_load(name, variant, settings)
-        chosen = dataclasses.replace(
-            self.cfg, precision=self.precision_of(name), **({} if settings is None else {name: settings})
+        chosen = self.cfg.replace(
+            precision=self.precision_of(name), **({} if settings is None else {name: settings})
         )
-        cfg, digest = dataclasses.asdict(chosen), self.detector_digest(*of)
+        cfg, digest = chosen.model_dump(), self.detector_digest(*of)
         detector = self._detector(name, chosen, folder)
         if self.base is not None:  # trained already for the study or for another variant
             artifacts.copy_from(
@@ -692,9 +691,7 @@ def open_run(
 
 
 def load(study: str, overrides: Sequence[str] = ()) -> config.StudySettings:
-    """Settings of a study (config.load) whose systems are known and whose seeds and systems stand there once;
-    others are refused.
-    """
+    """Settings of a study (config.load) whose systems are known; others are refused."""
     cfg = config.load(study, overrides)
     for system in cfg.systems:
         if system in fusion.COMPOSED and system not in SYSTEMS:
@@ -704,11 +701,6 @@ def load(study: str, overrides: Sequence[str] = ()) -> config.StudySettings:
                 " leave it out"
             )
         errors.check_choice("system", system, list(SYSTEMS))
-    for name, values in (("seeds", cfg.seeds), ("systems", cfg.systems)):
-        if not values or len(set(values)) < len(values):
-            raise errors.InputError(
-                f"setting {name}: got {list(values)}, expected at least one value and none twice"
-            )
     return cfg
 
 
