@@ -28,11 +28,10 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from asdlib import errors
-from asdlib.settings import setting
+from asdlib.settings import Settings, setting
 
 
-@dataclass(frozen=True)
-class SmoteSettings:
+class SmoteSettings(Settings):
     """Synthetic items of the smaller domain, interpolated between clips (report 2.2; METHOD 4.13)."""
 
     space: Literal["embed", "logmel"] = setting(

@@ -148,11 +148,10 @@ def _synth(args: argparse.Namespace) -> None:
 
     from asdlib.data import synthetic
     from asdlib.data.synthetic import write_tree
-    from asdlib.settings import from_tree
 
     names = ("machines", "train_source", "train_target", "test", "seconds", "severity", "seed")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    settings = from_tree(synthetic.SyntheticSettings, given, "synthetic.")
+    settings = synthetic.SyntheticSettings(**given)
     write_tree(Path(args.out), settings)
     print(f"wrote {', '.join(settings.machines)} to {args.out}")
 

@@ -1,28 +1,96 @@
-"""Settings dataclasses from nested dicts and back, checked on the way: names, types, ranges.
+"""Settings: frozen pydantic models that check names, types and ranges whenever one is made.
 
-A section is a frozen dataclass whose fields come from `settings.setting`; a setting has one type. What is
-wrong is refused with what was expected and, for a misspelt name, with a suggestion. `digest` turns settings
-into the name of what they made.
+A section is a subclass of `Settings` whose fields come from `setting`; a setting has one type. What is wrong
+is refused in one sentence with what was expected and, for a misspelt name, with a suggestion; a check over
+several fields is a validator that raises the whole sentence. `digest` turns settings into the name of what
+they made.
 
 Source: METHOD 8.2. Notebooks: all (through `config`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import types
 import typing
-from dataclasses import field
-from typing import Literal
+from typing import Annotated, Self
+
+import pydantic
+from pydantic.fields import FieldInfo
 
 from asdlib import errors
+
+T = typing.TypeVar("T")
+
+
+def _several(value: object) -> tuple:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+Many = Annotated[tuple[T, ...], pydantic.BeforeValidator(_several)]  # a list, or one value alone, will do
 
 
 def setting(default, doc: str, low: float | None = None, high: float | None = None):
     """A field with its explanation and, for numbers, the closed range of values it may take."""
-    return field(default=default, metadata={"doc": doc, "low": low, "high": high})
+    return pydantic.Field(default, description=doc, ge=low, le=high)
+
+
+class Settings(pydantic.BaseModel):
+    """A section of settings.
+
+    raises : errors.InputError for unknown names, wrong types and values out of range
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def __init__(self, /, **values):
+        try:
+            super().__init__(**values)
+        except pydantic.ValidationError as error:
+            raise errors.InputError(_sentence(type(self), error.errors(include_url=False)[0])) from None
+
+    __init__.__pydantic_base_init__ = True  # sections inside are not made by it: one refusal, the whole path
+
+    def replace(self, /, **changes) -> Self:
+        """A checked copy with some fields changed; a section may be given as a dict of what changes in it.
+
+        raises : errors.InputError as for a new one
+        """
+        return type(self)(**merged(self.model_dump(), changes))
+
+
+def _sentence(cls: type[Settings], error: typing.Mapping) -> str:
+    """One of pydantic's errors in the project's words."""
+    kind, value = error["type"], error["input"]
+    if kind == "value_error":  # of a validator, which says all of it
+        return str(error["ctx"]["error"])
+    *sections, last = [part for part in error["loc"] if isinstance(part, str)]
+    for section in sections:
+        cls = cls.model_fields[section].annotation
+    where, name = ".".join([*sections, ""]), ".".join([*sections, last])
+    if kind == "extra_forbidden":
+        close = errors.closest(last, cls.model_fields)
+        hint = f"did you mean {where}{close}?" if close else f"known here: {', '.join(cls.model_fields)}"
+        return f"unknown setting {describe_value(name)[1:-1]}; {hint}"
+    field = cls.model_fields[last]
+    if typing.get_origin(field.annotation) is tuple:
+        field = FieldInfo.from_annotation(typing.get_args(field.annotation)[0])
+    came = describe_value(value)
+    if kind == "model_type":
+        expected = f"a section [{name}]"
+    elif kind == "literal_error":
+        expected = f"one of {', '.join(map(repr, typing.get_args(field.annotation)))}"
+    elif kind.endswith("_type"):
+        came, expected = f"{came} ({type(value).__name__})", field.annotation.__name__
+    elif kind in ("greater_than_equal", "less_than_equal", "finite_number"):
+        low, high = (
+            next((getattr(bound, side) for bound in field.metadata if hasattr(bound, side)), None)
+            for side in ("ge", "le")
+        )
+        expected = f"a number from {low} to {high}"
+    else:
+        expected = error["msg"]
+    return f"setting {name}: got {came}, expected {expected}"
 
 
 def describe_value(value: object) -> str:
@@ -47,67 +115,12 @@ def merged(under: dict, over: dict) -> dict:
     return under | both
 
 
-def from_tree(cls: type, tree: dict, where: str = ""):
-    """A settings class from nested dicts; unknown names, wrong types and bad values are refused."""
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for key, value in tree.items():
-        name = f"{where}{key}"
-        if key not in hints:
-            close = errors.closest(key, list(hints))
-            hint = f"; did you mean {where}{close}?" if close else f"; known here: {', '.join(hints)}"
-            raise errors.InputError(f"unknown setting {describe_value(name)[1:-1]}{hint}")
-        if dataclasses.is_dataclass(hints[key]):
-            if not isinstance(value, dict):
-                raise errors.InputError(
-                    f"setting {name}: got {describe_value(value)}, expected a section [{name}]"
-                )
-            values[key] = from_tree(hints[key], value, f"{name}.")
-        else:
-            meta = next(f.metadata for f in dataclasses.fields(cls) if f.name == key)
-            values[key] = _convert(hints[key], value, name, meta)
-    return cls(**values)
-
-
-def _convert(hint, value, name: str, meta: typing.Mapping):
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        inner = typing.get_args(hint)[0]
-        if not isinstance(value, (list, tuple)):
-            value = [value]
-        return tuple(_convert(inner, item, name, meta) for item in value)
-    if origin is Literal:
-        if value not in typing.get_args(hint):
-            raise errors.InputError(
-                f"setting {name}: got {describe_value(value)}, expected one of"
-                f" {', '.join(map(repr, typing.get_args(hint)))}"
-            )
-        return value
-    if isinstance(hint, types.UnionType):
-        raise TypeError(f"{name}: settings have one type each")
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not hint:
-        raise errors.InputError(
-            f"setting {name}: got {describe_value(value)} ({type(value).__name__}), expected {hint.__name__}"
-        )
-    if hint in (int, float):
-        low, high = meta.get("low"), meta.get("high")
-        if value != value or (low is not None and value < low) or (high is not None and value > high):
-            raise errors.InputError(
-                f"setting {name}: got {describe_value(value)}, expected a number from {low} to {high}"
-            )
-    return value
-
-
-def to_tree(settings) -> dict:
-    """Nested dict of a settings dataclass, ready for JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(settings)))
+def to_tree(settings: Settings) -> dict:
+    """Nested dict of settings, ready for JSON."""
+    return json.loads(json.dumps(settings.model_dump()))
 
 
 def digest(*parts) -> str:
-    """Hexadecimal digest (16 digits) of settings dataclasses and JSON-able values: equal content, equal
-    digest.
-    """
-    plain = [to_tree(part) if dataclasses.is_dataclass(part) else part for part in parts]
+    """Hexadecimal digest (16 digits) of settings and JSON-able values: equal content, equal digest."""
+    plain = [part.model_dump() if isinstance(part, Settings) else part for part in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]

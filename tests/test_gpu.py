@@ -122,7 +122,7 @@ def oevae_epoch(context, mode, home):
     target = exposure.target_items(
         front, rows, np.arange(len(rows), dtype=np.float32), np.arange(len(rows)) % 4 != 0, labels
     )
-    settings = dataclasses.replace(context.cfg.oevae, attribute_weight=1.0)
+    settings = context.cfg.oevae.replace(attribute_weight=1.0)
     made = on_gpu(
         exposure.OutlierExposureBatches(front, settings, target, others, np.ones(len(others))), mode
     )
@@ -317,7 +317,7 @@ def test_a_detector_asks_for_nothing_that_a_gpu_cannot_repeat(context, monkeypat
         "classifier": "convolution_backward",
         "autoencoder": "native_batch_norm_backward",
     }
-    cfg = dataclasses.replace(context.cfg, oevae=dataclasses.replace(context.cfg.oevae, attribute_weight=1.0))
+    cfg = context.cfg.replace(oevae=context.cfg.oevae.replace(attribute_weight=1.0))
     with Operations() as operations:
         context = dataclasses.replace(context, cfg=cfg)
         detect(
@@ -624,7 +624,7 @@ def read_on_a_machine_without_one(home, said, capsys):
     )
     times = []
     for _ in range(2):  # trained here; then found
-        run.fit_or_load("oevae", dataclasses.replace(run.cfg.oevae, epochs=1))
+        run.fit_or_load("oevae", run.cfg.oevae.replace(epochs=1))
         run.fit_or_load("oevae")
         made = sorted(home.glob("runs/artifacts/oevae-fan-0-trained-*/DONE"))
         facts = [json.loads((path.parent / "manifest.json").read_text(encoding="utf-8")) for path in made]

@@ -44,7 +44,7 @@ from asdlib.data import index as clip_index
 from asdlib.data.store import Clips, _open, open_store
 from asdlib.evaluation import detectability
 from asdlib.models import training
-from asdlib.settings import from_tree, to_tree
+from asdlib.settings import to_tree
 from asdlib.studies import artifacts, config, report, study
 from asdlib.studies.runner import Parameters
 from asdlib.viz import plots, report_plots, tables
@@ -437,7 +437,7 @@ def test_mutated_studies(tmp_path_factory, changes):
     path.write_bytes(mutated(STUDY, changes))
     with bounded("toml"), said():
         cfg = config.load(str(path))
-        assert from_tree(config.StudySettings, to_tree(cfg)) == cfg
+        assert config.StudySettings(**to_tree(cfg)) == cfg
 
 
 SETTINGS = st.sampled_from(
@@ -475,7 +475,7 @@ VALUES = st.one_of(
 def test_settings_of_any_kind(overrides):
     with bounded("setting"), said():
         cfg = config.load("smoke", overrides)
-        assert from_tree(config.StudySettings, to_tree(cfg)) == cfg
+        assert config.StudySettings(**to_tree(cfg)) == cfg
 
 
 @pytest.mark.parametrize(
@@ -1156,7 +1156,7 @@ def test_names_show_as_text_in_summaries_and_the_index_of_studies(marked, tmp_pa
             table.assign(system="control_shuffled", component="baseline_knn"),
         ]
     )
-    cfg = from_tree(config.StudySettings, {"name": "t", "about": mark})
+    cfg = config.StudySettings(name="t", about=mark)
     report.write_summary(
         tmp_path / "t",
         cfg,

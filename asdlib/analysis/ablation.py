@@ -9,8 +9,6 @@ Sources: METHOD 3.9, 6.3.  Notebook: 05_oevae
 
 from __future__ import annotations
 
-import dataclasses
-
 import pandas as pd
 
 from asdlib.analysis import latents
@@ -33,10 +31,10 @@ EVERYTHING = {name: value for row in ROWS.values() for name, value in row.items(
 def variant(settings: oevae.OEVAESettings, epochs: int, **changed) -> oevae.OEVAESettings:
     """Settings of one row: all of OFF but what is changed, trained for `epochs`, without refits."""
     values = OFF | changed
-    mixup = dataclasses.replace(settings.mixup, outliers=values["outliers"], beta=values["beta"])
+    mixup = settings.mixup.replace(outliers=values["outliers"], beta=values["beta"])
     rest = {name: values[name] for name in ("attribute_weight", "near")}
-    return dataclasses.replace(
-        settings, mixup=mixup, kl_warmup=values["kl_warmup"] * epochs, epochs=epochs, k_scales=(), **rest
+    return settings.replace(
+        mixup=mixup, kl_warmup=values["kl_warmup"] * epochs, epochs=epochs, k_scales=(), **rest
     )
 
 
@@ -48,7 +46,7 @@ def table(detector: OEVAE, metric: metrics.MetricsSettings, epochs: int) -> pd.D
         labels)
     """
     store, machine, seed, rows = detector.store, detector.machine, detector.seed, []
-    quick = dataclasses.replace(metric, bootstrap=20)
+    quick = metric.replace(bootstrap=20)
     for name, changed in (ROWS | {"all of them": EVERYTHING}).items():
         settings = variant(detector.settings, epochs, **changed)
         made = OEVAE(settings, seed=seed, device=detector.device, precision=detector.precision)

@@ -34,11 +34,10 @@ from asdlib.analysis import latents
 from asdlib.detectors import classifier
 from asdlib.models import training
 from asdlib.scoring import backends, distances
-from asdlib.settings import digest, setting
+from asdlib.settings import Settings, digest, setting
 
 
-@dataclass(frozen=True)
-class ProjectionSettings:
+class ProjectionSettings(Settings):
     """Maps of the embeddings in 06_embeddings (METHOD 8.5); PCA is always there."""
 
     umap: Literal["none", "clips", "segments"] = setting(

@@ -21,11 +21,10 @@ import pandas as pd
 
 from asdlib import errors
 from asdlib.data import index
-from asdlib.settings import setting
+from asdlib.settings import Settings, setting
 
 
-@dataclass(frozen=True)
-class ConditionSettings:
+class ConditionSettings(Settings):
     """The condition v that the latent space is tied to (METHOD 3.3)."""
 
     attribute: str = setting(

@@ -29,26 +29,37 @@ import numpy as np
 import pandas as pd
 import torch
 import torchaudio
+from pydantic import field_validator
 
-from asdlib import schemas
+from asdlib import errors, schemas
 from asdlib.data import containers, index
-from asdlib.settings import setting
+from asdlib.settings import Many, Settings, setting
 
 
-@dataclass(frozen=True)
-class DataSettings:
+class DataSettings(Settings):
     """Which recordings, and how they are decoded."""
 
-    roots: tuple[str, ...] = setting(
+    roots: Many[str] = setting(
         (), "folders that hold <machine>/train and <machine>/test; none: the [synthetic] machines are made"
     )
     recorded: bool = setting(False, "refuse to run without data roots instead of making synthetic recordings")
-    machines: tuple[str, ...] = setting((), "machines to use; none: all that are found")
+    machines: Many[str] = setting((), "machines to use; none: all that are found")
     sample_rate: int = setting(16000, "Hz (report 4.2)", 1000, 192000)
     resample: bool = setting(
         False, "resample other rates on load; otherwise such clips are left out and reported"
     )
     channel: int = setting(0, "which channel of a multi-channel recording", 0, 63)
+
+    @field_validator("roots")
+    @classmethod
+    def _whole_paths(cls, roots: tuple[str, ...]) -> tuple[str, ...]:
+        for root in roots:
+            if "\0" in root or not Path(root).is_absolute():
+                raise errors.InputError(
+                    f"setting data.roots: {root!r} is relative; give the whole path, or --data-root DIR on"
+                    " the command line"
+                )
+        return roots
 
 
 SHORTEST_S = 0.15  # s; below, five frames of the autoencoder do not fit

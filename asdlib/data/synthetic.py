@@ -39,24 +39,24 @@ import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import soundfile
+from pydantic import Field, field_validator
 from scipy import fft, special
 from scipy.stats import qmc
 
 from asdlib import errors, schemas
 from asdlib.data.machines import MACHINES, Take, colored, constants, rms, stream, through
-from asdlib.settings import setting
+from asdlib.settings import Many, Settings, setting
 
 
-@dataclass(frozen=True)
-class SyntheticSettings:
+class SyntheticSettings(Settings):
     """Machines made from physics, for studies without recordings."""
 
-    machines: tuple[str, ...] = setting(
+    machines: Many[str] = setting(
         ("fan", "gearbox", "valve", "slider"),
         "which of the modelled machines; NAME:KIND gives one another name",
     )
@@ -64,14 +64,27 @@ class SyntheticSettings:
     train_target: int = setting(10, "normal training clips per machine, target domain", 0, 100000)
     test: int = setting(25, "test clips per machine, domain and label", 0, 100000)
     seconds: float = setting(10.0, "s, length of a clip", 1.0, 600.0)
-    severity: tuple[float, ...] = setting(
+    severity: Many[Annotated[float, Field(ge=0.0, le=10.0)]] = setting(
         (1.0,),
         "fault severity, 0 inaudible, 1 as hard as recorded machines, 3 blatant; several: spread over the"
         " anomalies",
-        0.0,
-        10.0,
     )
     seed: int = setting(0, "seed of the machines", 0, 2**31 - 1)
+
+    @field_validator("machines")
+    @classmethod
+    def _can_be_made(cls, machines: tuple[str, ...]) -> tuple[str, ...]:
+        _machines(machines)
+        return machines
+
+    @field_validator("severity")
+    @classmethod
+    def _some(cls, severity: tuple[float, ...]) -> tuple[float, ...]:
+        if not severity:
+            raise errors.InputError(
+                "setting synthetic.severity: no value came, expected at least one, for example 1.0"
+            )
+        return severity
 
 
 LEVEL_DB = (
@@ -255,14 +268,10 @@ def write_tree(out: Path, settings: SyntheticSettings, sample_rate: int = 16000)
     out : a folder that does not exist yet, or is empty; it appears under its name only when all of it is
         written
     sample_rate : Hz; mono, 16 bit
-    raises : errors.InputError for unknown kinds, a folder that is not empty, or a disk that is full or not
+    raises : errors.InputError for a folder that is not empty, or a disk that is full or not
         writable
     """
     machines, out = _machines(settings.machines), Path(out).absolute()
-    if not settings.severity:
-        raise errors.InputError(
-            "setting synthetic.severity: no value came, expected at least one, for example 1.0"
-        )
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise errors.InputError(
             f"{out}: already there and not an empty folder, expected a new one; remove it or choose another"

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import abc
 import copy
-import dataclasses
 import functools
 import inspect
 import json
@@ -40,7 +39,7 @@ from asdlib.data.store import Clips, Store, machine_rows, reference_groups, trai
 from asdlib.models import training
 from asdlib.models.precision import DTYPES, NETWORKS, auto
 from asdlib.scoring import fusion, thresholds
-from asdlib.settings import from_tree, merged, to_tree
+from asdlib.settings import Settings, to_tree
 
 Scores = dict[tuple[str, str], np.ndarray]  # (system, component): one value per clip, higher = more anomalous
 
@@ -69,7 +68,7 @@ class Detector(abc.ABC):
     """
 
     name: ClassVar[str]
-    Settings: ClassVar[type]
+    Settings: ClassVar[type[Settings]]
     systems: ClassVar[tuple[str, ...]]  # whose scores it makes
     scoring_settings: ClassVar[tuple[str, ...]] = ()  # read by scoring alone: changing one trains nothing
     training_module: ClassVar[str]  # whose code shapes what is learned
@@ -209,14 +208,13 @@ class Detector(abc.ABC):
 
     def get_params(self, deep: bool = True) -> dict:
         """The settings and keywords that make an equal detector, by name."""
-        own = {item.name: getattr(self.settings, item.name) for item in dataclasses.fields(self.settings)}
         rest = {
             "seed": self.seed,
             "device": self.device_name,
             "precision": self.precision,
             "contamination": self.contamination,
         }
-        return own | rest | {"system": self.system, "checkpoints": self.checkpoints}
+        return dict(self.settings) | rest | {"system": self.system, "checkpoints": self.checkpoints}
 
     @classmethod
     def _get_param_names(cls) -> list[str]:
@@ -225,7 +223,7 @@ class Detector(abc.ABC):
             for name, item in inspect.signature(cls.__init__).parameters.items()
             if item.kind is item.KEYWORD_ONLY
         ]
-        return sorted([*own, *(item.name for item in dataclasses.fields(cls.Settings))])
+        return sorted([*own, *cls.Settings.model_fields])
 
     def set_params(self, **params) -> Self:
         """Change settings and keywords by name; the detector is to be fitted anew."""
@@ -313,7 +311,7 @@ class Detector(abc.ABC):
             facts = json.loads(path.read_text(encoding="utf-8"))
             if facts["detector"] != cls.name:
                 raise errors.InputError(f"{path}: is a {facts['detector']}, expected a {cls.name}")
-            settings = from_tree(cls.Settings, facts["settings"])
+            settings = cls.Settings(**facts["settings"])
             rest = {name: facts[name] for name in ("seed", "precision", "contamination", "system")}
         except errors.InputError:
             raise
@@ -402,20 +400,12 @@ class Detector(abc.ABC):
         return own.set_index("clip")["score"].reindex(clips).to_numpy(float)
 
 
-def configured(cls: type, settings, fields: dict):
+def configured(cls: type[Settings], settings: Settings | None, fields: dict) -> Settings:
     """Settings of a class with some fields replaced, checked: unknown names, types and ranges are refused."""
     base = cls() if settings is None else settings
     if not isinstance(base, cls):
         raise errors.InputError(f"settings: got {type(base).__name__}, expected {cls.__name__}")
-    known = [item.name for item in dataclasses.fields(cls)]
-    for name, value in fields.items():
-        errors.check_choice(f"setting of {cls.__name__}", name, known)
-        if isinstance(value, dict):
-            nested = type(getattr(base, name))
-            fields = fields | {name: from_tree(nested, merged(to_tree(getattr(base, name)), value))}
-    made = dataclasses.replace(base, **fields)
-    from_tree(cls, to_tree(made))
-    return made
+    return base.replace(**fields)
 
 
 def _check_training(clips: Clips) -> None:

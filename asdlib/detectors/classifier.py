@@ -17,7 +17,6 @@ Components of the scores: every back-end of `asdlib.scoring.backends`, and `_sco
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -45,14 +44,6 @@ class Classifier(ClassifierTraining, Detector):
     def _prepare(self) -> None:
         """Embeddings of the training clips, which the back-ends refer to."""
         self._keep(self.train_rows, self._embed(self.train_rows)[0])
-
-    def __init__(self, settings=None, **keywords):
-        super().__init__(settings, **keywords)
-        if self.settings.smote.space != "embed":
-            raise errors.InputError(
-                f"setting classifier.smote.space: got {self.settings.smote.space!r}, the classifier knows"
-                " 'embed' only; set that"
-            )
 
     def _keep(self, rows: np.ndarray, embedding: np.ndarray) -> None:
         self.embeddings.update(zip(np.asarray(rows).tolist(), embedding))
@@ -200,6 +191,6 @@ def ablations(settings: classifier.ClassifierSettings) -> dict[str, classifier.C
     """
     if not settings.ablation:
         return {}
-    full = dataclasses.replace(settings, epochs=settings.ablation)
+    full = settings.replace(epochs=settings.ablation)
     changed = {"no mixup": {"mixup_prob": 0.0}, "no FeatEx": {"featex_weight": 0.0}}
-    return {"full": full} | {name: dataclasses.replace(full, **change) for name, change in changed.items()}
+    return {"full": full} | {name: full.replace(**change) for name, change in changed.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,10 @@ from asdlib import errors, features, io
 from asdlib.data.store import frames_of
 from asdlib.detectors.base import Detector, Scores, clip_by_clip
 from asdlib.scoring.distances import knn_distances, knn_score
-from asdlib.settings import setting
+from asdlib.settings import Settings, setting
 
 
-@dataclass(frozen=True)
-class NearestNeighborSettings:
+class NearestNeighborSettings(Settings):
     """Training-free nearest neighbour on mean and standard deviation over time of a log-mel (METHOD 3.6)."""
 
     n_mels: int = setting(128, "mel bands", 16, 512)

@@ -4,7 +4,6 @@ Holm (1979).
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
@@ -107,8 +106,8 @@ def enough(pairs: int, settings: metrics.MetricsSettings) -> metrics.MetricsSett
     """Settings with as many resamples as the correction for so many pairs needs: the smallest p is then half
     of what it must be.
     """
-    return dataclasses.replace(
-        settings, bootstrap=max(settings.bootstrap, math.ceil(4 * pairs / (1 - settings.confidence)))
+    return settings.replace(
+        bootstrap=max(settings.bootstrap, math.ceil(4 * pairs / (1 - settings.confidence)))
     )
 
 

@@ -29,7 +29,6 @@ Source: METHOD 7.3 (official evaluator), 7.5 (threshold), 7.6 (Table 1). Noteboo
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -39,11 +38,10 @@ from asdlib import errors, schemas
 from asdlib.evaluation.roc import THREE, bootstrap, bootstrap_weights, grid, harmonic, shuffled
 from asdlib.scoring import fusion, thresholds
 from asdlib.scoring.thresholds import Threshold
-from asdlib.settings import setting
+from asdlib.settings import Settings, setting
 
 
-@dataclass(frozen=True)
-class MetricsSettings:
+class MetricsSettings(Settings):
     """Official metrics, intervals, decisions (METHOD 3.8)."""
 
     max_fpr: float = setting(0.1, "largest false positive rate of the partial AUC (METHOD 7.3)", 0.001, 1.0)

@@ -9,18 +9,16 @@ strided gather. Sources: METHOD 3.6, 7.5. Notebook: 03_baseline.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
 
 from asdlib import errors
-from asdlib.settings import setting
+from asdlib.settings import Settings, setting
 
 
-@dataclass(frozen=True)
-class AutoencoderSettings:
+class AutoencoderSettings(Settings):
     """The official autoencoder baseline (METHOD 7.5)."""
 
     n_mels: int = setting(128, "mel bands (METHOD 7.5)", 8, 512)

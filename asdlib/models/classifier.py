@@ -13,23 +13,22 @@ Sources: report 3.1; METHOD 3.5, 5.  Notebook: 04_classifier.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
+from pydantic import field_validator
 from torch import Tensor, nn
 
 from asdlib import augment, errors, features
 from asdlib.augment import SmoteSettings
 from asdlib.models import branches, losses
-from asdlib.settings import setting
+from asdlib.settings import Many, Settings, setting
 
 
-@dataclass(frozen=True)
-class ClassifierSettings:
+class ClassifierSettings(Settings):
     """Classification-based model with three branches (report 3.1; METHOD 3.5)."""
 
-    branches: tuple[str, ...] = setting(
+    branches: Many[str] = setting(
         ("fft", "mel", "phase"), "fft, mel, phase, stft<n_fft>; FeatEx leaves the first in place (report 3.1)"
     )
     clip_seconds: float = setting(12.0, "s; clips are tiled or cropped to it (METHOD 5.1)", 0.1, 600.0)
@@ -76,7 +75,31 @@ class ClassifierSettings:
         "kmeans", "back-end of the score (METHOD 5.8); all are kept"
     )
     density_neighbours: int = setting(4, "K of local-density rescaling (METHOD 5.8)", 1, 100)
-    smote: SmoteSettings = field(default_factory=SmoteSettings)
+    smote: SmoteSettings = SmoteSettings()
+
+    @field_validator("branches")
+    @classmethod
+    def _known_once(cls, branches: tuple[str, ...]) -> tuple[str, ...]:
+        known = ("fft", "mel", "phase", "stft256", "stft1024", "stft4096")
+        for name in branches:
+            stft = name.startswith("stft") and name[4:].isdigit() and int(name[4:]) >= 16
+            if name not in known and not stft:
+                raise errors.InputError(f"unknown branch {name!r}{errors.suggest(name, known)}")
+        if not branches or len(set(branches)) < len(branches):
+            raise errors.InputError(
+                f"classifier.branches = {list(branches)}, expected at least one branch and each of them once"
+            )
+        return branches
+
+    @field_validator("smote")
+    @classmethod
+    def _of_embeddings(cls, smote: SmoteSettings) -> SmoteSettings:
+        if smote.space != "embed":
+            raise errors.InputError(
+                f"setting classifier.smote.space: got {smote.space!r}, the classifier knows 'embed' only;"
+                " set that"
+            )
+        return smote
 
 
 SMALLEST_MAP = 5  # bins and frames: less leaves nothing after the stem's valid 3 x 3 pool
@@ -98,7 +121,6 @@ def branch_inputs(
 
     raises : errors.InputError for a branch of another name, or waveforms too short for it
     """
-    known = ("fft", "mel", "phase", "stft256", "stft1024", "stft4096")
     inputs = {}
     for name in settings.branches:
         if name == "fft":
@@ -116,17 +138,10 @@ def branch_inputs(
             inputs[name] = features.phase(
                 wave, representation=settings.phase_repr, n_fft=settings.n_fft, hop=settings.hop_length
             )
-        elif name.startswith("stft") and name[4:].isdigit() and int(name[4:]) >= 16:
+        else:
             inputs[name] = features.spectrogram(
                 wave, kind="stft", n_fft=int(name[4:]), hop=int(name[4:]) // 2
             )
-        else:
-            raise errors.InputError(f"unknown branch {name!r}{errors.suggest(name, known)}")
-    if not inputs or len(inputs) < len(settings.branches):
-        raise errors.InputError(
-            f"classifier.branches = {list(settings.branches)}, expected at least one branch and each of them"
-            " once"
-        )
     return inputs
 
 

@@ -11,22 +11,21 @@ Sources: report 3.2 and 4.2; METHOD 3.4, 4, 6.2, 6.3.  Notebooks: 05_oevae, 07_l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from asdlib import errors
 from asdlib.augment import SmoteSettings
 from asdlib.data.condition import ConditionSettings
 from asdlib.models import losses
-from asdlib.settings import setting
+from asdlib.settings import Many, Settings, setting
 
 
-@dataclass(frozen=True)
-class OEVAEFeatureSettings:
+class OEVAEFeatureSettings(Settings):
     """What OEVAE sees of a clip (report 4.2)."""
 
     segments: int = setting(8, "equally spaced segments per clip (report 4.2)", 1, 1000)
@@ -42,8 +41,7 @@ class OEVAEFeatureSettings:
     high_hz: float = setting(7800.0, "Hz (report 4.2)", 1.0, 96000.0)
 
 
-@dataclass(frozen=True)
-class OEVAEMixupSettings:
+class OEVAEMixupSettings(Settings):
     """Waveform mixup of segments (report 2.1)."""
 
     prob: float = setting(0.5, "probability per segment (METHOD 5.5)", 0.0, 1.0)
@@ -58,14 +56,13 @@ class OEVAEMixupSettings:
     )
 
 
-@dataclass(frozen=True)
-class OEVAESettings:
+class OEVAESettings(Settings):
     """Outlier-exposed extractor with a domain-invariant VAE (report 3.2; METHOD 3.4)."""
 
-    features: OEVAEFeatureSettings = field(default_factory=OEVAEFeatureSettings)
-    condition: ConditionSettings = field(default_factory=ConditionSettings)
-    mixup: OEVAEMixupSettings = field(default_factory=OEVAEMixupSettings)
-    smote: SmoteSettings = field(default_factory=SmoteSettings)
+    features: OEVAEFeatureSettings = OEVAEFeatureSettings()
+    condition: ConditionSettings = ConditionSettings()
+    mixup: OEVAEMixupSettings = OEVAEMixupSettings()
+    smote: SmoteSettings = SmoteSettings()
     width: int = setting(
         64,
         "channels of the first stage; 64 is ResNet-18 (report 4.2), less a narrower network for demos",
@@ -107,8 +104,8 @@ class OEVAESettings:
         0.0,
         0.9,
     )
-    k_scales: tuple[float, ...] = setting(
-        (1.0, 2.5, 5.0, 10.0), "k_scale of VAEs refitted on the finished embeddings, for 08", 0.0, 1000.0
+    k_scales: Many[Annotated[float, Field(ge=0.0, le=1000.0)]] = setting(
+        (1.0, 2.5, 5.0, 10.0), "k_scale of VAEs refitted on the finished embeddings, for 08"
     )
     refit_epochs: int = setting(50, "passes over the training embeddings for each of them", 1, 100000)
     ablation: int = setting(
@@ -121,6 +118,20 @@ class OEVAESettings:
     neighbour_domains: Literal["pooled", "min"] = setting(
         "pooled", "source and target together (METHOD 4.18), or the nearer of the two"
     )
+
+    @model_validator(mode="after")
+    def _together(self) -> OEVAESettings:
+        if self.domain_latent >= self.latent:
+            raise errors.InputError(
+                f"oevae.domain_latent is {self.domain_latent} of {self.latent} latent channels, expected at"
+                " least 1 in each of z_d and z_c"
+            )
+        if self.pretrained and self.width != 64:
+            raise errors.InputError(
+                f"oevae.pretrained came with width {self.width}, expected 64: the published weights fit no"
+                " other"
+            )
+        return self
 
 
 # beyond any useful posterior; keeps exp finite for pseudo-anomalies, which the VAE never learns from
@@ -239,11 +250,6 @@ class VAE(nn.Module):
 
     def __init__(self, dim: int, hidden: int, latent: int, domain: int):
         super().__init__()
-        if not 0 < domain < latent:
-            raise errors.InputError(
-                f"oevae.domain_latent is {domain} of {latent} latent channels, expected at least 1 in each of"
-                " z_d and z_c"
-            )
         self.domain = domain
         self.encoder = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent))
         self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, dim))
@@ -293,11 +299,6 @@ class OEVAE(nn.Module):
         self.settings = settings
         self.extractor = resnet18(settings.width)
         if settings.pretrained:
-            if settings.width != 64:
-                raise errors.InputError(
-                    f"oevae.pretrained came with width {settings.width}, expected 64: the published weights"
-                    " fit no other"
-                )
             load_pretrained(self.extractor, settings.pretrained_file)
         self.dim = 8 * settings.width
         self.machine = nn.Linear(self.dim, 1)

@@ -37,11 +37,10 @@ import pandas as pd
 
 from asdlib import errors, schemas
 from asdlib.scoring.thresholds import Gamma, ZScore
-from asdlib.settings import setting
+from asdlib.settings import Settings, setting
 
 
-@dataclass(frozen=True)
-class FusionSettings:
+class FusionSettings(Settings):
     """How scores become comparable and are combined (METHOD 3.7)."""
 
     normalise: Literal["zscore", "none", "rank", "gamma"] = setting(

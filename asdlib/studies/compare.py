@@ -23,7 +23,7 @@ import pandas as pd
 from asdlib import errors, io, schemas
 from asdlib.evaluation import comparison, metrics
 from asdlib.scoring import fusion
-from asdlib.settings import from_tree
+from asdlib.studies import config
 from asdlib.studies.home import home_folder
 from asdlib.viz import pages, tables
 
@@ -171,12 +171,9 @@ def measured_as(a: Side) -> metrics.MetricsSettings:
     them.
     """
     tree = {name: json.loads(value) for name, value in a.settings.items() if name.startswith("metrics.")}
-    known = vars(metrics.MetricsSettings())
-    return from_tree(
-        metrics.MetricsSettings,
-        {k.split(".")[1]: v for k, v in tree.items() if k.split(".")[1] in known},
-        "metrics.",
-    )
+    known = metrics.MetricsSettings.model_fields
+    values = {k.split(".")[1]: v for k, v in tree.items() if k.split(".")[1] in known}
+    return config.StudySettings(metrics=values).metrics
 
 
 def compared(a: Side, b: Side) -> list[tuple[str, str, pd.DataFrame]]:

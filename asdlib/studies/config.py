@@ -16,12 +16,12 @@ Notebooks: all of them (second cell).
 
 from __future__ import annotations
 
-import dataclasses
 import tomllib
 import typing
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
 
 from asdlib import errors
 from asdlib.analysis.projection import ProjectionSettings
@@ -33,7 +33,7 @@ from asdlib.models.autoencoder import AutoencoderSettings
 from asdlib.models.classifier import ClassifierSettings
 from asdlib.models.oevae import OEVAESettings
 from asdlib.scoring.fusion import FusionSettings
-from asdlib.settings import describe_value, from_tree, merged, setting
+from asdlib.settings import Many, Settings, describe_value, merged, setting
 from asdlib.studies.home import notebooks
 
 MOST_BYTES, MOST_DOTS, DEEPEST = (
@@ -79,8 +79,7 @@ def put(tree: dict, text: str) -> None:
     tree[last] = parsed
 
 
-@dataclass(frozen=True)
-class ReportSettings:
+class ReportSettings(Settings):
     """What the report shows."""
 
     players: int = setting(24, "clips with a player; 30 keep the file small", 0, 30)
@@ -91,16 +90,15 @@ class ReportSettings:
     )
 
 
-@dataclass(frozen=True)
-class StudySettings:
+class StudySettings(Settings):
     """All settings of one study. The name is the file's name."""
 
     name: str = setting("unnamed", "name of the study: letters, digits, _ and -")
     about: str = setting("", "one sentence for the report: what this study is for and what it simplifies")
-    include: tuple[str, ...] = setting(
+    include: Many[str] = setting(
         (), "TOML files whose settings hold where the study's file says nothing, relative to that file"
     )
-    seeds: tuple[int, ...] = setting((0,), "one run per seed", 0, 2**31 - 1)
+    seeds: Many[Annotated[int, Field(ge=0, le=2**31 - 1)]] = setting((0,), "one run per seed")
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", "where tensors live; auto takes a GPU where there is one"
     )
@@ -109,19 +107,37 @@ class StudySettings:
         "of training steps of the large networks; auto: bf16 where the device has units for it; scores are"
         " always float32",
     )
-    systems: tuple[str, ...] = setting(
+    systems: Many[str] = setting(
         ("baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier"), "systems to run"
     )
-    data: DataSettings = field(default_factory=DataSettings)
-    synthetic: SyntheticSettings = field(default_factory=SyntheticSettings)
-    baseline_knn: NearestNeighborSettings = field(default_factory=NearestNeighborSettings)
-    autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
-    oevae: OEVAESettings = field(default_factory=OEVAESettings)
-    classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
-    fusion: FusionSettings = field(default_factory=FusionSettings)
-    metrics: MetricsSettings = field(default_factory=MetricsSettings)
-    maps: ProjectionSettings = field(default_factory=ProjectionSettings)
-    report: ReportSettings = field(default_factory=ReportSettings)
+    data: DataSettings = DataSettings()
+    synthetic: SyntheticSettings = SyntheticSettings()
+    baseline_knn: NearestNeighborSettings = NearestNeighborSettings()
+    autoencoder: AutoencoderSettings = AutoencoderSettings()
+    oevae: OEVAESettings = OEVAESettings()
+    classifier: ClassifierSettings = ClassifierSettings()
+    fusion: FusionSettings = FusionSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    maps: ProjectionSettings = ProjectionSettings()
+    report: ReportSettings = ReportSettings()
+
+    @field_validator("name")
+    @classmethod
+    def _a_folder_can_have_it(cls, name: str) -> str:
+        if not name.replace("_", "").replace("-", "").isalnum():
+            raise errors.InputError(
+                f"setting name: got {name!r}, expected letters, digits, _ and - only; rename the study"
+            )
+        return name
+
+    @field_validator("seeds", "systems")
+    @classmethod
+    def _each_once(cls, values: tuple, info: ValidationInfo) -> tuple:
+        if not values or len(set(values)) < len(values):
+            raise errors.InputError(
+                f"setting {info.field_name}: got {list(values)}, expected at least one value and none twice"
+            )
+        return values
 
 
 def study_names(home: str | Path = "") -> list[str]:
@@ -142,18 +158,7 @@ def load(name: str, overrides: typing.Sequence[str] = (), home: str | Path = "")
     """
     tree = read(name, overrides, home)
     tree.pop("sweep", None)
-    cfg = from_tree(StudySettings, tree)
-    for root in cfg.data.roots:
-        if "\0" in root or not Path(root).is_absolute():
-            raise errors.InputError(
-                f"setting data.roots: {root!r} is relative; give the whole path, or --data-root DIR on the"
-                " command line"
-            )
-    if not cfg.name.replace("_", "").replace("-", "").isalnum():
-        raise errors.InputError(
-            f"setting name: got {cfg.name!r}, expected letters, digits, _ and - only; rename the study"
-        )
-    return cfg
+    return StudySettings(**tree)
 
 
 def read(name: str, overrides: typing.Sequence[str] = (), home: str | Path = "") -> dict:
@@ -170,7 +175,7 @@ def read(name: str, overrides: typing.Sequence[str] = (), home: str | Path = "")
     for text in overrides:
         put(tree, text)
     if "include" in tree:
-        given = from_tree(StudySettings, {"include": tree["include"]}).include
+        given = StudySettings(include=tree["include"]).include
         try:
             tree["include"] = [str((path.parent / Path(file).expanduser()).resolve()) for file in given]
         except (OSError, ValueError, RuntimeError) as error:  # no user of that name, or no path at all
@@ -213,18 +218,18 @@ def _included(file: Path, study: Path) -> dict:
             f" {study.name}"
         )
     try:
-        from_tree(StudySettings, tree)
+        StudySettings(**tree)
     except errors.InputError as refusal:
         raise errors.InputError(f"{file}: {refusal}") from refusal
     return {key: value for key, value in tree.items() if key not in ("name", "about")}
 
 
-def describe(cls: type = StudySettings, where: str = "") -> list[tuple[str, object, str]]:
+def describe(cls: type[Settings] = StudySettings, where: str = "") -> list[tuple[str, object, str]]:
     """(name, default, explanation) of every setting, for `asd settings`."""
     rows = []
-    for item in dataclasses.fields(cls):
-        if item.default_factory is not dataclasses.MISSING:
-            rows += describe(item.default_factory, f"{where}{item.name}.")
+    for name, item in cls.model_fields.items():
+        if isinstance(item.default, Settings):
+            rows += describe(item.annotation, f"{where}{name}.")
         else:
-            rows.append((f"{where}{item.name}", item.default, item.metadata["doc"]))
+            rows.append((f"{where}{name}", item.default, item.description))
     return rows

@@ -20,7 +20,6 @@ Source: METHOD 3.7, 3.8, 7.5.  Used by: asdlib.studies.study.open(...).score, `a
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -149,8 +148,8 @@ class Scorer:
         self.train = own[own["system"].isin(systems_behind(system))]
         final = self.train[(self.train["system"] == system) & (self.train["component"] == "score")]["score"]
         self.threshold = thresholds.gamma_threshold(final.to_numpy(float), cfg.metrics.decision_quantile)
-        self.data = dataclasses.replace(
-            cfg.data, resample=True
+        self.data = cfg.data.replace(
+            resample=True
         )  # the study may have left such clips out, here the user named them
 
     def decoded(self, paths: Sequence[str | Path]) -> tuple[Store | None, list[decode.Decoded]]:

@@ -22,7 +22,6 @@ Source: METHOD 8.2, 8.3. Notebooks: all (second cell, `open_notebook`).
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
@@ -239,7 +238,7 @@ class StudyPaths:
         """Everything that shapes a stage, by name: settings, recordings, code, notebook, device, seed,
         machine.
         """
-        cfg = dataclasses.asdict(self.cfg)
+        cfg = self.cfg.model_dump()
         settings = {
             name: functools.reduce(dict.__getitem__, name.split("."), cfg)
             for name in (*stage.sections, "precision")
@@ -774,11 +773,6 @@ def load(study: str, overrides: Sequence[str] = (), home: str | Path = "") -> co
                 " leave it out"
             )
         errors.check_choice("system", system, list(SYSTEMS))
-    for name, values in (("seeds", cfg.seeds), ("systems", cfg.systems)):
-        if not values or len(set(values)) < len(values):
-            raise errors.InputError(
-                f"setting {name}: got {list(values)}, expected at least one value and none twice"
-            )
     return cfg
 
 

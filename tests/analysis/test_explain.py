@@ -2,8 +2,6 @@
 is.
 """
 
-import dataclasses
-
 import numpy as np
 import pytest
 import soundfile
@@ -40,10 +38,8 @@ def planted(tmp_path_factory):
                 path = root / machine / split / f"section_00_{domain}_{split}_{label}_{i:04}_noAttribute.wav"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(path, wave, RATE)
-    oevae = dataclasses.replace(
-        TINY, epochs=6, features=dataclasses.replace(TINY.features, segments=4, n_mels=32)
-    )
-    autoencoder = dataclasses.replace(BASELINE, epochs=25, batch=32, n_mels=32, hidden=32, lr=3e-3)
+    oevae = TINY.replace(epochs=6, features=TINY.features.replace(segments=4, n_mels=32))
+    autoencoder = BASELINE.replace(epochs=25, batch=32, n_mels=32, hidden=32, lr=3e-3)
     cfg = config.StudySettings(autoencoder=autoencoder, oevae=oevae, classifier=SMALL, precision="float32")
     store = open_store(*index.index([root]), tmp_path_factory.mktemp("store"), cfg.data)
     return Context(cfg, store, torch.device("cpu"))
@@ -173,7 +169,7 @@ def test_branch_parts_add_up_to_the_distance_that_scored(planted, trained, name)
     detector = trained[Classifier]
     rows = np.concatenate([rows_of(planted, "anomaly"), rows_of(planted, "normal", "saw")])
     scores = detector.components(Clips(detector.store, rows))["classifier", name]
-    before, detector.settings = detector.settings, dataclasses.replace(detector.settings, backend=name)
+    before, detector.settings = detector.settings, detector.settings.replace(backend=name)
     try:
         parts = detector.branch_parts(rows)
         shares = explain.branch_shares(detector, rows)

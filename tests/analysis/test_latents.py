@@ -1,7 +1,5 @@
 """Measures of a latent space, on latents whose truth is known."""
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -205,4 +203,4 @@ def test_files_are_read_back_and_a_missing_one_is_refused(tmp_path):
     for name, value in vae.state_dict().items():
         assert torch.equal(value, model.vae.state_dict()[name])
     with pytest.raises(errors.InputError, match="does not hold the weights of this VAE"):
-        latents.load_vae(tmp_path, dataclasses.replace(settings, latent=6))
+        latents.load_vae(tmp_path, settings.replace(latent=6))

@@ -2,7 +2,6 @@
 see what they may see.
 """
 
-import dataclasses
 import time
 
 import numpy as np
@@ -80,7 +79,7 @@ def study_scores(scores, cfg, choice, found):
         scores[(scores["system"] == "oevae") & (scores["component"] == name)].assign(component=part)
         for part, name in names.items()
     ]
-    settings = dataclasses.replace(cfg.fusion, omega=choice.omega, eta=choice.eta)
+    settings = cfg.fusion.replace(omega=choice.omega, eta=choice.eta)
     table = fusion.systems(pd.concat([*own, scores[scores["system"] == "classifier"]]), settings)
     several = table["seed"].nunique() > 1
     table = fusion.seed_ensembles(table, settings.normalise) if several else table
@@ -90,7 +89,7 @@ def study_scores(scores, cfg, choice, found):
 @pytest.mark.parametrize("mode", list(fusion.MODES))
 @pytest.mark.parametrize("seeds", [(0,), (0, 3)])
 def test_a_tick_is_the_score_of_the_study_and_equals_scikit_learn(mode, seeds):
-    cfg = dataclasses.replace(CFG, fusion=fusion.FusionSettings(normalise=mode), seeds=seeds)
+    cfg = CFG.replace(fusion=fusion.FusionSettings(normalise=mode), seeds=seeds)
     scores, rng = scored(seeds=seeds), np.random.default_rng(1)
     found = tuning.from_scores(scores, cfg)
     for _ in range(5 if mode == "zscore" else 1):
@@ -186,7 +185,7 @@ def test_domain_mismatch_is_the_auc_counted_pair_by_pair():
 
 def test_the_default_point_is_the_row_of_metrics_csv():
     scores = scored(machines=2, seeds=(0, 1))
-    cfg = dataclasses.replace(CFG, seeds=(0, 1))
+    cfg = CFG.replace(seeds=(0, 1))
     table = fusion.seed_ensembles(fusion.systems(scores, cfg.fusion), cfg.fusion.normalise)
     own = metrics.table(table[table["system"] == "ensemble_seeds"], cfg.metrics, 0)
     found = tuning.from_scores(scores, cfg)

@@ -51,7 +51,7 @@ def row(cfg, store, machine, seed, what=""):
     seconds = time.process_time() - began
     found = latents.arranged(detector.tensors(), store.clips, machine, cfg.oevae.domain_latent)
     told, refits = latents.measures(found, seed), latents.refit_table(found).set_index("k_scale")["R²"]
-    reached = metrics.table(scores, dataclasses.replace(cfg.metrics, bootstrap=20), seed).query(
+    reached = metrics.table(scores, cfg.metrics.replace(bootstrap=20), seed).query(
         "machine == @machine and metric == 'hmean'"
     )
     reached = reached.set_index("component")["value"]
@@ -114,7 +114,7 @@ def null():
     )
     rows = []
     for seed in NULL_SEEDS:
-        cfg = dataclasses.replace(base, synthetic=dataclasses.replace(base.synthetic, seed=seed))
+        cfg = base.replace(synthetic=base.synthetic.replace(seed=seed))
         with tempfile.TemporaryDirectory() as folder:
             store = recordings(cfg, Path(folder))
             for machine in cfg.synthetic.machines:

@@ -6,7 +6,7 @@ import torch
 from sizes import Context, detector_of, fit
 from torch import nn
 
-from asdlib import errors, features, settings
+from asdlib import errors, features
 from asdlib.data.store import Clips
 from asdlib.detectors import base
 from asdlib.detectors.autoencoder import Autoencoder
@@ -98,11 +98,7 @@ def test_autoencoder_scores_equal_the_official_formulas_by_loops(context):
 
 
 def test_the_per_frame_form_is_the_mean_of_per_frame_distances(context):
-    cfg = config.StudySettings(
-        autoencoder=settings.from_tree(
-            autoencoder.AutoencoderSettings, settings.to_tree(SETTINGS) | {"mahala": "per_frame"}
-        )
-    )
+    cfg = config.StudySettings(autoencoder=SETTINGS.replace(mahala="per_frame"))
     context = Context(cfg, context.store, context.device)
     rows = base.machine_rows(context.store.clips, "pump", "test")[:2]
     detector = detector_of(Autoencoder, context)

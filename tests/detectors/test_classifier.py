@@ -72,7 +72,7 @@ def context(tmp_path_factory):
 
 def changed(context, folder=None, **settings):
     """The same recordings under other classifier settings."""
-    cfg = dataclasses.replace(context.cfg, classifier=dataclasses.replace(context.cfg.classifier, **settings))
+    cfg = context.cfg.replace(classifier=context.cfg.classifier.replace(**settings))
     return Context(cfg, context.store, context.device, context.seed, folder)
 
 
@@ -552,7 +552,7 @@ def test_smote_of_spectrograms_is_refused(context):
 
 def test_ablations_take_one_thing_out_each():
     assert ablations(SMALL) == {}
-    made = ablations(dataclasses.replace(SMALL, ablation=3))
+    made = ablations(SMALL.replace(ablation=3))
     assert list(made) == ["full", "no mixup", "no FeatEx"] and all(s.epochs == 3 for s in made.values())
     assert made["no mixup"].mixup_prob == 0 and made["no FeatEx"].featex_weight == 0
     assert (

@@ -30,10 +30,8 @@ def changed(context, **settings):
     """The same context with other OEVAE settings; mixup and smote as dicts."""
     for name in ("mixup", "smote", "features", "condition"):
         if name in settings:
-            settings[name] = dataclasses.replace(getattr(TINY, name), **settings[name])
-    return dataclasses.replace(
-        context, cfg=dataclasses.replace(context.cfg, oevae=dataclasses.replace(TINY, **settings))
-    )
+            settings[name] = getattr(TINY, name).replace(**settings[name])
+    return dataclasses.replace(context, cfg=context.cfg.replace(oevae=TINY.replace(**settings)))
 
 
 def fitted(context, machine="pump", **settings):
@@ -438,7 +436,7 @@ def test_every_setting_trains_and_scores(context, settings):
 
 
 def test_bfloat16_trains_and_scores_in_float32(context):
-    bf16 = dataclasses.replace(context, cfg=dataclasses.replace(context.cfg, precision="bf16"))
+    bf16 = dataclasses.replace(context, cfg=context.cfg.replace(precision="bf16"))
     detector = detector_of(OEVAE, bf16)
     fit(detector, context.store, machine_rows(context.store.clips, "pump", "train"))
     assert detector.embed(Clips(detector.store, detector.train_rows))[0].dtype == np.float32
@@ -494,7 +492,7 @@ def known_condition(shuffled=False):
     h[:, 0] += 2 * v - 3
     told = rng.permutation(v) if shuffled else v
     prior, known = exposure.prior_means(told, 5.0, told.mean())
-    settings = dataclasses.replace(TINY, hidden=64, batch=32, lr=3e-3, refit_epochs=30)
+    settings = TINY.replace(hidden=64, batch=32, lr=3e-3, refit_epochs=30)
     fit = slice(0, 300)
     vae = oevae_training.refit(
         *(torch.as_tensor(values[fit]) for values in (h, prior, known)), settings, seed=0

@@ -1,6 +1,5 @@
 """Metric tables, paired comparison, decisions and controls, against the plain definitions in oracle.py."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from asdlib.evaluation import comparison, metrics, roc
 from asdlib.scoring import thresholds
 from asdlib.viz import tables
 
-SETTINGS = dataclasses.replace(metrics.MetricsSettings(), bootstrap=200, shuffles=100)
+SETTINGS = metrics.MetricsSettings(bootstrap=200, shuffles=100)
 TABLE1 = Path(__file__).resolve().parents[3] / "shared" / "spec" / "table1.csv"
 
 
@@ -107,7 +106,7 @@ def test_intervals_hold_the_value_and_narrow_with_more_clips():
 
 def test_interval_of_omega_is_that_of_the_resampled_omegas():
     scores = scored(per_stratum=6)
-    table = metrics.table(scores, dataclasses.replace(SETTINGS, bootstrap=20), seed=3)
+    table = metrics.table(scores, SETTINGS.replace(bootstrap=20), seed=3)
     resamples, omegas = metrics._Resamples(20, 3), []
     blocks = next(iter(metrics._blocks(scores).values()))
     for b in range(20):
@@ -258,7 +257,7 @@ def test_a_small_but_steady_difference_is_seen_only_because_it_is_paired():
 
 
 def test_unrelated_equal_systems_rarely_seem_to_differ():
-    settings = dataclasses.replace(SETTINGS, bootstrap=100)
+    settings = SETTINGS.replace(bootstrap=100)
     small = 0
     for i in range(60):
         scores = scored(machines=("fan",), systems=("a", "b"), per_stratum=25, train=0, rng_seed=i)

@@ -43,7 +43,7 @@ def test_auto_is_bf16_where_the_device_has_units_for_it(monkeypatch, device, has
         assert precision.of(name, AUTO, device) == expected
         for kind in precision.DTYPES:
             assert (
-                precision.of(name, dataclasses.replace(AUTO, precision=kind), device, expected) == kind
+                precision.of(name, AUTO.replace(precision=kind), device, expected) == kind
             )  # what is set is taken
             assert precision.of(name, AUTO, device, kind) == kind  # and so is what another machine decided
     assert precision.of("autoencoder", AUTO, device) == "float32"
@@ -67,10 +67,7 @@ def hard(tmp_path_factory):
                 path = root / machine / split / f"section_00_{domain}_{split}_{label}_{i:04}_noAttribute.wav"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(path, wave, 16000)
-    cfg = config.StudySettings(
-        oevae=dataclasses.replace(TINY, epochs=6, k_scales=()),
-        classifier=dataclasses.replace(SMALL, epochs=3),
-    )
+    cfg = config.StudySettings(oevae=TINY.replace(epochs=6, k_scales=()), classifier=SMALL.replace(epochs=3))
     return Context(
         cfg, store.open_store(*index.index([root]), tmp_path_factory.mktemp("store"), cfg.data), CPU, seed=3
     )
@@ -80,7 +77,7 @@ def hard(tmp_path_factory):
 def test_precisions_agree_within_chance_and_each_repeats_itself(hard, name):
     tables = []
     for kind in ("bf16", "bf16", "float32"):
-        context = dataclasses.replace(hard, cfg=dataclasses.replace(hard.cfg, precision=kind))
+        context = dataclasses.replace(hard, cfg=hard.cfg.replace(precision=kind))
         machines = ["pump", "saw"] if name == "classifier" else ["pump"]
         tables.append(
             fusion.systems(

@@ -19,9 +19,8 @@ def study(home, name, gain, epochs=5, digests="a", machine="fan"):
     (folder / "09_report").mkdir()
     clips = clip_table(machine=machine)
     scores = pd.concat([score_table(clips, gain), score_table(clips, 0.0, f"only_{name}")])
-    cfg = settings.from_tree(
-        config.StudySettings,
-        {"name": name, "autoencoder": {"epochs": epochs}, "metrics": {"bootstrap": 50, "shuffles": 50}},
+    cfg = config.StudySettings(
+        name=name, autoencoder={"epochs": epochs}, metrics={"bootstrap": 50, "shuffles": 50}
     )
     clips.assign(digest=digests + clips["clip"]).to_parquet(folder / "store" / "clips.parquet")
     scores.to_parquet(folder / "scores.parquet")

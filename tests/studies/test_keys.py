@@ -1,6 +1,5 @@
 """What is computed again after a change: trainings and scores are counted, on the detectors of a small store."""
 
-import dataclasses
 import json
 import shutil
 
@@ -43,11 +42,7 @@ STAGE_OF = {"baseline_knn": "03", "autoencoder": "03", "classifier": "04", "oeva
 
 def compute(context, home, name, store=None, **settings):
     """A detector of the pump through the store by key; settings of its section, or nested as dicts."""
-    section = getattr(context.cfg, name)
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            settings[key] = dataclasses.replace(getattr(section, key), **value)
-    cfg = dataclasses.replace(context.cfg, **{name: dataclasses.replace(section, **settings)})
+    cfg = context.cfg.replace(**{name: settings})
     run = study.Run(cfg, home, 0, study.stage_of(STAGE_OF[name]), "pump")
     run.__dict__["store"] = context.store if store is None else store
     return run.fit_or_load(name)

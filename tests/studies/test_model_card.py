@@ -1,6 +1,5 @@
 """The model card says what was measured and what is not known; a licence is never made up."""
 
-import dataclasses
 import math
 import re
 from pathlib import Path
@@ -34,8 +33,9 @@ def study(context, table, synthetic=False):
             )
 
     run = Run()
-    small = dataclasses.replace(context.cfg.metrics, bootstrap=40, shuffles=10)
-    run.cfg = dataclasses.replace(context.cfg, name="made | up", metrics=small, systems=("baseline_mse",))
+    small = context.cfg.metrics.replace(bootstrap=40, shuffles=10)
+    changes = {"name": "made | up", "metrics": small, "systems": ("baseline_mse",)}
+    run.cfg = context.cfg.model_copy(update=changes)  # unchecked: no study may have this name
     run.clips, run.machines, run.synthetic = table, sorted(set(table["machine"])), synthetic
     facts = table[["machine", "section", "split", "domain", "label", "clip"]]
     score = np.random.default_rng(0).normal(size=len(table)) + 3 * (table["label"] == "anomaly")

@@ -160,7 +160,7 @@ PROBLEMS = pd.DataFrame(
 
 @pytest.mark.parametrize("value", [0.7, np.nan])
 def test_summary_for_people_and_machines(tmp_path, value):
-    cfg = settings.from_tree(config.StudySettings, {"name": "t", "about": f"About {EVIL}"})
+    cfg = config.StudySettings(name="t", about=f"About {EVIL}")
     report.write_summary(tmp_path / "t", cfg, metric_table(value), CONTROLS, PROBLEMS)
     text = (tmp_path / "t" / "summary.md").read_text(encoding="utf-8")
     assert (

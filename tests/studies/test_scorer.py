@@ -55,8 +55,7 @@ def ready(context, trained, system):
 @pytest.mark.parametrize("mode", ["zscore", "gamma"])
 def test_scores_equal_those_of_the_study_to_the_bit(context, trained, system, mode):
     context = dataclasses.replace(
-        context,
-        cfg=dataclasses.replace(context.cfg, fusion=dataclasses.replace(context.cfg.fusion, normalise=mode)),
+        context, cfg=context.cfg.replace(fusion=context.cfg.fusion.replace(normalise=mode))
     )
     folders, scores = trained
     scores = fusion.systems(scores, context.cfg.fusion)
