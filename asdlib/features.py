@@ -3,19 +3,13 @@
 A batch of waveforms float32 (n, samples) goes in, features float32 come out, computed on the device of the
 batch:
 
-| function         | shape                                | unit                                   | read by
-|
-|------------------|--------------------------------------|----------------------------------------|-----------------------|
-| `log_mel`        | (n, 1, mels, frames)                 | dB, 10·log10 of mel power              | OEVAE,
-nearest neighbour |
-| `baseline_mel`   | (n, frames, mels), frame-major       | dB, as the official autoencoder reads it |
-autoencoder         |
-| `spectrum`       | (n, 1, samples // 2)                 | linear magnitude                       |
-classifier, FFT branch |
-| `spectrogram`    | (n, 1, bins, frames)                 | linear magnitude (`stft`) or mel magnitude (`mel`)
-| classifier |
-| `phase`          | (n, 1 or 2, bins, frames)            | see `PHASE`                            |
-classifier, phase branch |
+| function       | shape                          | unit                                     | read by       |
+|----------------|--------------------------------|------------------------------------------|---------------|
+| `log_mel`      | (n, 1, mels, frames)           | dB, 10·log10 of mel power                | OEVAE, kNN    |
+| `baseline_mel` | (n, frames, mels), frame-major | dB, as the official autoencoder reads it | autoencoder   |
+| `spectrum`     | (n, 1, samples // 2)           | linear magnitude                         | classifier    |
+| `spectrogram`  | (n, 1, bins, frames)           | linear or mel magnitude                  | classifier    |
+| `phase`        | (n, 1 or 2, bins, frames)      | see `PHASE`                              | classifier    |
 
 Filter banks and windows are made once per setting and device. Sources: report 4.2; METHOD 3.2, 5.2, 5.3, 6.1,
 7.5. Notebook: 02_preprocessing.

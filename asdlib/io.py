@@ -182,9 +182,8 @@ def locked(folder: Path, what: str = "run of this study") -> Iterator[None]:
 
 # ---------------------------------------------------------------- code
 
-# Modules whose code shapes no result: how files are written, checked, shown and run; and how recordings are
-# found
-# and decoded, which the digests of their samples and the clip table stand for.
+# Modules whose code shapes no result: how files are written, checked, shown and run, and how recordings are
+# found and decoded, which the digests of their samples and the clip table stand for.
 NEUTRAL = (
     "errors",
     "io",

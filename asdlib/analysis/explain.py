@@ -6,17 +6,12 @@ Every function takes a trained or loaded detector and store rows, and returns ar
 (`embedding_plots.why`). Scores: higher is more anomalous, and so is every value here, except that a slope may
 have either sign. Time in s, levels in dB.
 
-| function         | of          | answers
-|
-|------------------|-------------|-----------------------------------------------------------------------------------------------------|
-| `segment_scores` | OEVAE       | α and β of each segment along the clip
-|
-| `slope`          | OEVAE       | how α or β rises with each cell of the log-mel, per dB, and with it which
-cells raised it           |
-| `residual_map`   | autoencoder | squared residual over time and frequency
-|
-| `branch_shares`  | classifier  | part of each branch in the distance to the reference that decided the score
-|
+| function         | of          | answers                                                           |
+|------------------|-------------|-------------------------------------------------------------------|
+| `segment_scores` | OEVAE       | α and β of each segment along the clip                            |
+| `slope`          | OEVAE       | how α or β rises with each cell of the log-mel, per dB            |
+| `residual_map`   | autoencoder | squared residual over time and frequency                          |
+| `branch_shares`  | classifier  | part of each branch in the distance to the deciding reference     |
 
 What these are not: causes. A slope tells what a small change would do, a residual where the reconstruction
 failed. A training clip is compared with other clips only, but the networks have seen it.

@@ -26,12 +26,11 @@ Three rules choose a point, and only two of them may be used for a claim:
 
     default     the values in the settings, fixed before anything was seen
     training    the least *domain mismatch* of the leave-clip-out training scores: the mean over machines of
-    |2·AUC − 1|, where the AUC is that of
-                target training clips against source ones. 0: the score does not tell the domains apart, and
-                one threshold serves both. The default stays unless the mismatch falls by more than chance
-                (bootstrap of the training clips, interval above 0)
-    oracle      the best Ω (without it, the best mean there is) on the labelled test clips: what was there to
-    gain, never a claim
+                |2·AUC − 1|, where the AUC is that of target training clips against source ones. 0: the score
+                does not tell the domains apart, and one threshold serves both. The default stays unless the
+                mismatch falls by more than chance (bootstrap of the training clips, interval above 0)
+    oracle      the best Ω (without it, the best mean) on the labelled test clips: what was there to gain,
+                never a claim
 
 What `training` is worth: it sees normal clips only and asks what a shift of domain does, not what a fault
 does; a score that knows nothing passes it best of all, and ten target clips are few. The interval does not

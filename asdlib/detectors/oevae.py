@@ -6,12 +6,10 @@ Conventions
 Components per clip, means over its segments, higher = more anomalous; the final `_score` is their fusion
 (`fusion.systems`):
 
-    alpha            the α of `oevae.alpha_mode`; alpha_nll, alpha_expected_nll, alpha_kl, alpha_recon,
-    alpha_neg_elbo: all of them
-    alpha_k<scale>   the same mode from a VAE that was refitted on the finished embeddings with that k_scale
-    (`oevae.k_scales`)
-    beta             mean distance to the k = `oevae.neighbours` nearest references; beta_k1, beta_k2,
-    beta_k4: for k = 1, 2, 4
+    alpha            the α of `oevae.alpha_mode`; alpha_nll, alpha_kl, ...: every mode
+    alpha_k<scale>   the same mode from a VAE refitted on the finished embeddings with that k_scale
+    beta             mean distance to the k = `oevae.neighbours` nearest references
+    beta_k<k>        the same for k = 1, 2, 4
 
 References of β are embeddings of the machine's normal training segments, of SMOTE items between them and of
 mixtures of their waveforms. Training clips are scored leave-clip-out by β: a clip's own segments, and every

@@ -6,8 +6,8 @@ Conventions
     anomaly_score_<machine>_section_<NN>_test.csv     file.wav,score       one line per test clip, no header
     decision_result_<machine>_section_<NN>_test.csv   file.wav,0|1         1: anomalous
     TRUTH/ground_truth_data/ground_truth_<machine>_section_<NN>_test.csv        file.wav,0|1    1: anomalous
-    TRUTH/ground_truth_domain/…   file.wav,0|1    1: target        TRUTH/ground_truth_attributes/…
-    file.wav,name with attributes
+    TRUTH/ground_truth_domain/...                     file.wav,0|1         1: target
+    TRUTH/ground_truth_attributes/...                 file.wav,name with attributes
 
 The official evaluator sorts lines by name and matches them by position: wrong names are accepted silently, a
 missing file skips the whole system with exit code 0, a header, a short file or NaN crash it. `faults` finds

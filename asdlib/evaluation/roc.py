@@ -7,8 +7,8 @@ Higher score = more anomalous. Values are fractions in [0, 1], not percent.
 
     auc_source   normal clips of the source domain against the anomalies of all domains; ties count half
     auc_target   the same with the normal clips of the target domain
-    pauc         all clips, area up to a false positive rate of 0.1, standardised after McClish (chance 0.5,
-    perfect 1)
+    pauc         all clips, area up to a false positive rate of 0.1, standardized after McClish (chance 0.5,
+                 perfect 1)
 
 NaN means not available: the normals or the anomalies of a metric are absent. Clips of unknown domain count in
 pauc, and as anomalies everywhere; clips without a label count nowhere. `asdlib.evaluation.metrics` makes

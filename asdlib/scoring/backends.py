@@ -9,16 +9,12 @@ per clip.
 A back-end is made from the training embeddings of one machine, is called with the embeddings of other clips,
 and scores its own clips by `training`, leave-clip-out: no clip is among its own references, in whatever form.
 
-| name            | score
-|
-|-----------------|--------------------------------------------------------------------------------------------------------|
-| `kmeans`        | smallest 1 − cosine to k-means centres of the source clips and to every single target clip
-|
-| `knn`           | Euclidean distance to the nearest training clip of either domain
-|
-| `smote_knn`     | the same with SMOTE items of the target domain among the references
-| | `local_density` | smallest distance to a reference divided by how far that reference is from its own K
-nearest neighbours |
+| name            | score                                                                               |
+|-----------------|-------------------------------------------------------------------------------------|
+| `kmeans`        | smallest 1 − cosine to k-means centers of the source clips and to each target clip  |
+| `knn`           | Euclidean distance to the nearest training clip of either domain                    |
+| `smote_knn`     | the same with SMOTE items of the target domain among the references                 |
+| `local_density` | smallest distance to a reference, divided by that reference's distance to its K nearest |
 
 The network saw the training clips while it learnt, whatever the back-end leaves out: their scores lie a
 little below those of unseen normal clips. Notebook 04_classifier shows by how much, on the clips that were

@@ -7,8 +7,7 @@ One self-contained page per recording (no script, nothing from the network), and
 them. What is shown is what the study's detectors can tell (`asdlib.analysis.explain`); regions are slopes and
 residuals, not causes. Nearest clips are those whose embeddings lie nearest:
 
-    oevae          mean over the recording's segments of the distance to the clip's nearest segment, in the
-    extractor's embedding
+    oevae          mean over the recording's segments of the distance to the clip's nearest segment
     classifier     distance of the unit embeddings
     baseline_knn   distance of the scaled spectra
 

@@ -189,9 +189,9 @@ class StudyPaths:
     def detector_folder(self, name: str, machine: str, seed: int) -> Path:
         """Where the scores of a detector and what they are made of lie.
 
-        Where only code differs from what was computed last, that is used and said.  raises :
-            errors.InputError
-        where nothing is finished for these settings and recordings, or files are damaged
+        Where only code differs from what was computed last, that is used and said.
+        raises : errors.InputError where nothing is finished for these settings and recordings, or files are
+            damaged
         """
         folder = self.artifact("scores", name, seed, machine, self.detector_digest(name, seed, machine))
         if artifacts.is_whole(folder):

@@ -1,20 +1,20 @@
 """Sweeps: one study at several values of its settings, and what seeds and settings make of the scores.
 
-    [sweep]                                    in a study file; or --set 'sweep.oevae.condition.k_scale=[1,
-    5]' "oevae.condition.k_scale" = [1, 2.5, 5, 10]
+    [sweep]                                    in a study file
+    "oevae.condition.k_scale" = [1, 2.5, 5]    or --set 'sweep.oevae.condition.k_scale=[1, 5]'
 
 A variant is one choice of every listed setting (all combinations), named by what it sets: `k_scale=2.5`. The
 study itself, at its own values, is the reference. A variant runs the stages that train; each job lies where
 its settings put it:
 
-    runs/<study>/…                                     trainings that the variant does not touch: the study's
-    own, computed once
-    runs/<study>/sweep/jobs/<digest>/seed<k>/<stage>   trainings at other settings; variants that agree on
-    them share them
+    runs/<study>/...                                   pages of trainings that the variant does not touch
+    runs/<study>/sweep/jobs/<digest>/seed<k>/<stage>   those at other settings, shared by variants that agree
     runs/<study>/sweep/recordings/<digest>             recordings and store of a variant that changes those
     runs/<study>/sweep/<variant>/scores.parquet        what a variant says
-    runs/<study>/sweep.csv, reports/<study>/sweep.html all of them, and all seeds, in one table; sweep.json:
-    what it was made of
+    runs/<study>/sweep.csv, sweep.json                 all of them, and all seeds; what the page was made of
+    reports/<study>/sweep.html                         the page
+
+Networks and scores lie below runs/artifacts under their keys, as those of the study do.
 
 An interval of a difference comes from the same resampled test clips on both sides, averaged over seeds first
 (comparison.paired); it speaks of other test clips. The standard deviation over seeds speaks of other
