@@ -197,7 +197,8 @@ class StudyPaths:
         if artifacts.is_whole(folder):
             return folder
         last = self.last_folder(name, seed, machine)
-        if last is not None and artifacts.is_whole(last) and not folder.is_dir():
+        damaged = (folder / "DONE").is_file()
+        if last is not None and artifacts.is_whole(last) and not damaged:
             differ = artifacts.changes(last, self.detector_shaped_by(name, seed, machine))
             if differ and artifacts.only_code(differ):
                 if last not in _TOLD:
@@ -205,7 +206,7 @@ class StudyPaths:
                     told = f"{name} of {machine or 'all machines'}: {'; '.join(differ)} since it was computed"
                     print(f"note: {told}; `asd run {self.cfg.name}` computes it again", file=sys.stderr)
                 return last
-        wrong = ", ".join(artifacts.corrupt_files(folder)) if (folder / "DONE").is_file() else ""
+        wrong = ", ".join(artifacts.corrupt_files(folder)) if damaged else ""
         what = f"{name} of {machine or 'all machines'} (seed {seed})"
         raise errors.InputError(
             f"{what} is {f'not whole: {wrong}' if wrong else 'not finished for these settings'}; run"
