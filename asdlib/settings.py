@@ -83,11 +83,8 @@ def _sentence(cls: type[Settings], error: typing.Mapping) -> str:
     elif kind.endswith("_type"):
         came, expected = f"{came} ({type(value).__name__})", field.annotation.__name__
     elif kind in ("greater_than_equal", "less_than_equal", "finite_number"):
-        low, high = (
-            next((getattr(bound, side) for bound in field.metadata if hasattr(bound, side)), None)
-            for side in ("ge", "le")
-        )
-        expected = f"a number from {low} to {high}"
+        low, high = ([getattr(m, side) for m in field.metadata if hasattr(m, side)] for side in ("ge", "le"))
+        expected = f"a number from {low[0]} to {high[0]}" if low and high else error["msg"]
     else:
         expected = error["msg"]
     return f"setting {name}: got {came}, expected {expected}"

@@ -148,9 +148,8 @@ class Scorer:
         self.train = own[own["system"].isin(systems_behind(system))]
         final = self.train[(self.train["system"] == system) & (self.train["component"] == "score")]["score"]
         self.threshold = thresholds.gamma_threshold(final.to_numpy(float), cfg.metrics.decision_quantile)
-        self.data = cfg.data.replace(
-            resample=True
-        )  # the study may have left such clips out, here the user named them
+        # the study may have left such clips out, here the user named them
+        self.data = cfg.data.replace(resample=True)
 
     def decoded(self, paths: Sequence[str | Path]) -> tuple[Store | None, list[decode.Decoded]]:
         """Recordings as a store that detectors can read, and every one as it was decoded.
