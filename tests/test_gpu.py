@@ -44,7 +44,7 @@ from torch.utils._pytree import tree_flatten
 
 from asdlib import cli, errors, features
 from asdlib.data.store import Store
-from asdlib.detectors import DETECTORS, autoencoder, exposure, oevae_training
+from asdlib.detectors import DETECTORS, exposure, oevae_training
 from asdlib.detectors.base import detect, machine_rows
 from asdlib.detectors.classifier import Classifier
 from asdlib.models import oevae, precision, training
@@ -311,7 +311,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", list(DETECTORS))
 def test_a_detector_asks_for_nothing_that_a_gpu_cannot_repeat(context, monkeypatch, name):
-    monkeypatch.setattr(autoencoder, "ThreadPoolExecutor", Inline)  # the mode belongs to this thread
+    monkeypatch.setattr(autoencoder_training, "ThreadPoolExecutor", Inline)  # the mode belongs to this thread
     trains = {
         "oevae": "convolution_backward",
         "classifier": "convolution_backward",
@@ -371,7 +371,7 @@ def there(monkeypatch, context):
     """Brings the pretended GPU into being, with so many bytes free."""
 
     def begin(free=1e12):
-        monkeypatch.setattr(autoencoder, "ThreadPoolExecutor", Inline)
+        monkeypatch.setattr(autoencoder_training, "ThreadPoolExecutor", Inline)
         return pretended.gpu(free)
 
     def clear():  # of what was kept for a device of this name

@@ -494,6 +494,7 @@ class Run(StudyPaths):
         chosen = getattr(self.cfg, name) if settings is None else settings
         detector = self._detector(name, chosen, trained)
         about = {"detector": name, "machines": machines, "seed": self.seed, "device": self.device.type}
+        about |= {"data": self.store.fingerprint}
         for folder in (trained, scored):
             folder.parent.mkdir(parents=True, exist_ok=True)
         with io.wrap_os_errors(trained), artifacts.only_one(trained):
@@ -521,11 +522,7 @@ class Run(StudyPaths):
             io.write_table(scored / "scores.parquet", scores)
             detector.save_scoring(scored)
             spent = {"seconds": time.perf_counter() - began, "peak_memory_mb": artifacts.peak_memory_mb()}
-            facts = {
-                "shaped_by": self.detector_shaped_by(*of),
-                "trained": trained.name,
-                "data": self.store.fingerprint,
-            }
+            facts = {"shaped_by": self.detector_shaped_by(*of), "trained": trained.name}
             artifacts.commit(scored, scored.name, about | spent | facts)
         return detector, scores, detector.history
 
