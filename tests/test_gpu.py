@@ -44,7 +44,7 @@ from torch.utils._pytree import tree_flatten
 
 from asdlib import cli, errors, features
 from asdlib.data.store import Store
-from asdlib.detectors import DETECTORS, exposure, oevae_training
+from asdlib.detectors import DETECTORS, autoencoder_training, exposure, oevae_training
 from asdlib.detectors.base import detect, machine_rows
 from asdlib.detectors.classifier import Classifier
 from asdlib.models import oevae, precision, training

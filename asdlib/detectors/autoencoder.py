@@ -14,7 +14,7 @@ import torch
 from asdlib import errors
 from asdlib.detectors.autoencoder_training import EVAL_VECTORS, AutoencoderTraining, Moments
 from asdlib.detectors.base import Detector, Scores, clip_by_clip
-from asdlib.models import autoencoder
+from asdlib.models import autoencoder, training
 from asdlib.models.autoencoder import Vectors
 from asdlib.scoring.distances import mahalanobis, precision
 
@@ -121,6 +121,7 @@ class Autoencoder(AutoencoderTraining, Detector):
                 out.setdefault(key, np.empty(len(held_out)))[held_out] = ratio * values[held_out]
         return out
 
+    @training.one_thread()  # so that an inverse is the same to the bit in every process
     def _prepare(self) -> None:
         """Inverse covariances of the residuals, of each network."""
         groups = np.unique(self.group)
