@@ -242,7 +242,12 @@ def _add_housekeeping(commands) -> None:
     for name, action, text, rest in (
         ("studies", _studies, "list the studies that were run, with age and size", "writes nothing"),
         ("verify", _verify, "check everything that was computed against its digests", "writes nothing"),
-        ("clean", _clean, "say which artifacts no study or variant refers to", "deletes them with --yes"),
+        (
+            "clean",
+            _clean,
+            "say which artifacts no study or variant refers to",
+            "writes nothing, and deletes them with --yes",
+        ),
     ):
         one = commands.add_parser(
             name, help=text, description=f"Reads runs/ to {text}; {rest}.", epilog=f"example: asd {name}"
