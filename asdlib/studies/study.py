@@ -2,14 +2,12 @@
 
     runs/artifacts/<detector>-<machine>-<seed>-trained-<key>   trained networks, shared by all studies
     runs/artifacts/<detector>-<machine>-<seed>-scores-<key>    scores, and what they are made of
-    runs/<study>/store, data                     decoded clips; recordings that were made, where none were
-    given
+    runs/<study>/store, data                     decoded clips; synthetic recordings, where none were given
     runs/<study>/<stage>                         executed notebooks of stages that are the same for all seeds
     runs/<study>/seed<k>/<stage>[/<machine>]     executed notebooks of stages that train or read one seed
     runs/<study>/scores.parquet, metrics.csv     the study's scores and metrics; reports/<study>/index.html
     runs/<study>/sweep                           pages of variants (asdlib.studies.sweeps, or made by hand)
-    runs/<study>/tuned.toml                      omega, eta and both k as 08 chose them, for any study to
-    include
+    runs/<study>/tuned.toml                      omega, eta and both k as 08 chose them, to be included
 
 A key is the digest of everything that shapes an artifact: settings, clips, code, device, precision, seed,
 machines. `trained_by` and `detector_shaped_by` say what that is, by name; it stands in the manifest, so that

@@ -475,8 +475,10 @@ KILLED = (  # of each kind one or two, as in CI; the others are marked exhaustiv
 FEW = (
     *(f"killed_at[{point}]" for point in KILLED),
     "a_runner_that_ends_takes_its_workers_and_kernels_along[interrupted]",
+    "a_torn_checkpoint_is_not_used",
     "a_flipped_bit_in_an_artifact_is_found_and_named[('trained', 'weights0.safetensors')]",
     "a_flipped_bit_in_the_store_is_found_before_anything_is_computed",
+    "a_disk_that_fills_while_training",
 )
 assert set(FEW) <= set(CASES)
 
