@@ -122,10 +122,6 @@ class Latents:
         )
         return {"v": (of_v, v[of_v].astype(str)), "domain": (of_domain, domain[of_domain])}
 
-    def _split(self, z: np.ndarray) -> dict[str, np.ndarray]:
-        z = self.of_clips(z)
-        return dict(zip(SPACES, (self.of_clips(self.embedding), z[:, : self.domain], z[:, self.domain :])))
-
 
 def load(folder: Path, table: pd.DataFrame, machine: str, domain: int) -> Latents:
     """What an OEVAE detector left in its folder.  Arguments: `arranged`  raises : errors.InputError where
@@ -373,14 +369,13 @@ def traversal(latents: Latents, vae: VAE, steps: int = 9) -> pd.DataFrame:
     slope, offset = np.polyfit(v[latents.trained & source], prior[latents.trained & source], 1)
     z = torch.from_numpy(latents.z_mean[fresh])
     before = vae.decoder(z).numpy()
-    neighbours, of = latents.embedding[trained], v[latents.clip[trained]]
+    neighbours, of = torch.from_numpy(latents.embedding[trained]), v[latents.clip[trained]]
     rows = []
     for value in np.linspace(v[latents.trained & source].min(), v[latents.trained & source].max(), steps):
         turned = z.clone()
         turned[:, : latents.domain] = float(slope * value + offset)
-        decoded = vae.decoder(turned).numpy()
-        square = (decoded**2).sum(1)[:, None] + (neighbours**2).sum(1) - 2 * decoded @ neighbours.T
-        found = of[square.argmin(1)]
-        moved = np.linalg.norm(decoded - before, axis=1).mean()
+        decoded = vae.decoder(turned)
+        found = of[torch.cdist(decoded, neighbours).argmin(1).numpy()]
+        moved = np.linalg.norm(decoded.numpy() - before, axis=1).mean()
         rows.append((latents.machine, value, found.mean(), *np.quantile(found, [0.25, 0.75]), moved))
     return pd.DataFrame(rows, columns=columns)

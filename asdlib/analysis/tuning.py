@@ -3,11 +3,11 @@ of array operations.
 
 Conventions
 -----------
-Arrays are (machines, seeds, clips); machines with fewer clips are filled up at the end with clips of code 0,
-which count nowhere. Parts are on the scale of their training scores already (`fusion.aligned`), what is made
-of them is brought there again exactly where `fusion.systems` does: OEVAE before it meets the classifier, and
-each seed before the seeds are averaged. So a combination at the study's own settings is the study's score,
-number for number.
+Arrays are (machines, seeds, clips); machines with fewer clips are filled up at the end with clips of no
+kind, which count nowhere. Parts are on the scale of their training scores already (`fusion.aligned`), what is
+made of them is brought there again exactly where `fusion.systems` does: OEVAE before it meets the classifier,
+and each seed before the seeds are averaged. So a combination at the study's own settings is the study's
+score, number for number.
 
 Several training seeds are one ensemble here: there is one ω to choose, not one per training.
 Sources: METHOD 3.7, 4.11, 4.12, 4.18.  Notebook: 08_tuning
@@ -63,11 +63,6 @@ from asdlib.scoring import fusion
 if TYPE_CHECKING:
     from asdlib.studies import config
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from asdlib.studies import config
-
 SYSTEMS = ("oevae", "ensemble")  # that have something to tune
 COLUMNS = (*roc.THREE, "hmean")  # of a table; of "all" the last is Ω
 
@@ -101,7 +96,7 @@ class Parts:
     domain: list[np.ndarray]  # of each machine's test clips
     label: list[np.ndarray]
     target: list[np.ndarray]  # bool, of each machine's training clips
-    code: np.ndarray  # int64 (machines, n), see roc.clip_codes
+    kinds: np.ndarray  # bool (4, machines, n), see roc.kinds
     mode: str
     settings: metrics.MetricsSettings
     default: Choice
@@ -153,7 +148,10 @@ class Parts:
     def areas(self, test: np.ndarray) -> np.ndarray:
         """AUC source, AUC target, pAUC of final scores (..., machines, n): float64 (..., machines, 3)."""
         flat = test.reshape(-1, *test.shape[-2:])
-        out = [roc.areas(flat[:, i], self.code[i], self.settings.max_fpr) for i in range(len(self.machines))]
+        out = [
+            roc.areas(flat[:, i], self.kinds[:, i, None], self.settings.max_fpr)
+            for i in range(len(self.machines))
+        ]
         return np.stack(out, axis=1).reshape(*test.shape[:-1], 3)
 
     def table(self, areas: np.ndarray) -> np.ndarray:
@@ -163,7 +161,7 @@ class Parts:
 
     def point(self, system: str, choice: Choice) -> np.ndarray:
         """All metrics of one point, (machines + 1, 4): a tick."""
-        return self.table(roc.areas(self.final(system, choice).test, self.code, self.settings.max_fpr))
+        return self.table(roc.areas(self.final(system, choice).test, self.kinds, self.settings.max_fpr))
 
 
 def from_scores(scores: pd.DataFrame, cfg: config.StudySettings) -> Parts:
@@ -217,7 +215,7 @@ def from_scores(scores: pd.DataFrame, cfg: config.StudySettings) -> Parts:
         domain,
         label,
         [facts[m][0]["domain"].to_numpy() == "target" for m in machines],
-        _filled([roc.clip_codes(d, kind) for d, kind in zip(domain, label)]),
+        _filled([roc.kinds(d, kind) for d, kind in zip(domain, label)]).swapaxes(0, 1),
         cfg.fusion.normalise,
         cfg.metrics,
         Choice(cfg.fusion.omega, cfg.fusion.eta, cfg.oevae.neighbours, trained),
@@ -375,7 +373,7 @@ def open_sweep(folder: Path, parts: Parts, seed: int) -> Sweep:
         io.code_digest(),
     )
     content = hashlib.sha256(repr(facts).encode())
-    for array in (*split, parts.code, *parts.target):
+    for array in (*split, parts.kinds, *parts.target):
         content.update(np.ascontiguousarray(array).tobytes())
     path = folder / f"sweep-{content.hexdigest()[:16]}.safetensors"
     if path.is_file():

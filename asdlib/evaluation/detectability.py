@@ -93,8 +93,7 @@ def _one(
         faulty = kind == level
         if faulty.any() and normal.any():
             high, w_high = scores[faulty], weights[:, faulty].astype(float)
-            above = 0.5 * ((high[:, None] > low).astype(float) + (high[:, None] >= low))
-            out[:, column] = np.einsum("bj,bj->b", w_high @ above, w_low) / (w_high.sum(1) * w_low.sum(1))
+            out[:, column] = roc.weighted_auc(high, w_high, low, w_low)
     return out
 
 

@@ -167,22 +167,23 @@ class Nearest:
         self, train: np.ndarray, target: np.ndarray, settings: classifier.ClassifierSettings, seed: int
     ):
         self.x, _ = _references(train, target)
+        self.references, self.parents = self.x, np.arange(len(self.x))[:, None]
 
     def __call__(self, test: np.ndarray) -> np.ndarray:
-        """Scores (n,) of test embeddings (n, dim): distance to the nearest training clip."""
-        return knn_distances(unit(test), self.x, k_max=1)[:, 0]
+        """Scores (n,) of test embeddings (n, dim): distance to the nearest reference."""
+        return knn_distances(unit(test), self.references, k_max=1)[:, 0]
 
     def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """The training clip next to each row."""
-        return _decisive(distances(unit(test), self.x), self.x, np.arange(len(self.x))[:, None], own)
+        """The reference next to each row: a training clip or a synthetic item."""
+        return _decisive(distances(unit(test), self.references), self.references, self.parents, own)
 
     def training(self) -> np.ndarray:
-        """Scores of the training clips among the others."""
+        """Scores of the training clips among the others and the items that are no child of theirs."""
         clip = np.arange(len(self.x))
-        return knn_distances(self.x, self.x, k_max=1, test_clip=clip, train_clip=clip)[:, 0]
+        return knn_distances(self.x, self.references, k_max=1, test_clip=clip, train_clip=self.parents)[:, 0]
 
 
-class SmoteNearest:
+class SmoteNearest(Nearest):
     """`knn` with synthetic target clips: SMOTE between unit embeddings (ratio 0.2, k 2), brought back to unit
     length.  METHOD 5.8.
 
@@ -192,31 +193,14 @@ class SmoteNearest:
     def __init__(
         self, train: np.ndarray, target: np.ndarray, settings: classifier.ClassifierSettings, seed: int
     ):
-        x, target = _references(train, target)
-        smote, few = settings.smote, int(min(target.sum(), (~target).sum()))
-        clip = np.arange(len(x))
-        self.references, self.parents = x, np.stack([clip, clip], axis=1)
+        super().__init__(train, target, settings, seed)
+        smote, target = settings.smote, np.asarray(target, bool)
+        few, clip = int(min(target.sum(), (~target).sum())), np.arange(len(self.x))
         if few > 1:
-            blend = augment.smote(x, target, clip, ratio=smote.ratio, k=min(smote.k, few - 1), seed=seed)
-            self.references = np.vstack([x, unit(blend.of(torch.from_numpy(x)).numpy())])
-            self.parents = np.vstack([self.parents, blend.parents(clip)])
-        self.x = x
-
-    def __call__(self, test: np.ndarray) -> np.ndarray:
-        """Scores (n,) of test embeddings (n, dim): distance to the nearest clip or synthetic item."""
-        schemas.embeddings(test, self.x)
-        return distances(unit(test), self.references).min(1)
-
-    def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """The training clip or synthetic item next to each row."""
-        return _decisive(distances(unit(test), self.references), self.references, self.parents, own)
-
-    def training(self) -> np.ndarray:
-        """Scores of the training clips among the others and the items that are no child of theirs."""
-        away = distances(self.x, self.references)
-        for parent in self.parents.T:
-            away[parent, np.arange(len(parent))] = np.inf
-        return away.min(1)
+            blend = augment.smote(self.x, target, clip, ratio=smote.ratio, k=min(smote.k, few - 1), seed=seed)
+            made = unit(blend.of(torch.from_numpy(self.x)).numpy())
+            self.references = np.vstack([self.x, made])
+            self.parents = np.vstack([np.repeat(self.parents, 2, axis=1), blend.parents(clip)])
 
 
 class LocalDensity:

@@ -350,7 +350,8 @@ def test_one_tick_is_cheap():
         np.repeat(["normal", "anomaly"], 100),
     )
     split = tuning.Split(rng.normal(size=(7, 1, 200)), rng.normal(size=(7, 1, 1000)))
-    target, code = np.arange(1000) >= 990, np.tile(tuning.roc.clip_codes(domain, label), (7, 1))
+    target = np.arange(1000) >= 990
+    kinds = np.tile(tuning.roc.kinds(domain, label)[:, None], (1, 7, 1))
     names = tuple(f"m{i}" for i in range(7))
     default = Choice(0.5, 0.5, 1, "5")
     found = tuning.Parts(
@@ -361,7 +362,7 @@ def test_one_tick_is_cheap():
         [domain] * 7,
         [label] * 7,
         [target] * 7,
-        code,
+        kinds,
         "zscore",
         CFG.metrics,
         default,

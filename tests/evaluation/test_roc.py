@@ -21,6 +21,12 @@ def draw(rng, n=None):
     return scores, domain, label
 
 
+def two_samples(normal, anomaly, max_fpr=0.1, metric=0):
+    """AUC (pAUC: metric 2) of anomalies against normals."""
+    label = np.repeat(["normal", "anomaly"], [len(normal), len(anomaly)])
+    return roc.grid(np.r_[normal, anomaly], np.full(len(label), "source"), label, max_fpr)[metric]
+
+
 @pytest.mark.parametrize("seed", range(150))
 def test_grid_is_the_official_definition(seed):
     rng = np.random.default_rng(seed)
@@ -42,12 +48,12 @@ def test_auc_and_pauc_are_pair_counting_and_the_trapezoid(seed):
         rng.integers(1, 12, rng.integers(1, 30)).astype(float),
     )
     max_fpr = float(rng.uniform(0.02, 1.0))
-    assert roc.auc(normal, anomaly) == pytest.approx(oracle.pair_auc(normal, anomaly), abs=1e-12)
-    assert roc.pauc(normal, anomaly, max_fpr) == pytest.approx(
+    assert two_samples(normal, anomaly) == pytest.approx(oracle.pair_auc(normal, anomaly), abs=1e-12)
+    assert two_samples(normal, anomaly, max_fpr, 2) == pytest.approx(
         oracle.trapezoid_pauc(normal, anomaly, max_fpr), abs=1e-12
     )
     truth = np.repeat([0, 1], [len(normal), len(anomaly)])
-    assert roc.pauc(normal, anomaly) == pytest.approx(
+    assert two_samples(normal, anomaly, metric=2) == pytest.approx(
         roc_auc_score(truth, np.r_[normal, anomaly], max_fpr=0.1), abs=1e-12
     )
 
@@ -55,12 +61,12 @@ def test_auc_and_pauc_are_pair_counting_and_the_trapezoid(seed):
 def test_a_grid_equals_its_vectors_one_by_one():
     rng = np.random.default_rng(5)
     _, domain, label = draw(rng, 60)
-    scores = np.round(rng.normal(size=(3, roc.BLOCK, 60)), 1)  # more than one block, tied rows
-    scores[1] = rng.normal(size=(roc.BLOCK, 60))  # and a block of rows without ties
+    scores = np.round(rng.normal(size=(3, 160, 60)), 1)  # more than one block, tied rows
+    scores[1] = rng.normal(size=(160, 60))  # and a block of rows without ties
     whole = roc.grid(scores, domain, label)
-    assert whole.shape == (3, roc.BLOCK, 3)
+    assert whole.shape == (3, 160, 3)
     for i in range(3):
-        for j in range(0, roc.BLOCK, 5):
+        for j in range(0, 160, 5):
             np.testing.assert_array_equal(whole[i, j], roc.grid(scores[i, j], domain, label))
 
 
@@ -89,7 +95,7 @@ def test_equal_scores_are_chance_and_separated_scores_are_perfect():
 
 def test_equal_sets_give_one_half():
     same = np.random.default_rng(0).normal(size=33)
-    assert roc.auc(same, same) == 0.5
+    assert two_samples(same, same) == 0.5
 
 
 def test_increasing_maps_change_nothing_and_minus_turns_the_auc():
@@ -240,23 +246,10 @@ def test_refusals():
         match=r"scores of \(4,\), \(3,\) domains and \(3,\) labels came, expected one each per clip",
     ):
         roc.grid(np.zeros(4), domain, label)
-    with pytest.raises(
-        errors.InputError, match="0 normal and 2 anomalous scores came, expected at least one of each"
-    ):
-        roc.auc([], [1.0, 2.0])
-    with pytest.raises(errors.InputError, match="2 normal and 0 anomalous scores came"):
-        roc.pauc([1.0, 2.0], [])
-    with pytest.raises(errors.InputError, match="NaN or infinite"):
-        roc.auc([1.0, np.inf], [1.0])
-    many = roc.FIELD + 1
-    with pytest.raises(
-        errors.InputError, match="32768 labelled test clips of one machine came, expected at most 32767"
-    ):
-        roc.grid(np.zeros(many), np.repeat("source", many), np.repeat("normal", many))
 
 
-def test_the_largest_machine_does_not_overflow():
-    n = roc.FIELD
+def test_a_large_machine_is_exact():
+    n = 32767
     rng = np.random.default_rng(0)
     label = np.repeat(["normal", "anomaly"], [n // 2, n - n // 2])
     scores = rng.normal(size=n) + (label == "anomaly")
