@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import fcntl
 import functools
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pandas as pd
 import pyarrow.parquet
@@ -99,9 +99,7 @@ def tensors(path: Path, dimensions: Mapping[str, int]) -> dict[str, np.ndarray]:
     return found
 
 
-HOLDS = (  # environment: the study folder that this process, or the one that started it, has locked
-    "ASDLIB_HOLDS"
-)
+HOLDS = "ASDLIB_HOLDS"  # environment of a job's kernel: the study folder that its runner has locked
 
 
 @contextlib.contextmanager
@@ -166,18 +164,15 @@ def locked(folder: Path, what: str = "run of this study") -> Iterator[None]:
         return
     with wrap_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / ".lock", "w")
-    with handle:
+        lock = filelock.FileLock(folder / ".lock", timeout=0, thread_local=False, is_singleton=True)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            lock.acquire()  # once more where this process holds it already
+        except filelock.Timeout as error:
             raise errors.InputError(f"{folder}: another {what} is at work; wait for it or stop it") from error
-        before = os.environ.get(HOLDS)
-        os.environ[HOLDS] = str(folder)
-        try:
-            yield
-        finally:
-            os.environ.pop(HOLDS) if before is None else os.environ.update({HOLDS: before})
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 # ---------------------------------------------------------------- code

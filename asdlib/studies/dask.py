@@ -20,7 +20,7 @@ import importlib.util
 import logging
 import os
 from asyncio import CancelledError
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -173,88 +173,42 @@ def _auto(device: str) -> str:
 
 
 def spread(
-    client: Client,
-    orders: Sequence[JobSpec],
-    gpu: bool,
-    done: Callable[[JobSpec, JobResult], None],
-    meanwhile: Callable[[], None] | None = None,
-    after: Iterable[str] = (),
-    at_once: int = 0,
+    client: Client, orders: Sequence[JobSpec], gpu: bool, done: Callable[[JobSpec, JobResult], None]
 ) -> None:
     """Do jobs side by side, each after those it needs; `done` is told of each as it ends.
 
-    Those that most others wait for come first; of equals the later ones, as the first of the line keep for
-    any gap.
-    gpu : whether a job asks for the resource GPU;  meanwhile : what this process does beside or after the
-        last of them, after these keys
-    at_once : how many are given out at a time; 0: all that can run, as a cluster that grows with what it is
-        given needs it
-    raises : errors.InputError of the first job that cannot be finished; jobs that run already are brought to
-        their end, others are not begun
+    Dask decides what runs where: a job depends on the futures of those it needs, those that most others wait
+    for have priority, and a job whose kernel or worker was lost is tried again.
+    orders : each after those it needs;  gpu : whether a job asks for the resource GPU
+    raises : errors.InputError of the first job that cannot be finished, when those that do not need it have
+        come to their end
     """
-    waiting, running, over = {order.key: order for order in orders}, {}, as_completed()
-    open_keys, refusal, failed = set(waiting), "", None
     needed = collections.Counter(key for order in orders for key in order.needs)
-    place = {order.key: (needed[order.key], number) for number, order in enumerate(orders)}
-    while True:
-        ready = [order for order in waiting.values() if not open_keys & set(order.needs)]
-        ready.sort(key=lambda order: place[order.key], reverse=True)
-        for order in ready[: at_once - len(running) if at_once else None]:
-            key = f"{order.folder}-{order.digest}"
-            future = client.submit(
-                notebook.run_job,
-                waiting.pop(order.key),
-                key=key,
-                retries=RETRIES,
-                pure=False,
-                resources={"GPU": 1} if gpu else None,
-            )
-            running[future] = order
-            over.add(future)
-        if not running:
-            break
-        if meanwhile is not None and not waiting and not refusal and not open_keys.intersection(after):
-            meanwhile, now = None, meanwhile
-            try:
-                now()
-            except (
-                errors.InputError,
-                OSError,
-            ) as error:  # told when the jobs that run have come to their end
-                failed = error
-        future = next(over)
-        order = running.pop(future, None)
-        if order is None:  # cancelled
-            continue
-        outcome = _outcome(order, future)
-        done(order, outcome)
-        open_keys.discard(order.key)
-        if outcome.refusal and not refusal:
-            refusal, waiting = outcome.refusal, {}
-            idle = _called_back(client, running)
-            running = {future: order for future, order in running.items() if future not in idle}
-    if refusal:
-        raise errors.InputError(refusal)
-    if failed is not None:
-        raise failed
-    if meanwhile is not None:
-        meanwhile()
+    futures, refusals = {}, []
+    for order in orders:
+        futures[order.key] = client.submit(
+            _run_after,
+            order,
+            *(futures[key] for key in order.needs if key in futures),
+            key=f"{order.folder}-{order.digest}",
+            priority=needed[order.key],
+            retries=RETRIES,
+            pure=False,
+            resources={"GPU": 1} if gpu else None,
+        )
+    of = {future: order for order, future in zip(orders, futures.values())}
+    for future in as_completed(of):
+        outcome = _outcome(of[future], future)
+        done(of[future], outcome)
+        refusals += [outcome.refusal] if outcome.refusal else []
+    if refusals:
+        raise errors.InputError(refusals[0])
 
 
-def _called_back(client: Client, futures: Iterable) -> set:
-    """Jobs that only wait for a worker do not begin any more; all of them where the cluster is gone."""
-    try:
-        at_work = {key for keys in client.run(_executing, on_error="ignore").values() for key in keys}
-        idle = {future for future in futures if future.key not in at_work and not future.done()}
-        client.cancel(list(idle))
-    except Exception:  # of many kinds; what the job said is told
-        return set(futures)
-    return idle
-
-
-def _executing(dask_worker) -> list[str]:
-    """Keys of what a worker has taken up, not of what waits there."""
-    return [task.key for task in dask_worker.state.executing]
+def _run_after(order: JobSpec, *before: JobResult) -> JobResult:
+    """Do a job on a worker, or hand on the refusal of one that it needs."""
+    refusal = next((one.refusal for one in before if one.refusal), "")
+    return JobResult(0.0, refusal) if refusal else notebook.run_job(order)
 
 
 def _outcome(order: JobSpec, future) -> JobResult:

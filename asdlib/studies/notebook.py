@@ -27,6 +27,7 @@ import signal
 import sys
 import threading
 import time
+import typing
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ class WarmProvisioner(LocalProvisioner):
 
     async def launch_kernel(self, cmd: list[str], **kwargs):
         """Fork, or start the command as usual."""
-        kwargs["env"] = kwargs.get("env", os.environ) | ENVIRONMENT
+        kwargs["env"] = kwargs.get("env", os.environ) | ENVIRONMENT | self.parent.job
         try:
             warm()
             multiprocessing.current_process().daemon = False  # Dask's workers are, and might start no process
@@ -156,6 +157,8 @@ class WarmKernelManager(AsyncKernelManager):
     """The manager that papermill is given, with sockets in Linux's abstract space: a free port may be taken
     before the kernel binds it.
     """
+
+    job: typing.ClassVar[dict[str, str]] = {}  # environment that tells the kernel what job it does
 
     def __init__(self, *args, **settings):
         super().__init__(*args, **settings)
@@ -213,15 +216,6 @@ def run_job(order: JobSpec) -> JobResult:
 
     raises : KernelLostError
     """
-    # its kernel belongs to the runner that holds the study
-    tell = {
-        io.HOLDS: order.study,
-        artifacts.DEVICE: order.facts["device"],
-        artifacts.PRECISION: order.facts["auto"],
-        home.SERIES: str(Path(order.notebook).parent),
-    }
-    before = {name: os.environ.get(name) for name in tell}
-    os.environ.update(tell)
     began, folder = time.perf_counter(), Path(order.folder)
     try:
         with io.wrap_os_errors(folder):
@@ -237,9 +231,6 @@ def run_job(order: JobSpec) -> JobResult:
             export(order)
     except errors.InputError as refusal:
         return JobResult(time.perf_counter() - began, str(refusal))
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
     return JobResult(time.perf_counter() - began)
 
 
@@ -249,6 +240,12 @@ def _execute(order: JobSpec) -> None:
     """
     folder = Path(order.folder)
     failed = folder / "failed.ipynb"
+    job = {  # the kernel belongs to the runner that holds the study
+        io.HOLDS: order.study,
+        artifacts.DEVICE: order.facts["device"],
+        artifacts.PRECISION: order.facts["auto"],
+        home.SERIES: str(Path(order.notebook).parent),
+    }
     try:
         papermill.execute_notebook(
             order.notebook,
@@ -258,7 +255,7 @@ def _execute(order: JobSpec) -> None:
             progress_bar=False,
             cwd=str(folder),
             config=KERNEL_CONFIG,
-            kernel_manager_class=WarmKernelManager,
+            kernel_manager_class=type("JobKernelManager", (WarmKernelManager,), {"job": job}),
         )
     except PapermillExecutionError as error:
         if error.ename == "InputError":

@@ -139,11 +139,8 @@ def run_study(
             client = stack.enter_context(dask.existing(where.scheduler))
             gpu = _on_workers(client, [run, *(one for one, _ in opened.values())])
         planned, swept = plan(opened, only), sweeps.axes(study, overrides, run.home)
-        over_all = None
         if not only and not sweeps.has_page(opened, swept):
             sweeps.remove_page(run)
-        elif not only and not sweeps.page_is_fresh(opened, swept):
-            over_all = functools.partial(sweeps.write_page, opened, swept)
         todo = [job for job in planned if job.why]
         _can_be_finished(planned, todo)
         if todo:
@@ -161,17 +158,14 @@ def run_study(
                 _one_by_one(orders, progress)
             else:
                 say(f"{len(orders)} jobs on {len(client.scheduler_info(n_workers=-1)['workers'])} workers")
-                trained = [job.key for job in todo if job.stage.detectors]
-                at_once = 0 if where.scheduler else len(client.scheduler_info(n_workers=-1)["workers"])
-                dask.spread(client, orders, gpu, progress.ends, over_all, trained, at_once)
-                over_all = None
+                dask.spread(client, orders, gpu, progress.ends)
             _came_true(todo)
         for job in planned:
             if not page_of(job.run, job.stage, job.seed, job.machine).is_file():
                 export(_order(job, study))
-        if over_all is not None:
-            over_all()
         if not only:
+            if sweeps.has_page(opened, swept) and not sweeps.page_is_fresh(opened, swept):
+                sweeps.write_page(opened, swept)
             report.write_index(run.reports.parent)  # with the page or without it
     return len(todo)
 

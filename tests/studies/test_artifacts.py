@@ -143,9 +143,12 @@ def test_one_process_at_a_time_writes_a_job(tmp_path):
 
 
 def test_a_study_belongs_to_one_process_and_its_kernels(tmp_path, monkeypatch):
+    other = "import sys, pathlib; from asdlib import io; io.locked(pathlib.Path(sys.argv[1])).__enter__()"
+    command = [sys.executable, "-c", other, str(tmp_path)]
     with io.locked(tmp_path), io.locked(tmp_path):
-        assert os.environ[io.HOLDS] == str(tmp_path)
-    assert io.HOLDS not in os.environ
+        refused = subprocess.run(command, capture_output=True, text=True).stderr
+    assert "another run of this study is at work" in refused
+    assert subprocess.run(command, capture_output=True).returncode == 0
     with open(tmp_path / ".lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         with (
