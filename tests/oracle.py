@@ -196,3 +196,39 @@ def local_density(test, references, k: int) -> list[float]:
         others = sorted(_apart(r, o) for j, o in enumerate(references) if j != i)
         density.append(sum(others[:k]) / k)
     return [min(_apart(x, r) / d for r, d in zip(references, density)) for x in test]
+
+
+def standardized_density(x, references, k: int = 2, neighbors: int = 2) -> float:
+    """Mean of the k smallest distances to a reference over that reference's mean distance to its own nearest."""
+    scale = np.maximum(np.std(references, axis=0), 1e-3)
+    references, x = [reference / scale for reference in references], x / scale
+    ratios = []
+    for i, r in enumerate(references):
+        others = sorted(math.dist(r, o) for j, o in enumerate(references) if j != i)
+        ratios.append(math.dist(x, r) / max(sum(others[:neighbors]) / neighbors, 1e-6))
+    return sum(sorted(ratios)[:k]) / k
+
+
+def pooled(maps, how: str) -> list[float]:
+    """One map (channels, frequency, time) as a vector, by loops: `mean`, `mean_std` or `bands`."""
+
+    def moments(values):
+        mean = sum(values) / len(values)
+        return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
+
+    channels, bins, frames = maps.shape
+    if how == "bands":
+        count = min(8, bins)
+        sizes = [bins // count + (i < bins % count) for i in range(count)]
+        courses = []
+        for band in range(count):
+            low = sum(sizes[:band])
+            for c in range(channels):
+                cells = maps[c, low : low + sizes[band]]
+                courses.append(moments([float(sum(cells[:, t])) / sizes[band] for t in range(frames)]))
+        return [m for m, _ in courses] + [s for _, s in courses]
+    parts = [sum(float(v) for v in maps[c].ravel()) / (bins * frames) for c in range(channels)]
+    if how == "mean_std":
+        for axis, size in ((0, bins), (1, frames)):
+            parts += [moments([float(v) / size for v in maps[c].sum(axis)])[1] for c in range(channels)]
+    return parts
