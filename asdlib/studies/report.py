@@ -160,6 +160,18 @@ def side_by_side(shown: Sequence[tables.Html], gain: float) -> tables.Html:
 # ---------------------------------------------------------------- summary
 
 
+def claims_text(table: pd.DataFrame, controls: pd.DataFrame) -> str:
+    """Which system is best and what each may claim, for a terminal. table, controls : METRIC_COLUMNS."""
+    found = tables.claims(table, controls)
+    omega = tables.own_scores(table)
+    omega = omega[(omega["metric"] == "omega") & (omega["machine"] == "all")].sort_values("value")
+    best = [f"highest Ω: {omega['system'].iloc[-1]} ({omega['value'].iloc[-1]:.3f})"] if len(omega) else []
+    width = max((len(name) for name in found["system"]), default=0)
+    return "\n".join(
+        [*best, *(f"{name:{width}}  {claim}" for name, claim in zip(found["system"], found["claim"]))]
+    )
+
+
 def metrics_text(table: pd.DataFrame) -> str:
     """The metric table for a terminal. table : METRIC_COLUMNS."""
     return tables.wide(table).to_string(index=False, justify="left")

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from asdlib import errors, io
+from asdlib import cli, errors, io
 from asdlib.data import synthetic
 from asdlib.studies import artifacts, config, study
 
@@ -134,3 +134,55 @@ def test_the_tuner_says_that_it_needs_oevae():
         match=r"stage 08_tuning serves oevae, the study has baseline_knn, .*; add it to systems",
     ):
         study.jobs(run("real"), ["08"])
+
+
+def test_other_settings_make_a_study_of_their_own_name(tmp_path):
+    args = cli.parser().parse_args(["run", "smoke", "--home", str(tmp_path), "--set", "oevae.epochs=3"])
+    name, overrides = cli._asked(args)
+    run = study.open_run(name, overrides, tmp_path)
+    assert run.cfg.name == "smoke--epochs-3" and run.study_folder == tmp_path / "runs" / "smoke--epochs-3"
+    assert run.reports == tmp_path / "reports" / "smoke--epochs-3"
+    assert run.data_folder == study.open_run("smoke", (), tmp_path).data_folder
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["--set", "oevae.epochs=1"], "smoke--epochs-1"),
+        (["--set", "seeds=[0, 1]"], "smoke--seeds-0_1"),
+        (["--set", "sweep.oevae.epochs=[1, 3]"], "smoke"),
+        (["--set", "name=other", "--set", "oevae.epochs=1"], "other"),
+        (["--machines", "fan", "--device", "cpu"], "smoke"),
+        (["--name", "new", "--set", "oevae.epochs=1"], "new"),
+    ],
+)
+def test_only_what_changes_the_settings_changes_the_name(words, expected, tmp_path):
+    args = cli.parser().parse_args(["run", "smoke", "--home", str(tmp_path), *words])
+    assert study.load(*cli._asked(args), tmp_path).name == expected
+
+
+def test_a_setting_that_is_the_studys_own_is_no_change(tmp_path):
+    epochs = study.load("smoke").oevae.epochs
+    args = cli.parser().parse_args(
+        ["run", "smoke", "--home", str(tmp_path), "--set", f"oevae.epochs={epochs}"]
+    )
+    assert study.load(*cli._asked(args), tmp_path).name == "smoke"
+
+
+def test_a_changed_study_is_known_by_its_name(tmp_path):
+    folder = tmp_path / "runs" / "smoke--epochs-3"
+    folder.mkdir(parents=True)
+    (folder / "study.txt").write_text("smoke")
+    (folder / study.OVERRIDES).write_text('["oevae.epochs=3", "name=smoke--epochs-3"]')
+    cfg = study.load("smoke--epochs-3", ["oevae.batch=8"], tmp_path)
+    assert (cfg.name, cfg.oevae.epochs, cfg.oevae.batch) == ("smoke--epochs-3", 3, 8)
+    with pytest.raises(errors.InputError, match="unknown study 'smoke--epochs-4'"):
+        study.load("smoke--epochs-4", (), tmp_path)
+
+
+def test_a_dry_run_writes_nothing(tmp_path, capsys):
+    assert cli.main(["run", "smoke", "--dry-run", "--home", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "to be made first: recordings of modelled machines (fan, gearbox)" in told
+    assert "missing  05_oevae gearbox" in told and "11 jobs to do" in told
+    assert not list(tmp_path.iterdir())
