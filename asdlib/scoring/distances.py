@@ -10,6 +10,8 @@ Sources: report 3.2, Eq. 5; METHOD 3.4, 3.5, 3.6, 5.8, 7.5. Notebooks: 03_baseli
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -133,6 +135,152 @@ def knn_score(distances: np.ndarray, k: int) -> np.ndarray:
     05_oevae
     """
     return distances[:, :k].mean(axis=1)
+
+
+class DensityReferences(NamedTuple):
+    """What `density_scores` compares with: float64, made by `density_references`."""
+
+    x: np.ndarray  # (n, dim) references, each dimension in units of its deviation
+    deviation: np.ndarray  # (dim,)
+    density: np.ndarray  # (n,) mean distance of each reference to its nearest other references
+
+
+SMALLEST_DEVIATION = 1e-3  # a dimension that varies less is as good as constant
+SMALLEST_DENSITY = 1e-6  # distance below which references are copies of each other
+
+
+def density_references(train: np.ndarray, *, neighbors: int = 2) -> DensityReferences:
+    """Training embeddings, standardized, each with the distance at which it has its neighbors.
+
+    Parameters
+    ----------
+    train : float (n, dim), n at least 3; one row per item.  neighbors : K, others whose distance is averaged;
+        n - 2 where there are fewer
+
+    Raises
+    ------
+    errors.InputError for embeddings of another shape, not finite, or fewer than 3
+
+    Each dimension is divided by its (population) standard deviation over `train`, at least 1e-3.  Source:
+    METHOD 3.6, 5.8.  Notebook: 03_baseline
+    """
+    x, neighbors = _density_items(train, 1, neighbors)
+    deviation = np.maximum(x.std(0), SMALLEST_DEVIATION)
+    x = x / deviation
+    away = _exact_distances(x, x)
+    np.fill_diagonal(away, np.inf)
+    return DensityReferences(x, deviation, _mean_smallest(away, neighbors, SMALLEST_DENSITY))
+
+
+def density_scores(test: np.ndarray, references: DensityReferences, *, k: int = 2) -> np.ndarray:
+    """Mean of the k smallest distances to a reference, each divided by that reference's own distance to its
+    neighbors.
+
+    Parameters
+    ----------
+    test : float (n, dim).  references : of `density_references`.  k : at most the number of references
+
+    Returns
+    -------
+    float64 (n,), >= 0; about 1 for an item that lies among the references
+
+    Raises
+    ------
+    errors.InputError for embeddings of another width, not finite, or fewer than k references
+
+    A reference in a sparse place (a domain of few clips) is reached from farther away than one in a dense
+    place.  Source: METHOD 3.6, 5.8.  Notebook: 03_baseline
+    """
+    schemas.embeddings(test, references.x)
+    _enough(len(references.x), k)
+    away = _exact_distances(np.asarray(test, np.float64) / references.deviation, references.x)
+    return _mean_smallest(away / references.density, k)
+
+
+def density_scores_left_out(train: np.ndarray, *, k: int = 2, neighbors: int = 2) -> np.ndarray:
+    """Score of each training item as `density_scores` would give it if the item had never been seen.
+
+    Parameters
+    ----------
+    train : float (n, dim), n at least 3 and more than k.  k, neighbors : see `density_scores` and
+        `density_references`
+
+    Returns
+    -------
+    float64 (n,), >= 0: the item is left out of the references, of their neighbors, and of the deviations
+
+    Raises
+    ------
+    errors.InputError for embeddings of another shape, not finite, or too few
+
+    Exact. The deviations without item i differ a little from those of all items. The squared distances that
+    they give are never below 1 - 1/n times the usual ones, so the neighbors of a reference are sought among
+    its usual ones, and among all items only where this bound does not exclude a nearer one.
+    Source: METHOD 3.6, 5.8.  Notebook: 03_baseline
+    """
+    x, neighbors = _density_items(train, k, neighbors)
+    n, dim = x.shape
+    x = x - x.mean(0)
+    square = x * x
+    variance = (square.sum(0) - square) / (n - 1) - (x / (n - 1)) ** 2  # row i: of the items other than i
+    usual = np.maximum(x.std(0), SMALLEST_DEVIATION)
+    weight = (usual / np.sqrt(np.maximum(variance, SMALLEST_DEVIATION**2))) ** 2
+    x = x / usual
+    away = _exact_distances(x, x)
+    np.fill_diagonal(away, np.inf)
+    near = min(neighbors + SPARE, n - 1)
+    found = np.argpartition(away, near - 1, axis=1)[:, :near]
+    beyond = away.copy()
+    np.put_along_axis(beyond, found, np.inf, axis=1)
+    beyond = (1 - 1 / n) * beyond.min(
+        1
+    ) ** 2  # what is not among the found is no nearer, whichever item is left out
+    gaps = ((x[found] - x[:, None]) ** 2).reshape(n * near, dim)
+    scores = np.empty(n)
+    step = max(1, BLOCK_BYTES // (8 * n * max(dim, near)))
+    for start in range(0, n, step):
+        out = np.arange(start, min(start + step, n))
+        squared = (gaps @ weight[out].T).reshape(n, near, len(out))
+        squared[np.broadcast_to(found[:, :, None] == out, squared.shape)] = np.inf
+        squared = np.sort(squared, axis=1)[:, :neighbors]  # (reference, neighbor, left out)
+        doubtful = (squared[:, -1] > beyond[:, None]) & (np.arange(n)[:, None] != out)
+        density = np.sqrt(squared).mean(1).T  # (left out, reference)
+        for i, reference in zip(*np.nonzero(doubtful.T)):
+            every = ((x - x[reference]) ** 2) @ weight[out[i]]
+            every[[reference, out[i]]] = np.inf
+            density[i, reference] = np.sqrt(np.sort(every)[:neighbors]).mean()
+        own = np.sqrt(((x[out, None] - x) ** 2 @ weight[out, :, None])[..., 0])
+        own[np.arange(len(out)), out] = np.inf
+        scores[out] = _mean_smallest(own / np.maximum(density, SMALLEST_DENSITY), k)
+    return scores
+
+
+def _density_items(train: np.ndarray, k: int, neighbors: int) -> tuple[np.ndarray, int]:
+    """Training items in float64, and the neighbors that each has left when another one is left out."""
+    x = np.asarray(train, np.float64)
+    schemas.embeddings(x, x)
+    _enough(len(x) - 1, max(k, 2))
+    return x, min(neighbors, len(x) - 2)
+
+
+def _enough(references: int, k: int) -> None:
+    if references < k:
+        raise errors.InputError(
+            f"{references} references came, expected at least {k}; add recordings or use a smaller k"
+        )
+
+
+def _exact_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(n_a, n_b) Euclidean distances from differences: that of two rows is the same whatever other rows there
+    are.
+    """
+    direct = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(torch.from_numpy(a), torch.from_numpy(b), compute_mode=direct).numpy()
+
+
+def _mean_smallest(away: np.ndarray, k: int, least: float = 0.0) -> np.ndarray:
+    """Mean of the k smallest values of each row, at least `least`, (n, m) → (n,)."""
+    return np.maximum(np.sort(np.partition(away, k - 1, axis=1)[:, :k], axis=1).mean(1), least)
 
 
 def to_clips(values: np.ndarray, clip: np.ndarray, n_clips: int) -> np.ndarray:

@@ -251,6 +251,7 @@ COMPOSED = {
 MODES = {"zscore": ZScore, "none": Identity, "rank": Rank, "gamma": Gamma}
 SYSTEMS = (
     "baseline_knn",
+    "multires",
     "baseline_mse",
     "baseline_mahala",
     "oevae",

@@ -28,6 +28,7 @@ from asdlib import errors, io
 from asdlib.analysis.projection import ProjectionSettings
 from asdlib.data.decode import DataSettings
 from asdlib.data.synthetic import SyntheticSettings
+from asdlib.detectors.multires import MultiResolutionSettings
 from asdlib.detectors.nearest import NearestNeighborSettings
 from asdlib.evaluation.metrics import MetricsSettings
 from asdlib.models.autoencoder import AutoencoderSettings
@@ -114,6 +115,7 @@ class StudySettings(Settings):
     data: DataSettings = DataSettings()
     synthetic: SyntheticSettings = SyntheticSettings()
     baseline_knn: NearestNeighborSettings = NearestNeighborSettings()
+    multires: MultiResolutionSettings = MultiResolutionSettings()
     autoencoder: AutoencoderSettings = AutoencoderSettings()
     oevae: OEVAESettings = OEVAESettings()
     classifier: ClassifierSettings = ClassifierSettings()

@@ -363,7 +363,11 @@ STAGES = (
     Stage("01_data", False, False, ("report", "oevae.condition")),
     Stage("02_preprocessing", False, False, ("report", "oevae.condition", "oevae.features", "oevae.smote")),
     Stage(
-        "03_baseline", True, True, ("baseline_knn", "autoencoder", "metrics"), ("baseline_knn", "autoencoder")
+        "03_baseline",
+        True,
+        True,
+        ("baseline_knn", "multires", "autoencoder", "metrics"),
+        ("baseline_knn", "multires", "autoencoder"),
     ),
     Stage("04_classifier", False, True, ("classifier", "metrics"), ("classifier",)),
     Stage("05_oevae", True, True, ("oevae", "fusion", "metrics"), ("oevae",)),
@@ -374,6 +378,7 @@ STAGES = (
         (
             "systems",
             "baseline_knn",
+            "multires",
             "autoencoder",
             "oevae",
             "classifier",
@@ -383,7 +388,7 @@ STAGES = (
             "report",
         ),
         reads=("oevae", "classifier"),
-        shows=("baseline_knn", "autoencoder"),
+        shows=("baseline_knn", "multires", "autoencoder"),
     ),
     Stage("07_latents", False, True, ("oevae",), reads=("oevae",)),
     Stage(
@@ -405,6 +410,7 @@ STAGES = (
             "systems",
             "seeds",
             "baseline_knn",
+            "multires",
             "autoencoder",
             "oevae",
             "classifier",
@@ -412,7 +418,7 @@ STAGES = (
             "metrics",
             "report",
         ),
-        shows=("baseline_knn", "autoencoder", "oevae", "classifier"),
+        shows=("baseline_knn", "multires", "autoencoder", "oevae", "classifier"),
     ),
 )
 

@@ -1,4 +1,5 @@
 import numpy as np
+import oracle
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
@@ -127,3 +128,73 @@ def test_refusals(sets):
         distances.knn_distances(test * np.nan, train, k_max=1)
     with pytest.raises(errors.InputError, match="covariance of 2 vectors is singular"):
         distances.precision(np.ones((4, 4)), 2)
+
+
+# ---------------------------------------------------------------- standardized local density
+
+
+def heavy(n, dim, seed=0):
+    """Vectors of which a few lie far out, and whose dimensions have very different sizes."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, dim)) * rng.standard_t(2, size=(n, 1)) * 10.0 ** rng.uniform(-2, 2, dim)
+
+
+@pytest.mark.parametrize(("k", "neighbors"), [(1, 1), (2, 2), (4, 3)])
+def test_density_by_loops(k, neighbors):
+    train, test = heavy(20, 6), heavy(9, 6, seed=1)
+    references = distances.density_references(train, neighbors=neighbors)
+    np.testing.assert_allclose(
+        distances.density_scores(test, references, k=k),
+        [oracle.standardized_density(x, list(train), k, neighbors) for x in test],
+        rtol=1e-9,
+    )
+
+
+@pytest.mark.parametrize("spare", [0, 12])
+def test_left_out_density_is_that_of_the_other_items(spare, monkeypatch):
+    """Also where neighbors change as an outlier leaves the deviations, and block by block."""
+    monkeypatch.setattr(distances, "SPARE", spare)
+    monkeypatch.setattr(distances, "BLOCK_BYTES", 8 * 60 * 4 * 7)
+    for train in (heavy(60, 4), heavy(5, 3), np.repeat(heavy(20, 4), 2, 0), np.ones((30, 4))):
+        made = distances.density_scores_left_out(train)
+        expected = [
+            distances.density_scores(
+                train[i : i + 1], distances.density_references(np.delete(train, i, 0), neighbors=2)
+            )[0]
+            for i in range(len(train))
+        ]
+        np.testing.assert_allclose(made, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_constant_dimension_does_not_count_and_a_unit_does_not_matter():
+    train, test = heavy(30, 5), heavy(4, 5, seed=3)
+    first = distances.density_scores(test, distances.density_references(train))
+    scale = 10.0 ** np.arange(5)
+    np.testing.assert_allclose(
+        distances.density_scores(test * scale, distances.density_references(train * scale)), first, rtol=1e-9
+    )
+    more = [np.column_stack([x, np.full(len(x), 7.0)]) for x in (train, test)]
+    np.testing.assert_allclose(
+        distances.density_scores(more[1], distances.density_references(more[0])), first, rtol=1e-9
+    )
+
+
+def test_density_reaches_farther_from_a_sparse_domain():
+    """One unit beyond a loose group is usual, one unit beyond a tight group is not."""
+    rng = np.random.default_rng(0)
+    tight, loose = rng.normal(0, 0.05, (40, 3)), rng.normal([90, 0, 0], 1.0, (10, 3))
+    references = distances.density_references(np.concatenate([tight, loose]))
+    near_tight, near_loose = distances.density_scores(np.array([[0, 1, 0], [90, 1, 0.0]]), references)
+    assert near_tight > 2 * near_loose
+
+
+def test_density_refuses_what_it_cannot_score():
+    train = heavy(10, 3)
+    with pytest.raises(errors.InputError, match="1 references came, expected at least 2"):
+        distances.density_references(train[:2])
+    with pytest.raises(errors.InputError, match="9 references came, expected at least 12"):
+        distances.density_scores_left_out(train, k=12)
+    with pytest.raises(errors.InputError, match="expected \\(n, dim\\) with the same dim"):
+        distances.density_scores(train[:, :2], distances.density_references(train))
+    with pytest.raises(errors.InputError, match="NaN or infinite"):
+        distances.density_references(np.full((5, 2), np.nan))
