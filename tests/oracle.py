@@ -288,3 +288,28 @@ def multi_resolution(train, test) -> tuple[list[float], list[float]]:
         of_train += (np.array(own) - mean) / spread / 4
         of_test += (np.array(new) - mean) / spread / 4
     return list(of_test), list(of_train)
+
+
+def pooled(maps, how: str) -> list[float]:
+    """One map (channels, frequency, time) as a vector, by loops: `mean`, `mean_std` or `bands`."""
+
+    def moments(values):
+        mean = sum(values) / len(values)
+        return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
+
+    channels, bins, frames = maps.shape
+    if how == "bands":
+        count = min(8, bins)
+        sizes = [bins // count + (i < bins % count) for i in range(count)]
+        courses = []
+        for band in range(count):
+            low = sum(sizes[:band])
+            for c in range(channels):
+                cells = maps[c, low : low + sizes[band]]
+                courses.append(moments([float(sum(cells[:, t])) / sizes[band] for t in range(frames)]))
+        return [m for m, _ in courses] + [s for _, s in courses]
+    parts = [sum(float(v) for v in maps[c].ravel()) / (bins * frames) for c in range(channels)]
+    if how == "mean_std":
+        for axis, size in ((0, bins), (1, frames)):
+            parts += [moments([float(v) / size for v in maps[c].sum(axis)])[1] for c in range(channels)]
+    return parts

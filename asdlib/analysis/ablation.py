@@ -1,21 +1,27 @@
-"""Ablation of what is set against a saturated extractor: each setting alone, and all together, for a few
-epochs.
+"""Ablations of OEVAE: settings against a saturated extractor, and layers of the extractor for β.
 
-Rows differ from the first only by what they name; everything else (features, condition, sizes) is the
-study's. A few epochs show whether the extractor still learns and the VAE lives, not what a full training
-would reach.
-Sources: METHOD 3.9, 6.3.  Notebook: 05_oevae
+`table` : each setting alone, and all together, for a few epochs. Rows differ from the first only by what they
+    name; everything else (features, condition, sizes) is the study's. A few epochs show whether the extractor
+    still learns and the VAE lives, not what a full training would reach.
+`inner_layers` : β from each layer of a finished network, and of the same network before its first step.
+    Nothing is trained.
+Sources: METHOD 3.9, 3.10, 6.3.  Notebook: 05_oevae
 """
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
+import torch
 
 from asdlib.analysis import latents
-from asdlib.detectors.base import detect
+from asdlib.data.store import machine_rows
+from asdlib.detectors.base import detect, score_table
 from asdlib.detectors.oevae import OEVAE
 from asdlib.evaluation import metrics
-from asdlib.models import oevae
+from asdlib.models import oevae, training
+from asdlib.scoring.distances import density_references, density_scores
+from asdlib.scoring.pooling import POOLING, pool
 
 OFF = {"outliers": False, "beta": 1.0, "attribute_weight": 0.0, "kl_warmup": 0.0, "near": 0.0}
 ROWS = {
@@ -46,14 +52,10 @@ def table(detector: OEVAE, metric: metrics.MetricsSettings, epochs: int) -> pd.D
         labels)
     """
     store, machine, seed, rows = detector.store, detector.machine, detector.seed, []
-    quick = metric.replace(bootstrap=20)
     for name, changed in (ROWS | {"all of them": EVERYTHING}).items():
         settings = variant(detector.settings, epochs, **changed)
         made = OEVAE(settings, seed=seed, device=detector.device, precision=detector.precision)
-        found = metrics.table(detect(made, store, [machine]), quick, seed)
-        reached = found[(found["machine"] == "all") & (found["metric"] == "omega")].set_index("component")[
-            "value"
-        ]
+        reached = _official(detect(made, store, [machine]), metric, seed)
         latent = latents.arranged(made.tensors(), store.clips, machine, settings.domain_latent)
         tie = latents.tie(latent, latent.spaces["z_d"])
         last = made.history.iloc[-1].reindex(["held_out_loss", "held_out_accuracy", "alive_c"])
@@ -68,3 +70,61 @@ def table(detector: OEVAE, metric: metrics.MetricsSettings, epochs: int) -> pd.D
         "β alone",
     ]
     return pd.DataFrame(rows, columns=columns).astype({name: float for name in columns[1:]})
+
+
+def _official(scores: pd.DataFrame, metric: metrics.MetricsSettings, seed: int = 0) -> pd.Series:
+    """Harmonic mean of the three metrics over all machines, by component; intervals are not wanted."""
+    found = metrics.table(scores, metric.replace(bootstrap=20), seed)
+    whole = found[(found["machine"] == "all") & (found["metric"] == "omega")]
+    return whole.set_index("component")["value"]
+
+
+def inner_layers(detector: OEVAE, metric: metrics.MetricsSettings) -> pd.DataFrame:
+    """What β is worth from each layer and pooling, trained and untrained, by the local density of clips.
+
+    Costs two passes of the machine's clips through the network; the detector stays as it is. A row is β of a
+    detector with these `layers` and `pooling`, backend = "local_density", and in the column `untrained`
+    epochs = 0.
+
+    Parameters
+    ----------
+    detector : fitted, of one machine
+    metric : of the study; intervals are not computed
+
+    Returns
+    -------
+    layer, pooling, dim (length of the vector), trained, untrained (harmonic mean of AUC source, AUC target
+    and pAUC, 0..1; NaN without labels) and gain, their difference. Source: METHOD 3.10. Notebook: 05_oevae
+    """
+    store, train = detector.store, detector.train_rows
+    test = machine_rows(store.clips, detector.machine, "test")
+    group, dims, columns = detector.group_of(store.clips.iloc[test]), {}, {}
+    for kind, net in (("trained", detector.net), ("untrained", detector.untrained())):
+        own, new, scores = _profiles(detector, net, train), _profiles(detector, net, test), {}
+        for (layer, how), vectors in own.items():
+            dims[layer, how], values = vectors.shape[1], np.empty(len(test))
+            for name in np.unique(group):
+                references = density_references(vectors[detector.group == name])
+                values[group == name] = density_scores(new[layer, how][group == name], references)
+            scores["oevae", f"{layer} {how}"] = values
+        columns[kind] = _official(score_table(store.clips, test, scores, 0), metric) if len(test) else {}
+    rows = [
+        (layer, how, dim, *(columns[kind].get(f"{layer} {how}", np.nan) for kind in columns))
+        for (layer, how), dim in dims.items()
+    ]
+    made = pd.DataFrame(rows, columns=["layer", "pooling", "dim", *columns])
+    return made.assign(gain=made["trained"] - made["untrained"])
+
+
+@training.one_thread()
+@torch.inference_mode()
+def _profiles(detector: OEVAE, net: oevae.OEVAE, rows: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
+    """Vectors of clips by layer and pooling, means over their segments, float32 (clips, dim)."""
+    out = {(layer, how): [] for layer in oevae.LAYERS for how in POOLING}
+    for row in rows:
+        stages = net.stages(
+            detector.front.log_mel(detector.front.waves(detector.front.items(np.array([row]))))
+        )
+        for (layer, how), found in out.items():
+            found.append(pool([stages[layer]], how).cpu().numpy().mean(0, dtype=np.float64))
+    return {key: np.array(found, np.float32) for key, found in out.items()}

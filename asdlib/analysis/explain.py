@@ -34,6 +34,7 @@ from asdlib.detectors.oevae import OEVAE
 from asdlib.models import losses
 from asdlib.models.autoencoder import Vectors
 from asdlib.models.oevae import OEVAEFeatureSettings
+from asdlib.scoring.distances import density_references
 
 USUAL_CLIPS = 64  # training clips, evenly spaced, whose mean is the usual level of a band
 
@@ -136,7 +137,7 @@ def slope(detector: OEVAE, rows, of: Literal["alpha", "beta"] = "beta") -> Slope
         else:
             row = items.row[part.to(items.row.device)].cpu().numpy()  # of one clip
             [group] = detector.group_of(detector.store.clips.iloc[row[:1]])
-            score = _beta(detector, net.embed(x), row, group)
+            score = _beta(detector, detector.vectors(x), row, group)
         (gradient,) = torch.autograd.grad(score.sum(), x)  # a segment's score depends on its own cells alone
         parts.append((x.detach()[:, 0].cpu().numpy(), gradient[:, 0].cpu().numpy()))
     shape = (len(rows), front.settings.segments)
@@ -145,9 +146,18 @@ def slope(detector: OEVAE, rows, of: Literal["alpha", "beta"] = "beta") -> Slope
 
 
 def _beta(detector: OEVAE, h: torch.Tensor, own: np.ndarray, group: str) -> torch.Tensor:
-    """β of each segment, differentiable. h : (n, dim).  own : (n,) store row of each segment's clip.  group :
-    its machine or section
+    """β of each segment of one clip, differentiable; a local density is the clip's, and every segment has it.
+
+    h : (n, dim), vectors of the segments.  own : (n,) store row of their clip.  group : its machine or
+        section
     """
+    if detector.settings.backend == "local_density":
+        near, place = detector.densities[group], detector.place(own[0], group)
+        if place >= 0:
+            near = density_references(np.delete(detector.profiles[detector.group == group], place, 0))
+        x, deviation, density = (torch.as_tensor(values, device=h.device) for values in near)
+        ratio = (h.double().mean(0) / deviation - x).square().sum(1).clamp_min(1e-12).sqrt() / density
+        return ratio.topk(2, largest=False).values.mean().expand(len(h))
     k, found = detector.settings.neighbours, []
     for chosen in detector.groups(k, group):
         references = torch.as_tensor(detector.references.h[chosen], device=h.device)

@@ -310,9 +310,11 @@ def verdict(table: pd.DataFrame, alive: pd.DataFrame) -> str:
 def saturation(history: pd.DataFrame) -> str:
     """Whether the binary loss still taught the extractor something, in words.
 
-    history : of the detector, with the column machine (binary cross-entropy, nats).  Source: METHOD 3.9.
-        Notebook: 05_oevae
+    history : of the detector, with the column machine (binary cross-entropy, nats); empty: no epoch.  Source:
+        METHOD 3.9.  Notebook: 05_oevae
     """
+    if history.empty:
+        return "Not trained: the extractor has its initial weights, and what it separates it owes to chance."
     low = history.loc[history["machine"] < SPENT, "epoch"]
     if low.empty:
         return (

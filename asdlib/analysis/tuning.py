@@ -185,7 +185,9 @@ def from_scores(scores: pd.DataFrame, cfg: config.StudySettings) -> Parts:
         for k in sorted(cfg.oevae.k_scales)
         if f"alpha_k{k:g}" in found
     }
-    betas = {k: f"beta_k{k}" for k in KEPT_K if f"beta_k{k}" in found} | {cfg.oevae.neighbours: "beta"}
+    betas = {cfg.oevae.neighbours: "beta"}
+    if cfg.oevae.backend == "knn":  # a local density has no k to choose
+        betas = {k: f"beta_k{k}" for k in KEPT_K if f"beta_k{k}" in found} | betas
     names = [("oevae", name) for name, _ in alphas.values()] + [("oevae", betas[k]) for k in sorted(betas)]
     classifier = ("classifier", "score") in set(zip(scores["system"], scores["component"]))
     table = fusion.aligned(scores, names + [("classifier", "score")] * classifier, cfg.fusion.normalise)

@@ -8,16 +8,23 @@ Components per clip, means over its segments, higher = more anomalous; the final
 
     alpha            the α of `oevae.alpha_mode`; alpha_nll, alpha_kl, ...: every mode
     alpha_k<scale>   the same mode from a VAE refitted on the finished embeddings with that k_scale
-    beta             mean distance to the k = `oevae.neighbours` nearest references
-    beta_k<k>        the same for k = 1, 2, 4
+    beta             mean distance to the k = `oevae.neighbours` nearest references, or the local density of
+                     `oevae.backend`
+    beta_k<k>        the mean distance for k = 1, 2, 4
 
-References of β are embeddings of the machine's normal training segments, of SMOTE items between them and of
-mixtures of their waveforms. Training clips are scored leave-clip-out by β: a clip's own segments, and every
-reference made with one of them, are left out. The network has seen them (all but `oevae.holdout`), and so
-have the refitted VAEs: their α of every kind and their β are a little lower than those of new normal clips.
+β measures distances between vectors: the extractor's output, or outputs of its inner stages, pooled over
+frequency and time (`oevae.layers`, `oevae.pooling`). None of it takes part in training.
 
-Sources: report 3.2, 4.2; METHOD 3.2-3.4, 3.9, 4, 6.2, 6.3.  Notebooks: 05_oevae, 06_embeddings, 07_latents,
-08_tuning
+References of β are vectors of the machine's normal training segments, of SMOTE items between them and of
+mixtures of their waveforms. With `oevae.backend = "local_density"` they are those of the training clips, each
+the mean over its segments, without synthetic ones (`density_scores`); the score then belongs to the clip,
+and each of its segments has it. Training clips are scored leave-clip-out by β: a clip's own segments, and
+every reference made with one of them, are left out. The network has seen them (all but `oevae.holdout`), and
+so have the refitted VAEs: their α of every kind and their β are a little lower than those of new normal
+clips.
+
+Sources: report 3.2, 4.2; METHOD 3.2-3.4, 3.9, 3.10, 4, 6.2, 6.3.  Notebooks: 05_oevae, 06_embeddings,
+07_latents, 08_tuning
 """
 
 from __future__ import annotations
@@ -34,14 +41,22 @@ from asdlib.detectors import exposure
 from asdlib.detectors.base import Detector, Scores, clip_by_clip
 from asdlib.detectors.oevae_training import EVAL_ITEMS, MIX, OEVAETraining
 from asdlib.models import losses, oevae, training
-from asdlib.scoring.distances import knn_distances, knn_score, to_clips
+from asdlib.scoring import pooling
+from asdlib.scoring.distances import (
+    density_references,
+    density_scores,
+    density_scores_left_out,
+    knn_distances,
+    knn_score,
+    to_clips,
+)
 
 KEPT_K = (1, 2, 4)  # neighbours whose β is kept beside the chosen one (report 4.2)
 
 
 class MemoryBank(NamedTuple):
-    """What β measures distances to: h float32 (n, dim); parents int64 (n, 2), store rows of the clips behind
-    each; target bool (n,).
+    """What β measures distances to: h float32 (n, dim), of `OEVAE.vectors`; parents int64 (n, 2), store rows
+    of the clips behind each; target bool (n,).
     """
 
     h: np.ndarray
@@ -55,26 +70,92 @@ class OEVAE(OEVAETraining, Detector):
     name, Settings, systems = "oevae", oevae.OEVAESettings, ("oevae",)
     training_module = "asdlib.detectors.oevae_training"
     uses_others = True
-    scoring_settings = ("alpha_mode", "neighbours", "neighbour_domains", "ablation")
+    scoring_settings = (
+        "alpha_mode",
+        "layers",
+        "pooling",
+        "backend",
+        "neighbours",
+        "neighbour_domains",
+        "ablation",
+    )
 
     def training_settings(self) -> dict:
         """SMOTE of embeddings makes references; SMOTE of log-mels takes part in training."""
         chosen = super().training_settings()
         return chosen if chosen["smote"]["space"] == "logmel" else chosen | {"smote": {"space": "embed"}}
 
+    def _open(self) -> None:
+        super()._open()
+        self._inner: dict[int, np.ndarray] = {}
+
     def _prepare(self) -> None:
         """The references of β."""
         self.references = self._made_references()
         self.reference_group = self._reference_groups()
+        if self.settings.backend == "local_density":
+            self._refer(self._profiles(self._vectors(self.train_rows)))
+
+    def _refer(self, profiles: np.ndarray) -> None:
+        """References of the local density of each machine or section.  profiles : float32 (training clips,
+        dim)
+        """
+        self.profiles, self._left_out = profiles, {}
+        self.densities = {
+            name: density_references(profiles[self.group == name]) for name in np.unique(self.group)
+        }
+
+    def vectors(self, x: torch.Tensor) -> torch.Tensor:
+        """What β measures distances between, float32 (n, dim), differentiable: `layers` of the extractor
+        pooled by `pooling`.
+
+        x : log-mel of segments, float32 (n, 1, mels, frames).  dim : channels of the layers times 1 (mean), 3
+            (mean_std) or up to 16 (bands).  Source: METHOD 3.10, 4.14
+        """
+        s = self.settings
+        if self._is_last:
+            return self.net.embed(x)
+        stages = self.net.stages(x)
+        return pooling.pool([stages[name] for name in s.layers], s.pooling)
+
+    def untrained(self) -> oevae.OEVAE:
+        """The network before its first step, in evaluation mode: what `epochs = 0` leaves (seeded weights,
+        BatchNorm without statistics).
+
+        Notebook: 05_oevae
+        """
+        return self._network().eval()
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether β's vectors are the extractor's output, as in the report."""
+        return self.settings.layers == oevae.LAYERS[-1:] and self.settings.pooling == "mean"
+
+    @training.one_thread()
+    @torch.inference_mode()
+    def _vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Vectors of the segments of clips, float32 (segments, dim), each clip computed once and alone."""
+        if self._is_last:
+            return self._pass(rows).h
+        for row in rows:
+            if int(row) not in self._inner:
+                x = self.front.log_mel(self.front.waves(self.front.items(np.array([row]))))
+                self._inner[int(row)] = self.vectors(x).cpu().numpy()
+        return np.concatenate([self._inner[int(row)] for row in rows])
+
+    def _profiles(self, vectors: np.ndarray) -> np.ndarray:
+        """Mean over the segments of each clip, (segments, dim) → float32 (clips, dim)."""
+        each = vectors.reshape(-1, self.settings.features.segments, vectors.shape[1])
+        return each.mean(1, dtype=np.float64).astype(np.float32)
 
     def _made_references(self) -> MemoryBank:
-        """Embeddings of the training segments, of SMOTE items between them and of mixtures of their
+        """Vectors of the training segments, of SMOTE items between them and of mixtures of their
         waveforms.
         """
         s, device = self.settings, self.device
         items = self.front.items(self.train_rows)
         used = items.distinct()
-        items, embedded = items[used], self._pass(self.train_rows).h[used.cpu().numpy()]
+        items, embedded = items[used], self._vectors(self.train_rows)[used.cpu().numpy()]
         domain, rows = self._groups(items)
         draws = training.generator_for(self.seed, MIX, device="cpu")
         mixed = augment.draw_mixup(len(items), prob=s.mixup.prob, beta=s.mixup.beta, generator=draws)
@@ -82,7 +163,7 @@ class OEVAE(OEVAETraining, Detector):
         mixed = augment.MixPairs(mixed.first[some], mixed.second[some], mixed.weight[some])
         parts = [
             (embedded, np.stack([rows, rows], 1), domain == "target"),
-            (self._of_mixtures(items, mixed), *self._parents(mixed, rows, domain)),
+            (self._of_mixtures(items, mixed, embedded.shape[1]), *self._parents(mixed, rows, domain)),
         ]
         if s.smote.space == "embed" and s.smote.ratio > 0:
             blend = self._smote(embedded, items)
@@ -93,7 +174,7 @@ class OEVAE(OEVAETraining, Detector):
         ):
             with torch.inference_mode():
                 h = (
-                    torch.cat([self.net.embed(part.to(device)) for part in target.mels.split(EVAL_ITEMS)])
+                    torch.cat([self.vectors(part.to(device)) for part in target.mels.split(EVAL_ITEMS)])
                     .cpu()
                     .numpy()
                 )
@@ -117,15 +198,15 @@ class OEVAE(OEVAETraining, Detector):
         return blend.parents(rows), domain[heavier] == "target"
 
     @torch.inference_mode()
-    def _of_mixtures(self, items: exposure.Segments, blend: augment.MixPairs) -> np.ndarray:
-        """Embeddings of mixed waveforms, float32 (mixtures, dim)."""
-        device, out = items.row.device, [np.zeros((0, self.net.dim), np.float32)]
+    def _of_mixtures(self, items: exposure.Segments, blend: augment.MixPairs, dim: int) -> np.ndarray:
+        """Vectors of mixed waveforms, float32 (mixtures, dim)."""
+        device, out = items.row.device, [np.zeros((0, dim), np.float32)]
         for part in torch.arange(len(blend)).split(EVAL_ITEMS) if len(blend) else ():
             first, second = (
                 self.front.waves(items[who[part].to(device)]) for who in (blend.first, blend.second)
             )
             wave = torch.lerp(second, first, blend.weight[part].to(device)[:, None])
-            out.append(self.net.embed(self.front.log_mel(wave)).cpu().numpy())
+            out.append(self.vectors(self.front.log_mel(wave)).cpu().numpy())
         return np.concatenate(out)
 
     @torch.inference_mode()
@@ -133,9 +214,10 @@ class OEVAE(OEVAETraining, Detector):
         return self.heads[scale](torch.as_tensor(h, device=self.device))
 
     def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """f_FE of each segment: float32 (segments, 8 · width), and the position of its clip."""
-        found = self._pass(rows)
-        return found.h, found.clip
+        """Vectors of each segment, float32 (segments, dim), and the position of its clip; f_FE (8 · width)
+        but for other `layers` or `pooling`.
+        """
+        return self._vectors(rows), np.repeat(np.arange(len(rows)), self.settings.features.segments)
 
     @clip_by_clip
     def _scores(self, rows: np.ndarray) -> Scores:
@@ -172,9 +254,43 @@ class OEVAE(OEVAETraining, Detector):
         for scale in self.heads:
             values = losses.alpha_scores(self._refitted(scale, found.h), domain=s.domain_latent)[s.alpha_mode]
             items[f"alpha_k{scale:g}"] = values.cpu().numpy()
-        group = self.group_of(self.store.clips.iloc[rows])[found.clip]
-        beta = self._neighbours(found.h, group, rows[found.clip] if own_clips else None)
-        return items | {f"beta_k{k}": beta[k] for k in KEPT_K} | {"beta": beta[s.neighbours]}
+        group, vectors = self.group_of(self.store.clips.iloc[rows]), self._vectors(rows)
+        by_k = self._neighbours(vectors, group[found.clip], rows[found.clip] if own_clips else None)
+        beta = by_k[s.neighbours]
+        if s.backend == "local_density":
+            beta = self._densities(self._profiles(vectors), group, rows if own_clips else None)[found.clip]
+        return items | {f"beta_k{k}": by_k[k] for k in KEPT_K} | {"beta": beta}
+
+    def _densities(self, profiles: np.ndarray, group: np.ndarray, own: np.ndarray | None) -> np.ndarray:
+        """Local density of each clip among the training clips of its machine or section, (clips,).
+
+        profiles : float32 (clips, dim).  own : store row of each clip, left out where it was trained on; None
+            for new clips
+        """
+        out = np.empty(len(profiles))
+        for name in np.unique(group):
+            for i in np.flatnonzero(group == name):
+                place = -1 if own is None else self.place(own[i], name)
+                out[i] = (
+                    density_scores(profiles[i : i + 1], self.densities[name])[0]
+                    if place < 0
+                    else self._of_training(name)[place]
+                )
+        return out
+
+    def _of_training(self, group: str) -> np.ndarray:
+        """Local density of the training clips of a machine or section, leave-clip-out, (clips,)."""
+        if group not in self._left_out:
+            self._left_out[group] = density_scores_left_out(self.profiles[self.group == group])
+        return self._left_out[group]
+
+    def place(self, row: int, group: str) -> int:
+        """Position of a clip among the training clips of a machine or section; -1 for any other clip.
+
+        row : of the store.  group : machine or section
+        """
+        (found,) = np.nonzero(self.train_rows[self.group == group] == row) if len(self.train_rows) else ([],)
+        return int(found[0]) if len(found) else -1
 
     def _neighbours(self, h: np.ndarray, group: np.ndarray, own: np.ndarray | None) -> dict[int, np.ndarray]:
         """β of each item for every k, from one sorted search per set of references.
@@ -263,16 +379,22 @@ class OEVAE(OEVAETraining, Detector):
             # the writer takes no notice of strides
             whole = {key: np.ascontiguousarray(values) for key, values in content.items()}
             save_file(whole, folder / f"{name}.safetensors")
+        if self.settings.backend == "local_density":
+            save_file({"profiles": self.profiles}, folder / PROFILES)
 
     def _load(self, folder: Path) -> None:
         """What `_save` wrote."""
         self.references = MemoryBank(**io.tensors(folder / "references.safetensors", {}))
         self.reference_group = self._reference_groups()
+        if self.settings.backend == "local_density":
+            self._refer(io.tensors(folder / PROFILES, {"profiles": 2})["profiles"])
 
     def _moved(self, other: OEVAE) -> None:
-        other.front, other._passes, other.train_rows = self.front.on(other.store), {}, np.empty(0, np.int64)
+        other.front, other._passes, other._inner = self.front.on(other.store), {}, {}
+        other.train_rows = np.empty(0, np.int64)
         parents = self.references.parents + len(other.store)  # none of the other store's clips is a parent
         other.references = self.references._replace(parents=parents)
 
 
 EMBEDDINGS = "embeddings"  # of the file with a detector's tensors
+PROFILES = "profiles.safetensors"  # vectors of the training clips, where β is their local density

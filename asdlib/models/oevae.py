@@ -96,7 +96,9 @@ class OEVAESettings(Settings):
         1.0,
     )
     batch: int = setting(128, "segments per step, half target, half pseudo-anomalous (report 4.2)", 2, 65536)
-    epochs: int = setting(20, "passes over all target segments (report 4.2)", 1, 100000)
+    epochs: int = setting(
+        20, "passes over all target segments (report 4.2); 0: the initial weights, as a control", 0, 100000
+    )
     lr: float = setting(1e-3, "Adam step size (report 4.2)", 0.0, 1.0)
     holdout: float = setting(
         0.1,
@@ -114,6 +116,18 @@ class OEVAESettings(Settings):
     alpha_mode: Literal["nll", "expected_nll", "kl", "recon", "neg_elbo"] = setting(
         "nll", "α of the score (report 3.2; METHOD 3.4); all are kept"
     )
+    layers: Many[Literal["layer1", "layer2", "layer3", "layer4"]] = setting(
+        ("layer4",), "stages of f_FE whose output β measures distances in; layer4 is the last (METHOD 4.14)"
+    )
+    pooling: Literal["mean", "mean_std", "bands"] = setting(
+        "mean",
+        "of a stage's output: global mean (report 4.2), mean with std over time and over frequency, or mean"
+        " and std over time of 8 frequency bands (METHOD 3.10)",
+    )
+    backend: Literal["knn", "local_density"] = setting(
+        "knn",
+        "β: kNN distance of segments (report 3.2), or standardized local density of clips (METHOD 3.10)",
+    )
     neighbours: int = setting(1, "k of the kNN score β; 1, 2 and 4 are all kept (report 4.2)", 1, 100)
     neighbour_domains: Literal["pooled", "min"] = setting(
         "pooled", "source and target together (METHOD 4.18), or the nearer of the two"
@@ -121,6 +135,10 @@ class OEVAESettings(Settings):
 
     @model_validator(mode="after")
     def _together(self) -> OEVAESettings:
+        if not self.layers or len(set(self.layers)) < len(self.layers):
+            raise errors.InputError(
+                f"oevae.layers = {list(self.layers)}, expected at least one layer and each of them once"
+            )
         if self.domain_latent >= self.latent:
             raise errors.InputError(
                 f"oevae.domain_latent is {self.domain_latent} of {self.latent} latent channels, expected at"
@@ -133,6 +151,8 @@ class OEVAESettings(Settings):
             )
         return self
 
+
+LAYERS = ("layer1", "layer2", "layer3", "layer4")  # stages of the extractor, from input to output
 
 # beyond any useful posterior; keeps exp finite for pseudo-anomalies, which the VAE never learns from
 LOGVAR_LIMIT = 20.0
@@ -317,6 +337,19 @@ class OEVAE(nn.Module):
                 f"log-mel segments came as {tuple(x.shape)}, expected (n, 1, mels, frames)"
             )
         return self.extractor(x).float()
+
+    def stages(self, x: Tensor) -> dict[str, Tensor]:
+        """Output of each stage of f_FE by its name in LAYERS, float32 (n, channels, frequency, time).
+
+        x : float32 (n, 1, mels, frames). The first stage has `width` channels at a quarter of the bins and
+            frames; each further one twice the channels and half of both. The mean of the last is `embed`.
+        """
+        net, out = self.extractor, {}
+        x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
+        for name in LAYERS:
+            x = getattr(net, name)(x)
+            out[name] = x.float()
+        return out
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Output:
         """Embedding, logits of both heads and VAE of log-mel segments (n, 1, mels, frames)."""

@@ -2,7 +2,10 @@
 is.
 """
 
+import dataclasses
+
 import numpy as np
+import oracle
 import pytest
 import soundfile
 import torch
@@ -119,6 +122,39 @@ def test_a_slope_is_what_a_small_change_does(planted, trained, of):
             assert found.per_db[0, segment, band, frame] == pytest.approx(float(expected), abs=0.02 * scale)
     finally:
         net.float()
+
+
+@pytest.mark.parametrize("backend", ["knn", "local_density"])
+def test_a_slope_of_an_inner_layer_is_what_a_small_change_does(planted, trained, backend):
+    """Of the clip's β: a segment's own where distances are of segments, the mean's where they are of clips."""
+    table, (row, *_) = planted.store.clips, rows_of(planted, "anomaly")
+    settings = planted.cfg.oevae.replace(
+        layers=("layer1", "layer2"), pooling="mean_std", backend=backend, epochs=1, k_scales=()
+    )
+    detector = detector_of(OEVAE, dataclasses.replace(planted, cfg=planted.cfg.replace(oevae=settings)))
+    fit(detector, planted.store, machine_rows(table, "pump", "train"))
+    own = detector.train_rows[2]
+    for of, place in ((row, None), (own, 2)):
+        found = explain.slope(detector, [of], "beta")
+        front = detector.front
+        x = front.log_mel(front.waves(front.items(np.array([of]))))
+
+        def score(mel, place=place, of=of, detector=detector):
+            with torch.inference_mode():
+                v = detector.vectors(mel).numpy()
+            if backend == "local_density":
+                known = detector.profiles if place is None else np.delete(detector.profiles, place, 0)
+                return oracle.standardized_density(v.astype(float).mean(0), list(known.astype(float)))
+            bank = detector.references
+            bank = bank.h if place is None else bank.h[~(bank.parents == of).any(1)]
+            return np.linalg.norm(v[:, None].astype(float) - bank[None], axis=2).min(1).mean()
+
+        assert found.per_db.shape[:2] == (1, 4)
+        direction = torch.from_numpy(found.per_db[0][:, None] / np.abs(found.per_db).max())
+        step = 2e-3
+        expected = (score(x + step * direction) - score(x - step * direction)) / (2 * step)
+        along = float((found.per_db[0] * direction[:, 0].numpy()).sum() / 4)
+        assert along == pytest.approx(expected, rel=0.03) and along > 0
 
 
 def test_segments_and_slope_find_the_burst(planted, trained):

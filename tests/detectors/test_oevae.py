@@ -7,6 +7,7 @@ import shutil
 import warnings
 
 import numpy as np
+import oracle
 import pandas as pd
 import pytest
 import torch
@@ -479,6 +480,160 @@ def test_ablation_has_a_row_for_every_setting(context):
         and on.k_scales == ()
         and on.features == TINY.features
     )
+
+
+# ---------------------------------------------------------------- inner layers
+
+
+def inner_by_hook(detector, rows, layer):
+    """Output of a stage of torchvision's own forward pass, (clips, segments, channels, bins, frames)."""
+    found, net = [], detector.net
+    handle = getattr(net.extractor, layer).register_forward_hook(lambda *args: found.append(args[2].clone()))
+    front = detector.front
+    with torch.inference_mode():
+        for row in rows:
+            net.embed(front.log_mel(front.waves(front.items(np.array([row])))))
+    handle.remove()
+    return torch.stack(found).numpy()
+
+
+@pytest.fixture(scope="module")
+def beside(context, trained):
+    """Detectors of other scoring settings around the network of `trained`, as the store by key makes them."""
+
+    def make(**settings):
+        detector = detector_of(OEVAE, changed(context, **settings))
+        detector._bind(Clips(trained.store, trained.train_rows))
+        detector._open()
+        detector.net, detector.heads, detector.trained = trained.net, trained.heads, trained.trained
+        detector._prepare()
+        return detector
+
+    return make
+
+
+def test_the_last_layer_and_the_mean_are_the_report_to_the_bit(trained, beside):
+    same = beside(layers=("layer4",), pooling="mean", backend="knn")
+    np.testing.assert_array_equal(same.references.h, trained.references.h)
+    rows = machine_rows(trained.store.clips, "pump", "test")
+    for scores in (lambda d: d.components(Clips(d.store, rows)), lambda d: d.training_components()):
+        for key, values in scores(trained).items():
+            np.testing.assert_array_equal(values, scores(same)[key])
+    stages = trained.net.stages(torch.randn(3, 1, 16, 32))
+    assert [one.shape[1] for one in stages.values()] == [4, 8, 16, 32]
+    x = torch.randn(3, 1, 16, 32)
+    torch.testing.assert_close(trained.net.stages(x)["layer4"].mean((2, 3)), trained.net.embed(x))
+
+
+@pytest.mark.parametrize(
+    ("layer", "how"), [("layer1", "mean_std"), ("layer2", "bands"), ("layer4", "mean_std")]
+)
+def test_vectors_of_inner_layers_are_those_of_the_network(beside, trained, layer, how):
+    detector = beside(layers=(layer,), pooling=how)
+    rows = trained.train_rows[:3]
+    maps = inner_by_hook(trained, rows, layer)
+    expected = [oracle.pooled(one, how) for clip in maps for one in clip]
+    h, clip = detector.embed(Clips(detector.store, rows))
+    np.testing.assert_allclose(h, expected, rtol=1e-4, atol=1e-5)
+    assert clip.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    both = beside(layers=(layer, "layer3"), pooling=how).embed(Clips(detector.store, rows))[0]
+    np.testing.assert_array_equal(both[:, : h.shape[1]], h)
+    assert both.shape[1] > h.shape[1]
+
+
+def test_beta_of_an_inner_layer_is_the_distance_to_its_references(beside, trained):
+    detector = beside(layers=("layer1",), pooling="bands", neighbours=2)
+    bank, row = detector.references, machine_rows(trained.store.clips, "pump", "test")[3:4]
+    assert bank.h.shape == (len(trained.references.h), 4 * 4 * 2)  # channels, bands of 4 bins, two moments
+    for rows, own in ((row, None), (trained.train_rows[4:5], trained.train_rows[4])):
+        h, _ = detector.embed(Clips(detector.store, rows))
+        allowed = [j for j in range(len(bank.h)) if own not in bank.parents[j]]
+        gaps = [sorted(np.linalg.norm(v.astype(float) - bank.h[j]) for j in allowed)[:2] for v in h]
+        found = (
+            detector.components(Clips(detector.store, rows))["oevae", "beta"][0]
+            if own is None
+            else detector.training_components()["oevae", "beta"][4]
+        )
+        assert found == pytest.approx(np.mean(gaps), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layers", "how"), [(("layer4",), "mean"), (("layer1",), "bands"), (("layer1", "layer2"), "mean_std")]
+)
+def test_local_density_of_clips_by_loops(beside, trained, layers, how):
+    detector = beside(layers=layers, pooling=how, backend="local_density")
+    rows = machine_rows(trained.store.clips, "pump", "test")
+
+    def profiles(of):
+        return detector.embed(Clips(detector.store, of))[0].reshape(len(of), 3, -1).astype(float).mean(1)
+
+    train, test = profiles(detector.train_rows), profiles(rows)
+    expected = [oracle.standardized_density(x, list(train)) for x in test]
+    found = detector.components(Clips(detector.store, rows))["oevae", "beta"]
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    left_out = [oracle.standardized_density(x, list(np.delete(train, i, 0))) for i, x in enumerate(train)]
+    np.testing.assert_allclose(detector.training_components()["oevae", "beta"], left_out, rtol=1e-3)
+    alone = [detector.components(Clips(detector.store, rows[i : i + 1]))["oevae", "beta"][0] for i in (0, 5)]
+    assert alone == [found[0], found[5]]  # no test clip moves another's score
+    each = detector.segment_scores(np.concatenate([detector.train_rows[:2], rows[:2]]))["beta"]
+    both = [*detector.training_components()["oevae", "beta"][:2], *found[:2]]
+    np.testing.assert_allclose(each, np.repeat(np.array(both)[:, None], 3, 1), rtol=1e-12)
+
+
+def test_a_local_density_of_inner_layers_is_saved_and_scores_clips_of_another_store(context, tmp_path):
+    detector = fitted(context, layers=("layer1",), pooling="bands", backend="local_density", epochs=1)
+    detector.save(tmp_path)
+    clips = Clips(detector.store, detector.train_rows)
+    again = OEVAE.load(tmp_path, clips, device="cpu")
+    test = Clips(detector.store, machine_rows(context.store.clips, "pump", "test"))
+    for key, values in detector.components(test).items():
+        np.testing.assert_array_equal(again.components(test)[key], values)
+    other = dataclasses.replace(context.store, clips=context.store.clips.copy())
+    elsewhere = again.components(Clips(other, test.rows))
+    for key, values in detector.components(test).items():
+        np.testing.assert_array_equal(elsewhere[key], values)
+    as_new = again.components(Clips(other, detector.train_rows))["oevae", "beta"]
+    assert (as_new < again.training_components()["oevae", "beta"]).all()  # each is its own reference there
+
+
+def test_no_epochs_leave_the_seeded_network(context, trained):
+    blank = fitted(context, epochs=0, k_scales=())
+    assert len(blank.history) == 0 and blank.settings.epochs == 0
+    for name, value in trained.untrained().state_dict().items():
+        assert torch.equal(value, blank.net.state_dict()[name]), name
+    assert not torch.equal(trained.net.machine.weight, blank.net.machine.weight)
+    scores = blank.components(Clips(blank.store, machine_rows(context.store.clips, "pump", "test")))
+    assert all(np.isfinite(values).all() for values in scores.values())
+    assert latents.saturation(blank.history).startswith("Not trained")
+
+
+def test_the_table_of_layers_is_beta_of_such_detectors(context, trained, beside):
+    before = trained.net.state_dict()["machine.weight"].clone()
+    table = ablation.inner_layers(trained, context.cfg.metrics)
+    assert torch.equal(trained.net.state_dict()["machine.weight"], before)
+    assert list(table.columns) == ["layer", "pooling", "dim", "trained", "untrained", "gain"]
+    assert len(table) == 12 and table[["trained", "untrained"]].stack().between(0, 1).all()
+    for layer, how in (("layer4", "mean"), ("layer1", "bands")):
+        settings = {"layers": (layer,), "pooling": how, "backend": "local_density"}
+        (row,) = table[(table["layer"] == layer) & (table["pooling"] == how)].itertuples()
+        pair = ((beside(**settings), row.trained), (fitted(context, epochs=0, **settings), row.untrained))
+        for detector, expected in pair:
+            test = machine_rows(context.store.clips, "pump", "test")
+            scores = detector.components(Clips(detector.store, test))["oevae", "beta"]
+            facts = context.store.clips.iloc[test]
+            reached = oracle.official_metrics(scores, list(facts["domain"]), list(facts["label"]))
+            assert expected == pytest.approx(oracle.harmonic_mean(reached), abs=1e-9)
+            assert row.dim == detector.embed(Clips(detector.store, test[:1]))[0].shape[1]
+
+
+def test_refusals_of_layers():
+    with pytest.raises(errors.InputError, match="at least one layer and each of them once"):
+        TINY.replace(layers=("layer1", "layer1"))
+    with pytest.raises(errors.InputError, match="at least one layer"):
+        TINY.replace(layers=())
+    with pytest.raises(errors.InputError, match="setting layers: got 'layer5', expected one of 'layer1'"):
+        TINY.replace(layers=("layer5",))
+    assert TINY.replace(layers="layer1").layers == ("layer1",)
 
 
 # ---------------------------------------------------------------- the tie of z_d to v, without an extractor

@@ -60,6 +60,10 @@ SCORING_ONLY = [
     ("oevae", {"alpha_mode": "kl"}),
     ("oevae", {"neighbour_domains": "min"}),
     ("oevae", {"smote": {"ratio": 0.5}}),
+    ("oevae", {"layers": ("layer1",)}),
+    ("oevae", {"layers": ("layer1",), "pooling": "bands"}),
+    ("oevae", {"layers": ("layer2", "layer3"), "pooling": "mean_std", "backend": "local_density"}),
+    ("oevae", {"backend": "local_density"}),
 ]
 
 
@@ -79,13 +83,32 @@ def test_a_setting_of_scoring_trains_nothing_and_changing_back_computes_nothing(
     assert count()["trained"] == [] and back.equals(first)
 
 
-@pytest.mark.parametrize("name", sorted(STAGE_OF))
-def test_scores_after_a_change_are_those_of_a_fresh_computation(context, tmp_path, name):
-    change = dict(SCORING_ONLY[::-1])[name] if name != "classifier" else {"backend": "knn"}
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        *dict(SCORING_ONLY[::-1]).items(),
+        ("oevae", {"layers": ("layer1",), "pooling": "bands", "backend": "local_density"}),
+    ],
+)
+def test_scores_after_a_change_are_those_of_a_fresh_computation(context, tmp_path, name, change):
     compute(context, tmp_path / "used", name)
     _, again, _ = compute(context, tmp_path / "used", name, **change)
     _, fresh, _ = compute(context, tmp_path / "new", name, **change)
     pd.testing.assert_frame_equal(again, fresh, check_exact=True)
+
+
+def test_what_beta_measures_moves_the_key_of_scores_and_not_that_of_training(context, tmp_path):
+    run = study.Run(context.cfg, tmp_path, 0, study.stage_of("05"), "pump")
+    run.__dict__["store"] = context.store
+    base, keys = context.cfg.oevae, set()
+    changes = ({"layers": ("layer1",)}, {"pooling": "bands"}, {"backend": "local_density"})
+    for change in ({}, *changes):
+        settings = base.replace(**change)
+        assert run.trained_by("oevae", 0, "pump", settings) == run.trained_by("oevae", 0, "pump", base)
+        keys.add(run.detector_digest("oevae", 0, "pump", settings))
+    assert len(keys) == 4
+    untrained = run.trained_by("oevae", 0, "pump", base.replace(epochs=0))
+    assert untrained != run.trained_by("oevae", 0, "pump", base)
 
 
 def test_a_setting_of_training_trains_that_detector_and_leaves_the_first(context, tmp_path, count):
