@@ -1,11 +1,14 @@
 """The graph of a study: which notebooks it needs for the systems it names."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from asdlib import cli, errors, io
 from asdlib.data import synthetic
+from asdlib.models import training
 from asdlib.studies import artifacts, config, study
 
 
@@ -111,6 +114,38 @@ def test_a_job_that_came_to_a_worker_of_another_device_is_refused_before_it_comp
         study.open_notebook("05_oevae", **given, machine="fan")
     monkeypatch.setenv(artifacts.DEVICE, "cpu")
     assert study.open_notebook("05_oevae", **given, machine="fan").machine == "fan"
+
+
+def test_what_a_gpu_computed_is_read_and_more_is_computed_here(small, monkeypatch):
+    """A network that is said to be of a GPU, on a machine that has none: it is found; one of other settings
+    is trained here, once, and says so.
+    """
+    auto = [f"data.roots={[str(root) for root in small.roots]}", "precision='auto'"]
+    run, gpu = study.open_run("smoke", auto, small.home), torch.device("cuda")
+    run.device, run.auto, run.stage, run.machine = gpu, "bf16", study.stage_of("05"), "fan"
+    with monkeypatch.context() as patch:
+        patch.setenv(io.HOLDS, str(run.study_folder))
+        patch.setattr(training, "pick_device", lambda _: gpu)
+        run.fit_or_load("oevae")
+    job = (run.stage, 0, "fan")
+    artifacts.start(run.stage_folder(*job), "")
+    artifacts.commit(run.stage_folder(*job), run.digest(*job), {"device": "cuda", "auto": "bf16"})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # no units for bf16
+    given = {"study": "smoke", "overrides": auto, "home": str(small.home), "machine": "fan"}
+    read = study.open_notebook("05_oevae", **given)
+    assert (read.device, read.local_device.type, read.auto) == (gpu, "cpu", "bf16")
+    assert artifacts.finished(read.stage_folder(*job), read.digest(*job))
+    assert study.open_run("smoke", auto, small.home).digest(*job) != read.digest(*job)
+    times = []
+    for epochs in (2, 1, 1):  # read; trained here; read
+        read.fit_or_load("oevae", read.cfg.oevae.replace(epochs=epochs))
+        made = sorted(small.home.glob("runs/artifacts/oevae-fan-0-trained-*/DONE"))
+        facts = [json.loads((path.parent / "manifest.json").read_text(encoding="utf-8")) for path in made]
+        found = {(one["device"], one["shaped_by"]["settings"]["precision"]) for one in facts}
+        times.append([path.stat().st_mtime_ns for path in made])
+        assert read.device == gpu
+    assert found == {("cuda", "bf16"), ("cpu", "float32")}
+    assert len(times[0]) == 1 and len(times[1]) == 2 and times[1] == times[2]
 
 
 def test_a_study_without_embeddings_has_no_space(small):
