@@ -62,6 +62,7 @@ def test_a_study_ends_in_scores_metrics_and_a_report(smoke):
     assert list(scores.columns) == list(schemas.SCORE_COLUMNS)
     assert set(scores["system"]) == {
         "baseline_knn",
+        "multires",
         "baseline_mse",
         "baseline_mahala",
         "oevae",
@@ -77,7 +78,7 @@ def test_a_study_ends_in_scores_metrics_and_a_report(smoke):
     omega = metrics[
         (metrics["machine"] == "all") & (metrics["metric"] == "omega") & (metrics["component"] == "score")
     ]
-    assert len(omega) == 6 and omega["value"].between(0, 1).all() and (omega["low"] <= omega["value"]).all()
+    assert len(omega) == 7 and omega["value"].between(0, 1).all() and (omega["low"] <= omega["value"]).all()
     page = (reports / "index.html").read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", page), (
         "a page that asks the network for something"

@@ -110,7 +110,8 @@ class StudySettings(Settings):
         " always float32",
     )
     systems: Many[str] = setting(
-        ("baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier"), "systems to run"
+        ("baseline_knn", "multires", "baseline_mse", "baseline_mahala", "oevae", "classifier"),
+        "systems to run",
     )
     data: DataSettings = DataSettings()
     synthetic: SyntheticSettings = SyntheticSettings()
