@@ -42,6 +42,7 @@ _NAMES = {  # classes and functions, with the module that they live in
     "from_arrays": "asdlib.data.store",
     "Clips": "asdlib.data.store",
     "NearestNeighbor": "asdlib.detectors.nearest",
+    "MultiResolution": "asdlib.detectors.multires",
     "Autoencoder": "asdlib.detectors.autoencoder",
     "Classifier": "asdlib.detectors.classifier",
     "OEVAE": "asdlib.detectors.oevae",

@@ -48,65 +48,88 @@ def _run(args: argparse.Namespace) -> None:
     from asdlib import io
     from asdlib.studies import config, jobs, runner
     from asdlib.studies import study as studies
-    from asdlib.studies.report import metrics_text
-    from asdlib.studies.study import open_run
+    from asdlib.studies.report import claims_text, metrics_text
     from asdlib.studies.sweeps import runs
 
-    overrides = list(args.set)
-    if args.data_root:
-        overrides.append(
-            "data.roots="
-            + json.dumps([str(Path(root).resolve()) for root in args.data_root], ensure_ascii=False)
-        )
-    if args.machines:
-        overrides.append("data.machines=" + json.dumps([name.strip() for name in args.machines.split(",")]))
-    if args.device:
-        overrides.append(f"device={json.dumps(args.device)}")
-    study = str(Path(args.study).resolve()) if args.study.endswith(".toml") else args.study
-    if args.include:
-        files = [
-            *config.load(study, overrides, args.home).include,
-            *(str(Path(file).resolve()) for file in args.include),
-        ]
-        overrides.append("include=" + json.dumps(files, ensure_ascii=False))
+    study, overrides = _asked(args)
     only = args.stages.split(",") if args.stages else []
     for name in only:
         studies.stage_of(name)
-    run = open_run(study, overrides, args.home)
-    lines = _about(run)
+    run = studies.open_run(study, overrides, args.home)
     if args.dry_run:
-        planned = jobs.plan(runs(study, overrides, args.home), only)
-        print("\n".join([*lines, jobs.text(planned)]))
+        opened = runs(study, overrides, args.home)
+        if all(one.found_store() for one, _ in opened.values()):
+            print("\n".join([*_about(run), jobs.text(jobs.plan(opened, only))]))
+        else:
+            print("\n".join([f"study {run.cfg.name}, device {run.device.type}", jobs.outline(run, only)]))
         return
-    print("\n".join(lines), flush=True)
+    if args.name:
+        path = config.save(args.name, study, overrides, args.home)
+        study, overrides = args.name, []
+        run = studies.open_run(study, overrides, args.home)
+        print(f"wrote {path}")
+    print("\n".join(_about(run)), flush=True)
     executed = runner.run_study(
         run, study, overrides, only, where=runner.Executor(args.workers, args.scheduler)
     )
     ending = []
     if run.finished(*studies.jobs(run)[-1]):
         with io.refused(run.folder / "metrics.csv", "metrics"):
-            ending.append(metrics_text(pd.read_csv(run.folder / "metrics.csv")))
+            found, controls = (pd.read_csv(run.folder / name) for name in ("metrics.csv", "controls.csv"))
+            ending += [claims_text(found, controls), metrics_text(found)]
         ending.append(f"report {run.reports / 'index.html'}")
     if not only and (run.reports / "sweep.html").is_file():
         ending.append(f"seeds and settings {run.reports / 'sweep.html'}")
+    changed = run.cfg.name.partition(studies.CHANGED)
+    if changed[1] and (run.home / "runs" / changed[0] / "scores.parquet").is_file():
+        ending.append(f"beside the study as it was: asd compare {changed[0]} {run.cfg.name}")
     print("\n".join([*([] if executed else ["nothing to do: everything is up to date"]), *ending]))
+
+
+def _asked(args: argparse.Namespace) -> tuple[str, list[str]]:
+    """The study and the overrides that the arguments of `asd run` ask for.
+
+    Recordings, machines and device belong to the study; with other settings it is a study of its own name,
+    so that what is there stays.
+    """
+    from asdlib.settings import digest
+    from asdlib.studies import config
+    from asdlib.studies import study as studies
+
+    own, study = [], _name(args.study)
+    if args.data_root:
+        roots = [str(Path(root).resolve()) for root in args.data_root]
+        own.append("data.roots=" + json.dumps(roots, ensure_ascii=False))
+    if args.machines:
+        own.append("data.machines=" + json.dumps([name.strip() for name in args.machines.split(",")]))
+    if args.device:
+        own.append(f"device={json.dumps(args.device)}")
+    study, own = studies.origin(study, own, args.home)
+    changes = list(args.set)
+    if args.include:
+        files = [
+            *config.load(study, own, args.home).include,
+            *(str(Path(file).resolve()) for file in args.include),
+        ]
+        changes.append("include=" + json.dumps(files, ensure_ascii=False))
+    before, now = (config.load(study, given, args.home) for given in (own, [*own, *changes]))
+    if args.name:
+        changes.append(f"name={json.dumps(args.name)}")
+    elif now.name == before.name and digest(now) != digest(before):
+        changes.append(f"name={json.dumps(studies.change_name(before.name, [*args.set, *args.include]))}")
+    return study, [*own, *changes]
 
 
 def _about(run) -> list[str]:
     """What a run is about: device, folders, recordings, and what is left out of them."""
-    from asdlib import io
     from asdlib.data import index as clip_index
     from asdlib.studies import housekeeping
 
     lines = [f"study {run.cfg.name}, device {run.device.type}, run folder {run.folder}"]
-    with io.locked(run.study_folder), io.wrap_os_errors(run.study_folder):
-        counts = run.clips.groupby("split").size()
-    sizes = ", ".join(f"{n} {split} clips" for split, n in counts.items())
+    sizes = ", ".join(f"{n} {split} clips" for split, n in run.clips.groupby("split").size().items())
     lines.append(f"data {', '.join(map(str, run.roots))}: {len(run.machines)} machines, {sizes}")
     if housekeeping.earlier_layout(run.study_folder):
-        lines.append(
-            f"note: {run.study_folder} holds networks of an earlier layout: neither used nor deleted"
-        )
+        lines.append(f"note: {run.study_folder} holds results of an earlier layout: neither used nor deleted")
     left_out = run.problems[run.problems["left_out"]]
     lines += [f"left out: {row.path}: {row.reason}" for row in left_out.head(5).itertuples()]
     lines += [f"left out: {len(left_out) - 5} more; all are in the report"] if len(left_out) > 5 else []
@@ -298,7 +321,8 @@ def parser() -> argparse.ArgumentParser:
         help="run a study and write its report",
         description=(
             "Run a study (a name in notebooks/studies, for example demo, or a .toml file): reads recordings,"
-            " writes runs/STUDY and reports/STUDY. What is up to date is not computed again."
+            " writes runs/STUDY and reports/STUDY. What is up to date is not computed again. With --set or"
+            " --include, it is a study of its own name, and what is there stays."
         ),
         epilog="example: asd run demo --set autoencoder.epochs=5",
     )
@@ -332,7 +356,13 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the jobs: what is fresh, stale or missing, and why; compute nothing",
+        help="print the jobs: what is fresh, stale or missing, why, and about how long; write nothing",
+    )
+    run.add_argument(
+        "--name",
+        default="",
+        metavar="NEW",
+        help="save the study with these settings as notebooks/studies/NEW.toml, and run that",
     )
     where = run.add_mutually_exclusive_group()
     where.add_argument(

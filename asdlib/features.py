@@ -1,15 +1,16 @@
 """Features: what the models see of a waveform.
 
 A batch of waveforms float32 (n, samples) goes in, features float32 come out, computed on the device of the
-batch:
+batch (`log_mel` and `modulation_spectrum` compute in float64 what comes in float64):
 
-| function       | shape                          | unit                                     | read by       |
-|----------------|--------------------------------|------------------------------------------|---------------|
-| `log_mel`      | (n, 1, mels, frames)           | dB, 10·log10 of mel power                | OEVAE, kNN    |
-| `baseline_mel` | (n, frames, mels), frame-major | dB, as the official autoencoder reads it | autoencoder   |
-| `spectrum`     | (n, 1, samples // 2)           | linear magnitude                         | classifier    |
-| `spectrogram`  | (n, 1, bins, frames)           | linear or mel magnitude                  | classifier    |
-| `phase`        | (n, 1 or 2, bins, frames)      | see `PHASE`                              | classifier    |
+| function              | shape                          | unit                              | read by     |
+|-----------------------|--------------------------------|-----------------------------------|-------------|
+| `log_mel`             | (n, 1, mels, frames)           | dB, 10·log10 of mel power         | OEVAE, kNN  |
+| `modulation_spectrum` | (n, groups · bins)             | dB, 10·log10 of dB² per frame     | multires    |
+| `baseline_mel`        | (n, frames, mels), frame-major | dB, as the official code reads it | autoencoder |
+| `spectrum`            | (n, 1, samples // 2)           | linear magnitude                  | classifier  |
+| `spectrogram`         | (n, 1, bins, frames)           | linear or mel magnitude           | classifier  |
+| `phase`               | (n, 1 or 2, bins, frames)      | see `PHASE`                       | classifier  |
 
 Filter banks and windows are made once per setting and device. Sources: report 4.2; METHOD 3.2, 5.2, 5.3, 6.1,
 7.5. Notebook: 02_preprocessing.
@@ -47,6 +48,20 @@ def _mel_bank(
     return bank.to(device)  # (bins, mels)
 
 
+@functools.lru_cache(maxsize=32)
+def _fine_mel_bank(
+    n_fft: int, n_mels: int, low_hz: float, high_hz: float, rate: int, device: torch.device
+) -> torch.Tensor:
+    """The HTK triangles of `_mel_bank` in float64, (mels, bins); torchaudio makes them in float32."""
+    low, high = (math.log10(1 + hz / 700) for hz in (low_hz, high_hz))
+    left, middle, right = (
+        700 * (10 ** np.linspace(low, high, n_mels + 2)[i : n_mels + i, None] - 1) for i in range(3)
+    )
+    hz = np.arange(n_fft // 2 + 1) * rate / n_fft
+    made = np.minimum((hz - left) / (middle - left), (right - hz) / (right - middle))
+    return torch.from_numpy(np.maximum(made, 0.0)).to(device)
+
+
 def band_hz(
     n_mels: int, *, n_fft: int, low_hz: float, high_hz: float, rate: int = SAMPLE_RATE, slaney: bool = False
 ) -> np.ndarray:
@@ -58,8 +73,8 @@ def band_hz(
 
 
 @functools.lru_cache(maxsize=32)
-def _window(length: int, device: torch.device) -> torch.Tensor:
-    return torch.hann_window(length, device=device)
+def _window(length: int, device: torch.device, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.hann_window(length, device=device, dtype=dtype)
 
 
 def _stft(
@@ -76,7 +91,7 @@ def _stft(
         n_fft,
         hop,
         win,
-        _window(win, wave.device),
+        _window(win, wave.device, wave.dtype),
         center=center,
         pad_mode=pad_mode,
         return_complex=True,
@@ -107,15 +122,59 @@ def log_mel(
 ) -> torch.Tensor:
     """Log-mel spectrogram in dB, centred frames: 2 s at the defaults become 224 x 126.
 
-    wave : float32 (n, samples)
+    wave : float32 or float64 (n, samples)
     n_fft, win, hop : samples (64 ms and 16 ms at 16 kHz; n_fft 2048 with win 1024 gives a bank of full rank)
-    returns : float32 (n, 1, n_mels, 1 + samples // hop), >= -100 dB.  Source: report 4.2; METHOD 4.10.
-        Notebook: 02_preprocessing
+    returns : of the type of `wave`, (n, 1, n_mels, 1 + samples // hop), >= -100 dB.  Source: report 4.2;
+        METHOD 4.10.  Notebook: 02_preprocessing
     """
     schemas.waves(wave)
-    bank = _mel_bank(n_fft, n_mels, low_hz, high_hz, rate, False, wave.device).T
+    if wave.dtype == torch.float64:
+        bank = _fine_mel_bank(n_fft, n_mels, low_hz, high_hz, rate, wave.device)
+    else:
+        bank = _mel_bank(n_fft, n_mels, low_hz, high_hz, rate, False, wave.device).T
     mel = _in_pieces(wave, lambda part: bank @ _power(_stft(part, n_fft, hop, win, center=True)))
     return mel.clamp_min_(POWER_FLOOR).log10_().mul_(10.0).unsqueeze(1)
+
+
+SLOWEST_HZ = 0.5  # lowest modulation: one period in 2 s
+LINES = 4  # of the zero-padded spectrum within the narrowest bin of `modulation_spectrum`, at least
+
+
+def modulation_spectrum(
+    mel: torch.Tensor, *, frame_hz: float, groups: int = 8, bins: int = 14, low_hz: float = SLOWEST_HZ
+) -> torch.Tensor:
+    """How strongly groups of mel bands rise and fall, and how fast: log power spectrum of their level over
+    time.
+
+    mel : dB, float (n, mels, frames).  frame_hz : frames per second
+    groups : bands are averaged (in dB) to so many neighboring groups of as equal a size as can be, at most
+        mels
+    bins : geometric bins between low_hz and frame_hz / 2, each the mean over its lines of |FFT|² / frames
+    returns : dB, of the type of `mel`, (n, groups · bins), group by group, each from slow to fast; >= -100 dB
+    raises : errors.InputError for more groups than bands, and for frames too slow to show low_hz
+
+    The level is taken less its mean over time, and padded with zeros until every bin holds four lines or
+    more: clips of any length have the same bins.  Source: METHOD 3.6.  Notebook: 03_baseline
+    """
+    n, n_mels, frames = mel.shape
+    if not 1 <= groups <= n_mels:
+        raise errors.InputError(
+            f"{groups} groups of {n_mels} mel bands were asked for, expected 1 to {n_mels} groups"
+        )
+    if frame_hz / 2 <= low_hz:
+        raise errors.InputError(
+            f"{frame_hz:g} frames per second came, expected more than {2 * low_hz:g} to see modulations of"
+            f" {low_hz:g} Hz; use a smaller n_fft"
+        )
+    edges = np.geomspace(low_hz, frame_hz / 2, bins + 1)
+    length = 1 << (max(frames, math.ceil(LINES * frame_hz / (edges[1] - edges[0]))) - 1).bit_length()
+    ends = np.ceil(edges * length / frame_hz).astype(int)
+    ends[-1] = length // 2 + 1
+    level = torch.stack([part.mean(1) for part in mel.tensor_split(groups, dim=1)], dim=1)
+    power = _power(torch.fft.rfft(level - level.mean(2, keepdim=True), length)) / frames
+    parts = power[..., ends[0] : ends[-1]].split(np.diff(ends).tolist(), dim=2)
+    found = torch.stack([part.mean(2) for part in parts], dim=2)
+    return found.clamp_min_(POWER_FLOOR).log10_().mul_(10.0).reshape(n, groups * bins)
 
 
 def baseline_mel(

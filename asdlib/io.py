@@ -153,10 +153,11 @@ def wrap_os_errors(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, what: str = "run of this study") -> Iterator[None]:
+def locked(folder: Path, what: str = "run of this study", wait: bool = False) -> Iterator[None]:
     """Hold a study for one process and the kernels that it starts; another process is told so instead of
     writing there too.
 
+    wait : until whoever holds it has done, instead of a refusal
     raises : errors.InputError where another process holds it
     """
     if os.environ.get(HOLDS) == str(folder):
@@ -164,9 +165,9 @@ def locked(folder: Path, what: str = "run of this study") -> Iterator[None]:
         return
     with wrap_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock", timeout=0, thread_local=False, is_singleton=True)
+        lock = filelock.FileLock(folder / ".lock", thread_local=False, is_singleton=True)
         try:
-            lock.acquire()  # once more where this process holds it already
+            lock.acquire(timeout=-1 if wait else 0)  # once more where this process holds it already
         except filelock.Timeout as error:
             raise errors.InputError(f"{folder}: another {what} is at work; wait for it or stop it") from error
     try:

@@ -121,3 +121,11 @@ def digest(*parts) -> str:
     """Hexadecimal digest (16 digits) of settings and JSON-able values: equal content, equal digest."""
     plain = [part.model_dump() if isinstance(part, Settings) else part for part in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def flat(tree: dict, where: str = "") -> dict:
+    """Nested settings as one dict, by dotted name."""
+    out = {}
+    for name, value in tree.items():
+        out |= flat(value, f"{where}{name}.") if isinstance(value, dict) else {f"{where}{name}": value}
+    return out

@@ -1,17 +1,20 @@
 """Recordings that several test files share: made once per session."""
 
+import fcntl
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from pretended import as_before
+from commands import asd
 from sizes import BASELINE, SMALL, TINY, Context
 
 from asdlib.data import index
 from asdlib.data.store import open_store
+from asdlib.io import code_digest
 from asdlib.models import training
 from asdlib.studies.config import StudySettings
 
@@ -20,6 +23,11 @@ signal.signal(
 )  # a suite in the background of a shell ignores it, and so would all it starts
 torch.set_num_threads(1)  # as notebooks compute: the same figures on any number of cores
 
+FLAGS = (  # that picking a GPU sets for the whole process
+    (torch.backends.cudnn, "allow_tf32"),
+    (torch.backends.cuda.matmul, "allow_tf32"),
+    (torch.utils.deterministic, "fill_uninitialized_memory"),
+)
 # Minutes each, so begun first: what is left for the end is then short.
 LONG = (
     "test_cli.py",
@@ -62,14 +70,37 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def as_a_study_computes(request):
+def as_a_study_computes(request, monkeypatch):
     """A test on a real GPU computes as a study there does, and leaves the process as it was."""
     if not request.node.get_closest_marker("gpu"):
         yield
         return
-    with as_before():
-        training.pick_device("cuda")
-        yield
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    for place, flag in FLAGS:
+        monkeypatch.setattr(place, flag, getattr(place, flag))
+    training.pick_device("cuda")
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    """A home with the study smoke, run to its end once by `asd run smoke`, and what was said, in said.txt. Who
+    alters it copies it. All workers of pytest-xdist share it; ASDLIB_SMOKE names a folder in which it stays for
+    the next call of pytest.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = Path(os.environ.get("ASDLIB_SMOKE") or shared / "smoke").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".made", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # the first makes it, the others wait
+        told, code = folder / "said.txt", f"code {code_digest()}\n"
+        if not told.is_file() or not told.read_text().startswith(code):
+            done = asd("run", "smoke", "--home", folder)
+            assert done.returncode == 0, done.stdout + done.stderr
+            told.write_text(code + done.stdout)
+    return folder
 
 
 @pytest.fixture(scope="session")

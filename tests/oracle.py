@@ -5,6 +5,7 @@ Nothing here is shared with the library; a test compares the two.
 
 from __future__ import annotations
 
+import functools
 import math
 from itertools import pairwise
 
@@ -198,6 +199,69 @@ def local_density(test, references, k: int) -> list[float]:
     return [min(_apart(x, r) / d for r, d in zip(references, density)) for x in test]
 
 
+# ---------------------------------------------------------------- multi-resolution density
+
+
+@functools.cache
+def mel_filters(n_fft: int, n_mels: int, low_hz: float, high_hz: float, rate: int) -> np.ndarray:
+    """Triangles (n_mels, bins) whose corners are equally far apart on the mel scale of HTK."""
+    to_mel, to_hz = (lambda hz: 2595 * math.log10(1 + hz / 700)), (lambda mel: 700 * (10 ** (mel / 2595) - 1))
+    low, high = to_mel(low_hz), to_mel(high_hz)
+    corners = [to_hz(low + (high - low) * i / (n_mels + 1)) for i in range(n_mels + 2)]
+    out = np.zeros((n_mels, n_fft // 2 + 1))
+    for band, (left, middle, right) in enumerate(zip(corners, corners[1:], corners[2:])):
+        for place in range(n_fft // 2 + 1):
+            hz = place * rate / n_fft
+            rising, falling = (hz - left) / (middle - left), (right - hz) / (right - middle)
+            out[band, place] = max(0.0, min(rising, falling))
+    return out
+
+
+def decibel_mel(wave: np.ndarray, n_fft: int, n_mels: int, rate: int) -> np.ndarray:
+    """Log-mel (n_mels, frames) frame by frame: half overlap, the ends mirrored, a periodic Hann window."""
+    half = n_fft // 2
+    padded = np.concatenate([wave[half:0:-1], wave, wave[-2 : -half - 2 : -1]])
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)
+    filters = mel_filters(n_fft, n_mels, 50.0, min(8000.0, rate / 2), rate)
+    columns = []
+    for first in range(0, len(wave) + 1, half):
+        power = np.abs(np.fft.rfft(padded[first : first + n_fft] * window)) ** 2
+        columns.append(10 * np.log10(np.maximum(filters @ power, 1e-10)))
+    return np.array(columns).T
+
+
+def modulation(
+    mel: np.ndarray, frame_hz: float, groups: int = 8, bins: int = 14, low_hz: float = 0.5
+) -> list[float]:
+    """Power of the level of each group of bands at each line of a dense grid, by the definition of Fourier's
+    transform, averaged over the lines of a bin.
+    """
+    frames, ratio = mel.shape[1], (frame_hz / 2 / low_hz) ** (1 / bins)
+    lines = 2 ** math.ceil(math.log2(max(frames, 4 * frame_hz / (low_hz * (ratio - 1)))))
+    hz = np.arange(lines // 2 + 1) * frame_hz / lines
+    waves = np.exp(-2j * np.pi * np.outer(hz, np.arange(frames)) / frame_hz)
+    out = []
+    for bands in np.array_split(mel, groups):
+        level = bands.mean(0)
+        power = np.abs(waves @ (level - level.mean())) ** 2 / frames
+        for number in range(bins):
+            inside = hz >= low_hz * ratio**number
+            if number < bins - 1:
+                inside &= hz < low_hz * ratio ** (number + 1)
+            out.append(10 * math.log10(max(power[inside].mean(), 1e-10)))
+    return out
+
+
+def resolutions(wave: np.ndarray, rate: int = 16000) -> dict[str, np.ndarray]:
+    """The four views of a clip by their names."""
+    wave = np.asarray(wave, float)
+    wave = np.concatenate([wave] * math.ceil(4096 / len(wave)))[: max(len(wave), 4096)]
+    wave = (wave - wave.mean()) / max(wave.std(), 1e-6)
+    mels = {n: decibel_mel(wave, n, bands, rate) for n, bands in ((256, 32), (1024, 64), (4096, 128))}
+    views = {f"mel{n}": np.concatenate([mel.mean(1), mel.std(1)]) for n, mel in mels.items()}
+    return views | {"modulation": np.array(modulation(mels[256], rate / 128))}
+
+
 def standardized_density(x, references, k: int = 2, neighbors: int = 2) -> float:
     """Mean of the k smallest distances to a reference over that reference's mean distance to its own nearest."""
     scale = np.maximum(np.std(references, axis=0), 1e-3)
@@ -207,6 +271,23 @@ def standardized_density(x, references, k: int = 2, neighbors: int = 2) -> float
         others = sorted(math.dist(r, o) for j, o in enumerate(references) if j != i)
         ratios.append(math.dist(x, r) / max(sum(others[:neighbors]) / neighbors, 1e-6))
     return sum(sorted(ratios)[:k]) / k
+
+
+def multi_resolution(train, test) -> tuple[list[float], list[float]]:
+    """Final scores of test clips, and of training clips each scored without itself, view by view.
+
+    train, test : waveforms of one machine
+    """
+    train, test = [resolutions(wave) for wave in train], [resolutions(wave) for wave in test]
+    of_train, of_test = np.zeros(len(train)), np.zeros(len(test))
+    for view in train[0]:
+        known = [clip[view] for clip in train]
+        own = [standardized_density(x, known[:i] + known[i + 1 :]) for i, x in enumerate(known)]
+        new = [standardized_density(clip[view], known) for clip in test]
+        mean, spread = np.mean(own), np.std(own)
+        of_train += (np.array(own) - mean) / spread / 4
+        of_test += (np.array(new) - mean) / spread / 4
+    return list(of_test), list(of_train)
 
 
 def pooled(maps, how: str) -> list[float]:

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import oracle
 import pytest
 import scipy.signal
 import torch
@@ -178,3 +179,43 @@ def test_pieces_are_the_batch(function, more, monkeypatch):
     whole = function(wave, **more)
     monkeypatch.setattr(features, "CHUNK", 13000)  # two waveforms, and one that is left over
     torch.testing.assert_close(function(wave, **more), whole)
+
+
+# ---------------------------------------------------------------- modulation spectrum
+
+
+def test_modulation_spectrum_equals_its_definition():
+    mel = torch.randn(3, 10, 77, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    made = features.modulation_spectrum(mel, frame_hz=31.25, groups=4, bins=5)
+    assert made.shape == (3, 20) and made.dtype == torch.float64
+    for one, level in zip(made.numpy(), mel.numpy()):
+        np.testing.assert_allclose(one, oracle.modulation(level, 31.25, 4, 5), rtol=1e-9)
+
+
+@pytest.mark.parametrize("hz", [0.9, 3.0, 11.0, 40.0])
+@pytest.mark.parametrize("seconds", [3.0, 10.0])
+def test_a_swelling_tone_lies_in_the_bin_of_its_speed(hz, seconds):
+    """Whatever the length of the clip, and only in the group of its band."""
+    noise = 1e-3 * torch.randn(1, int(RATE * seconds), generator=torch.Generator().manual_seed(0))
+    swell = 1.2 + tone(hz, seconds)
+    wave = noise + tone(300.0, seconds) * swell
+    mel = features.log_mel(wave, n_fft=256, win=256, hop=128, n_mels=32)[:, 0]
+    made = features.modulation_spectrum(mel, frame_hz=RATE / 128)[0].reshape(8, 14)
+    edges = np.geomspace(0.5, RATE / 256, 15)
+    group, place = divmod(int(made.argmax()), 14)
+    assert group <= 1 and edges[place] <= hz < edges[place + 1]
+
+
+def test_constant_levels_have_no_modulation_and_bad_sizes_are_refused():
+    assert (features.modulation_spectrum(torch.full((1, 8, 50), -20.0), frame_hz=100.0) == -100).all()
+    with pytest.raises(errors.InputError, match="9 groups of 8 mel bands were asked for, expected 1 to 8"):
+        features.modulation_spectrum(torch.zeros(1, 8, 50), frame_hz=100.0, groups=9)
+    with pytest.raises(errors.InputError, match="1 frames per second came, expected more than 1 to see"):
+        features.modulation_spectrum(torch.zeros(1, 8, 50), frame_hz=1.0)
+
+
+def test_log_mel_keeps_double_precision():
+    wave = torch.randn(2, 8000, generator=torch.Generator().manual_seed(1))
+    made = features.log_mel(wave.double(), n_mels=40)
+    assert made.dtype == torch.float64
+    torch.testing.assert_close(made.float(), features.log_mel(wave, n_mels=40), rtol=1e-4, atol=1e-3)

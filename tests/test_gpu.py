@@ -5,8 +5,7 @@ operation are an error, and so is every question for a value (`.item()`, `bool(â
 that is where the host waits. Copies between the host and the GPU by `.to` and its kin, which wait too, are
 counted. The optimiser gets gradients of zero, as the engine that goes backwards asks for the GPU itself.
 
-Then detectors, and a whole study with a file scored by it, on a GPU that is pretended (`pretended`): values
-are computed, devices are kept apart. `test_oevae` and `test_audio` hold what needs a real one.
+Then what a real GPU alone can show (pytest -m gpu); `test_oevae` and `test_store` hold more of it.
 """
 
 import ast
@@ -14,23 +13,16 @@ import copy
 import dataclasses
 import functools
 import importlib
-import json
-import os
 import subprocess
 import sys
 import types
 from concurrent.futures import Future
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pandas as pd
-import pretended
 import pytest
-import soundfile
 import torch
-from pretended import GPU, Draws
 from sizes import bound, detector_of
 from torch import nn
 from torch._subclasses.fake_tensor import (
@@ -44,14 +36,21 @@ from torch.utils._pytree import tree_flatten
 
 from asdlib import cli, errors, features
 from asdlib.data.store import Store
-from asdlib.detectors import DETECTORS, autoencoder_training, exposure, oevae_training
+from asdlib.detectors import DETECTORS, autoencoder_training, exposure
 from asdlib.detectors.base import detect, machine_rows
 from asdlib.detectors.classifier import Classifier
 from asdlib.models import oevae, precision, training
 from asdlib.models.autoencoder import Autoencoder, Vectors
-from asdlib.studies import jobs, model_card, notebook, runner, study
+from asdlib.studies import study
 
 PACKAGE = Path(cli.__file__).parent
+GPU = torch.device("cuda", 0)
+
+
+class Draws(torch.Generator):
+    """A generator of the host that says it is the GPU's; it draws as one of the host does."""
+
+    device = GPU
 
 
 class Copies(TorchDispatchMode):
@@ -195,7 +194,13 @@ def copies_of_an_epoch(context, mode, monkeypatch, name, home, kind):
 
 @pytest.mark.parametrize(
     "name, kind",
-    [(name, kind) for name in EPOCHS for kind in ("float32", *["bf16"] * (name in precision.NETWORKS))],
+    [
+        ("oevae", "bf16"),
+        ("classifier", "bf16"),
+        ("autoencoder", "float32"),
+        pytest.param("oevae", "float32", marks=pytest.mark.exhaustive),
+        pytest.param("classifier", "float32", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_between_the_steps_of_an_epoch_nothing_waits(context, gpu, monkeypatch, name, kind):
     copies = copies_of_an_epoch(context, gpu, monkeypatch, name, "on the GPU", kind)
@@ -204,7 +209,7 @@ def test_between_the_steps_of_an_epoch_nothing_waits(context, gpu, monkeypatch, 
     )  # the first step comes with what is drawn and laid out for the whole epoch
 
 
-@pytest.mark.parametrize("name", ["oevae", "classifier"])
+@pytest.mark.parametrize("name", ["oevae", pytest.param("classifier", marks=pytest.mark.exhaustive)])
 def test_recordings_that_stay_on_the_host_are_moved_batch_by_batch(context, gpu, monkeypatch, name):
     # whether all segments lie within their clips is asked of tensors on the host, which here have no values
     # either
@@ -339,177 +344,7 @@ def test_that_oracle_sees_the_way_back():
     assert operations.seen & UNREPEATABLE == {"upsample_bilinear2d_backward"}
 
 
-# ---------------------------------------------------------------- a GPU that is not there (`pretended`)
-
-
-def test_the_pretended_gpu_refuses_what_a_gpu_refuses():
-    with pretended.gpu():
-        x, host = torch.rand(3, device="cuda", generator=torch.Generator("cuda")), torch.rand(3)
-        for mixed in (
-            lambda: x + host,
-            lambda: torch.cat([x, host]),
-            lambda: host[x.long()],
-            lambda: torch.where(x > 0, x, host),
-        ):
-            with pytest.raises(RuntimeError, match="at least two devices"):
-                mixed()
-        for array in (x.numpy, lambda: np.asarray(x)):
-            with pytest.raises(TypeError, match="to copy the tensor to host memory first"):
-                array()
-        net = nn.Linear(3, 2).to(GPU)
-        with pytest.raises(RuntimeError, match="at least two devices"):
-            net(host)
-        net(x).sum().backward()
-        assert {p.device for p in net.parameters()} == {p.grad.device for p in net.parameters()} == {GPU}
-        assert (x.cpu() + host.to(x).cpu()).device.type == "cpu" and float(
-            x[host.argmax()]
-        ) >= 0  # a GPU takes indices of the host
-
-
-@pytest.fixture
-def there(monkeypatch, context):
-    """Brings the pretended GPU into being, with so many bytes free."""
-
-    def begin(free=1e12):
-        monkeypatch.setattr(autoencoder_training, "ThreadPoolExecutor", Inline)
-        return pretended.gpu(free)
-
-    def clear():  # of what was kept for a device of this name
-        features._mel_bank.cache_clear()
-        features._window.cache_clear()
-        context.store._elsewhere.clear()
-
-    clear()
-    yield begin
-    clear()
-
-
-# the baselines keep their recordings on the host wherever there is room
-PLACES = {
-    f"{name}-{where}": (name, free)
-    for name in DETECTORS
-    for where, free in {"on the GPU": 1e12, "on the host": 0.0}.items()
-    if free or name in precision.NETWORKS
-}
-
-
-@pytest.mark.parametrize("name, free", PLACES.values(), ids=list(PLACES))
-def test_a_detector_trains_and_scores_on_a_gpu(context, there, monkeypatch, name, free):
-    machines = ["pump", "saw"] if name == "classifier" else ["pump"]
-    monkeypatch.setattr(features, "CHUNK", 2**40)  # as on a GPU, spectra are made at once: sums in one order
-    expected = detect(detector_of(DETECTORS[name], context), context.store, machines)
-    with there(free):
-        moved = dataclasses.replace(context, device=training.pick_device("auto"))
-        found = detect(detector_of(DETECTORS[name], moved), moved.store, machines)
-        assert moved.store.to(GPU).samples.device.type == ("cuda" if free else "cpu")
-    # gradients of OEVAE differ in their last bits, which its training makes much of: 4 % of a score at most
-    # were seen
-    pd.testing.assert_frame_equal(found, expected, rtol=0.1 if name == "oevae" else 1e-4)
-
-
-def test_detectors_share_one_copy_of_the_recordings(context, there):
-    with there():
-        moved = dataclasses.replace(context, device=training.pick_device("auto"))
-        train = [machine_rows(context.store.clips, machine, "train") for machine in ("pump", "saw")]
-        fronts = [
-            exposure.SegmentFeatures(moved.store, moved.device, moved.cfg.oevae.features, rows)
-            for rows in train
-        ]
-        classifier = bound(detector_of(Classifier, moved), moved.store, np.concatenate(train))
-        classifier._open()
-        stores = [front.store for front in fronts] + [classifier.resident, fronts[0].on(context.store).store]
-        assert {store.samples.device for store in stores} == {GPU} and all(
-            store is stores[0] for store in stores
-        )
-
-
-def test_training_clips_go_through_the_network_in_blocks_and_others_alone(context, there, monkeypatch):
-    monkeypatch.setattr(oevae_training, "EVAL_ITEMS", 4 * context.cfg.oevae.features.segments)
-    train, test = (machine_rows(context.store.clips, "pump", split) for split in ("train", "test"))
-    sizes, waves = [], exposure.SegmentFeatures.waves
-
-    def passes(place):
-        detector = detector_of(DETECTORS["oevae"], place)
-        bound(detector, context.store, train)._open()
-        detector.net = detector._network().eval()
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                exposure.SegmentFeatures,
-                "waves",
-                lambda front, items: sizes.append(len(items)) or waves(front, items),
-            )
-            return detector._pass(np.concatenate([test[:2], train]))
-
-    expected = passes(context)
-    assert sizes == (len(train) + 2) * [context.cfg.oevae.features.segments]
-    sizes.clear()
-    with there():
-        found = passes(dataclasses.replace(context, device=training.pick_device("auto")))
-    assert len(train) == 13 and sizes == [
-        context.cfg.oevae.features.segments * clips for clips in (4, 4, 4, 1, 1, 1)
-    ]
-    for one, other in zip(
-        *([made.h, made.mu, made.logvar, *made.alpha.values()] for made in (found, expected))
-    ):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
-    np.testing.assert_array_equal(found.clip, expected.clip)
-
-
-def test_a_gpu_that_is_picked_computes_what_it_computed_before(there):
-    with there():
-        assert training.pick_device("cpu").type == "cpu" and not torch.are_deterministic_algorithms_enabled()
-        assert training.pick_device("auto") == torch.device("cuda")
-        assert (
-            torch.are_deterministic_algorithms_enabled()
-            and torch.is_deterministic_algorithms_warn_only_enabled()
-        )
-        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
-        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.allow_tf32
-
-
-class Drawing(nn.Module):
-    """A small network that draws."""
-
-    def __init__(self):
-        super().__init__()
-        self.line = nn.Linear(3, 1)
-
-    def loss(self, batch, generator):
-        noise = 0.01 * torch.randn(len(batch), 1, generator=generator, device=generator.device)
-        return {"loss": (self.line(batch) + noise - batch.sum(1, keepdim=True)).square().mean()}
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [torch.optim.Adamax, functools.partial(torch.optim.Adam, fused=True)],
-    ids=["Adamax", "fused Adam"],
-)
-def test_a_training_on_a_gpu_goes_on_from_its_checkpoint(there, tmp_path, capsys, kind):
-    def trained(epochs, path):
-        with training.seeded_init(0):
-            net = Drawing().to(GPU)
-        optimiser = kind(net.parameters(), lr=0.05)
-        x = torch.rand(20, 3, device=GPU, generator=training.generator_for(0, device=GPU))
-        training.fit(
-            net,
-            lambda draws: iter(x.split(5)),
-            optimiser,
-            epochs=epochs,
-            seed=0,
-            what="line",
-            checkpoint=tmp_path / path,
-        )
-        return net.line.weight.cpu(), {state["step"].device.type for state in optimiser.state.values()}
-
-    with there():
-        whole, counts = trained(4, "whole.pt")
-        trained(2, "broken.pt")
-        resumed, counted = trained(4, "broken.pt")
-        assert torch.equal(whole, resumed) and counts == counted == {
-            "cpu" if kind is torch.optim.Adamax else "cuda"
-        }
-    assert not capsys.readouterr().err  # where a checkpoint cannot be read it says so, and begins again
+# ---------------------------------------------------------------- a GPU that is full, in words
 
 
 FULL = (
@@ -518,122 +353,25 @@ FULL = (
 )
 
 
-class Full(nn.Module):
-    """Its training does not fit."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-
-    def loss(self, batch, generator):
-        raise torch.OutOfMemoryError(f"{FULL}. Process 3 has more.")
+def full(*_):
+    raise torch.OutOfMemoryError(f"{FULL}. Process 3 has more.")
 
 
-def test_a_gpu_that_is_too_small_is_said_with_what_to_change(there, tmp_path, monkeypatch):
-    monkeypatch.setattr(exposure.oevae.OEVAE, "loss", Full.loss)
-    with there():
-        run = study.open_run("smoke", [], str(tmp_path))
-        run.stage, run.machine = study.stage_of("05_oevae"), "fan"
-        advice = "use a smaller oevae.batch, classifier.batch or autoencoder.batch, or --device cpu"
-        words = rf"^oevae of fan: the GPU has too little memory \({FULL}\); {advice}$"
-        with pytest.raises(errors.InputError, match=words):
-            run.fit_or_load("oevae")
+def test_a_gpu_that_is_too_small_is_said_with_what_to_change(context, tmp_path, monkeypatch):
+    monkeypatch.setattr(oevae.OEVAE, "loss", full)
+    run = study.Run(context.cfg, tmp_path, 0, study.stage_of("05"), "pump")
+    run.__dict__["store"] = context.store
+    advice = "use a smaller oevae.batch, classifier.batch or autoencoder.batch, or --device cpu"
+    words = rf"^oevae of pump: the GPU has too little memory \({FULL}\); {advice}$"
+    with pytest.raises(errors.InputError, match=words):
+        run.fit_or_load("oevae")
 
 
 def test_a_gpu_that_is_full_is_said_by_asd_score(monkeypatch, tmp_path, capsys):
-    full = types.SimpleNamespace(scorer=lambda machine, system: Full().loss(None, None))
-    monkeypatch.setattr(study, "open", lambda *words: full)
+    monkeypatch.setattr(study, "open", lambda *words: types.SimpleNamespace(scorer=full))
     assert cli.main(["score", "smoke", str(tmp_path / "x.wav")]) == 2
     advice = "free some, or hide the GPU: CUDA_VISIBLE_DEVICES= asd score ..."
     assert capsys.readouterr().err == f"asd: scoring: the GPU has too little memory ({FULL}); {advice}\n"
-
-
-def in_this_process(order):
-    """In place of papermill: a notebook's cells, one after the other."""
-    book = nbformat.read(order.notebook, 4)
-    first, *others = [cell.source for cell in book.cells if cell.cell_type == "code"]
-    names = {"__name__": "__main__"}
-    exec(compile(first, order.notebook, "exec"), names)
-    names.update(order.parameters)
-    for source in others:
-        exec(compile(source, order.notebook, "exec"), names)
-    plt.close("all")
-    nbformat.write(book, Path(order.folder) / "notebook.ipynb")
-
-
-AUTO = ["precision='auto'"]
-
-
-def test_a_study_on_a_gpu(there, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(notebook, "_execute", in_this_process)
-    with there():
-        assert runner.run_study(study.open_run("smoke", AUTO, str(tmp_path)), "smoke", AUTO) == 11
-        score = [
-            "score",
-            "smoke",
-            "--machine",
-            "fan",
-            "--home",
-            str(tmp_path),
-            "--explain",
-            str(tmp_path / "why"),
-            str(tmp_path / "x.wav"),
-        ]
-        soundfile.write(tmp_path / "x.wav", np.random.default_rng(0).normal(0, 0.1, 40000), 16000)
-        capsys.readouterr()
-        args = cli.parser().parse_args(score)
-        assert args.action(args) == 0
-    said = capsys.readouterr()
-    assert (
-        len(said.out.splitlines()) == 2
-        and said.err.startswith("ensemble of fan")
-        and list((tmp_path / "why").glob("*.html"))
-    )
-    assert "computed on cuda, oevae trained in bf16" in (
-        tmp_path / "reports" / "smoke" / "model_card.md"
-    ).read_text(encoding="utf-8")
-    monkeypatch.setattr(
-        torch.cpu, "get_capabilities", dict
-    )  # it computed in bf16, for which the other machine has no units
-    read_on_a_machine_without_one(tmp_path, said.out, capsys)
-
-
-def read_on_a_machine_without_one(home, said, capsys):
-    """What the GPU computed is read, scored and explained; what is asked of it that is not there yet is
-    computed here, as this machine's.
-    """
-    file, *numbers = said.splitlines()[1].split(",")
-    table = study.open("smoke", str(home)).score([file], machine="fan")
-    np.testing.assert_allclose(
-        table[["score", "threshold"]].to_numpy(float)[0], [float(value) for value in numbers[:2]], rtol=1e-3
-    )
-    run = study.open_notebook(
-        "05_oevae", study="smoke", overrides=AUTO, home=str(home), seed=0, machine="fan"
-    )
-    assert (run.device.type, run.local_device.type, run.auto) == ("cuda", "cpu", "bf16") and len(
-        run.spaces()
-    ) == 3
-    run.fit_or_load("oevae")
-    assert run.device.type == "cuda"  # read, not trained
-    assert {"fresh"} == {job.state for job in jobs.plan({"": (run, [])})}
-    strict = study.open_run("smoke", AUTO, str(home))
-    assert all(
-        any("device was cuda, is cpu" in reason for reason in job.why)
-        for job in jobs.plan({"": (strict, [])})
-        if job.stage is not study.STAGES[-1]
-    )
-    times = []
-    for _ in range(2):  # trained here; then found
-        run.fit_or_load("oevae", run.cfg.oevae.replace(epochs=1))
-        run.fit_or_load("oevae")
-        made = sorted(home.glob("runs/artifacts/oevae-fan-0-trained-*/DONE"))
-        facts = [json.loads((path.parent / "manifest.json").read_text(encoding="utf-8")) for path in made]
-        found = {(one["device"], one["shaped_by"]["settings"]["precision"]) for one in facts}
-        assert run.device.type == "cuda" and run.detector("oevae", "gearbox")
-        assert ("cpu", "float32") in found and ("cuda", "bf16") in found
-        times.append([path.stat().st_mtime_ns for path in made])
-    assert times[0] == times[1]
-    assert model_card.hardware(torch.device("cuda")) == "a GPU of another machine"
 
 
 # ---------------------------------------------------------------- a GPU that is there (pytest -m gpu)

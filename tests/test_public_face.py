@@ -18,6 +18,7 @@ from asdlib.data import synthetic
 RATE = 16000
 SMALL = {
     "NearestNeighbor": {},
+    "MultiResolution": {},
     "Autoencoder": {"epochs": 2, "n_mels": 16, "hidden": 12, "bottleneck": 4},
     "Classifier": {
         "clip_seconds": 1.0,
@@ -49,6 +50,7 @@ SMALL = {
         "k_scales": (5.0,),
     },
 }
+FREE = ("NearestNeighbor", "MultiResolution")  # nothing is trained
 
 
 def detector(name, **more):
@@ -124,11 +126,11 @@ def test_parameters_can_be_read_set_and_cloned(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_unknown_and_impossible_settings_are_refused_at_once(name):
-    field = {"NearestNeighbor": "k", "Autoencoder": "epochs", "Classifier": "epochs", "OEVAE": "epochs"}[name]
+    field = "k" if name in FREE else "epochs"
     with pytest.raises(asd.InputError, match=rf"{field}.*got -5, expected"):
         detector(name, **{field: -5})
     with pytest.raises(asd.InputError, match=r"unknown .*epocs|unknown .*nmels"):
-        detector(name, **({"nmels": 64} if name == "NearestNeighbor" else {"epocs": 5}))
+        detector(name, **({"nmels": 64} if name in FREE else {"epocs": 5}))
     with pytest.raises(asd.InputError, match="contamination: got 2, expected a share between 0 and 1"):
         detector(name, contamination=2)
     with pytest.raises(asd.InputError, match="unknown precision 'bfloat'"):
@@ -259,6 +261,7 @@ def test_recipe_back_ends_on_embeddings_of_your_own():
         asd.scoring.KNN(k=2),
         asd.scoring.KMeansCosine(clusters=4),
         asd.scoring.LocalDensity(k=3),
+        asd.scoring.StandardizedDensity(k=2, neighbors=3),
     ):
         found = clone(estimator).fit(train)
         scores = found.decision_function(test)

@@ -10,11 +10,12 @@ from __future__ import annotations
 from asdlib.detectors.autoencoder import Autoencoder
 from asdlib.detectors.base import Detector
 from asdlib.detectors.classifier import Classifier
+from asdlib.detectors.multires import MultiResolution
 from asdlib.detectors.nearest import NearestNeighbor
 from asdlib.detectors.oevae import OEVAE
 
 DETECTORS: dict[str, type[Detector]] = {
-    detector.name: detector for detector in (NearestNeighbor, Autoencoder, OEVAE, Classifier)
+    detector.name: detector for detector in (NearestNeighbor, MultiResolution, Autoencoder, OEVAE, Classifier)
 }
 SYSTEMS = {
     system: detector.name for detector in DETECTORS.values() for system in detector.systems

@@ -4,6 +4,7 @@ Holm (1979).
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -12,8 +13,10 @@ import pandas as pd
 from asdlib import errors, schemas
 from asdlib.evaluation import metrics
 from asdlib.evaluation.metrics import _Block, _Resamples
+from asdlib.scoring import fusion
 
 PAIRED_COLUMNS = ("system_a", "system_b", "machine", "metric", "value", "low", "high", "p")
+REFERENCE = "multires"  # the system without training that every other one is held against
 
 
 class Pairs:
@@ -116,3 +119,18 @@ def over_all(pair: pd.DataFrame) -> pd.DataFrame:
     is not available.
     """
     return pair[(pair["machine"] == "all") & (pair["metric"] == "omega") & pair["value"].notna()]
+
+
+def all_pairs(scores: pd.DataFrame, settings: metrics.MetricsSettings, seed: int) -> pd.DataFrame:
+    """Every two systems compared over all machines, by Ω, as one family.
+
+    scores : SCORE_COLUMNS.  seed : of the resamples
+    returns : PAIRED_COLUMNS, and p_holm, corrected for all of them; no row without labeled test clips
+    Notebook: 09_report
+    """
+    tested = fusion.in_order(scores["system"][scores["split"] == "test"])
+    pairs = list(itertools.combinations(tested, 2))
+    compared = Pairs(scores, enough(len(pairs), settings), seed)
+    rows = [over_all(compared(a, b)) for a, b in pairs]
+    found = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(PAIRED_COLUMNS))
+    return found.assign(p_holm=holm(found["p"]))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import html
 import io
 import math
 import os
@@ -128,24 +129,60 @@ def shuffled_batches(
         yield order[start:stop]
 
 
-class Progress:
-    """One line that is rewritten: a display handle in a notebook, stderr in a terminal."""
+PROGRESS = "ASDLIB_PROGRESS"  # environment of a study's kernel: the file that gets a line for each epoch
+CURVE = (  # of the loss over time: width, height in pixels
+    '<svg viewBox="-2 -2 304 64" width="304" height="64" role="img" aria-label="loss over time"><polyline'
+    ' fill="none" stroke="currentColor" points="{points}"/></svg><div>{line}</div>'
+)
 
-    def __init__(self, what: str, total: int):
-        self.what, self.total, self.began = what, total, time.perf_counter()
-        self._handle = None
+
+class Progress:
+    """How far a training is: a loss curve that grows in a notebook, one line that is rewritten in a terminal,
+    a line for each epoch in the file that the environment variable PROGRESS names.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0):
+        self.what, self.total, self.first, self.began = what, total, done, time.perf_counter()
+        self.file, self.curve, self._handle = os.environ.get(PROGRESS), [], None
         if "ipykernel" in sys.modules:
             from IPython.display import display
 
             self._handle = display({"text/plain": f"{what}: starting"}, raw=True, display_id=True)
 
-    def update(self, done: int, note: str) -> None:
-        """Say that `done` of `total` are done."""
-        line = f"{self.what}: {done}/{self.total}, {note}, {time.perf_counter() - self.began:.0f} s"
-        if self._handle is not None:
+    def step(self, epoch: int, loss: torch.Tensor) -> None:
+        """Show the loss of a step, at most once a second: reading it waits for the device."""
+        spent = time.perf_counter() - self.began
+        if self._handle is not None and not self.file and (not self.curve or spent > self.curve[-1][0] + 1):
+            self._draw(f"{self.what}: epoch {epoch + 1} of {self.total}", float(loss))
+
+    def update(self, done: int, loss: float) -> None:
+        """Say that `done` epochs of `total` are done."""
+        spent = time.perf_counter() - self.began
+        left = spent / (done - self.first) * (self.total - done)
+        line = f"{self.what}: {done}/{self.total}, loss {loss:.4g}, {spent:.0f} s"
+        line += f", {left:.0f} s left" if done < self.total else ""
+        if self.file:
+            with contextlib.suppress(OSError), open(self.file, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        if self._handle is not None and not self.file:
+            self._draw(line, loss)
+        elif self._handle is not None:
             self._handle.update({"text/plain": line}, raw=True)
         elif sys.stderr.isatty():
             print("\r" + line, end="\n" if done == self.total else "", file=sys.stderr, flush=True)
+
+    def _draw(self, line: str, loss: float) -> None:
+        """The curve so far, on a logarithmic scale where all losses are positive."""
+        self.curve.append((time.perf_counter() - self.began, loss))
+        heights = [y for _, y in self.curve]
+        heights = [math.log(y) for y in heights] if min(heights) > 0 else heights
+        low, high, wide = min(heights), max(heights), self.curve[-1][0] or 1.0
+        points = " ".join(
+            f"{300 * x / wide:.1f},{60 - 60 * (y - low) / ((high - low) or 1.0):.1f}"
+            for (x, _), y in zip(self.curve, heights)
+        )
+        both = {"text/plain": line, "text/html": CURVE.format(points=points, line=html.escape(line))}
+        self._handle.update(both, raw=True)
 
 
 def step(
@@ -192,7 +229,7 @@ def fit(
     if checkpoint is not None and checkpoint.is_file():
         history = _resume(model, optimiser, checkpoint)
     device = next(model.parameters()).device
-    progress = Progress(what, epochs)
+    progress = Progress(what, epochs, len(history))
     for epoch in range(len(history), epochs):
         began = time.perf_counter()
         generator = generator_for(seed, epoch, device=device)
@@ -201,6 +238,7 @@ def fit(
         steps = 0
         for batch in batches(generator):
             terms = step(model, batch, optimiser, generator, precision)
+            progress.step(epoch, terms["loss"])
             steps += 1
             for name, value in terms.items():
                 value = value.detach()
@@ -218,7 +256,7 @@ def fit(
         if checkpoint is not None:
             state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "history": history}
             _save_torch(state, checkpoint)
-        progress.update(epoch + 1, f"loss {row['loss']:.4g}")
+        progress.update(epoch + 1, row["loss"])
     model.eval()
     return pd.DataFrame(history)
 

@@ -162,6 +162,31 @@ class LocalDensity(Estimator):
         return self.backend_(x)
 
 
+class StandardizedDensity(Estimator):
+    """Mean of the k smallest distances to a fitted vector, each over that vector's mean distance to its own
+    nearest ones; every dimension in units of its standard deviation.
+
+    Parameters
+    ----------
+    k : fitted vectors whose divided distance is averaged, at least 1
+    neighbors : of a fitted vector, at least 1
+    contamination : share of normal items that the threshold lets through, in (0, 1)
+
+    Source: METHOD 3.6.
+    """
+
+    def __init__(self, k: int = 2, neighbors: int = 2, contamination: float = 0.1):
+        self.k, self.neighbors = _at_least("k", k, 1), _at_least("neighbors", neighbors, 1)
+        self.contamination = _share(contamination)
+
+    def _fit(self, x: np.ndarray, target: np.ndarray) -> np.ndarray:
+        self.references_ = distances.density_references(x, neighbors=self.neighbors)
+        return distances.density_scores_left_out(x, k=self.k, neighbors=self.neighbors)
+
+    def _score(self, x: np.ndarray) -> np.ndarray:
+        return distances.density_scores(x, self.references_, k=self.k)
+
+
 def _vectors(x: np.ndarray) -> np.ndarray:
     found = np.asarray(x, np.float32)
     if found.ndim != 2 or not found.size:

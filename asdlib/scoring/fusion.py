@@ -251,6 +251,7 @@ COMPOSED = {
 MODES = {"zscore": ZScore, "none": Identity, "rank": Rank, "gamma": Gamma}
 SYSTEMS = (
     "baseline_knn",
+    "multires",
     "baseline_mse",
     "baseline_mahala",
     "oevae",
@@ -263,3 +264,45 @@ ORDER = [name + ending for name in SYSTEMS for ending in ("", SEEDS)]
 def in_order(names: Iterable[str]) -> list[str]:
     """Names without repetition: systems in their usual order, others after them as they came."""
     return sorted(dict.fromkeys(names), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
+VIEWS = {"mean": np.mean, "min": np.min, "max": np.max}
+
+
+def fuse_views(
+    scores: pd.DataFrame, systems: Iterable[str], how: str = "mean", name: str = ""
+) -> pd.DataFrame:
+    """One system of several: the mean, minimum or maximum of their z-scores.
+
+    The scale of each is that of its own leave-clip-out training scores, by (machine, section) and seed; no
+    label and no other test clip is read.
+
+    Parameters
+    ----------
+    scores : score table with the component `score` of every system, of the same clips
+    systems : which of them
+    how : one of VIEWS. The minimum calls a clip anomalous where all views do, the maximum where one does
+    name : of the system that is made; "": `how` and the systems
+
+    Returns
+    -------
+    Score table of the new system, component `score`, training and test clips. Source: METHOD 3.7
+    raises : errors.InputError for an unknown system or way, and for systems that scored other clips
+    """
+    systems, fused = list(systems), VIEWS[errors.check_choice("fusion of views", how, list(VIEWS))]
+    known = sorted(scores["system"].unique())
+    columns = {}
+    for system in systems:
+        part = scores[scores["system"] == errors.check_choice("system", system, known)]
+        part = part[part["component"] == "score"].set_index(KEYS)["score"]
+        scaled = []
+        for _, rows in part.groupby(["machine", "section", "seed"]):
+            train = rows[rows.index.get_level_values("split") == "train"]
+            scaled.append(pd.Series(fit_scale(train.to_numpy(), "zscore")(rows.to_numpy()), rows.index))
+        columns[system] = pd.concat(scaled)
+    table = pd.DataFrame(columns)
+    if table.isna().any(axis=None):
+        raise errors.InputError(f"{', '.join(systems)} scored different clips; score all with each of them")
+    made = pd.Series(fused(table.to_numpy(), axis=1), table.index, name="score").reset_index()
+    made = made.assign(system=name or f"{how} of {', '.join(systems)}", component="score")
+    return schemas.score_table(made[list(schemas.SCORE_COLUMNS)])

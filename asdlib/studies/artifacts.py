@@ -30,6 +30,7 @@ from pathlib import Path
 
 from asdlib import io
 from asdlib.io import code_digest
+from asdlib.settings import flat
 from asdlib.studies.home import CLONE
 
 DEVICE = "ASDLIB_DEVICE"  # environment: the device that a job was ordered for
@@ -233,11 +234,3 @@ def _modules(before: object, now: object) -> str:
         return CODE
     names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     return f"code of {', '.join(names[:MOST])}{' ...' if len(names) > MOST else ''}"
-
-
-def flat(tree: dict, where: str = "") -> dict:
-    """Nested settings as one dict, by dotted name."""
-    out = {}
-    for name, value in tree.items():
-        out |= flat(value, f"{where}{name}.") if isinstance(value, dict) else {f"{where}{name}": value}
-    return out

@@ -16,6 +16,7 @@ Notebooks: all of them (second cell).
 
 from __future__ import annotations
 
+import json
 import tomllib
 import typing
 from pathlib import Path
@@ -23,17 +24,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from asdlib import errors
+from asdlib import errors, io
 from asdlib.analysis.projection import ProjectionSettings
 from asdlib.data.decode import DataSettings
 from asdlib.data.synthetic import SyntheticSettings
+from asdlib.detectors.multires import MultiResolutionSettings
 from asdlib.detectors.nearest import NearestNeighborSettings
 from asdlib.evaluation.metrics import MetricsSettings
 from asdlib.models.autoencoder import AutoencoderSettings
 from asdlib.models.classifier import ClassifierSettings
 from asdlib.models.oevae import OEVAESettings
 from asdlib.scoring.fusion import FusionSettings
-from asdlib.settings import Many, Settings, describe_value, merged, setting
+from asdlib.settings import Many, Settings, describe_value, flat, merged, setting
 from asdlib.studies.home import notebooks
 
 MOST_BYTES, MOST_DOTS, DEEPEST = (
@@ -108,11 +110,13 @@ class StudySettings(Settings):
         " always float32",
     )
     systems: Many[str] = setting(
-        ("baseline_knn", "baseline_mse", "baseline_mahala", "oevae", "classifier"), "systems to run"
+        ("baseline_knn", "multires", "baseline_mse", "baseline_mahala", "oevae", "classifier"),
+        "systems to run",
     )
     data: DataSettings = DataSettings()
     synthetic: SyntheticSettings = SyntheticSettings()
     baseline_knn: NearestNeighborSettings = NearestNeighborSettings()
+    multires: MultiResolutionSettings = MultiResolutionSettings()
     autoencoder: AutoencoderSettings = AutoencoderSettings()
     oevae: OEVAESettings = OEVAESettings()
     classifier: ClassifierSettings = ClassifierSettings()
@@ -188,6 +192,25 @@ def read(name: str, overrides: typing.Sequence[str] = (), home: str | Path = "")
         tree = merged(under, tree)
     tree.setdefault("name", path.stem)
     return tree
+
+
+def save(name: str, study: str, overrides: typing.Sequence[str] = (), home: str | Path = "") -> Path:
+    """Write a study with overrides as a study file of its own, in notebooks/studies.
+
+    name : of the new study;  study, overrides, home : as of `load`
+    returns : the file; it holds all that differs from the defaults, and includes nothing
+    raises : errors.InputError for a study of that name, and as `load`
+    """
+    load(study, [*overrides, f"name={json.dumps(name)}"], home)
+    path = notebooks(home) / "studies" / f"{name}.toml"
+    if path.exists():
+        raise errors.InputError(f"{path} exists and is never overwritten; give another --name")
+    tree = read(study, overrides, home)
+    kept = {key: value for key, value in flat(tree).items() if key not in ("name", "include")}
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in kept.items()]
+    with io.wrap_os_errors(path):
+        io.write_text(path, "\n".join([f"# {study}, with settings of its own", *lines, ""]))
+    return path
 
 
 def _there(path: Path) -> bool:

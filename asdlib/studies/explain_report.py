@@ -10,6 +10,7 @@ residuals, not causes. Nearest clips are those whose embeddings lie nearest:
     oevae          mean over the recording's segments of the distance to the clip's nearest segment
     classifier     distance of the unit embeddings
     baseline_knn   distance of the scaled spectra
+    multires       mean over views of the distance of the scaled features, per root of their number
 
 Distances of different detectors have different units and do not compare. Synthetic and mixed references are
 no clips and not listed.
@@ -31,6 +32,7 @@ from asdlib.data.store import Clips, Store, training_rows
 from asdlib.detectors.base import Detector
 from asdlib.detectors.nearest import SMALLEST_DB
 from asdlib.scoring import backends
+from asdlib.scoring.distances import SMALLEST_DEVIATION
 from asdlib.studies import scorer
 from asdlib.viz import audio, embedding_plots, pages, tables
 
@@ -62,7 +64,16 @@ def _spectra(detector: Detector, own: np.ndarray, new: Detector, row: int) -> np
     )
 
 
-DISTANCES = {"oevae": _segments, "classifier": _units, "baseline_knn": _spectra}
+def _views(detector: Detector, own: np.ndarray, new: Detector, row: int) -> np.ndarray:
+    found = []
+    here = detector.split(new.embed(Clips(new.store, np.array([row])))[0])
+    for vector, train in zip(here, detector.split(detector.train)):
+        deviation = np.maximum(train.std(0), SMALLEST_DEVIATION)
+        found.append(np.sqrt((((vector - train) / deviation) ** 2).mean(1)))
+    return np.mean(found, axis=0)
+
+
+DISTANCES = {"oevae": _segments, "classifier": _units, "baseline_knn": _spectra, "multires": _views}
 
 
 def nearest(

@@ -5,6 +5,7 @@ Source: METHOD 8.2. Notebooks: none (`asd studies`, `asd verify`, `asd clean`)
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from asdlib import io
 from asdlib.studies import artifacts
 
 VARIANT_FILE = "variant.json"  # of a variant made by hand: its settings, and the artifacts it used
-KEPT = "artifacts"  # the folder below runs/ that studies share
+KEPT, RECORDINGS = "artifacts", "recordings"  # the folders below runs/ that studies share
 
 
 def _facts(path: Path) -> dict:
@@ -53,31 +54,47 @@ def studies(home: Path) -> pd.DataFrame:
 
 
 def referred_to(home: Path) -> set[str]:
-    """Names of the artifacts that a study's jobs or a variant refer to, and of the networks behind them."""
+    """Names of the artifacts and recordings that a study's jobs or a variant refer to, and of the networks
+    behind them.
+    """
     names: set[str] = set()
     for folder in _folders(home):
         for path in [*folder.rglob("manifest.json"), *folder.rglob(VARIANT_FILE)]:
-            used = _facts(path).get("artifacts", {})
-            names |= set(map(str, used.values() if isinstance(used, dict) else used))
+            facts = _facts(path)
+            used = facts.get("artifacts", {})
+            names |= {
+                *map(str, used.values() if isinstance(used, dict) else used),
+                facts.get("recordings", ""),
+            }
     trained = (_facts(home / "runs" / KEPT / Path(name).name / "manifest.json") for name in names)
     return names | {str(facts["trained"]) for facts in trained if "trained" in facts}
 
 
 def unused(home: Path) -> list[Path]:
-    """Artifacts that neither a study nor a variant refers to; none that is being computed."""
-    used = referred_to(home)
-    return [
-        path
-        for path in sorted((home / "runs" / KEPT).glob("*"))
-        if path.is_dir() and path.name not in used and (path / "DONE").is_file()
+    """Artifacts and recordings that neither a study nor a variant refers to.
+
+    raises : errors.InputError while a study is being run, whose jobs may not have said yet what they use
+    """
+    with contextlib.ExitStack() as stack:
+        for folder in _folders(home):
+            stack.enter_context(io.locked(folder))
+        used = referred_to(home)
+    done = [
+        *sorted((home / "runs" / KEPT).glob("*/DONE")),
+        *sorted((home / "runs" / RECORDINGS).glob("*/store/DONE.json")),
     ]
+    folders = [path.parent.parent if path.suffix else path.parent for path in done]
+    return [folder for folder in folders if folder.name not in used]
 
 
 def remove(folders: list[Path]) -> None:
-    """Delete artifacts; DONE goes first, so that one that is left half deleted is not taken for whole."""
+    """Delete artifacts and recordings; DONE goes first, so that one that is left half deleted is not taken
+    for whole.
+    """
     for folder in folders:
         with io.wrap_os_errors(folder):
-            (folder / "DONE").unlink(missing_ok=True)
+            for done in (folder / "DONE", folder / "store" / "DONE.json"):
+                done.unlink(missing_ok=True)
             shutil.rmtree(folder)
 
 
@@ -89,14 +106,17 @@ def damage(home: Path) -> Iterator[str]:
 
 
 def earlier_layout(study_folder: Path) -> bool:
-    """Whether a run folder holds trained networks as they lay before the store by key."""
-    return next(study_folder.glob("**/seed*/*/**/weights.safetensors"), None) is not None
+    """Whether a run folder holds recordings or networks as they lay before studies shared them."""
+    old = next(study_folder.glob("**/seed*/*/**/weights.safetensors"), None)
+    return old is not None or (study_folder / "store").is_dir()
 
 
-def record_variant(folder: Path, settings: dict, artifact: Path) -> None:
-    """Note an artifact that a variant made by hand has used, so that `asd clean` leaves it."""
+def record_variant(folder: Path, settings: dict, artifact: Path, recordings: Path) -> None:
+    """Note an artifact and the recordings that a variant made by hand has used, so that `asd clean` leaves
+    them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     used = _facts(folder / VARIANT_FILE).get("artifacts", [])
     if artifact.name not in used:
-        facts = {"settings": settings, "artifacts": [*used, artifact.name]}
+        facts = {"settings": settings, "artifacts": [*used, artifact.name], "recordings": recordings.name}
         io.write_text(folder / VARIANT_FILE, json.dumps(facts, indent=1))

@@ -12,10 +12,16 @@ prints it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import json
+import math
+import statistics
+import types
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from asdlib.data import index
 from asdlib.settings import digest
 from asdlib.studies import artifacts
 from asdlib.studies.study import STAGES, Run, Stage, jobs
@@ -151,9 +157,53 @@ def _detector_reasons(run: Run, name: str, seed: int, machine: str, scored: Path
     return [f"{name} {'scored' if is_trained else 'trained'} again: {words}" for words in differ]
 
 
+def seconds(job: Job) -> float:
+    """About how long a job takes, from what was measured in this home for the same machine: training and
+    scoring where they are due, and the page; NaN where that was never done.
+    """
+    run, found = job.run, 0.0
+    for name, scored in run.scores_of(job.stage, job.seed, job.machine).items():
+        key = digest(name, run.trained_by(name, job.seed, job.machine))
+        trained = run.artifact("trained", name, job.seed, job.machine, key)
+        for folder in (trained, scored):
+            if not artifacts.is_whole(folder):
+                kind = folder.name.removesuffix(folder.name.rsplit("-", 1)[-1])
+                found += _median(folder.parent.glob(f"{kind}*/manifest.json"))
+    pages = (run.home / "runs").glob(f"*/**/{job.stage.notebook}/**/manifest.json")
+    return found + _median(pages, min)
+
+
+def _median(manifests: Iterable[Path], of: Callable[[list[float]], float] = statistics.median) -> float:
+    """Of the seconds that manifests tell; NaN without any."""
+    spent = []
+    for path in manifests:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            spent.append(float(json.loads(path.read_text(encoding="utf-8"))["seconds"]))
+    return of(spent) if spent else math.nan
+
+
+def outline(run: Run, only: Sequence[str] = ()) -> str:
+    """The jobs of a study whose recordings are not decoded yet, so that nothing can be finished."""
+    if run.synthetic:
+        machines, there = sorted(run.cfg.synthetic.machines), "recordings of modelled machines"
+    else:
+        table, _ = index.index(run.roots, run.cfg.data.machines)
+        machines, there = sorted(table["machine"].unique()), f"{len(table)} recordings"
+    lines = [f"to be {'made' if run.synthetic else 'decoded'} first: {there} ({', '.join(machines)})"]
+    view = types.SimpleNamespace(cfg=run.cfg, machines=machines)
+    found = [
+        " ".join(filter(None, [stage.notebook, machine, f"seed {seed}" if len(run.cfg.seeds) > 1 else ""]))
+        for stage, seed, machine in jobs(view, only)
+    ]
+    return "\n".join([*lines, *(f"missing  {label}" for label in found), f"{len(found)} jobs to do"])
+
+
 def text(planned: Sequence[Job]) -> str:
-    """The graph for a terminal: one line per job with its state and why, what it waits for, and the sum."""
+    """The graph for a terminal: one line per job with its state, why, about how long it takes and what it
+    waits for, and the sum.
+    """
     lines, stages = [], {job.key: job.stage.notebook for job in planned}
+    spent = {job.key: seconds(job) for job in planned if job.why}
     width = max((len(job.label) for job in planned), default=0)
     for job in planned:
         needs = sorted({stages[key] for key in job.needs})
@@ -161,9 +211,24 @@ def text(planned: Sequence[Job]) -> str:
         why = "; ".join([*job.why[:MOST], *(["…"] if len(job.why) > MOST else [])])
         lines.append(
             "  ".join(
-                filter(None, [f"{job.state:7}", f"{job.label:{width}}", why, after and f"({after})"])
+                filter(
+                    None,
+                    [
+                        f"{job.state:7}",
+                        f"{job.label:{width}}",
+                        why,
+                        f"about {spent[job.key]:.0f} s" if spent.get(job.key, math.nan) > 0 else "",
+                        after and f"({after})",
+                    ],
+                )
             ).rstrip()
         )
     counts = {state: sum(job.state == state for job in planned) for state in ("fresh", "stale", "missing")}
     lines.append(f"{len(planned)} jobs: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    known = [value for value in spent.values() if not math.isnan(value)]
+    if known:
+        rest = (
+            "" if len(known) == len(spent) else f", and {len(spent) - len(known)} of which nothing is known"
+        )
+        lines.append(f"about {sum(known):.0f} s by earlier timings{rest}")
     return "\n".join(lines)

@@ -27,7 +27,7 @@ import torch
 from asdlib import io, settings
 from asdlib.data import index
 from asdlib.detectors import SYSTEMS
-from asdlib.evaluation import metrics
+from asdlib.evaluation import comparison, metrics
 from asdlib.evaluation.challenge import EVALUATION
 from asdlib.models import precision
 from asdlib.scoring import fusion
@@ -147,8 +147,16 @@ def limits(run, decisions: pd.DataFrame) -> list[str]:
     return [line for line in said if line]
 
 
-def text(run, table: pd.DataFrame, controls: pd.DataFrame, decisions: pd.DataFrame) -> str:
-    """The card. run : study.Run.  table, controls : metric tables.  decisions : of `metrics.decisions`"""
+def text(
+    run,
+    table: pd.DataFrame,
+    controls: pd.DataFrame,
+    decisions: pd.DataFrame,
+    pairs: pd.DataFrame | None = None,
+) -> str:
+    """The card. run : study.Run.  table, controls : metric tables.  decisions : of `metrics.decisions`.
+    pairs : of `comparison.all_pairs`
+    """
     cfg, share = run.cfg, 1 - run.cfg.metrics.decision_quantile
     changed = report.settings(cfg)
     changed = changed[
@@ -207,11 +215,12 @@ def text(run, table: pd.DataFrame, controls: pd.DataFrame, decisions: pd.DataFra
             " of other machines or other trainings. Chance: 0.5."
         ),
         *(f"- {tables.markdown(line)}" for line in tables.reasons(table)),
-        "## Controls",
-        tables.markdown_table(tables.claims(table, controls)),
+        "## Controls and the reference without training",
+        tables.markdown_table(tables.claims(table, controls, pairs, cfg.metrics)),
         (
             "control_level: the level of each clip as if it were a score. labels shuffled: what each system"
-            " reaches by luck."
+            f" reaches by luck. {comparison.REFERENCE}: needs no training; what is not above it, training did"
+            " not earn (paired difference of Ω with its interval, corrected for all pairs of systems)."
         ),
         "## Thresholds and what they mean",
         (
@@ -235,10 +244,16 @@ def text(run, table: pd.DataFrame, controls: pd.DataFrame, decisions: pd.DataFra
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def write(run, table: pd.DataFrame, controls: pd.DataFrame, decisions: pd.DataFrame) -> Path:
+def write(
+    run,
+    table: pd.DataFrame,
+    controls: pd.DataFrame,
+    decisions: pd.DataFrame,
+    pairs: pd.DataFrame | None = None,
+) -> Path:
     """model_card.md beside the summary, in the study's report folder. Arguments as `text`.  Notebook:
     09_report
     """
     run.reports.mkdir(parents=True, exist_ok=True)
-    io.write_text(run.reports / "model_card.md", text(run, table, controls, decisions))
+    io.write_text(run.reports / "model_card.md", text(run, table, controls, decisions, pairs))
     return run.reports / "model_card.md"

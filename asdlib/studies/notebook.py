@@ -43,6 +43,7 @@ from traitlets.config import Config
 
 import asdlib
 from asdlib import errors, io
+from asdlib.models import training
 from asdlib.studies import artifacts, home, report
 
 # One thread each: a fork copies no others, and spinning threads cost more than they bring. Arrow's own
@@ -174,6 +175,9 @@ KERNEL_CONFIG = Config(
 )
 
 
+PROGRESS = ".progress"  # in a job's folder while it runs: a line for each epoch
+
+
 class KernelLostError(RuntimeError):
     """The kernel ended from outside; the same job may succeed the next time."""
 
@@ -245,6 +249,7 @@ def _execute(order: JobSpec) -> None:
         artifacts.DEVICE: order.facts["device"],
         artifacts.PRECISION: order.facts["auto"],
         home.SERIES: str(Path(order.notebook).parent),
+        training.PROGRESS: str(folder / PROGRESS),
     }
     try:
         papermill.execute_notebook(

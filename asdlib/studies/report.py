@@ -160,6 +160,18 @@ def side_by_side(shown: Sequence[tables.Html], gain: float) -> tables.Html:
 # ---------------------------------------------------------------- summary
 
 
+def claims_text(table: pd.DataFrame, controls: pd.DataFrame) -> str:
+    """Which system is best and what each may claim, for a terminal. table, controls : METRIC_COLUMNS."""
+    found = tables.claims(table, controls)
+    omega = tables.own_scores(table)
+    omega = omega[(omega["metric"] == "omega") & (omega["machine"] == "all")].sort_values("value")
+    best = [f"highest Ω: {omega['system'].iloc[-1]} ({omega['value'].iloc[-1]:.3f})"] if len(omega) else []
+    width = max((len(name) for name in found["system"]), default=0)
+    return "\n".join(
+        [*best, *(f"{name:{width}}  {claim}" for name, claim in zip(found["system"], found["claim"]))]
+    )
+
+
 def metrics_text(table: pd.DataFrame) -> str:
     """The metric table for a terminal. table : METRIC_COLUMNS."""
     return tables.wide(table).to_string(index=False, justify="left")
@@ -171,16 +183,17 @@ def summary_markdown(
     controls: pd.DataFrame,
     problems: pd.DataFrame,
     versions: dict,
+    pairs: pd.DataFrame | None = None,
 ) -> str:
     """The study in short: claims with controls, metrics per machine, what was left out, settings and
-    versions. Notebook: 09_report.
+    versions.  pairs : of `comparison.all_pairs`.  Notebook: 09_report.
     """
     gone = problems[problems["left_out"].astype(bool)]
     parts = [
         f"# {cfg.name}",
         tables.markdown(cfg.about),
         "## Claims, with controls",
-        tables.markdown_table(tables.claims(table, controls)),
+        tables.markdown_table(tables.claims(table, controls, pairs, cfg.metrics)),
     ]
     parts += [
         "## Metrics per machine (interval in brackets)",
@@ -218,9 +231,10 @@ def write_summary(
     table: pd.DataFrame,
     controls: pd.DataFrame,
     problems: pd.DataFrame,
+    pairs: pd.DataFrame | None = None,
 ) -> None:
     """summary.md for people and report.json for machines, in a study's report folder; then the index of all
-    studies.
+    studies.  pairs : of `comparison.all_pairs`
     """
     versions, own = artifacts.versions(), tables.own_scores(table)
     facts = {
@@ -238,9 +252,10 @@ def write_summary(
         "versions": versions,
         "metrics": _plain(table),
         "controls": _plain(controls),
+        "pairs": [] if pairs is None else _plain(pairs),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    io.write_text(folder / "summary.md", summary_markdown(cfg, table, controls, problems, versions))
+    io.write_text(folder / "summary.md", summary_markdown(cfg, table, controls, problems, versions, pairs))
     io.write_text(folder / "report.json", json.dumps(facts, indent=1, allow_nan=False))
     write_index(folder.parent)
 

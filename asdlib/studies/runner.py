@@ -13,6 +13,9 @@ import contextlib
 import dataclasses
 import functools
 import json
+import shutil
+import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,7 +35,7 @@ from asdlib.studies import artifacts, dask, report, sweeps
 from asdlib.studies import notebook as kernels
 from asdlib.studies.jobs import Job, job_state, plan
 from asdlib.studies.notebook import JobResult, JobSpec, KernelLostError, export, warm
-from asdlib.studies.study import Run, Stage
+from asdlib.studies.study import OVERRIDES, Run, Stage
 from asdlib.viz import tables
 
 log = functools.partial(print, flush=True)  # a log file shows each line when it is said
@@ -66,8 +69,8 @@ class Parameters:
 
 
 class Progress:
-    """What a run tells while it works: a line per job in a terminal; in a notebook one table of all jobs that
-    is rewritten.
+    """What a run tells while it works: a line per job and per epoch, of which a terminal rewrites the last;
+    in a notebook one table of all jobs that is rewritten.
     """
 
     def __init__(self, planned: Sequence[Job], say: Callable[[str], None]):
@@ -77,8 +80,45 @@ class Progress:
             len(planned),
             sum(job.state == "fresh" for job in planned),
         )
+        self.due = self.total - self.ended
         self.rows = {job.key: [job.label, job.state, "", "; ".join(job.why)] for job in planned}
+        self.files = {job.folder / kernels.PROGRESS: (job.label, job.key) for job in planned if job.why}
+        self.read: dict[Path, int] = {}  # signs of each file that were told
+        self.over, self.lock = threading.Event(), threading.Lock()
+        for path in self.files:
+            path.unlink(missing_ok=True)
         self.handle = display(self._table(), display_id=True) if get_ipython() is not None else None
+
+    def __enter__(self) -> Progress:
+        """Tell of epochs meanwhile."""
+        self.watcher = threading.Thread(target=self._watch, daemon=True)
+        self.watcher.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Come to an end."""
+        self.over.set()
+        self.watcher.join()
+
+    def _watch(self) -> None:
+        """Tell what the jobs' kernels say of their epochs."""
+        while not self.over.wait(0.5):
+            for path, (label, key) in self.files.items():
+                with contextlib.suppress(OSError):
+                    lines = path.read_text(encoding="utf-8").splitlines()
+                    for line in lines[self.read.get(path, 0) :]:
+                        self._epoch(key, f"    {label}: {line}")
+                    self.read[path] = len(lines)
+
+    def _epoch(self, key: str, line: str) -> None:
+        with self.lock:
+            if self.handle is not None:
+                self.rows[key][3] = line.strip()
+                self.handle.update(self._table())
+            elif self.say is log and sys.stdout.isatty():
+                print(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+            else:
+                self.say(line)
 
     def _table(self) -> tables.Html:
         return tables.styled(
@@ -92,18 +132,23 @@ class Progress:
     def ends(self, order: JobSpec, outcome: JobResult) -> None:
         """A job came to its end, good or bad."""
         self.ended += 1
-        line = (
-            f"[{self.ended}/{self.total}] {order.label}: {outcome.seconds:.0f} s,"
-            f" {time.perf_counter() - self.began:.0f} s in all"
-        )
+        spent, left = time.perf_counter() - self.began, self.total - self.ended
+        line = f"[{self.ended}/{self.total}] {order.label}: {outcome.seconds:.0f} s, {spent:.0f} s in all"
+        if left:
+            line += f", about {spent / (self.due - left) * left:.0f} s left"
+        if outcome.refusal:
+            line = f"[{self.ended}/{self.total}] {outcome.refusal}"
         self._tell(order, "refused" if outcome.refusal else "fresh", f"{outcome.seconds:.0f}", line)
 
     def _tell(self, order: JobSpec, state: str, seconds: str, line: str) -> None:
-        self.rows[order.key][1:3] = [state, seconds]
-        if self.handle is not None:
-            self.handle.update(self._table())
-        elif not state.startswith("refused"):
-            self.say(line)
+        with self.lock:
+            self.rows[order.key][1:3] = [state, seconds]
+            if self.handle is not None:
+                self.handle.update(self._table())
+            elif self.say is log and sys.stdout.isatty():
+                print(f"\r\x1b[K{line}", flush=True)
+            else:
+                self.say(line)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +175,7 @@ def run_study(
     raises : errors.InputError, in a sentence, when a stage cannot be finished
     """
     with io.locked(run.study_folder), io.wrap_os_errors(run.study_folder), contextlib.ExitStack() as stack:
-        _claim(run.study_folder, study)
+        _claim(run.study_folder, study, overrides)
         run.reports.mkdir(parents=True, exist_ok=True)
         for folder in (run.study_folder, run.reports):
             artifacts.remove_temp(folder)
@@ -149,6 +194,7 @@ def run_study(
                     warm()  # its imports go on beside the following
             _whole_store({job.run.data_folder: job.run for job in todo}.values(), say)
             progress, orders = Progress(planned, say), [_order(job, study) for job in todo]
+            stack.enter_context(progress)
             for job in todo:
                 (job.folder / "DONE").unlink(missing_ok=True)
             if where.workers and client is None:
@@ -236,8 +282,9 @@ def _whole_store(opened: Sequence[Run], say: Callable[[str], None]) -> None:
             run.decode_again()
 
 
-def _claim(folder: Path, study: str) -> None:
+def _claim(folder: Path, study: str, overrides: Sequence[str]) -> None:
     """A run folder belongs to one study file; another file of the same name is refused."""
+    io.write_text(folder / OVERRIDES, json.dumps(list(overrides)))
     owner = folder / "study.txt"
     if not owner.is_file():
         io.write_text(owner, study)
@@ -262,6 +309,7 @@ def _order(job: Job, study: str) -> JobSpec:
         "auto": run.auto or precision.auto(run.device),
         "settings": settings.to_tree(run.cfg),
         "shaped_by": run.shaped_by(stage, seed, machine),
+        "recordings": run.data_folder.name,
         "artifacts": {name: folder.name for name, folder in run.scores_of(stage, seed, machine).items()},
     }
     footer = {

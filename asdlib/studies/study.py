@@ -2,7 +2,7 @@
 
     runs/artifacts/<detector>-<machine>-<seed>-trained-<key>   trained networks, shared by all studies
     runs/artifacts/<detector>-<machine>-<seed>-scores-<key>    scores, and what they are made of
-    runs/<study>/store, data                     decoded clips; synthetic recordings, where none were given
+    runs/recordings/<digest>/store, data         decoded clips; synthetic recordings, where none were given
     runs/<study>/<stage>                         executed notebooks of stages that are the same for all seeds
     runs/<study>/seed<k>/<stage>[/<machine>]     executed notebooks of stages that train or read one seed
     runs/<study>/scores.parquet, metrics.csv     the study's scores and metrics; reports/<study>/index.html
@@ -24,7 +24,7 @@ import functools
 import hashlib
 import json
 import os
-import shutil
+import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -85,16 +85,15 @@ class StudyPaths:
         self.reports = home / "reports" / cfg.name
         if variant:
             self.reports = self.reports / "sweep" / variant
-        made = settings_tree.digest(cfg.data, cfg.synthetic)
-        same = base is None or made == settings_tree.digest(base.cfg.data, base.cfg.synthetic)
+        self.synthetic = not cfg.data.roots
+        made = settings_tree.digest(cfg.data, cfg.synthetic if self.synthetic else None)
         self.data_folder = (
-            self.study_folder if same else self.study_folder / "sweep" / "recordings" / made[:8]
-        )
+            home / "runs" / housekeeping.RECORDINGS / made
+        )  # shared by studies of the same recordings
         self.device = training.pick_device(
             cfg.device
         )  # of the artifacts that are meant; whoever else reads them computes `here`
         self.auto = ""  # what the precision `auto` is for these artifacts, where another machine decided it
-        self.synthetic = not cfg.data.roots
         self.study_file: str | None = None  # as it was named
         self.changed: dict = {}  # settings of a variant made by hand, by name
 
@@ -106,33 +105,34 @@ class StudyPaths:
     @property
     def roots(self) -> list[Path]:
         """Folders of recordings: the study's own, or the synthetic tree."""
-        if not self.synthetic:
-            return [Path(root) for root in self.cfg.data.roots]
-        return [
-            self.data_folder / "data" / settings_tree.digest(self.cfg.synthetic, self.cfg.data.sample_rate)
-        ]
+        return [self.data_folder / "data"] if self.synthetic else [Path(root) for root in self.cfg.data.roots]
 
-    @functools.cached_property
-    def store(self) -> store.Store:
-        """The recordings, decoded; made on first use and found again after."""
+    def found_store(self) -> store.Store | None:
+        """The decoded recordings where they are there for what the recordings are now; writes nothing.
+
+        raises : errors.InputError for a study of recordings of which none were given
+        """
         if self.synthetic and self.cfg.data.recorded:
             raise errors.InputError(
                 f"study {self.cfg.name} is for recordings and none were given; add --data-root DIR"
             )
+        if self.synthetic and not self.roots[0].is_dir():
+            return None
+        table, problems = index.index(self.roots, self.cfg.data.machines)
+        return store.find_store(table, problems, self.data_folder / "store", self.cfg.data)
+
+    @functools.cached_property
+    def store(self) -> store.Store:
+        """The recordings, decoded; made on first use and found again after."""
         if self.base is not None and self.data_folder == self.base.data_folder:
             return self.base.store
-        if not self.synthetic or self.roots[0].is_dir():
-            table, problems = index.index(self.roots, self.cfg.data.machines)
-            found = store.find_store(table, problems, self.data_folder / "store", self.cfg.data)
-            if found is not None:
-                return found
-        with io.locked(self.study_folder):
+        found = self.found_store()
+        if found is not None:
+            return found
+        with io.wrap_os_errors(self.data_folder), io.locked(self.data_folder, wait=True):
+            artifacts.remove_temp(self.data_folder)
             if self.synthetic and not self.roots[0].is_dir():
-                self.roots[0].parent.mkdir(parents=True, exist_ok=True)
                 synthetic.write_tree(self.roots[0], self.cfg.synthetic, self.cfg.data.sample_rate)
-                for old in self.roots[0].parent.glob("[0-9a-f]" * 16):
-                    if old != self.roots[0]:
-                        shutil.rmtree(old, ignore_errors=True)
             table, problems = index.index(self.roots, self.cfg.data.machines)
             return store.open_store(table, problems, self.data_folder / "store", self.cfg.data)
 
@@ -363,7 +363,11 @@ STAGES = (
     Stage("01_data", False, False, ("report", "oevae.condition")),
     Stage("02_preprocessing", False, False, ("report", "oevae.condition", "oevae.features", "oevae.smote")),
     Stage(
-        "03_baseline", True, True, ("baseline_knn", "autoencoder", "metrics"), ("baseline_knn", "autoencoder")
+        "03_baseline",
+        True,
+        True,
+        ("baseline_knn", "multires", "autoencoder", "metrics"),
+        ("baseline_knn", "multires", "autoencoder"),
     ),
     Stage("04_classifier", False, True, ("classifier", "metrics"), ("classifier",)),
     Stage("05_oevae", True, True, ("oevae", "fusion", "metrics"), ("oevae",)),
@@ -374,6 +378,7 @@ STAGES = (
         (
             "systems",
             "baseline_knn",
+            "multires",
             "autoencoder",
             "oevae",
             "classifier",
@@ -383,7 +388,7 @@ STAGES = (
             "report",
         ),
         reads=("oevae", "classifier"),
-        shows=("baseline_knn", "autoencoder"),
+        shows=("baseline_knn", "multires", "autoencoder"),
     ),
     Stage("07_latents", False, True, ("oevae",), reads=("oevae",)),
     Stage(
@@ -405,6 +410,7 @@ STAGES = (
             "systems",
             "seeds",
             "baseline_knn",
+            "multires",
             "autoencoder",
             "oevae",
             "classifier",
@@ -412,7 +418,7 @@ STAGES = (
             "metrics",
             "report",
         ),
-        shows=("baseline_knn", "autoencoder", "oevae", "classifier"),
+        shows=("baseline_knn", "multires", "autoencoder", "oevae", "classifier"),
     ),
 )
 
@@ -428,6 +434,8 @@ def stage_of(notebook: str) -> Stage:
 
 
 VARIANT = "variant="  # among overrides
+OVERRIDES = "overrides.json"  # in a study's folder: what it was run with, beside study.txt
+LONGEST, CHANGED = 80, "--"  # signs of a name made of settings; what stands before them
 _TOLD: set[Path] = set()  # folders of which it was said that their code has changed since
 
 
@@ -486,7 +494,7 @@ class Run(StudyPaths):
         inputs = self.trained_by(*of)  # a detector that trains nothing has an empty folder
         trained = self.artifact("trained", name, self.seed, machine, settings_tree.digest(name, inputs))
         if self.by_hand:
-            housekeeping.record_variant(self.folder, self.changed, scored)
+            housekeeping.record_variant(self.folder, self.changed, scored, self.data_folder)
         machines = [machine] if machine else self.machines
         clips, others = training_clips(self.store, machines)
         chosen = getattr(self.cfg, name) if settings is None else settings
@@ -745,6 +753,7 @@ def open_run(
     raises : errors.InputError for an unknown study, setting or system, and for seeds or systems that stand
         there twice
     """
+    study, overrides = origin(study, overrides, home)
     for number, text in enumerate(overrides):
         if text.startswith(VARIANT):  # what follows it varies the study that stands before it
             base = open_run(study, overrides[:number], home, seed)
@@ -760,7 +769,7 @@ def load(study: str, overrides: Sequence[str] = (), home: str | Path = "") -> co
     """Settings of a study (config.load) whose systems are known and whose seeds and systems stand there once;
     others are refused.
     """
-    cfg = config.load(study, overrides, home)
+    cfg = config.load(*origin(study, overrides, home), home)
     for system in cfg.systems:
         if system in fusion.COMPOSED and system not in SYSTEMS:
             parts = " and ".join(part[0] for part in fusion.COMPOSED[system][:2])
@@ -770,6 +779,34 @@ def load(study: str, overrides: Sequence[str] = (), home: str | Path = "") -> co
             )
         errors.check_choice("system", system, list(SYSTEMS))
     return cfg
+
+
+def origin(study: str, overrides: Sequence[str], home: str | Path) -> tuple[str, list[str]]:
+    """The file and the overrides behind a study's name.
+
+    A study that was run with overrides has no file: its name stands for the study and the overrides that it
+    was run with. Those that come now follow them.
+    """
+    if study.endswith(".toml") or study in config.study_names(home):
+        return study, list(overrides)
+    folder = home_folder(home) / "runs" / study
+    try:
+        given = json.loads((folder / OVERRIDES).read_text(encoding="utf-8"))
+        return (folder / "study.txt").read_text(encoding="utf-8"), [*map(str, given), *overrides]
+    except (OSError, ValueError, TypeError):
+        return study, list(overrides)
+
+
+def change_name(name: str, overrides: Sequence[str]) -> str:
+    """Name of a study that is run with other settings: `demo--epochs-3` for oevae.epochs=3."""
+    parts = []
+    for text in sorted(overrides):
+        key, _, value = text.partition("=")
+        parts.append(f"{key.strip().rsplit('.', 1)[-1]}-{value.strip()}")
+    label = re.sub(r"[^A-Za-z0-9_-]+", "_", "--".join(parts)).replace("-_", "-").strip("_")
+    if len(name) + len(label) > LONGEST:
+        label = settings_tree.digest(sorted(overrides))[:8]
+    return f"{name}{CHANGED}{label}"
 
 
 def open(study: str, home: str | Path = "", seed: int | None = None) -> Run:
@@ -782,7 +819,7 @@ def open(study: str, home: str | Path = "", seed: int | None = None) -> Run:
     raises : errors.InputError where it was never run to its end; what is out of date is told when it is asked
         for (`Run.scorer`)
     """
-    home, name = home_folder(home), config.load(study, (), home).name
+    home, name = home_folder(home), load(study, (), home).name
     try:
         came = json.loads((home / "runs" / name / "09_report" / "params.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -822,7 +859,7 @@ def _by_hand(run: Run) -> Run:
         base = open(run.cfg.name if run.study_file is None else run.study_file, run.home)
     except errors.InputError:  # never run to its end
         return _as_computed(run) if run.cfg.device == "auto" else run
-    was, now = (artifacts.flat(to_tree(one.cfg)) for one in (base, run))
+    was, now = (settings_tree.flat(to_tree(one.cfg)) for one in (base, run))
     differ = {name: value for name, value in now.items() if was.get(name) != value}
     differ.pop("device", None)
     if differ:

@@ -9,7 +9,6 @@ its settings put it:
 
     runs/<study>/...                                   pages of trainings that the variant does not touch
     runs/<study>/sweep/jobs/<digest>/seed<k>/<stage>   those at other settings, shared by variants that agree
-    runs/<study>/sweep/recordings/<digest>             recordings and store of a variant that changes those
     runs/<study>/sweep/<variant>/scores.parquet        what a variant says
     runs/<study>/sweep.csv, sweep.json                 all of them, and all seeds; what the page was made of
     reports/<study>/sweep.html                         the page

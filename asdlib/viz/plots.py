@@ -39,6 +39,7 @@ BELOW, CHANCE = {"loc": "outside lower center", "ncols": 5}, {"color": BLACK, "l
 # system -> colour, marker, line style, in the order in which systems are shown; other names take them in turn
 LOOKS = {
     "baseline_knn": (BLUE, "o", "-"),
+    "multires": (SKY, "X", (0, (3, 1))),
     "baseline_mse": (VERMILION, "s", "--"),
     "baseline_mahala": (GREEN, "^", "-."),
     "oevae": (PURPLE, "D", ":"),
@@ -46,7 +47,7 @@ LOOKS = {
     "ensemble": (BLACK, "v", (0, (6, 1, 1, 1))),
 }
 LOOKS |= {
-    name + fusion.SEEDS: (look[0], "hd<p*>"[i], (0, (1, i + 1)))
+    name + fusion.SEEDS: (look[0], "hd<p*>H"[i], (0, (1, i + 1)))
     for i, (name, look) in enumerate(LOOKS.items())
 }
 KINDS = {

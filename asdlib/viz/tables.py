@@ -4,8 +4,9 @@ Conventions
 -----------
 Values are fractions, chance is 0.5; intervals in brackets. What is not available is written so, with the
 reason; a claim is made only against the controls (what shuffled labels and the level of the clips alone would
-reach). `styled` makes every table; it escapes all but what has the type `Html`. Table columns:
-`schemas.SCORE_COLUMNS`, `schemas.METRIC_COLUMNS`, `metrics.DECISION_COLUMNS`. Sources: METHOD 3.8; report,
+reach), and beside it stands whether a system is above the reference that needs no training. `styled` makes
+every table; it escapes all but what has the type `Html`. Table columns: `schemas.SCORE_COLUMNS`,
+`schemas.METRIC_COLUMNS`, `metrics.DECISION_COLUMNS`. Sources: METHOD 3.8; report,
 Table 1. Notebooks: 03_baseline, 09_report.
 
 Claims that a reviewer may test: is one system better than another, how do we stand beside the paper, what do
@@ -26,7 +27,6 @@ Sources: METHOD 3.8; report, Table 1; METHOD 7.6. Notebook: 09_report.
 from __future__ import annotations
 
 import html
-import itertools
 import math
 import numbers
 import re
@@ -44,6 +44,7 @@ OVER_ALL = (
     "omega",
     *roc.THREE,
 )  # of machine "all", in the order in which a claim is made on the first available
+ABOVE = f"above the training-free reference ({comparison.REFERENCE})"  # column of claims
 METRIC_NAMES = {
     "auc_source": "AUC source",
     "auc_target": "AUC target",
@@ -253,13 +254,20 @@ def reasons(table: pd.DataFrame) -> list[str]:
     )
 
 
-def claims(table: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
+def claims(
+    table: pd.DataFrame,
+    controls: pd.DataFrame,
+    pairs: pd.DataFrame | None = None,
+    settings: metrics.MetricsSettings | None = None,
+) -> pd.DataFrame:
     """What each system reaches over all machines, beside the controls, with the claim in words.
 
-    table : METRIC_COLUMNS.  controls : of `metrics.controls`
-    returns : system, claim, Ω, AUC source, AUC target, pAUC, labels shuffled (range of the first that is
-        available); text
+    table : METRIC_COLUMNS.  controls : of `metrics.controls`.  pairs : of `comparison.all_pairs`, by
+        `settings` (None: the defaults)
+    returns : system, claim, ABOVE (see `above_reference`; only with `pairs`), Ω, AUC source, AUC target,
+        pAUC, labels shuffled (range of the first that is available); text
     """
+    settings = metrics.MetricsSettings() if settings is None else settings
     both = pd.concat([own_scores(table), own_scores(controls)])
     both = both[both["machine"] == "all"].set_index(["system", "metric"])
     chance = controls[(controls["machine"] == "all") & (controls["component"] != "score")]
@@ -268,9 +276,10 @@ def claims(table: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
     for system in fusion.in_order(both.index.get_level_values(0)):
         found = {metric: both.loc[(system, metric), ["value", "low", "high"]] for metric in OVER_ALL}
         told = [metric for metric, row in found.items() if not math.isnan(row["value"])]
-        row = {"system": system, "claim": ""} | {
-            METRIC_NAMES[metric]: number(*values) for metric, values in found.items()
-        }
+        row = {"system": system, "claim": ""}
+        if pairs is not None:
+            row[ABOVE] = "" if system == "control_level" else above_reference(system, pairs, settings)
+        row |= {METRIC_NAMES[metric]: number(*values) for metric, values in found.items()}
         shuffled = chance.loc[(system, told[0])] if told and (system, told[0]) in chance.index else None
         row["labels shuffled"] = (
             "" if shuffled is None else f"[{shuffled['low']:.3f}, {shuffled['high']:.3f}]"
@@ -441,37 +450,53 @@ PAPER_NAMES = {"baseline_mse": "Baseline (MSE)", "baseline_mahala": "Baseline (M
 PAPER_METRICS = {"auc_source": "AUC (source)", "auc_target": "AUC (target)", "pauc": "pAUC"}
 
 
-def differences(scores: pd.DataFrame, settings: metrics.MetricsSettings, seed: int) -> pd.DataFrame:
-    """Every two systems compared over all machines, by Ω.
-
-    scores : SCORE_COLUMNS.  seed : of the resamples.  returns : DIFFERENCES, text and p.  Notebook: 09_report
-    """
-    tested = scores[scores["split"] == "test"]
-    pairs = list(
-        itertools.combinations(fusion.in_order(tested["system"]), 2)
-    )  # without test clips there is nothing to compare
-    settings = comparison.enough(len(pairs), settings)
-    compared = comparison.Pairs(scores, settings, seed)
-    rows = [comparison.over_all(compared(a, b)) for a, b in pairs]
-    return verdicts(
-        pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(comparison.PAIRED_COLUMNS)),
-        settings,
-    )
-
-
 def verdicts(found: pd.DataFrame, settings: metrics.MetricsSettings) -> pd.DataFrame:
-    """A family of comparisons with corrected p-values, in words.  found : PAIRED_COLUMNS.  returns :
-    DIFFERENCES
+    """A family of comparisons with corrected p-values, in words.
+
+    found : PAIRED_COLUMNS, for example of `comparison.all_pairs`.  returns : DIFFERENCES.  Notebook:
+        09_report
     """
-    corrected, level, rows = comparison.holm(found["p"]), 1 - settings.confidence, []
+    corrected, rows = comparison.holm(found["p"]), []
     for row, p in zip(found.itertuples(), corrected, strict=True):
         better = row.system_a if row.value > 0 else row.system_b
-        claim = f"{better} is better" if p <= level else "no difference shown"
-        if p > level >= row.p:
-            claim = f"undecided: {better} ahead, not after correction"
+        claim = {
+            "holds": f"{better} is better",
+            "alone": f"undecided: {better} ahead, not after correction",
+            "no": "no difference shown",
+        }[_verdict(row.p, p, settings)]
         shown = number(row.value, row.low, row.high).replace("-", "−")
         rows.append((row.system_a, row.system_b, METRIC_NAMES[row.metric], shown, row.p, p, claim))
     return pd.DataFrame(rows, columns=list(DIFFERENCES))
+
+
+def _verdict(p: float, corrected: float, settings: metrics.MetricsSettings) -> str:
+    """A difference `holds` after the correction, passes `alone` without it, or `no`."""
+    level = 1 - settings.confidence
+    return "holds" if corrected <= level else "alone" if p <= level else "no"
+
+
+def above_reference(
+    system: str, pairs: pd.DataFrame, settings: metrics.MetricsSettings, reference: str = comparison.REFERENCE
+) -> str:
+    """Whether a system is above the training-free reference, in words, with the paired difference to it.
+
+    pairs : of `comparison.all_pairs`; the correction is for all of them, as in the table of differences
+    returns : for example "yes: +0.042 [0.010, 0.074]".  Notebook: 09_report
+    """
+    if system == reference:
+        return "the reference"
+    if reference not in {*pairs["system_a"], *pairs["system_b"]}:
+        return f"not compared: no {reference} on labeled test clips"
+    both = pairs[pairs["system_a"].isin([system, reference]) & pairs["system_b"].isin([system, reference])]
+    if both.empty:
+        return ""
+    row = both.iloc[0]
+    value, low, high = row[["value", "low", "high"]]
+    if row["system_a"] == reference:
+        value, low, high = -value, -high, -low
+    said = {"holds": "yes" if value > 0 else "no, below", "alone": "undecided", "no": "not shown"}
+    shown = f"{value:+.3f} [{low:.3f}, {high:.3f}]".replace("-", "−")
+    return f"{said[_verdict(row['p'], row['p_holm'], settings)]}: {shown}"
 
 
 def family(found: pd.DataFrame, settings: metrics.MetricsSettings) -> str:

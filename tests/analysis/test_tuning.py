@@ -86,13 +86,23 @@ def study_scores(scores, cfg, choice, found):
     return table, (lambda system: system + fusion.SEEDS if several else system)
 
 
-@pytest.mark.parametrize("mode", list(fusion.MODES))
-@pytest.mark.parametrize("seeds", [(0,), (0, 3)])
+@pytest.mark.parametrize(
+    "mode, seeds",
+    [
+        *((mode, (0,)) for mode in fusion.MODES),
+        ("zscore", (0, 3)),
+        *(
+            pytest.param(mode, (0, 3), marks=pytest.mark.exhaustive)
+            for mode in fusion.MODES
+            if mode != "zscore"
+        ),
+    ],
+)
 def test_a_tick_is_the_score_of_the_study_and_equals_scikit_learn(mode, seeds):
     cfg = CFG.replace(fusion=fusion.FusionSettings(normalise=mode), seeds=seeds)
     scores, rng = scored(seeds=seeds), np.random.default_rng(1)
     found = tuning.from_scores(scores, cfg)
-    for _ in range(5 if mode == "zscore" else 1):
+    for _ in range(3 if mode == "zscore" else 1):
         omega, eta = (float(value) for value in rng.choice([0.0, 1.0, *rng.random(4)], 2))
         choice = Choice(omega, eta, int(rng.choice(list(found.betas))), str(rng.choice(list(found.alphas))))
         table, name = study_scores(scores, cfg, choice, found)

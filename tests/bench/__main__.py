@@ -21,7 +21,18 @@ import torch
 from asdlib import errors, io
 from asdlib.studies import artifacts, home, model_card
 from asdlib.viz import tables
-from tests.bench import autoencoder, cluster, data, jobs, measure, oevae, search, severity_zero, steps
+from tests.bench import (
+    autoencoder,
+    cluster,
+    data,
+    jobs,
+    measure,
+    oevae,
+    quality,
+    search,
+    severity_zero,
+    steps,
+)
 
 STAGES = {
     "decode": data.decode,
@@ -42,6 +53,7 @@ CHECKS = {
     "oevae": oevae.main,
     "oevae_null": oevae.null,
     "severity_zero": severity_zero.main,
+    "quality": quality.main,
     "cluster": cluster.main,
 }
 PAGE = home.CLONE / "reports" / "benchmarks.md"

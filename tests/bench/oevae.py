@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from sizes import Context, detector_of
 
 from asdlib.analysis import latents
 from asdlib.data import index, synthetic
@@ -24,6 +23,7 @@ from asdlib.detectors.oevae import OEVAE
 from asdlib.evaluation import metrics
 from asdlib.scoring import fusion
 from asdlib.studies import config
+from tests.sizes import Context, detector_of
 
 SEEDS, NULL_SEEDS = (1, 2), range(6)
 

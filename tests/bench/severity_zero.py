@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import stats
-from sizes import Context, detector_of
 
 from asdlib import detectors
 from asdlib.data import index, synthetic
@@ -21,6 +20,7 @@ from asdlib.data.store import open_store
 from asdlib.detectors import base
 from asdlib.evaluation import metrics, roc
 from asdlib.studies import config
+from tests.sizes import Context, detector_of
 
 SEEDS = 8
 TINY = (

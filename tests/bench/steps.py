@@ -9,7 +9,6 @@ import numpy as np
 import soundfile
 import torch
 import torchaudio
-from sizes import Context, bound, detector_of
 from torch import nn
 
 from asdlib import features
@@ -24,6 +23,7 @@ from asdlib.studies import config
 from tests.bench import autoencoder
 from tests.bench.data import RATE, opened, recordings
 from tests.bench.measure import Measure, clock, compare, flops
+from tests.sizes import Context, bound, detector_of
 
 CLIPS = {
     "cpu": 16,

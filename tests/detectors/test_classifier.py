@@ -812,7 +812,7 @@ def between(value, limits):
     return limits[0] <= value <= limits[1]
 
 
-@pytest.mark.parametrize("branch", ["mel", "stft128"])
+@pytest.mark.parametrize("branch", ["mel", pytest.param("stft128", marks=pytest.mark.exhaustive)])
 def test_a_spectrogram_hears_a_slow_modulation(branch):
     assert recognised(modulated_noise, branch) > 0.95
 
@@ -844,5 +844,10 @@ def test_phase_hears_a_sweep_within_a_bin_and_magnitudes_do_not():
     unweighted with four times the training; the raw angle and the group delay do not.
     """
     assert recognised(sweep_within_a_bin, "phase") > 0.8
-    for branch in ("stft128", "mel", "fft"):
-        assert between(recognised(sweep_within_a_bin, branch), CHANCE), branch
+    assert between(recognised(sweep_within_a_bin, "stft128"), CHANCE)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("branch", ["mel", "fft"])
+def test_neither_bands_nor_the_whole_clip_hear_that_sweep(branch):
+    assert between(recognised(sweep_within_a_bin, branch), CHANCE)

@@ -1,5 +1,7 @@
 """The loop: an interrupted training ends where an unbroken one does; seeds reach every draw."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 import torch
@@ -131,3 +133,26 @@ def test_a_missing_gpu_is_refused():
     assert training.pick_device("auto").type == "cpu"
     with pytest.raises(errors.InputError, match="device cuda was asked for, but torch sees no GPU"):
         training.pick_device("cuda")
+
+
+def test_each_epoch_is_told_in_the_file_that_the_environment_names(tmp_path, monkeypatch):
+    monkeypatch.setenv(training.PROGRESS, str(tmp_path / "told"))
+    progress = training.Progress("net", 4, done=2)
+    progress.update(3, 0.5)
+    progress.update(4, 0.25)
+    first, last = (tmp_path / "told").read_text().splitlines()
+    assert first.startswith("net: 3/4, loss 0.5, ") and first.endswith(" s left")
+    assert last.startswith("net: 4/4, loss 0.25, ") and not last.endswith("left")
+
+
+def test_a_loss_curve_grows_in_a_notebook(monkeypatch):
+    monkeypatch.delenv(training.PROGRESS, raising=False)
+    shown = []
+    progress = training.Progress("net", 2)
+    progress._handle = SimpleNamespace(update=lambda data, raw: shown.append(data))
+    for number in range(5):
+        progress.step(0, torch.tensor(2.0 - number / 10))
+    progress.update(1, 1.5)
+    assert len(shown) == 2  # a step at once, and no other within a second; then the epoch
+    assert "net: epoch 1 of 2" in shown[0]["text/plain"] and "net: 1/2, loss 1.5" in shown[1]["text/html"]
+    assert shown[1]["text/html"].count(",") > 2 and "<polyline" in shown[1]["text/html"]

@@ -1,5 +1,7 @@
 """Scales from training scores, weights, and the rule that no test clip moves another's score."""
 
+import itertools
+
 import numpy as np
 import oracle
 import pandas as pd
@@ -353,3 +355,67 @@ def test_what_no_seed_changes_is_not_averaged():
     assert fusion.seed_ensembles(table, "zscore").equals(table)
     single = scored(THREE_PARTS, seeds=(0,))
     assert fusion.seed_ensembles(single, "zscore").equals(single)
+
+
+@pytest.mark.parametrize("how, of", [("mean", np.mean), ("min", np.min), ("max", np.max)])
+def test_views_are_fused_on_the_scale_of_their_training_scores(how, of):
+    """Against loops; the scale of one machine does not reach another, and test clips do not reach each other."""
+    rng, rows = np.random.default_rng(0), []
+    for machine, split, number in itertools.product(("fan", "pump"), ("train", "test"), range(6)):
+        label = "anomaly" if split == "test" and number % 2 else "normal"
+        clip = (machine, "00", split, "source", label, f"{machine}/{split}{number}")
+        rows += [(*clip, system, "score", rng.normal(3, 2), 0) for system in ("a", "b")]
+    columns = [
+        "machine",
+        "section",
+        "split",
+        "domain",
+        "label",
+        "clip",
+        "system",
+        "component",
+        "score",
+        "seed",
+    ]
+    table = pd.DataFrame(rows, columns=columns)
+    found = fusion.fuse_views(table, ["a", "b"], how, "ab")
+    for row in found.itertuples():
+        zs = []
+        for system in ("a", "b"):
+            own = table[(table["system"] == system) & (table["machine"] == row.machine)]
+            train = own[own["split"] == "train"]["score"].to_numpy()
+            value = own[own["clip"] == row.clip]["score"].item()
+            zs.append((value - train.mean()) / train.std())
+        assert row.score == pytest.approx(of(zs), abs=1e-12)
+    other = table.copy()
+    other.loc[other["clip"] == "fan/test1", "score"] += 9
+    again = fusion.fuse_views(other, ["a", "b"], how, "ab")
+    same = found["clip"] != "fan/test1"
+    pd.testing.assert_frame_equal(found[same], again[same])
+
+
+def test_views_of_other_clips_are_refused():
+    table = pd.DataFrame(
+        [
+            ("fan", "00", "train", "source", "normal", clip, system, "score", 1.0, 0)
+            for clip, system in (("1", "a"), ("2", "a"), ("1", "b"))
+        ],
+        columns=[
+            "machine",
+            "section",
+            "split",
+            "domain",
+            "label",
+            "clip",
+            "system",
+            "component",
+            "score",
+            "seed",
+        ],
+    )
+    with pytest.raises(errors.InputError, match="a, b scored different clips"):
+        fusion.fuse_views(table, ["a", "b"])
+    with pytest.raises(errors.InputError, match="unknown fusion of views 'mode'"):
+        fusion.fuse_views(table, ["a"], "mode")
+    with pytest.raises(errors.InputError, match="unknown system 'c'"):
+        fusion.fuse_views(table, ["c"])

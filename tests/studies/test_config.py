@@ -175,3 +175,19 @@ def test_paper_is_literal():
     for departure in ("Eq. 2", "Eq. 3 and 4", "Eq. 6", "power", "source domain", "overlap", "single clip"):
         assert departure in cfg.about
     assert "\n" not in cfg.about
+
+
+def test_a_study_is_saved_with_its_overrides_and_never_over_another(tmp_path):
+    (tmp_path / "notebooks" / "studies").mkdir(parents=True)
+    (tmp_path / "notebooks" / "studies" / "mine.toml").write_text('about = "a"\n[oevae]\nepochs = 3\n')
+    given = ["oevae.smote.ratio=0.5", "sweep.oevae.epochs=[1, 2]", 'systems=["oevae"]']
+    path = config.save("new", "mine", given, tmp_path)
+    assert config.load("new", (), tmp_path) == config.load("mine", [*given, "name=new"], tmp_path)
+    assert config.read("new", (), tmp_path)["sweep"] == {"oevae": {"epochs": [1, 2]}}
+    with pytest.raises(
+        errors.InputError, match=r"new\.toml exists and is never overwritten; give another --name"
+    ):
+        config.save("new", "mine", [], tmp_path)
+    with pytest.raises(errors.InputError, match="expected letters, digits"):
+        config.save("a b", "mine", [], tmp_path)
+    assert path.read_text().startswith("# mine, with settings of its own")

@@ -66,11 +66,9 @@ def order(folder, name, *lines, needs=()):
     )
 
 
-def told(client, orders, gpu=False, **settings):
+def told(client, orders, gpu=False):
     found = []
-    dask.spread(
-        client, orders, gpu, lambda order, outcome: found.append((order.key, outcome.refusal)), **settings
-    )
+    dask.spread(client, orders, gpu, lambda order, outcome: found.append((order.key, outcome.refusal)))
     return found
 
 
@@ -95,36 +93,6 @@ def test_jobs_run_side_by_side_and_after_those_they_need(pool, tmp_path):
     assert (tmp_path / "reports" / "last.html").is_file()
 
 
-def test_jobs_that_others_wait_for_come_first_and_no_more_are_given_out_than_there_is_room_for(
-    pool, tmp_path
-):
-    """Of two workers one stays idle; the first of the line fills the gap that is left."""
-    line = (
-        "assert not os.path.exists(f'{home}/busy'); open(f'{home}/busy', 'w'); time.sleep(0.5);"
-        " os.unlink(f'{home}/busy')"
-    )
-    names = {
-        "data": (),
-        "train a": (),
-        "train b": (),
-        "look": ("train a", "train b"),
-        "report": ("data", "look"),
-    }
-    orders = [order(tmp_path, name, line, needs=needs) for name, needs in names.items()]
-    said = []
-    found = told(
-        pool,
-        orders,
-        at_once=1,
-        meanwhile=lambda: said.append(list(tmp_path.glob("runs/*/DONE"))),
-        after=["train a", "train b"],
-    )
-    assert [name for name, _ in found] == ["train b", "train a", "look", "data", "report"] and not any(
-        refusal for _, refusal in found
-    )
-    assert len(said) == 1 and len(said[0]) == 4
-
-
 def test_a_finished_job_is_not_done_again(pool, tmp_path):
     one = order(tmp_path, "one", "open(f'{home}/count', 'a').write('x')")
     told(pool, [one])
@@ -132,61 +100,35 @@ def test_a_finished_job_is_not_done_again(pool, tmp_path):
     assert (tmp_path / "count").read_text() == "x"
 
 
-def test_a_refusal_is_a_sentence_and_ends_what_waits(pool, tmp_path):
-    bad = order(
-        tmp_path,
-        "bad",
+def test_a_refusal_ends_what_needs_it_and_what_does_not_is_done(pool, tmp_path):
+    lines = (
         "from asdlib import errors",
         "raise errors.InputError('three came, expected two; leave one out')",
     )
-    after = order(tmp_path, "after", "pass", needs=("bad",))
+    bad, other = order(tmp_path, "bad", *lines), order(tmp_path, "other", "time.sleep(1)")
+    after = order(tmp_path, "after", "pass", needs=("bad", "other"))
+    ended = []
     with pytest.raises(errors.InputError, match=r"^bad: three came, expected two; leave one out$"):
-        told(pool, [bad, after])
+        dask.spread(pool, [bad, other, after], False, lambda order, _: ended.append(order.key))
+    assert sorted(ended) == ["after", "bad", "other"] and finished(other)
     assert not finished(after) and not os.path.exists(after.folder)
 
 
-@pytest.mark.parametrize("at_once", [0, 2])
-def test_after_a_refusal_what_runs_ends_and_nothing_else_begins(pool, tmp_path, at_once):
-    """Also what a worker has been given and has not taken up; and what would be done beside the last job is
-    not done.
-    """
-    bad = order(
-        tmp_path,
-        "z",
-        "from asdlib import errors",
-        "raise errors.InputError('three came, expected two; leave one out')",
-    )
-    others = [order(tmp_path, name, f"open(f'{{home}}/{name}', 'w'); time.sleep(4)") for name in "abcdefgh"]
-    ended, said = [], []
-    with pytest.raises(errors.InputError, match=r"^z: three came"):
-        dask.spread(
-            pool,
-            [*others, bad],
-            False,
-            lambda order, _: ended.append(order.key),
-            lambda: said.append(1),
-            ["z"],
-            at_once,
-        )
-    begun = sorted(name for name in "abcdefgh" if (tmp_path / name).exists())
-    assert sorted(ended) == [*begun, "z"] and len(begun) <= 5 and not said
-    assert all(finished(other) == (other.key in begun) for other in others)
-
-
-def test_what_fails_beside_the_last_job_does_not_cost_that_job(pool, tmp_path):
-    last = order(tmp_path, "last", "time.sleep(1)")
-
-    def full():
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space left"):
-        told(pool, [last], meanwhile=full)
-    assert finished(last)
+def test_what_most_wait_for_is_done_first(tmp_path):
+    """On one worker: of jobs that could all begin, those that others need come before those that none needs."""
+    line = "open(f'{home}/order', 'a').write('%s ')"
+    names = dict.fromkeys("abcd", ()) | {"train": (), "look": ("train",), "report": ("train", "look")}
+    orders = [order(tmp_path, name, line % name, needs=needs) for name, needs in names.items()]
+    with dask.local(1) as client:
+        assert all(refusal == "" for _, refusal in told(client, orders))
+    done = (tmp_path / "order").read_text().split()
+    assert done.index("train") <= 2, done  # one runs and one lies with the worker when it comes
+    assert done.index("look") < done.index("report")
 
 
 def test_a_job_that_the_cluster_gives_up_is_a_sentence(pool, tmp_path, monkeypatch):
     """An error that is neither a refusal nor a lost kernel; workers restarted by somebody else."""
-    monkeypatch.setattr(studies_notebook, "run_job", functools.partial(int, base="ten"))
+    monkeypatch.setattr(dask, "_run_after", functools.partial(int, base="ten"))
     with pytest.raises(
         errors.InputError,
         match=r"^odd: the cluster gave it up \(TypeError: .*; see the log of its workers, then give the same",

@@ -1,10 +1,12 @@
 """What lies below runs/: listed, checked, tidied; nothing that is referred to goes."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
-from asdlib import cli
+from asdlib import cli, errors
 from asdlib.studies import artifacts, housekeeping
 
 
@@ -28,7 +30,8 @@ def home(tmp_path):
     artifacts.commit(stage, "d", {"artifacts": {"knn": "knn-fan-0-scores-a"}})
     (study / "study.txt").write_text("demo")
     scores = tmp_path / "runs" / "artifacts" / "knn-fan-0-scores-b"
-    housekeeping.record_variant(study / "sweep" / "change-1", {"k": 3}, scores)
+    recordings = tmp_path / "runs" / "recordings" / "mine"
+    housekeeping.record_variant(study / "sweep" / "change-1", {"k": 3}, scores, recordings)
     return tmp_path
 
 
@@ -40,6 +43,27 @@ def test_what_a_study_or_a_variant_refers_to_is_never_cleaned(home, capsys):
     assert cli.main(["clean", "--yes", "--home", str(home)]) == 0
     left = sorted(path.name[-1] for path in home.glob("runs/artifacts/*"))
     assert left == ["a", "a", "b", "b"]
+
+
+def test_recordings_that_nothing_refers_to_are_cleaned_too(home):
+    for name in ("mine", "other"):
+        store = home / "runs" / "recordings" / name / "store"
+        store.mkdir(parents=True)
+        (store / "DONE.json").write_text("{}")
+    assert [path.name for path in housekeeping.unused(home)][-1] == "other"
+    housekeeping.remove(housekeeping.unused(home))
+    assert [path.name for path in (home / "runs" / "recordings").iterdir()] == ["mine"]
+
+
+def test_nothing_is_cleaned_while_a_study_is_run(home):
+    code = "import sys, pathlib, time; from asdlib import io\n"
+    code += "with io.locked(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code, str(home / "runs" / "demo")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(errors.InputError, match="another run of this study is at work"):
+            housekeeping.unused(home)
+        other.kill()
 
 
 def test_one_that_is_being_computed_is_left(home):

@@ -37,7 +37,7 @@ def count(monkeypatch):
     return look
 
 
-STAGE_OF = {"baseline_knn": "03", "autoencoder": "03", "classifier": "04", "oevae": "05"}
+STAGE_OF = {"baseline_knn": "03", "multires": "03", "autoencoder": "03", "classifier": "04", "oevae": "05"}
 
 
 def compute(context, home, name, store=None, **settings):
@@ -50,6 +50,8 @@ def compute(context, home, name, store=None, **settings):
 
 SCORING_ONLY = [
     ("baseline_knn", {"k": 3}),
+    ("multires", {"neighbors": 4}),
+    ("multires", {"k": 1}),
     ("autoencoder", {"mahala": "per_frame"}),
     ("classifier", {"backend": "knn"}),
     ("classifier", {"smote": {"ratio": 0.5}}),

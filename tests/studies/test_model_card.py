@@ -10,7 +10,7 @@ import pytest
 
 from asdlib import schemas
 from asdlib.data import index
-from asdlib.evaluation import metrics
+from asdlib.evaluation import comparison, metrics
 from asdlib.studies import model_card
 
 
@@ -52,7 +52,9 @@ def study(context, table, synthetic=False):
 
 def test_the_card_holds_the_numbers_of_the_study(context):
     run, table, controls, decisions = study(context, context.store.clips)
-    card = model_card.text(run, table, controls, decisions)
+    pairs = pd.DataFrame(columns=[*comparison.PAIRED_COLUMNS, "p_holm"])
+    card = model_card.text(run, table, controls, decisions, pairs)
+    assert "| not compared: no multires on labeled test clips |" in card
     omega = table[(table["machine"] == "all") & (table["metric"] == "omega")].iloc[0]
     assert f"{omega['value']:.3f} [{omega['low']:.3f}, {omega['high']:.3f}]" in card
     row = decisions[(decisions["machine"] == "saw") & (decisions["domain"] == "all")].iloc[0]

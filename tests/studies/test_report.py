@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from asdlib import errors, schemas, settings
+from asdlib.evaluation import comparison
 from asdlib.studies import config, report
 from asdlib.viz import audio, pages, plots, tables
 
@@ -182,6 +183,17 @@ def test_summary_for_people_and_machines(tmp_path, value):
         and "<script" not in index
     )
     assert not list(tmp_path.rglob(".*"))  # nothing half-written is left
+
+
+def test_summary_and_numbers_hold_the_differences_to_the_reference(tmp_path):
+    row = ("baseline_knn", "multires", "all", "omega", -0.1, -0.2, -0.01, 0.02, 0.02)
+    pairs = pd.DataFrame([row], columns=[*comparison.PAIRED_COLUMNS, "p_holm"])
+    cfg = config.StudySettings(name="t")
+    report.write_summary(tmp_path / "t", cfg, metric_table(0.7), CONTROLS, PROBLEMS, pairs)
+    text = (tmp_path / "t" / "summary.md").read_text(encoding="utf-8")
+    assert "| no, below: −0.100 [−0.200, −0.010] |" in text and tables.ABOVE in text
+    facts = json.loads((tmp_path / "t" / "report.json").read_text(encoding="utf-8"))
+    assert facts["pairs"] == pairs.to_dict("records")
 
 
 def test_the_index_lists_a_system_on_each_line(tmp_path):

@@ -51,8 +51,14 @@ def ready(context, trained, system):
     return scorer.Scorer(context.cfg, found, trained[1], "pump", system, 0)
 
 
-@pytest.mark.parametrize("system", fusion.with_composed(detectors.SYSTEMS))
-@pytest.mark.parametrize("mode", ["zscore", "gamma"])
+@pytest.mark.parametrize(
+    "system, mode",
+    [
+        *((system, "zscore") for system in fusion.with_composed(detectors.SYSTEMS)),
+        ("ensemble", "gamma"),
+        pytest.param("oevae", "gamma", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_scores_equal_those_of_the_study_to_the_bit(context, trained, system, mode):
     context = dataclasses.replace(
         context, cfg=context.cfg.replace(fusion=context.cfg.fusion.replace(normalise=mode))

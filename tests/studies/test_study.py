@@ -1,11 +1,14 @@
 """The graph of a study: which notebooks it needs for the systems it names."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from asdlib import errors, io
+from asdlib import cli, errors, io
 from asdlib.data import synthetic
+from asdlib.models import training
 from asdlib.studies import artifacts, config, study
 
 
@@ -113,6 +116,38 @@ def test_a_job_that_came_to_a_worker_of_another_device_is_refused_before_it_comp
     assert study.open_notebook("05_oevae", **given, machine="fan").machine == "fan"
 
 
+def test_what_a_gpu_computed_is_read_and_more_is_computed_here(small, monkeypatch):
+    """A network that is said to be of a GPU, on a machine that has none: it is found; one of other settings
+    is trained here, once, and says so.
+    """
+    auto = [f"data.roots={[str(root) for root in small.roots]}", "precision='auto'"]
+    run, gpu = study.open_run("smoke", auto, small.home), torch.device("cuda")
+    run.device, run.auto, run.stage, run.machine = gpu, "bf16", study.stage_of("05"), "fan"
+    with monkeypatch.context() as patch:
+        patch.setenv(io.HOLDS, str(run.study_folder))
+        patch.setattr(training, "pick_device", lambda _: gpu)
+        run.fit_or_load("oevae")
+    job = (run.stage, 0, "fan")
+    artifacts.start(run.stage_folder(*job), "")
+    artifacts.commit(run.stage_folder(*job), run.digest(*job), {"device": "cuda", "auto": "bf16"})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # no units for bf16
+    given = {"study": "smoke", "overrides": auto, "home": str(small.home), "machine": "fan"}
+    read = study.open_notebook("05_oevae", **given)
+    assert (read.device, read.local_device.type, read.auto) == (gpu, "cpu", "bf16")
+    assert artifacts.finished(read.stage_folder(*job), read.digest(*job))
+    assert study.open_run("smoke", auto, small.home).digest(*job) != read.digest(*job)
+    times = []
+    for epochs in (2, 1, 1):  # read; trained here; read
+        read.fit_or_load("oevae", read.cfg.oevae.replace(epochs=epochs))
+        made = sorted(small.home.glob("runs/artifacts/oevae-fan-0-trained-*/DONE"))
+        facts = [json.loads((path.parent / "manifest.json").read_text(encoding="utf-8")) for path in made]
+        found = {(one["device"], one["shaped_by"]["settings"]["precision"]) for one in facts}
+        times.append([path.stat().st_mtime_ns for path in made])
+        assert read.device == gpu
+    assert found == {("cuda", "bf16"), ("cpu", "float32")}
+    assert len(times[0]) == 1 and len(times[1]) == 2 and times[1] == times[2]
+
+
 def test_a_study_without_embeddings_has_no_space(small):
     assert study.Run(config.load("smoke", ["systems=['baseline_knn']"]), small.home, 0).spaces() == []
 
@@ -134,3 +169,55 @@ def test_the_tuner_says_that_it_needs_oevae():
         match=r"stage 08_tuning serves oevae, the study has baseline_knn, .*; add it to systems",
     ):
         study.jobs(run("real"), ["08"])
+
+
+def test_other_settings_make_a_study_of_their_own_name(tmp_path):
+    args = cli.parser().parse_args(["run", "smoke", "--home", str(tmp_path), "--set", "oevae.epochs=3"])
+    name, overrides = cli._asked(args)
+    run = study.open_run(name, overrides, tmp_path)
+    assert run.cfg.name == "smoke--epochs-3" and run.study_folder == tmp_path / "runs" / "smoke--epochs-3"
+    assert run.reports == tmp_path / "reports" / "smoke--epochs-3"
+    assert run.data_folder == study.open_run("smoke", (), tmp_path).data_folder
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["--set", "oevae.epochs=1"], "smoke--epochs-1"),
+        (["--set", "seeds=[0, 1]"], "smoke--seeds-0_1"),
+        (["--set", "sweep.oevae.epochs=[1, 3]"], "smoke"),
+        (["--set", "name=other", "--set", "oevae.epochs=1"], "other"),
+        (["--machines", "fan", "--device", "cpu"], "smoke"),
+        (["--name", "new", "--set", "oevae.epochs=1"], "new"),
+    ],
+)
+def test_only_what_changes_the_settings_changes_the_name(words, expected, tmp_path):
+    args = cli.parser().parse_args(["run", "smoke", "--home", str(tmp_path), *words])
+    assert study.load(*cli._asked(args), tmp_path).name == expected
+
+
+def test_a_setting_that_is_the_studys_own_is_no_change(tmp_path):
+    epochs = study.load("smoke").oevae.epochs
+    args = cli.parser().parse_args(
+        ["run", "smoke", "--home", str(tmp_path), "--set", f"oevae.epochs={epochs}"]
+    )
+    assert study.load(*cli._asked(args), tmp_path).name == "smoke"
+
+
+def test_a_changed_study_is_known_by_its_name(tmp_path):
+    folder = tmp_path / "runs" / "smoke--epochs-3"
+    folder.mkdir(parents=True)
+    (folder / "study.txt").write_text("smoke")
+    (folder / study.OVERRIDES).write_text('["oevae.epochs=3", "name=smoke--epochs-3"]')
+    cfg = study.load("smoke--epochs-3", ["oevae.batch=8"], tmp_path)
+    assert (cfg.name, cfg.oevae.epochs, cfg.oevae.batch) == ("smoke--epochs-3", 3, 8)
+    with pytest.raises(errors.InputError, match="unknown study 'smoke--epochs-4'"):
+        study.load("smoke--epochs-4", (), tmp_path)
+
+
+def test_a_dry_run_writes_nothing(tmp_path, capsys):
+    assert cli.main(["run", "smoke", "--dry-run", "--home", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "to be made first: recordings of modelled machines (fan, gearbox)" in told
+    assert "missing  05_oevae gearbox" in told and "11 jobs to do" in told
+    assert not list(tmp_path.iterdir())

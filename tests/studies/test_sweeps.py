@@ -111,11 +111,8 @@ def test_a_notebook_opens_the_variant_that_the_runner_means(toml, tmp_path):
 def test_variants_of_other_recordings_have_a_store_of_their_own(tmp_path):
     opened = sweeps.runs("smoke", ["sweep.synthetic.seed=[0, 1]"], str(tmp_path))
     (base, _), (other, _) = opened.values()
-    assert (
-        base.data_folder == base.study_folder
-        and other.data_folder.parent == base.study_folder / "sweep" / "recordings"
-    )
-    assert other.roots != base.roots
+    assert base.data_folder != other.data_folder and other.roots != base.roots
+    assert base.data_folder.parent == other.data_folder.parent == tmp_path / "runs" / "recordings"
 
 
 def table_of(shift, seeds=(0, 1), systems=("a", "b"), noise=0.0):

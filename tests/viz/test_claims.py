@@ -5,7 +5,7 @@ import pandas as pd
 
 from asdlib.evaluation import comparison, metrics
 from asdlib.viz import tables
-from tests.viz.test_tables import SETTINGS, clip_table, score_table
+from tests.viz.test_tables import SETTINGS, clip_table, compared, score_table
 
 
 def test_holm_by_plain_steps():
@@ -36,7 +36,7 @@ def test_systems_compared_in_words():
             score_table(clips, 0.0, "oevae", seed=3),
         ]
     )
-    found = tables.differences(scores, SETTINGS, 0)
+    found = compared(scores)
     assert found["claim"].tolist() == [
         "baseline_mse is better",
         "no difference shown",
@@ -46,8 +46,45 @@ def test_systems_compared_in_words():
     told = tables.family(found, SETTINGS)
     assert told.startswith("3 comparisons, corrected together after Holm at level 0.05") and "2 hold" in told
     assert "baseline_mse is better than baseline_knn" in told and "baseline_mse is better than oevae" in told
-    none = tables.differences(score_table(clips, 0.0), SETTINGS, 0)
+    none = compared(score_table(clips, 0.0))
     assert len(none) == 0 and tables.family(none, SETTINGS) == "One system: nothing to compare."
+
+
+def against(*gaps):
+    """The column of claims about the reference, by system: gaps of multires, baseline_mse, oevae."""
+    clips = clip_table()
+    names = ("multires", "baseline_mse", "oevae")
+    scores = pd.concat([score_table(clips, gap, name, i) for i, (name, gap) in enumerate(zip(names, gaps))])
+    scores["seed"] = 0
+    pairs = comparison.all_pairs(scores, SETTINGS, 0)
+    found = tables.claims(
+        metrics.table(scores, SETTINGS, 0), metrics.controls(clips, scores, SETTINGS, 0), pairs, SETTINGS
+    )
+    return found.set_index("system")[tables.ABOVE], pairs
+
+
+def test_every_system_stands_beside_the_reference_without_training():
+    """By the same paired differences as between any two systems, with the sign of system less reference."""
+    found, pairs = against(1.0, 5.0, 0.0)
+    row = pairs.query("system_a == 'multires' and system_b == 'baseline_mse'").iloc[0]
+    assert found["baseline_mse"] == f"yes: +{-row.value:.3f} [{-row.high:.3f}, {-row.low:.3f}]"
+    assert found["oevae"].startswith("no, below: −0.") and found["multires"] == "the reference"
+    assert found["control_level"] == "" and next(iter(found.index)) == "multires"
+    found, _ = against(1.0, 1.0, 1.0)
+    assert found["oevae"].startswith("not shown: ")
+
+
+def test_the_reference_is_told_apart_after_the_correction_only():
+    rows = [("a", "multires", "all", "omega", 0.1, 0.01, 0.2, 0.03)]
+    pairs = pd.DataFrame(rows, columns=list(comparison.PAIRED_COLUMNS))
+    one = pairs.assign(p_holm=0.03), pairs.assign(p_holm=0.3)
+    assert [tables.above_reference("a", each, SETTINGS) for each in one] == [
+        "yes: +0.100 [0.010, 0.200]",
+        "undecided: +0.100 [0.010, 0.200]",
+    ]
+    assert tables.above_reference("b", one[0], SETTINGS) == ""
+    missing = tables.above_reference("a", pairs.iloc[:0].assign(p_holm=[]), SETTINGS)
+    assert missing == "not compared: no multires on labeled test clips"
 
 
 def test_what_passes_alone_only_is_not_claimed():

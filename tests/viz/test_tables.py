@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from asdlib import schemas
-from asdlib.evaluation import metrics
+from asdlib.evaluation import comparison, metrics
 from asdlib.studies import config, report
 from asdlib.viz import tables
 
@@ -37,6 +37,10 @@ def score_table(clips, gap, system="baseline_knn", seed=0):
     return clips.assign(system=system, component="score", seed=seed, score=scores)[
         list(schemas.SCORE_COLUMNS)
     ]
+
+
+def compared(scores):
+    return tables.verdicts(comparison.all_pairs(scores, SETTINGS, 0), SETTINGS)
 
 
 def claim_of(clips, scores):
@@ -128,7 +132,7 @@ def test_training_clips_alone_leave_nothing_to_compare_or_to_hear():
     """Additional training sets without test clips: empty tables, no refusal of systems that are there."""
     clips = clip_table().query("split == 'train'")
     scores = pd.concat([score_table(clips, 0.0), score_table(clips, 4.0, "baseline_mse")])
-    assert tables.differences(scores, SETTINGS, 0).empty
+    assert compared(scores).empty
     heard = tables.behind(scores, metrics.decisions(scores, SETTINGS), 8)
     assert list(heard) == ["clip", "caption"] and heard.empty
 

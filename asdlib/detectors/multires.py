@@ -1,0 +1,194 @@
+"""Multi-resolution density: statistics of log-mels at several resolutions and a modulation spectrum, compared
+with the training clips. Nothing is trained. Notebook: 03_baseline
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from safetensors.numpy import save
+
+from asdlib import errors, features, io
+from asdlib.data.store import BATCH_SAMPLES, standardize
+from asdlib.detectors.base import Detector, Scores, clip_by_clip
+from asdlib.models import training
+from asdlib.scoring.distances import density_references, density_scores, density_scores_left_out
+from asdlib.scoring.thresholds import ZScore
+from asdlib.settings import Many, Settings, setting
+
+
+class MultiResolutionSettings(Settings):
+    """Training-free density of log-mel statistics at several resolutions (METHOD 3.6)."""
+
+    n_fft: Many[Annotated[int, Field(ge=64, le=65536)]] = setting(
+        (256, 1024, 4096), "samples, windows of the log-mels, each a view; the hop is half of it"
+    )
+    n_mels: Many[Annotated[int, Field(ge=4, le=512)]] = setting(
+        (32, 64, 128), "mel bands from 50 to 8000 Hz, of each window"
+    )
+    modulation_groups: int = setting(
+        8, "groups of bands of the modulation view, made at the shortest window; 0: no such view", 0, 512
+    )
+    modulation_bins: int = setting(14, "geometric bins of the modulation spectrum", 1, 64)
+    k: int = setting(2, "references whose divided distance is averaged (METHOD 3.6)", 1, 100)
+    neighbors: int = setting(
+        2, "neighbors of a reference, whose mean distance divides the distance to it (METHOD 3.6)", 1, 100
+    )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if not self.n_fft or len(self.n_fft) != len(self.n_mels) or len(set(self.n_fft)) < len(self.n_fft):
+            raise errors.InputError(
+                f"settings multires.n_fft and n_mels: got {list(self.n_fft)} and {list(self.n_mels)},"
+                " expected different windows and a number of bands for each"
+            )
+        if self.modulation_groups > self.n_mels[self.finest]:
+            raise errors.InputError(
+                f"setting multires.modulation_groups: got {self.modulation_groups}, expected at most the"
+                f" {self.n_mels[self.finest]} bands of the shortest window"
+            )
+        return self
+
+    @property
+    def finest(self) -> int:
+        """Place of the shortest window."""
+        return self.n_fft.index(min(self.n_fft))
+
+    @property
+    def views(self) -> dict[str, int]:
+        """Features of each view, by its name."""
+        found = {f"mel{n_fft}": 2 * n_mels for n_fft, n_mels in zip(self.n_fft, self.n_mels)}
+        if self.modulation_groups:
+            found["modulation"] = self.modulation_groups * self.modulation_bins
+        return found
+
+
+LOW_HZ, HIGH_HZ = 50.0, 8000.0  # of the mel bands; at low rates up to half the rate
+
+
+class MultiResolution(Detector):
+    """Mean over views of how far a clip lies from the training clips, relative to how far these lie apart.
+    Nothing is trained.
+
+    Views of a clip of mean 0 and variance 1: mean and standard deviation over time of a log-mel at each
+    window, and the modulation spectrum of its level in groups of bands. In each view every feature is
+    divided by its standard deviation over the training clips, and the score is the mean of the k smallest
+    distances to a training clip, each divided by that clip's mean distance to its own nearest ones
+    (`density_scores`). The scores of the views, each less the mean and over the standard deviation of the
+    training clips' own scores, are averaged: 0 is a usual normal clip, 1 a standard deviation above.
+
+    A training clip is scored without being a reference, a neighbor of one, or part of the deviations.
+    Features and scores are float64. Components: the score of each view, and `score`.
+
+    Source: METHOD 3.6, 3.10.  Notebook: 03_baseline
+    """
+
+    name, Settings, systems = "multires", MultiResolutionSettings, ("multires",)
+
+    training_module = "asdlib.features"
+    scoring_settings = ("k", "neighbors")
+
+    @training.one_thread()  # sums are then the same to the bit in every process
+    def _prepare(self) -> None:
+        """Remember the training clips' features and score them."""
+        self.train = self._features(self.train_rows)
+        self.left_out = np.empty((len(self.train), len(self.settings.views)))
+        for group in np.unique(self.group):
+            own = self.group == group
+            self.left_out[own] = self._left_out(self.train[own])
+        self._remember()
+
+    def _remember(self) -> None:
+        """Of each group and view: the references, and the scale of the training clips' scores."""
+        neighbors = self.settings.neighbors
+        self.references, self.scales = {}, {}
+        for group in np.unique(self.group):
+            own = self.group == group
+            self.references[group] = [
+                density_references(view, neighbors=neighbors) for view in self.split(self.train[own])
+            ]
+            self.scales[group] = [ZScore.fit(scores) for scores in self.left_out[own].T]
+
+    def _left_out(self, train: np.ndarray) -> np.ndarray:
+        k, neighbors = self.settings.k, self.settings.neighbors
+        if len(train) <= max(k, 2):
+            raise errors.InputError(
+                f"{len(train)} training clips came, expected at least 3 and more than multires.k = {k}; add"
+                " recordings or use a smaller k"
+            )
+        views = self.split(train)
+        return np.stack([density_scores_left_out(view, k=k, neighbors=neighbors) for view in views], axis=1)
+
+    def split(self, vectors: np.ndarray) -> list[np.ndarray]:
+        """Embeddings (n, features) as those of each view, (n, dim)."""
+        return np.split(vectors, np.cumsum(list(self.settings.views.values()))[:-1], axis=1)
+
+    def _features(self, rows: np.ndarray) -> np.ndarray:
+        """All views of clips side by side, dB: float64 (clips, features). Clips of one length go together;
+        one shorter than the longest window is repeated until it fills it.
+        """
+        samples = np.maximum(self.store.clips["samples"].to_numpy()[rows], max(self.settings.n_fft))
+        out = np.empty((len(rows), sum(self.settings.views.values())))
+        for size in np.unique(samples):
+            where = np.flatnonzero(samples == size)
+            for part in np.array_split(where, -(-len(where) * int(size) // BATCH_SAMPLES)):
+                wave = self.store.audio(rows[part], device=self.device, length=int(size))
+                out[part] = self._views(wave).cpu().numpy()
+        return out
+
+    def _views(self, wave: torch.Tensor) -> torch.Tensor:
+        s, rate = self.settings, self.store.rate
+        wave, found = standardize(wave.double()), []
+        for n_fft, n_mels in zip(s.n_fft, s.n_mels):
+            size = {"n_fft": n_fft, "win": n_fft, "hop": n_fft // 2, "n_mels": n_mels}
+            mel = features.log_mel(wave, **size, low_hz=LOW_HZ, high_hz=min(HIGH_HZ, rate / 2), rate=rate)
+            found += [mel[:, 0].mean(2), mel[:, 0].std(2, correction=0)]
+            if n_fft == min(s.n_fft):
+                finest = mel[:, 0]
+        if s.modulation_groups:
+            speed = rate / (min(s.n_fft) // 2)
+            groups, bins = s.modulation_groups, s.modulation_bins
+            found.append(features.modulation_spectrum(finest, frame_hz=speed, groups=groups, bins=bins))
+        return torch.cat(found, dim=1)
+
+    def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All views side by side, dB: float32 (clips, features), and one item per clip."""
+        return self._features(rows).astype(np.float32), np.arange(len(rows))
+
+    @clip_by_clip
+    def _scores(self, rows: np.ndarray) -> Scores:
+        """Scores of clips that are not training clips."""
+        [group] = self.group_of(self.store.clips.iloc[rows])  # one clip at a time
+        pairs = zip(self.split(self._features(rows)), self.references[group])
+        found = [density_scores(view, references, k=self.settings.k) for view, references in pairs]
+        return self._named(np.stack(found, axis=1), np.array([group]))
+
+    def _training_scores(self) -> Scores:
+        """Score of each training clip against the others."""
+        return self._named(self.left_out, self.group)
+
+    def _named(self, scores: np.ndarray, group: np.ndarray) -> Scores:
+        """Scores (clips, views) by name, with the mean of the standardized ones."""
+        final = np.empty(len(scores))
+        for one in np.unique(group):
+            own = group == one
+            scaled = [scale(column) for scale, column in zip(self.scales[one], scores[own].T)]
+            final[own] = np.mean(scaled, axis=0)
+        views = {("multires", view): column for view, column in zip(self.settings.views, scores.T)}
+        return views | {("multires", "score"): final}
+
+    def _save(self, folder: Path) -> None:
+        """The references and the training clips' scores, as safetensors."""
+        tensors = {"train": self.train, "left_out": self.left_out}
+        (folder / "references.safetensors").write_bytes(save(tensors))
+
+    @training.one_thread()
+    def _load(self, folder: Path) -> None:
+        """What `save` wrote."""
+        found = io.tensors(folder / "references.safetensors", {"train": 2, "left_out": 2})
+        self.train, self.left_out = found["train"], found["left_out"]
+        self._remember()

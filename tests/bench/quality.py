@@ -1,0 +1,201 @@
+"""How good the detectors are on fresh synthetic machines: official score, paired differences, detectability.
+
+Every seed makes new machines of the demo study's kinds, and detectors are trained in the demo's recipe.
+Settings were chosen on the seeds CHOSEN; the page is made of the seeds REPORTED alone. What a seed and a
+detector gave is kept below runs/quality under the settings and code that made it, so that an interrupted run
+goes on. Seeds are pooled: a machine of a seed counts as a machine of its own, and the official score is that
+over all of them. ASDLIB_SEEDS and ASDLIB_ROWS (names with commas) do a part; the page says what is missing.
+"""
+
+import datetime
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from asdlib import errors, io
+from asdlib.data import index, synthetic
+from asdlib.data.store import machine_rows, open_store, training_clips
+from asdlib.detectors import DETECTORS
+from asdlib.detectors.base import score_all
+from asdlib.evaluation import comparison, detectability, metrics
+from asdlib.scoring import fusion
+from asdlib.settings import digest
+from asdlib.studies import config, home
+from asdlib.viz import tables
+
+CHOSEN, REPORTED = range(5), range(100, 105)
+FOLDER, PAGE = home.CLONE / "runs" / "quality", home.CLONE / "reports" / "quality.md"
+RECIPE = ["oevae.k_scales=[]", "oevae.ablation=0", "classifier.ablation=0"]
+INNER = {"backend": "local_density", "layers": ("layer1",)}
+# by row: its detector, the system of it that counts, the component, and other settings
+ROWS = {
+    "baseline_knn": ("baseline_knn", "baseline_knn", "score", {}),
+    "multires": ("multires", "multires", "score", {}),
+    "baseline_mse": ("autoencoder", "baseline_mse", "score", {}),
+    "baseline_mahala": ("autoencoder", "baseline_mahala", "score", {}),
+    "oevae": ("oevae", "oevae", "score", {}),
+    "beta, last layer": ("oevae", "oevae", "beta", {}),
+    "beta, last layer, untrained": ("oevae", "oevae", "beta", {"epochs": 0}),
+    "beta, layer 1": ("oevae", "oevae", "beta", INNER | {"pooling": "mean_std"}),
+    "beta, layer 1, untrained": ("oevae", "oevae", "beta", INNER | {"pooling": "mean_std", "epochs": 0}),
+    "beta, layer 1 in bands": ("oevae", "oevae", "beta", INNER | {"pooling": "bands"}),
+    "classifier": ("classifier", "classifier", "score", {}),
+}
+REFERENCES = ("baseline_knn", "multires", "baseline_mse")
+FUSIONS = {
+    "views: beta layer 1 in bands, Mahalanobis": ("beta, layer 1 in bands", "baseline_mahala"),
+    "the same and baseline_knn": ("beta, layer 1 in bands", "baseline_mahala", "baseline_knn"),
+    "the same and multires": ("beta, layer 1 in bands", "baseline_mahala", "baseline_knn", "multires"),
+}
+
+
+def main() -> None:
+    """Do what is missing, and write the page of what is there."""
+    torch.set_num_threads(1)
+    seeds = [int(word) for word in os.environ.get("ASDLIB_SEEDS", "").split(",") if word] or [*REPORTED]
+    rows = [word.strip() for word in os.environ.get("ASDLIB_ROWS", "").split(";") if word] or [*ROWS]
+    for row in rows:
+        errors.check_choice("row", row, list(ROWS))
+    for seed in seeds:
+        of_seed(seed, rows)
+    found = {seed: kept(seed) for seed in REPORTED}
+    page = text({seed: table for seed, table in found.items() if len(table)})
+    print(page)
+    io.write_text(PAGE, page)
+
+
+def settings_of(row: str, cfg: config.StudySettings):
+    """Settings of a row's detector."""
+    name, _, _, changed = ROWS[row]
+    return getattr(cfg, name).replace(**changed)
+
+
+def path_of(seed: int, row: str, cfg: config.StudySettings) -> Path:
+    """Where the scores of a row lie."""
+    name = ROWS[row][0]
+    made_by = settings_of(row, cfg), cfg.synthetic, cfg.data
+    key = digest(*made_by, io.code(DETECTORS[name].__module__, DETECTORS[name].training_module))
+    return FOLDER / f"{seed}" / f"{row.replace(', ', '-').replace(' ', '_')}-{key}.parquet"
+
+
+def of_seed(seed: int, rows: list[str]) -> None:
+    """Scores of some rows on the machines of one seed; those that are there stay."""
+    cfg = config.load("demo", [*RECIPE, f"synthetic.seed={seed}"])
+    todo = [row for row in rows if not path_of(seed, row, cfg).is_file()]
+    if not todo:
+        return
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        synthetic.write_tree(folder / "raw", cfg.synthetic, cfg.data.sample_rate)
+        store = open_store(*index.index([folder / "raw"]), folder / "store", cfg.data)
+        severity = detectability.severities(store.clips)
+        machines = sorted(store.clips["machine"].unique())
+        trained: dict[tuple, Path] = {}
+        for row in todo:
+            name, system, component, _ = ROWS[row]
+            settings = settings_of(row, cfg)
+            groups = [machines] if name == "classifier" else [[machine] for machine in machines]
+            parts = []
+            for group in groups:
+                detector = DETECTORS[name](settings, seed=0, device="cpu", precision="float32")
+                key = (name, *group, digest(detector.training_settings()))
+                if key in trained:
+                    detector.restore_training(trained[key], training_clips(store, group)[0])
+                else:
+                    detector.train(*training_clips(store, group))
+                    trained[key] = folder / f"net{len(trained)}"
+                    trained[key].mkdir()
+                    detector.save_training(trained[key])
+                parts.append(scores_of(detector, store, group))
+            table = fusion.systems(pd.concat(parts, ignore_index=True), cfg.fusion)
+            table = table[(table["system"] == system) & (table["component"] == component)]
+            table = table.assign(system=row, component="score")
+            table["severity"] = table["clip"].map(severity)
+            target = path_of(seed, row, cfg)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            io.write_table(target, table)
+            print(f"seed {seed}: {row}", flush=True)
+        shutil.rmtree(folder / "raw")
+
+
+def scores_of(detector, store, machines: list[str]) -> pd.DataFrame:
+    """Score table of some machines; an untrained network has no α to speak of, but all the same components."""
+    table = score_all(detector, store, machines)
+    counts = table.groupby(["system", "component"])["clip"].nunique()
+    expected = sum(len(machine_rows(store.clips, machine, "test")) for machine in machines)
+    expected += len(detector.train_rows)
+    if not (counts == expected).all():
+        raise errors.InputError(f"{detector.name}: {counts.to_dict()} clips were scored, expected {expected}")
+    return table
+
+
+def kept(seed: int) -> pd.DataFrame:
+    """What is there of a seed: scores of rows, and of fusions of them, its machines named by the seed."""
+    cfg = config.load("demo", [*RECIPE, f"synthetic.seed={seed}"])
+    there = [path for path in (path_of(seed, row, cfg) for row in ROWS) if path.is_file()]
+    if not there:
+        return pd.DataFrame()
+    table = pd.concat([pd.read_parquet(path) for path in there], ignore_index=True)
+    severity = table.groupby("clip")["severity"].first()
+    names, parts = set(table["system"]), [table.drop(columns="severity")]
+    for name, members in FUSIONS.items():
+        if set(members) <= names:
+            parts += [fusion.fuse_views(parts[0], members, how, f"{how} of {name}") for how in fusion.VIEWS]
+    table = pd.concat(parts, ignore_index=True)
+    table["severity"] = table["clip"].map(severity)
+    for column in ("machine", "clip"):
+        table[column] = f"{seed}:" + table[column]
+    return table
+
+
+def text(found: dict[int, pd.DataFrame]) -> str:
+    """The page.  found : by seed its scores; a row is told where all of them have it"""
+    scores = pd.concat(found.values(), ignore_index=True)
+    rows = [row for row in scores["system"].unique() if all(row in set(t["system"]) for t in found.values())]
+    scores, settings = scores[scores["system"].isin(rows)], metrics.MetricsSettings()
+    own = metrics.table(scores.drop(columns="severity"), settings, 0)
+    own = own[(own["machine"] == "all") & (own["metric"] == "omega")].set_index("system")
+    _, reached = detectability.curves(scores, settings, 0)
+    reached = reached[reached["machine"] == "all"].set_index("system")
+    references = [name for name in REFERENCES if name in rows]
+    lines = []
+    for row in sorted(rows, key=lambda row: -own.loc[row, "value"]):
+        line = {"detector": row, "official score": tables.number(*own.loc[row, ["value", "low", "high"]])}
+        for reference in references:
+            if row == reference:
+                line[f"less {reference}"] = ""
+                continue
+            pair = comparison.paired(scores.drop(columns="severity"), row, reference, settings, 0)
+            pair = comparison.over_all(pair).iloc[0]
+            line[f"less {reference}"] = tables.number(pair["value"], pair["low"], pair["high"])
+        at = reached.loc[row] if row in reached.index else None
+        line["severity at AUC .75"] = "" if at is None else _severity(at)
+        lines.append(line)
+    seeds = ", ".join(map(str, found))
+    missing = [seed for seed in REPORTED if seed not in found]
+    gone = [row for row in ROWS if row not in rows]
+    head = [
+        "# Quality on fresh synthetic machines",
+        f"{datetime.date.today().isoformat()}, `python -m tests.bench quality`, the demo's recipe; seeds"
+        f" {seeds}, {scores['machine'].nunique()} machines, {scores['clip'].nunique()} clips. Settings were"
+        f" chosen on seeds {CHOSEN[0]} to {CHOSEN[-1]}, never on these. Intervals: 95 %, bootstrap of the test"
+        " clips, paired for differences; one training each. Fusions read training scores alone.",
+        *([f"Missing seeds: {', '.join(map(str, missing))}."] if missing else []),
+        *([f"Not measured on all of these seeds: {', '.join(gone)}."] if gone else []),
+    ]
+    return "\n\n".join([*head, tables.markdown_table(pd.DataFrame(lines))]) + "\n"
+
+
+def _severity(row: pd.Series) -> str:
+    """Severity at which a system detects, with its interval."""
+    return "{} [{}, {}]".format(
+        *(
+            f"{value:.2f}" if np.isfinite(value) else f"over {row['tested']:g}"
+            for value in row[["severity", "low", "high"]]
+        )
+    )
