@@ -46,6 +46,7 @@ def _run(args: argparse.Namespace) -> None:
     import pandas as pd
 
     from asdlib import io
+    from asdlib.evaluation import comparison
     from asdlib.studies import config, jobs, runner
     from asdlib.studies import study as studies
     from asdlib.studies.report import claims_text, metrics_text
@@ -76,7 +77,8 @@ def _run(args: argparse.Namespace) -> None:
     if run.finished(*studies.jobs(run)[-1]):
         with io.refused(run.folder / "metrics.csv", "metrics"):
             found, controls = (pd.read_csv(run.folder / name) for name in ("metrics.csv", "controls.csv"))
-            ending += [claims_text(found, controls), metrics_text(found)]
+            pairs = comparison.all_pairs(io.scores(run.folder / "scores.parquet"), run.cfg.metrics, run.seed)
+            ending += [claims_text(found, controls, pairs, run.cfg.metrics), metrics_text(found)]
         ending.append(f"report {run.reports / 'index.html'}")
     if not only and (run.reports / "sweep.html").is_file():
         ending.append(f"seeds and settings {run.reports / 'sweep.html'}")
