@@ -32,14 +32,17 @@ from asdlib.settings import Settings, setting
 
 
 class SmoteSettings(Settings):
-    """Synthetic items of the smaller domain, interpolated between clips (report 2.2; METHOD 4.13)."""
+    """Synthetic items of small domains and classes, interpolated between clips (report 2.2; METHOD 4.13)."""
 
     space: Literal["embed", "logmel"] = setting(
-        "embed", "embed: before the nearest neighbours; logmel: in training (METHOD 3.2)"
+        "embed",
+        "where neighbours are sought. embed: new references only; logmel: new training items, and of OEVAE"
+        " references made of them (METHOD 3.2, 4.13)",
     )
     ratio: float = setting(
         0.2,
-        "the target domain is brought to this part of the source domain's size; 0: off (METHOD 4.13)",
+        "the target domain (of the classifier: each class of a machine) is brought to this part of the source"
+        " domain's (the machine's largest class's) size; 0: off (METHOD 4.13)",
         0.0,
         1.0,
     )

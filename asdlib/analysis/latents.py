@@ -62,8 +62,8 @@ class Latents:
 
     embedding float32 (n, dim), z_mean and z_logvar float32 (n, latent); clip int (n,): position of the item's
     clip in `clips`
-    clips : clip table of the machine with v, prior (k·v, centred) and trained (whether the network was
-        trained on the clip)
+    clips : clip table of the machine with v, prior (k·v, from its mean where `condition.centre`) and trained
+        (whether the network was trained on the clip)
     domain : channels of z_d.  refits : k_scale -> z_mean and z_logvar, float32 (n, latent), of the VAE
         refitted with it
     """

@@ -29,13 +29,18 @@ class ConditionSettings(Settings):
 
     attribute: str = setting(
         "random",
-        "attribute: random (by the seed, report 4.1), most_values (the numeric one with most values, METHOD"
-        " 3.3), or its name",
+        "attribute: random (by the seed among those that vary in the source domain, report 4.1), most_values"
+        " (the numeric one with most values, METHOD 3.3), or its name",
     )
     missing: Literal["power", "zero"] = setting(
         "power", "v of machines without attributes: power of the raw clip (report 4.1), or 0 (METHOD 4.7)"
     )
     bins: int = setting(4, "quantile bins of the power (METHOD 4.5)", 2, 1000)
+    centre: bool = setting(
+        True,
+        "count v from its mean over the training clips; false: prior mean k·v as printed in Eq. 3 (METHOD"
+        " 4.5)",
+    )
     k_scale: float = setting(
         5.0, "k = k_scale / smallest difference between two values of v (report 4.2)", 0.0, 1000.0
     )
@@ -64,8 +69,10 @@ def condition(
 ) -> Condition:
     """Values v of all clips of one machine.
 
-    choice : "random" (one key by the seed among those with two or more training values), "most_values" (the
-        numeric key with most training values), or the name of an attribute key
+    choice : "random" (one key by the seed among those with two or more values in training clips of the source
+        domain, or in all where none is of the source; a key that tells the domains apart and nothing else is
+        no condition, METHOD 4.6), "most_values" (the numeric key with most training values), or the name of
+        an attribute key
     missing : what to take where no key can serve: "power" (level_db in quantile bins of the training clips)
         or "zero"
     bins : number of quantile bins of the power
@@ -81,13 +88,18 @@ def condition(
         raise errors.InputError(
             f"no training clip of {machine} came, expected at least one; its condition cannot be chosen"
         )
-    values = {
-        key: sorted(set(train[f"attr_{key}"]) - {""}, key=index.natural)
-        for key in index.attribute_keys(train)
+    keys = index.attribute_keys(train)
+    values = {key: sorted(set(train[f"attr_{key}"]) - {""}, key=index.natural) for key in keys}
+    source = train[train["domain"] != "target"] if "domain" in train else train
+    varying = {
+        key
+        for key in keys
+        if (source if len(source) else train)[f"attr_{key}"].replace("", pd.NA).nunique() >= 2
     }
     key, reason = _choose(
         choice,
         values,
+        varying,
         index.attribute_keys(table),
         np.random.default_rng([seed, zlib.crc32(machine.encode())]),
     )
@@ -98,8 +110,9 @@ def condition(
 
 
 def _choose(
-    choice: str, values: dict[str, list[str]], known: list[str], rng: np.random.Generator
+    choice: str, values: dict[str, list[str]], varying: set[str], known: list[str], rng: np.random.Generator
 ) -> tuple[str | None, str]:
+    """The key and why, or None and why not.  varying : keys with two or more values in the source domain"""
     several = sorted(key for key in values if len(values[key]) >= 2)
     if choice not in ("random", "most_values"):
         errors.check_choice("attribute key", choice, ["random", "most_values", *known])
@@ -117,8 +130,11 @@ def _choose(
     if not several:
         return None, f"attribute {', '.join(sorted(values))} has a single training value"
     if choice == "random":
-        key = several[int(rng.integers(len(several)))]
-        return key, f"attribute {key}, drawn among {', '.join(several)}"
+        drawn = sorted(varying)
+        if not drawn:
+            return None, f"attribute {', '.join(several)} has a single value in the source domain"
+        key = drawn[int(rng.integers(len(drawn)))]
+        return key, f"attribute {key}, drawn among {', '.join(drawn)}"
     numeric = [key for key in several if _affixes(values[key])] or several
     key = max(numeric, key=lambda name: len(values[name]))
     return (

@@ -6,6 +6,8 @@ only: an attribute value that first occurs in a test clip never becomes one (MET
 in part (`classifier.holdout`, the whole part of that share, so classes of few clips keep them all) for the
 accuracy that is logged; nothing is selected by it.
 
+With `classifier.smote.space = "logmel"` synthetic items take part in training (`synthetic`).
+
 Clips are tiled or cropped to `clip_seconds`: in training from a random place that is drawn anew every epoch,
 for embeddings from the start (METHOD 5.1). A tiled clip starts anywhere in the room that its last copy
 leaves. Waveforms are standardised (`classifier.wave_norm`, METHOD 3.2) before they are mixed: with none, as
@@ -28,6 +30,7 @@ from asdlib.detectors.base import Detector, Scores, clip_by_clip
 from asdlib.detectors.classifier_training import ClassifierTraining
 from asdlib.models import classifier, training
 from asdlib.scoring import backends
+from asdlib.settings import to_tree
 
 EMBEDDINGS = "embeddings.safetensors"
 
@@ -40,6 +43,11 @@ class Classifier(ClassifierTraining, Detector):
     name, Settings, systems = "classifier", classifier.ClassifierSettings, ("classifier",)
     training_module = "asdlib.detectors.classifier_training"
     scoring_settings = ("backend", "kmeans", "density_neighbours", "smote", "ablation")
+
+    def training_settings(self) -> dict:
+        """SMOTE of log-mels takes part in training; SMOTE of embeddings belongs to a back-end."""
+        chosen, smote = super().training_settings(), self.settings.smote
+        return chosen if smote.space == "embed" else chosen | {"smote": to_tree(smote)}
 
     def _prepare(self) -> None:
         """Embeddings of the training clips, which the back-ends refer to."""

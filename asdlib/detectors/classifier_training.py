@@ -7,6 +7,7 @@ Sources: report 3.1; METHOD 3.5, 5. Notebook: 04_classifier.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from asdlib import augment, errors
+from asdlib import augment, errors, features
 from asdlib.data.index import training_classes
 from asdlib.data.store import BATCH_SAMPLES, Store, machine_statistics, standardize
 from asdlib.models import classifier, training
@@ -75,6 +76,7 @@ class ClassifierTraining:
         with training.seeded_init(self.seed, WEIGHTS):
             self.net = classifier.Classifier(self.settings, len(self.classes), self.rate)
         self.net.to(self.device, memory_format=torch.channels_last)
+        self._pairs: augment.MixPairs | None = None
 
     def _read(self, store: Store) -> None:
         """Take clips from a store from now on."""
@@ -127,30 +129,95 @@ class ClassifierTraining:
             precision=self.training_dtype,
         )
 
+    def synthetic(self) -> augment.MixPairs:
+        """SMOTE items of training, as pairs of positions among the training clips that are not held out; none
+        but for `smote.space` = "logmel".
+
+        Within a machine every class of two clips or more is brought to `smote.ratio` of the largest one.
+        Neighbors are sought among the log-mels of the class's clips, from their start; a class of few clips
+        has as many neighbors as there are. Source: report 2.2, 4.2; METHOD 4.13
+        """
+        s = self.settings.smote
+        if self._pairs is None:
+            used, codes = self.train_rows[~self.kept_out], self.codes[~self.kept_out]
+            size = np.bincount(codes, minlength=len(self.classes))
+            none = torch.empty(0, dtype=torch.int64)
+            parts = [augment.MixPairs(none, none, torch.empty(0))]
+            for code in np.flatnonzero(size > 1) if s.space == "logmel" else ():
+                largest = int(size[self.class_machine == self.class_machine[code]].max())
+                if size[code] >= int(s.ratio * largest):
+                    continue
+                own = np.flatnonzero(codes == code)
+                mels = self._log_mels(used[own])
+                x = np.zeros((len(own) + largest, mels.shape[1]), np.float32)
+                x[: len(own)] = mels  # of the largest class only the number counts
+                of_class, clips = np.arange(len(x)) < len(own), np.arange(len(x))
+                made = augment.smote(
+                    x, of_class, clips, ratio=s.ratio, k=min(s.k, len(own) - 1), seed=self.seed
+                )
+                place = torch.from_numpy(own)
+                parts.append(augment.MixPairs(place[made.first], place[made.second], made.weight))
+            joined = (
+                torch.cat([getattr(part, name) for part in parts]) for name in ("first", "second", "weight")
+            )
+            self._pairs = augment.MixPairs(*joined)
+        return self._pairs
+
+    @torch.inference_mode()
+    def _log_mels(self, rows: np.ndarray) -> np.ndarray:
+        """Log-mel of clips from their start, float32 (clips, bands · frames)."""
+        s, out = self.settings, []
+        shape = {"n_fft": s.n_fft, "win": s.n_fft, "hop": s.hop_length, "n_mels": s.n_mels}
+        for index in self._blocks(rows):
+            wave = self._waves(index, torch.zeros_like(index))
+            mel = features.log_mel(wave, **shape, high_hz=min(7800.0, self.rate / 2), rate=self.rate)
+            out.append(mel.flatten(1).cpu().numpy())
+        return np.concatenate(out)
+
     def _batches(self, generator: torch.Generator) -> Iterator[Batch]:
-        """One epoch: every clip once, from its place of this epoch, mixed, as features and soft labels.
-        Nothing here waits for a GPU.
+        """One epoch: every clip once, from its place of this epoch, mixed, as features and soft labels; and
+        every synthetic item once, its branch inputs interpolated by one weight between those of its parents,
+        never mixed with another. Nothing here waits for a GPU.
         """
         s, device, home = self.settings, self.device, self.resident.samples.device
-        used = np.flatnonzero(~self.kept_out)
-        rows = torch.from_numpy(self.train_rows[used]).to(home)
-        labels = F.one_hot(torch.from_numpy(self.codes[used]), len(self.classes)).float().to(device)
+        used, pairs = np.flatnonzero(~self.kept_out), self.synthetic()
+        real, made = len(used), len(pairs)
+        # clips, then first, then second parents
+        clip = torch.cat([torch.arange(real), pairs.first, pairs.second])
+        rows = torch.from_numpy(self.train_rows[used])[clip].to(home)
+        labels = F.one_hot(torch.from_numpy(self.codes[used]), len(self.classes)).float()[clip].to(device)
+        weight = torch.cat([torch.ones(real), pairs.weight]).to(device)
         count = self.resident.count[rows]
         room = (self.length + count - 1) // count * count - self.length  # of the copies that cover the length
         place = torch.rand(len(rows), generator=generator, device=generator.device, dtype=torch.float64).to(
             home
         )
         starts = (place * (room + 1)).long()
-        for index in training.shuffled_batches(len(rows), s.batch, generator, home):
+        for index in training.shuffled_batches(real + made, s.batch, generator, home):
             wave = self._waves(rows[index], starts[index])
-            y = labels[index.to(device)]
-            wave, y = augment.mixup(wave, y, prob=s.mixup_prob, generator=generator, beta=s.mixup_beta)
-            yield Batch(classifier.branch_inputs(wave, s, self.rate), y)
+            blend = augment.draw_mixup(len(index), prob=s.mixup_prob, generator=generator, beta=s.mixup_beta)
+            if made:
+                new = (index >= real).to(blend.weight.device)
+                plain = new[blend.first] | new[blend.second]
+                blend = dataclasses.replace(blend, weight=torch.where(plain, 1.0, blend.weight))
+            inputs = classifier.branch_inputs(blend.of(wave), s, self.rate)
+            if made:  # of a clip the other parent is the clip itself, at weight 0
+                other = torch.where(index >= real, index + made, index)
+                second = classifier.branch_inputs(self._waves(rows[other], starts[other]), s, self.rate)
+                share = weight[index.to(device)]
+                inputs = {
+                    name: torch.lerp(second[name], x, share.reshape(-1, *[1] * (x.ndim - 1)))
+                    for name, x in inputs.items()
+                }
+            yield Batch(inputs, blend.of(labels[index.to(device)]))
+
+    def _blocks(self, rows: np.ndarray) -> Iterator[torch.Tensor]:
+        for block in np.array_split(rows, -(-len(rows) // max(1, BATCH_SAMPLES // self.length))):
+            yield torch.as_tensor(block, device=self.resident.samples.device)
 
     def _inputs(self, rows: np.ndarray) -> Iterator[dict[str, torch.Tensor]]:
         """Branch inputs of clips from their start, in blocks that fit."""
-        for block in np.array_split(rows, -(-len(rows) // max(1, BATCH_SAMPLES // self.length))):
-            index = torch.as_tensor(block, device=self.resident.samples.device)
+        for index in self._blocks(rows):
             yield classifier.branch_inputs(
                 self._waves(index, torch.zeros_like(index)), self.settings, self.rate
             )

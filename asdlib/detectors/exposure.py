@@ -346,10 +346,10 @@ def target_items(
 
 
 def prior_means(v: np.ndarray, k: float, centre: float) -> tuple[np.ndarray, np.ndarray]:
-    """k·v, with v counted from `centre`, its mean over the training clips (METHOD 4.5), float32 (n,), and
-    whether there is a v at all.
+    """k·(v − centre), float32 (n,), and whether there is a v at all, bool (n,).
 
-    v : (n,), NaN where unknown
+    v : (n,), NaN where unknown.  centre : 0 as printed, or the mean of v over the training clips
+        (`condition.centre`, METHOD 4.5)
     """
     known = np.isfinite(v)
     return np.where(known, k * (np.nan_to_num(v) - centre), 0).astype(np.float32), known

@@ -111,7 +111,7 @@ class OEVAETraining:
         choice = {"choice": s.condition.attribute, "missing": s.condition.missing, "bins": s.condition.bins}
         self.condition = condition(clips, **choice, seed=self.seed, machine=self.machine)
         v = self._v(train_rows)
-        self.centre = float(v[np.isfinite(v)].mean()) if np.isfinite(v).any() else 0.0
+        self.centre = float(v[np.isfinite(v)].mean()) if s.condition.centre and np.isfinite(v).any() else 0.0
         self.front = exposure.SegmentFeatures(self.store, self.device, s.features, train_rows)
         self.labels = (
             exposure.attribute_labels(clips.iloc[train_rows], v)

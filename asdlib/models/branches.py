@@ -68,17 +68,22 @@ def dense(n_in: int, n_out: int) -> nn.Linear:
     return layer
 
 
-class _FromTheFirstStep:
+class FromTheFirstStep:
     """BatchNorm whose running statistics do not remember the mean 0 and variance 1 that they started from.
 
     At a momentum of 0.01 the start still weighs 0.99^t after t steps, 37 % after 100: a short training would
     be evaluated by statistics that no batch ever had. Divided by 1 − 0.99^t they are averages over batches
     alone, as Adam's moments are; after the thousands of steps of the cited trainings the difference is
     nothing.
+
+    debias : whether it does so; False is torch's own
     """
 
+    debias = True
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
+        """Normalize x, same shape: by the batch in training, else by the running statistics."""
+        if self.training or not self.debias:
             return super().forward(x)
         start = torch.pow(1 - self.momentum, self.num_batches_tracked.float())
         share = torch.where(start < 1, 1 - start, 1)
@@ -89,11 +94,11 @@ class _FromTheFirstStep:
         return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
 
 
-class BatchNorm1d(_FromTheFirstStep, nn.BatchNorm1d):
+class BatchNorm1d(FromTheFirstStep, nn.BatchNorm1d):
     """Over (n, channels)."""
 
 
-class BatchNorm2d(_FromTheFirstStep, nn.BatchNorm2d):
+class BatchNorm2d(FromTheFirstStep, nn.BatchNorm2d):
     """Over (n, channels, height, width)."""
 
 

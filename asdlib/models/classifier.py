@@ -54,6 +54,11 @@ class ClassifierSettings(Settings):
     featex_weight: float = setting(
         1.0, "weight of the FeatEx loss; 0: no FeatEx head (METHOD 5.6)", 0.0, 1000.0
     )
+    debias_batchnorm: bool = setting(
+        True,
+        "divide the start out of BatchNorm's running statistics; false: as torch has it (METHOD 5.3). After a"
+        " thousand steps there is no difference",
+    )
     l2: float = setting(1e-5, "weight of the squared kernels in the loss (METHOD 5.2)", 0.0, 1.0)
     batch: int = setting(64, "clips per step (METHOD 5.4)", 2, 65536)
     epochs: int = setting(10, "passes over all training clips (METHOD 5.4)", 1, 100000)
@@ -90,16 +95,6 @@ class ClassifierSettings(Settings):
                 f"classifier.branches = {list(branches)}, expected at least one branch and each of them once"
             )
         return branches
-
-    @field_validator("smote")
-    @classmethod
-    def _of_embeddings(cls, smote: SmoteSettings) -> SmoteSettings:
-        if smote.space != "embed":
-            raise errors.InputError(
-                f"setting classifier.smote.space: got {smote.space!r}, the classifier knows 'embed' only;"
-                " set that"
-            )
-        return smote
 
 
 SMALLEST_MAP = 5  # bins and frames: less leaves nothing after the stem's valid 3 x 3 pool
@@ -173,6 +168,9 @@ class Classifier(nn.Module):
                 self.branches[name] = branches.SpectrogramBranch(
                     shape[0], shape[1], settings.dim, centre_time=name != "phase"
                 )
+        for layer in self.branches.modules():
+            if isinstance(layer, branches.FromTheFirstStep):
+                layer.debias = settings.debias_batchnorm
         width, count = settings.dim * len(self.shapes), len(self.shapes)
         kind = {"subclusters": settings.subclusters, "scale": settings.scale}
         self.plain = losses.SubClusterAdaCos(width, classes, trainable=settings.train_centres, **kind)

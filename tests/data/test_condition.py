@@ -66,6 +66,24 @@ def test_choice_of_the_key():
     }
 
 
+def test_a_random_key_varies_in_the_source_domain():
+    """mic of ToyCar is the domain: constant in the source, it would tie z_d to nothing there (METHOD 4.6)."""
+    rows = table({"mic": ["1"] * 4 + ["2"] * 2, "spd": ["31V", "34V", "31V", "40V", "28V", "37V"]})
+    rows["domain"] = ["source"] * 4 + ["target"] * 2
+    random = [
+        condition.condition(rows, **SETTINGS | {"choice": "random", "seed": seed}) for seed in range(20)
+    ]
+    assert {found.key for found in random} == {"spd"}
+    assert random[0].d_min == 3 and random[0].v.tolist() == [31, 34, 31, 40, 28, 37]
+    only = rows.drop(columns="attr_spd").assign(level_db=[-40, -30, -20, -10, -25, 0])
+    found = condition.condition(only, **SETTINGS | {"choice": "random"})
+    assert found.key == "power"
+    assert found.reason == "attribute mic has a single value in the source domain; power is used instead"
+    assert condition.condition(only, **SETTINGS | {"choice": "mic"}).key == "mic"  # by its name
+    target = only.assign(domain="target")  # no source at all: all training clips
+    assert condition.condition(target, **SETTINGS | {"choice": "random"}).key == "mic"
+
+
 def test_one_training_value_falls_back_and_says_so():
     rows = table({"mic": ["1"] * 4}, {"mic": ["1", "2"]}, level=[-40, -30, -20, -10, -25, 0])
     found = condition.condition(rows, **SETTINGS)

@@ -15,7 +15,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from sizes import Context, bound, detector_of, fit
 
-from asdlib import augment, errors
+from asdlib import augment, errors, features
 from asdlib.data import index
 from asdlib.data.store import Clips, Store, machine_statistics, open_store, standardize
 from asdlib.detectors import classifier as module
@@ -24,7 +24,7 @@ from asdlib.detectors.classifier import Classifier, ablations, load_embeddings
 from asdlib.detectors.classifier_training import held_out
 from asdlib.evaluation import metrics
 from asdlib.models import classifier, training
-from asdlib.models.branches import BatchNorm1d
+from asdlib.models.branches import BatchNorm1d, FromTheFirstStep
 from asdlib.models.classifier import Batch
 from asdlib.scoring import backends
 from asdlib.studies import config
@@ -309,6 +309,100 @@ def test_labels_move_with_the_sound(context):
     assert any(((batch.y > 0).sum(1) == 2).any() for batch in one_epoch(detector, 0))
 
 
+LOGMEL = augment.SmoteSettings(space="logmel", ratio=1.0)
+
+
+def opened(context, **settings):
+    detector = detector_of(Classifier, changed(context, **settings))
+    bound(detector, context.store, rows_of(context, "train"))._open()
+    return detector
+
+
+def test_smote_brings_every_class_of_a_machine_to_the_ratio_between_its_own_clips(context):
+    """6, 6 and 4 clips per machine: the class of 4 grows, with its neighbors by the log-mel from the start."""
+    detector = opened(context, smote=LOGMEL, holdout=0.0)
+    pairs, codes = detector.synthetic(), detector.codes
+    first, second = pairs.first.numpy(), pairs.second.numpy()
+    assert len(pairs) == 4 and (codes[first] == codes[second]).all() and (first != second).all()
+    assert (pairs.weight >= 0.5).all() and (pairs.weight <= 1).all()
+    grown, counts = np.unique(codes[first], return_counts=True)
+    assert [name.split("/")[0] for name in detector.classes[grown]] == ["pump", "saw"]
+    assert counts.tolist() == [2, 2] and np.bincount(codes)[grown].tolist() == [4, 4]
+    rows = detector.train_rows
+    wave = standardize(context.store.audio(rows, length=12000))
+    mel = features.log_mel(wave, n_fft=256, win=256, hop=256, n_mels=40).flatten(1).numpy().astype(float)
+    for one, other in zip(first, second):  # k = 2 neighbors of either parent hold the other
+        mates = np.flatnonzero((codes == codes[one]) & (np.arange(len(codes)) != one))
+        back = np.flatnonzero((codes == codes[one]) & (np.arange(len(codes)) != other))
+        near = mates[np.argsort(np.linalg.norm(mel[mates] - mel[one], axis=1))[:2]]
+        around = back[np.argsort(np.linalg.norm(mel[back] - mel[other], axis=1))[:2]]
+        assert other in near or one in around
+    assert len(opened(context, smote=LOGMEL.replace(ratio=0.2), holdout=0.0).synthetic()) == 0
+    assert len(opened(context, smote=augment.SmoteSettings(ratio=1.0)).synthetic()) == 0  # space "embed"
+    held = opened(context, smote=LOGMEL, holdout=0.25)  # 5, 5 and 3 are left
+    kept = held.codes[~held.kept_out]
+    assert len(held.synthetic()) == 4 and held.synthetic().first.max() < len(kept)
+
+
+@pytest.mark.parametrize("prob", [0.0, 1.0])
+def test_a_synthetic_item_is_made_of_both_parents_inputs_by_one_weight_and_never_mixed(
+    context, monkeypatch, prob
+):
+    detector = opened(context, smote=LOGMEL, holdout=0.0, mixup_prob=prob)
+    pairs, real, gathered = detector.synthetic(), 32, []
+    made, gather = len(pairs), Store.segments
+
+    def spy(self, rows, starts, length):
+        gathered.append(rows.tolist())
+        return gather(self, rows, starts, length)
+
+    monkeypatch.setattr(Store, "segments", spy)
+    inputs, whole = [], classifier.branch_inputs
+    monkeypatch.setattr(classifier, "branch_inputs", lambda *of: inputs.append(whole(*of)) or inputs[-1])
+    monkeypatch.setattr(
+        training, "shuffled_batches", lambda count, size, *_: iter(torch.arange(count).split(size))
+    )
+    batches = one_epoch(detector, 0)
+    assert sum(len(batch.y) for batch in batches) == real + made == 36
+    rows = detector.train_rows
+    first = torch.cat([torch.arange(real), pairs.first])
+    second = torch.cat([torch.arange(real), pairs.second])
+    weight = torch.cat([torch.ones(real), pairs.weight])
+    for number, batch in enumerate(batches):
+        here = slice(8 * number, 8 * number + len(batch.y))
+        assert gathered[2 * number] == rows[first[here]].tolist()
+        assert gathered[2 * number + 1] == rows[second[here]].tolist()
+        one, other, w = inputs[2 * number], inputs[2 * number + 1], weight[here]
+        for name, found in batch.features.items():
+            share = w.reshape(-1, *[1] * (found.ndim - 1))
+            expected = share * one[name] + (1 - share) * other[name]
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+        synthetic = torch.arange(36)[here] >= real
+        truth = torch.eye(len(detector.classes))[detector.codes[first[here]]]
+        torch.testing.assert_close(batch.y[synthetic], truth[synthetic])
+        if prob == 0:
+            torch.testing.assert_close(batch.y, truth)
+    assert prob == 0 or any(((batch.y > 0).sum(1) == 2).any() for batch in batches)
+
+
+def test_without_synthetic_items_batches_are_what_they_were(context):
+    plain, off = (
+        one_epoch(opened(context, smote=augment.SmoteSettings(space=space, ratio=ratio)), 3)
+        for space, ratio in (("embed", 0.2), ("logmel", 0.0))
+    )
+    for one, two in zip(plain, off, strict=True):
+        assert torch.equal(one.y, two.y)
+        assert all(torch.equal(x, two.features[name]) for name, x in one.features.items())
+
+
+def test_smote_of_training_is_a_setting_of_training_and_that_of_a_back_end_is_not():
+    def of(**smote):
+        return Classifier(SMALL.replace(smote=smote)).training_settings()
+
+    assert of() == of(ratio=0.7, k=1) == of(space="embed")
+    assert len({str(of(space="logmel", **more)) for more in ({}, {"ratio": 0.7}, {"k": 1})}) == 3
+
+
 def test_adamax_at_the_setting_s_rate_and_no_decay(context, monkeypatch):
     """L2 is a term of the loss, on kernels alone; the optimiser has no decay of its own."""
     made = []
@@ -352,6 +446,12 @@ def test_running_statistics_forget_where_they_started():
     var = (weight[:, None] * x.var(1)).sum(0) / weight.sum()
     torch.testing.assert_close(ours(x[0]), (x[0] - mean) / torch.sqrt(var + ours.eps), rtol=1e-3, atol=1e-3)
     assert set(ours.state_dict()) == set(plain.state_dict())
+    ours.debias = False
+    torch.testing.assert_close(ours(x[0]), plain.eval()(x[0]))  # as torch has it
+    for debias in (True, False):
+        net = classifier.Classifier(SMALL.replace(debias_batchnorm=debias), 4)
+        layers = [layer for layer in net.branches.modules() if isinstance(layer, FromTheFirstStep)]
+        assert layers and all(layer.debias == debias for layer in layers)
     fresh = BatchNorm1d(3).eval()
     torch.testing.assert_close(fresh(x[0]), x[0] / math.sqrt(1 + fresh.eps))
 
@@ -511,8 +611,9 @@ def test_seeds_differ(context, fitted):
         {"phase_repr": "cossin", "smote": augment.SmoteSettings(ratio=0.0)},
         {"scale": "adaptive", "train_centres": True, "mixup_beta": 0.2},
         {"featex_weight": 0.0, "holdout": 0.0},
+        {"smote": augment.SmoteSettings(space="logmel", ratio=1.0), "debias_batchnorm": False},
     ],
-    ids=["one branch", "resolutions", "cossin", "adaptive", "no FeatEx"],
+    ids=["one branch", "resolutions", "cossin", "adaptive", "no FeatEx", "smote"],
 )
 def test_settings_train_and_score(context, settings):
     detector = detector_of(Classifier, changed(context, epochs=1, **settings))
@@ -541,13 +642,6 @@ def test_features_of_another_length_are_refused_in_words(context, fitted):
             context.store,
             rows_of(context, "train"),
         )
-
-
-def test_smote_of_spectrograms_is_refused(context):
-    with pytest.raises(
-        errors.InputError, match=r"classifier\.smote\.space: got 'logmel', the classifier knows 'embed' only"
-    ):
-        detector_of(Classifier, changed(context, smote=augment.SmoteSettings(space="logmel")))
 
 
 def test_ablations_take_one_thing_out_each():

@@ -252,6 +252,21 @@ def test_k_is_5_over_the_smallest_step_of_the_real_attribute_values():
     assert known.tolist() == [False, True] and prior.tolist() == [0, 0]
 
 
+def test_the_prior_is_k_v_or_counts_from_the_mean(context):
+    centred, printed = (
+        detector_of(OEVAE, changed(context, condition={"centre": centre})) for centre in (True, False)
+    )
+    for detector in (centred, printed):
+        detector._bind(Clips(context.store, machine_rows(context.store.clips, "pump", "train")))
+        detector._open()
+    v, k = printed._v(printed.train_rows), printed.condition.k(5.0)
+    assert len(set(v)) > 1 and v.mean() != 0
+    prior, known = printed._prior(printed.train_rows, 5.0)
+    np.testing.assert_allclose(prior, k * v, rtol=1e-6)
+    np.testing.assert_allclose(centred._prior(centred.train_rows, 5.0)[0], k * (v - v.mean()), rtol=1e-5)
+    assert known.all() and printed.training_settings() != centred.training_settings()
+
+
 # ---------------------------------------------------------------- scores
 
 
@@ -692,6 +707,7 @@ def test_paper_on_all_machines_by_name_with_and_without_attributes(tmp_path):
         "precision=float32",
     ]
     cfg = config.load("paper", small)
+    assert cfg.oevae.vae_grad == "literal" and cfg.oevae.smote.space == "logmel" and cfg.oevae.holdout == 0
     for folder, names, test in (("dev", DEV, 1), ("additional", ADDITIONAL, 0)):
         settings = synthetic.SyntheticSettings(
             machines=names, train_source=3, train_target=2, test=test, seconds=2.2
@@ -708,8 +724,10 @@ def test_paper_on_all_machines_by_name_with_and_without_attributes(tmp_path):
     assert len(keys) == 16 and "power" in keys.values() and len(set(keys.values())) > 2
     told = next(name for name, key in keys.items() if key != "power")
     for name in (told, "gearbox", "AirCompressor"):
-        scores = fusion.systems(detect(detector_of(OEVAE, here), store, [name]), cfg.fusion)
+        detector = detector_of(OEVAE, here)
+        scores = fusion.systems(detect(detector, store, [name]), cfg.fusion)
         assert np.isfinite(scores["score"]).all() and "score" in set(scores["component"])
+        assert detector.centre == 0 and detector.trained.all()
 
 
 def test_a_study_without_oevae_needs_no_other_machine():

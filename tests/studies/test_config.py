@@ -164,3 +164,30 @@ def test_a_study_is_saved_with_its_overrides_and_never_over_another(tmp_path):
     with pytest.raises(errors.InputError, match="expected letters, digits"):
         config.save("a b", "mine", [], tmp_path)
     assert path.read_text().startswith("# mine, with settings of its own")
+
+
+def test_paper_is_literal():
+    """METHOD 3.9, setting by setting; what it cannot do as printed is in `about`."""
+    cfg = config.load("paper")
+    assert cfg.precision == "float32" and cfg.data.recorded
+    oevae, classifier = cfg.oevae, cfg.classifier
+    assert oevae.smote.space == classifier.smote.space == "logmel" and oevae.smote.ratio > 0
+    assert oevae.holdout == classifier.holdout == 0
+    assert oevae.vae_grad == "literal" and config.load("best").oevae.vae_grad == "split"
+    assert (oevae.condition.attribute, oevae.condition.centre) == ("random", False)
+    assert not classifier.debias_batchnorm and classifier.phase_repr == "angle"
+    assert classifier.branches == ("fft", "mel", "phase") and classifier.backend == "kmeans"
+    assert oevae.features.wave_norm == classifier.wave_norm == "clip"
+    assert (oevae.layers, oevae.pooling, oevae.backend) == (("layer4",), "mean", "knn")
+    assert oevae.alpha_mode == "nll" and (oevae.batch, oevae.epochs, oevae.lr) == (128, 20, 1e-3)
+    assert (oevae.latent, oevae.domain_latent, oevae.lambda_vae, oevae.condition.k_scale) == (
+        64,
+        8,
+        1e-7,
+        5.0,
+    )
+    additions = (oevae.attribute_weight, oevae.near, oevae.kl_warmup, oevae.mixup.outliers, oevae.pretrained)
+    assert not any(additions)
+    for departure in ("Eq. 2", "Eq. 3 and 4", "Eq. 6", "power", "source domain", "overlap", "single clip"):
+        assert departure in cfg.about
+    assert "\n" not in cfg.about
