@@ -58,7 +58,8 @@ def opened(chromium, server):
             page = context.new_page()
             found[name] = (context, page, labs.Watch(page))
             server.open(page, f"{name}.ipynb")
-            assert labs.errors(server.run_all(page, f"{name}.ipynb")) == []
+            book = server.run_all(page, f"{name}.ipynb")
+            assert labs.errors(book) == [] and f"OK {name[:2]}: " in labs.said(book)
         return found[name][1]
 
     yield window
