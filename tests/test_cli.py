@@ -257,7 +257,7 @@ def test_index_prints_the_agreed_json(tree, capsys):
         "source_anomaly": 4,
         "target_normal": 4,
         "target_anomaly": 4,
-        "unlabelled": 0,
+        "unlabeled": 0,
     }
     assert fan["seconds"] == [2.0, 2.0] and fan["attributes"] == {} and len(content["problems"]) >= 3
     assert all(set(problem) == {"path", "reason"} for problem in content["problems"])

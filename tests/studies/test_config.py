@@ -67,7 +67,7 @@ def test_digest_changes_with_every_setting():
         ("autoencoder.lr=nan", "got nan, expected a number from"),
         ("data.resample=1", r"got 1 \(int\), expected bool"),
         ("autoencoder=3", r"got 3, expected a section \[autoencoder\]"),
-        ("fusion.normalise=z", "got 'z', expected one of 'zscore', 'none', 'rank', 'gamma'"),
+        ("fusion.normalize=z", "got 'z', expected one of 'zscore', 'none', 'rank', 'gamma'"),
         ("autoencoder.epochs", "expected name=value"),
         ("device.x=1", "device is a value, not a section|expected one of"),
         ("data.machines=[1]", r"setting data\.machines: got 1 \(int\), expected str"),
@@ -106,13 +106,13 @@ def including(tmp_path, text, files):
 def test_included_settings_hold_where_the_study_says_nothing(tmp_path):
     files = {
         "a.toml": "about = 'a'\n[fusion]\nomega = 0.1\neta = 0.1\n",
-        "b.toml": "[fusion]\nomega = 0.2\nnormalise = 'rank'\n",
+        "b.toml": "[fusion]\nomega = 0.2\nnormalize = 'rank'\n",
     }
     study = including(
-        tmp_path, "include = ['a.toml', 'b.toml']\nabout = 'mine'\n[fusion]\nnormalise = 'none'\n", files
+        tmp_path, "include = ['a.toml', 'b.toml']\nabout = 'mine'\n[fusion]\nnormalize = 'none'\n", files
     )
     cfg = config.load(study, ["fusion.eta=0.9"])
-    assert (cfg.fusion.omega, cfg.fusion.eta, cfg.fusion.normalise) == (
+    assert (cfg.fusion.omega, cfg.fusion.eta, cfg.fusion.normalize) == (
         0.2,
         0.9,
         "none",
@@ -174,7 +174,7 @@ def test_paper_is_literal():
     assert oevae.smote.space == classifier.smote.space == "logmel" and oevae.smote.ratio > 0
     assert oevae.holdout == classifier.holdout == 0
     assert oevae.vae_grad == "literal" and config.load("best").oevae.vae_grad == "split"
-    assert (oevae.condition.attribute, oevae.condition.centre) == ("random", False)
+    assert (oevae.condition.attribute, oevae.condition.center) == ("random", False)
     assert not classifier.debias_batchnorm and classifier.phase_repr == "angle"
     assert classifier.branches == ("fft", "mel", "phase") and classifier.backend == "kmeans"
     assert oevae.features.wave_norm == classifier.wave_norm == "clip"

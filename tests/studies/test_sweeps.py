@@ -18,7 +18,7 @@ seeds = [0, 1]
 systems = ["baseline_knn", "baseline_mse"]
 [sweep]
 "autoencoder.epochs" = [2, 4]
-fusion.normalise = ["zscore", "rank"]
+fusion.normalize = ["zscore", "rank"]
 [synthetic]
 machines = ["fan", "gearbox"]
 train_source = 4
@@ -37,14 +37,14 @@ def toml(tmp_path):
 
 
 def test_all_combinations_but_the_study_itself(toml):
-    assert sweeps.axes(toml) == {"autoencoder.epochs": [2, 4], "fusion.normalise": ["zscore", "rank"]}
+    assert sweeps.axes(toml) == {"autoencoder.epochs": [2, 4], "fusion.normalize": ["zscore", "rank"]}
     found = sweeps.variants(toml, ["seeds=[3]"])
-    assert list(found) == ["epochs=2,normalise=rank", "epochs=4,normalise=zscore", "epochs=4,normalise=rank"]
-    assert found["epochs=4,normalise=rank"] == [
+    assert list(found) == ["epochs=2,normalize=rank", "epochs=4,normalize=zscore", "epochs=4,normalize=rank"]
+    assert found["epochs=4,normalize=rank"] == [
         "seeds=[3]",
-        "variant=epochs=4,normalise=rank",
+        "variant=epochs=4,normalize=rank",
         "autoencoder.epochs=4",
-        'fusion.normalise="rank"',
+        'fusion.normalize="rank"',
     ]
 
 
@@ -81,10 +81,10 @@ def test_a_job_lies_where_its_settings_put_it(toml, tmp_path):
         name: run.stage_folder(three, 1, "fan").relative_to(run.study_folder).as_posix()
         for name, (run, _) in opened.items()
     }
-    assert place[""] == place["epochs=2,normalise=rank"] == "seed1/03_baseline/fan"
-    assert place["epochs=4,normalise=zscore"] == place["epochs=4,normalise=rank"]
-    assert place["epochs=4,normalise=rank"].startswith("sweep/jobs/") and place[
-        "epochs=4,normalise=rank"
+    assert place[""] == place["epochs=2,normalize=rank"] == "seed1/03_baseline/fan"
+    assert place["epochs=4,normalize=zscore"] == place["epochs=4,normalize=rank"]
+    assert place["epochs=4,normalize=rank"].startswith("sweep/jobs/") and place[
+        "epochs=4,normalize=rank"
     ].endswith("/seed1/03_baseline/fan")
     planned = jobs.plan(opened)
     assert [job.stage.notebook[:2] for job in planned] == ["01", "02", *["03"] * 8, "09"]
@@ -94,15 +94,15 @@ def test_a_job_lies_where_its_settings_put_it(toml, tmp_path):
 
 
 def test_a_notebook_opens_the_variant_that_the_runner_means(toml, tmp_path):
-    given = sweeps.variants(toml)["epochs=4,normalise=rank"]
+    given = sweeps.variants(toml)["epochs=4,normalize=rank"]
     run = study.open_run(toml, given, tmp_path, seed=1)
-    assert (run.variant, run.cfg.autoencoder.epochs, run.cfg.fusion.normalise) == (
-        "epochs=4,normalise=rank",
+    assert (run.variant, run.cfg.autoencoder.epochs, run.cfg.fusion.normalize) == (
+        "epochs=4,normalize=rank",
         4,
         "rank",
     )
-    assert (run.base.cfg.autoencoder.epochs, run.base.cfg.fusion.normalise) == (2, "zscore")
-    opened = sweeps.runs(toml, [], str(tmp_path))["epochs=4,normalise=rank"][0]
+    assert (run.base.cfg.autoencoder.epochs, run.base.cfg.fusion.normalize) == (2, "zscore")
+    opened = sweeps.runs(toml, [], str(tmp_path))["epochs=4,normalize=rank"][0]
     three = study.stage_of("03")
     assert run.stage_folder(three, 1, "fan") == opened.stage_folder(three, 1, "fan") and run.seed == 1
     assert run.digest(three, 1, "fan") == opened.digest(three, 1, "fan")
@@ -186,7 +186,7 @@ def test_two_seeds_and_a_sweep_on_two_workers_end_in_a_page(tmp_path):
     """
     pytest.importorskip("distributed", reason="the extra cluster is not installed")
     (tmp_path / "swept.toml").write_text(
-        TREE.replace('fusion.normalise = ["zscore", "rank"]\n', "")
+        TREE.replace('fusion.normalize = ["zscore", "rank"]\n', "")
         + "n_mels = 16\nhidden = 8\nbottleneck = 4\n"
         + "[metrics]\nbootstrap = 20\nshuffles = 10\n[report]\nplayers = 0\n"
     )
@@ -216,7 +216,7 @@ def test_two_seeds_and_a_sweep_on_two_workers_end_in_a_page(tmp_path):
         list(runs.glob("sweep/jobs/*/seed0/03_baseline/fan")),
     )
     used = [json.loads((folder / "manifest.json").read_text())["artifacts"] for folder in (own, other)]
-    assert used[0]["baseline_knn"] == used[1]["baseline_knn"], "the nearest neighbour was made twice"
+    assert used[0]["baseline_knn"] == used[1]["baseline_knn"], "the nearest neighbor was made twice"
     epochs, made = [], tmp_path / "runs" / "artifacts"
     for names in used:
         trained = json.loads((made / names["autoencoder"] / "manifest.json").read_text())["trained"]
