@@ -1,13 +1,11 @@
 """Sweeps: which variants there are, where their jobs lie, and what is said of seeds and settings."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from commands import asd, asd_here
 
 from asdlib import errors, schemas
 from asdlib.evaluation import metrics
@@ -190,21 +188,8 @@ def test_two_seeds_and_a_sweep_on_two_workers_end_in_a_page(tmp_path):
         + "n_mels = 16\nhidden = 8\nbottleneck = 4\n"
         + "[metrics]\nbootstrap = 20\nshuffles = 10\n[report]\nplayers = 0\n"
     )
-    code = "import sys; from asdlib.cli import main; sys.exit(main())"
-    words = [
-        sys.executable,
-        "-c",
-        code,
-        "run",
-        str(tmp_path / "swept.toml"),
-        "--home",
-        str(tmp_path),
-        "--machines",
-        "fan",
-        "--workers",
-        "2",
-    ]
-    said = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    words = ["run", tmp_path / "swept.toml", "--home", tmp_path, "--machines", "fan"]
+    said = asd(*words, "--workers", "2")
     assert said.returncode == 0, said.stdout + said.stderr
     assert (
         "7 jobs on 2 workers" in said.stdout
@@ -235,11 +220,11 @@ def test_two_seeds_and_a_sweep_on_two_workers_end_in_a_page(tmp_path):
         "the same scores: this setting does not reach the system" in page.read_text()
         and "swept/sweep.html" in index.read_text()
     )
-    again = subprocess.run(words, capture_output=True, text=True)
+    again = asd_here(*words)
     assert "nothing to do: everything is up to date" in again.stdout and "sweep.html" in again.stdout
     toml = tmp_path / "swept.toml"
     toml.write_text(toml.read_text().replace("[2, 4]", "[2]"))  # the same trainings, another page
-    fewer = subprocess.run(words, capture_output=True, text=True)
+    fewer = asd_here(*words)
     assert fewer.returncode == 0 and "nothing to do" in fewer.stdout and "epochs=4" not in page.read_text(), (
         fewer.stderr
     )
@@ -250,6 +235,6 @@ def test_two_seeds_and_a_sweep_on_two_workers_end_in_a_page(tmp_path):
         .replace('"autoencoder.epochs" = [2]', "")
         .replace("[0, 1]", "[0]")
     )
-    one = subprocess.run(words[:-2], capture_output=True, text=True)
+    one = asd_here(*words)
     assert one.returncode == 0 and "sweep.html" not in one.stdout, one.stdout + one.stderr
     assert not page.exists() and not (runs / "sweep.csv").exists() and "sweep.html" not in index.read_text()
