@@ -99,13 +99,15 @@ def inner_layers(detector: OEVAE, metric: metrics.MetricsSettings) -> pd.DataFra
     store, train = detector.store, detector.train_rows
     test = machine_rows(store.clips, detector.machine, "test")
     group, dims, columns = detector.group_of(store.clips.iloc[test]), {}, {}
-    for kind, net in (("trained", detector.net), ("untrained", detector.untrained())):
-        own, new, scores = _profiles(detector, net, train), _profiles(detector, net, test), {}
-        for (layer, how), vectors in own.items():
+    nets = {"trained": detector.net, "untrained": detector.untrained()}
+    of_train, of_test = (_profiles(detector, nets, rows) for rows in (train, test))
+    for kind in nets:
+        scores = {}
+        for (layer, how), vectors in of_train[kind].items():
             dims[layer, how], values = vectors.shape[1], np.empty(len(test))
             for name in np.unique(group):
                 references = density_references(vectors[detector.group == name])
-                values[group == name] = density_scores(new[layer, how][group == name], references)
+                values[group == name] = density_scores(of_test[kind][layer, how][group == name], references)
             scores["oevae", f"{layer} {how}"] = values
         columns[kind] = _official(score_table(store.clips, test, scores, 0), metric) if len(test) else {}
     rows = [
@@ -118,13 +120,15 @@ def inner_layers(detector: OEVAE, metric: metrics.MetricsSettings) -> pd.DataFra
 
 @training.one_thread()
 @torch.inference_mode()
-def _profiles(detector: OEVAE, net: oevae.OEVAE, rows: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
-    """Vectors of clips by layer and pooling, means over their segments, float32 (clips, dim)."""
-    out = {(layer, how): [] for layer in oevae.LAYERS for how in POOLING}
+def _profiles(
+    detector: OEVAE, nets: dict[str, oevae.OEVAE], rows: np.ndarray
+) -> dict[str, dict[tuple[str, str], np.ndarray]]:
+    """Vectors of clips by network, layer and pooling, means over their segments, float32 (clips, dim)."""
+    out = {kind: {(layer, how): [] for layer in oevae.LAYERS for how in POOLING} for kind in nets}
     for row in rows:
-        stages = net.stages(
-            detector.front.log_mel(detector.front.waves(detector.front.items(np.array([row]))))
-        )
-        for (layer, how), found in out.items():
-            found.append(pool([stages[layer]], how).cpu().numpy().mean(0, dtype=np.float64))
-    return {key: np.array(found, np.float32) for key, found in out.items()}
+        x = detector.front.log_mel(detector.front.waves(detector.front.items(np.array([row]))))
+        for kind, net in nets.items():
+            stages = net.stages(x)
+            for (layer, how), found in out[kind].items():
+                found.append(pool([stages[layer]], how).cpu().numpy().mean(0, dtype=np.float64))
+    return {kind: {key: np.array(found, np.float32) for key, found in of.items()} for kind, of in out.items()}

@@ -8,7 +8,7 @@ number stands in it that was not measured. What is not known is said ("not state
 filled in.
 
 The license of the recordings is, in this order: the setting `report.license`; the first line of a LICENSE
-(or LICENSE) file in a data root or beside a machine's train folder (`asd import --license` writes one);
+(or LICENCE) file in a data root or beside a machine's train folder (`asd import --license` writes one);
 none for synthetic recordings; else "not stated", with the license that the challenge's recordings have if
 all machines carry their names.
 
