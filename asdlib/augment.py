@@ -36,7 +36,7 @@ class SmoteSettings(Settings):
 
     space: Literal["embed", "logmel"] = setting(
         "embed",
-        "where neighbours are sought. embed: new references only; logmel: new training items, and of OEVAE"
+        "where neighbors are sought. embed: new references only; logmel: new training items, and of OEVAE"
         " references made of them (METHOD 3.2, 4.13)",
     )
     ratio: float = setting(
@@ -46,7 +46,7 @@ class SmoteSettings(Settings):
         0.0,
         1.0,
     )
-    k: int = setting(2, "neighbours to choose from, in other clips (METHOD 4.13)", 1, 100)
+    k: int = setting(2, "neighbors to choose from, in other clips (METHOD 4.13)", 1, 100)
 
 
 @dataclass(frozen=True)
@@ -202,11 +202,11 @@ def smote(x, classes: Sequence, clips: Sequence, *, ratio: float, k: int, seed: 
     """SMOTE: brings every class that is smaller than ratio × the largest one up to that size, between
     different clips.
 
-    x : Tensor or ndarray (n, ...), the space in which neighbours are sought (embedding or log-mel; flattened)
+    x : Tensor or ndarray (n, ...), the space in which neighbors are sought (embedding or log-mel; flattened)
     classes : (n,) class of each item, usually its domain, so that the target domain grows
     clips : (n,) clip of each item: two segments of one clip are never interpolated
     ratio : 0.2 brings 10 target items beside 990 source items to 198; 0 adds nothing
-    k : neighbours to choose from, the k nearest items of other clips in the same class
+    k : neighbors to choose from, the k nearest items of other clips in the same class
     returns : MixPairs of the new items only; `MixPairs.of(x)` gives their vectors, `MixPairs.condition` their
         v
     raises : errors.InputError where a class to be grown has one clip only, or fewer than k items in other
@@ -249,7 +249,7 @@ def _other_clips(x: np.ndarray, clips: np.ndarray, k: int, name) -> np.ndarray:
     most = len(x) - int(sizes.max())
     if k > most:
         raise errors.InputError(
-            f"SMOTE of {name}: {k} neighbours asked, an item has {most} in other clips; set smote.k to {most}"
+            f"SMOTE of {name}: {k} neighbors asked, an item has {most} in other clips; set smote.k to {most}"
             " or less"
         )
     reach = min(

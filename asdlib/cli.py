@@ -5,7 +5,7 @@ with 130.
     asd run demo                                        a study: notebooks in order, then the report
     asd index ROOT... [--json]                          what recordings there are, and what is wrong with them
     asd download dcase2024 --root DIR                   the challenge's recordings, from their public records
-    asd synth OUT --machines fan gearbox                recordings of modelled machines
+    asd synth OUT --machines fan gearbox                recordings of modeled machines
     asd compare STUDY STUDY [--html FILE]               two finished studies: settings, results, is one better
     asd settings [NAME]                                 every setting with its default and meaning
     asd import FOLDER... --root DIR --machine NAME      recordings as people have them become a machine
@@ -46,6 +46,7 @@ def _run(args: argparse.Namespace) -> None:
     import pandas as pd
 
     from asdlib import io
+    from asdlib.evaluation import comparison
     from asdlib.studies import config, jobs, runner
     from asdlib.studies import study as studies
     from asdlib.studies.report import claims_text, metrics_text
@@ -76,7 +77,8 @@ def _run(args: argparse.Namespace) -> None:
     if run.finished(*studies.jobs(run)[-1]):
         with io.refused(run.folder / "metrics.csv", "metrics"):
             found, controls = (pd.read_csv(run.folder / name) for name in ("metrics.csv", "controls.csv"))
-            ending += [claims_text(found, controls), metrics_text(found)]
+            pairs = comparison.all_pairs(io.scores(run.folder / "scores.parquet"), run.cfg.metrics, run.seed)
+            ending += [claims_text(found, controls, pairs, run.cfg.metrics), metrics_text(found)]
         ending.append(f"report {run.reports / 'index.html'}")
     if not only and (run.reports / "sweep.html").is_file():
         ending.append(f"seeds and settings {run.reports / 'sweep.html'}")
@@ -419,15 +421,15 @@ def parser() -> argparse.ArgumentParser:
         "--truth",
         default="",
         metavar="FILE",
-        help="the organisers' list of true evaluation names (eval_data_list_2024.csv)",
+        help="the organizers' list of true evaluation names (eval_data_list_2024.csv)",
     )
     fetch.set_defaults(action=_download)
 
     synth = commands.add_parser(
         "synth",
-        help="write recordings of modelled machines",
+        help="write recordings of modeled machines",
         description=(
-            "Reads nothing; writes a DCASE 2024-style tree of physically modelled machines with faults to a"
+            "Reads nothing; writes a DCASE 2024-style tree of physically modeled machines with faults to a"
             " new folder."
         ),
         epilog="example: asd synth data/toy --machines fan gearbox --severity 0.5 1 2",
@@ -436,7 +438,7 @@ def parser() -> argparse.ArgumentParser:
     synth.add_argument(
         "--machines",
         nargs="+",
-        help="modelled machines, for example fan gearbox; NAME:KIND gives one another name",
+        help="modeled machines, for example fan gearbox; NAME:KIND gives one another name",
     )
     for name, kind, text in (
         ("train-source", int, "training clips, source domain"),
@@ -549,7 +551,7 @@ def _import(args: argparse.Namespace) -> None:
         "channel": args.channel,
         "clip_seconds": args.clip_seconds,
         "copy": args.copy,
-        "licence": args.licence,
+        "license": args.license,
         "accept": args.accept_folders,
     }
     done = importer.import_machine(args.folders, args.root, args.machine, **choices)
@@ -718,7 +720,7 @@ def _add_own_machine(commands) -> None:
     )
     bring.add_argument("--copy", action="store_true", help="copy what fits instead of linking to it")
     bring.add_argument(
-        "--licence", default="", metavar="TEXT", help="licence of the recordings, for the model card"
+        "--license", default="", metavar="TEXT", help="license of the recordings, for the model card"
     )
     bring.set_defaults(action=_import)
 

@@ -36,7 +36,7 @@ CHUNK = (
     # a
     # batch at once
 )
-POWER_FLOOR = 1e-10  # -100 dB: below the noise of 16-bit sound after standardisation
+POWER_FLOOR = 1e-10  # -100 dB: below the noise of 16-bit sound after standardization
 
 
 @functools.lru_cache(maxsize=32)
@@ -65,7 +65,7 @@ def _fine_mel_bank(
 def band_hz(
     n_mels: int, *, n_fft: int, low_hz: float, high_hz: float, rate: int = SAMPLE_RATE, slaney: bool = False
 ) -> np.ndarray:
-    """Centre of gravity of each mel band, Hz, float64 (n_mels,), rising; for the axes of figures.  slaney :
+    """Center of gravity of each mel band, Hz, float64 (n_mels,), rising; for the axes of figures.  slaney :
     the bank of `baseline_mel`
     """
     bank = _mel_bank(n_fft, n_mels, low_hz, high_hz, rate, slaney, torch.device("cpu")).double().numpy()
@@ -120,7 +120,7 @@ def log_mel(
     high_hz: float = 7800.0,
     rate: int = SAMPLE_RATE,
 ) -> torch.Tensor:
-    """Log-mel spectrogram in dB, centred frames: 2 s at the defaults become 224 x 126.
+    """Log-mel spectrogram in dB, centered frames: 2 s at the defaults become 224 x 126.
 
     wave : float32 or float64 (n, samples)
     n_fft, win, hop : samples (64 ms and 16 ms at 16 kHz; n_fft 2048 with win 1024 gives a bank of full rank)
@@ -180,9 +180,9 @@ def modulation_spectrum(
 def baseline_mel(
     wave: torch.Tensor, *, n_fft: int = 1024, hop: int = 512, n_mels: int = 128, rate: int = SAMPLE_RATE
 ) -> torch.Tensor:
-    """The official baseline's log-mel: Slaney bank, power 2, centred with zeros, 10·log10(max(mel, 2.2e-16)).
+    """The official baseline's log-mel: Slaney bank, power 2, zero-padded ends, 10·log10(max(mel, 2.2e-16)).
 
-    wave : float32 (n, samples) in [-1, 1), not standardised
+    wave : float32 (n, samples) in [-1, 1), not standardized
     returns : float32 (n, 1 + samples // hop, n_mels), frames first so that 5 frames in a row are 640 values
         in a row.
         Source: METHOD 7.5.  Notebook: 03_baseline
@@ -196,7 +196,7 @@ def baseline_mel(
 
 
 def spectrum(wave: torch.Tensor) -> torch.Tensor:
-    """Magnitude spectrum of the whole clip, first half without Nyquist; linear, not normalised.
+    """Magnitude spectrum of the whole clip, first half without Nyquist; linear, not normalized.
 
     wave : float32 (n, samples)
     returns : float32 (n, 1, samples // 2), bin width 1 / duration Hz.  Source: METHOD 5.2.  Notebook:
@@ -240,7 +240,7 @@ def _phase_angle(spec: torch.Tensor, n_fft: int, hop: int) -> torch.Tensor:
 
 
 def _advance(spec: torch.Tensor, n_fft: int, hop: int) -> torch.Tensor:
-    """Complex frame-to-frame product, turned back by the 2π·bin·hop/n_fft that a tone at the bin's centre
+    """Complex frame-to-frame product, turned back by the 2π·bin·hop/n_fft that a tone at the bin's center
     advances.
     """
     bins = torch.arange(spec.shape[1], device=spec.device, dtype=torch.float64)
@@ -264,7 +264,7 @@ def _phase_if(spec: torch.Tensor, n_fft: int, hop: int) -> torch.Tensor:
 
 
 def _phase_gd(spec: torch.Tensor, n_fft: int, hop: int) -> torch.Tensor:
-    # The window's centre alone gives a delay of n_fft/2 samples, a turn of -π per bin; it is taken out before
+    # The window's center alone gives a delay of n_fft/2 samples, a turn of -π per bin; it is taken out before
     # wrapping.
     step = torch.angle(spec[:, 1:] * spec[:, :-1].conj())
     delay = _wrap(-step - math.pi) / math.pi
@@ -278,7 +278,7 @@ def phase(
 
     representation : `angle` wrapped phase / π (`paper`); `cossin` cosine and sine of the frame-to-frame phase
         difference, weighted by log(1 + magnitude) (`best`, two channels); `if` that difference / π, 0 for a
-        tone at the bin's centre; `gd` group delay relative to the frame's centre, / (n_fft / 2) samples
+        tone at the bin's center; `gd` group delay relative to the frame's center, / (n_fft / 2) samples
     returns : float32 (n, 1 or 2, n_fft // 2 + 1, frames), [-1, 1] but for `cossin`.  Source: METHOD 3.2, 6.1.
         Notebook: 02_preprocessing
     """

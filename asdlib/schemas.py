@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DOMAINS = ("source", "target", "unknown")
-LABELS = ("normal", "anomaly", "unlabelled")
+LABELS = ("normal", "anomaly", "unlabeled")
 SPLITS = ("train", "test")
 CLIP_COLUMNS = ("clip", "path", "machine", "section", "split", "domain", "label")
 SCORE_COLUMNS = (

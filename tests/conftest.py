@@ -28,16 +28,18 @@ FLAGS = (  # that picking a GPU sets for the whole process
     (torch.backends.cuda.matmul, "allow_tf32"),
     (torch.utils.deterministic, "fill_uninitialized_memory"),
 )
-# Minutes each, so begun first: what is left for the end is then short.
+# Half a minute or more each, so begun first: what is left for the end is then short.
 LONG = (
     "test_cli.py",
-    "test_gpu.py",
-    "test_hostile.py",
     "test_dask.py",
     "test_classifier.py",
     "test_sweeps.py",
-    "test_home.py",
     "test_notebook.py",
+    "test_home.py",
+    "test_oevae.py",
+    "test_tuning.py",
+    "test_hostile.py",
+    "test_gpu.py",
 )
 
 

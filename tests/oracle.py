@@ -25,7 +25,7 @@ def pair_auc(normal, anomaly) -> float:
 
 
 def trapezoid_pauc(normal, anomaly, max_fpr: float) -> float:
-    """Walk the ROC curve threshold by threshold, cut it at max_fpr by interpolation, standardise after
+    """Walk the ROC curve threshold by threshold, cut it at max_fpr by interpolation, standardize after
     McClish.
     """
     points = [(0.0, 0.0)]
@@ -102,13 +102,13 @@ def mid_rank(score, train) -> float:
 # ---------------------------------------------------------------- augmentation and losses
 
 
-def sub_cluster_adacos(e, centres, y, classes: int, subclusters: int, scale: float) -> float:
+def sub_cluster_adacos(e, centers, y, classes: int, subclusters: int, scale: float) -> float:
     """Mean over items of −Σ_j y_ij ln p_ij (METHOD 5.7)."""
     total = 0.0
     for i in range(len(e)):
         weights = []
-        for centre in centres:
-            cosine = float(np.dot(e[i], centre) / (np.linalg.norm(e[i]) * np.linalg.norm(centre)))
+        for center in centers:
+            cosine = float(np.dot(e[i], center) / (np.linalg.norm(e[i]) * np.linalg.norm(center)))
             weights.append(math.exp(scale * cosine))
         for j in range(classes):
             p = sum(weights[j * subclusters + k] for k in range(subclusters)) / sum(weights)

@@ -163,7 +163,7 @@ def test_smote_never_interpolates_within_a_clip():
     assert float(blend.weight.min()) >= 0.5  # the heavier parent stands first
 
 
-def test_smote_neighbours_are_the_nearest_strangers():
+def test_smote_neighbors_are_the_nearest_strangers():
     x = np.array([[0.0], [0.1], [1.0], [1.1], [5.0], [9.0], [9.5], [9.7]])
     blend = augment.smote(x, ["t"] * 4 + ["s"] * 4, [0, 0, 1, 2, 3, 4, 5, 6], ratio=1.0, k=1, seed=0)
     assert len(blend) == 0  # classes of equal size: nothing to do
@@ -196,7 +196,7 @@ def test_refusals():
         augment.smote(np.zeros((28, 2)), domains(20, 8), [*range(20), *[20] * 8], ratio=1.0, k=2, seed=0)
     with pytest.raises(
         errors.InputError,
-        match=r"SMOTE of target: 5 neighbours asked, an item has 3 in other clips; set smote\.k to 3",
+        match=r"SMOTE of target: 5 neighbors asked, an item has 3 in other clips; set smote\.k to 3",
     ):
         augment.smote(np.zeros((24, 2)), domains(20, 4), np.arange(24), ratio=1.0, k=5, seed=0)
     with pytest.raises(errors.InputError, match="3 items, 2 classes and 3 clips came"):

@@ -71,7 +71,7 @@ def test_a_study_ends_in_scores_metrics_and_a_report(smoke):
     }
     final = scores[scores["component"] == "score"]
     counts = final.groupby(["system", "machine", "split"]).size().unstack()
-    assert len(counts) == 12 and (counts == [20, 16]).all(axis=None)
+    assert len(counts) == 14 and (counts == [20, 16]).all(axis=None)
     metrics = pd.read_csv(runs / "metrics.csv")
     assert list(metrics.columns) == list(schemas.METRIC_COLUMNS)
     assert {"auc_source", "auc_target", "pauc", "hmean"} <= set(metrics["metric"])
@@ -257,7 +257,7 @@ def test_index_prints_the_agreed_json(tree, capsys):
         "source_anomaly": 4,
         "target_normal": 4,
         "target_anomaly": 4,
-        "unlabelled": 0,
+        "unlabeled": 0,
     }
     assert fan["seconds"] == [2.0, 2.0] and fan["attributes"] == {} and len(content["problems"]) >= 3
     assert all(set(problem) == {"path", "reason"} for problem in content["problems"])

@@ -102,7 +102,7 @@ def test_every_notebook_stands_in_the_list_of_notebooks():
         assert (ROOT / "notebooks" / f"{stem}.ipynb").is_file()
 
 
-@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("buffered", ["", pytest.param("1", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize(
     "where, codes, said",
     [(">&-", [0], ""), ("2>&-", [0], ""), (">/dev/full", [1, 2], "asd: "), ("| head -c 1", [0, 1], "")],

@@ -3,7 +3,7 @@
 First an epoch of each network on torch's fake tensors, which have a device and no values. Two devices in one
 operation are an error, and so is every question for a value (`.item()`, `bool(…)`, a mask as index): on a GPU
 that is where the host waits. Copies between the host and the GPU by `.to` and its kin, which wait too, are
-counted. The optimiser gets gradients of zero, as the engine that goes backwards asks for the GPU itself.
+counted. The optimizer gets gradients of zero, as the engine that goes backwards asks for the GPU itself.
 
 Then what a real GPU alone can show (pytest -m gpu); `test_oevae` and `test_store` hold more of it.
 """
@@ -179,13 +179,13 @@ def copies_of_an_epoch(context, mode, monkeypatch, name, home, kind):
         lambda loss: [setattr(p, "grad", torch.zeros_like(p)) for p in net.train().parameters()],
     )
     with mode:
-        optimiser = torch.optim.Adam(net.train().parameters(), lr=1e-3, fused=True)
+        optimizer = torch.optim.Adam(net.train().parameters(), lr=1e-3, fused=True)
         for _ in range(2):  # windows are made in the first
             made, copies, batch = batches(Draws()), [], True
             while batch is not None:
                 with Copies() as counted:
                     if (batch := next(made, None)) is not None:
-                        terms = training.step(net, batch, optimiser, Draws(), precision.DTYPES[kind])
+                        terms = training.step(net, batch, optimizer, Draws(), precision.DTYPES[kind])
                         assert {value.device for value in terms.values()} == {GPU}
                         copies.append(counted.seen)
     assert len(copies) > 2

@@ -776,7 +776,7 @@ def bomb(monkeypatch, tmp_path):
 @pytest.mark.filterwarnings(
     "ignore"
 )  # as on the command line: a warning that stops torch would prove nothing
-def test_pickles_in_the_place_of_artefacts_do_not_run(bomb, finished, tmp_path):
+def test_pickles_in_the_place_of_artifacts_do_not_run(bomb, finished, tmp_path):
     for name, file in kept(finished, ".safetensors") + kept(finished, ".parquet"):
         spoil(finished, name, file, bomb, "pickle")
     as_torch = io.BytesIO()
@@ -787,7 +787,7 @@ def test_pickles_in_the_place_of_artefacts_do_not_run(bomb, finished, tmp_path):
     array = io.BytesIO()
     np.save(array, np.array([Bomb()], dtype=object), allow_pickle=True)
     whole = io.BytesIO()
-    torch.save({"model": Bomb(), "optimiser": {}, "history": []}, whole)
+    torch.save({"model": Bomb(), "optimizer": {}, "history": []}, whole)
     for body in (bomb, as_torch.getvalue(), array.getvalue(), whole.getvalue()):
         path = tmp_path / "checkpoint.pt"
         path.write_bytes(body)

@@ -42,7 +42,7 @@ USUAL_CLIPS = 64  # training clips, evenly spaced, whose mean is the usual level
 class Slope(NamedTuple):
     """Of one score with respect to the log-mel; axes (clips, segments, mels, frames), float32.
 
-    log_mel : dB of the standardised wave.  per_db : change of the segment's score per dB in that cell
+    log_mel : dB of the standardized wave.  per_db : change of the segment's score per dB in that cell
     usual : (mels,) mean level of each band over training clips, dB
     """
 
@@ -158,7 +158,7 @@ def _beta(detector: OEVAE, h: torch.Tensor, own: np.ndarray, group: str) -> torc
         x, deviation, density = (torch.as_tensor(values, device=h.device) for values in near)
         ratio = (h.double().mean(0) / deviation - x).square().sum(1).clamp_min(1e-12).sqrt() / density
         return ratio.topk(2, largest=False).values.mean().expand(len(h))
-    k, found = detector.settings.neighbours, []
+    k, found = detector.settings.neighbors, []
     for chosen in detector.groups(k, group):
         references = torch.as_tensor(detector.references.h[chosen], device=h.device)
         barred = (detector.references.parents[chosen][None] == own[:, None, None]).any(2)

@@ -9,7 +9,7 @@ clips), one vector per clip (the mean of its segments), and it stands beside wha
 to predict v is fitted on the training clips. None of this enters a score.
 
 What z tells is asked of z drawn from its posterior: a channel that has collapsed to its prior tells nothing
-then, while its μ may still move by a thousandth, which a regression on standardised channels would find. (α
+then, while its μ may still move by a thousandth, which a regression on standardized channels would find. (α
 is computed at z = μ, and such a thousandth is then all that it consists of.)
 
 A channel is alive when its μ moves: variance over the items above 0.01 (Burda et al. 2016). The KL of a
@@ -62,7 +62,7 @@ class Latents:
 
     embedding float32 (n, dim), z_mean and z_logvar float32 (n, latent); clip int (n,): position of the item's
     clip in `clips`
-    clips : clip table of the machine with v, prior (k·v, from its mean where `condition.centre`) and trained
+    clips : clip table of the machine with v, prior (k·v, from its mean where `condition.center`) and trained
         (whether the network was trained on the clip)
     domain : channels of z_d.  refits : k_scale -> z_mean and z_logvar, float32 (n, latent), of the VAE
         refitted with it
@@ -171,7 +171,7 @@ def channels(latents: Latents) -> pd.DataFrame:
 
 
 def r_squared(fit_x: np.ndarray, fit_v: np.ndarray, x: np.ndarray, v: np.ndarray) -> float:
-    """R² of v predicted from x by ridge regression on standardised x, fitted elsewhere; NaN where v does not
+    """R² of v predicted from x by ridge regression on standardized x, fitted elsewhere; NaN where v does not
     vary.
 
     The penalty is chosen on the clips of the fit (leave-one-out), so that many channels of few clips are not
@@ -208,7 +208,7 @@ def mutual_information(x: np.ndarray, classes: np.ndarray, seed: int = 0) -> tup
     2).
 
     x : (clips, channels), of which the 16 of largest variance are asked.  classes : (clips,)
-    By nearest neighbours (scikit-learn); of few clips it is rough, hence the control. NaN for one class, for
+    By nearest neighbors (scikit-learn); of few clips it is rough, hence the control. NaN for one class, for
     fewer than 8 clips, and where every class has a single clip
     """
     if len(classes) < 8 or not 2 <= len(np.unique(classes)) < len(classes):
@@ -371,13 +371,13 @@ def traversal(latents: Latents, vae: VAE, steps: int = 9) -> pd.DataFrame:
     slope, offset = np.polyfit(v[latents.trained & source], prior[latents.trained & source], 1)
     z = torch.from_numpy(latents.z_mean[fresh])
     before = vae.decoder(z).numpy()
-    neighbours, of = torch.from_numpy(latents.embedding[trained]), v[latents.clip[trained]]
+    neighbors, of = torch.from_numpy(latents.embedding[trained]), v[latents.clip[trained]]
     rows = []
     for value in np.linspace(v[latents.trained & source].min(), v[latents.trained & source].max(), steps):
         turned = z.clone()
         turned[:, : latents.domain] = float(slope * value + offset)
         decoded = vae.decoder(turned)
-        found = of[torch.cdist(decoded, neighbours).argmin(1).numpy()]
+        found = of[torch.cdist(decoded, neighbors).argmin(1).numpy()]
         moved = np.linalg.norm(decoded.numpy() - before, axis=1).mean()
         rows.append((latents.machine, value, found.mean(), *np.quantile(found, [0.25, 0.75]), moved))
     return pd.DataFrame(rows, columns=columns)

@@ -7,7 +7,7 @@ clips of all machines (classifier, one network). Items come in clip order. A cli
 items. Embeddings of the classifier have unit length, as its back-ends see them. Nothing is computed again
 that a stage wrote.
 
-Maps show neighbourhoods. In PCA distances are those of the embedding, less what two axes cannot hold
+Maps show neighborhoods. In PCA distances are those of the embedding, less what two axes cannot hold
 (`explained`). In UMAP near means near, but distances between groups and the sizes of groups mean nothing.
 
 Maps are kept by the digest of what they were made from: UMAP costs 10 to 17 s of compilation in each process,
@@ -43,8 +43,8 @@ class ProjectionSettings(Settings):
     umap: Literal["none", "clips", "segments"] = setting(
         "segments", "UMAP of nothing, of the clips, or of clips and every segment"
     )
-    neighbours: int = setting(
-        15, "neighbours that UMAP keeps together; more show the coarse order, fewer the fine one", 2, 200
+    neighbors: int = setting(
+        15, "neighbors that UMAP keeps together; more show the coarse order, fewer the fine one", 2, 200
     )
     min_dist: float = setting(0.1, "how close UMAP may bring items", 0.0, 0.99)
     epochs: int = setting(200, "of UMAP's layout", 10, 5000)
@@ -139,9 +139,9 @@ def umap(x: np.ndarray, settings: ProjectionSettings, seed: int) -> np.ndarray:
             # pay
         )
 
-    neighbours = min(settings.neighbours, len(x) - 1)
+    neighbors = min(settings.neighbors, len(x) - 1)
     model = UMAP(
-        n_neighbors=neighbours,
+        n_neighbors=neighbors,
         min_dist=settings.min_dist,
         n_epochs=settings.epochs,
         random_state=seed,
@@ -196,7 +196,7 @@ def _digest(x: np.ndarray, projection: str, settings: ProjectionSettings, seed: 
     shaped_by = (
         (projection, x.shape)
         if projection == "PCA"
-        else (projection, x.shape, settings.neighbours, settings.min_dist, settings.epochs, seed)
+        else (projection, x.shape, settings.neighbors, settings.min_dist, settings.epochs, seed)
     )
     return hashlib.sha256(digest(shaped_by).encode() + np.ascontiguousarray(x).tobytes()).hexdigest()[:20]
 
@@ -206,7 +206,7 @@ def nearest_training(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Store rows and Euclidean distances of the n training clips next to an item, nearest first.
 
-    item : number of the clip or segment in `space.of(items)`.  A training clip has no neighbour in itself,
+    item : number of the clip or segment in `space.of(items)`.  A training clip has no neighbor in itself,
         nor in another machine's clips; of
     several segments of a clip the nearest counts.  table : the store's clip table.  Notebook: 06_embeddings
     """

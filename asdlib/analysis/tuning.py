@@ -29,7 +29,7 @@ Three rules choose a point, and only two of them may be used for a claim:
                 |2·AUC − 1|, where the AUC is that of target training clips against source ones. 0: the score
                 does not tell the domains apart, and one threshold serves both. The default stays unless the
                 mismatch falls by more than chance (bootstrap of the training clips, interval above 0)
-    oracle      the best Ω (without it, the best mean) on the labelled test clips: what was there to gain,
+    oracle      the best Ω (without it, the best mean) on the labeled test clips: what was there to gain,
                 never a claim
 
 What `training` is worth: it sees normal clips only and asks what a shift of domain does, not what a fault
@@ -185,12 +185,12 @@ def from_scores(scores: pd.DataFrame, cfg: config.StudySettings) -> Parts:
         for k in sorted(cfg.oevae.k_scales)
         if f"alpha_k{k:g}" in found
     }
-    betas = {cfg.oevae.neighbours: "beta"}
+    betas = {cfg.oevae.neighbors: "beta"}
     if cfg.oevae.backend == "knn":  # a local density has no k to choose
         betas = {k: f"beta_k{k}" for k in KEPT_K if f"beta_k{k}" in found} | betas
     names = [("oevae", name) for name, _ in alphas.values()] + [("oevae", betas[k]) for k in sorted(betas)]
     classifier = ("classifier", "score") in set(zip(scores["system"], scores["component"]))
-    table = fusion.aligned(scores, names + [("classifier", "score")] * classifier, cfg.fusion.normalise)
+    table = fusion.aligned(scores, names + [("classifier", "score")] * classifier, cfg.fusion.normalize)
     judged = schemas.by_section(table).assign(references=schemas.by_references(table)["machine"])
     whole = dict(zip(judged["machine"], judged["references"]))
     machines, seeds = sorted(whole), sorted(table["seed"].unique())
@@ -218,9 +218,9 @@ def from_scores(scores: pd.DataFrame, cfg: config.StudySettings) -> Parts:
         label,
         [facts[m][0]["domain"].to_numpy() == "target" for m in machines],
         _filled([roc.kinds(d, kind) for d, kind in zip(domain, label)]).swapaxes(0, 1),
-        cfg.fusion.normalise,
+        cfg.fusion.normalize,
         cfg.metrics,
-        Choice(cfg.fusion.omega, cfg.fusion.eta, cfg.oevae.neighbours, trained),
+        Choice(cfg.fusion.omega, cfg.fusion.eta, cfg.oevae.neighbors, trained),
         {prior: scale for prior, (_, scale) in alphas.items()},
     )
 
@@ -430,7 +430,7 @@ def _point(parts: Parts, sweep: Sweep, slot: int, p: int, j: int, w: int) -> Cho
 def _oracle(parts: Parts, sweep: Sweep, first: int) -> Rule:
     omega = quality(parts, sweep)[first:]
     if np.isnan(omega).all():
-        return Rule("oracle", None, "no labelled test clip")
+        return Rule("oracle", None, "no labeled test clip")
     best = np.unravel_index(np.nanargmax(omega), omega.shape)
     return Rule(
         "oracle",

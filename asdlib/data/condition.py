@@ -36,7 +36,7 @@ class ConditionSettings(Settings):
         "power", "v of machines without attributes: power of the raw clip (report 4.1), or 0 (METHOD 4.7)"
     )
     bins: int = setting(4, "quantile bins of the power (METHOD 4.5)", 2, 1000)
-    centre: bool = setting(
+    center: bool = setting(
         True,
         "count v from its mean over the training clips; false: prior mean k·v as printed in Eq. 3 (METHOD"
         " 4.5)",

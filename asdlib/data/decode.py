@@ -3,7 +3,7 @@
 Conventions
 -----------
 A clip is mono int16 at the study's sample rate. `level_db` is the mean power of the raw clip in dB re full
-scale (a full-scale square wave has 0 dB, floor -120 dB), before any standardisation.
+scale (a full-scale square wave has 0 dB, floor -120 dB), before any standardization.
 
 What leaves a clip out: unreadable or truncated files, no sample, NaN or infinite samples, more than 33
 million samples, another rate (unless data.resample), a missing channel. What is reported and kept: a header

@@ -116,7 +116,7 @@ def import_machine(
     channel: int = 0,
     clip_seconds: float = 0.0,
     copy: bool = False,
-    licence: str = "",
+    license: str = "",
     accept: Sequence[str] = (),
 ) -> Imported:
     """Make ROOT/<machine> of recordings; all of it or nothing.
@@ -124,7 +124,7 @@ def import_machine(
     sources : folders, audio files and .csv lists.  rate : Hz.  channel : of recordings with several
     clip_seconds : s; longer recordings are cut into clips of this length, a rest of half of it or more
         becomes a clip too; 0: never
-    copy : whole copies instead of links.  licence : of the recordings, written to LICENCE.txt for the model
+    copy : whole copies instead of links.  license : of the recordings, written to LICENSE.txt for the model
         card
     accept : names of folders that say nothing about the recordings in them
     raises : errors.InputError for a machine that exists, no training recording, a folder that cannot be read
@@ -172,7 +172,7 @@ def import_machine(
                     f" train{back}{first}"
                 )
             out = Imported(folder, made, index.problem_table(problems), tuple(notes))
-            _write_lists(beside, out, licence)
+            _write_lists(beside, out, license)
             beside.chmod(0o755)
             os.rename(beside, folder)
     except OSError as error:
@@ -259,7 +259,7 @@ def _name(section: str, split: str, label: str, domain: str, number: int, attrib
     """A challenge name that `clips` reads back to the same facts; attributes that no name can carry stand in
     the csv alone.
     """
-    if label == "unlabelled":
+    if label == "unlabeled":
         return f"section_{section}_{'' if domain == 'unknown' else f'{domain}_{split}_'}{number:04}.wav"
     ending = "_".join(f"{key}_{value}" for key, value in attributes.items()) or index.NO_ATTRIBUTE
     try:
@@ -269,9 +269,9 @@ def _name(section: str, split: str, label: str, domain: str, number: int, attrib
     return f"section_{section}_{domain}_{split}_{label}_{number:04}{f'_{ending}' if plain else ''}.wav"
 
 
-def _write_lists(folder: Path, done: Imported, licence: str) -> None:
+def _write_lists(folder: Path, done: Imported, license: str) -> None:
     """attributes_00.csv where there are attributes, imported.csv: where every clip comes from and what was
-    left out, LICENCE.txt.
+    left out, LICENSE.txt.
     """
     keys = index.attribute_keys(done.clips)
     if keys:
@@ -282,5 +282,5 @@ def _write_lists(folder: Path, done: Imported, licence: str) -> None:
         wide.to_csv(folder / "attributes_00.csv", index=False)
     gone = done.problems.rename(columns={"path": "source"}).drop(columns="left_out")
     pd.concat([done.clips, gone], ignore_index=True).to_csv(folder / "imported.csv", index=False)
-    if licence:
-        (folder / "LICENCE.txt").write_text(licence.strip() + "\n", encoding="utf-8")
+    if license:
+        (folder / "LICENSE.txt").write_text(license.strip() + "\n", encoding="utf-8")

@@ -134,7 +134,7 @@ def one_sided(table: pd.DataFrame) -> dict[str, list[str]]:
     """
     said: dict[str, list[str]] = {}
     test = table[table["split"] == "test"]
-    test = test[~test["machine"].isin(set(test.loc[test["label"] == "unlabelled", "machine"]))]
+    test = test[~test["machine"].isin(set(test.loc[test["label"] == "unlabeled", "machine"]))]
     several = test.groupby("machine")["section"].nunique()
     for (machine, section), labels in test.groupby(["machine", "section"])["label"]:
         if labels.nunique() == 1:
@@ -284,7 +284,7 @@ def _machine_clips(folder: Path, form: str, problems: list) -> Iterator[dict[str
             except ValueError as error:
                 problems.append((str(path), str(error), True))
                 continue
-            if row is None and clip["label"] != "unlabelled" and (clip["section"], split) in listed:
+            if row is None and clip["label"] != "unlabeled" and (clip["section"], split) in listed:
                 problems.append(
                     (
                         str(path),
@@ -341,7 +341,7 @@ def read_name(stem: str, split: str) -> tuple[dict[str, str], str]:
                 f"name says {by_section['split']} but the file lies in {split}; move or rename it"
             )
         section, domain, label, ending = by_section.group("section", "domain", "label", "ending")
-    clip = {"section": section, "domain": domain or "unknown", "label": label or "unlabelled"}
+    clip = {"section": section, "domain": domain or "unknown", "label": label or "unlabeled"}
     if split == "train" and clip["label"] != "normal":
         raise ValueError(
             f"{clip['label']} clip in the train folder, expected normal clips only; move it to test"
@@ -493,7 +493,7 @@ def summary(table: pd.DataFrame, problems: pd.DataFrame) -> dict:
         }
         machines[machine] = {
             "train": {domain: int((train["domain"] == domain).sum()) for domain in DOMAINS},
-            "test": counts | {"unlabelled": int((test["label"] == "unlabelled").sum())},
+            "test": counts | {"unlabeled": int((test["label"] == "unlabeled").sum())},
             "attributes": {
                 key: {
                     domain: sorted(
@@ -527,7 +527,7 @@ def summary_text(content: dict, most: int = 20) -> str:
         lines.append(
             f"{machine:16} {train['source']:>7}/{train['target']:<4}"
             f" {test['source_normal']:>10}/{test['source_anomaly']:<5}"
-            f" {test['target_normal']:>6}/{test['target_anomaly']:<5} {test['unlabelled']:>9}"
+            f" {test['target_normal']:>6}/{test['target_anomaly']:<5} {test['unlabeled']:>9}"
             f" {part['classes']:>8} {span:>12}"
         )
         for key, values in part["attributes"].items():

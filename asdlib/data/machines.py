@@ -113,20 +113,20 @@ def cycle(turns: np.ndarray, orders: np.ndarray, amplitudes: np.ndarray, phases:
     return fft.irfft(spectrum, TABLE)[(turns * TABLE).astype(np.int64) & (TABLE - 1)]
 
 
-def resonances(f: np.ndarray, centres: np.ndarray, q: float, floor: float = 0.0) -> np.ndarray:
+def resonances(f: np.ndarray, centers: np.ndarray, q: float, floor: float = 0.0) -> np.ndarray:
     """Transfer function of a few resonances (peak 1 each, causal) over a flat `floor`, complex (bins,), at f
     (bins,) Hz.
     """
-    ratio = f[None] / np.asarray(centres, float)[:, None]
+    ratio = f[None] / np.asarray(centers, float)[:, None]
     damped = 1j * ratio / q
     return floor + (damped / (1 - ratio**2 + damped)).sum(0)
 
 
-def hump(f: np.ndarray, centre: float, octaves: float) -> np.ndarray:
-    """Magnitude, (bins,) at f (bins,) Hz, of a smooth band around `centre`, `octaves` wide (one standard
+def hump(f: np.ndarray, center: float, octaves: float) -> np.ndarray:
+    """Magnitude, (bins,) at f (bins,) Hz, of a smooth band around `center`, `octaves` wide (one standard
     deviation to each side).
     """
-    return np.exp(-0.5 * (np.log2(f / centre) / octaves) ** 2)
+    return np.exp(-0.5 * (np.log2(f / center) / octaves) ** 2)
 
 
 def through(x: np.ndarray, response: np.ndarray) -> np.ndarray:
@@ -227,7 +227,7 @@ def gearbox(take: Take) -> tuple[np.ndarray, np.ndarray]:
         fault = bang / rms(bang)
     elif (
         take.fault == "eccentric"
-    ):  # the wheel sits off its centre: the mesh swells and fades with the wheel's turn
+    ):  # the wheel sits off its center: the mesh swells and fades with the wheel's turn
         fault = through(mesh * np.cos(2 * np.pi * (wheel + take.flaw.uniform())), body)
     elif take.fault == "bearing":
         fault = bearing_strikes(take, turns, 4.43, resonances(f, c["body_hz"][-2:], 12.0))

@@ -12,7 +12,7 @@ further column), wherever it
 5. nothing: it is taken as a normal training recording, and the report says so.
 
 A normal recording outside a test folder is for training, an anomalous one always for the test, one without a
-label in a test folder stays unlabelled. What contradicts itself is left out, never guessed. So is what
+label in a test folder stays unlabeled. What contradicts itself is left out, never guessed. So is what
 nothing is known about but the name of its folder, if that name is not understood and lies inside train or
 beside folders that are (`accept` takes such names as saying nothing), and what a csv beside it does not list.
 Folders like id_02 become sections, which are judged apart.
@@ -377,7 +377,7 @@ class _Search:
 def _settled(said: dict[str, str]) -> dict[str, str]:
     """What follows from what is said; ValueError where an anomaly would be trained on."""
     split = said.get("split", "test" if said.get("label") == "anomaly" else "train")
-    label = said.get("label", "normal" if split == "train" else "unlabelled")
+    label = said.get("label", "normal" if split == "train" else "unlabeled")
     if split == "train" and label == "anomaly":
         raise ValueError(
             "an anomalous recording among the training ones, expected normal ones only; move it to"
@@ -387,7 +387,7 @@ def _settled(said: dict[str, str]) -> dict[str, str]:
     return {
         "split": split,
         "label": label,
-        "domain": said.get("domain", "source" if label != "unlabelled" else "unknown"),
+        "domain": said.get("domain", "source" if label != "unlabeled" else "unknown"),
         "said": how,
     }
 

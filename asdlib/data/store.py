@@ -419,7 +419,7 @@ def from_arrays(
     waves : one per clip, (samples,) or (channels, samples); int16, or float in [-1, 1] (kept as 16 bits)
     table : a row per wave, with any of clip, machine, section, split, domain, label and attr_<key>; what is
         missing is filled in: machine "machine", section "00", split "train", domain "source", label "normal"
-        in training and "unlabelled" in test
+        in training and "unlabeled" in test
     sample_rate : Hz, of all waves.  channel : which one of waves with several
 
     Raises
@@ -437,7 +437,7 @@ def from_arrays(
     default = {"machine": "machine", "section": "00", "split": "train", "domain": "source"}
     full = given.assign(**{name: value for name, value in default.items() if name not in given})
     if "label" not in full:
-        full = full.assign(label=np.where(full["split"] == "train", "normal", "unlabelled"))
+        full = full.assign(label=np.where(full["split"] == "train", "normal", "unlabeled"))
     if "clip" not in full:
         full = full.assign(
             clip=[f"{row.machine}/{row.split}/{i:06d}" for i, row in enumerate(full.itertuples())]
@@ -510,7 +510,7 @@ def standardize(
     """
     schemas.waves(waves)
     if (mean is None) != (std is None):
-        raise errors.InputError("standardise: one of mean and std came, expected both or neither")
+        raise errors.InputError("standardize: one of mean and std came, expected both or neither")
     if mean is None:
         std, mean = torch.std_mean(waves, dim=1, correction=0)
     mean, std = (

@@ -1,11 +1,11 @@
-"""Synthetic machines: recordings of modelled mechanisms in the DCASE 2024 layout, with known attributes and
+"""Synthetic machines: recordings of modeled mechanisms in the DCASE 2024 layout, with known attributes and
 faults.
 
 Task
 ----
 Studies, tests and tutorials need recordings whose truth is known: which speed, which load, which fault, how
 strong. Each machine is a mechanism (`asdlib.data.machines`: blades, teeth, strokes, clicks) heard through a
-room and a microphone, over coloured background noise. No sound is taken from a recording, so a result on
+room and a microphone, over colored background noise. No sound is taken from a recording, so a result on
 these machines says what a method can do, never how it does on real ones.
 
 Conventions
@@ -13,7 +13,7 @@ Conventions
 A clip is drawn from (seed, machine, split, domain, label, number): it is the same whatever else is made
 beside it. The constants of a machine (blade count, teeth, resonances) belong to (seed, name):
 `ToyCar:gearbox` is the gearbox's physics under the name ToyCar, another individual. The target domain has
-attribute values, a microphone, a room and a noise colour that the source domain never has.
+attribute values, a microphone, a room and a noise color that the source domain never has.
 
 A fault is a difference added to the healthy sound, from a random stream of its own, and proportional to
 `severity`: at severity 0 it is exactly nothing, so that the anomalies are draws of the normal distribution.
@@ -58,7 +58,7 @@ class SyntheticSettings(Settings):
 
     machines: Many[str] = setting(
         ("fan", "gearbox", "valve", "slider"),
-        "which of the modelled machines; NAME:KIND gives one another name",
+        "which of the modeled machines; NAME:KIND gives one another name",
     )
     train_source: int = setting(90, "normal training clips per machine, source domain", 0, 100000)
     train_target: int = setting(10, "normal training clips per machine, target domain", 0, 100000)
@@ -97,7 +97,7 @@ MIC_DB, TARGET_DB, PLACE_DB = (
     1.0,
     0.7,
 )  # standard deviations at knots an octave apart: microphone, target's other one, placing
-TARGET_COLOUR = 0.12  # steeper by 20 dB x this per decade of frequency
+TARGET_COLOR = 0.12  # steeper by 20 dB x this per decade of frequency
 SNR_SPREAD_DB = 1.5  # from clip to clip
 
 
@@ -121,10 +121,10 @@ def _surroundings(
     delays = own.uniform(0.003, 0.04, 8)
     echoes = (0.2 * own.standard_normal(8) + 0.1 * moved * rng.standard_normal(8)) * np.exp(-delays / 0.02)
     room = 1 + (echoes[:, None] * np.exp(-2j * np.pi * f[None] * delays[:, None])).sum(0)
-    colour = own.uniform(0.4, 0.5) + moved * TARGET_COLOUR
+    color = own.uniform(0.4, 0.5) + moved * TARGET_COLOR
     return (
         10 ** (np.interp(np.log2(f), np.arange(5, 14), knots) / 20) * room,
-        np.maximum(f / 40, 1.0) ** -colour,
+        np.maximum(f / 40, 1.0) ** -color,
     )
 
 

@@ -1,4 +1,4 @@
-"""The baselines: a nearest neighbour without training, and the official autoencoder with its two scores.
+"""The baselines: a nearest neighbor without training, and the official autoencoder with its two scores.
 
 Sources: METHOD 3.6, 7.5. Notebook: 03_baseline.
 """

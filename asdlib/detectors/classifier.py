@@ -10,7 +10,7 @@ With `classifier.smote.space = "logmel"` synthetic items take part in training (
 
 Clips are tiled or cropped to `clip_seconds`: in training from a random place that is drawn anew every epoch,
 for embeddings from the start (METHOD 5.1). A tiled clip starts anywhere in the room that its last copy
-leaves. Waveforms are standardised (`classifier.wave_norm`, METHOD 3.2) before they are mixed: with none, as
+leaves. Waveforms are standardized (`classifier.wave_norm`, METHOD 3.2) before they are mixed: with none, as
 in the cited code, a recording at half the gain scores as an anomaly.
 
 Components of the scores: every back-end of `asdlib.scoring.backends`, and `_score`, the one chosen by
@@ -42,7 +42,7 @@ class Classifier(ClassifierTraining, Detector):
 
     name, Settings, systems = "classifier", classifier.ClassifierSettings, ("classifier",)
     training_module = "asdlib.detectors.classifier_training"
-    scoring_settings = ("backend", "kmeans", "density_neighbours", "smote", "ablation")
+    scoring_settings = ("backend", "kmeans", "density_neighbors", "smote", "ablation")
 
     def training_settings(self) -> dict:
         """SMOTE of log-mels takes part in training; SMOTE of embeddings belongs to a back-end."""
@@ -194,7 +194,7 @@ def load_embeddings(folder: Path) -> tuple[list[int], np.ndarray]:
 
 
 def ablations(settings: classifier.ClassifierSettings) -> dict[str, classifier.ClassifierSettings]:
-    """Settings of the short trainings that notebook 04 compares: `full`, and each regulariser taken out; none
+    """Settings of the short trainings that notebook 04 compares: `full`, and each regularizer taken out; none
     if `ablation` is 0.
     """
     if not settings.ablation:

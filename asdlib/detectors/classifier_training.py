@@ -100,7 +100,7 @@ class ClassifierTraining:
         return torch.from_numpy(mean).to(self.device), torch.from_numpy(std).to(self.device)
 
     def _waves(self, rows: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-        """Standardised waveforms of `clip_seconds`, float32 (n, samples): by themselves, by their machine, or
+        """Standardized waveforms of `clip_seconds`, float32 (n, samples): by themselves, by their machine, or
         as they are.  rows, starts : (n,)
         """
         wave = self.resident.segments(rows, starts, self.length)

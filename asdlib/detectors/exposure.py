@@ -7,7 +7,7 @@ An epoch visits every target segment (and every synthetic one) once, in batches 
 pseudo-anomalous segments. Pseudo-anomalies are normal training clips of all other machines of the store:
 machines are drawn uniformly, then one of the machine's segments; with `near` a part of them comes from the
 machines that sound most like the target. All draws of an epoch are made at its start from the epoch's
-generator; after that a batch is a gather by index, mixed, turned into log-mel and labelled on the device, and
+generator; after that a batch is a gather by index, mixed, turned into log-mel and labeled on the device, and
 nothing waits for the host.
 
 t is 1 for target segments and their mixtures with each other, 0 for pseudo-anomalies, between for a mixture
@@ -39,7 +39,7 @@ LISTEN = 32  # clips of a machine that are compared to find the nearest machines
 
 @dataclass(frozen=True)
 class Segments:
-    """Segments of clips, tensors (n,) on the device: store row, first sample, mean and std that standardise
+    """Segments of clips, tensors (n,) on the device: store row, first sample, mean and std that standardize
     them.
 
     whole : whether every segment lies within its clip
@@ -78,7 +78,7 @@ class SegmentFeatures:
     """From store rows to segments, and from segments to the log-mel that the network sees (OEVAEFeatures).
 
     train_rows : the target machine's training clips; with wave_norm = "machine" their one mean and std
-        standardise everything, pseudo-anomalies too (METHOD 6.3)
+        standardize everything, pseudo-anomalies too (METHOD 6.3)
     """
 
     def __init__(self, store: Store, device: torch.device, settings, train_rows: np.ndarray):
@@ -88,7 +88,7 @@ class SegmentFeatures:
         self.fixed = machine_statistics(store, train_rows) if self.settings.wave_norm == "machine" else None
 
     def on(self, store: Store) -> SegmentFeatures:
-        """The same front for the clips of another store, standardised as before."""
+        """The same front for the clips of another store, standardized as before."""
         other = copy.copy(self)
         other.store = store.to(self.store.device)
         return other
@@ -118,7 +118,7 @@ class SegmentFeatures:
         return mean, std
 
     def waves(self, items: Segments) -> Tensor:
-        """Standardised waveforms, float32 (n, samples)."""
+        """Standardized waveforms, float32 (n, samples)."""
         return standardize(
             self.store.segments(items.row, items.start, self.length, whole=items.whole), items.mean, items.std
         )
@@ -181,12 +181,12 @@ def nearest_machines(
     """
     table = store.clips
     normal = (table["split"] == "train") & (table["label"] == "normal")
-    centres = {}
+    centers = {}
     for name in [machine, *others]:
         rows = np.flatnonzero(normal & (table["machine"] == name))[:LISTEN]
         front = SegmentFeatures(store, device, settings, rows)
-        centres[name] = front.all_log_mels(front.items(rows)).mean((0, 1, 3))
-    gap = {name: float((centres[name] - centres[machine]).square().sum()) for name in others}
+        centers[name] = front.all_log_mels(front.items(rows)).mean((0, 1, 3))
+    gap = {name: float((centers[name] - centers[machine]).square().sum()) for name in others}
     return sorted(others, key=gap.get)[: max(1, round(NEAREST * len(others)))]
 
 
@@ -345,14 +345,14 @@ def target_items(
     return Target(items[used], *(values[used] for values in spread))
 
 
-def prior_means(v: np.ndarray, k: float, centre: float) -> tuple[np.ndarray, np.ndarray]:
-    """k·(v − centre), float32 (n,), and whether there is a v at all, bool (n,).
+def prior_means(v: np.ndarray, k: float, center: float) -> tuple[np.ndarray, np.ndarray]:
+    """k·(v − center), float32 (n,), and whether there is a v at all, bool (n,).
 
-    v : (n,), NaN where unknown.  centre : 0 as printed, or the mean of v over the training clips
-        (`condition.centre`, METHOD 4.5)
+    v : (n,), NaN where unknown.  center : 0 as printed, or the mean of v over the training clips
+        (`condition.center`, METHOD 4.5)
     """
     known = np.isfinite(v)
-    return np.where(known, k * (np.nan_to_num(v) - centre), 0).astype(np.float32), known
+    return np.where(known, k * (np.nan_to_num(v) - center), 0).astype(np.float32), known
 
 
 def held_out(groups: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:

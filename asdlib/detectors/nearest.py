@@ -1,4 +1,4 @@
-"""Nearest-neighbour baseline on mean and standard deviation over time of a log-mel. Notebook: 03_baseline"""
+"""Nearest-neighbor baseline on mean and standard deviation over time of a log-mel. Notebook: 03_baseline"""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from asdlib.settings import Settings, setting
 
 
 class NearestNeighborSettings(Settings):
-    """Training-free nearest neighbour on mean and standard deviation over time of a log-mel (METHOD 3.6)."""
+    """Training-free nearest neighbor on mean and standard deviation over time of a log-mel (METHOD 3.6)."""
 
     n_mels: int = setting(128, "mel bands", 16, 512)
-    k: int = setting(2, "neighbours whose distance is averaged (METHOD 3.6)", 1, 100)
+    k: int = setting(2, "neighbors whose distance is averaged (METHOD 3.6)", 1, 100)
 
 
 SMALLEST_DB = 1e-3  # a feature that varies less is as good as constant

@@ -1,5 +1,5 @@
 """OEVAE as a detector: one joint network per target machine, its latent likelihood α and the
-nearest-neighbour distance β.
+nearest-neighbor distance β.
 
 Conventions
 -----------
@@ -8,7 +8,7 @@ Components per clip, means over its segments, higher = more anomalous; the final
 
     alpha            the α of `oevae.alpha_mode`; alpha_nll, alpha_kl, ...: every mode
     alpha_k<scale>   the same mode from a VAE refitted on the finished embeddings with that k_scale
-    beta             mean distance to the k = `oevae.neighbours` nearest references, or the local density of
+    beta             mean distance to the k = `oevae.neighbors` nearest references, or the local density of
                      `oevae.backend`
     beta_k<k>        the mean distance for k = 1, 2, 4
 
@@ -51,7 +51,7 @@ from asdlib.scoring.distances import (
     to_clips,
 )
 
-KEPT_K = (1, 2, 4)  # neighbours whose β is kept beside the chosen one (report 4.2)
+KEPT_K = (1, 2, 4)  # neighbors whose β is kept beside the chosen one (report 4.2)
 
 
 class MemoryBank(NamedTuple):
@@ -75,8 +75,8 @@ class OEVAE(OEVAETraining, Detector):
         "layers",
         "pooling",
         "backend",
-        "neighbours",
-        "neighbour_domains",
+        "neighbors",
+        "neighbor_domains",
         "ablation",
     )
 
@@ -255,8 +255,8 @@ class OEVAE(OEVAETraining, Detector):
             values = losses.alpha_scores(self._refitted(scale, found.h), domain=s.domain_latent)[s.alpha_mode]
             items[f"alpha_k{scale:g}"] = values.cpu().numpy()
         group, vectors = self.group_of(self.store.clips.iloc[rows]), self._vectors(rows)
-        by_k = self._neighbours(vectors, group[found.clip], rows[found.clip] if own_clips else None)
-        beta = by_k[s.neighbours]
+        by_k = self._neighbors(vectors, group[found.clip], rows[found.clip] if own_clips else None)
+        beta = by_k[s.neighbors]
         if s.backend == "local_density":
             beta = self._densities(self._profiles(vectors), group, rows if own_clips else None)[found.clip]
         return items | {f"beta_k{k}": by_k[k] for k in KEPT_K} | {"beta": beta}
@@ -292,13 +292,13 @@ class OEVAE(OEVAETraining, Detector):
         (found,) = np.nonzero(self.train_rows[self.group == group] == row) if len(self.train_rows) else ([],)
         return int(found[0]) if len(found) else -1
 
-    def _neighbours(self, h: np.ndarray, group: np.ndarray, own: np.ndarray | None) -> dict[int, np.ndarray]:
+    def _neighbors(self, h: np.ndarray, group: np.ndarray, own: np.ndarray | None) -> dict[int, np.ndarray]:
         """β of each item for every k, from one sorted search per set of references.
 
         group : machine or section of each item.  own : store row of each item's clip, left out of its
             references; None for new clips
         """
-        every = sorted({*KEPT_K, self.settings.neighbours})
+        every = sorted({*KEPT_K, self.settings.neighbors})
         out = {k: np.empty(len(h)) for k in every}
         for name in np.unique(group):
             here, found = np.flatnonzero(group == name), []
@@ -306,7 +306,7 @@ class OEVAE(OEVAETraining, Detector):
                 parents = None if own is None else self.references.parents[chosen]
                 clip = None if own is None else own[here]
                 most = max(
-                    self.settings.neighbours, min(every[-1], self._fewest(chosen))
+                    self.settings.neighbors, min(every[-1], self._fewest(chosen))
                 )  # few clips: the k kept beside are as large as can be
                 found.append(
                     knn_distances(
@@ -322,7 +322,7 @@ class OEVAE(OEVAETraining, Detector):
         domain, if k of each remain for every clip.
         """
         own = self.reference_group == group
-        if self.settings.neighbour_domains == "min":
+        if self.settings.neighbor_domains == "min":
             sides = (own & self.references.target, own & ~self.references.target)
             return [side for side in sides if self._fewest(side) >= k] or [own]
         return [own]

@@ -111,7 +111,7 @@ class OEVAETraining:
         choice = {"choice": s.condition.attribute, "missing": s.condition.missing, "bins": s.condition.bins}
         self.condition = condition(clips, **choice, seed=self.seed, machine=self.machine)
         v = self._v(train_rows)
-        self.centre = float(v[np.isfinite(v)].mean()) if s.condition.centre and np.isfinite(v).any() else 0.0
+        self.center = float(v[np.isfinite(v)].mean()) if s.condition.center and np.isfinite(v).any() else 0.0
         self.front = exposure.SegmentFeatures(self.store, self.device, s.features, train_rows)
         self.labels = (
             exposure.attribute_labels(clips.iloc[train_rows], v)
@@ -124,7 +124,7 @@ class OEVAETraining:
         return self.condition.v.reindex(self.store.clips.index[rows]).to_numpy(float)
 
     def _prior(self, rows: np.ndarray, k_scale: float) -> tuple[np.ndarray, np.ndarray]:
-        return exposure.prior_means(self._v(rows), self.condition.k(k_scale), self.centre)
+        return exposure.prior_means(self._v(rows), self.condition.k(k_scale), self.center)
 
     def _network(self) -> oevae.OEVAE:
         with training.seeded_init(self.seed, INIT):

@@ -11,7 +11,7 @@ Conventions
 -----------
 Severities come from `<machine>/severity.csv` (file_name, severity), as `asdlib.data.synthetic` writes it;
 other recordings may carry one too. They are read here and in the report only, never in training,
-normalisation or selection. AUC of a severity: all normal test clips of the machine, both domains, against its
+normalization or selection. AUC of a severity: all normal test clips of the machine, both domains, against its
 anomalies of that severity; 0.5 is chance. Machine "all" is the harmonic mean over machines, at the severities
 that all of them have; every value is the mean over the training seeds of its system. Intervals: percentile
 bootstrap, stratified by domain, label and severity, on the same resamples for all systems.
@@ -116,7 +116,7 @@ def _evaluate(
 ) -> tuple[list[str], np.ndarray, np.ndarray, dict[str, _Curves]]:
     """Machines, severities, number of anomalies (machines, severities), curves by system."""
     test = scores[
-        (scores["component"] == "score") & (scores["split"] == "test") & (scores["label"] != "unlabelled")
+        (scores["component"] == "score") & (scores["split"] == "test") & (scores["label"] != "unlabeled")
     ]
     test = test[(test["label"] == "normal") | test["severity"].notna()]
     faulty = test[test["label"] == "anomaly"]
@@ -158,7 +158,7 @@ def curves(
         the resamples
     returns : CURVE_COLUMNS, and REACH_COLUMNS: severity and interval (inf: not reached) and the largest
         severity tested. Empty tables where
-        no labelled anomaly has a severity.  raises : errors.InputError without the column severity.
+        no labeled anomaly has a severity.  raises : errors.InputError without the column severity.
             Notebook: 09_report
     """
     schemas.score_table(scores)

@@ -14,7 +14,7 @@ its resamples are its own, as in the official evaluation of 2020 to 2022.
 
 NaN means not available, never a guess: a metric whose normals or anomalies are absent. An hmean, an omega and
 any other value of "all" is the mean over what is available, as in the published toolkits; `tables.reasons`
-says what is missing. Machines without a single labelled test clip, such as the evaluation set before its
+says what is missing. Machines without a single labeled test clip, such as the evaluation set before its
 ground truth, have rows of NaN.
 
 Intervals are percentile intervals of a bootstrap stratified by domain and label. The resamples depend on the
@@ -245,7 +245,7 @@ def decisions(scores: pd.DataFrame, settings: MetricsSettings) -> pd.DataFrame:
     """Threshold, precision, recall and F1 of component `_score`: one threshold per machine, counted per
     domain.
 
-    returns : DECISION_COLUMNS, domain in source | target | all (all labelled clips); train_above is the share
+    returns : DECISION_COLUMNS, domain in source | target | all (all labeled clips); train_above is the share
         of training clips above the threshold. Precision is 0 where nothing was flagged (as in the official
         evaluator); all three are NaN where a domain lacks normals or anomalies, or the machine has no
         training scores (method none). A machine without test clips has its threshold, no more. F1 of a domain

@@ -99,7 +99,7 @@ def areas(scores: np.ndarray, kinds: np.ndarray, max_fpr: float = 0.1) -> np.nda
 
 
 def _mcclish(area: np.ndarray, max_fpr: float) -> np.ndarray:
-    """Partial area -> chance 0.5, perfect 1 (McClish 1989), as scikit-learn standardises it."""
+    """Partial area -> chance 0.5, perfect 1 (McClish 1989), as scikit-learn standardizes it."""
     least = 0.5 * max_fpr**2
     return 0.5 * (1 + (area - least) / (max_fpr - least))
 

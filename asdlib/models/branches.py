@@ -170,7 +170,7 @@ class Stem(nn.Module):
 
 
 class FirstBlock(nn.Module):
-    """Blocks 2a and 2b: x + residual at 16 channels; only 2b normalises x first and has its activation before
+    """Blocks 2a and 2b: x + residual at 16 channels; only 2b normalizes x first and has its activation before
     BatchNorm.
     """
 
@@ -225,15 +225,15 @@ class SpectrogramBranch(nn.Module):
     """Spectrogram or phase (n, channels, bins, frames) to an embedding (n, dim): the residual network of
     METHOD 5.3.
 
-    centre_time : subtract each bin's mean over time first (magnitudes); off for phase, where a mean of
+    center_time : subtract each bin's mean over time first (magnitudes); off for phase, where a mean of
         wrapped angles has no meaning (METHOD 6.1)
     The last map is pooled by its maximum over all time: the table's MaxPool(18, 1) up to 18 s, and no tie to
     a clip length.
     """
 
-    def __init__(self, channels: int, bins: int, dim: int = 128, *, centre_time: bool):
+    def __init__(self, channels: int, bins: int, dim: int = 128, *, center_time: bool):
         super().__init__()
-        self.centre_time = centre_time
+        self.center_time = center_time
         self.bin_norm = BatchNorm1d(channels * bins, BN_EPS, BN_MOMENTUM)
         self.stem = Stem(channels, 16)
         blocks, width = [FirstBlock(16, second=False), FirstBlock(16, second=True)], 16
@@ -248,7 +248,7 @@ class SpectrogramBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Embeddings (n, dim) of spectrograms or phases (n, channels, bins, frames)."""
-        if self.centre_time:
+        if self.center_time:
             x = x - x.mean(3, keepdim=True)
         x = self.bin_norm(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
         x = self.blocks(self.stem(x))  # (n, 128, rows, columns)

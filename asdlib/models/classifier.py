@@ -46,8 +46,8 @@ class ClassifierSettings(Settings):
     dim: int = setting(128, "width of each branch's embedding (METHOD 5.2)", 2, 4096)
     subclusters: int = setting(16, "S of sub-cluster AdaCos (METHOD 5.7)", 1, 1024)
     scale: Literal["fixed", "adaptive"] = setting("fixed", "scale of sub-cluster AdaCos (METHOD 3.5, 5.7)")
-    train_centres: bool = setting(False, "whether the plain head's centres learn (METHOD 5.6)")
-    train_featex_centres: bool = setting(True, "whether the FeatEx head's centres learn (METHOD 5.6)")
+    train_centers: bool = setting(False, "whether the plain head's centers learn (METHOD 5.6)")
+    train_featex_centers: bool = setting(True, "whether the FeatEx head's centers learn (METHOD 5.6)")
     mixup_prob: float = setting(0.5, "probability of waveform mixup per clip (METHOD 5.5)", 0.0, 1.0)
     mixup_beta: float = setting(1.0, "weights from Beta(beta, beta); 1 is uniform (METHOD 5.5)", 0.01, 100.0)
     featex_prob: float = setting(0.5, "probability of an exchange per clip (METHOD 5.6)", 0.0, 1.0)
@@ -79,7 +79,7 @@ class ClassifierSettings(Settings):
     backend: Literal["kmeans", "knn", "smote_knn", "local_density"] = setting(
         "kmeans", "back-end of the score (METHOD 5.8); all are kept"
     )
-    density_neighbours: int = setting(4, "K of local-density rescaling (METHOD 5.8)", 1, 100)
+    density_neighbors: int = setting(4, "K of local-density rescaling (METHOD 5.8)", 1, 100)
     smote: SmoteSettings = SmoteSettings()
 
     @field_validator("branches")
@@ -166,18 +166,18 @@ class Classifier(nn.Module):
                 self.branches[name] = branches.SpectrumBranch(shape[1], settings.dim)
             else:
                 self.branches[name] = branches.SpectrogramBranch(
-                    shape[0], shape[1], settings.dim, centre_time=name != "phase"
+                    shape[0], shape[1], settings.dim, center_time=name != "phase"
                 )
         for layer in self.branches.modules():
             if isinstance(layer, branches.FromTheFirstStep):
                 layer.debias = settings.debias_batchnorm
         width, count = settings.dim * len(self.shapes), len(self.shapes)
         kind = {"subclusters": settings.subclusters, "scale": settings.scale}
-        self.plain = losses.SubClusterAdaCos(width, classes, trainable=settings.train_centres, **kind)
+        self.plain = losses.SubClusterAdaCos(width, classes, trainable=settings.train_centers, **kind)
         self.featex = None
         if count > 1 and settings.featex_weight > 0:  # one branch has nothing to exchange
             self.featex = losses.SubClusterAdaCos(
-                width, classes * (count + 1), trainable=settings.train_featex_centres, **kind
+                width, classes * (count + 1), trainable=settings.train_featex_centers, **kind
             )
 
     def embed_branches(self, inputs: dict[str, Tensor]) -> list[Tensor]:

@@ -34,23 +34,23 @@ def initial_scale(classes: int, subclusters: int) -> float:
     """
     if classes * subclusters < 3:
         raise errors.InputError(
-            f"{classes} classes of {subclusters} sub-clusters came, expected 3 centres or more; train on more"
+            f"{classes} classes of {subclusters} sub-clusters came, expected 3 centers or more; train on more"
             " machines"
         )
     return math.sqrt(2) * math.log(classes * subclusters - 1)
 
 
 class SubClusterAdaCos(nn.Module):
-    """Softmax over cosines to C·S centres, summed per class, against soft labels.
+    """Softmax over cosines to C·S centers, summed per class, against soft labels.
 
     p_j = Σ_k exp(s·cos θ_jk) / Σ_lm exp(s·cos θ_lm), loss = mean_i −Σ_j y_ij ln p_ij, by log-softmax and
     logsumexp.
 
-    dim, classes, subclusters : embedding width, C, S; centre j·S + k is sub-cluster k of class j
-    trainable : whether the centres learn; otherwise they stay as drawn (Glorot uniform) and are no parameters
+    dim, classes, subclusters : embedding width, C, S; center j·S + k is sub-cluster k of class j
+    trainable : whether the centers learn; otherwise they stay as drawn (Glorot uniform) and are no parameters
     scale : "fixed" keeps s = √2·ln(C·S − 1); "adaptive" sets s before each training step, without gradient,
         to (m + ln B) / cos(min(π/4, θ_med)), where m + ln B is the log of the batch mean of Σ exp(s·cos θ)
-        over all centres and θ_med the median over the batch of n_i Σ_j y_ij Σ_k θ_ijk, n_i the number of
+        over all centers and θ_med the median over the batch of n_i Σ_j y_ij Σ_k θ_ijk, n_i the number of
         non-zero labels. θ_med sums over the S sub-clusters and so exceeds π/4 for any S >= 2: the rule then
         is s = √2·(m + ln B), and the angle matters
         only for S = 1, plain AdaCos.  Source: METHOD 5.7
@@ -62,16 +62,16 @@ class SubClusterAdaCos(nn.Module):
         super().__init__()
         errors.check_choice("scale of sub-cluster AdaCos", scale, ("fixed", "adaptive"))
         self.classes, self.subclusters, self.adaptive = classes, subclusters, scale == "adaptive"
-        centres = nn.init.xavier_uniform_(torch.empty(classes * subclusters, dim))
+        centers = nn.init.xavier_uniform_(torch.empty(classes * subclusters, dim))
         if trainable:
-            self.centres = nn.Parameter(centres)
+            self.centers = nn.Parameter(centers)
         else:
-            self.register_buffer("centres", centres)
+            self.register_buffer("centers", centers)
         self.register_buffer("scale", torch.tensor(initial_scale(classes, subclusters)))
 
     def cosines(self, e: Tensor) -> Tensor:
-        """(n, C·S) cosines between embeddings (n, dim) and centres."""
-        return F.linear(F.normalize(e.float()), F.normalize(self.centres))
+        """(n, C·S) cosines between embeddings (n, dim) and centers."""
+        return F.linear(F.normalize(e.float()), F.normalize(self.centers))
 
     def class_log_prob(self, cosines: Tensor) -> Tensor:
         """(n, C) ln p of each class at the present scale."""
@@ -84,10 +84,10 @@ class SubClusterAdaCos(nn.Module):
         """The adaptive rule's next scale, from one batch.  Shapes as in `cosines` and `forward`."""
         log_mean = torch.logsumexp((self.scale * cosines).flatten(), 0) - math.log(len(cosines))
         angle = torch.acos(cosines.clamp(-1 + 1e-7, 1 - 1e-7))
-        per_centre = y.repeat_interleave(
+        per_center = y.repeat_interleave(
             self.subclusters, 1
-        )  # centres are grouped by class, so labels repeat in place
-        median = ((y > 0).sum(1) * (per_centre * angle).sum(1)).median()
+        )  # centers are grouped by class, so labels repeat in place
+        median = ((y > 0).sum(1) * (per_center * angle).sum(1)).median()
         return log_mean / torch.cos(median.clamp(max=math.pi / 4)) + 1e-7
 
     def forward(self, e: Tensor, y: Tensor) -> Tensor:

@@ -128,8 +128,8 @@ class OEVAESettings(Settings):
         "knn",
         "β: kNN distance of segments (report 3.2), or standardized local density of clips (METHOD 3.10)",
     )
-    neighbours: int = setting(1, "k of the kNN score β; 1, 2 and 4 are all kept (report 4.2)", 1, 100)
-    neighbour_domains: Literal["pooled", "min"] = setting(
+    neighbors: int = setting(1, "k of the kNN score β; 1, 2 and 4 are all kept (report 4.2)", 1, 100)
+    neighbor_domains: Literal["pooled", "min"] = setting(
         "pooled", "source and target together (METHOD 4.18), or the nearer of the two"
     )
 
@@ -206,7 +206,7 @@ def resnet18(width: int = 64) -> nn.Module:
     )  # here: it takes a second, which a run that trains nothing need not pay
 
     net = resnet.resnet18()
-    net.conv1 = _initialised(nn.Conv2d(1, width, 7, 2, 3, bias=False))
+    net.conv1 = _initialized(nn.Conv2d(1, width, 7, 2, 3, bias=False))
     net.fc = nn.Identity()
     if width != 64:
         net.bn1 = nn.BatchNorm2d(width)
@@ -214,7 +214,7 @@ def resnet18(width: int = 64) -> nn.Module:
         for i in range(4):
             n_out = width * 2**i
             setattr(
-                net, f"layer{i + 1}", _initialised(_stage(resnet.BasicBlock, n_in, n_out, 1 if i == 0 else 2))
+                net, f"layer{i + 1}", _initialized(_stage(resnet.BasicBlock, n_in, n_out, 1 if i == 0 else 2))
             )
             n_in = n_out
     return net
@@ -227,7 +227,7 @@ def _stage(block: type[nn.Module], n_in: int, n_out: int, stride: int) -> nn.Seq
     return nn.Sequential(block(n_in, n_out, stride, shortcut), block(n_out, n_out))
 
 
-def _initialised(module: nn.Module) -> nn.Module:
+def _initialized(module: nn.Module) -> nn.Module:
     """Convolutions drawn as torchvision draws a ResNet's."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
@@ -236,7 +236,7 @@ def _initialised(module: nn.Module) -> nn.Module:
 
 
 def load_pretrained(net: nn.Module, file: str = "") -> None:
-    """ImageNet weights from disk into `resnet18(64)`; the first layer's three colour kernels are summed.
+    """ImageNet weights from disk into `resnet18(64)`; the first layer's three color kernels are summed.
 
     file : path of the weights; empty: torch.hub's folder. Nothing is ever downloaded here.
     raises : errors.InputError for a file that is missing or holds something else

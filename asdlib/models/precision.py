@@ -2,7 +2,7 @@
 
 Conventions
 -----------
-`float32` and `bf16` (bfloat16 autocast; weights, optimiser and all scores stay float32) are both computed
+`float32` and `bf16` (bfloat16 autocast; weights, optimizer and all scores stay float32) are both computed
 channels_last (`python -m tests.bench layouts`). Networks that are not in NETWORKS are trained in float32.
 
 `auto` is bf16 where the device multiplies bfloat16 matrices in hardware, else float32: the same machine

@@ -188,25 +188,25 @@ class Progress:
 def step(
     model: nn.Module,
     batch,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     precision: torch.dtype,
 ) -> dict[str, torch.Tensor]:
     """One update of the weights; the terms that `loss` names, on the device. With bfloat16 the loss is
     computed under autocast.
     """
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     with torch.autocast(generator.device.type, precision, enabled=precision != torch.float32):
         terms = model.loss(batch, generator)
     terms["loss"].backward()
-    optimiser.step()
+    optimizer.step()
     return terms
 
 
 def fit(
     model: nn.Module,
     batches: Batches,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     *,
     epochs: int,
     seed: int,
@@ -220,14 +220,14 @@ def fit(
     model : answers to `loss(batch, generator)`
     batches : from a generator, one epoch's batches, on the device
     checkpoint : file that holds the last finished epoch; None trains without one
-    precision : torch.bfloat16 computes the losses under autocast; weights and optimiser stay float32
+    precision : torch.bfloat16 computes the losses under autocast; weights and optimizer stay float32
     evaluate : called in evaluation mode after each epoch; what it measures joins the history
     returns : history, one row per epoch with the mean of every term that `loss` names, and seconds
     raises : errors.InputError when the loss stops being finite
     """
     history: list[dict] = []
     if checkpoint is not None and checkpoint.is_file():
-        history = _resume(model, optimiser, checkpoint)
+        history = _resume(model, optimizer, checkpoint)
     device = next(model.parameters()).device
     progress = Progress(what, epochs, len(history))
     for epoch in range(len(history), epochs):
@@ -237,7 +237,7 @@ def fit(
         sums: dict[str, torch.Tensor] = {}
         steps = 0
         for batch in batches(generator):
-            terms = step(model, batch, optimiser, generator, precision)
+            terms = step(model, batch, optimizer, generator, precision)
             progress.step(epoch, terms["loss"])
             steps += 1
             for name, value in terms.items():
@@ -254,7 +254,7 @@ def fit(
                 row |= evaluate()
         history.append({"epoch": epoch + 1, **row, "seconds": time.perf_counter() - began})
         if checkpoint is not None:
-            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "history": history}
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
             _save_torch(state, checkpoint)
         progress.update(epoch + 1, row["loss"])
     model.eval()
@@ -269,7 +269,7 @@ def _save_torch(state: dict, path: Path) -> None:
         part.write_bytes(content.getbuffer())
 
 
-def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path) -> list[dict]:
+def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> list[dict]:
     """State of the last finished epoch. A file torn by a crash of the machine means training from the start,
     and is said.
     """
@@ -277,9 +277,9 @@ def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path) -> l
     try:
         state = torch.load(
             path, weights_only=True, map_location="cpu"
-        )  # an optimiser that counts its steps on the host goes on doing so
+        )  # an optimizer that counts its steps on the host goes on doing so
         model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        optimizer.load_state_dict(state["optimizer"])
         return state["history"]
     except Exception as error:  # torch raises many kinds for torn and foreign files
         print(

@@ -37,7 +37,7 @@ from asdlib.scoring.distances import knn_distances
 
 FOLDS = 10  # of the source clips, for the k-means that score training clips
 SMALLEST_DENSITY = 1e-6  # distance between unit vectors below which references are copies of each other
-FEWEST = 3  # training clips of a machine: one to be scored, one reference, and that one's neighbour
+FEWEST = 3  # training clips of a machine: one to be scored, one reference, and that one's neighbor
 
 
 class Backend(Protocol):
@@ -94,7 +94,7 @@ def _decisive(away: np.ndarray, references: np.ndarray, parents: np.ndarray, own
 
 
 def centers(x: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    """k-means centres of unit rows, brought back to unit length.
+    """k-means centers of unit rows, brought back to unit length.
 
     The cited code leaves them as means, shorter than 1, so that 1 − ⟨e, c⟩ is larger for a wide cluster than
     for a narrow one at the same angle, and larger than for a single target clip: no cosine distance (METHOD
@@ -107,11 +107,11 @@ def centers(x: np.ndarray, clusters: int, seed: int) -> np.ndarray:
 
 
 class KMeansCosine:
-    """Smallest 1 − cosine to the centres of the source clips and to all target clips, 0 to 2.  Source: METHOD
+    """Smallest 1 − cosine to the centers of the source clips and to all target clips, 0 to 2.  Source: METHOD
     3.5, 5.8.
 
-    For `training` the source clips are dealt to 10 folds; those of a fold are scored by centres of the other
-    folds, and a target clip by all centres and the other target clips. Exact leave-one-out would need a
+    For `training` the source clips are dealt to 10 folds; those of a fold are scored by centers of the other
+    folds, and a target clip by all centers and the other target clips. Exact leave-one-out would need a
     k-means per clip.
     """
 
@@ -120,7 +120,7 @@ class KMeansCosine:
     ):
         self.x, self.target = _references(train, target)
         self.clusters, self.seed = settings.kmeans, seed
-        self.centres = self._fit(~self.target)
+        self.centers = self._fit(~self.target)
 
     def _fit(self, chosen: np.ndarray) -> np.ndarray:
         return (
@@ -130,14 +130,14 @@ class KMeansCosine:
         )
 
     def __call__(self, test: np.ndarray) -> np.ndarray:
-        """Scores (n,) of test embeddings (n, dim): cosine distance to the nearest centre or target clip."""
+        """Scores (n,) of test embeddings (n, dim): cosine distance to the nearest center or target clip."""
         schemas.embeddings(test, self.x)
-        return (1.0 - unit(test) @ np.vstack([self.centres, self.x[self.target]]).T).min(1)
+        return (1.0 - unit(test) @ np.vstack([self.centers, self.x[self.target]]).T).min(1)
 
     def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """The centre or target clip next to each row; a source clip's share in the centres stays."""
-        references = np.vstack([self.centres, self.x[self.target]])
-        parents = np.concatenate([np.full(len(self.centres), -1), np.flatnonzero(self.target)])[:, None]
+        """The center or target clip next to each row; a source clip's share in the centers stays."""
+        references = np.vstack([self.centers, self.x[self.target]])
+        parents = np.concatenate([np.full(len(self.centers), -1), np.flatnonzero(self.target)])[:, None]
         return _decisive(1.0 - unit(test) @ references.T, references, parents, own)
 
     def training(self) -> np.ndarray:
@@ -150,9 +150,9 @@ class KMeansCosine:
         fold[np.random.default_rng(self.seed).permutation(source)] = np.arange(len(source)) % min(
             FOLDS, max(len(source), 1)
         )
-        for number in range(-1, fold.max() + 1):  # -1: the target clips, which no centre contains
+        for number in range(-1, fold.max() + 1):  # -1: the target clips, which no center contains
             scored = fold == number
-            made = self.centres if number < 0 else self._fit((fold >= 0) & ~scored)
+            made = self.centers if number < 0 else self._fit((fold >= 0) & ~scored)
             if len(made):
                 best[scored] = np.minimum(best[scored], (1.0 - self.x[scored] @ made.T).min(1))
         return best
@@ -217,7 +217,7 @@ class LocalDensity:
         self.x, _ = _references(train, target)
         self.between = distances(self.x, self.x)
         np.fill_diagonal(self.between, np.inf)
-        self.k = min(settings.density_neighbours, len(self.x) - 2)  # also when a clip is left out
+        self.k = min(settings.density_neighbors, len(self.x) - 2)  # also when a clip is left out
         self.order = np.argsort(self.between, axis=1)[:, : self.k + 1]
         self.near = np.take_along_axis(self.between, self.order, axis=1)
 
@@ -237,7 +237,7 @@ class LocalDensity:
         )
 
     def training(self) -> np.ndarray:
-        """Scores of the training clips; a clip is missing among the neighbours of its references too."""
+        """Scores of the training clips; a clip is missing among the neighbors of its references too."""
         n, first, more = len(self.x), self.near[:, : self.k].sum(1), self.near[:, self.k]
         total = np.broadcast_to(
             first, (n, n)

@@ -55,15 +55,15 @@ def knn_distances(
         else _Own(np.asarray(test_clip), np.reshape(train_clip, (len(train), -1)))
     )
     exact = train.astype(np.float64)
-    centre = exact.mean(0)  # cancels in every difference, and takes with it most of what float32 would round
-    exact -= centre
+    center = exact.mean(0)  # cancels in every difference, and takes with it most of what float32 would round
+    exact -= center
     norms = np.einsum("ij,ij->i", exact, exact)
     rounded, norms32 = exact.astype(np.float32), norms.astype(np.float32)
     near, widest, dim = min(k_max + SPARE, len(train)), float(np.sqrt(norms.max())), train.shape[1]
     out = np.empty((len(test), k_max))
     rows = max(1, min(BLOCK_BYTES // (8 * len(train)), BLOCK_BYTES // (8 * near * dim)))
     for start in range(0, len(test), rows):
-        items = test[start : start + rows].astype(np.float64) - centre
+        items = test[start : start + rows].astype(np.float64) - center
         every = np.arange(start, start + len(items))
         reached, found = _nearest(items.astype(np.float32), rounded, norms32, near, own and own(every))
         if (np.isfinite(reached).sum(1) < k_max).any():

@@ -155,7 +155,7 @@ class LocalDensity(Estimator):
         self.k, self.contamination = _at_least("k", k, 1), _share(contamination)
 
     def _fit(self, x: np.ndarray, target: np.ndarray) -> np.ndarray:
-        self.backend_ = backends.LocalDensity(x, target, ClassifierSettings(density_neighbours=self.k), 0)
+        self.backend_ = backends.LocalDensity(x, target, ClassifierSettings(density_neighbors=self.k), 0)
         return self.backend_.training()
 
     def _score(self, x: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ after. Higher is more anomalous.
 `MODES` at the foot lists the scales. Each has `fit(train)` and is then called with scores of any shape.
 `COMPOSED` lists the systems that are made of others: they are in a study wherever all their parts are, and
 need no setting. OEVAE is brought to the scale of its own training scores again before it meets the classifier
-(METHOD 4.12), for a sum of two standardised parts is not standardised.
+(METHOD 4.12), for a sum of two standardized parts is not standardized.
 
 Ensembles over training seeds are systems too: `oevae_seeds` is the mean over the seeds of the scaled scores
 of `oevae`, seed ALL_SEEDS.
@@ -43,7 +43,7 @@ from asdlib.settings import Settings, setting
 class FusionSettings(Settings):
     """How scores become comparable and are combined (METHOD 3.7)."""
 
-    normalise: Literal["zscore", "none", "rank", "gamma"] = setting(
+    normalize: Literal["zscore", "none", "rank", "gamma"] = setting(
         "zscore", "scale from normal training scores (METHOD 3.7)"
     )
     omega: float = setting(0.5, "weight of alpha in OEVAE (report Eq. 6)", 0.0, 1.0)
@@ -98,7 +98,7 @@ def fit_scale(train_scores: np.ndarray, mode: str) -> Identity | ZScore | Rank |
     returns : an increasing function of scores of any shape
     raises : errors.InputError for an unknown mode, no training score, or one that is not finite
     """
-    errors.check_choice("normalise mode", mode, list(MODES))
+    errors.check_choice("normalize mode", mode, list(MODES))
     train = np.asarray(train_scores, float).ravel()
     if len(train) == 0:
         raise errors.InputError(
@@ -185,7 +185,7 @@ def systems(scores: pd.DataFrame, settings: FusionSettings) -> pd.DataFrame:
     final scores of it are replaced.
 
     scores : score table with alpha and beta of `oevae`, and where there is one with `_score` of `classifier`.
-        settings : normalise, omega, eta
+        settings : normalize, omega, eta
     returns : a new table. Nothing is trained: a changed ω or η costs no more than this call.  Notebooks:
         05_oevae, 08_tuning, 09_report
     """
@@ -196,7 +196,7 @@ def systems(scores: pd.DataFrame, settings: FusionSettings) -> pd.DataFrame:
         )
         if one[1] in found[0] and other[1] in found[1]:
             share = getattr(settings, weight)
-            final = fuse(scores, system, {one: share, other: 1.0 - share}, settings.normalise)
+            final = fuse(scores, system, {one: share, other: 1.0 - share}, settings.normalize)
             old = (scores["system"] == system) & (scores["component"] == "score")
             scores = pd.concat([scores[~old], final], ignore_index=True)
     return scores
@@ -224,7 +224,7 @@ def seed_ensembles(scores: pd.DataFrame, mode: str) -> pd.DataFrame:
     """The score table with <system>_seeds for every system that several seeds trained to different scores.
 
     returns : a new table; unchanged for one seed, and without a row for what no seed changes (nearest
-        neighbours of features).  Notebook: 09_report
+        neighbors of features).  Notebook: 09_report
     """
     found = [scores]
     for system, part in scores[scores["component"] == "score"].groupby("system", sort=False):

@@ -64,7 +64,7 @@ class ZScore:
         )  # rounding alone gives equal scores a std of 1e-16
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
-        """The scores (n,), standardised."""
+        """The scores (n,), standardized."""
         return (np.asarray(scores, float) - self.mean) / self.std
 
 
@@ -121,7 +121,7 @@ def fit_gamma(train: np.ndarray) -> Gamma | None:
         return None
     unit = (
         train - train.mean()
-    ) / spread  # the optimiser starts from the same place whatever the unit of the scores
+    ) / spread  # the optimizer starts from the same place whatever the unit of the scores
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

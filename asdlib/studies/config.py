@@ -85,9 +85,9 @@ class ReportSettings(Settings):
     """What the report shows."""
 
     players: int = setting(24, "clips with a player; 30 keep the file small", 0, 30)
-    licence: str = setting(
+    license: str = setting(
         "",
-        "licence of the recordings, for the model card; empty: what a LICENCE file beside them says, else not"
+        "license of the recordings, for the model card; empty: what a LICENSE file beside them says, else not"
         " stated",
     )
 

@@ -185,7 +185,7 @@ def _median(manifests: Iterable[Path], of: Callable[[list[float]], float] = stat
 def outline(run: Run, only: Sequence[str] = ()) -> str:
     """The jobs of a study whose recordings are not decoded yet, so that nothing can be finished."""
     if run.synthetic:
-        machines, there = sorted(run.cfg.synthetic.machines), "recordings of modelled machines"
+        machines, there = sorted(run.cfg.synthetic.machines), "recordings of modeled machines"
     else:
         table, _ = index.index(run.roots, run.cfg.data.machines)
         machines, there = sorted(table["machine"].unique()), f"{len(table)} recordings"

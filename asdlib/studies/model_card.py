@@ -7,10 +7,10 @@ One page in Markdown, made of the study's own tables when its report is made (no
 number stands in it that was not measured. What is not known is said ("not stated", "not available"), never
 filled in.
 
-The licence of the recordings is, in this order: the setting `report.licence`; the first line of a LICENCE or
-LICENSE file in a data root or beside a machine's train folder (`asd import --licence` writes one); none for
-synthetic recordings; else "not stated", with the licence that the challenge's recordings have if all machines
-carry their names.
+The license of the recordings is, in this order: the setting `report.license`; the first line of a LICENSE
+(or LICENCE) file in a data root or beside a machine's train folder (`asd import --license` writes one);
+none for synthetic recordings; else "not stated", with the license that the challenge's recordings have if
+all machines carry their names.
 
 Source: METHOD 3.7, 3.8, 7.3, 7.5, 8.6.  Notebook: 09_report.
 """
@@ -38,8 +38,8 @@ DCASE = {*metrics.PAPER_TABLE1, *EVALUATION}
 FEW = 50  # training clips below which the 0.9 quantile rests on fewer than five of them
 
 
-def licence(roots: Sequence[Path], machines: Sequence[str], stated: str, synthetic: bool) -> str:
-    """The licence of the recordings in one sentence. stated : the setting report.licence"""
+def license(roots: Sequence[Path], machines: Sequence[str], stated: str, synthetic: bool) -> str:
+    """The license of the recordings in one sentence. stated : the setting report.license"""
     if stated:
         return f"{stated} (as the study's settings state)"
     if synthetic:
@@ -95,7 +95,7 @@ def data_table(table: pd.DataFrame) -> pd.DataFrame:
             {
                 "machine": name,
                 **counts,
-                "test unlabelled": test["unlabelled"],
+                "test unlabeled": test["unlabeled"],
                 "seconds": " to ".join(seconds),
                 "attributes": ", ".join(facts["attributes"]) or "none",
             }
@@ -107,8 +107,8 @@ def limits(run, decisions: pd.DataFrame) -> list[str]:
     """What the results do not say, as far as the study's own data tell."""
     train = run.clips[run.clips["split"] == "train"].groupby("machine").size()
     test = run.clips[run.clips["split"] == "test"]
-    labelled = set(test[test["label"].isin(["normal", "anomaly"])]["machine"])
-    blind = [name for name in run.machines if name not in labelled]
+    labeled = set(test[test["label"].isin(["normal", "anomaly"])]["machine"])
+    blind = [name for name in run.machines if name not in labeled]
     target = set(run.clips[(run.clips["split"] == "train") & (run.clips["domain"] == "target")]["machine"])
     few = [f"{name} ({train[name]})" for name in run.machines if train[name] < FEW]
     counted = decisions[decisions["method"] == "empirical"].groupby("system")["machine"].nunique()
@@ -121,7 +121,7 @@ def limits(run, decisions: pd.DataFrame) -> list[str]:
             )
         ),
         (
-            f"No labelled test clips of {', '.join(blind)}: scores and thresholds, but no measure of how good"
+            f"No labeled test clips of {', '.join(blind)}: scores and thresholds, but no measure of how good"
             " they are."
             if blind
             else ""
@@ -191,8 +191,8 @@ def text(
         ),
         tables.markdown_table(data_table(run.clips)),
         (
-            "Licence of the recordings:"
-            f" {tables.markdown(licence(run.roots, run.machines, cfg.report.licence, run.synthetic))}."
+            "License of the recordings:"
+            f" {tables.markdown(license(run.roots, run.machines, cfg.report.license, run.synthetic))}."
         ),
         "## Systems and settings",
         (

@@ -27,6 +27,7 @@ from nbconvert.filters.markdown_mistune import MarkdownWithMath
 from traitlets.config import Config
 
 from asdlib import errors, io
+from asdlib.evaluation import metrics
 from asdlib.scoring import fusion
 from asdlib.settings import digest, to_tree
 from asdlib.studies import artifacts, config
@@ -160,15 +161,24 @@ def side_by_side(shown: Sequence[tables.Html], gain: float) -> tables.Html:
 # ---------------------------------------------------------------- summary
 
 
-def claims_text(table: pd.DataFrame, controls: pd.DataFrame) -> str:
-    """Which system is best and what each may claim, for a terminal. table, controls : METRIC_COLUMNS."""
-    found = tables.claims(table, controls)
+def claims_text(
+    table: pd.DataFrame, controls: pd.DataFrame, pairs: pd.DataFrame, settings: metrics.MetricsSettings
+) -> str:
+    """Which system is best and what each may claim, for a terminal. Arguments as of `tables.claims`."""
+    found = tables.claims(table, controls, pairs, settings)
+    above = found[tables.ABOVE] if tables.ABOVE in found else [""] * len(found)
     omega = tables.own_scores(table)
     omega = omega[(omega["metric"] == "omega") & (omega["machine"] == "all")].sort_values("value")
     best = [f"highest Ω: {omega['system'].iloc[-1]} ({omega['value'].iloc[-1]:.3f})"] if len(omega) else []
     width = max((len(name) for name in found["system"]), default=0)
     return "\n".join(
-        [*best, *(f"{name:{width}}  {claim}" for name, claim in zip(found["system"], found["claim"]))]
+        [
+            *best,
+            *(
+                f"{name:{width}}  {claim}{f'; above the training-free reference: {more}' if more else ''}"
+                for name, claim, more in zip(found["system"], found["claim"], above)
+            ),
+        ]
     )
 
 

@@ -163,7 +163,7 @@ class Scorer:
             "section": self.section or "00",
             "split": "test",
             "domain": "unknown",
-            "label": "unlabelled",
+            "label": "unlabeled",
         }
         table = pd.DataFrame(
             [

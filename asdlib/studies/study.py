@@ -605,7 +605,7 @@ class Run(StudyPaths):
         scores.parquet.
         """
         scores = schemas.score_table(
-            fusion.seed_ensembles(self.load_scores(self.cfg.systems), self.cfg.fusion.normalise)
+            fusion.seed_ensembles(self.load_scores(self.cfg.systems), self.cfg.fusion.normalize)
         )
         io.write_table(self.folder / "scores.parquet", scores)
         return scores

@@ -1,10 +1,10 @@
 """Figures of the embedding maps and of what explains a score; inline pictures fast enough to follow a key.
 
-Same rules as `asdlib.viz.plots`: arrays in, one figure out, nothing kept, no colour alone. `picture` draws no
+Same rules as `asdlib.viz.plots`: arrays in, one figure out, nothing kept, no color alone. `picture` draws no
 matplotlib figure but writes SVG around an image, which takes some 10 ms instead of 300: it follows the choice
 of a clip.
 
-Marks of a map: colour and shape say the same; where colour is a number, the shape is the label. Filled: test
+Marks of a map: color and shape say the same; where color is a number, the shape is the label. Filled: test
 clips; hollow: training clips.
 Sources: METHOD 8.5.  Notebook: 06_embeddings
 """
@@ -26,13 +26,13 @@ from PIL import Image
 
 from asdlib.analysis import explain
 from asdlib.viz import plots, tables
-from asdlib.viz.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, VERMILION, Plot
+from asdlib.viz.plots import BLACK, BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, STYLE, VERMILION, Plot
 
 SHAPES = ("circle", "cross", "square", "triangle", "diamond", "plus", "down", "star")
 MARKERS = dict(zip(SHAPES, ("o", "X", "s", "^", "D", "P", "v", "*")))
 GLYPHS = dict(zip(SHAPES, "●✖■▲◆✚▼★"))
-COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY)
-NUMBERS = "viridis"  # rises evenly in lightness, also for the colour-blind and in print
+COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, GRAY)
+NUMBERS = "viridis"  # rises evenly in lightness, also for the color-blind and in print
 LEFT, TOP, WIDE, HIGH = 62, 22, 560, 150  # of a picture, px
 BRANCHES = (
     (BLUE, ""),
@@ -51,10 +51,10 @@ class Points:
     x, y : float32 (n,), 0..1, y upwards; one scale for both in PCA, each its own in UMAP, whose axes mean
         nothing
     row, segment : int (n,), store row, number of the segment (-1: clip)
-    test : bool (n,).  group : int (n,), index into `names`, or with numeric colouring the label's.  value :
+    test : bool (n,).  group : int (n,), index into `names`, or with numeric coloring the label's.  value :
         float (n,), NaN: unknown; None where the
-    colouring has names.  looks : (colour, shape) of each name.  limits : of a numeric colouring.  colour :
-        what the colouring tells
+    coloring has names.  looks : (color, shape) of each name.  limits : of a numeric coloring.  color :
+        what the coloring tells
     """
 
     x: np.ndarray
@@ -65,7 +65,7 @@ class Points:
     group: np.ndarray
     names: list[str]
     looks: list[tuple[str, str]]
-    colour: str
+    color: str
     value: np.ndarray | None = None
     limits: tuple[float, float] = (0.0, 1.0)
 
@@ -78,12 +78,12 @@ def _draw(axis, points: Points, size: float) -> None:
     span = points.limits if points.value is not None else (0.0, 1.0)
     scale = ScalarMappable(Normalize(*span, clip=True), NUMBERS)
     for test in (False, True):
-        for number, (colour, shape) in enumerate(points.looks):
+        for number, (color, shape) in enumerate(points.looks):
             chosen = (points.group == number) & (points.test == test)
             if not chosen.any():
                 continue
             tint = (
-                colour
+                color
                 if points.value is None
                 else scale.to_rgba(np.nan_to_num(points.value[chosen], nan=span[0]))
             )
@@ -108,17 +108,17 @@ def _draw(axis, points: Points, size: float) -> None:
 
 @matplotlib.rc_context(STYLE)
 def map_grid(rows: Mapping[str, Sequence[Points | None]], title: str) -> Plot:
-    """Small multiples: a row for each space, a column for each colouring, with the names of the marks below
+    """Small multiples: a row for each space, a column for each coloring, with the names of the marks below
     each map.
 
-    rows : space -> its points in each colouring, as many in every row; None: the space has no such colouring.
+    rows : space -> its points in each coloring, as many in every row; None: the space has no such coloring.
         title : what the axes are
     Notebook: 06_embeddings
     """
     columns = len(next(iter(rows.values())))
     alt = (
-        f"{title}: {', '.join(rows)}, coloured by"
-        f" {', '.join(dict.fromkeys(one.colour for row in rows.values() for one in row if one))}"
+        f"{title}: {', '.join(rows)}, colored by"
+        f" {', '.join(dict.fromkeys(one.color for row in rows.values() for one in row if one))}"
     )
     figure, axes = plots.panels(len(rows), columns, 0.45 + 2.8 * len(rows), alt, vector=False)
     figure.get_layout_engine().set(h_pad=0.1, w_pad=0.05)
@@ -130,7 +130,7 @@ def map_grid(rows: Mapping[str, Sequence[Points | None]], title: str) -> Plot:
                 plots.note(axis, 0.5, 0.5, "no attribute", axis.transAxes, ha="center")
                 continue
             _draw(axis, points, 26 if len(points.x) < 500 else 12)
-            axis.set_title(points.colour, fontsize=9)
+            axis.set_title(points.color, fontsize=9)
             _key(figure, axis, points)
     figure.suptitle(f"{title}. Filled: test clips, hollow: training clips", fontsize=10)
     return figure
@@ -148,8 +148,8 @@ def _key(figure: Plot, axis, points: Points) -> None:
         return
     pairs = list(zip(points.names, points.looks))
     marks = [
-        Line2D([], [], ls="", marker=MARKERS[shape], color=colour, ms=5, label=word)
-        for word, (colour, shape) in pairs[:8]
+        Line2D([], [], ls="", marker=MARKERS[shape], color=color, ms=5, label=word)
+        for word, (color, shape) in pairs[:8]
     ]
     marks += [Line2D([], [], ls="", label=f"and {len(pairs) - 8} more")] if len(pairs) > 8 else []
     columns = 2 if max(len(name) for name in points.names) > 9 else 3
@@ -206,8 +206,8 @@ def why(found: explain.Why, usual: Mapping[str, tuple[float, float]], title: str
     axes = figure.subplots(
         len(heights), 2, squeeze=False, height_ratios=heights, width_ratios=(1, 0.018)
     )  # the right ones: scales
-    for (axis, scale), (label, one, colours, limit) in zip(axes, maps):
-        _picture(figure, axis, scale, one, label, colours, limit, found.seconds)
+    for (axis, scale), (label, one, colors, limit) in zip(axes, maps):
+        _picture(figure, axis, scale, one, label, colors, limit, found.seconds)
     for scale in axes[len(maps) :, 1]:
         scale.set_axis_off()
     for axis, name in zip(axes[len(maps) :, 0], lines):
@@ -225,23 +225,17 @@ def why(found: explain.Why, usual: Mapping[str, tuple[float, float]], title: str
 
 
 def _picture(
-    figure: Plot, axis, scale, one: explain.Map, label: str, colours: str, limit: float | None, seconds: float
+    figure: Plot, axis, scale, one: explain.Map, label: str, colors: str, limit: float | None, seconds: float
 ) -> None:
     bands, frames = one.values.shape
     look = (
-        {"vmin": -limit if colours.startswith("PuOr") else 0.0, "vmax": limit}
+        {"vmin": -limit if colors.startswith("PuOr") else 0.0, "vmax": limit}
         if limit
         else {"vmin": float(one.values.max()) - 80}
     )
     extent = (-0.5 * one.hop_s, (frames - 0.5) * one.hop_s, -0.5, bands - 0.5)
     shown = axis.imshow(
-        one.values,
-        origin="lower",
-        aspect="auto",
-        interpolation="nearest",
-        cmap=colours,
-        extent=extent,
-        **look,
+        one.values, origin="lower", aspect="auto", interpolation="nearest", cmap=colors, extent=extent, **look
     )
     nice = _nice_hz(one.hz)
     axis.set_yticks(np.interp(nice, one.hz, np.arange(bands)), [f"{hz:g}" for hz in nice])
@@ -286,8 +280,8 @@ def _segments(axis, found: explain.Why, name: str, usual: tuple[float, float] | 
 
 def _shares(axis, branches: Mapping[str, float]) -> None:
     left = 0.0
-    for (name, share), (colour, hatch) in zip(branches.items(), BRANCHES):
-        axis.barh(0, share, left=left, height=0.8, fc=colour + "40", ec=colour, hatch=hatch)
+    for (name, share), (color, hatch) in zip(branches.items(), BRANCHES):
+        axis.barh(0, share, left=left, height=0.8, fc=color + "40", ec=color, hatch=hatch)
         if share > 0.06:  # the words fit in; below the bar stand all
             box = {"fc": "white", "ec": "none", "pad": 1.5}
             axis.text(left + share / 2, 0, name, ha="center", va="center", fontsize=8, bbox=box)
@@ -306,7 +300,7 @@ def picture(
     *,
     title: str,
     unit: str,
-    colours: str,
+    colors: str,
     limits: tuple[float, float],
     weight: np.ndarray | None = None,
 ) -> tables.Html:
@@ -319,7 +313,7 @@ def picture(
     """
     bands, frames = one.values.shape
     share = np.clip((one.values - limits[0]) / max(limits[1] - limits[0], 1e-12), 0, 1)
-    pixels = matplotlib.colormaps[colours](share)[::-1, :, :3]
+    pixels = matplotlib.colormaps[colors](share)[::-1, :, :3]
     if weight is not None:
         pixels = 1 - np.clip(weight, 0, 1)[::-1, :, None] * (1 - pixels)
     seconds = frames * one.hop_s
@@ -336,7 +330,7 @@ def picture(
             f'<text x="{LEFT + WIDE * second / seconds:.1f}" y="{TOP + HIGH + 15}"'
             f' text-anchor="middle">{second:g}</text>'
         )
-    bar = _png(matplotlib.colormaps[colours](np.linspace(1, 0, 64))[:, None, :3])
+    bar = _png(matplotlib.colormaps[colors](np.linspace(1, 0, 64))[:, None, :3])
     right = LEFT + WIDE + 12
     rows.append(
         f'<image x="{right}" y="{TOP}" width="12" height="{HIGH}" preserveAspectRatio="none" href="{bar}"/>'

@@ -5,7 +5,7 @@ kept, and pyplot's global state is never touched. A `Plot` is a matplotlib Figur
 notebook and a report, with alternative text.
 
 Scores: higher is more anomalous. AUC and pAUC as fractions, chance 0.5. Levels in dB re full scale, times in
-s, frequencies in Hz. Colours are Okabe and Ito's (doi 10.1038/nmeth.1618); none carries meaning alone:
+s, frequencies in Hz. Colors are Okabe and Ito's (doi 10.1038/nmeth.1618); none carries meaning alone:
 systems also differ by marker and line style, domains and labels by side, marker or hatch. Vector graphics for
 curves, pixels for spectrograms and clouds. What is not available is written.
 """
@@ -32,11 +32,11 @@ from asdlib import errors, schemas
 from asdlib.scoring import fusion
 from asdlib.viz import tables
 
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, GREY = (
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, GRAY = (
     "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #000000 #6E6E6E".split()
 )
 BELOW, CHANCE = {"loc": "outside lower center", "ncols": 5}, {"color": BLACK, "lw": 1, "ls": (0, (2, 2))}
-# system -> colour, marker, line style, in the order in which systems are shown; other names take them in turn
+# system -> color, marker, line style, in the order in which systems are shown; other names take them in turn
 LOOKS = {
     "baseline_knn": (BLUE, "o", "-"),
     "multires": (SKY, "X", (0, (3, 1))),
@@ -53,9 +53,9 @@ LOOKS |= {
 KINDS = {
     "normal": (BLUE, "", "o"),
     "anomaly": (VERMILION, "////", "X"),
-    "unlabelled": (GREY, "..", "s"),
-}  # colour, hatch, marker
-DOMAIN_COLORS = {"source": BLUE, "target": ORANGE, "unknown": GREY}
+    "unlabeled": (GRAY, "..", "s"),
+}  # color, hatch, marker
+DOMAIN_COLORS = {"source": BLUE, "target": ORANGE, "unknown": GRAY}
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 10,
@@ -124,18 +124,18 @@ def some(table: pd.DataFrame, what: str) -> pd.DataFrame:
 
 
 def looks_of(names: Iterable[str]) -> dict[str, tuple]:
-    """Colour, marker and line style of each system, in the order in which systems are shown."""
+    """Color, marker and line style of each system, in the order in which systems are shown."""
     return {
         name: LOOKS.get(name, list(LOOKS.values())[i % len(LOOKS)])
         for i, name in enumerate(fusion.in_order(names))
     }
 
 
-def pale(colour: str) -> tuple[float, ...]:
-    """A colour mixed with white. Where a hatch lies on it, transparency would do on the screen only: browsers
+def pale(color: str) -> tuple[float, ...]:
+    """A color mixed with white. Where a hatch lies on it, transparency would do on the screen only: browsers
     print such a pattern opaque.
     """
-    return tuple(1 - 0.45 * (1 - part) for part in to_rgb(colour))
+    return tuple(1 - 0.45 * (1 - part) for part in to_rgb(color))
 
 
 def note(axis, x: float, y: float, words: str, transform, **place) -> None:
@@ -160,11 +160,11 @@ def _rows(axis, names: Sequence[str]) -> None:
     axis.grid(axis="y", visible=False)
 
 
-def _whisker(axis, y: float, row, colour: str, marker: str, fill: str) -> None:
+def _whisker(axis, y: float, row, color: str, marker: str, fill: str) -> None:
     if np.isnan(row.value):
         return note(axis, 0.98, y, "not available", axis.get_yaxis_transform(), ha="right")
-    axis.plot([row.low, row.high], [y, y], color=colour, lw=2, solid_capstyle="butt")
-    axis.plot(row.value, y, marker, color=fill, mec=colour, ms=6, mew=1.2)
+    axis.plot([row.low, row.high], [y, y], color=color, lw=2, solid_capstyle="butt")
+    axis.plot(row.value, y, marker, color=fill, mec=color, ms=6, mew=1.2)
 
 
 @matplotlib.rc_context(STYLE)
@@ -183,10 +183,8 @@ def metric_dots(metrics: pd.DataFrame, names: Sequence[str] = ("auc_source", "au
         axis.axvline(0.5, **CHANCE)
         for row in table[table["metric"] == name].itertuples():
             place = list(looks).index(row.system) - (len(looks) - 1) / 2
-            colour, marker, _ = looks[row.system]
-            _whisker(
-                axis, machines.index(row.machine) + 0.8 * place / len(looks), row, colour, marker, colour
-            )
+            color, marker, _ = looks[row.system]
+            _whisker(axis, machines.index(row.machine) + 0.8 * place / len(looks), row, color, marker, color)
         least = np.nanmin([0.4, *table["low"], *table["value"]])
         axis.set(title=tables.METRIC_NAMES[name], xlabel="area (chance 0.5)", xlim=(least - 0.02, 1.02))
         _rows(axis, machines)
@@ -199,14 +197,14 @@ def metric_dots(metrics: pd.DataFrame, names: Sequence[str] = ("auc_source", "au
 
 @matplotlib.rc_context(STYLE)
 def omega_dots(metrics: pd.DataFrame, controls: pd.DataFrame) -> Plot:
-    """Ω of each system; hollow: level control; grey: shuffled labels. Notebook: 09_report."""
+    """Ω of each system; hollow: level control; gray: shuffled labels. Notebook: 09_report."""
     table = some(
         pd.concat([tables.own_scores(metrics), tables.own_scores(controls)]).query("machine == 'all'"),
         "metrics",
     )
     table = table[table["metric"] == "omega"].set_index("system", drop=False)
     looks, label = (
-        looks_of(table["system"]) | {"control_level": (GREY, "o", "-")},
+        looks_of(table["system"]) | {"control_level": (GRAY, "o", "-")},
         tables.METRIC_NAMES["omega"],
     )
     chance = (
@@ -224,19 +222,19 @@ def omega_dots(metrics: pd.DataFrame, controls: pd.DataFrame) -> Plot:
     axis, names = axes[0, 0], [name for name in looks if name in table.index]
     axis.axvline(0.5, **CHANCE)
     for y, name in enumerate(names):
-        row, (colour, marker, _) = table.loc[name], looks[name]
+        row, (color, marker, _) = table.loc[name], looks[name]
         if name in chance.index:
             axis.barh(
                 y, chance.high[name] - chance.low[name], left=chance.low[name], height=0.55, color="#CCCCCC"
             )
-        _whisker(axis, y, row, colour, marker, fill="white" if name == "control_level" else colour)
+        _whisker(axis, y, row, color, marker, fill="white" if name == "control_level" else color)
         if np.isfinite(row.value):
             axis.text(np.nanmax([row.high, row.value]), y, f"  {row.value:.3f}", fontsize=9, va="center")
     _rows(axis, names)
     low, high = axis.get_xlim()
     axis.set(
         xlim=(min(low, 0.42) - 0.02, max(high, 0.6) + 0.06),
-        xlabel=f"{label} over all machines; grey: labels shuffled",
+        xlabel=f"{label} over all machines; gray: labels shuffled",
     )
     return figure
 
@@ -251,10 +249,10 @@ def roc(scores: pd.DataFrame, max_fpr: float = 0.1) -> Plot:
     max_fpr : 0..1, right edge of the shaded region.  Source: METHOD 7.3.  Notebooks: 03_baseline, 09_report
     """
     table = scores[
-        (scores["component"] == "score") & (scores["split"] == "test") & (scores["label"] != "unlabelled")
+        (scores["component"] == "score") & (scores["split"] == "test") & (scores["label"] != "unlabeled")
     ]
     clip = ["system", "machine", "clip", "domain", "label"]
-    table = some(table, "labelled test scores").groupby(clip, sort=False)["score"].mean().reset_index()
+    table = some(table, "labeled test scores").groupby(clip, sort=False)["score"].mean().reset_index()
     machines, looks = list(table["machine"].unique()), looks_of(table["system"])
     figure, axes = panels(
         len(machines), 3, 0.8 + 2.25 * len(machines), f"ROC curves of {', '.join(machines)}", share="both"
@@ -264,7 +262,7 @@ def roc(scores: pd.DataFrame, max_fpr: float = 0.1) -> Plot:
             axis.plot([0, 1], [0, 1], **CHANCE)
             if domain == "all":
                 axis.axvspan(0, max_fpr, facecolor="#F3E3B3", edgecolor=ORANGE, hatch="\\\\", lw=0)
-            for system, (colour, _, line) in looks.items():
+            for system, (color, _, line) in looks.items():
                 part = table[(table["machine"] == machine) & (table["system"] == system)]
                 part = (
                     part[(part["domain"] == domain) | (part["label"] == "anomaly")]
@@ -273,7 +271,7 @@ def roc(scores: pd.DataFrame, max_fpr: float = 0.1) -> Plot:
                 )
                 if part["label"].nunique() == 2:
                     false, true, _ = roc_curve(part["label"] == "anomaly", part["score"])
-                    axis.plot(false, true, color=colour, ls=line, lw=1.5)
+                    axis.plot(false, true, color=color, ls=line, lw=1.5)
             if len(axis.lines) == 1:
                 words = f"not available:\nno {domain} normals or no anomalies".replace("all ", "")
                 note(axis, 0.5, 0.5, words, axis.transAxes, ha="center")
@@ -296,12 +294,12 @@ def losses(history: pd.DataFrame, label: str = "mean squared error") -> Plot:
     looks = looks_of(some(history, "training history")["name"])
     figure, axes = panels(1, 1, 3.0, f"{label} over epochs of {', '.join(looks)}", width=6.8)
     for name, part in history.groupby("name", sort=False):
-        colour, marker, line = looks[name]
+        color, marker, line = looks[name]
         axes[0, 0].plot(
             part["epoch"],
             part["loss"],
             marker,
-            color=colour,
+            color=color,
             ls=line,
             ms=4,
             markevery=max(len(part) // 10, 1),
@@ -326,13 +324,13 @@ def spectrogram(
     *,
     unit: str = "dB",
     title: str = "",
-    colours: Colors = "magma",
+    colors: Colors = "magma",
 ) -> Plot:
-    """A time-frequency picture with axes in s and Hz and a colour bar with a unit.
+    """A time-frequency picture with axes in s and Hz and a color bar with a unit.
 
     values : float (bins, frames).  frequencies_hz : float (bins,), rising; any spacing (mel bands are
-        labelled where they are).
-    hop_s : s between frames.  colours : magma for levels, twilight for angles, PuOr for signed values. Others
+        labeled where they are).
+    hop_s : s between frames.  colors : magma for levels, twilight for angles, PuOr for signed values. Others
         are refused.
     """
     if values.ndim != 2 or len(frequencies_hz) != len(values):
@@ -342,12 +340,12 @@ def spectrogram(
         )
     alt = f"{title or 'spectrogram'}, {values.shape[1] * hop_s:.1f} s, up to {frequencies_hz[-1]:.0f} Hz"
     figure, axes = panels(1, 1, 3.0, alt, vector=False)
-    limit = {"magma": None, "twilight": np.pi, "PuOr": np.abs(values).max()}[colours]
+    limit = {"magma": None, "twilight": np.pi, "PuOr": np.abs(values).max()}[colors]
     look = {
         "origin": "lower",
         "aspect": "auto",
         "interpolation": "nearest",
-        "cmap": colours,
+        "cmap": colors,
         "vmin": limit and -limit,
         "vmax": limit,
     }
@@ -412,9 +410,9 @@ def spread(clips: pd.DataFrame, column: Literal["level_db", "seconds"]) -> Plot:
     )
     generator = np.random.default_rng(0)  # only moves points apart; the picture is the same every time
     for y, ((_, _, kind), part) in enumerate(rows):
-        colour, _, marker = KINDS[kind]
+        color, _, marker = KINDS[kind]
         apart = y + generator.uniform(-0.26, 0.26, len(part))
-        axes[0, 0].scatter(part[column], apart, s=13, color=colour, marker=marker, alpha=0.45, lw=0)
+        axes[0, 0].scatter(part[column], apart, s=13, color=color, marker=marker, alpha=0.45, lw=0)
         axes[0, 0].plot([part[column].median()] * 2, [y - 0.38, y + 0.38], color=BLACK, lw=2)
     _rows(
         axes[0, 0], [f"{machine}, {domain}, {kind} ({len(part)})" for (machine, domain, kind), part in rows]

@@ -1,6 +1,6 @@
 """Figures of the report: score histograms with thresholds, detectability curves.
 
-Conventions as in `asdlib.viz.plots`: tables come in, one figure goes out; Okabe and Ito's colours, and a
+Conventions as in `asdlib.viz.plots`: tables come in, one figure goes out; Okabe and Ito's colors, and a
 marker and line style beside each; the same system looks the same in every figure. Axes have units; what is
 not available is written. Notebooks: 03_baseline, 05_oevae, 09_report.
 """
@@ -34,9 +34,9 @@ OUTLINES = {
 
 def _kind(axis, values: np.ndarray, bins: np.ndarray, label: str) -> None:
     """A histogram of one label, area under hatch: as one patch, browsers would print it opaque."""
-    colour, hatch, _ = plots.KINDS[label]
-    axis.stairs(values, bins, fill=True, fc=colour + "73", lw=0)
-    axis.stairs(values, bins, fill=True, fc="none", ec=colour, hatch=hatch, hatchcolor=colour, lw=0.9)
+    color, hatch, _ = plots.KINDS[label]
+    axis.stairs(values, bins, fill=True, fc=color + "73", lw=0)
+    axis.stairs(values, bins, fill=True, fc="none", ec=color, hatch=hatch, hatchcolor=color, lw=0.9)
 
 
 @matplotlib.rc_context(plots.STYLE)
@@ -96,9 +96,9 @@ def score_histograms(scores: pd.DataFrame, thresholds: pd.DataFrame) -> plots.Pl
         row[0].set_ylabel(f"{machine}\nshare of clips")
     handles = []
     for kind in table.loc[table["split"] == "test", "label"].unique():
-        colour, hatch, _ = plots.KINDS[kind]
+        color, hatch, _ = plots.KINDS[kind]
         handles.append(
-            Patch(fc=plots.pale(colour), ec=colour, hatch=hatch, hatchcolor=colour, label=f"test, {kind}")
+            Patch(fc=plots.pale(color), ec=color, hatch=hatch, hatchcolor=color, label=f"test, {kind}")
         )
     lines = [OUTLINES[known] for known in sorted(set(never_seen.values()), reverse=True)]
     handles += [
@@ -131,16 +131,16 @@ def detectability_curves(curves: pd.DataFrame, level: float = detectability.LEVE
     step = min(np.diff(np.concatenate([[0.0], severities[severities > 0]])), default=1.0)
     for axis, machine in zip(axes.flat, machines):
         axis.axhline(0.5, **plots.CHANCE)
-        axis.axhline(level, color=plots.GREY, lw=1, ls="--")
-        for place, (system, (colour, marker, line)) in enumerate(looks.items()):
+        axis.axhline(level, color=plots.GRAY, lw=1, ls="--")
+        for place, (system, (color, marker, line)) in enumerate(looks.items()):
             part = curves[(curves["machine"] == machine) & (curves["system"] == system)].sort_values(
                 "severity"
             )
             part = part[part["value"].notna()]
             x = part["severity"] + 0.5 * step * ((place + 0.5) / len(looks) - 0.5)
-            axis.plot([0, *x[:1]], [0.5, *part["value"][:1]], color=colour, lw=0.6, ls=":")
-            axis.plot(x, part["value"], color=colour, ls=line, lw=1.4, marker=marker, ms=4)
-            axis.vlines(x, part["low"], part["high"], color=colour, lw=0.9)
+            axis.plot([0, *x[:1]], [0.5, *part["value"][:1]], color=color, lw=0.6, ls=":")
+            axis.plot(x, part["value"], color=color, ls=line, lw=1.4, marker=marker, ms=4)
+            axis.vlines(x, part["low"], part["high"], color=color, lw=0.9)
         axis.set(
             title=machine if machine != "all" else "all machines",
             ylabel="AUC (chance 0.5)",
@@ -158,7 +158,7 @@ def detectability_curves(curves: pd.DataFrame, level: float = detectability.LEVE
             axis.xaxis.set_tick_params(labelbottom=True)
             axis.set_xlabel("severity of the fault (0: none)")
     handles = [Line2D([], [], color=c, marker=m, ls=line, label=s) for s, (c, m, line) in looks.items()]
-    handles.append(Line2D([], [], color=plots.GREY, lw=1, ls="--", label=f"AUC {level:g}"))
+    handles.append(Line2D([], [], color=plots.GRAY, lw=1, ls="--", label=f"AUC {level:g}"))
     figure.legend(handles=handles, **plots.BELOW)
     return figure
 

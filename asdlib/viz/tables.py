@@ -287,7 +287,7 @@ def claims(
         if system == "control_level":
             row["claim"] = "control: what the level of the clips alone would score"
         elif shuffled is None:
-            row["claim"] = "no claim: no labelled test clips"
+            row["claim"] = "no claim: no labeled test clips"
         else:
             level = both.loc[("control_level", told[0])] if ("control_level", told[0]) in both.index else None
             row["claim"] = _claim(METRIC_NAMES[told[0]], both.loc[(system, told[0])], shuffled, level)

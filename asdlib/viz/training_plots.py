@@ -1,12 +1,12 @@
 """Figures of trained models: how training went, whether the VAE lives, what its latent space knows.
 
-Same rules as `asdlib.viz.plots`: plain tables in, one `Plot` out, nothing kept; no colour carries meaning
+Same rules as `asdlib.viz.plots`: plain tables in, one `Plot` out, nothing kept; no color carries meaning
 alone; units on every axis.
 Sources: METHOD 3.4, 3.9.  Notebooks: 02_preprocessing, 05_oevae, 07_latents.
 
-Figures of the classifier: how it learnt, what it recognises, how unseen clips differ from seen ones.
+Figures of the classifier: how it learnt, what it recognizes, how unseen clips differ from seen ones.
 
-Every function takes plain tables, draws one figure and returns it as a `plots.Plot`; conventions and colours
+Every function takes plain tables, draws one figure and returns it as a `plots.Plot`; conventions and colors
 are those of `asdlib.viz.plots`. Metrics of branches, back-ends and ablations are drawn by `plots.metric_dots`
 from `as_systems`.
 
@@ -34,8 +34,8 @@ from asdlib.viz.plots import (
     BLUE,
     CHANCE,
     DOMAIN_COLORS,
+    GRAY,
     GREEN,
-    GREY,
     KINDS,
     ORANGE,
     PURPLE,
@@ -47,7 +47,7 @@ from asdlib.viz.plots import (
 
 MARKERS = ("o", "s", "^", "D", "P", "v", "X", "*")
 PARTS = {"z_d": (ORANGE, "////"), "z_c": (SKY, "")}
-SPACES = {"embedding": (GREY, ".."), "z_d": PARTS["z_d"], "z_c": PARTS["z_c"]}
+SPACES = {"embedding": (GRAY, ".."), "z_d": PARTS["z_d"], "z_c": PARTS["z_c"]}
 
 
 def _integer_epochs(axes) -> None:
@@ -99,10 +99,10 @@ def training_curves(history: pd.DataFrame, channels: tuple[int, int]) -> Plot:
         "recon": (GREEN, (0, (6, 2)), "D", "reconstruction"),
         "attribute": (PURPLE, (0, (1, 1)), "P", "attribute head"),
     }
-    for name, (colour, line, marker, label) in looks.items():
+    for name, (color, line, marker, label) in looks.items():
         if name in table:
             axes[0, 0].plot(
-                table["epoch"], table[name].clip(lower=1e-6), marker, color=colour, ls=line, ms=4, label=label
+                table["epoch"], table[name].clip(lower=1e-6), marker, color=color, ls=line, ms=4, label=label
             )
     _log(axes[0, 0], title="losses (nats; squared units)")
     for name, line, marker, label in (
@@ -115,12 +115,12 @@ def training_curves(history: pd.DataFrame, channels: tuple[int, int]) -> Plot:
     axes[0, 1].set(title="separation accuracy", ylim=(0.4, 1.03))
     for name, total, part in (("alive_d", channels[0], "z_d"), ("alive_c", channels[1], "z_c")):
         if name in table:
-            colour, marker = PARTS[part][0], {"z_d": "^", "z_c": "v"}[part]
+            color, marker = PARTS[part][0], {"z_d": "^", "z_c": "v"}[part]
             axes[0, 2].plot(
                 table["epoch"],
                 table[name] / total,
                 marker,
-                color=colour,
+                color=color,
                 ls="-",
                 ms=4,
                 label=f"{part}, of {total}",
@@ -149,12 +149,12 @@ def kl_channels(channels: pd.DataFrame, title: str = "") -> Plot:
     )
     figure, axes = plots.panels(2, 1, 3.8, alt, share="x")
     for part, rows in channels.groupby("part", sort=False):
-        colour, hatch = PARTS[part]
+        color, hatch = PARTS[part]
         for axis, column in zip(axes[:, 0], ("kl", "variance"), strict=True):
             axis.bar(
                 rows["channel"],
                 np.maximum(rows[column], 1e-7),
-                color=colour,
+                color=color,
                 hatch=hatch,
                 ec=BLACK,
                 lw=0.3,
@@ -203,7 +203,7 @@ def tie(latents: pd.DataFrame) -> Plot:
         for kind, fill in (("new", DOMAIN_COLORS[domain]), ("trained on", "none"))
     ]
     handles = [
-        Line2D([], [], ls="", marker=m, mfc=fill, mec=colour, label=label) for label, m, colour, fill in looks
+        Line2D([], [], ls="", marker=m, mfc=fill, mec=color, label=label) for label, m, color, fill in looks
     ]
     figure.legend(handles=[*handles, Line2D([], [], color=BLACK, ls="--", label="prior mean k·v")], **BELOW)
     return figure
@@ -226,10 +226,10 @@ def knowledge(measures: pd.DataFrame, of: str) -> Plot:
         f"balanced accuracy of reading {of} from {', '.join(SPACES)}; the numbers are in the table",
         7.0,
     )
-    for i, (space, (colour, hatch)) in enumerate(SPACES.items()):
+    for i, (space, (color, hatch)) in enumerate(SPACES.items()):
         rows = table[table["space"] == space].set_index("machine").reindex(machines)
         place = np.arange(len(machines)) + 0.26 * (i - 1)
-        axes[0, 0].bar(place, rows["value"].fillna(0), 0.24, color=colour, hatch=hatch, ec=BLACK, lw=0.4)
+        axes[0, 0].bar(place, rows["value"].fillna(0), 0.24, color=color, hatch=hatch, ec=BLACK, lw=0.4)
     for x, machine in enumerate(machines):
         rows = table[table["machine"] == machine]
         axes[0, 0].plot([x - 0.42, x + 0.42], [rows["chance"].iloc[0]] * 2, **CHANCE)
@@ -289,12 +289,12 @@ def by_condition(scores: pd.DataFrame, label: str = "α") -> Plot:
         values = np.unique(part["v"])
         apart = 0.12 * (np.diff(values).min() if len(values) > 1 else 1.0)
         for kind, rows in part.groupby("label", sort=False):
-            colour, _, marker = KINDS[kind]
+            color, _, marker = KINDS[kind]
             axis.scatter(
                 rows["v"] + rng.uniform(-apart, apart, len(rows)),
                 rows["score"],
                 s=15,
-                c=colour,
+                c=color,
                 marker=marker,
                 alpha=0.5,
                 lw=0,
@@ -393,7 +393,7 @@ def classifier_curves(history: pd.DataFrame, machines: int) -> Plot:
     panels = (
         ("loss of the heads (nats)", ("plain", "featex")),
         ("accuracy on held-out clips", ("machine_accuracy", "class_accuracy")),
-        ("mean largest cosine to a centre", ("max_cosine",)),
+        ("mean largest cosine to a center", ("max_cosine",)),
         ("scale s of the plain head", ("scale",)),
     )
     looks = ((BLUE, "o", "-"), (VERMILION, "s", "--"))
@@ -401,12 +401,12 @@ def classifier_curves(history: pd.DataFrame, machines: int) -> Plot:
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         there = [name for name in columns if name in history]
-        for name, (colour, marker, line) in zip(there, looks):
+        for name, (color, marker, line) in zip(there, looks):
             axis.plot(
                 history["epoch"],
                 history[name],
                 marker,
-                color=colour,
+                color=color,
                 ls=line,
                 ms=4,
                 label=NAMES.get(name, name.replace("_", " ")),

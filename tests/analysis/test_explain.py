@@ -220,7 +220,7 @@ def test_branch_parts_add_up_to_the_distance_that_scored(planted, trained, name)
     assert parts.shape == (len(rows), 3) and (parts >= 0).all()
     assert (
         name == "kmeans" or (own.sum(1) > 1e-9).all()
-    )  # no training clip is its own reference; a centre of a single clip is that clip
+    )  # no training clip is its own reference; a center of a single clip is that clip
 
 
 def test_a_clip_does_not_change_anothers_reasons(planted, trained):

@@ -47,7 +47,7 @@ def scored(machines=3, seeds=(0,), classifier=True, shift=0.4, step=0.25, labels
                     + 5 * number
                 )
                 clips = [f"m{m}/{split}/{domain}_{kind}_{i:03}" for i in range(n)]
-                told = kind if split == "train" or labels else "unlabelled"
+                told = kind if split == "train" or labels else "unlabeled"
                 table = pd.DataFrame(
                     {
                         "clip": clips,
@@ -73,7 +73,7 @@ def study_scores(scores, cfg, choice, found):
         ],
         "beta": f"beta_k{choice.k}",
     }
-    if choice.k == cfg.oevae.neighbours:
+    if choice.k == cfg.oevae.neighbors:
         names["beta"] = "beta"
     own = [
         scores[(scores["system"] == "oevae") & (scores["component"] == name)].assign(component=part)
@@ -82,7 +82,7 @@ def study_scores(scores, cfg, choice, found):
     settings = cfg.fusion.replace(omega=choice.omega, eta=choice.eta)
     table = fusion.systems(pd.concat([*own, scores[scores["system"] == "classifier"]]), settings)
     several = table["seed"].nunique() > 1
-    table = fusion.seed_ensembles(table, settings.normalise) if several else table
+    table = fusion.seed_ensembles(table, settings.normalize) if several else table
     return table, (lambda system: system + fusion.SEEDS if several else system)
 
 
@@ -99,7 +99,7 @@ def study_scores(scores, cfg, choice, found):
     ],
 )
 def test_a_tick_is_the_score_of_the_study_and_equals_scikit_learn(mode, seeds):
-    cfg = CFG.replace(fusion=fusion.FusionSettings(normalise=mode), seeds=seeds)
+    cfg = CFG.replace(fusion=fusion.FusionSettings(normalize=mode), seeds=seeds)
     scores, rng = scored(seeds=seeds), np.random.default_rng(1)
     found = tuning.from_scores(scores, cfg)
     for _ in range(3 if mode == "zscore" else 1):
@@ -196,7 +196,7 @@ def test_domain_mismatch_is_the_auc_counted_pair_by_pair():
 def test_the_default_point_is_the_row_of_metrics_csv():
     scores = scored(machines=2, seeds=(0, 1))
     cfg = CFG.replace(seeds=(0, 1))
-    table = fusion.seed_ensembles(fusion.systems(scores, cfg.fusion), cfg.fusion.normalise)
+    table = fusion.seed_ensembles(fusion.systems(scores, cfg.fusion), cfg.fusion.normalize)
     own = metrics.table(table[table["system"] == "ensemble_seeds"], cfg.metrics, 0)
     found = tuning.from_scores(scores, cfg)
     np.testing.assert_allclose(found.point("ensemble", found.default).ravel(), own["value"], atol=1e-12)
@@ -272,7 +272,7 @@ def test_a_study_without_oevae_is_refused():
         tuning.from_scores(scores[scores["system"] == "classifier"], CFG)
 
 
-def test_refits_and_neighbours_that_were_not_computed_are_not_offered():
+def test_refits_and_neighbors_that_were_not_computed_are_not_offered():
     scores = scored()
     found = tuning.from_scores(scores[~scores["component"].isin(["alpha_k1", "alpha_k5", "beta_k4"])], CFG)
     assert list(found.alphas) == ["5 (trained)"] and list(found.betas) == [1, 2]
@@ -313,7 +313,7 @@ def test_the_file_can_be_included_by_any_study(tuner, tmp_path):
     text = (tmp_path / "tuned.toml").read_text()
     assert text.startswith("# chosen by hand, in sight of test labels: not a claim; written by a person\n")
     cfg = config.load("demo", [f"include=['{tmp_path}/tuned.toml']"])
-    assert (cfg.fusion.omega, cfg.fusion.eta, cfg.oevae.neighbours, cfg.oevae.condition.k_scale) == (
+    assert (cfg.fusion.omega, cfg.fusion.eta, cfg.oevae.neighbors, cfg.oevae.condition.k_scale) == (
         0.62,
         0.35,
         2,

@@ -34,16 +34,16 @@ def plain_steps(vectors: torch.Tensor, count: int, threads: int) -> float:
     """Steps per second of the plain loop."""
     torch.set_num_threads(threads)
     net = plain_network()
-    optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     with torch.autograd.set_detect_anomaly(True, check_nan=True):
         order = torch.randperm(len(vectors))
         for step in range(count + 5):
             if step == 5:
                 began = time.perf_counter()
             x = vectors[order[step * 256 : (step + 1) * 256]]
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             (net(x) - x).square().mean().backward()
-            optimiser.step()
+            optimizer.step()
     return count / (time.perf_counter() - began)
 
 
@@ -53,12 +53,12 @@ def our_steps(vectors: Vectors, count: int, trainings: int) -> float:
     def train(number: int) -> None:
         torch.set_num_threads(1)
         net = nets[number]
-        optimiser = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
         order = torch.randperm(len(vectors))
         for step in range(count):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             net.loss(vectors[order[step * 256 : (step + 1) * 256]], None)["loss"].backward()
-            optimiser.step()
+            optimizer.step()
 
     nets = [Autoencoder(autoencoder.AutoencoderSettings()) for _ in range(trainings)]
     with ThreadPoolExecutor(trainings) as pool:

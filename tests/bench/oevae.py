@@ -1,4 +1,4 @@
-"""OEVAE on modelled machines: does the extractor separate, is z_d tied to v and z_c free of the domain, and
+"""OEVAE on modeled machines: does the extractor separate, is z_d tied to v and z_c free of the domain, and
 what happens without faults.
 
 `oevae` trains the demo study's detector: every machine once, the gearbox with further seeds, and once with

@@ -63,7 +63,7 @@ def knn(device: torch.device) -> list[Measure]:
 
 
 def kmeans(device: torch.device) -> list[Measure]:
-    """The classifier's back-end: centres, scores of new clips, and of training clips by folds."""
+    """The classifier's back-end: centers, scores of new clips, and of training clips by folds."""
     rng = np.random.default_rng(0)
     train, test, settings = (
         rng.normal(size=(CLIPS, 384)),
@@ -78,13 +78,13 @@ def kmeans(device: torch.device) -> list[Measure]:
 
     def plain() -> None:
         for fold in range(11):
-            centres = (
+            centers = (
                 KMeans(settings.kmeans, n_init=1, random_state=0)
                 .fit(train[np.arange(CLIPS) % 10 != fold])
                 .cluster_centers_
             )
             scored = test if fold == 10 else train[fold::10]
-            [cdist(x[None], np.vstack([centres, train[target]]), "cosine").min() for x in scored]
+            [cdist(x[None], np.vstack([centers, train[target]]), "cosine").min() for x in scored]
 
     return [
         compare(
@@ -95,7 +95,7 @@ def kmeans(device: torch.device) -> list[Measure]:
             plain,
             rounds=3,
             says="the same fits by scikit-learn, scores clip by clip",
-            note="11 fits of 16 centres, scikit-learn's own in both",
+            note="11 fits of 16 centers, scikit-learn's own in both",
         )
     ]
 

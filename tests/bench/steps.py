@@ -39,13 +39,13 @@ def study(device: torch.device, **more) -> Context:
 
 
 def stepper(
-    net: nn.Module, batch: Callable, optimiser: torch.optim.Optimizer, dtype: torch.dtype
+    net: nn.Module, batch: Callable, optimizer: torch.optim.Optimizer, dtype: torch.dtype
 ) -> Callable:
     """One training step on what `batch` gives."""
     device = next(net.parameters()).device
     draws = training.generator_for(0, device=device)
     net.train()
-    return lambda: training.step(net, batch(), optimiser, draws, dtype)
+    return lambda: training.step(net, batch(), optimizer, draws, dtype)
 
 
 def chosen(name: str, device: torch.device) -> tuple[str, torch.dtype]:
@@ -112,7 +112,7 @@ def oevae_step(device: torch.device) -> list[Measure]:
             _from_files(context, count),
             device=device,
             rounds=rounds,
-            says="read files, standardise, mel of torchaudio, item by item",
+            says="read files, standardize, mel of torchaudio, item by item",
         ),
         compare(
             "OEVAE step with its data", "segments", ours, count, note="gather, mixup, log-mel, step", **kinds
@@ -188,7 +188,7 @@ def autoencoder_step(device: torch.device) -> list[Measure]:
         torch.randperm(len(vectors), device=device),
     )
     net, bare = Autoencoder(AutoencoderSettings()).to(device), autoencoder.plain_network().to(device)
-    optimiser, plain_optimiser = (
+    optimizer, plain_optimizer = (
         torch.optim.Adam(net.parameters(), lr=1e-3, fused=True),
         torch.optim.Adam(bare.parameters(), lr=1e-3),
     )
@@ -196,15 +196,15 @@ def autoencoder_step(device: torch.device) -> list[Measure]:
 
     def ours() -> None:
         for part in parts:
-            training.step(net, vectors[part], optimiser, draws, torch.float32)
+            training.step(net, vectors[part], optimizer, draws, torch.float32)
 
     def plain() -> None:
         with torch.autograd.set_detect_anomaly(True, check_nan=True):
             for part in parts:
                 x = spread[part]
-                plain_optimiser.zero_grad()
+                plain_optimizer.zero_grad()
                 (bare(x) - x).square().mean().backward()
-                plain_optimiser.step()
+                plain_optimizer.step()
 
     work = 60 * flops(lambda: (bare(spread[:256]) - spread[:256]).square().mean().backward())
     rows = [
@@ -328,7 +328,7 @@ def waits(device: torch.device) -> float:
     context = study(device, oevae=oevae.OEVAESettings(batch=128))
     detector, made = exposed(context)
     net = detector._network()
-    optimiser, draws = (
+    optimizer, draws = (
         torch.optim.Adam(net.parameters(), fused=True),
         training.generator_for(0, device=device),
     )
@@ -336,6 +336,6 @@ def waits(device: torch.device) -> float:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
             began = clock(device)
             for batch in made.batches(draws):
-                training.step(net, batch, optimiser, draws, torch.bfloat16)
+                training.step(net, batch, optimizer, draws, torch.bfloat16)
             wall = clock(device) - began
     return 1 - sum(event.self_device_time_total for event in seen.key_averages()) / 1e6 / wall

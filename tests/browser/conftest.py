@@ -4,14 +4,12 @@ screenshots.
 pytest -m browser                     where Chromium and playwright are; else the tests are skipped with the
 reason
 ASDLIB_BROWSER=required               what is missing is a failure (CI)
-ASDLIB_BROWSER_HOME=DIR               a home with a finished study `smoke`, instead of running it (minutes)
+ASDLIB_SMOKE=DIR                      where the finished study `smoke` lies, or is left for the next time
 ASDLIB_BROWSER_SHOTS=DIR              where screenshots stay; else in the folder of the test run
 """
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import axe
@@ -30,17 +28,10 @@ def driven():
 
 
 @pytest.fixture(scope="session")
-def home(driven, tmp_path_factory):
-    """A home with a finished smoke study; a copy, for notebooks write into it."""
-    folder, given = tmp_path_factory.mktemp("home") / "home", os.environ.get("ASDLIB_BROWSER_HOME")
-    if given:
-        shutil.copytree(given, folder, symlinks=True)
-    code = "import sys; from asdlib.cli import main; sys.exit(main())"
-    words = [sys.executable, "-c", code, "run", "smoke", "--home", str(folder)]
-    result = subprocess.run(
-        words, capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+def home(driven, smoke, tmp_path_factory):
+    """The home with the finished smoke study; a copy, for notebooks write into it."""
+    folder = tmp_path_factory.mktemp("home") / "home"
+    shutil.copytree(smoke, folder, symlinks=True)
     return folder
 
 

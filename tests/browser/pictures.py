@@ -3,7 +3,7 @@
     python -m tests.browser.pictures --home DIR [--study demo] [--out reports/demo]        from the project's
     root
 
-DIR holds the finished study. Writes tuner.png and atlas.png, reduced to 160 colours so that they stay small.
+DIR holds the finished study. Writes tuner.png and atlas.png, reduced to 160 colors so that they stay small.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.browser import lab as labs
 
-COLOURS, MARGIN = 160, 8  # px around what is shown
+COLORS, MARGIN = 160, 8  # px around what is shown
 
 
 def shot(page, selector: str, path: Path, most: int = 900) -> None:
@@ -31,7 +31,7 @@ def shot(page, selector: str, path: Path, most: int = 900) -> None:
         "width": box["width"] + 2 * MARGIN,
     }
     picture = page.screenshot(clip=clip | {"height": min(box["height"] + 2 * MARGIN, most)})
-    Image.open(io.BytesIO(picture)).convert("RGB").quantize(COLOURS).save(path, optimize=True)
+    Image.open(io.BytesIO(picture)).convert("RGB").quantize(COLORS).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size // 1024} kB")
 
 

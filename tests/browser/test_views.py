@@ -58,7 +58,8 @@ def opened(chromium, server):
             page = context.new_page()
             found[name] = (context, page, labs.Watch(page))
             server.open(page, f"{name}.ipynb")
-            assert labs.errors(server.run_all(page, f"{name}.ipynb")) == []
+            book = server.run_all(page, f"{name}.ipynb")
+            assert labs.errors(book) == [] and f"OK {name[:2]}: " in labs.said(book)
         return found[name][1]
 
     yield window
@@ -135,7 +136,7 @@ def test_the_other_controls_of_the_tuner(opened, home, shots):
     labs.find(page, ".asd-save").click()
     until(page, lambda: "written to" in words(page, ".asd-tuner-status"), "the file is written")
     text = (home / "runs" / "smoke" / "tuned.toml").read_text()
-    assert "eta = 0.0" in text and "neighbours = 2" in text
+    assert "eta = 0.0" in text and "neighbors = 2" in text
     page.screenshot(path=shots / "tuner_chosen.png")
 
 
@@ -148,7 +149,7 @@ def test_a_point_of_the_map_is_heard_and_explained(opened, shots):
     until(
         page,
         lambda: page.locator(".asd-atlas-detail").first.locator("table").count() >= 2,
-        "neighbours and scores are shown",
+        "neighbors and scores are shown",
     )
     until(
         page,
@@ -179,15 +180,15 @@ def test_a_point_of_the_map_is_heard_and_explained(opened, shots):
     until(page, lambda: page.evaluate("!document.querySelector('.asd-atlas-player').paused"), "Enter plays")
 
 
-def test_lists_colours_and_reasons_of_the_map(opened, shots):
+def test_lists_colors_and_reasons_of_the_map(opened, shots):
     page = opened("06_embeddings")
     canvas = labs.find(page, "canvas.asd-atlas-canvas")
     before = canvas.screenshot()
-    colour = page.locator(".asd-atlas-colour select").first
-    now = colour.input_value()
-    other = next(option for option in colour.locator("option").all_inner_texts() if option != now)
-    colour.select_option(label=other)
-    until(page, lambda: canvas.screenshot() != before, "another colouring draws another map")
+    color = page.locator(".asd-atlas-color select").first
+    now = color.input_value()
+    other = next(option for option in color.locator("option").all_inner_texts() if option != now)
+    color.select_option(label=other)
+    until(page, lambda: canvas.screenshot() != before, "another coloring draws another map")
     menu = page.locator(".asd-atlas-list select").first
     assert menu.evaluate("list => list.scrollWidth <= list.clientWidth + 1"), "names in the list are cut off"
     label = next(

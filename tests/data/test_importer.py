@@ -98,7 +98,7 @@ def test_a_csv_says_labels_domains_and_attributes(tmp_path):
         ("train", "normal", "source", "8", "thin_1"),
         ("train", "normal", "target", "12", ""),
         ("test", "anomaly", "target", "8", "thick"),
-        ("test", "unlabelled", "unknown", "", ""),
+        ("test", "unlabeled", "unknown", "", ""),
         ("test", "normal", "source", "8", ""),
     }
     assert "attribute speed: 8, 12" in done.text()
@@ -194,10 +194,10 @@ def test_what_cannot_be_used_is_left_out_and_told(pump, tmp_path):
 
 def test_nothing_is_overwritten_and_a_failed_import_leaves_nothing(pump, tmp_path):
     root = tmp_path / "root"
-    importer.import_machine([pump], root, "pump", copy=True, licence="CC0")
+    importer.import_machine([pump], root, "pump", copy=True, license="CC0")
     assert (
         not any(path.is_symlink() for path in root.rglob("*"))
-        and (root / "pump" / "LICENCE.txt").read_text() == "CC0\n"
+        and (root / "pump" / "LICENSE.txt").read_text() == "CC0\n"
     )
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     with pytest.raises(

@@ -150,7 +150,7 @@ def test_2024_tree_with_evaluation_clips_and_several_roots(tmp_path):
     ].tolist() == ["source", "anomaly"]
     assert found.loc["RoboticArm/test/section_00_0001.wav", ["domain", "label", "section"]].tolist() == [
         "unknown",
-        "unlabelled",
+        "unlabeled",
         "00",
     ]
     assert list(table.columns) == [*schemas.CLIP_COLUMNS, "attr_Bckg", "attr_n", "attr_weight"]
@@ -197,12 +197,12 @@ def test_2020_and_2021_and_2022_layouts(tmp_path):
         "source",
         "anomaly",
     ]
-    assert found.loc["pump/test/id_03_00000001.wav", "label"] == "unlabelled"
+    assert found.loc["pump/test/id_03_00000001.wav", "label"] == "unlabeled"
     free = found.loc[found.index.str.startswith("gearbox/train"), "attr_condition"]
     assert free.tolist() == ["1_g_1_mm_1_mV_none", "strength_1_ambient"]
     assert found.loc["gearbox/test/section_03_target_test_0007.wav", ["domain", "label"]].tolist() == [
         "target",
-        "unlabelled",
+        "unlabeled",
     ]
     assert found.loc["valve/train/section_02_source_train_normal_0000_pat_00.wav", "section"] == "02"
 
@@ -212,7 +212,7 @@ def test_names_that_cannot_stand(tmp_path):
         "fan/train/whatever.wav": "cannot be parsed",
         "fan/train/section_00_source_test_normal_0000_n_A.wav": "name says test but the file lies in train",
         "fan/train/section_00_source_train_anomaly_0000_n_A.wav": "anomaly clip in the train folder",
-        "fan/train/section_00_0000.wav": "unlabelled clip in the train folder",
+        "fan/train/section_00_0000.wav": "unlabeled clip in the train folder",
         "fan/test/section_00_normal_0000.wav": "cannot be parsed",
     }
     make(tmp_path, ["fan/train/section_00_source_train_normal_0001_n_A.wav", *bad])
@@ -463,7 +463,7 @@ def test_training_classes_and_summary(tmp_path):
                     "source_anomaly": 0,
                     "target_normal": 1,
                     "target_anomaly": 1,
-                    "unlabelled": 0,
+                    "unlabeled": 0,
                 },
                 "attributes": {
                     "n": {"source": ["A"], "target": ["A"]},
@@ -479,7 +479,7 @@ def test_training_classes_and_summary(tmp_path):
                     "source_anomaly": 0,
                     "target_normal": 0,
                     "target_anomaly": 0,
-                    "unlabelled": 1,
+                    "unlabeled": 1,
                 },
                 "attributes": {},
                 "classes": 1,
@@ -537,7 +537,7 @@ def test_real_2023_development_lists(tmp_path):
         assert part["train"] == {"source": 990, "target": 10}
         assert part["test"] == {
             f"{d}_{k}": 50 for d in ("source", "target") for k in ("normal", "anomaly")
-        } | {"unlabelled": 0}
+        } | {"unlabeled": 0}
         rows = lists[machine].set_index("file_name")
         mine = table[table["machine"] == machine].set_index("clip")
         for number in range(1, len(rows.columns) // 2 + 1):

@@ -270,7 +270,7 @@ def test_segment_starts():
     assert stores.segment_starts(50000, 1).tolist() == [0]
 
 
-def test_standardise():
+def test_standardize():
     generator = torch.Generator().manual_seed(0)
     waves = torch.randn(4, 5000, generator=generator) * 0.01 + 0.3
     waves[2] = 0

@@ -30,7 +30,7 @@ def condition(kind, domain="source"):
     return {key: values[-1] for key, values in MACHINES[kind].attributes.get(domain, {}).items()}
 
 
-def line_above_neighbours_db(x, hz, width_hz=6.0):
+def line_above_neighbors_db(x, hz, width_hz=6.0):
     """Strongest bin near a frequency over the median of the spectrum around it, in dB."""
     f, power = signal.welch(x, RATE, nperseg=1 << 14)
     near, around = abs(f - hz) <= width_hz, (abs(f - hz) > 2 * width_hz) & (abs(f - hz) < 8 * width_hz)
@@ -72,7 +72,7 @@ def tree(tmp_path_factory):
 def test_fan_has_a_line_at_its_blade_pass_frequency():
     c = constants("fan", "fan", 0)
     x, _ = MACHINES["fan"].sound(take("fan", {}))
-    lines = [line_above_neighbours_db(x, step * c["speed_hz"] * c["blades"]) for step in FAN_STEPS["source"]]
+    lines = [line_above_neighbors_db(x, step * c["speed_hz"] * c["blades"]) for step in FAN_STEPS["source"]]
     assert max(lines) > 10
 
 
@@ -84,17 +84,17 @@ def test_mesh_frequency_of_the_gearbox_follows_speed_and_slips_under_load(spd):
     mesh_hz = teeth * float(spd) * 0.992
     near = abs(f - mesh_hz) < 0.4 * float(spd)
     assert f[near][power[near].argmax()] == pytest.approx(mesh_hz, rel=0.004)
-    assert line_above_neighbours_db(x, mesh_hz) > 10
+    assert line_above_neighbors_db(x, mesh_hz) > 10
 
 
 def test_sidebands_of_the_mesh_are_one_revolution_apart_and_an_eccentric_wheel_raises_its_own():
     c, attributes = constants("gearbox", "gearbox", 0), {"spd": "30", "load": "20"}
     healthy, added = MACHINES["gearbox"].sound(take("gearbox", attributes, fault="eccentric", depth=1.0))
     shaft_hz = 30 * 0.998
-    assert line_above_neighbours_db(healthy, (c["teeth"] + 1) * shaft_hz, 3.0) > 5
+    assert line_above_neighbors_db(healthy, (c["teeth"] + 1) * shaft_hz, 3.0) > 5
     wheel_hz = shaft_hz * c["teeth"] / c["wheel_teeth"]
     mesh_hz = c["teeth"] * shaft_hz
-    assert line_above_neighbours_db(added, mesh_hz - wheel_hz, 3.0) > line_above_neighbours_db(
+    assert line_above_neighbors_db(added, mesh_hz - wheel_hz, 3.0) > line_above_neighbors_db(
         added, mesh_hz, 3.0
     )
 
@@ -142,7 +142,7 @@ def test_bearing_fault_strikes_at_its_order():
         take("bearing", {"vel": "12", "loc": "A"}, fault="outer race", depth=1.0)
     )
     envelope = np.abs(signal.hilbert(added))
-    assert line_above_neighbours_db(envelope - envelope.mean(), 0.4 * c["balls"] * 12, 2.0) > 6
+    assert line_above_neighbors_db(envelope - envelope.mean(), 0.4 * c["balls"] * 12, 2.0) > 6
 
 
 def test_target_has_conditions_never_heard_in_source():

@@ -46,7 +46,7 @@ def test_tones_that_moved_are_anomalous(context):
     )
 
 
-def test_nearest_neighbour_scores_by_loops(context):
+def test_nearest_neighbor_scores_by_loops(context):
     train = base.machine_rows(context.store.clips, "pump", "train")
     detector = detector_of(NearestNeighbor, context)
     fit(detector, context.store, train)

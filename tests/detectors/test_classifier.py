@@ -38,7 +38,7 @@ SMALL = classifier.ClassifierSettings(
     dim=8,
     subclusters=2,
     kmeans=3,
-    density_neighbours=2,
+    density_neighbors=2,
     epochs=2,
     batch=8,
     holdout=0.25,
@@ -262,7 +262,7 @@ def test_clips_start_anew_every_epoch_and_at_their_beginning_in_a_test(context, 
     assert all(start == 0 for part in seen for start in part.values())
 
 
-def test_waveforms_are_standardised_by_clip_by_machine_or_not(context, monkeypatch):
+def test_waveforms_are_standardized_by_clip_by_machine_or_not(context, monkeypatch):
     """METHOD 3.2: mean 0 and variance 1, of the clip itself or by its machine's training clips; test clips
     never enter.
     """
@@ -404,20 +404,20 @@ def test_smote_of_training_is_a_setting_of_training_and_that_of_a_back_end_is_no
 
 
 def test_adamax_at_the_setting_s_rate_and_no_decay(context, monkeypatch):
-    """L2 is a term of the loss, on kernels alone; the optimiser has no decay of its own."""
+    """L2 is a term of the loss, on kernels alone; the optimizer has no decay of its own."""
     made = []
     monkeypatch.setattr(
         module.training,
         "fit",
-        lambda net, batches, optimiser, **rest: made.append((optimiser, rest)) or pd.DataFrame(),
+        lambda net, batches, optimizer, **rest: made.append((optimizer, rest)) or pd.DataFrame(),
     )
     detector = detector_of(Classifier, changed(context, lr=2e-3))
     fit(detector, context.store, rows_of(context, "train"))
-    optimiser, rest = made[0]
+    optimizer, rest = made[0]
     assert (
-        type(optimiser) is torch.optim.Adamax
-        and optimiser.defaults["lr"] == 2e-3
-        and optimiser.defaults["weight_decay"] == 0
+        type(optimizer) is torch.optim.Adamax
+        and optimizer.defaults["lr"] == 2e-3
+        and optimizer.defaults["weight_decay"] == 0
     )
     assert (
         classifier.ClassifierSettings().lr == 1e-3
@@ -429,7 +429,7 @@ def test_adamax_at_the_setting_s_rate_and_no_decay(context, monkeypatch):
     parts = detector.net.loss(one_epoch(detector, 0)[0], torch.Generator().manual_seed(0))
     total = parts["plain"] + parts["featex"] + 1e-5 * parts["l2"]
     torch.testing.assert_close(parts["loss"], total)
-    assert not detector.net.plain.centres.requires_grad and detector.net.featex.centres.requires_grad
+    assert not detector.net.plain.centers.requires_grad and detector.net.featex.centers.requires_grad
 
 
 def test_running_statistics_forget_where_they_started():
@@ -609,7 +609,7 @@ def test_seeds_differ(context, fitted):
         {"branches": ("mel",)},
         {"branches": ("fft", "stft256", "stft1024")},
         {"phase_repr": "cossin", "smote": augment.SmoteSettings(ratio=0.0)},
-        {"scale": "adaptive", "train_centres": True, "mixup_beta": 0.2},
+        {"scale": "adaptive", "train_centers": True, "mixup_beta": 0.2},
         {"featex_weight": 0.0, "holdout": 0.0},
         {"smote": augment.SmoteSettings(space="logmel", ratio=1.0), "debias_batchnorm": False},
     ],
@@ -753,28 +753,28 @@ def two_lines_or_one(label, generator, samples=4096, bin_of_clip=512, apart=2):
     return levelled(x + 0.05 * torch.randn(len(label), samples, generator=generator), generator)
 
 
-def sweep_within_a_bin(label, generator, samples=4096, n_fft=128, centre=16, reach=0.3, cycles=5):
+def sweep_within_a_bin(label, generator, samples=4096, n_fft=128, center=16, reach=0.3, cycles=5):
     """A hum whose frequency saws five times a clip through ± 0.3 bins of the STFT, upwards or downwards.
 
     One is the other played backwards, so the whole-clip magnitudes agree exactly. Its level flutters, and
-    noise 2.5 bins to either side covers the neighbouring bins, where magnitudes would show the frequency: it
+    noise 2.5 bins to either side covers the neighboring bins, where magnitudes would show the frequency: it
     is left in the phase of the middle bin.
     """
     width, n = samples // n_fft, len(label)
     turn = torch.remainder(cycles * torch.arange(samples) / samples + uniform(n, generator), 1)
-    bins = centre * width + torch.where(label == 0, 1.0, -1.0)[:, None] * reach * width * (2 * turn - 1)
+    bins = center * width + torch.where(label == 0, 1.0, -1.0)[:, None] * reach * width * (2 * turn - 1)
     hum = torch.cos(2 * math.pi * (torch.cumsum(bins.double() / samples, 1).float() + uniform(n, generator)))
     hum = hum * (1 + 0.2 * slow_band(n, samples, 1, 20, generator)).clamp(min=0.2)
-    low, high = (slice_of(width, centre + side) for side in (-2.5, 2.5))
+    low, high = (slice_of(width, center + side) for side in (-2.5, 2.5))
     cover = slow_band(n, samples, *low, generator) + slow_band(n, samples, *high, generator)
     return levelled(hum + 0.7 * cover + 0.02 * torch.randn(n, samples, generator=generator), generator)
 
 
-def slice_of(width, centre):
-    return int((centre - 0.6) * width), int((centre + 0.6) * width)
+def slice_of(width, center):
+    return int((center - 0.6) * width), int((center + 0.6) * width)
 
 
-def recognised(make, branch, *, samples=4096, steps=40, phase="cossin"):
+def recognized(make, branch, *, samples=4096, steps=40, phase="cossin"):
     """Share of 200 new clips that a network of one branch names rightly after `steps` batches of 32."""
     settings = classifier.ClassifierSettings(
         branches=(branch,),
@@ -796,9 +796,9 @@ def recognised(make, branch, *, samples=4096, steps=40, phase="cossin"):
             torch.nn.functional.one_hot(label, 2).float(),
         )
 
-    optimiser = torch.optim.Adamax(net.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adamax(net.parameters(), lr=3e-3)
     training.fit(
-        net, lambda g: (batch(32, g) for _ in range(steps)), optimiser, epochs=1, seed=0, what=branch
+        net, lambda g: (batch(32, g) for _ in range(steps)), optimizer, epochs=1, seed=0, what=branch
     )
     with torch.inference_mode():
         new = batch(200, torch.Generator().manual_seed(1))
@@ -814,7 +814,7 @@ def between(value, limits):
 
 @pytest.mark.parametrize("branch", ["mel", pytest.param("stft128", marks=pytest.mark.exhaustive)])
 def test_a_spectrogram_hears_a_slow_modulation(branch):
-    assert recognised(modulated_noise, branch) > 0.95
+    assert recognized(modulated_noise, branch) > 0.95
 
 
 def test_a_spectrogram_averaged_over_time_does_not_hear_it():
@@ -831,8 +831,8 @@ def test_a_spectrogram_averaged_over_time_does_not_hear_it():
 
 
 def test_the_whole_clip_spectrum_parts_lines_that_the_stft_cannot():
-    assert recognised(two_lines_or_one, "fft") > 0.95
-    assert between(recognised(two_lines_or_one, "stft128"), CHANCE)
+    assert recognized(two_lines_or_one, "fft") > 0.95
+    assert between(recognized(two_lines_or_one, "stft128"), CHANCE)
 
 
 def test_phase_hears_a_sweep_within_a_bin_and_magnitudes_do_not():
@@ -843,11 +843,11 @@ def test_phase_hears_a_sweep_within_a_bin_and_magnitudes_do_not():
     whole-clip spectrum 0.45 | 0.45. Frame-to-frame differences carry it, weighted by magnitude at once and
     unweighted with four times the training; the raw angle and the group delay do not.
     """
-    assert recognised(sweep_within_a_bin, "phase") > 0.8
-    assert between(recognised(sweep_within_a_bin, "stft128"), CHANCE)
+    assert recognized(sweep_within_a_bin, "phase") > 0.8
+    assert between(recognized(sweep_within_a_bin, "stft128"), CHANCE)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("branch", ["mel", "fft"])
 def test_neither_bands_nor_the_whole_clip_hear_that_sweep(branch):
-    assert between(recognised(sweep_within_a_bin, branch), CHANCE)
+    assert between(recognized(sweep_within_a_bin, branch), CHANCE)

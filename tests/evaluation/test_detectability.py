@@ -96,7 +96,7 @@ def test_an_ensemble_over_seeds_stands_beside_the_trained_systems():
         (
             (0.75, 0.6, 0.9),
             1 + (0.75 - 0.675) / (0.9 - 0.675),
-        ),  # a dip counts with its neighbour: 0.675 twice, then up
+        ),  # a dip counts with its neighbor: 0.675 twice, then up
         ((np.nan, 0.6, 0.7), np.nan),
     ],
 )

@@ -157,7 +157,7 @@ def test_machines_without_labels_have_no_number_and_do_not_count():
     plain = metrics.table(scores[scores["machine"] == "valve"], SETTINGS, 0)
     scores.loc[(scores["machine"] == "fan") & (scores["split"] == "test"), ["domain", "label"]] = [
         "unknown",
-        "unlabelled",
+        "unlabeled",
     ]
     table = metrics.table(scores, SETTINGS, 0)
     assert table.loc[table["machine"] == "fan", ["value", "low", "high"]].isna().all(axis=None)

@@ -17,7 +17,7 @@ def draw(rng, n=None):
         int(rng.integers(0, 4))
     ]
     domain = rng.choice(["source", "target", "unknown"], n, p=[0.5, 0.4, 0.1])
-    label = rng.choice(["normal", "anomaly", "unlabelled"], n, p=[0.5, 0.4, 0.1])
+    label = rng.choice(["normal", "anomaly", "unlabeled"], n, p=[0.5, 0.4, 0.1])
     return scores, domain, label
 
 
@@ -72,7 +72,7 @@ def test_a_grid_equals_its_vectors_one_by_one():
 
 @pytest.mark.parametrize("scale", [1.0, -1.0, 1e-310, 1e300])
 def test_scores_that_differ_in_their_last_bits_are_told_apart(scale):
-    """Neighbouring floats, both zeros, the smallest and the largest numbers."""
+    """Neighboring floats, both zeros, the smallest and the largest numbers."""
     rng = np.random.default_rng(3)
     for _ in range(40):
         _, domain, label = draw(rng, 50)
@@ -123,7 +123,7 @@ def test_what_is_absent_is_nan():
     label = np.array(["normal", "anomaly"] * 3)
     assert np.isnan(roc.grid(scores, domain, label)).tolist() == [False, True, False]
     assert np.isnan(roc.grid(scores, np.repeat("unknown", 6), label)).tolist() == [True, True, False]
-    assert np.isnan(roc.grid(scores, domain, np.repeat("unlabelled", 6))).all()
+    assert np.isnan(roc.grid(scores, domain, np.repeat("unlabeled", 6))).all()
     assert np.isnan(roc.grid(scores, domain, np.repeat("normal", 6))).all()
     weights = roc.bootstrap_weights(domain, label, 5, 0)
     assert np.isnan(roc.bootstrap(scores, domain, label, weights)).all(0).tolist() == [False, True, False]
@@ -170,7 +170,7 @@ def test_resamples_keep_every_stratum_and_repeat_by_seed():
         for kind in ("normal", "anomaly"):
             members = (domain == name) & (label == kind)
             assert (weights[:, members].sum(1) == members.sum()).all()
-    assert not weights[:, label == "unlabelled"].any()
+    assert not weights[:, label == "unlabeled"].any()
     np.testing.assert_array_equal(weights, roc.bootstrap_weights(domain, label, 300, 7))
     assert (weights != roc.bootstrap_weights(domain, label, 300, 8)).any()
 
@@ -216,8 +216,8 @@ def test_shuffled_labels_are_chance_and_stay_within_their_domain():
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_shuffles_equal_the_official_metrics_of_some_labelling(seed):
-    """With two clips per domain the labellings can be listed: every shuffle gives one of them."""
+def test_shuffles_equal_the_official_metrics_of_some_labeling(seed):
+    """With two clips per domain the labelings can be listed: every shuffle gives one of them."""
     rng = np.random.default_rng(seed)
     scores, domain = rng.integers(0, 3, 4).astype(float), np.array(["source", "source", "target", "target"])
     listed = [

@@ -39,7 +39,7 @@ def test_sub_cluster_adacos_by_loops(subclusters):
     head = losses.SubClusterAdaCos(D, C, subclusters)
     e, y = torch.randn(N, D), soft(N, C)
     slow = oracle.sub_cluster_adacos(
-        e.numpy(), head.centres.detach().numpy(), y, C, subclusters, float(head.scale)
+        e.numpy(), head.centers.detach().numpy(), y, C, subclusters, float(head.scale)
     )
     assert head(e, y).item() == pytest.approx(slow, rel=1e-5)
     torch.testing.assert_close(head.class_log_prob(head.cosines(e)).exp().sum(1), torch.ones(N))
@@ -49,17 +49,17 @@ def test_one_sub_cluster_is_adacos():
     head = losses.SubClusterAdaCos(D, C, 1)
     e, label = torch.randn(N, D), torch.randint(C, (N,))
     scale = math.sqrt(2) * math.log(C - 1)
-    logits = scale * F.normalize(e) @ F.normalize(head.centres).T
+    logits = scale * F.normalize(e) @ F.normalize(head.centers).T
     torch.testing.assert_close(head(e, F.one_hot(label, C).float()), F.cross_entropy(logits, label))
 
 
 def test_one_sub_cluster_adapts_as_adacos():
-    """Plain AdaCos: s = ln(mean Σ exp(s·cos)) / cos(min(π/4, median angle to the own centre))."""
+    """Plain AdaCos: s = ln(mean Σ exp(s·cos)) / cos(min(π/4, median angle to the own center))."""
     head = losses.SubClusterAdaCos(D, C, 1, scale="adaptive")
     label = torch.arange(C).repeat(3)
-    e = head.centres.detach()[label] + 0.05 * torch.randn(
+    e = head.centers.detach()[label] + 0.05 * torch.randn(
         3 * C, D
-    )  # near their centres: the median angle is below π/4
+    )  # near their centers: the median angle is below π/4
     before = float(head.scale)
     cosines = head.cosines(e)
     own = cosines.gather(1, label[:, None]).acos().median()
@@ -80,7 +80,7 @@ def test_adaptive_scale_by_loops_and_its_saturation():
     head.train()
     value = head(e, y)
     assert float(head.scale) == pytest.approx(math.sqrt(2) * float(log_mean), rel=1e-5)
-    used = oracle.sub_cluster_adacos(e.numpy(), head.centres.detach().numpy(), y, C, S, float(head.scale))
+    used = oracle.sub_cluster_adacos(e.numpy(), head.centers.detach().numpy(), y, C, S, float(head.scale))
     assert float(value.detach()) == pytest.approx(used, rel=1e-5)  # the new scale is used in the same step
     scale = float(head.scale)
     head.eval()(e, y)
@@ -88,7 +88,7 @@ def test_adaptive_scale_by_loops_and_its_saturation():
 
 
 def test_adaptive_labels_belong_to_their_own_columns():
-    """Centres are grouped by class: with angles 0 for class 0 and large elsewhere, a label of class 0 gives a
+    """Centers are grouped by class: with angles 0 for class 0 and large elsewhere, a label of class 0 gives a
     small median.
     """
     head = losses.SubClusterAdaCos(D, 3, 2, scale="adaptive")
@@ -98,15 +98,15 @@ def test_adaptive_labels_belong_to_their_own_columns():
     assert float(far) == pytest.approx(math.sqrt(2) * near.item(), rel=1e-3)
 
 
-def test_centres_frozen_or_trainable():
+def test_centers_frozen_or_trainable():
     frozen, free = (losses.SubClusterAdaCos(D, C, S, trainable=t) for t in (False, True))
     assert not list(frozen.parameters()) and len(list(free.parameters())) == 1
     assert (
-        set(frozen.state_dict()) == set(free.state_dict()) == {"centres", "scale"}
+        set(frozen.state_dict()) == set(free.state_dict()) == {"centers", "scale"}
     )  # both are restored from a checkpoint
     e = torch.randn(N, D, requires_grad=True)
     (frozen(e, soft(N, C)) + free(e, soft(N, C))).backward()
-    assert frozen.centres.grad is None and free.centres.grad.abs().sum() > 0 and e.grad.abs().sum() > 0
+    assert frozen.centers.grad is None and free.centers.grad.abs().sum() > 0 and e.grad.abs().sum() > 0
 
 
 def test_large_cosines_stay_finite():
@@ -222,7 +222,7 @@ def test_refusals():
     with pytest.raises(errors.InputError, match=r"labels came as \(8, 4\), expected \(8, 5\)"):
         losses.SubClusterAdaCos(D, C, S)(torch.randn(N, D), torch.rand(N, 4))
     with pytest.raises(
-        errors.InputError, match="1 classes of 2 sub-clusters came, expected 3 centres or more"
+        errors.InputError, match="1 classes of 2 sub-clusters came, expected 3 centers or more"
     ):
         losses.SubClusterAdaCos(D, 1, 2)
     with pytest.raises(errors.InputError, match="did you mean adaptive"):

@@ -60,7 +60,7 @@ def test_spectrum_branch_has_the_table_s_sizes(seconds, lengths, flat):
     ],
 )
 def test_spectrogram_branch_has_the_table_s_sizes(frames, maps):
-    branch = branches.SpectrogramBranch(1, 513, centre_time=True)
+    branch = branches.SpectrogramBranch(1, 513, center_time=True)
     sizes = output_sizes(branch, (branches.FirstBlock, branches.Block), torch.zeros(1, 1, 513, frames))
     expected = [(channels, *size) for channels, size in zip((16, 32, 64, 128), maps) for _ in range(2)]
     assert sizes == expected
@@ -83,7 +83,7 @@ def test_layers_follow_the_sources():
     """No bias but BatchNorm's, PReLU for every ReLU with a slope per channel from 0.25, Keras' BatchNorm, in
     every branch.
     """
-    for branch in (branches.SpectrumBranch(4000), branches.SpectrogramBranch(2, 65, centre_time=False)):
+    for branch in (branches.SpectrumBranch(4000), branches.SpectrogramBranch(2, 65, center_time=False)):
         kinds = [type(m) for m in branch.modules()]
         assert nn.ReLU not in kinds and nn.PReLU in kinds
         for m in branch.modules():
@@ -95,7 +95,7 @@ def test_layers_follow_the_sources():
                 assert (m.weight == 0.25).all()
     gates = [
         m
-        for m in branches.SpectrogramBranch(1, 65, centre_time=True).modules()
+        for m in branches.SpectrogramBranch(1, 65, center_time=True).modules()
         if isinstance(m, branches.SqueezeExcite)
     ]
     assert len(gates) == 8 and isinstance(gates[0].gate[1], nn.PReLU)
@@ -122,7 +122,7 @@ def test_first_blocks_differ_in_their_order():
     assert order[1] == ["PReLU", "SameConv2d", "PReLU", "BatchNorm2d", "SameConv2d", "SqueezeExcite"]
 
 
-def test_skip_path_carries_the_normalised_input():
+def test_skip_path_carries_the_normalized_input():
     block = branches.Block(16, 16, 1).eval()
     with torch.no_grad():
         block.norm.running_mean.fill_(3.0)
@@ -131,11 +131,11 @@ def test_skip_path_carries_the_normalised_input():
     torch.testing.assert_close(block(x), block.norm(x))
 
 
-def test_time_centring_removes_a_constant_spectrum():
-    branch = branches.SpectrogramBranch(1, 65, centre_time=True).eval()
+def test_time_centering_removes_a_constant_spectrum():
+    branch = branches.SpectrogramBranch(1, 65, center_time=True).eval()
     x = torch.rand(2, 1, 65, 40)
     torch.testing.assert_close(branch(x), branch(x + torch.rand(2, 1, 65, 1)), atol=1e-4, rtol=1e-4)
-    other = branches.SpectrogramBranch(1, 65, centre_time=False).eval()
+    other = branches.SpectrogramBranch(1, 65, center_time=False).eval()
     assert (other(x) - other(x + 1)).abs().max() > 1e-3
 
 
@@ -146,7 +146,7 @@ def test_l2_covers_kernels_outside_squeeze_excitation():
     covered = [value for name, value in branch.named_parameters() if value.ndim > 1 and "gate" not in name]
     expected = sum(float(value.detach().double().square().sum()) for value in covered)
     assert branches.l2_penalty(kernels).item() == pytest.approx(expected, rel=1e-5)
-    assert len(branches.regularized(branches.SpectrogramBranch(1, 65, centre_time=True))) == 1 + 4 + 3 * 5 + 1
+    assert len(branches.regularized(branches.SpectrogramBranch(1, 65, center_time=True))) == 1 + 4 + 3 * 5 + 1
 
 
 # --------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def test_any_subset_of_branches_trains_every_parameter(names):
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
         if "gate.0" not in name and "gate.1" not in name:
             assert parameter.grad.abs().sum() > 0, name
-    assert not model.plain.centres.requires_grad and model.plain.centres.grad is None
+    assert not model.plain.centers.requires_grad and model.plain.centers.grad is None
     assert (model.featex is None) == (len(names) == 1)
     assert all(torch.isfinite(value) for value in parts.values())
 
@@ -206,11 +206,11 @@ def test_all_phase_representations(representation):
 
 
 def test_paper_dimensions():
-    """12 s, three branches of 128, 148 classes: 384-d embeddings, heads of 148·16 and 4·148·16 centres."""
+    """12 s, three branches of 128, 148 classes: 384-d embeddings, heads of 148·16 and 4·148·16 centers."""
     settings = classifier.ClassifierSettings()
     model = classifier.Classifier(settings, 148)
     assert model.shapes == {"fft": (1, 96000), "mel": (1, 128, 374), "phase": (1, 513, 374)}
-    assert model.plain.centres.shape == (148 * 16, 384) and model.featex.centres.shape == (4 * 148 * 16, 384)
+    assert model.plain.centers.shape == (148 * 16, 384) and model.featex.centers.shape == (4 * 148 * 16, 384)
     assert float(model.plain.scale) == pytest.approx(10.988, abs=5e-4)
     assert float(model.featex.scale) == pytest.approx(12.949, abs=5e-4)
 
@@ -240,12 +240,12 @@ def test_a_few_steps_learn_and_repeat_by_seed():
     for _ in range(2):
         torch.manual_seed(3)
         model, draws, losses_seen = classifier.Classifier(settings, 4), generator(4), []
-        optimiser = torch.optim.Adamax(model.parameters(), lr=3e-3)
+        optimizer = torch.optim.Adamax(model.parameters(), lr=3e-3)
         for _ in range(12):
             parts = model.loss(data, draws)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             parts["loss"].backward()
-            optimiser.step()
+            optimizer.step()
             losses_seen.append(parts["plain"].item())
         runs.append(losses_seen)
     assert runs[0][-1] < 0.5 * runs[0][0]
@@ -424,13 +424,13 @@ def test_refit_ties_z_d_to_the_condition():
     h = torch.randn(256, 12)
     h[:, 0] = v
     vae = oevae.VAE(12, 32, 8, 3)
-    optimiser = torch.optim.Adam(vae.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=1e-2)
     draws = generator()
     data = oevae.VAEBatch(h, 5 * v, torch.ones(256, dtype=torch.bool))
     for _ in range(150):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         vae.loss(data, draws)["loss"].backward()
-        optimiser.step()
+        optimizer.step()
     with torch.no_grad():
         mu = vae(h).mu
     assert torch.corrcoef(torch.stack([mu[:, 0], v]))[0, 1] > 0.95
@@ -478,11 +478,11 @@ def test_pretrained_weights_come_from_disk_only(tmp_path, monkeypatch):
     reference = torchvision.models.resnet18()
     torch.save(reference.state_dict(), file)
     model = oevae.OEVAE(oevae.OEVAESettings(pretrained=True, pretrained_file=str(file)))
-    grey = torch.randn(2, 1, 64, 40)
+    gray = torch.randn(2, 1, 64, 40)
     with torch.no_grad():
         reference.fc = nn.Identity()
         torch.testing.assert_close(
-            model.extractor.eval()(grey), reference.eval()(grey.expand(-1, 3, -1, -1)), rtol=1e-3, atol=1e-4
+            model.extractor.eval()(gray), reference.eval()(gray.expand(-1, 3, -1, -1)), rtol=1e-3, atol=1e-4
         )
 
 

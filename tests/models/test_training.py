@@ -36,9 +36,9 @@ def batches(generator):
 def trained(epochs, checkpoint=None, seed=0, **more):
     with training.seeded_init(seed):
         model = Toy()
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     history = training.fit(
-        model, batches, optimiser, epochs=epochs, seed=seed, what="toy", checkpoint=checkpoint, **more
+        model, batches, optimizer, epochs=epochs, seed=seed, what="toy", checkpoint=checkpoint, **more
     )
     return model, history
 

@@ -10,7 +10,7 @@ from asdlib import errors
 from asdlib.models import classifier
 from asdlib.scoring import backends
 
-SETTINGS = classifier.ClassifierSettings(kmeans=5, density_neighbours=3)
+SETTINGS = classifier.ClassifierSettings(kmeans=5, density_neighbors=3)
 NAMES = list(backends.BACKENDS)
 
 
@@ -91,7 +91,7 @@ def test_local_density_by_loops(sets):
     )
 
 
-def test_local_density_favours_the_sparse_group():
+def test_local_density_favors_the_sparse_group():
     """Source clips lie ten times denser than target clips: the same step away from them is ten times as
     strange.
     """
@@ -103,20 +103,20 @@ def test_local_density_favours_the_sparse_group():
     assert plain[0] == pytest.approx(plain[1], rel=1e-3) and rescaled[0] > 8 * rescaled[1]
 
 
-def test_kmeans_is_the_smallest_cosine_distance_to_unit_centres_and_target_clips(sets):
+def test_kmeans_is_the_smallest_cosine_distance_to_unit_centers_and_target_clips(sets):
     train, target, test = sets
     backend = make("kmeans", train, target)
-    assert backend.centres.shape == (5, 7)
+    assert backend.centers.shape == (5, 7)
     np.testing.assert_allclose(
-        np.linalg.norm(backend.centres, axis=1), 1
+        np.linalg.norm(backend.centers, axis=1), 1
     )  # a true cosine distance, unlike the cited code
     np.testing.assert_allclose(
-        backend(test), oracle.smallest_cosine_distance(test, [*backend.centres, *train[target]]), rtol=1e-6
+        backend(test), oracle.smallest_cosine_distance(test, [*backend.centers, *train[target]]), rtol=1e-6
     )
     np.testing.assert_allclose(backend(train[target]), 0, atol=1e-6)
 
 
-def test_with_a_centre_per_clip_kmeans_is_the_nearest_clip(sets):
+def test_with_a_center_per_clip_kmeans_is_the_nearest_clip(sets):
     train, target, test = sets
     many = classifier.ClassifierSettings(kmeans=100)
     np.testing.assert_allclose(

@@ -145,7 +145,7 @@ def test_a_scale_leaves_the_auc_of_one_part_alone(mode):
 
 
 def test_refusals_of_scales():
-    with pytest.raises(errors.InputError, match="unknown normalise mode 'zscor'; did you mean zscore"):
+    with pytest.raises(errors.InputError, match="unknown normalize mode 'zscor'; did you mean zscore"):
         fusion.fit_scale([1.0, 2.0], "zscor")
     with pytest.raises(
         errors.InputError,
@@ -188,7 +188,7 @@ def test_together_equals_alone(mode):
         pd.testing.assert_series_equal(alone, whole.loc[alone.index], check_exact=True)
 
 
-def test_fuse_standardises_by_machine_and_seed_on_training_clips():
+def test_fuse_standardizes_by_machine_and_seed_on_training_clips():
     scores = scored()
     weights = {("oevae", "alpha"): 0.3, ("oevae", "beta"): 0.7}
     fused = fusion.fuse(scores, "oevae", weights, "zscore")

@@ -67,7 +67,7 @@ def test_digest_changes_with_every_setting():
         ("autoencoder.lr=nan", "got nan, expected a number from"),
         ("data.resample=1", r"got 1 \(int\), expected bool"),
         ("autoencoder=3", r"got 3, expected a section \[autoencoder\]"),
-        ("fusion.normalise=z", "got 'z', expected one of 'zscore', 'none', 'rank', 'gamma'"),
+        ("fusion.normalize=z", "got 'z', expected one of 'zscore', 'none', 'rank', 'gamma'"),
         ("autoencoder.epochs", "expected name=value"),
         ("device.x=1", "device is a value, not a section|expected one of"),
         ("data.machines=[1]", r"setting data\.machines: got 1 \(int\), expected str"),
@@ -106,13 +106,13 @@ def including(tmp_path, text, files):
 def test_included_settings_hold_where_the_study_says_nothing(tmp_path):
     files = {
         "a.toml": "about = 'a'\n[fusion]\nomega = 0.1\neta = 0.1\n",
-        "b.toml": "[fusion]\nomega = 0.2\nnormalise = 'rank'\n",
+        "b.toml": "[fusion]\nomega = 0.2\nnormalize = 'rank'\n",
     }
     study = including(
-        tmp_path, "include = ['a.toml', 'b.toml']\nabout = 'mine'\n[fusion]\nnormalise = 'none'\n", files
+        tmp_path, "include = ['a.toml', 'b.toml']\nabout = 'mine'\n[fusion]\nnormalize = 'none'\n", files
     )
     cfg = config.load(study, ["fusion.eta=0.9"])
-    assert (cfg.fusion.omega, cfg.fusion.eta, cfg.fusion.normalise) == (
+    assert (cfg.fusion.omega, cfg.fusion.eta, cfg.fusion.normalize) == (
         0.2,
         0.9,
         "none",
@@ -150,6 +150,22 @@ def test_what_is_wrong_with_an_included_file_is_said(tmp_path, content, words):
         config.load(study)
 
 
+def test_a_study_is_saved_with_its_overrides_and_never_over_another(tmp_path):
+    (tmp_path / "notebooks" / "studies").mkdir(parents=True)
+    (tmp_path / "notebooks" / "studies" / "mine.toml").write_text('about = "a"\n[oevae]\nepochs = 3\n')
+    given = ["oevae.smote.ratio=0.5", "sweep.oevae.epochs=[1, 2]", 'systems=["oevae"]']
+    path = config.save("new", "mine", given, tmp_path)
+    assert config.load("new", (), tmp_path) == config.load("mine", [*given, "name=new"], tmp_path)
+    assert config.read("new", (), tmp_path)["sweep"] == {"oevae": {"epochs": [1, 2]}}
+    with pytest.raises(
+        errors.InputError, match=r"new\.toml exists and is never overwritten; give another --name"
+    ):
+        config.save("new", "mine", [], tmp_path)
+    with pytest.raises(errors.InputError, match="expected letters, digits"):
+        config.save("a b", "mine", [], tmp_path)
+    assert path.read_text().startswith("# mine, with settings of its own")
+
+
 def test_paper_is_literal():
     """METHOD 3.9, setting by setting; what it cannot do as printed is in `about`."""
     cfg = config.load("paper")
@@ -158,7 +174,7 @@ def test_paper_is_literal():
     assert oevae.smote.space == classifier.smote.space == "logmel" and oevae.smote.ratio > 0
     assert oevae.holdout == classifier.holdout == 0
     assert oevae.vae_grad == "literal" and config.load("best").oevae.vae_grad == "split"
-    assert (oevae.condition.attribute, oevae.condition.centre) == ("random", False)
+    assert (oevae.condition.attribute, oevae.condition.center) == ("random", False)
     assert not classifier.debias_batchnorm and classifier.phase_repr == "angle"
     assert classifier.branches == ("fft", "mel", "phase") and classifier.backend == "kmeans"
     assert oevae.features.wave_norm == classifier.wave_norm == "clip"
@@ -175,19 +191,3 @@ def test_paper_is_literal():
     for departure in ("Eq. 2", "Eq. 3 and 4", "Eq. 6", "power", "source domain", "overlap", "single clip"):
         assert departure in cfg.about
     assert "\n" not in cfg.about
-
-
-def test_a_study_is_saved_with_its_overrides_and_never_over_another(tmp_path):
-    (tmp_path / "notebooks" / "studies").mkdir(parents=True)
-    (tmp_path / "notebooks" / "studies" / "mine.toml").write_text('about = "a"\n[oevae]\nepochs = 3\n')
-    given = ["oevae.smote.ratio=0.5", "sweep.oevae.epochs=[1, 2]", 'systems=["oevae"]']
-    path = config.save("new", "mine", given, tmp_path)
-    assert config.load("new", (), tmp_path) == config.load("mine", [*given, "name=new"], tmp_path)
-    assert config.read("new", (), tmp_path)["sweep"] == {"oevae": {"epochs": [1, 2]}}
-    with pytest.raises(
-        errors.InputError, match=r"new\.toml exists and is never overwritten; give another --name"
-    ):
-        config.save("new", "mine", [], tmp_path)
-    with pytest.raises(errors.InputError, match="expected letters, digits"):
-        config.save("a b", "mine", [], tmp_path)
-    assert path.read_text().startswith("# mine, with settings of its own")

@@ -1,4 +1,4 @@
-"""The model card says what was measured and what is not known; a licence is never made up."""
+"""The model card says what was measured and what is not known; a license is never made up."""
 
 import math
 import re
@@ -78,14 +78,14 @@ def test_a_machine_without_test_clips_has_a_threshold_and_no_invented_number(con
     assert (mine[["normal", "anomaly"]] == 0).all(axis=None) and math.isfinite(mine["train_above"].iloc[0])
     card = model_card.text(run, table, controls, decisions)
     assert (
-        "No labelled test clips of pump: scores and thresholds, but no measure of how good they are." in card
+        "No labeled test clips of pump: scores and thresholds, but no measure of how good they are." in card
     )
     assert re.search(r"\| baseline_mse \| pump \| -?\d+\.\d{3} \|", card)
     none = bare[bare["split"] == "train"].reset_index(drop=True)
     run, table, controls, decisions = study(context, none)
     card = model_card.text(run, table, controls, decisions)
     assert (
-        table["value"].isna().all() and "No labelled test clips of pump, saw" in card and len(decisions) == 6
+        table["value"].isna().all() and "No labeled test clips of pump, saw" in card and len(decisions) == 6
     )
 
 
@@ -93,7 +93,7 @@ def test_a_machine_without_test_clips_has_a_threshold_and_no_invented_number(con
     "stated, file, machines, synthetic, said",
     [
         ("CC0", "MIT", ["fan"], False, "CC0 (as the study's settings state)"),
-        ("", "MIT\nmore", ["fan"], False, "MIT (root/LICENCE.txt)"),
+        ("", "MIT\nmore", ["fan"], False, "MIT (root/LICENSE.txt)"),
         (
             "",
             "",
@@ -105,15 +105,15 @@ def test_a_machine_without_test_clips_has_a_threshold_and_no_invented_number(con
         ("", "", ["fan"], True, "none: the recordings were computed by this project's models of machines"),
     ],
 )
-def test_a_licence_is_stated_found_or_not_known(stated, file, machines, synthetic, said, tmp_path):
+def test_a_license_is_stated_found_or_not_known(stated, file, machines, synthetic, said, tmp_path):
     root = tmp_path / "root"
     root.mkdir()
     if file:
-        (root / "LICENCE.txt").write_text(file)
-    assert model_card.licence([root], machines, stated, synthetic) == said
+        (root / "LICENSE.txt").write_text(file)
+    assert model_card.license([root], machines, stated, synthetic) == said
 
 
-def test_an_imported_licence_reaches_the_card(tmp_path):
+def test_an_imported_license_reaches_the_card(tmp_path):
     (tmp_path / "pump").mkdir()
-    (tmp_path / "pump" / "LICENCE.txt").write_text("CC BY 4.0\n")
-    assert model_card.licence([tmp_path], ["pump"], "", False) == "CC BY 4.0 (pump/LICENCE.txt)"
+    (tmp_path / "pump" / "LICENSE.txt").write_text("CC BY 4.0\n")
+    assert model_card.license([tmp_path], ["pump"], "", False) == "CC BY 4.0 (pump/LICENSE.txt)"

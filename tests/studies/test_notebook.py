@@ -142,7 +142,7 @@ nbformat.write(notebook, "in.ipynb")
 papermill.execute_notebook("in.ipynb", "out.ipynb", kernel_name="python3", cwd=".", kernel_manager_class=kernels.WarmKernelManager)"""
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)])
 def test_the_death_of_the_runner_leaves_no_orphan(tmp_path, end):
     runner = subprocess.Popen(
         [sys.executable, "-c", RUNNER], cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True

@@ -61,7 +61,7 @@ def ready(context, trained, system):
 )
 def test_scores_equal_those_of_the_study_to_the_bit(context, trained, system, mode):
     context = dataclasses.replace(
-        context, cfg=context.cfg.replace(fusion=context.cfg.fusion.replace(normalise=mode))
+        context, cfg=context.cfg.replace(fusion=context.cfg.fusion.replace(normalize=mode))
     )
     folders, scores = trained
     scores = fusion.systems(scores, context.cfg.fusion)

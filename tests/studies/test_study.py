@@ -218,6 +218,6 @@ def test_a_changed_study_is_known_by_its_name(tmp_path):
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
     assert cli.main(["run", "smoke", "--dry-run", "--home", str(tmp_path)]) == 0
     told = capsys.readouterr().out
-    assert "to be made first: recordings of modelled machines (fan, gearbox)" in told
+    assert "to be made first: recordings of modeled machines (fan, gearbox)" in told
     assert "missing  05_oevae gearbox" in told and "11 jobs to do" in told
     assert not list(tmp_path.iterdir())

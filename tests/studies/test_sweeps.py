@@ -1,13 +1,11 @@
 """Sweeps: which variants there are, where their jobs lie, and what is said of seeds and settings."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from commands import asd, asd_here
 
 from asdlib import errors, schemas
 from asdlib.evaluation import metrics
@@ -18,7 +16,7 @@ seeds = [0, 1]
 systems = ["baseline_knn", "baseline_mse"]
 [sweep]
 "autoencoder.epochs" = [2, 4]
-fusion.normalise = ["zscore", "rank"]
+fusion.normalize = ["zscore", "rank"]
 [synthetic]
 machines = ["fan", "gearbox"]
 train_source = 4
@@ -37,14 +35,14 @@ def toml(tmp_path):
 
 
 def test_all_combinations_but_the_study_itself(toml):
-    assert sweeps.axes(toml) == {"autoencoder.epochs": [2, 4], "fusion.normalise": ["zscore", "rank"]}
+    assert sweeps.axes(toml) == {"autoencoder.epochs": [2, 4], "fusion.normalize": ["zscore", "rank"]}
     found = sweeps.variants(toml, ["seeds=[3]"])
-    assert list(found) == ["epochs=2,normalise=rank", "epochs=4,normalise=zscore", "epochs=4,normalise=rank"]
-    assert found["epochs=4,normalise=rank"] == [
+    assert list(found) == ["epochs=2,normalize=rank", "epochs=4,normalize=zscore", "epochs=4,normalize=rank"]
+    assert found["epochs=4,normalize=rank"] == [
         "seeds=[3]",
-        "variant=epochs=4,normalise=rank",
+        "variant=epochs=4,normalize=rank",
         "autoencoder.epochs=4",
-        'fusion.normalise="rank"',
+        'fusion.normalize="rank"',
     ]
 
 
@@ -81,10 +79,10 @@ def test_a_job_lies_where_its_settings_put_it(toml, tmp_path):
         name: run.stage_folder(three, 1, "fan").relative_to(run.study_folder).as_posix()
         for name, (run, _) in opened.items()
     }
-    assert place[""] == place["epochs=2,normalise=rank"] == "seed1/03_baseline/fan"
-    assert place["epochs=4,normalise=zscore"] == place["epochs=4,normalise=rank"]
-    assert place["epochs=4,normalise=rank"].startswith("sweep/jobs/") and place[
-        "epochs=4,normalise=rank"
+    assert place[""] == place["epochs=2,normalize=rank"] == "seed1/03_baseline/fan"
+    assert place["epochs=4,normalize=zscore"] == place["epochs=4,normalize=rank"]
+    assert place["epochs=4,normalize=rank"].startswith("sweep/jobs/") and place[
+        "epochs=4,normalize=rank"
     ].endswith("/seed1/03_baseline/fan")
     planned = jobs.plan(opened)
     assert [job.stage.notebook[:2] for job in planned] == ["01", "02", *["03"] * 8, "09"]
@@ -94,15 +92,15 @@ def test_a_job_lies_where_its_settings_put_it(toml, tmp_path):
 
 
 def test_a_notebook_opens_the_variant_that_the_runner_means(toml, tmp_path):
-    given = sweeps.variants(toml)["epochs=4,normalise=rank"]
+    given = sweeps.variants(toml)["epochs=4,normalize=rank"]
     run = study.open_run(toml, given, tmp_path, seed=1)
-    assert (run.variant, run.cfg.autoencoder.epochs, run.cfg.fusion.normalise) == (
-        "epochs=4,normalise=rank",
+    assert (run.variant, run.cfg.autoencoder.epochs, run.cfg.fusion.normalize) == (
+        "epochs=4,normalize=rank",
         4,
         "rank",
     )
-    assert (run.base.cfg.autoencoder.epochs, run.base.cfg.fusion.normalise) == (2, "zscore")
-    opened = sweeps.runs(toml, [], str(tmp_path))["epochs=4,normalise=rank"][0]
+    assert (run.base.cfg.autoencoder.epochs, run.base.cfg.fusion.normalize) == (2, "zscore")
+    opened = sweeps.runs(toml, [], str(tmp_path))["epochs=4,normalize=rank"][0]
     three = study.stage_of("03")
     assert run.stage_folder(three, 1, "fan") == opened.stage_folder(three, 1, "fan") and run.seed == 1
     assert run.digest(three, 1, "fan") == opened.digest(three, 1, "fan")
@@ -186,25 +184,12 @@ def test_two_seeds_and_a_sweep_on_two_workers_end_in_a_page(tmp_path):
     """
     pytest.importorskip("distributed", reason="the extra cluster is not installed")
     (tmp_path / "swept.toml").write_text(
-        TREE.replace('fusion.normalise = ["zscore", "rank"]\n', "")
+        TREE.replace('fusion.normalize = ["zscore", "rank"]\n', "")
         + "n_mels = 16\nhidden = 8\nbottleneck = 4\n"
         + "[metrics]\nbootstrap = 20\nshuffles = 10\n[report]\nplayers = 0\n"
     )
-    code = "import sys; from asdlib.cli import main; sys.exit(main())"
-    words = [
-        sys.executable,
-        "-c",
-        code,
-        "run",
-        str(tmp_path / "swept.toml"),
-        "--home",
-        str(tmp_path),
-        "--machines",
-        "fan",
-        "--workers",
-        "2",
-    ]
-    said = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    words = ["run", tmp_path / "swept.toml", "--home", tmp_path, "--machines", "fan"]
+    said = asd(*words, "--workers", "2")
     assert said.returncode == 0, said.stdout + said.stderr
     assert (
         "7 jobs on 2 workers" in said.stdout
@@ -216,7 +201,7 @@ def test_two_seeds_and_a_sweep_on_two_workers_end_in_a_page(tmp_path):
         list(runs.glob("sweep/jobs/*/seed0/03_baseline/fan")),
     )
     used = [json.loads((folder / "manifest.json").read_text())["artifacts"] for folder in (own, other)]
-    assert used[0]["baseline_knn"] == used[1]["baseline_knn"], "the nearest neighbour was made twice"
+    assert used[0]["baseline_knn"] == used[1]["baseline_knn"], "the nearest neighbor was made twice"
     epochs, made = [], tmp_path / "runs" / "artifacts"
     for names in used:
         trained = json.loads((made / names["autoencoder"] / "manifest.json").read_text())["trained"]
@@ -235,11 +220,11 @@ def test_two_seeds_and_a_sweep_on_two_workers_end_in_a_page(tmp_path):
         "the same scores: this setting does not reach the system" in page.read_text()
         and "swept/sweep.html" in index.read_text()
     )
-    again = subprocess.run(words, capture_output=True, text=True)
+    again = asd_here(*words)
     assert "nothing to do: everything is up to date" in again.stdout and "sweep.html" in again.stdout
     toml = tmp_path / "swept.toml"
     toml.write_text(toml.read_text().replace("[2, 4]", "[2]"))  # the same trainings, another page
-    fewer = subprocess.run(words, capture_output=True, text=True)
+    fewer = asd_here(*words)
     assert fewer.returncode == 0 and "nothing to do" in fewer.stdout and "epochs=4" not in page.read_text(), (
         fewer.stderr
     )
@@ -250,6 +235,6 @@ def test_two_seeds_and_a_sweep_on_two_workers_end_in_a_page(tmp_path):
         .replace('"autoencoder.epochs" = [2]', "")
         .replace("[0, 1]", "[0]")
     )
-    one = subprocess.run(words[:-2], capture_output=True, text=True)
+    one = asd_here(*words)
     assert one.returncode == 0 and "sweep.html" not in one.stdout, one.stdout + one.stderr
     assert not page.exists() and not (runs / "sweep.csv").exists() and "sweep.html" not in index.read_text()

@@ -1,4 +1,4 @@
-"""Maps are made once, neighbours equal a slow search and leave the clip's own out, every key has a nearest
+"""Maps are made once, neighbors equal a slow search and leave the clip's own out, every key has a nearest
 point, the lists say what they claim.
 """
 
@@ -157,7 +157,7 @@ def test_too_few_clips_make_no_map(tmp_path):
 
 
 @pytest.mark.parametrize("items", ["clips", "segments"])
-def test_neighbours_equal_a_slow_search_without_the_clip_itself(atlas_parts, items):
+def test_neighbors_equal_a_slow_search_without_the_clip_itself(atlas_parts, items):
     table, spaces, *_ = atlas_parts
     for space in spaces:
         if items == "segments" and not space.segmented:
@@ -194,24 +194,24 @@ def test_views_choices_and_fallbacks(atlas):
         "classifier, fan",
         "classifier, pump",
     ]
-    assert atlas.colours == [
+    assert atlas.colors == [
         "domain",
         "label",
         "attribute spd",
         "score oevae",
         "score classifier",
     ] and atlas.all_items == ["clips", "segments"]
-    atlas.choose(items="segments", colour="attribute spd")
+    atlas.choose(items="segments", color="attribute spd")
     atlas.pick(2, 1)
     assert len(atlas.points().x) == 51 and atlas.points().row[atlas.chosen(atlas.points())] == 2
     atlas.choose(view="classifier, all machines")
-    assert (atlas.items, atlas.row, atlas.segment) == ("clips", 2, -1) and "machine" in atlas.colours
+    assert (atlas.items, atlas.row, atlas.segment) == ("clips", 2, -1) and "machine" in atlas.colors
     atlas.choose(view="oevae pump")
-    assert atlas.row == -1 and atlas.colour == "domain"  # the pump has no attribute
+    assert atlas.row == -1 and atlas.color == "domain"  # the pump has no attribute
     with pytest.raises(errors.InputError, match="unknown view 'oevae fun'; did you mean oevae fan"):
         atlas.choose(view="oevae fun")
-    with pytest.raises(errors.InputError, match="unknown colour 'machine'"):
-        atlas.choose(colour="machine")
+    with pytest.raises(errors.InputError, match="unknown color 'machine'"):
+        atlas.choose(color="machine")
 
 
 def test_a_study_without_maps_says_so(atlas_parts):
@@ -235,11 +235,11 @@ def test_an_arrow_goes_to_the_nearest_point_that_way(atlas, right, up):
         assert atlas.row == points.row[min(ways)[1] if ways else at]
 
 
-def test_every_point_has_a_colour_and_a_shape_and_training_is_hollow(atlas):
+def test_every_point_has_a_color_and_a_shape_and_training_is_hollow(atlas):
     for view in atlas.views:
         atlas.choose(view=view)
-        for colour in atlas.colours:
-            atlas.choose(colour=colour)
+        for color in atlas.colors:
+            atlas.choose(color=color)
             points = atlas.points()
             assert len(points.group) == len(points.row) == len(points.x) and points.group.max() < len(
                 points.looks
@@ -328,8 +328,8 @@ def test_the_view_follows_clicks_keys_and_choices(atlas):
         and len(view.canvas.codes) == 3 * 34
         and view.choices["items"].options == ("clips",)
     )
-    view.choices["colour"].value = "score classifier"
-    assert len(view.canvas.colours) > 20 and "sd from the training mean" in view.legend.value
+    view.choices["color"].value = "score classifier"
+    assert len(view.canvas.colors) > 20 and "sd from the training mean" in view.legend.value
     label, place = view.list.options[1]
     view.list.value = place
     assert atlas.row == place[0] and label.startswith("most anomalous")
@@ -357,7 +357,7 @@ def test_a_hostile_name_stays_text(atlas_parts, tmp_path):
     sounds = ClipMedia(Store(renamed), 16000)
     view = EmbeddingMapView(atlas, sounds)
     view._message({"kind": "pick", "number": 0})
-    view.choices["colour"].value = "attribute spd"
+    view.choices["color"].value = "attribute spd"
     for shown in (view.detail.value, view.legend.value, listing(atlas, sounds, 30)):
         assert "<img src=x" not in shown and "<b>0" not in shown
 
@@ -377,9 +377,9 @@ def test_both_faces_of_the_view(atlas):
 
 def test_the_view_follows_the_model(atlas):
     view = EmbeddingMapView(atlas, ClipMedia(Store(atlas.table), 16000))
-    atlas.choose(view="oevae pump", colour="domain")
+    atlas.choose(view="oevae pump", color="domain")
     atlas.pick(20)
-    assert view.choices["view"].value == "oevae pump" and view.choices["colour"].value == "domain"
+    assert view.choices["view"].value == "oevae pump" and view.choices["color"].value == "domain"
     assert atlas.points().row[view.canvas.chosen] == 20 and view.canvas.said == atlas.said()
     atlas.choose(view="oevae fan")
     assert view.canvas.chosen == -1 and view.canvas.sound == ""
@@ -417,5 +417,5 @@ def test_figures_are_drawn_without_a_warning(atlas):
         bare = explain.Why(0, 1.0, level, None, None, "beta", None, 0.5, None, None)
         assert why(bare, {}, "a clip")._repr_html_().startswith('<div class="plot">')
         assert map_grid({"a": [atlas.points(), None]}, "PCA").alt
-    shown = picture(level, title="<b>", unit="dB", colours="magma", limits=(-3, 3))
+    shown = picture(level, title="<b>", unit="dB", colors="magma", limits=(-3, 3))
     assert shown.startswith('<svg role="img"') and "<b>" not in shown

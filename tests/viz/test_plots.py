@@ -1,4 +1,4 @@
-"""Contract over PLOTS: every figure draws, is labelled with units, leaves pyplot alone and says what is
+"""Contract over PLOTS: every figure draws, is labeled with units, leaves pyplot alone and says what is
 missing.
 """
 
@@ -161,7 +161,7 @@ def test_a_tone_is_drawn_at_its_frequency():
     assert at["2000"] == 16
 
 
-def test_mel_bands_are_labelled_where_they_are():
+def test_mel_bands_are_labeled_where_they_are():
     axis = plots.spectrogram(np.zeros((64, 10)), MEL_HZ, 0.01).axes[0]
     for label, place in zip(axis.get_yticklabels(), axis.get_yticks(), strict=True):
         np.testing.assert_allclose(np.interp(place, np.arange(64), MEL_HZ), float(label.get_text()))

@@ -94,11 +94,11 @@ def test_without_target_the_claim_is_about_what_is_available():
 
 
 def test_without_labels_nothing_is_claimed():
-    clips = clip_table().assign(label=lambda t: t["label"].where(t["split"] == "train", "unlabelled"))
-    assert claim_of(clips, score_table(clips, 1.0)) == "no claim: no labelled test clips"
+    clips = clip_table().assign(label=lambda t: t["label"].where(t["split"] == "train", "unlabeled"))
+    assert claim_of(clips, score_table(clips, 1.0)) == "no claim: no labeled test clips"
 
 
-def test_best_of_a_row_is_marked_by_more_than_colour():
+def test_best_of_a_row_is_marked_by_more_than_color():
     clips = clip_table()
     scores = pd.concat([score_table(clips, 0.2), score_table(clips, 3.0, "baseline_mse")])
     table = metrics.table(scores, SETTINGS, 0)

@@ -1,4 +1,4 @@
-"""Contract over MODEL_PLOTS: every figure draws, is labelled, repeats byte by byte, and copes with what is
+"""Contract over MODEL_PLOTS: every figure draws, is labeled, repeats byte by byte, and copes with what is
 missing.
 """
 

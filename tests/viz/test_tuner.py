@@ -179,12 +179,12 @@ def test_the_paper_is_beside_recorded_machines_only(tmp_path):
 def test_what_is_missing_is_written_and_nothing_breaks(tmp_path):
     alone = made(tmp_path, classifier=False)
     assert "asd-eta" not in widgets(alone.live.widget)
-    unlabelled = made(tmp_path, labels=False)
-    assert "not available" in unlabelled.live.html() and "no labelled test clip" in unlabelled.chosen.html()
-    assert widgets(unlabelled.chosen.widget)["asd-rule-oracle"].disabled
-    unlabelled.tuner.omega = 0.1
-    assert "not available" in unlabelled.words.value and isinstance(
-        unlabelled.tuner.parts.settings, metrics.MetricsSettings
+    unlabeled = made(tmp_path, labels=False)
+    assert "not available" in unlabeled.live.html() and "no labeled test clip" in unlabeled.chosen.html()
+    assert widgets(unlabeled.chosen.widget)["asd-rule-oracle"].disabled
+    unlabeled.tuner.omega = 0.1
+    assert "not available" in unlabeled.words.value and isinstance(
+        unlabeled.tuner.parts.settings, metrics.MetricsSettings
     )
 
 

@@ -39,7 +39,7 @@ function render({ model, el }) {
     canvas.style.width = canvas.style.height = `${side}px`;
     if (canvas.width !== Math.round(side * dpr)) canvas.width = canvas.height = Math.round(side * dpr);
     const g = canvas.getContext("2d"), xy = new Float32Array(bytes(model.get("xy"))), codes = new Uint8Array(bytes(model.get("codes")));
-    const colours = model.get("colours"), shapes = model.get("shapes"), chosen = model.get("chosen"), n = xy.length / 2;
+    const colors = model.get("colors"), shapes = model.get("shapes"), chosen = model.get("chosen"), n = xy.length / 2;
     g.setTransform(dpr, 0, 0, dpr, 0, 0);
     g.fillStyle = "#fff";
     g.fillRect(0, 0, side, side);
@@ -49,7 +49,7 @@ function render({ model, el }) {
       for (let i = 0; i < n; i++) {
         if (codes[3 * i + 2] !== test) continue;
         mark(g, shapes[codes[3 * i + 1]], ...places[i], test ? r : 0.8 * r);
-        g.strokeStyle = g.fillStyle = colours[codes[3 * i]];
+        g.strokeStyle = g.fillStyle = colors[codes[3 * i]];
         if (test) g.fill();
         else g.stroke();
       }
@@ -100,7 +100,7 @@ function render({ model, el }) {
   }
   const tell = () => (said.textContent = model.get("said"));
   const name = () => canvas.setAttribute("aria-label", model.get("name"));
-  for (const trait of ["xy", "codes", "colours", "shapes", "chosen", "near"]) model.on(`change:${trait}`, () => requestAnimationFrame(draw));
+  for (const trait of ["xy", "codes", "colors", "shapes", "chosen", "near"]) model.on(`change:${trait}`, () => requestAnimationFrame(draw));
   model.on("change:sound", sound);
   model.on("msg:custom", (message) => message.kind === "play" && play());
   model.on("change:said", tell);

@@ -8,13 +8,13 @@ Conventions
 What is chosen is said in words in an aria-live region. In a report, which runs no script, the same object is
 its static twin: small multiples of the maps. The lists are plain HTML in both (`embedding_map.listing`).
 
-DOM classes, for tests: asd-atlas (the whole), asd-atlas-view, -projection, -items, -colour (choices),
+DOM classes, for tests: asd-atlas (the whole), asd-atlas-view, -projection, -items, -color (choices),
 asd-atlas-map, -canvas, -player, -said (canvas widget), asd-atlas-legend, asd-atlas-list (choice of listed
 clips), asd-atlas-detail (pictures and tables), asd-atlas-why (button), asd-atlas-reason (its answer),
 asd-atlas-clips (static lists).
 Source: METHOD 8.5, 8.4.  Notebook: 06_embeddings
 
-The embedding atlas: which map is shown, how it is coloured, which clip is chosen, and everything that is
+The embedding atlas: which map is shown, how it is colored, which clip is chosen, and everything that is
 known about that clip.
 
 Conventions
@@ -24,7 +24,7 @@ or a segment. The chosen clip is kept by its store row, so that it stays chosen 
 change, wherever it has a point. Scores stand in standard deviations (sd) above the mean of the machine's
 normal training scores. Labels of test clips are shown to the reader; nothing here feeds back into a score.
 
-Every colour has a shape beside it. Colour and shape carry the same thing; where colour is a number, the shape
+Every color has a shape beside it. Color and shape carry the same thing; where color is a number, the shape
 is the label. Filled marks are test clips, hollow ones training clips.
 Sources: METHOD 8.5.  Notebook: 06_embeddings
 
@@ -65,12 +65,12 @@ from asdlib.scoring import fusion
 from asdlib.viz import audio, embedding_plots, pages, plots, tables
 from asdlib.viz.embedding_plots import COLORS, SHAPES, Points
 
-LEVELS = 64  # steps of a numeric colouring
+LEVELS = 64  # steps of a numeric coloring
 PLAIN = "font:13px/1.5 system-ui,sans-serif;color:#1b1f24"
 
 
 class Canvas(anywidget.AnyWidget):
-    """The map. xy : float32 pairs, 0..1, y upwards.  codes : uint8 triples (colour, shape, test).  chosen,
+    """The map. xy : float32 pairs, 0..1, y upwards.  codes : uint8 triples (color, shape, test).  chosen,
     near : numbers of points.
     """
 
@@ -81,7 +81,7 @@ class Canvas(anywidget.AnyWidget):
     )
     _css += ".asd-atlas .asd-atlas-list > select { flex: 0 0 auto; width: 100%; height: auto; }"
     xy, codes = traitlets.Bytes().tag(sync=True), traitlets.Bytes().tag(sync=True)
-    colours, shapes = traitlets.List().tag(sync=True), traitlets.List().tag(sync=True)
+    colors, shapes = traitlets.List().tag(sync=True), traitlets.List().tag(sync=True)
     chosen, near = traitlets.Int(-1).tag(sync=True), traitlets.List().tag(sync=True)
     name, said = traitlets.Unicode().tag(sync=True), traitlets.Unicode().tag(sync=True)
     sound, sound_name = traitlets.Unicode().tag(sync=True), traitlets.Unicode().tag(sync=True)
@@ -110,7 +110,7 @@ class EmbeddingMapView(ipywidgets.VBox):
             ipywidgets.HTML(),
         )
         self.choices = {
-            name: ipywidgets.Dropdown(description=name) for name in ("view", "projection", "items", "colour")
+            name: ipywidgets.Dropdown(description=name) for name in ("view", "projection", "items", "color")
         }
         wide = {
             "layout": {"width": "calc(100% - 1rem)", "height": "auto", "flex_flow": "column"},
@@ -148,7 +148,7 @@ class EmbeddingMapView(ipywidgets.VBox):
         super().__init__([controls, body, self.reason])
         self.add_class("asd-atlas")
         self._busy, self._drawn, self._shown = False, (), ()
-        atlas.observe(lambda _: self._redraw(), ["view", "projection", "items", "colour"])
+        atlas.observe(lambda _: self._redraw(), ["view", "projection", "items", "color"])
         atlas.observe(lambda _: self._show(), ["row", "segment"])
         self._redraw()
 
@@ -193,7 +193,7 @@ class EmbeddingMapView(ipywidgets.VBox):
     def _redraw(self) -> None:
         """Redraw what follows from view, projection, items and color, if any of them changed."""
         atlas = self.atlas
-        if self._drawn == (now := (atlas.view, atlas.projection, atlas.items, atlas.colour)):
+        if self._drawn == (now := (atlas.view, atlas.projection, atlas.items, atlas.color)):
             return
         self._drawn, self._shown, self._busy = now, (), True
         self._points = points = atlas.points()
@@ -201,7 +201,7 @@ class EmbeddingMapView(ipywidgets.VBox):
             ("view", list(atlas.views)),
             ("projection", atlas.projections),
             ("items", atlas.all_items),
-            ("colour", atlas.colours),
+            ("color", atlas.colors),
         ):
             if tuple(there) != self.choices[name].options:
                 self.choices[name].options = there
@@ -215,13 +215,13 @@ class EmbeddingMapView(ipywidgets.VBox):
             options.append((f"{why}, {tables.signed(f'{sd:+.1f}')} sd: {short(clip)}", (row, -1)))
         self.list.options, self.list.value = options, None
         self._busy = False
-        colour, names = self._coloured(points)
+        color, names = self._colored(points)
         shape = np.array([SHAPES.index(name) for _, name in points.looks], np.uint8)[points.group]
         with self.canvas.hold_sync():
             self.canvas.xy = np.stack([points.x, points.y], 1).astype("<f4").tobytes()
-            self.canvas.codes = np.stack([colour, shape, points.test], 1).astype(np.uint8).tobytes()
-            self.canvas.colours, self.canvas.shapes = names, list(SHAPES)
-            shown = f"{atlas.view}, {atlas.projection}, coloured by {atlas.colour}"
+            self.canvas.codes = np.stack([color, shape, points.test], 1).astype(np.uint8).tobytes()
+            self.canvas.colors, self.canvas.shapes = names, list(SHAPES)
+            shown = f"{atlas.view}, {atlas.projection}, colored by {atlas.color}"
             self.canvas.name = (
                 f"Map of {len(points.row)} {atlas.items}: {shown}. Arrow keys choose, Enter plays."
             )
@@ -233,10 +233,10 @@ class EmbeddingMapView(ipywidgets.VBox):
         return str(machines[0]) if len(machines) == 1 else ""
 
     @staticmethod
-    def _coloured(points: Points) -> tuple[np.ndarray, list[str]]:
-        """Number of each point's colour, and the colours."""
+    def _colored(points: Points) -> tuple[np.ndarray, list[str]]:
+        """Number of each point's color, and the colors."""
         if points.value is None:
-            return points.group.astype(np.uint8), [colour for colour, _ in points.looks]
+            return points.group.astype(np.uint8), [color for color, _ in points.looks]
         low, high = points.limits
         step = np.clip((np.nan_to_num(points.value, nan=low) - low) / (high - low), 0, 1) * (LEVELS - 1)
         return np.rint(step).astype(np.uint8), _scale(LEVELS)
@@ -244,12 +244,12 @@ class EmbeddingMapView(ipywidgets.VBox):
     def _show(self) -> None:
         """Show the chosen clip, if it changed: first sound and marks, then the pictures."""
         atlas, row = self.atlas, self.atlas.row
-        if self._drawn != (atlas.view, atlas.projection, atlas.items, atlas.colour):
+        if self._drawn != (atlas.view, atlas.projection, atlas.items, atlas.color):
             return  # the map comes first, and calls this
         if self._shown == (now := (row, atlas.segment, *self._drawn)):
             return
         self._shown, points = now, self._points
-        near = atlas.neighbours() if row >= 0 else None
+        near = atlas.neighbors() if row >= 0 else None
         with self.canvas.hold_sync():
             self.canvas.chosen = atlas.chosen(points)
             self.canvas.near = (
@@ -263,7 +263,7 @@ class EmbeddingMapView(ipywidgets.VBox):
         self.reason.value = ""
         if row < 0:
             self.detail.value = (
-                f'<p style="{PLAIN}">The chosen clip is shown here: its log-mel and phase, its neighbours and'
+                f'<p style="{PLAIN}">The chosen clip is shown here: its log-mel and phase, its neighbors and'
                 " its scores.</p>"
             )
             return
@@ -302,19 +302,19 @@ class EmbeddingMapView(ipywidgets.VBox):
 
 
 def _scale(steps: int) -> list[str]:
-    """Colours of the numeric scale from low to high."""
+    """Colors of the numeric scale from low to high."""
     return [
-        to_hex(colour) for colour in matplotlib.colormaps[embedding_plots.NUMBERS](np.linspace(0, 1, steps))
+        to_hex(color) for color in matplotlib.colormaps[embedding_plots.NUMBERS](np.linspace(0, 1, steps))
     ]
 
 
 def _legend(atlas: EmbeddingMap, points: Points) -> str:
-    """Names of colours and shapes as inline SVG marks, and what the axes are."""
+    """Names of colors and shapes as inline SVG marks, and what the axes are."""
     marks = ""
-    for name, (colour, shape) in zip(points.names, points.looks):
+    for name, (color, shape) in zip(points.names, points.looks):
         glyph = (
             "<span"
-            f' style="color:{colour if points.value is None else "#555"}">'
+            f' style="color:{color if points.value is None else "#555"}">'
             f"{embedding_plots.GLYPHS[shape]}</span>"
         )
         marks += f'<span style="white-space:nowrap;margin-right:.9em">{glyph} {html.escape(name)}</span> '
@@ -324,7 +324,7 @@ def _legend(atlas: EmbeddingMap, points: Points) -> str:
         look = f"display:inline-block;width:9em;height:.8em;vertical-align:middle;{bar}"
         bar = f'<span style="{look}"></span>'
         low, high = (tables.signed(f"{end:+.1f}") for end in points.limits)
-        scale = f"<br>{html.escape(atlas.colour)}: {low} {bar} {high} sd from the training mean"
+        scale = f"<br>{html.escape(atlas.color)}: {low} {bar} {high} sd from the training mean"
     return (
         f'<div style="{PLAIN}">{marks}{scale}<br>{axes_words(atlas)} Filled: test, hollow: training, dashed'
         " rings: nearest training clips.</div>"
@@ -339,7 +339,7 @@ def axes_words(atlas: EmbeddingMap) -> str:
     return "UMAP: near means near; distances between groups and their sizes mean nothing."
 
 
-MOST_GROUPS = 16  # named values of a colouring; further ones are "other"
+MOST_GROUPS = 16  # named values of a coloring; further ones are "other"
 WHY = {
     "most anomalous": "highest scores",
     "most missed": "anomalies with the lowest scores",
@@ -349,12 +349,12 @@ KNOWN = {
     "domain": {
         "source": (plots.BLUE, "circle"),
         "target": (plots.ORANGE, "square"),
-        "unknown": (plots.GREY, "diamond"),
+        "unknown": (plots.GRAY, "diamond"),
     },
     "label": {
         "normal": (plots.BLUE, "circle"),
         "anomaly": (plots.VERMILION, "cross"),
-        "unlabelled": (plots.GREY, "square"),
+        "unlabeled": (plots.GRAY, "square"),
     },
 }  # as in all other figures
 
@@ -362,14 +362,14 @@ KNOWN = {
 class EmbeddingMap(HasTraits):
     """All spaces of a study and seed, with the view that is shown of them.
 
-    view, projection, items, colour : by name; the choices are `views`, `projections`, `all_items` and
-        `colours`; set them by `choose`
+    view, projection, items, color : by name; the choices are `views`, `projections`, `all_items` and
+        `colors`; set them by `choose`
     row, segment : the chosen clip and, where segments are shown, segment; -1: none; set them by `pick` and
         `step`
     raises : errors.InputError without a space
     """
 
-    view, projection, items, colour = Unicode(), Unicode(), Unicode(), Unicode()
+    view, projection, items, color = Unicode(), Unicode(), Unicode(), Unicode()
     row, segment = Int(-1), Int(-1)
 
     def __init__(
@@ -407,7 +407,7 @@ class EmbeddingMap(HasTraits):
             for space, projection, items in xy
             if space == self.views[first][0] and items == "clips"
         ]
-        super().__init__(view=first, projection=made[0], items="clips", colour="label")
+        super().__init__(view=first, projection=made[0], items="clips", color="label")
 
     def fresh(self) -> EmbeddingMap:
         """Another atlas of the same maps and scores, whose choices are its own."""
@@ -446,15 +446,15 @@ class EmbeddingMap(HasTraits):
         ]
 
     @property
-    def colours(self) -> list[str]:
-        """What the view can be coloured by."""
+    def colors(self) -> list[str]:
+        """What the view can be colored by."""
         table = self.table.iloc[self._rows()]
         attributes = [f"attribute {key}" for key in index.attribute_keys(table)]
         machine = ["machine"] if table["machine"].nunique() > 1 else []
         return [*machine, "domain", "label", *attributes, *(f"score {system}" for system in self.standing)]
 
     def widest_attribute(self) -> str:
-        """The colouring by the view's attribute with most values that can still be named; "" without
+        """The coloring by the view's attribute with most values that can still be named; "" without
         attributes.
         """
         table = self.table.iloc[self._rows()]
@@ -462,7 +462,7 @@ class EmbeddingMap(HasTraits):
         few = {key: count for key, count in counts.items() if count <= MOST_GROUPS} or counts
         return f"attribute {max(few, key=few.get)}" if few else ""
 
-    def choose(self, view: str = "", items: str = "", projection: str = "", colour: str = "") -> None:
+    def choose(self, view: str = "", items: str = "", projection: str = "", color: str = "") -> None:
         """Change what is shown; "" keeps it. What the new view does not have falls back to its first choice.
 
         raises : errors.InputError for what the view asked for does not have
@@ -474,7 +474,7 @@ class EmbeddingMap(HasTraits):
             for name, wanted, there in (
                 ("items", items, "all_items"),
                 ("projection", projection, "projections"),
-                ("colour", colour, "colours"),
+                ("color", color, "colors"),
             ):
                 if wanted:
                     errors.check_choice(name, wanted, getattr(self, there))
@@ -495,7 +495,7 @@ class EmbeddingMap(HasTraits):
         return space.rows[self.table["machine"].to_numpy()[space.rows] == machine] if machine else space.rows
 
     def points(self) -> Points:
-        """The points of the view as it is coloured now."""
+        """The points of the view as it is colored now."""
         clip = self.space.of(self.items)[1]
         row, xy = self.space.rows[clip], self.xy[self.space.name, self.projection, self.items].astype(float)
         number = (
@@ -515,11 +515,11 @@ class EmbeddingMap(HasTraits):
             "row": row,
             "segment": number,
         }
-        facts["colour"], facts["test"] = self.colour, (table["split"] == "test").to_numpy()
-        if not self.colour.startswith("score "):
-            key = self.colour.replace("attribute ", "attr_", 1)
+        facts["color"], facts["test"] = self.color, (table["split"] == "test").to_numpy()
+        if not self.color.startswith("score "):
+            key = self.color.replace("attribute ", "attr_", 1)
             return Points(**facts, **self._groups(table[key].to_numpy(), key))
-        value = self.standing[self.colour.removeprefix("score ")].reindex(row).to_numpy(float)
+        value = self.standing[self.color.removeprefix("score ")].reindex(row).to_numpy(float)
         known = value[np.isfinite(value)]
         limits = tuple(np.quantile(known, [0.02, 0.98])) if len(known) else (0.0, 1.0)
         limits = limits if limits[1] > limits[0] else (limits[0], limits[0] + 1.0)
@@ -540,7 +540,7 @@ class EmbeddingMap(HasTraits):
             ]
             if len(names) > MOST_GROUPS or "" in found:
                 rest = ["other"] if len(names) > MOST_GROUPS else ["none"]
-                names, looks = names[:MOST_GROUPS] + rest, [*looks[:MOST_GROUPS], (plots.GREY, "circle")]
+                names, looks = names[:MOST_GROUPS] + rest, [*looks[:MOST_GROUPS], (plots.GRAY, "circle")]
         place = {name: i for i, name in enumerate(names)}
         return {
             "group": np.array([place.get(str(value), len(names) - 1) for value in values]),
@@ -580,15 +580,15 @@ class EmbeddingMap(HasTraits):
 
     # ---------------------------------------------------------------- the chosen clip
 
-    def neighbours(self, n: int = 5) -> pd.DataFrame:
+    def neighbors(self, n: int = 5) -> pd.DataFrame:
         """The n training clips next to the chosen item in the embedding, leave-clip-out: row, clip, distance,
         domain, attributes.
         """
         item = np.flatnonzero(self.space.rows[self.space.of(self.items)[1]] == self.row)[max(self.segment, 0)]
         return self._near(self.space, self.items, int(item), n)
 
-    def neighbours_of(self, system: str, row: int, n: int = 5) -> pd.DataFrame:
-        """`neighbours` of any clip in the space of a system; without a row where the system has no place for
+    def neighbors_of(self, system: str, row: int, n: int = 5) -> pd.DataFrame:
+        """`neighbors` of any clip in the space of a system; without a row where the system has no place for
         it.
         """
         for space in self.spaces.values():
@@ -665,7 +665,7 @@ class EmbeddingMap(HasTraits):
         """The chosen clip in one sentence, for the eye and for a screen reader."""
         if self.row < 0:
             return "No clip is chosen. Click a point, or use the arrow keys; Enter plays the clip."
-        facts, near = self.table.iloc[self.row], self.neighbours(1)
+        facts, near = self.table.iloc[self.row], self.neighbors(1)
         part = f", segment {self.segment + 1}" if self.segment >= 0 else ""
         system = self.space.system
         sd = self.standing[system].get(self.row, np.nan) if system in self.standing else np.nan
@@ -757,7 +757,7 @@ class ClipMedia:
         top = float(mel.max())
         level = explain.Map(mel, features.band_hz(MELS, **bands), HOP / self.rate)
         shown = embedding_plots.picture(
-            level, title="log-mel", unit="dB", colours="magma", limits=(top - FLOOR_DB, top)
+            level, title="log-mel", unit="dB", colors="magma", limits=(top - FLOOR_DB, top)
         )
         if wave.shape[1] < N_FFT:
             return shown
@@ -765,9 +765,9 @@ class ClipMedia:
         loud = features.spectrogram(wave, n_fft=N_FFT, hop=HOP)[0, 0].numpy()
         weight = 1 + 20 * np.log10(np.maximum(loud / max(float(loud.max()), 1e-12), 1e-9)) / FADE_DB
         phase = explain.Map(turn, np.arange(len(turn)) * self.rate / N_FFT, HOP / self.rate)
-        title = "phase: turn from frame to frame beyond that of the bin's centre; faint where it is soft"
+        title = "phase: turn from frame to frame beyond that of the bin's center; faint where it is soft"
         return shown + embedding_plots.picture(
-            phase, title=title, unit="π rad", colours="twilight", limits=(-1.0, 1.0), weight=weight
+            phase, title=title, unit="π rad", colors="twilight", limits=(-1.0, 1.0), weight=weight
         )
 
 
@@ -787,16 +787,16 @@ def static_maps(shown: EmbeddingMap) -> list[plots.Plot]:
             atlas.choose(view=view, items="clips")
             atlas.choose(projection=atlas.projections[0])
             names = ["domain", "label", f"score {system}"]
-            names.insert(*((0, "machine") if "machine" in atlas.colours else (2, atlas.widest_attribute())))
-            rows[view] = [_coloured(atlas, name) for name in names]
+            names.insert(*((0, "machine") if "machine" in atlas.colors else (2, atlas.widest_attribute())))
+            rows[view] = [_colored(atlas, name) for name in names]
         out.append(embedding_plots.map_grid(rows, f"{system}, clips, {atlas.projection}"))
     return out
 
 
-def _coloured(atlas: EmbeddingMap, colour: str) -> Points | None:
-    if colour not in atlas.colours:
+def _colored(atlas: EmbeddingMap, color: str) -> Points | None:
+    if color not in atlas.colors:
         return None
-    atlas.choose(colour=colour)
+    atlas.choose(color=color)
     return atlas.points()
 
 
@@ -860,7 +860,7 @@ def listing(atlas: EmbeddingMap, sounds: ClipMedia, players: int) -> tables.Html
 
 def _nearest(atlas: EmbeddingMap, system: str, row: int) -> str:
     """The training clip next to a clip, in words."""
-    found = atlas.neighbours_of(system, row, 1)
+    found = atlas.neighbors_of(system, row, 1)
     return "".join(
         f"Nearest training clip at distance {one.distance:.3g}: {short(one.clip)}, {one.attributes}."
         for one in found.itertuples()

@@ -13,7 +13,7 @@ Drawings of the tuner as SVG text: small multiples of metrics over ω, a map of 
 that mark the point.
 
 Every drawing has a static layer, re-sent only when the curves change, and a live one of the same size that
-holds the marks alone: a tick sends a few kB. Colours are Okabe and Ito's, each metric has its own mark too.
+holds the marks alone: a tick sends a few kB. Colors are Okabe and Ito's, each metric has its own mark too.
 Values are fractions; chance is 0.5.
 Source: METHOD 8.5 (inline SVG, 76 ms from key to pixels).  Notebook: 08_tuning
 
@@ -460,7 +460,7 @@ class Map:
         """
         flat = values.reshape(len(self.rows), -1)
         low, high = (np.nanmin(flat), np.nanmax(flat)) if np.isfinite(flat).any() else (0.0, 1.0)
-        colours = matplotlib.colormaps["cividis"]((flat - low) / max(high - low, 1e-9))
+        colors = matplotlib.colormaps["cividis"]((flat - low) / max(high - low, 1e-9))
         out = [
             text(
                 MAP_LEFT,
@@ -477,7 +477,7 @@ class Map:
             cells = (
                 f'<rect x="{MAP_LEFT + j * CELL_WIDE}" y="{y}" width="{CELL_WIDE}" height="{CELL_HIGH}"'
                 f' fill="{matplotlib.colors.to_hex(c)}"/>'
-                for j, c in enumerate(colours[i])
+                for j, c in enumerate(colors[i])
                 if np.isfinite(flat[i, j])
             )
             out += cells
@@ -572,7 +572,7 @@ class Tuner(traitlets.HasTraits):
     system = traitlets.Unicode(help="oevae or ensemble")
     omega = traitlets.Float(min=0.0, max=1.0, help="weight of α in OEVAE")
     eta = traitlets.Float(min=0.0, max=1.0, help="weight of OEVAE in the ensemble")
-    k = traitlets.Int(help="neighbours of β")
+    k = traitlets.Int(help="neighbors of β")
     prior = traitlets.Unicode(help="k_scale of the prior")
 
     def __init__(self, parts: Parts, sweep: sweeps.Sweep, seed: int = 0):
@@ -705,7 +705,7 @@ class Tuner(traitlets.HasTraits):
         return (
             f"# chosen by {self.rule()}; written by {by}\n# include it: asd run STUDY --include FILE, or"
             f" include = [...] in the study's file\n[fusion]\nomega = {self.omega!r}\neta ="
-            f" {self.eta!r}\n\n[oevae]\nneighbours = {self.k}  # another k, or another k_scale, trains OEVAE"
+            f" {self.eta!r}\n\n[oevae]\nneighbors = {self.k}  # another k, or another k_scale, trains OEVAE"
             f" again\n\n[oevae.condition]\nk_scale = {float(scale)!r}\n"
         )
 

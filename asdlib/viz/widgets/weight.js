@@ -1,4 +1,4 @@
-// A weight from 0 to 1: the browser's own slider and number box, labelled; the one that is not being used follows the other.
+// A weight from 0 to 1: the browser's own slider and number box, labeled; the one that is not being used follows the other.
 export default { render({ model, el }) {
   const label = model.get("label"), box = document.createElement("div"), words = document.createElement("span");
   box.setAttribute("role", "group");
