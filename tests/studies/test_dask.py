@@ -199,6 +199,7 @@ def test_a_kernel_that_is_lost_every_time_is_a_sentence(pool, tmp_path):
     assert (tmp_path / "count").read_text() == "x" * (1 + dask.RETRIES)
 
 
+@pytest.mark.exhaustive  # the faults kill one in a whole study
 def test_a_killed_worker_costs_its_own_job_only(tmp_path):
     """Its kernel ends with it, the job is done again elsewhere, the other job notices nothing."""
     with dask.local(2) as client:
