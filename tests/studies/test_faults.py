@@ -206,9 +206,9 @@ def same_scores(home, unbroken):
         pd.testing.assert_frame_equal(found[name], table, check_exact=True)
 
 
-def ends_as_trained(home, homes):
-    """Stage 03 again: as `ends_as_unbroken`, up to the report."""
-    again = home.asd("--stages", "03")
+def ends_as_trained(home, homes, stages="03"):
+    """The same stages again: as `ends_as_unbroken`, up to the report."""
+    again = home.asd("--stages", stages)
     assert again.returncode == 0 and "Traceback" not in again.stderr, again.stdout + again.stderr
     same_scores(home, homes["trained"])
     files, expected = home.files(), homes["trained"].files()
@@ -274,7 +274,7 @@ def a_runner_that_ends_takes_its_workers_and_kernels_along(how, homes, tmp_path)
     _, err = process.communicate(timeout=600)
     assert process.returncode == code and "Traceback" not in err, err
     no_orphans(home)
-    ends_as_trained(home, homes)
+    ends_as_trained(home, homes, "02,03")
 
 
 # ---------------------------------------------------------------- damage
