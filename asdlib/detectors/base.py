@@ -88,6 +88,7 @@ class Detector(abc.ABC):
         **fields,
     ):
         self.settings = configured(self.Settings, settings, fields)
+        self.check(self.settings)
         if not 0 < contamination < 1:
             raise errors.InputError(f"contamination: got {contamination}, expected a share between 0 and 1")
         errors.check_choice("precision", precision, ["auto", "float32", "bf16"])
@@ -132,6 +133,11 @@ class Detector(abc.ABC):
         (items,).
         """
         return self.at(clips.store)._embed(clips.rows)
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        """Refuse settings that name what only the detector's own modules know, such as a back-end."""
+        return
 
     def components(self, clips: Clips) -> Scores:
         """Every score of clips, float64 (clips,) by (system, component); training clips are scored as new

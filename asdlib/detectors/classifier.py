@@ -44,6 +44,11 @@ class Classifier(ClassifierTraining, Detector):
     training_module = "asdlib.detectors.classifier_training"
     scoring_settings = ("backend", "kmeans", "density_neighbors", "smote", "ablation")
 
+    @classmethod
+    def check(cls, settings: classifier.ClassifierSettings) -> None:
+        """Refuse an unknown back-end."""
+        errors.check_choice("classifier.backend", settings.backend, list(backends.BACKENDS))
+
     def training_settings(self) -> dict:
         """SMOTE of log-mels takes part in training; SMOTE of embeddings belongs to a back-end."""
         chosen, smote = super().training_settings(), self.settings.smote

@@ -76,16 +76,14 @@ class ClassifierSettings(Settings):
         100000,
     )
     kmeans: int = setting(16, "clusters of the source embeddings (METHOD 5.8)", 1, 1000)
-    backend: Literal["kmeans", "knn", "smote_knn", "local_density"] = setting(
-        "kmeans", "back-end of the score (METHOD 5.8); all are kept"
-    )
+    backend: str = setting("kmeans", "back-end of the score (METHOD 5.8, scoring/backends.py); all are kept")
     density_neighbors: int = setting(4, "K of local-density rescaling (METHOD 5.8)", 1, 100)
     smote: SmoteSettings = SmoteSettings()
 
     @field_validator("branches")
     @classmethod
     def _known_once(cls, branches: tuple[str, ...]) -> tuple[str, ...]:
-        known = ("fft", "mel", "phase", "stft256", "stft1024", "stft4096")
+        known = (*BRANCHES, "stft256", "stft1024", "stft4096")
         for name in branches:
             stft = name.startswith("stft") and name[4:].isdigit() and int(name[4:]) >= 16
             if name not in known and not stft:
@@ -109,6 +107,18 @@ class Batch(NamedTuple):
     y: Tensor
 
 
+def _mel(wave: Tensor, s: ClassifierSettings, rate: int) -> Tensor:
+    return features.spectrogram(wave, kind="mel", n_fft=s.n_fft, hop=s.hop_length, n_mels=s.n_mels, rate=rate)
+
+
+def _phase(wave: Tensor, s: ClassifierSettings, rate: int) -> Tensor:
+    return features.phase(wave, representation=s.phase_repr, n_fft=s.n_fft, hop=s.hop_length)
+
+
+# (waveforms (n, samples), settings, rate) -> (n, 1, bins, frames), or of `fft` (n, 1, bins)
+BRANCHES = {"fft": lambda wave, s, rate: features.spectrum(wave), "mel": _mel, "phase": _phase}
+
+
 def branch_inputs(
     wave: Tensor, settings: ClassifierSettings, rate: int = features.SAMPLE_RATE
 ) -> dict[str, Tensor]:
@@ -116,28 +126,12 @@ def branch_inputs(
 
     raises : errors.InputError for a branch of another name, or waveforms too short for it
     """
-    inputs = {}
-    for name in settings.branches:
-        if name == "fft":
-            inputs[name] = features.spectrum(wave)
-        elif name == "mel":
-            inputs[name] = features.spectrogram(
-                wave,
-                kind="mel",
-                n_fft=settings.n_fft,
-                hop=settings.hop_length,
-                n_mels=settings.n_mels,
-                rate=rate,
-            )
-        elif name == "phase":
-            inputs[name] = features.phase(
-                wave, representation=settings.phase_repr, n_fft=settings.n_fft, hop=settings.hop_length
-            )
-        else:
-            inputs[name] = features.spectrogram(
-                wave, kind="stft", n_fft=int(name[4:]), hop=int(name[4:]) // 2
-            )
-    return inputs
+    return {
+        name: BRANCHES[name](wave, settings, rate)
+        if name in BRANCHES
+        else features.spectrogram(wave, kind="stft", n_fft=int(name[4:]), hop=int(name[4:]) // 2)
+        for name in settings.branches
+    }
 
 
 class Classifier(nn.Module):

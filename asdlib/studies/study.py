@@ -770,6 +770,8 @@ def load(study: str, overrides: Sequence[str] = (), home: str | Path = "") -> co
     others are refused.
     """
     cfg = config.load(*origin(study, overrides, home), home)
+    for name, detector in DETECTORS.items():
+        detector.check(getattr(cfg, name))
     for system in cfg.systems:
         if system in fusion.COMPOSED and system not in SYSTEMS:
             parts = " and ".join(part[0] for part in fusion.COMPOSED[system][:2])

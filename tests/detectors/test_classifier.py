@@ -27,7 +27,7 @@ from asdlib.models import classifier, training
 from asdlib.models.branches import BatchNorm1d, FromTheFirstStep
 from asdlib.models.classifier import Batch
 from asdlib.scoring import backends
-from asdlib.studies import config
+from asdlib.studies import config, study
 from asdlib.viz import training_plots
 
 SMALL = classifier.ClassifierSettings(
@@ -851,3 +851,19 @@ def test_phase_hears_a_sweep_within_a_bin_and_magnitudes_do_not():
 @pytest.mark.parametrize("branch", ["mel", "fft"])
 def test_neither_bands_nor_the_whole_clip_hear_that_sweep(branch):
     assert between(recognized(sweep_within_a_bin, branch), CHANCE)
+
+
+def test_a_back_end_and_a_branch_are_one_entry_of_their_dicts(monkeypatch):
+    """What CONTRIBUTING says; and a name that is in none is refused with what was meant."""
+    monkeypatch.setitem(backends.BACKENDS, "mean_direction", backends.Nearest)
+    monkeypatch.setitem(
+        classifier.BRANCHES, "plain", lambda wave, s, rate: features.spectrum(wave)[..., None]
+    )
+    cfg = config.load("smoke", ["classifier.backend=mean_direction", "classifier.branches=['plain', 'mel']"])
+    assert Classifier(cfg.classifier).settings.backend == "mean_direction"
+    inputs = classifier.branch_inputs(torch.randn(2, 16000), cfg.classifier)
+    assert list(inputs) == ["plain", "mel"] and inputs["plain"].shape[-1] == 1
+    with pytest.raises(errors.InputError, match=r"unknown classifier\.backend 'kmean'; did you mean kmeans"):
+        Classifier(backend="kmean")
+    with pytest.raises(errors.InputError, match=r"unknown classifier\.backend 'kmean'; did you mean kmeans"):
+        study.load("smoke", ["classifier.backend=kmean"])
