@@ -90,8 +90,8 @@ def test_a_study_ends_in_scores_metrics_and_a_report(smoke):
 def test_everything_finished_says_of_what_it_was_made(smoke):
     done = list((smoke / "runs").rglob("DONE"))
     assert (
-        len(done) == 6 + 2 * (2 + 2 * 3) + 1 + 2
-    )  # 01, 02, 06, 07, 08, 09; per machine two notebooks and three detectors, each trained and scored; 04
+        len(done) == 6 + 2 * (2 + 2 * 4) + 1 + 2
+    )  # 01, 02, 06, 07, 08, 09; per machine two notebooks and four detectors, each trained and scored; 04
     for path in done:
         manifest = json.loads((path.parent / "manifest.json").read_text())
         assert (
@@ -320,7 +320,7 @@ def test_files_have_the_scores_that_the_study_gave_them(smoke, tmp_path):
     stands for the study and by another.
     """
     scores = pd.read_parquet(smoke / "runs" / "smoke" / "scores.parquet")
-    paths = sorted(smoke.glob("runs/smoke/data/*/gearbox/test/*.wav"))[::-1]
+    paths = sorted(smoke.glob("runs/recordings/*/data/gearbox/test/*.wav"))[::-1]
     for ask, words, system in (
         (asd, [], "ensemble"),
         (asd_here, ["--system", "baseline_mahala"], "baseline_mahala"),

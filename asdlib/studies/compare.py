@@ -4,7 +4,7 @@ chance.
 Conventions
 -----------
 Read are the files of `asd run` alone: `runs/<study>/metrics.csv`, `scores.parquet`, `09_report/manifest.json`
-and `store/clips.parquet`; nothing is computed again but the paired test. That test needs the same test clips
+and `clips.parquet`; nothing is computed again but the paired test. That test needs the same test clips
 on both sides: a machine counts where names, domains, labels and the digests of the samples agree; the others
 are named. Differences are first − second, on the same resamples, corrected together after Holm. A study is
 named as in `asd run`, or by the path of its run folder (the same study computed twice).
@@ -69,7 +69,7 @@ def load(study: str, home: str | Path = "") -> Side:
             manifest["versions"] | {"recordings": manifest["data"], "device": manifest["device"]},
             pd.read_csv(folder / "metrics.csv"),
             schemas.score_table(scores[scores["component"] == "score"]),
-            io.table(folder / "store" / "clips.parquet", schemas.CLIP_COLUMNS),
+            io.table(folder / "clips.parquet", schemas.CLIP_COLUMNS),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise errors.InputError(

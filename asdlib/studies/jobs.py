@@ -183,7 +183,9 @@ def _median(manifests: Iterable[Path], of: Callable[[list[float]], float] = stat
 
 
 def outline(run: Run, only: Sequence[str] = ()) -> str:
-    """The jobs of a study whose recordings are not decoded yet, so that nothing can be finished."""
+    """The jobs of a study whose recordings are not decoded as they are now: which of them are fresh is known
+    only after that.
+    """
     if run.synthetic:
         machines, there = sorted(run.cfg.synthetic.machines), "recordings of modeled machines"
     else:
@@ -195,7 +197,9 @@ def outline(run: Run, only: Sequence[str] = ()) -> str:
         " ".join(filter(None, [stage.notebook, machine, f"seed {seed}" if len(run.cfg.seeds) > 1 else ""]))
         for stage, seed, machine in jobs(view, only)
     ]
-    return "\n".join([*lines, *(f"missing  {label}" for label in found), f"{len(found)} jobs to do"])
+    known = (run.study_folder / "study.txt").is_file()
+    lines += [f"{'unknown' if known else 'missing'}  {label}" for label in found]
+    return "\n".join([*lines, f"{len(found)} jobs{', stale or fresh' if known else ' to do'}"])
 
 
 def text(planned: Sequence[Job]) -> str:

@@ -284,7 +284,9 @@ def _whole_store(opened: Sequence[Run], say: Callable[[str], None]) -> None:
 
 def _claim(folder: Path, study: str, overrides: Sequence[str]) -> None:
     """A run folder belongs to one study file; another file of the same name is refused."""
-    io.write_text(folder / OVERRIDES, json.dumps(list(overrides)))
+    given = folder / OVERRIDES
+    if not given.is_file() or given.read_text(encoding="utf-8") != json.dumps(list(overrides)):
+        io.write_text(given, json.dumps(list(overrides)))
     owner = folder / "study.txt"
     if not owner.is_file():
         io.write_text(owner, study)

@@ -51,7 +51,7 @@ from asdlib.studies.home import home_folder, notebooks
 
 OUTPUTS = {
     "08_tuning": ("tuned.toml",),
-    "09_report": ("scores.parquet", "metrics.csv", "controls.csv"),
+    "09_report": ("clips.parquet", "scores.parquet", "metrics.csv", "controls.csv"),
 }  # of a stage, outside its folder
 
 
@@ -602,11 +602,12 @@ class Run(StudyPaths):
 
     def collect(self) -> pd.DataFrame:
         """Scores of all systems, seeds and machines, and of what is composed of them, written to
-        scores.parquet.
+        scores.parquet, and the clips that they are of to clips.parquet.
         """
         scores = schemas.score_table(
             fusion.seed_ensembles(self.load_scores(self.cfg.systems), self.cfg.fusion.normalize)
         )
+        io.write_table(self.folder / "clips.parquet", self.clips)
         io.write_table(self.folder / "scores.parquet", scores)
         return scores
 

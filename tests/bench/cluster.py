@@ -37,7 +37,7 @@ def main() -> None:
     """
     with tempfile.TemporaryDirectory() as top:
         home = Path(top)
-        asd(home / "store", "--dry-run")
+        asd(home / "store", "--stages", "01")
         seconds = {1: [], 2: []}
         for number in range(ROUNDS):
             for workers in (1, 2) if number % 2 else (2, 1):

@@ -136,7 +136,7 @@ def test_views_can_be_chosen(context):
         ({"n_fft": (256, 256, 4096)}, "expected different windows and a number of bands for each"),
         ({"modulation_groups": 40}, "modulation_groups: got 40, expected at most the 32 bands"),
         ({"n_fft": (2, 1024, 4096)}, "setting n_fft: got 2, expected"),
-        ({"neighbors": 2}, "unknown setting neighbors; did you mean neighbors"),
+        ({"neighbor": 2}, "unknown setting neighbor; did you mean neighbors"),
     ],
 )
 def test_impossible_settings_are_refused(change, words):

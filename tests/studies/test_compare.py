@@ -15,14 +15,13 @@ from tests.viz.test_tables import SETTINGS, clip_table, score_table
 def study(home, name, gain, epochs=5, digests="a", machine="fan"):
     """What `asd run` leaves, as far as a comparison reads it."""
     folder = home / "runs" / name
-    (folder / "store").mkdir(parents=True)
-    (folder / "09_report").mkdir()
+    (folder / "09_report").mkdir(parents=True)
     clips = clip_table(machine=machine)
     scores = pd.concat([score_table(clips, gain), score_table(clips, 0.0, f"only_{name}")])
     cfg = config.StudySettings(
         name=name, autoencoder={"epochs": epochs}, metrics={"bootstrap": 50, "shuffles": 50}
     )
-    clips.assign(digest=digests + clips["clip"]).to_parquet(folder / "store" / "clips.parquet")
+    clips.assign(digest=digests + clips["clip"]).to_parquet(folder / "clips.parquet")
     scores.to_parquet(folder / "scores.parquet")
     metrics.table(scores, SETTINGS, 0).to_csv(folder / "metrics.csv", index=False)
     manifest = {

@@ -27,6 +27,7 @@ import pytest
 from commands import CODE, forked
 
 from asdlib.studies import notebook as kernels
+from asdlib.studies import study
 
 HERE = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.faults
@@ -62,7 +63,7 @@ class Point:
 
 
 POINTS = [
-    Point("before", r"/data/[0-9a-f]{16}$", "nothing"),  # recordings made, not yet under their name
+    Point("before", r"recordings/[0-9a-f]{16}/data$", "nothing"),  # recordings made, not yet under their name
     Point("torn", r"store/samples-", "nothing"),
     Point("before", r"store/clips\.parquet$", "nothing"),
     Point("torn", r"store/DONE\.json$", "nothing"),
@@ -121,6 +122,10 @@ class Home:
             **more,
         )
 
+    def decode(self) -> Path:
+        """Decode the recordings, as they lie in this place; the folder of the store."""
+        return study.open_run(str(STUDY_FILE), (), self.folder).store.folder
+
     def artifacts(self, kind: str, name: str) -> list[Path]:
         """Files of a name in the autoencoder's folders of a kind."""
         return list(self.folder.glob(f"runs/artifacts/autoencoder-fan-0-{kind}-*/{name}"))
@@ -169,9 +174,12 @@ def homes(tmp_path_factory):
     STUDY_FILE.write_text(STUDY)
     kept = {name: Home(top / name) for name in ("nothing", "store", "trained", "whole")}
     work = Home(top / "unbroken")
-    for name, words in (("store", ["--dry-run"]), ("trained", ["--stages", "01,02,03"]), ("whole", [])):
-        done = work.asd(*words)
-        assert done.returncode == 0, done.stdout + done.stderr
+    for name, words in (("store", None), ("trained", ["--stages", "01,02,03"]), ("whole", [])):
+        if words is None:
+            work.decode()
+        else:
+            done = work.asd(*words)
+            assert done.returncode == 0, done.stdout + done.stderr
         shutil.rmtree(kept[name].folder)
         shutil.copytree(work.folder, kept[name].folder, symlinks=True)
     return kept
@@ -304,6 +312,7 @@ def a_flipped_bit_in_an_artifact_is_found_and_named(which, homes, tmp_path):
     home = start_from(homes, "whole", tmp_path)
     (path,) = home.artifacts(*which)
     flip(path, keep_time=True)
+    home.decode()
     told = home.asd("--dry-run").stdout
     assert f"autoencoder: {path.name} is damaged" in told and "3 fresh" not in told.splitlines()[0]
     again = ends_as_unbroken(home, homes)
@@ -313,8 +322,7 @@ def a_flipped_bit_in_an_artifact_is_found_and_named(which, homes, tmp_path):
 @case()
 def a_flipped_bit_in_the_store_is_found_before_anything_is_computed(homes, tmp_path):
     home = start_from(homes, "trained", tmp_path)
-    assert home.asd("--dry-run").returncode == 0  # the store is that of the recordings in this place
-    flip(next((home.runs / "store").glob("samples-*.i16")), keep_time=True)
+    flip(next(home.decode().glob("samples-*.i16")), keep_time=True)
     again = ends_as_unbroken(home, homes)
     assert "are damaged; decoding again" in again.stdout and "03_baseline" not in again.stdout
 
