@@ -140,6 +140,7 @@ def styled(table: pd.DataFrame, caption: str = "", best: np.ndarray | None = Non
     if best is not None:
         styler.apply(lambda _: np.where(best[:, 1:], "font-weight: bold", ""), axis=None)
     styler.cell_ids = False
+    styler.set_table_attributes('tabindex="0"')  # a page scrolls a wide table by the arrow keys
     return Html(styler.to_html())
 
 
