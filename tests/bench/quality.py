@@ -28,7 +28,7 @@ from asdlib.settings import digest
 from asdlib.studies import config, home
 from asdlib.viz import tables
 
-CHOSEN, REPORTED = range(5), range(100, 105)
+CHOSEN, REPORTED = range(12), range(100, 105)
 FOLDER, PAGE = home.CLONE / "runs" / "quality", home.CLONE / "reports" / "quality.md"
 RECIPE = ["oevae.k_scales=[]", "oevae.ablation=0", "classifier.ablation=0"]
 INNER = {"backend": "local_density", "layers": ("layer1",)}
