@@ -310,9 +310,12 @@ def test_studies_of_recordings_do_not_make_up_any(name, tmp_path, capsys):
 
 def test_two_study_files_of_one_name_do_not_share_a_folder(smoke, tree, tmp_path):
     (tmp_path / "smoke.toml").write_text("about = 'another study'")
+    given = smoke / "runs" / "smoke" / "overrides.json"
+    before = given.read_bytes()
     assert "set another name in the study file" in said(
         asd_here("run", tmp_path / "smoke.toml", "--data-root", tree, "--home", smoke)
     )
+    assert given.read_bytes() == before
 
 
 def test_files_have_the_scores_that_the_study_gave_them(smoke, tmp_path):

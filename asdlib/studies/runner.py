@@ -284,9 +284,6 @@ def _whole_store(opened: Sequence[Run], say: Callable[[str], None]) -> None:
 
 def _claim(folder: Path, study: str, overrides: Sequence[str]) -> None:
     """A run folder belongs to one study file; another file of the same name is refused."""
-    given = folder / OVERRIDES
-    if not given.is_file() or given.read_text(encoding="utf-8") != json.dumps(list(overrides)):
-        io.write_text(given, json.dumps(list(overrides)))
     owner = folder / "study.txt"
     if not owner.is_file():
         io.write_text(owner, study)
@@ -294,6 +291,9 @@ def _claim(folder: Path, study: str, overrides: Sequence[str]) -> None:
         raise errors.InputError(
             f"{folder} holds the study {held}, now {study} came; set another name in the study file"
         )
+    given = folder / OVERRIDES
+    if not given.is_file() or given.read_text(encoding="utf-8") != json.dumps(list(overrides)):
+        io.write_text(given, json.dumps(list(overrides)))
 
 
 def _order(job: Job, study: str) -> JobSpec:

@@ -357,6 +357,9 @@ def test_what_no_seed_changes_is_not_averaged():
     assert fusion.seed_ensembles(single, "zscore").equals(single)
 
 
+VIEW_COLUMNS = [*fusion.KEYS[:-1], "system", "component", "score", "seed"]
+
+
 @pytest.mark.parametrize("how, of", [("mean", np.mean), ("min", np.min), ("max", np.max)])
 def test_views_are_fused_on_the_scale_of_their_training_scores(how, of):
     """Against loops; the scale of one machine does not reach another, and test clips do not reach each other."""
@@ -365,19 +368,7 @@ def test_views_are_fused_on_the_scale_of_their_training_scores(how, of):
         label = "anomaly" if split == "test" and number % 2 else "normal"
         clip = (machine, "00", split, "source", label, f"{machine}/{split}{number}")
         rows += [(*clip, system, "score", rng.normal(3, 2), 0) for system in ("a", "b")]
-    columns = [
-        "machine",
-        "section",
-        "split",
-        "domain",
-        "label",
-        "clip",
-        "system",
-        "component",
-        "score",
-        "seed",
-    ]
-    table = pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=VIEW_COLUMNS)
     found = fusion.fuse_views(table, ["a", "b"], how, "ab")
     for row in found.itertuples():
         zs = []
@@ -400,18 +391,7 @@ def test_views_of_other_clips_are_refused():
             ("fan", "00", "train", "source", "normal", clip, system, "score", 1.0, 0)
             for clip, system in (("1", "a"), ("2", "a"), ("1", "b"))
         ],
-        columns=[
-            "machine",
-            "section",
-            "split",
-            "domain",
-            "label",
-            "clip",
-            "system",
-            "component",
-            "score",
-            "seed",
-        ],
+        columns=VIEW_COLUMNS,
     )
     with pytest.raises(errors.InputError, match="a, b scored different clips"):
         fusion.fuse_views(table, ["a", "b"])
