@@ -187,7 +187,7 @@ NEUTRAL = (
     "viz",
     "studies",
     "cli",
-    *(f"data.{name}" for name in ("containers", "decode", "folders", "labels", "lists", "sources")),
+    *(f"data.{name}" for name in ("audio_headers", "decode", "folders", "lists", "name_words", "sources")),
 )
 
 

@@ -7,7 +7,7 @@ scale (a full-scale square wave has 0 dB, floor -120 dB), before any standardiza
 
 What leaves a clip out: unreadable or truncated files, no sample, NaN or infinite samples, more than 33
 million samples, another rate (unless data.resample), a missing channel. What is reported and kept: a header
-that disagrees with the file (`containers`), clipping (runs of 3 or more samples at full scale), silence (-90
+that disagrees with the file (`audio_headers`), clipping (runs of 3 or more samples at full scale), silence (-90
 dB or less, the last bit of 16) and an offset without sound, in the chosen channel or in all, audio that
 repeats another clip's (silent ones excepted).
 
@@ -32,7 +32,7 @@ import torchaudio
 from pydantic import field_validator
 
 from asdlib import errors, schemas
-from asdlib.data import containers, index
+from asdlib.data import audio_headers, index
 from asdlib.settings import Many, Settings, setting
 
 
@@ -132,7 +132,7 @@ def shape(path: str | Path, shortest_s: float = SHORTEST_S) -> tuple[int, int, i
     raises : ValueError in words for a file that cannot be read, is truncated or shorter
     """
     try:
-        with containers.opened(Path(path)) as (file, remark):
+        with audio_headers.opened(Path(path)) as (file, remark):
             _check_length(file.frames, file.samplerate, shortest_s, remark)
             return file.frames, file.samplerate, file.channels
     except (OSError, RuntimeError) as error:
@@ -156,7 +156,7 @@ def _read(path: Path, data: DataSettings, span: tuple[int, int] | None) -> tuple
     """Mono int16 at the study's rate, the recording's own rate, and remarks on its header and channels;
     ValueError in words.
     """
-    with containers.opened(path) as (file, remark):
+    with audio_headers.opened(path) as (file, remark):
         first, frames = span or (0, file.frames)
         rate, channels = file.samplerate, file.channels
         exact = file.subtype == "PCM_16"

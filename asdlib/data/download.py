@@ -219,7 +219,7 @@ def unpack(path: Path, folder: Path, machine: str) -> dict[str, int]:
 
 
 def _place(info: zipfile.ZipInfo, machine: str) -> str:
-    """Where an entry belongs, "" for what systems leave behind; a ValueError for one that is not trusted."""
+    """Target path of an archive entry, "" for files of the operating system; ValueError if it is unsafe."""
     name, parts = info.filename, PurePosixPath(info.filename).parts
     deflated = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) and not info.flag_bits & 1
     if not parts or parts[0] == "/" or ".." in parts or "\\" in name or ":" in name:

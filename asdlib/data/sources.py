@@ -8,7 +8,7 @@ further column), wherever it
    stands among the sources; of a file that two rows describe differently nothing is used;
 2. the challenge's own layout (`index.index`), with its attribute lists;
 3. a challenge name anywhere in the file name (`x_section_00_source_train_normal_0001_vel_4.wav`);
-4. the words in the names of folders, and those for normal and anomaly in the file name too (`labels`);
+4. the words in the names of folders, and those for normal and anomaly in the file name too (`name_words`);
 5. nothing: it is taken as a normal training recording, and the report says so.
 
 A normal recording outside a test folder is for training, an anomalous one always for the test, one without a
@@ -34,7 +34,7 @@ import pandas as pd
 import soundfile
 
 from asdlib import errors
-from asdlib.data import folders, index, labels, lists
+from asdlib.data import folders, index, lists, name_words
 
 SOUNDS = tuple(
     sorted(
@@ -113,7 +113,7 @@ class _Search:
                 f" files{f'; {passed}' if passed else ''}{first}"
             )
         table = pd.DataFrame(list(self.rows.values())).drop(columns="strange", errors="ignore").fillna("")
-        numbers = labels.sections(set(table["section"]))
+        numbers = name_words.sections(set(table["section"]))
         if len(set(numbers[name] for name in table["section"])) > 1:
             counts = sorted(
                 (numbers[name], name or "no id", count) for name, count in Counter(table["section"]).items()
@@ -288,7 +288,7 @@ class _Search:
         challenge = CHALLENGE.search(path.stem)
         if challenge and str(full) in refused:
             raise ValueError(refused[str(full)])
-        said = labels.read("" if challenge else path.stem, inner, top)
+        said = name_words.read("" if challenge else path.stem, inner, top)
         if challenge:
             facts, ending = index.read_name(challenge[0], challenge["split"])
             facts["split"] = challenge["split"]
@@ -305,9 +305,9 @@ class _Search:
                 | attributes
             )
         self._note_names(inner, top)
-        strange = [] if "label" in said else [name for name in inner if not labels.understood(name)]
+        strange = [] if "label" in said else [name for name in inner if not name_words.understood(name)]
         by_id = index.ID_NAME.fullmatch(path.stem)
-        section = labels.section([*top[-1:], *inner], source.absolute().parent.name) or (
+        section = name_words.section([*top[-1:], *inner], source.absolute().parent.name) or (
             f"/{by_id['section']}" if by_id else ""
         )
         return {"path": str(path)} | _settled(said) | {"section": section, "strange": strange}
@@ -316,10 +316,10 @@ class _Search:
         """Keep what names of folders say, or that they say nothing that is understood; those at the top where
         none below says anything.
         """
-        for name in inner if any(map(labels.folder, inner)) else [*top, *inner]:
-            known = labels.understood(name)
+        for name in inner if any(map(name_words.folder, inner)) else [*top, *inner]:
+            known = name_words.understood(name)
             says = (
-                " ".join(word for told in labels.folder(name).values() for word in sorted(told))
+                " ".join(word for told in name_words.folder(name).values() for word in sorted(told))
                 if known or name in inner
                 else ""
             )
@@ -459,11 +459,11 @@ def _list_facts(path: Path, row: dict[str, str], file: Path) -> dict[str, str]:
     if wrong := index.unreadable(file.absolute()):
         raise ValueError(wrong)
     said = {}
-    for what in labels.WORDS:
+    for what in name_words.WORDS:
         cell = row.get(what, "")
-        told = labels.value(what, cell)
+        told = name_words.value(what, cell)
         if cell and not told:
-            expected = ", ".join(dict.fromkeys(labels.WORDS[what].values()))
+            expected = ", ".join(dict.fromkeys(name_words.WORDS[what].values()))
             raise ValueError(f"{path.name} says {what} {cell!r}, expected {expected} or nothing")
         said |= {what: told} if told else {}
     section = row.get("section", "")
@@ -474,7 +474,9 @@ def _list_facts(path: Path, row: dict[str, str], file: Path) -> dict[str, str]:
     named = (
         f"/{int(section):02}"
         if section
-        else labels.section([*Path(row["path"].replace("\\", "/")).parts[:-1]], path.absolute().parent.name)
+        else name_words.section(
+            [*Path(row["path"].replace("\\", "/")).parts[:-1]], path.absolute().parent.name
+        )
     )
     attributes = {f"attr_{key}": value for key, value in row.items() if key not in LIST_COLUMNS and value}
     return (

@@ -141,8 +141,8 @@ def section(folders: list[str], parent: str) -> str:
 
 
 def sections(named: set[str]) -> dict[str, str]:
-    """Number of the section of every machine of a kind ('pump/02', '/02' of no kind, or ""): its own, or in
-    turn where two kinds share one.
+    """Section number by name ('pump/02', '/02' without a kind, or ""): the number in the name, or consecutive
+    numbers where two kinds share one.
     """
     known = sorted(named - {""})
     numbers = {name: name.rpartition("/")[2] for name in known}

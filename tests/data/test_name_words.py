@@ -2,7 +2,7 @@
 
 import pytest
 
-from asdlib.data import labels
+from asdlib.data import name_words
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,8 @@ from asdlib.data import labels
     + [(name, set()) for name in ("monday", "default", "badge", "Normandie", "ngram", "token", "crack")]
     + [("Pump No 1 normal", {"normal"}), ("OK_NG", {"normal", "anomaly"})],
 )
-def test_words_of_labels(name, expected):
-    assert labels.label(name) == expected
+def test_words_of_names(name, expected):
+    assert name_words.label(name) == expected
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_words_of_labels(name, expected):
     ],
 )
 def test_folders_say_split_label_and_domain(folders, top, expected):
-    assert labels.read("x", folders, top) == expected
+    assert name_words.read("x", folders, top) == expected
 
 
 def test_contradictions_are_refused():
@@ -79,7 +79,7 @@ def test_contradictions_are_refused():
         with pytest.raises(
             ValueError, match=r"says both .*, expected one; move or rename it, or list it in a csv"
         ):
-            labels.read(stem, folders, [])
+            name_words.read(stem, folders, [])
 
 
 @pytest.mark.parametrize(
@@ -95,19 +95,19 @@ def test_contradictions_are_refused():
     ],
 )
 def test_names_that_are_understood(name, expected):
-    assert labels.understood(name) == expected
+    assert name_words.understood(name) == expected
 
 
 def test_machines_of_a_kind_become_sections():
     assert (
-        labels.section(["id_00", "normal"], "pump") == "pump/00"
-        and labels.section(["6dB", "pump", "ID 4"], "x") == "pump/04"
+        name_words.section(["id_00", "normal"], "pump") == "pump/00"
+        and name_words.section(["6dB", "pump", "ID 4"], "x") == "pump/04"
     )
-    assert labels.section(["normal"], "id_03") == ""
-    assert labels.sections({"pump/00", "pump/02", "", "/02"}) == {
+    assert name_words.section(["normal"], "id_03") == ""
+    assert name_words.sections({"pump/00", "pump/02", "", "/02"}) == {
         "": "00",
         "/02": "02",
         "pump/00": "00",
         "pump/02": "02",
     }
-    assert labels.sections({"pump/00", "fan/00"}) == {"": "00", "fan/00": "00", "pump/00": "01"}
+    assert name_words.sections({"pump/00", "fan/00"}) == {"": "00", "fan/00": "00", "pump/00": "01"}

@@ -1,4 +1,4 @@
-"""containers: what a header names against what the file holds, for every container and every kind of
+"""audio_headers: what a header names against what the file holds, for every container and every kind of
 disagreement.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from asdlib.data import containers, decode, importer
+from asdlib.data import audio_headers, decode, importer
 from asdlib.data.decode import DataSettings
 
 RATE = 16000
@@ -57,7 +57,7 @@ def naming(name: str, size: int, raw: bytes | None = None) -> bytes:
 
 def heard(path: Path, raw: bytes) -> tuple[np.ndarray, str]:
     path.write_bytes(raw)
-    with containers.opened(path) as (file, remark):
+    with audio_headers.opened(path) as (file, remark):
         assert file.samplerate == RATE and file.channels == 1
         return file.read(file.frames, dtype="int16"), remark
 

@@ -82,8 +82,8 @@ AUDIO = (b"data", b"SSND", b"BODY")  # names of the chunk with the audio; in W64
 
 
 class Found(NamedTuple):
-    """Audio in a file: first byte, bytes named, whether only chunks follow; where and how the size stands,
-    and what it counts beside the audio.
+    """Audio data of a file: offset, length in the header, whether only chunks follow it, the size field and
+    what that field counts beside the audio.
     """
 
     start: int
