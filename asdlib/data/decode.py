@@ -7,8 +7,8 @@ scale (a full-scale square wave has 0 dB, floor -120 dB), before any standardiza
 
 What leaves a clip out: unreadable or truncated files, no sample, NaN or infinite samples, more than 33
 million samples, another rate (unless data.resample), a missing channel. What is reported and kept: a header
-that disagrees with the file (`audio_headers`), clipping (runs of 3 or more samples at full scale), silence (-90
-dB or less, the last bit of 16) and an offset without sound, in the chosen channel or in all, audio that
+that disagrees with the file (`audio_headers`), clipping (runs of 3 or more samples at full scale), silence
+(-90 dB or less, the last bit of 16) and an offset without sound, in the chosen channel or in all, audio that
 repeats another clip's (silent ones excepted).
 
 Source: METHOD 3.2, 4.4. Notebook: 01_data
