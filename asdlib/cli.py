@@ -22,6 +22,7 @@ None for 0. Source: METHOD 8.6, 7.3.
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import logging
 import math
@@ -298,6 +299,12 @@ def _add_housekeeping(commands) -> None:
     show.set_defaults(action=_open)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} came, expected a whole number, 0 or more")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(
@@ -369,7 +376,7 @@ def parser() -> argparse.ArgumentParser:
     where = run.add_mutually_exclusive_group()
     where.add_argument(
         "--workers",
-        type=int,
+        type=_count,
         default=0,
         metavar="N",
         help="this many jobs side by side on this machine (extra: cluster)",
@@ -486,10 +493,22 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+PLAIN = {"Ω": "Omega", "α": "alpha", "β": "beta", "−": "-", "—": "-", "…": "..."}
+
+
+def _plain(error: UnicodeEncodeError) -> tuple[str, int]:
+    """Characters that the terminal's encoding lacks, in ASCII: by PLAIN, others as escapes."""
+    lacking = error.object[error.start : error.end]
+    return "".join(PLAIN.get(x) or x.encode("ascii", "backslashreplace").decode() for x in lacking), error.end
+
+
 def command() -> int:
     """`asd` as a process: `main`, and what cannot be said is lost here, as Python's end would make a
     traceback of it.
     """
+    codecs.register_error("asdlib.plain", _plain)
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="asdlib.plain")
     code = main()
     for stream in (sys.stdout, sys.stderr):
         try:

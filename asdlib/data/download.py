@@ -130,7 +130,7 @@ def _archives(url: str, work: Path, folder: str) -> list[Archive]:
 def _finished(work: Path, archive: Archive, root: Path) -> bool:
     """True if an archive's marker is there and every file it names has the size it had."""
     try:
-        sizes = json.loads((work / f"{archive.key}.json").read_text())["files"]
+        sizes = json.loads((work / f"{archive.key}.json").read_text(encoding="utf-8"))["files"]
         return all((root / archive.folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return False

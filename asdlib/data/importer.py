@@ -32,7 +32,7 @@ from asdlib import errors
 from asdlib.data import decode, index
 from asdlib.data.sources import FACTS, found
 
-SHORTEST_S = 1.0  # s
+SHORTEST_S, LONGEST_S = 1.0, 2000.0  # s, of clips
 
 
 @dataclass(frozen=True)
@@ -131,33 +131,30 @@ def import_machine(
         or written
     """
     folder = Path(root) / machine
-    if not re.fullmatch(r"[\w-]+", machine) or machine in index.SPLIT_OF:
+    if not re.fullmatch(r"[\w-]+", machine) or machine in index.SPLIT_OF or not index.usable_name(machine):
         raise errors.InputError(
-            f"machine name {machine!r}: expected letters, digits, - and _, and not the name of a split; give"
-            " another --machine"
+            f"--machine {machine!r}: {index.NAME_RULE}, of letters, digits, - and _, and not the name of a"
+            " split; give another"
         )
     if folder.exists() or folder.is_symlink():
         raise errors.InputError(
             f"{folder} exists and is never overwritten; give another --machine or --root, or remove it first"
         )
-    if clip_seconds and clip_seconds < SHORTEST_S:
+    if clip_seconds and not SHORTEST_S <= clip_seconds <= LONGEST_S:
         raise errors.InputError(
-            f"clips of {clip_seconds:g} s were asked for, expected {SHORTEST_S:g} s or more; give a larger"
-            " --clip-seconds"
+            f"--clip-seconds {clip_seconds:g}: expected {SHORTEST_S:g} to {LONGEST_S:g} s, or 0 not to cut"
         )
+    try:
+        data = decode.DataSettings(sample_rate=rate, channel=channel, resample=True)
+    except errors.InputError as refusal:
+        words = str(refusal).replace("setting sample_rate:", "--rate:")
+        raise errors.InputError(words.replace("setting channel:", "--channel:")) from refusal
     table, problems, notes = found(sources, accept)
     try:
         Path(root).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{machine}-", dir=root) as scratch:
             beside = Path(scratch) / machine
-            made = _written(
-                table,
-                problems,
-                beside,
-                decode.DataSettings(sample_rate=rate, channel=channel, resample=True),
-                clip_seconds,
-                copy,
-            )
+            made = _written(table, problems, beside, data, clip_seconds, copy)
             if not (made["split"] == "train").any():
                 first = f"; the first left out is {problems[0][0]}: {problems[0][1]}" if problems else ""
                 held = int((made["label"] == "normal").sum())

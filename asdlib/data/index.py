@@ -51,6 +51,10 @@ UNREADABLE = (
     "Zp",
 )  # Unicode categories: control characters, what was no UTF-8, ends of lines
 LONGEST_NAME = 100  # bytes of a machine's name, which becomes part of the names of files
+NAME_RULE = (
+    f"expected a machine's name of at most {LONGEST_NAME} bytes other than all, which stands for all machines"
+    " in tables"
+)
 MOST_KEYS = 100  # attributes of one machine
 SPLIT_OF = {
     "train": "train",
@@ -160,6 +164,11 @@ def _listed(roots: Sequence[str | Path]) -> str:
     return ", ".join(map(str, roots)) or "no folder"
 
 
+def usable_name(machine: str) -> bool:
+    """Whether a machine may be called so, by NAME_RULE."""
+    return machine != "all" and len(os.fsencode(machine)) <= LONGEST_NAME
+
+
 def _machine_folders(roots: Sequence[str | Path], problems: list) -> list[Path]:
     """Folders with recordings in train or test, each once, in the order of the roots."""
     found: dict[str, Path] = {}
@@ -178,12 +187,8 @@ def _machine_folders(roots: Sequence[str | Path], problems: list) -> list[Path]:
 
         for folder, names, _ in folders.walk(root.absolute(), problems):
             if any(_recordings(folder / name) for name in names if name in SPLIT_OF):
-                if folder.name == "all" or len(os.fsencode(folder.name)) > LONGEST_NAME:
-                    rule = (
-                        f"expected a machine's name of at most {LONGEST_NAME} bytes other than all, which"
-                        " stands for all machines in tables"
-                    )
-                    raise errors.InputError(f"{folder}: {rule}; rename the folder")
+                if not usable_name(folder.name):
+                    raise errors.InputError(f"{folder}: {NAME_RULE}; rename the folder")
                 found.setdefault(os.path.realpath(folder), folder)
                 names.clear()
     if not found:

@@ -222,7 +222,7 @@ def _number(text: str) -> bool:
 
 def _lines(path: Path) -> list[list[str]]:
     """Fields of every line; ValueError for another encoding."""
-    text = path.read_bytes().decode("utf-8")
+    text = path.read_bytes().decode("utf-8-sig")
     return [line for line in csv.reader(text.splitlines())]
 
 

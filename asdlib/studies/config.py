@@ -222,7 +222,7 @@ def _there(path: Path) -> bool:
 
 def _read(path: Path) -> dict:
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise errors.InputError(f"{path}: not readable as TOML ({error}); correct the file") from error
 

@@ -56,7 +56,9 @@ KINDS = {
     "unlabeled": (GRAY, "..", "s"),
 }  # color, hatch, marker
 DOMAIN_COLORS = {"source": BLUE, "target": ORANGE, "unknown": GRAY}
+# Over matplotlib's own defaults: no matplotlibrc of the user's changes a page, or asks for a font or LaTeX.
 STYLE = {
+    **{name: value for name, value in matplotlib.rcParamsDefault.items() if "backend" not in name},
     "font.size": 10,
     "axes.titlesize": 10,
     "legend.fontsize": 9,

@@ -1,0 +1,85 @@
+"""Terminals, configuration, users and file systems as people have them: none changes a result or a page, and
+none ends in a traceback.
+"""
+
+import io
+import sys
+
+import matplotlib
+import pytest
+
+from asdlib import cli
+from asdlib.studies import config
+from asdlib.viz import plots
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """`asd` as a process, with streams in an encoding: its exit code, and what it printed."""
+
+    def asd(encoding, *words):
+        streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
+        for name, stream in streams.items():
+            monkeypatch.setattr(sys, name, stream)
+        monkeypatch.setattr(sys, "argv", ["asd", *map(str, words)])
+        code = cli.command()
+        return code, *(stream.buffer.getvalue().decode(encoding) for stream in streams.values())
+
+    return asd
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_a_terminal_that_cannot_print_greek_gets_names_of_the_letters(encoding, terminal):
+    code, text, told = terminal(encoding, "settings", "oevae")
+    assert code == 0 and not told
+    assert ("measures distances" in text) and ("beta measures" in text) == (encoding != "utf-8")
+
+
+def test_what_has_no_name_is_escaped(terminal, tmp_path):
+    code, _, told = terminal("latin-1", "index", tmp_path / "测试Ω")
+    assert code == 2 and "\\u6d4b\\u8bd5Omega: no such folder" in told
+
+
+def test_a_study_file_with_a_byte_order_mark_is_read(tmp_path):
+    path = tmp_path / "s.toml"
+    path.write_text('about = "Ω"\nseeds = [3]\n', encoding="utf-8-sig")
+    assert config.load(str(path)).seeds == (3,)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--machine", "all"], "--machine 'all': expected a machine's name"),
+        (["--machine", "m" * 101], "at most 100 bytes"),
+        (["--machine", "m", "--channel", "-1"], "--channel: got -1, expected a number from 0 to 63"),
+        (["--machine", "m", "--rate", "0"], "--rate: got 0, expected a number from 1000 to 192000"),
+        (["--machine", "m", "--clip-seconds", "inf"], "--clip-seconds inf: expected 1 to 2000 s"),
+        (["--machine", "m", "--clip-seconds", "nan"], "--clip-seconds nan: expected 1 to 2000 s"),
+        (["--machine", "m", "--clip-seconds", "-3"], "--clip-seconds -3: expected 1 to 2000 s"),
+    ],
+)
+def test_arguments_of_an_import_are_checked_before_anything_is_read(words, said, tmp_path, capsys):
+    assert cli.main(["import", str(tmp_path / "none"), "--root", str(tmp_path / "root"), *words]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "root").exists()
+
+
+def test_a_number_of_workers_is_not_negative(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["run", "smoke", "--workers", "-1"])
+    assert "expected a whole number, 0 or more" in capsys.readouterr().err
+
+
+def test_the_users_matplotlibrc_changes_no_figure(caplog):
+    own = {"text.usetex": True, "font.sans-serif": ["No Such Font"], "axes.facecolor": "red"}
+
+    def drawn():
+        with matplotlib.rc_context(plots.STYLE):
+            figure, axes = plots.panels(1, 1, 2.0, "a line")
+            axes[0, 0].plot([1, 2, 3], label="q")
+            axes[0, 0].legend()
+        return plots.image(figure, "svg")
+
+    before = drawn()
+    with matplotlib.rc_context(own):
+        assert drawn() == before
+    assert not caplog.records  # such as: font family not found
