@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
+import fcntl
 import functools
 import hashlib
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -152,6 +155,26 @@ def wrap_os_errors(folder: Path) -> Iterator[None]:
         raise errors.InputError(f"{what}; free space or choose a folder you may write with --home") from error
 
 
+NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems without flock: some NFS, Lustre
+
+
+@functools.cache
+def _lock(folder: Path) -> filelock.BaseFileLock:
+    """The lock of a folder, one for all who ask in this process; a file made exclusively where there is no
+    flock, and a line says so.
+    """
+    path = folder / ".lock"
+    with open(path, "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in NO_FLOCK:
+                soft = path.with_suffix(".exclusive")
+                print(f"{folder}: no flock here ({error.strerror}); {soft} keeps others out", file=sys.stderr)
+                return filelock.SoftFileLock(soft, thread_local=False, is_singleton=True)
+    return filelock.FileLock(path, thread_local=False, is_singleton=True)
+
+
 @contextlib.contextmanager
 def locked(folder: Path, what: str = "run of this study", wait: bool = False) -> Iterator[None]:
     """Hold a study for one process and the kernels that it starts; another process is told so instead of
@@ -165,11 +188,14 @@ def locked(folder: Path, what: str = "run of this study", wait: bool = False) ->
         return
     with wrap_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock", thread_local=False, is_singleton=True)
+        lock = _lock(folder)
         try:
             lock.acquire(timeout=-1 if wait else 0)  # once more where this process holds it already
         except filelock.Timeout as error:
-            raise errors.InputError(f"{folder}: another {what} is at work; wait for it or stop it") from error
+            or_else = f", or delete {lock.lock_file} where none is" * isinstance(lock, filelock.SoftFileLock)
+            raise errors.InputError(
+                f"{folder}: another {what} is at work; wait for it or stop it{or_else}"
+            ) from error
     try:
         yield
     finally:

@@ -2,13 +2,17 @@
 none ends in a traceback.
 """
 
+import errno
+import fcntl
 import io
+import os
 import sys
 
 import matplotlib
 import pytest
 
-from asdlib import cli
+from asdlib import cli, errors
+from asdlib import io as asd_io
 from asdlib.studies import config
 from asdlib.viz import plots
 
@@ -83,3 +87,43 @@ def test_the_users_matplotlibrc_changes_no_figure(caplog):
     with matplotlib.rc_context(own):
         assert drawn() == before
     assert not caplog.records  # such as: font family not found
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_flock_a_file_keeps_others_out(code, tmp_path, monkeypatch, capsys):
+    """As on Lustre without flock, or NFS without lockd."""
+
+    def flock(handle, how):
+        if not how & fcntl.LOCK_UN:
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with asd_io.locked(tmp_path), asd_io.locked(tmp_path):
+        assert (tmp_path / ".lock.exclusive").read_text().startswith(f"{os.getpid()}\n")
+    assert not (tmp_path / ".lock.exclusive").exists()
+    told = capsys.readouterr().err
+    assert told.count("no flock here") == 1 and os.strerror(code) in told
+    (tmp_path / ".lock.exclusive").write_text("1\nanother-machine\n")
+    with (
+        pytest.raises(
+            errors.InputError, match=r"another run .*, or delete .*\.lock\.exclusive where none is"
+        ),
+        asd_io.locked(tmp_path),
+    ):
+        pass
+
+
+def test_the_file_of_a_killed_process_keeps_nobody_out(tmp_path, monkeypatch):
+    def flock(handle, how):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with asd_io.locked(tmp_path):
+        mine = (tmp_path / ".lock.exclusive").read_text()
+    gone = os.fork()
+    if not gone:
+        os._exit(0)
+    os.waitpid(gone, 0)
+    (tmp_path / ".lock.exclusive").write_text(mine.replace(str(os.getpid()), str(gone), 1))
+    with asd_io.locked(tmp_path):
+        assert (tmp_path / ".lock.exclusive").read_text() == mine
