@@ -261,13 +261,15 @@ def _clipped(samples: np.ndarray) -> int:
     return total
 
 
-def _decode_all(table: pd.DataFrame, data: DataSettings, threads: int | None) -> Iterator[Decoded]:
+def _decode_all(
+    table: pd.DataFrame, decoder: Callable[[str], Decoded], threads: int | None
+) -> Iterator[Decoded]:
     """Decoded clips in the order of the table, a few ahead at any time, so that memory stays small."""
     threads = threads or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(threads) as pool:
         waiting: collections.deque = collections.deque()
         for path in table["path"]:
-            waiting.append(pool.submit(decode, path, data))
+            waiting.append(pool.submit(decoder, path))
             if len(waiting) > 4 * threads:
                 yield waiting.popleft().result()
         while waiting:
@@ -280,19 +282,24 @@ def inspect(
     data: DataSettings,
     threads: int | None = None,
     keep: Callable[[np.ndarray], object] = lambda samples: None,
+    decoder: Callable[[str], Decoded] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Decode every clip of a table once: what it is, and what is wrong with it.
 
     keep : called with the samples of every usable clip, in order
     returns : (usable clips with samples, seconds, level_db and digest; problems, the new ones after the old)
     Notebook: 01_data
-    keep takes int16 (n,); threads: as many as cores
+    keep takes int16 (n,); threads: as many as cores; decoder: None is `decode`
     """
     table = schemas.clip_table(table).drop(columns=list(COLUMNS), errors="ignore")
     found, usable, facts = [], [], []
     first: dict[str, tuple[str, str]] = {}  # digest -> (clip, split) of its first appearance
     for clip, path, split, decoded in zip(
-        table["clip"], table["path"], table["split"], _decode_all(table, data, threads), strict=True
+        table["clip"],
+        table["path"],
+        table["split"],
+        _decode_all(table, decoder or (lambda path: decode(path, data)), threads),
+        strict=True,
     ):
         usable.append(decoded.samples is not None)
         if decoded.samples is None:

@@ -5,10 +5,11 @@ Conventions
 Row i of `Store.clips` is item i of the store. Waveforms are float32 in [-1, 1), samples / 32768. Nothing
 waits for Python per clip: a batch is one gather on the device.
 
-A store on disk is samples-<fingerprint>.i16, clips.parquet, problems.parquet and, last and by rename,
-DONE.json. It is taken for whole only if DONE names these recordings (path, size, modification time), this
-table and these settings, and the tables and the size of the samples agree with it; `Store.verify` reads all
-samples against their digests (a study does so before it computes anything).
+A store on disk is samples-<fingerprint>.i16, clips.parquet, problems.parquet, files.json and, last and by
+rename, DONE.json. It is taken for whole only if DONE names these recordings (path, size, modification time),
+this table and these settings, and the tables and the size of the samples agree with it; `Store.verify` reads
+all samples against their digests (a study does so before it computes anything). Where some recordings are
+new, changed or touched, these alone are decoded.
 
 Source: METHOD 3.2, 4.9, 8.2. Notebooks: 01_data, 02_preprocessing
 """
@@ -30,13 +31,14 @@ import torch
 
 from asdlib import errors, io, schemas
 from asdlib.data import decode, index
-from asdlib.data.decode import FULL_SCALE, SHORTEST_S, DataSettings, levels, reason, sample_digest
+from asdlib.data.decode import FULL_SCALE, SHORTEST_S, DataSettings, Decoded, levels, reason, sample_digest
 from asdlib.settings import digest
 
 TABLES = {
     "clips": (*schemas.CLIP_COLUMNS, "samples", "level_db", "digest"),
     "problems": index.PROBLEM_COLUMNS,
 }
+FILES = "files.json"  # settings, and size and time of every recording, that samples were decoded with
 # of a GPU that are left to training; full size in float32, 64 clips of 12 s in five branches take 10.5 GB of
 # activations
 TRAINING_BYTES = 12e9
@@ -206,21 +208,25 @@ def _none_usable(table: pd.DataFrame, problems: pd.DataFrame) -> str:
 def _build(
     table, problems, folder: Path, scratch: Path, source: str, data: DataSettings, threads: int | None
 ) -> None:
+    files = _stats(table)
+    decoder = _decoder(folder, data)
     with (scratch / "samples").open("wb") as file:
         decoded, problems = decode.inspect(
-            table, problems, data, threads, keep=lambda samples: file.write(samples.data)
+            table, problems, data, threads, lambda samples: file.write(samples.data), decoder
         )
     if decoded.empty:
         raise errors.InputError(_none_usable(table, problems))
     decoded.to_parquet(scratch / "clips.parquet")
     problems.to_parquet(scratch / "problems.parquet")
+    (scratch / FILES).write_text(json.dumps([_settings(data), files]), encoding="utf-8")
     fingerprint = _fingerprint(decoded)
-    tables = {name: io.content(scratch / name) for name in ("clips.parquet", "problems.parquet")}
+    names = ("clips.parquet", "problems.parquet", FILES)
+    tables = {name: io.content(scratch / name) for name in names}
     done = {"source": source, "fingerprint": fingerprint, "tables": tables}
     (scratch / "DONE.json").write_text(json.dumps(done), encoding="utf-8")
     (folder / "DONE.json").unlink(missing_ok=True)
     os.replace(scratch / "samples", folder / f"samples-{fingerprint}.i16")
-    for name in ("clips.parquet", "problems.parquet", "DONE.json"):
+    for name in (*names, "DONE.json"):
         os.replace(scratch / name, folder / name)
     for old in folder.glob("samples-*.i16"):
         if old.name != f"samples-{fingerprint}.i16":
@@ -229,15 +235,52 @@ def _build(
 
 def _source(table: pd.DataFrame, problems: pd.DataFrame, data: DataSettings) -> str:
     """Digest of what shapes a store: recordings by path, size and time, table, problems, settings."""
-    stats = []
+    stats = list(_stats(table).values())
+    return digest(stats, _settings(data), table.to_csv(index=False), problems.to_csv(index=False))
+
+
+def _stats(table: pd.DataFrame) -> dict[str, list[int]]:
+    """Size and modification time of each recording, by its path."""
+    stats = {}
     for path in table["path"]:
         try:
             stat = os.stat(path)
-            stats.append([stat.st_size, stat.st_mtime_ns])
+            stats[path] = [stat.st_size, stat.st_mtime_ns]
         except OSError:  # a recording that vanished is left out by the decoder, in words
-            stats.append([])
-    settings = [data.sample_rate, data.resample, data.channel]
-    return digest(stats, settings, table.to_csv(index=False), problems.to_csv(index=False))
+            stats[path] = []
+    return stats
+
+
+def _settings(data: DataSettings) -> list:
+    """The settings that shape decoded samples."""
+    return [data.sample_rate, data.resample, data.channel]
+
+
+def _decoder(folder: Path, data: DataSettings) -> Callable[[str], Decoded]:
+    """Decodes a recording, or takes it from the store that is there, where the file has the size and time
+    that it had, nothing was odd about it, and its samples are whole.
+    """
+    rows: dict[str, int] = {}
+    try:
+        settings, files = json.loads((folder / FILES).read_text(encoding="utf-8"))
+        done = json.loads((folder / "DONE.json").read_text(encoding="utf-8"))
+        old = _open(folder, done["source"], data.sample_rate) if settings == _settings(data) else None
+        if old is not None:
+            same = _stats(old.clips)
+            plain = ~old.clips["path"].isin(old.problems["path"])
+            rows = {path: row for row, path in enumerate(old.clips["path"]) if same[path] == files.get(path)}
+            rows = {path: row for path, row in rows.items() if plain[row]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # all is decoded
+
+    def decoder(path: str) -> Decoded:
+        if (row := rows.get(path)) is not None:
+            facts, samples = old.clips.iloc[row], old.int16(row)
+            if sample_digest(samples) == facts["digest"]:
+                return Decoded(samples, level_db=float(facts["level_db"]), digest=facts["digest"])
+        return decode.decode(path, data)
+
+    return decoder
 
 
 def _fingerprint(decoded: pd.DataFrame) -> str:

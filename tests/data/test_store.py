@@ -108,11 +108,16 @@ def test_reopened_without_decoding_and_rebuilt_when_anything_changed(tree, tmp_p
     assert not calls and second.fingerprint == first.fingerprint
     pd.testing.assert_frame_equal(second.clips, first.clips)
     pd.testing.assert_frame_equal(second.problems, first.problems)
-    path = Path(tree[0]["path"][0])
-    os.utime(path, (1, 1))  # touched only: decoded again, to the same content
+    path, one, decoded = Path(tree[0]["path"][0]), data_decode.decode, []
+    monkeypatch.setattr(data_decode, "decode", lambda path, data: decoded.append(path) or one(path, data))
+    odd = set(first.problems["path"]) & set(tree[0]["path"])  # what is said of these comes from decoding
+    os.utime(path, (1, 1))  # touched only: it alone is decoded again, to the same content
     assert opened(tree, tmp_path).fingerprint == first.fingerprint and len(calls) == 1
+    assert set(decoded) == {str(path)} | odd != set(tree[0]["path"])
     soundfile.write(path, tree[2][0][::-1], RATE)
     third = opened(tree, tmp_path)
+    assert decoded.count(str(path)) == 2
+    third.verify()
     assert len(calls) == 2 and third.fingerprint != first.fingerprint
     np.testing.assert_array_equal(first.int16(0), tree[2][0])  # an open store keeps what it mapped
     assert len(list((tmp_path / "store").glob("samples-*.i16"))) == 1
