@@ -134,6 +134,22 @@ class Detector(abc.ABC):
         """
         return self.at(clips.store)._embed(clips.rows)
 
+    def embedding_inputs(self) -> dict | None:
+        """What shapes the embeddings beside the trained network, by name; None for a detector that embeds
+        clips anew whenever it scores, such as one of plain features.
+        """
+        return None
+
+    def embedded(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """All that scoring reads of the network's pass over clips, by name, (clips, ...); the network runs
+        only where that was not done yet.  rows : int (clips,), of the store
+        """
+        raise NotImplementedError
+
+    def take_embedded(self, rows: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
+        """Take over what `embedded` gave for the same clips, so that the network runs on them no more."""
+        raise NotImplementedError
+
     @classmethod
     def check(cls, settings: Settings) -> None:
         """Refuse settings that name what only the detector's own modules know, such as a back-end."""

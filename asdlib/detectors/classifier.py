@@ -56,16 +56,30 @@ class Classifier(ClassifierTraining, Detector):
 
     def _prepare(self) -> None:
         """Embeddings of the training clips, which the back-ends refer to."""
-        self._keep(self.train_rows, self._embed(self.train_rows)[0])
-
-    def _keep(self, rows: np.ndarray, embedding: np.ndarray) -> None:
-        self.embeddings.update(zip(np.asarray(rows).tolist(), embedding))
-        if rows is self.train_rows:
-            self.trained_target = self.store.clips["domain"].to_numpy()[rows] == "target"
-            self.train_vectors, self._backends = self._vectors(rows), {}
+        self.trained_target = self.store.clips["domain"].to_numpy()[self.train_rows] == "target"
+        self.train_vectors, self._backends = self._vectors(self.train_rows), {}
 
     def _vectors(self, rows: np.ndarray) -> np.ndarray:
-        return np.stack([self.embeddings[row] for row in np.asarray(rows).tolist()])
+        """Embeddings of clips, (clips, dim · branches), each computed once: training clips in blocks, which
+        are always the same, any other clip alone.
+        """
+        new = np.array([row for row in rows.tolist() if row not in self.embeddings], np.int64)
+        own = np.isin(new, self.train_rows)
+        for block in [*([new[own]] if own.any() else []), *new[~own, None]]:
+            self.embeddings.update(zip(block.tolist(), self._embed(block)[0]))
+        return np.stack([self.embeddings[row] for row in rows.tolist()])
+
+    def embedding_inputs(self) -> dict:
+        """Nothing but the network."""
+        return {}
+
+    def embedded(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """`embedding` float32 (clips, dim · branches)."""
+        return {"embedding": self._vectors(rows)}
+
+    def take_embedded(self, rows: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
+        """Embeddings of clips, as of `embedded`."""
+        self.embeddings.update(zip(rows.tolist(), arrays["embedding"]))
 
     def _made(
         self, machine: str, columns: slice | np.ndarray, names: Sequence[str]
@@ -97,8 +111,7 @@ class Classifier(ClassifierTraining, Detector):
     @clip_by_clip
     def _scores(self, rows: np.ndarray) -> Scores:
         """Score of clips that are not training clips, by every back-end of their machine."""
-        embedding = self._embed(rows)[0]
-        self._keep(rows, embedding)
+        embedding = self._vectors(rows)
         values = {name: np.empty(len(rows)) for name in backends.BACKENDS}
         for machine, where in self._by_machine(rows):
             for name, backend in self._backends_of(machine).items():
@@ -147,9 +160,6 @@ class Classifier(ClassifierTraining, Detector):
             their own.  Notebook: 06_embeddings
         """
         rows, width = np.asarray(rows), self.settings.dim
-        fresh = np.array([row for row in rows.tolist() if row not in self.embeddings], dtype=int)
-        if len(fresh):
-            self._keep(fresh, self._embed(fresh)[0])
         embedding, out = self._vectors(rows), np.empty((len(rows), len(self.settings.branches)))
         for machine, where in self._by_machine(rows):
             train = (
@@ -175,7 +185,7 @@ class Classifier(ClassifierTraining, Detector):
             raise errors.InputError(
                 f"{folder / EMBEDDINGS}: lacks the embeddings of some training clips; run the study again"
             )
-        self._keep(self.train_rows, self._vectors(self.train_rows))
+        self._prepare()
 
     def _moved(self, other: Classifier) -> None:
         other._read(other.store)

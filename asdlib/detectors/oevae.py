@@ -39,7 +39,7 @@ from safetensors.numpy import save_file
 from asdlib import augment, io
 from asdlib.detectors import exposure
 from asdlib.detectors.base import Detector, Scores, clip_by_clip
-from asdlib.detectors.oevae_training import EVAL_ITEMS, MIX, OEVAETraining
+from asdlib.detectors.oevae_training import EVAL_ITEMS, MIX, ForwardPass, OEVAETraining
 from asdlib.models import losses, oevae, training
 from asdlib.scoring import pooling
 from asdlib.scoring.distances import (
@@ -88,6 +88,33 @@ class OEVAE(OEVAETraining, Detector):
     def _open(self) -> None:
         super()._open()
         self._inner: dict[int, np.ndarray] = {}
+
+    def embedding_inputs(self) -> dict:
+        """Nothing but the network, where β measures its last layer."""
+        s = self.settings
+        if self._is_last:
+            return {}
+        return {"layers": s.layers, "pooling": s.pooling, "code": io.code(type(self).__module__)}
+
+    def embedded(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Each segment's h, mu, logvar and α of every mode (`ForwardPass`), (clips, segments, ...), and
+        `inner`, what β measures where it is not h.
+        """
+        found = self._pass(rows)
+        arrays = {"h": found.h, "mu": found.mu, "logvar": found.logvar}
+        arrays |= {f"alpha_{mode}": values for mode, values in found.alpha.items()}
+        arrays |= {} if self._is_last else {"inner": self._vectors(rows)}
+        return {name: values.reshape(len(rows), -1, *values.shape[1:]) for name, values in arrays.items()}
+
+    def take_embedded(self, rows: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
+        """Passes of clips, as of `embedded`."""
+        modes = [name for name in arrays if name.startswith("alpha_")]
+        for i, row in enumerate(rows.tolist()):
+            alpha = {mode.removeprefix("alpha_"): arrays[mode][i] for mode in modes}
+            h, mu, logvar = (arrays[name][i] for name in ("h", "mu", "logvar"))
+            self._passes[row] = ForwardPass(h, mu, logvar, alpha, np.zeros(len(h), int))
+            if "inner" in arrays:
+                self._inner[row] = arrays["inner"][i]
 
     def _prepare(self) -> None:
         """The references of β."""

@@ -47,7 +47,7 @@ def studies(home: Path) -> pd.DataFrame:
     for folder in _folders(home):
         done = (folder / "09_report" / "DONE").is_file()
         report = _facts(folder / "09_report" / "manifest.json") if done else {}
-        variants = len([*folder.glob(f"sweep/*/{VARIANT_FILE}"), *folder.glob("sweep/*/scores.parquet")])
+        variants = len([*folder.glob(f"sweep/*/{VARIANT_FILE}"), *folder.glob("sweep/jobs/*")])
         name = (folder / "study.txt").read_text(encoding="utf-8", errors="replace")
         rows.append((folder.name, name, str(report.get("finished", "")), variants, round(size_mb(folder), 1)))
     return pd.DataFrame(rows, columns=["study", "file", "finished", "variants", "MB"])
@@ -66,8 +66,8 @@ def referred_to(home: Path) -> set[str]:
                 *map(str, used.values() if isinstance(used, dict) else used),
                 facts.get("recordings", ""),
             }
-    trained = (_facts(home / "runs" / KEPT / Path(name).name / "manifest.json") for name in names)
-    return names | {str(facts["trained"]) for facts in trained if "trained" in facts}
+    scores = [_facts(home / "runs" / KEPT / Path(name).name / "manifest.json") for name in names]
+    return names.union(*({facts.get("trained", ""), *facts.get("embeddings", ())} for facts in scores))
 
 
 def unused(home: Path) -> list[Path]:

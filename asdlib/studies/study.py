@@ -1,6 +1,7 @@
 """A study as a graph of notebooks: where what it computes lies, what shapes it, and what is computed again.
 
     runs/artifacts/<detector>-<machine>-<seed>-trained-<key>   trained networks, shared by all studies
+    runs/artifacts/<detector>-<machine>-<seed>-embeddings-<key>-<clips>   of some clips, a shard
     runs/artifacts/<detector>-<machine>-<seed>-scores-<key>    scores, and what they are made of
     runs/recordings/<digest>/store, data         decoded clips; synthetic recordings, where none were given
     runs/<study>/<stage>                         executed notebooks of stages that are the same for all seeds
@@ -31,15 +32,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import threadpoolctl
 import torch
+from safetensors.numpy import save_file
 
 from asdlib import errors, io, schemas
 from asdlib import settings as settings_tree
 from asdlib.analysis import explain, projection
 from asdlib.data import index, store, synthetic
-from asdlib.data.store import training_clips
+from asdlib.data.store import machine_rows, training_clips
 from asdlib.detectors import DETECTORS, SYSTEMS
 from asdlib.detectors.base import Detector, score_all
 from asdlib.evaluation import detectability, metrics
@@ -434,6 +437,7 @@ def stage_of(notebook: str) -> Stage:
 
 
 VARIANT = "variant="  # among overrides
+EMBEDDINGS = "embeddings.safetensors"  # of a shard: arrays (clips, ...) by name
 OVERRIDES = "overrides.json"  # in a study's folder: what it was run with, beside study.txt
 LONGEST, CHANGED = 80, "--"  # signs of a name made of settings; what stands before them
 _TOLD: set[Path] = set()  # folders of which it was said that their code has changed since
@@ -445,6 +449,20 @@ def _clips_digest(clips: pd.DataFrame) -> str:
     """
     facts = clips.drop(columns=["path", "level_db"], errors="ignore").sort_index(axis=1)
     return settings_tree.digest(facts.loc[:, (facts.astype(str) != "").any()].to_csv(index=False))
+
+
+def _take(
+    shard: Path, detector: Detector, rows: np.ndarray, clips: np.ndarray, todo: np.ndarray
+) -> np.ndarray:
+    """Give a detector the embeddings that a shard has of clips to do.  returns : of which, bool (clips,)"""
+    with io.refused(shard / EMBEDDINGS, "embeddings of these clips"):
+        facts = json.loads((shard / "manifest.json").read_text(encoding="utf-8"))
+        place = pd.Index(facts["clips"]).get_indexer(clips)
+        found = todo & (place >= 0)
+        if found.any():
+            arrays = io.tensors(shard / EMBEDDINGS, {}).items()
+            detector.take_embedded(rows[found], {name: values[place[found]] for name, values in arrays})
+    return found
 
 
 def code_cells(notebook: Path) -> str:
@@ -522,15 +540,54 @@ class Run(StudyPaths):
                     detector.restore_scoring(scored)
                 return detector, io.scores(scored / "scores.parquet"), detector.history
             artifacts.start(scored, scored.name)
-            began = time.perf_counter()
             with training.memory_in_words(name):
+                shards, began = self._embed(detector, trained, machines, about), time.perf_counter()
                 scores = score_all(detector, self.store, machines)
             io.write_table(scored / "scores.parquet", scores)
             detector.save_scoring(scored)
             spent = {"seconds": time.perf_counter() - began, "peak_memory_mb": artifacts.peak_memory_mb()}
-            facts = {"shaped_by": self.detector_shaped_by(*of), "trained": trained.name}
+            facts = {"shaped_by": self.detector_shaped_by(*of), "trained": trained.name, "embeddings": shards}
             artifacts.commit(scored, scored.name, about | spent | facts)
         return detector, scores, detector.history
+
+    def _embed(self, detector: Detector, trained: Path, machines: Sequence[str], about: dict) -> list[str]:
+        """Give a trained detector the embeddings of its machines' clips; what no shard has is computed, and
+        kept as one more.
+
+        A shard holds the embeddings of some clips by one network, each clip named by its machine and content.
+        returns : names of the shards' folders, none for a detector that embeds anew
+        """
+        inputs = detector.embedding_inputs()
+        if inputs is None:
+            return []
+        test = (machine_rows(self.clips, machine, "test") for machine in machines)
+        rows = np.concatenate([detector.train_rows, *test])
+        part = np.where(np.isin(rows, detector.train_rows), "/train/", "/test/")
+        clips = (self.clips["machine"].iloc[rows] + part + self.clips["digest"].iloc[rows]).to_numpy(str)
+        head, _, key = trained.name.rpartition("-trained-")
+        prefix = f"{head}-embeddings-{settings_tree.digest(key, inputs)}-"
+        todo, used = np.full(len(rows), True), []
+        for shard in sorted(one for one in trained.parent.iterdir() if one.name.startswith(prefix)):
+            if artifacts.is_whole(shard):
+                if (found := _take(shard, detector, rows, clips, todo)).any():
+                    todo, used = todo & ~found, [*used, shard.name]
+            elif (shard / "DONE").is_file():
+                print(f"{shard.name}: {', '.join(artifacts.corrupt_files(shard))}; embedded again")
+        if todo.any():
+            named = pd.unique(clips[todo]).tolist()  # a recording that is there twice has one embedding
+            shard = trained.parent / f"{prefix}{settings_tree.digest(named)[:8]}"
+            with artifacts.only_one(shard):
+                if not artifacts.is_whole(shard):
+                    artifacts.start(shard, shard.name)
+                    began = time.perf_counter()
+                    first = rows[[clips.tolist().index(name) for name in named]]
+                    save_file(detector.embedded(first), shard / EMBEDDINGS)
+                    spent = {"seconds": time.perf_counter() - began}
+                    facts = about | spent | {"trained": trained.name, "clips": named}
+                    artifacts.commit(shard, shard.name, facts)
+            _take(shard, detector, rows, clips, todo)
+            used.append(shard.name)
+        return used
 
     def _detector(self, name: str, settings, folder: Path | None = None) -> Detector:
         keywords = {

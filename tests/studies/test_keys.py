@@ -6,18 +6,20 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from sizes import TINY
 
 from asdlib import errors, io
 from asdlib.data.decode import sample_digest
 from asdlib.data.store import in_memory
 from asdlib.detectors import DETECTORS
+from asdlib.models import classifier, oevae
 from asdlib.studies import study
 
 
 @pytest.fixture
 def count(monkeypatch):
-    """Trainings and scorings since the last look, by detector."""
-    found = {"trained": [], "scored": []}
+    """Trainings, scorings, and clips through a finished network since the last look, by detector."""
+    found = {"trained": [], "scored": [], "embedded": []}
     for name, detector in DETECTORS.items():
         for kind, method in (("trained", "_train"), ("scored", "_prepare")):
             whole = getattr(detector, method)
@@ -27,6 +29,16 @@ def count(monkeypatch):
                 return _whole(self, *args)
 
             monkeypatch.setattr(detector, method, counted)
+    for name, network in (("classifier", classifier.Classifier), ("oevae", oevae.OEVAE)):
+        forward = network.forward
+
+        def passed(self, x, *rest, _forward=forward, _name=name, **named):
+            if not self.training:
+                items = len(next(iter(x.values()))) if isinstance(x, dict) else len(x)
+                found["embedded"] += [_name] * (items // (TINY.features.segments if _name == "oevae" else 1))
+            return _forward(self, x, *rest, **named)
+
+        monkeypatch.setattr(network, "forward", passed)
 
     def look():
         seen = {kind: sorted(names) for kind, names in found.items()}
@@ -76,6 +88,7 @@ def test_a_setting_of_scoring_trains_nothing_and_changing_back_computes_nothing(
     _, second, _ = compute(context, tmp_path, name, **change)
     seen = count()
     assert seen["trained"] == [] and seen["scored"].count(name) == 1
+    assert bool(seen["embedded"]) == ("layers" in change)
     final = [part[part["component"] == "score"]["score"].to_numpy() for part in (first, second)]
     if "score" in set(first["component"]):
         assert name == "classifier" or not np.array_equal(*final)
@@ -118,6 +131,49 @@ def test_a_setting_of_training_trains_that_detector_and_leaves_the_first(context
     compute(context, tmp_path, "oevae", epochs=1)
     assert count()["trained"] == ["oevae"]
     assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("name", ["classifier", "oevae"])
+def test_of_a_changed_test_clip_that_clip_alone_is_embedded(context, tmp_path, count, name):
+    _, before, _ = compute(context, tmp_path / "used", name)
+    every = count()["embedded"]
+    other = changed(context.store, "pump", "test")
+    _, now, _ = compute(context, tmp_path / "used", name, other)
+    assert count() == {"trained": [], "scored": [name], "embedded": [name]}
+    assert len(every) > 1 and (now["score"] != before["score"]).any()
+    _, fresh, _ = compute(context, tmp_path / "new", name, other)
+    pd.testing.assert_frame_equal(now, fresh, check_exact=True)
+    count()
+    compute(context, tmp_path / "used", name, other, **dict(SCORING_ONLY)[name])  # from both shards
+    assert count()["embedded"] == []
+
+
+def test_damaged_embeddings_are_made_again_and_that_is_said(context, tmp_path, count, capsys):
+    compute(context, tmp_path, "classifier")
+    every = count()["embedded"]
+    (shard,) = tmp_path.glob("runs/artifacts/classifier-*-embeddings-*")
+    content = (shard / study.EMBEDDINGS).read_bytes()
+    (shard / study.EMBEDDINGS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    compute(context, tmp_path, "classifier", backend="knn")
+    seen = count()
+    assert seen["trained"] == [] and 0 < len(seen["embedded"]) <= len(every)
+    assert f"{study.EMBEDDINGS} is damaged; embedded again" in capsys.readouterr().out
+    assert (shard / study.EMBEDDINGS).read_bytes() == content
+
+
+def test_the_same_recording_twice_is_embedded_once(context, tmp_path, count):
+    store = context.store
+    row = np.flatnonzero((store.clips["machine"] == "pump") & (store.clips["split"] == "test"))[0]
+    rows = [*range(len(store)), row]
+    table = store.clips.drop(columns="samples").iloc[rows].reset_index(drop=True)
+    table.loc[len(store), "clip"] += " again"
+    twice = in_memory(table, [store.int16(i) for i in rows], store.rate)
+    compute(context, tmp_path, "oevae")
+    every = count()["embedded"]
+    _, scores, _ = compute(context, tmp_path / "twice", "oevae", twice)
+    assert count()["embedded"] == every
+    first, second = (scores[scores["clip"] == table["clip"][i]]["score"] for i in (row, len(store)))
+    np.testing.assert_array_equal(first, second)
 
 
 def changed(store, machine, split):
