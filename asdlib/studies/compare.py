@@ -23,6 +23,7 @@ import pandas as pd
 from asdlib import errors, io, schemas
 from asdlib.evaluation import comparison, metrics
 from asdlib.scoring import fusion
+from asdlib.settings import flat
 from asdlib.studies import config
 from asdlib.studies.home import home_folder
 from asdlib.viz import pages, tables
@@ -65,7 +66,7 @@ def load(study: str, home: str | Path = "") -> Side:
         scores = io.scores(folder / "scores.parquet")
         return Side(
             folder.name,
-            _flat(manifest["settings"]),
+            {key: json.dumps(value, ensure_ascii=False) for key, value in flat(manifest["settings"]).items()},
             manifest["versions"] | {"recordings": manifest["data"], "device": manifest["device"]},
             pd.read_csv(folder / "metrics.csv"),
             schemas.score_table(scores[scores["component"] == "score"]),
@@ -75,18 +76,6 @@ def load(study: str, home: str | Path = "") -> Side:
         raise errors.InputError(
             f"the results of study {study} are not readable ({error}); run `asd run {folder.name}` again"
         ) from error
-
-
-def _flat(tree: dict, where: str = "") -> dict[str, str]:
-    """Nested settings as name -> text."""
-    found: dict[str, str] = {}
-    for name, value in tree.items():
-        found |= (
-            _flat(value, f"{where}{name}.")
-            if isinstance(value, dict)
-            else {f"{where}{name}": json.dumps(value, ensure_ascii=False)}
-        )
-    return found
 
 
 def titles(a: Side, b: Side) -> tuple[str, str]:
