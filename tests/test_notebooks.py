@@ -1,5 +1,5 @@
-"""Notebooks are thin, open with parameters, say what they read and write, end in a check, and are committed
-clean.
+"""Notebooks are thin, open with parameters, say what they ask, read and write, link to those before and after,
+end with what was seen and a check, and are committed clean.
 """
 
 import ast
@@ -14,6 +14,7 @@ from asdlib.studies import study
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 BOOKS = sorted(NOTEBOOKS.glob("*.ipynb"))
 CLEAN = "clean it with: jupyter nbconvert --clear-output --inplace notebooks/*.ipynb"
+MOST_CELLS, MOST_LINES = 30, 15
 ID = re.compile(r"[a-z][a-z0-9-]{2,40}")
 
 
@@ -33,6 +34,13 @@ def broken(book: dict, name: str) -> list[str]:
     title = "".join(cells[0]["source"])
     if cells[0]["cell_type"] != "markdown" or "**Reads**" not in title or "**Writes**" not in title:
         out.append("the first cell does not say what it **Reads** and **Writes**")
+    if name != BOOKS[-1].stem:  # the last one is the report
+        near = [BOOKS[i].stem for i in range(len(BOOKS)) if abs(i - int(name[:2]) + 1) == 1]
+        out += [f"the first cell has no link to {other}" for other in near if f"({other}.ipynb)" not in title]
+        if "**Question** " not in title:
+            out.append("the first cell does not ask its **Question**")
+        texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+        out += [f"no {words}" for words in ("**Try this**", "## What we saw") if words not in "".join(texts)]
     if "parameters" not in code[0]["metadata"].get("tags", []):
         out.append("the first code cell is not tagged parameters")
     out += [
@@ -42,14 +50,14 @@ def broken(book: dict, name: str) -> list[str]:
     ]
     if f'.open_notebook("{name}"' not in source[1]:
         out.append("the second code cell does not validate the parameters by study.open_notebook")
-    if len(code) > 12:
-        out.append(f"{len(code)} code cells, at most 12")
+    if len(code) > MOST_CELLS:
+        out.append(f"{len(code)} code cells, at most {MOST_CELLS}")
     for cell, text in zip(code, source):
         lines = [line for line in text.split("\n") if not line.startswith(("import ", "from "))]
-        if len(lines) > 15:
-            out.append(f"cell {cell['id']}: {len(lines)} lines beside imports, at most 15")
+        if len(lines) > MOST_LINES:
+            out.append(f"cell {cell['id']}: {len(lines)} lines beside imports, at most {MOST_LINES}")
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ClassDef) or (isinstance(node, ast.FunctionDef) and len(node.body) > 2):
+            if isinstance(node, ast.ClassDef) or (isinstance(node, ast.FunctionDef) and len(node.body) > 4):
                 out.append(f"cell {cell['id']}: defines {node.name}; it belongs in asdlib")
     if "assert " not in source[-1] or f'print(f"OK {name[:2]}: ' not in source[-1]:
         out.append(f"the last cell does not assert its claims and print OK {name[:2]}: ...")
@@ -91,7 +99,15 @@ def breach(change):
         (lambda book, code: code[2].update(source="x = 1\n" * 16), "lines beside imports, at most 15"),
         (lambda book, code: code[2].update(source="class A: pass"), "defines A; it belongs in asdlib"),
         (lambda book, code: code[-1].update(source="print('OK 03')"), "does not assert its claims"),
-        (lambda book, code: book["cells"].extend([code[2]] * 9), "code cells, at most 12"),
+        (
+            lambda book, code: book["cells"].extend([code[2]] * MOST_CELLS),
+            f"code cells, at most {MOST_CELLS}",
+        ),
+        (
+            lambda book, code: book["cells"][0].update(source="# T\n**Reads** x **Writes** y"),
+            "no link to 02_preprocessing | the first cell has no link to 04_classifier | the first cell does not ask",
+        ),
+        (lambda book, code: [cell.update(source="") for cell in book["cells"][-3:]], "no ## What we saw"),
     ],
 )
 def test_a_breach_is_found(change, words):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import matplotlib
@@ -332,8 +332,7 @@ def spectrogram(
 
     values : float (bins, frames).  frequencies_hz : float (bins,), rising; any spacing (mel bands are
         labeled where they are).
-    hop_s : s between frames.  colors : magma for levels, twilight for angles, PuOr for signed values. Others
-        are refused.
+    hop_s : s between frames.  colors : magma for levels, twilight for angles, PuOr for signed values
     """
     if values.ndim != 2 or len(frequencies_hz) != len(values):
         raise errors.InputError(
@@ -342,23 +341,95 @@ def spectrogram(
         )
     alt = f"{title or 'spectrogram'}, {values.shape[1] * hop_s:.1f} s, up to {frequencies_hz[-1]:.0f} Hz"
     figure, axes = panels(1, 1, 3.0, alt, vector=False)
-    limit = {"magma": None, "twilight": np.pi, "PuOr": np.abs(values).max()}[colors]
-    look = {
-        "origin": "lower",
-        "aspect": "auto",
-        "interpolation": "nearest",
-        "cmap": colors,
-        "vmin": limit and -limit,
-        "vmax": limit,
-    }
-    picture = axes[0, 0].imshow(values, extent=(0, values.shape[1] * hop_s, -0.5, len(values) - 0.5), **look)
+    shown = _picture(axes[0, 0], values, frequencies_hz, hop_s, colors, limits_of([values], colors))
+    figure.colorbar(shown, ax=axes[0, 0], label=unit, pad=0.01)
+    axes[0, 0].set(ylabel="frequency (Hz)", title=title)
+    return figure
+
+
+def limits_of(pictures: Sequence[np.ndarray], colors: Colors) -> tuple[float, float]:
+    """Ends of a color scale: 1st and 99.5th percentile of levels, -π to π of angles, the 99th percentile of
+    signed values to both sides; what lies beyond would leave no contrast to the rest.
+    """
+    every = np.concatenate([np.ravel(values) for values in pictures])
+    if colors == "magma":
+        low, high = np.percentile(every, (1, 99.5))
+        return float(low), float(max(high, low + 1e-6))
+    limit = np.pi if colors == "twilight" else max(float(np.percentile(np.abs(every), 99)), 1e-6)
+    return -limit, limit
+
+
+def _picture(axis, values, frequencies_hz, hop_s, colors, limits):
+    look = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "cmap": colors}
+    extent = (0, values.shape[1] * hop_s, -0.5, len(values) - 0.5)
+    shown = axis.imshow(values, extent=extent, vmin=limits[0], vmax=limits[1], **look)
     even = np.ptp(np.diff(frequencies_hz)) < 0.01 * frequencies_hz[-1] / len(values)
     nice = np.arange(0, frequencies_hz[-1] + 1, 1000) if even else 125 * 2.0 ** np.arange(8)
     nice = nice[(nice >= frequencies_hz[0]) & (nice <= frequencies_hz[-1])]
-    axes[0, 0].set_yticks(np.interp(nice, frequencies_hz, np.arange(len(values))), [f"{hz:g}" for hz in nice])
-    axes[0, 0].set(xlabel="time (s)", ylabel="frequency (Hz)", title=title)
-    axes[0, 0].grid(False)
-    figure.colorbar(picture, ax=axes[0, 0], label=unit, pad=0.01)
+    axis.set_yticks(np.interp(nice, frequencies_hz, np.arange(len(values))), [f"{hz:g}" for hz in nice])
+    axis.set_xlabel("time (s)")
+    axis.grid(False)
+    return shown
+
+
+@matplotlib.rc_context(STYLE)
+def side_by_side(
+    pictures: Mapping[str, np.ndarray],
+    frequencies_hz: np.ndarray,
+    hop_s: float,
+    *,
+    unit: str = "dB",
+    colors: Colors = "magma",
+    difference: bool = True,
+) -> Plot:
+    """Time-frequency pictures beside each other on one color scale; last, the second less the first.
+
+    pictures : title -> float (bins, frames); longer ones are cut to the shortest.  difference : whether to
+        show it.  Other arguments as of `spectrogram`.  Notebook: 02_preprocessing
+    """
+    frames = min(values.shape[1] for values in pictures.values())
+    shown = {title: values[:, :frames] for title, values in pictures.items()}
+    figure, axes = panels(
+        1,
+        len(shown) + difference,
+        2.7,
+        f"{'; '.join(shown)}, {frames * hop_s:.1f} s",
+        share="y",
+        vector=False,
+    )
+    limits = limits_of(list(shown.values()), colors)
+    for axis, (title, values) in zip(axes[0], shown.items()):
+        picture = _picture(axis, values, frequencies_hz, hop_s, colors, limits)
+        axis.set_title(title, fontsize=9)
+    figure.colorbar(picture, ax=list(axes[0, : len(shown)]), label=unit, pad=0.01, aspect=30)
+    if difference:
+        one, other = list(shown.values())[:2]
+        gap = other - one
+        picture = _picture(axes[0, -1], gap, frequencies_hz, hop_s, "PuOr_r", limits_of([gap], "PuOr"))
+        figure.colorbar(picture, ax=axes[0, -1], label=unit, pad=0.02, aspect=30)
+        axes[0, -1].set_title("second less first", fontsize=9)
+    axes[0, 0].set_ylabel("frequency (Hz)")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def spectra(magnitudes: Mapping[str, np.ndarray], bin_hz: float) -> Plot:
+    """Two whole-clip spectra over each other, and below the second less the first, each the largest value of
+    about 400 stretches.  magnitudes : title -> float (bins,).  Notebook: 02_preprocessing
+    """
+    figure, axes = panels(2, 1, 3.8, f"magnitude spectra: {'; '.join(magnitudes)}", share="x")
+    levels = []
+    for (title, magnitude), color, line in zip(magnitudes.items(), (BLUE, VERMILION), ("-", (0, (4, 1)))):
+        step = max(len(magnitude) // 400, 1)
+        peaks = magnitude[: len(magnitude) // step * step].reshape(-1, step).max(1)
+        levels.append(20 * np.log10(np.maximum(peaks, 1e-9)))
+        hz = (np.arange(len(peaks)) + 0.5) * step * bin_hz
+        axes[0, 0].plot(hz, levels[-1], color=color, ls=line, lw=0.9, label=title)
+    axes[1, 0].plot(hz, levels[1] - levels[0], color=BLACK, lw=0.9)
+    axes[1, 0].axhline(0, **CHANCE)
+    axes[0, 0].set(ylabel="magnitude (dB)", xlim=(0, hz[-1]))
+    axes[1, 0].set(ylabel="second less\nfirst (dB)", xlabel="frequency (Hz)")
+    figure.legend(**(BELOW | {"ncols": 2}))
     return figure
 
 
@@ -459,26 +530,6 @@ def counts(clips: pd.DataFrame) -> Plot:
     return figure
 
 
-@matplotlib.rc_context(STYLE)
-def spectrum(magnitude: np.ndarray, bin_hz: float, title: str = "") -> Plot:
-    """Whole-clip spectrum, the largest value of each of about 400 stretches. magnitude : float (bins,).
-    Notebook: 02_preprocessing.
-    """
-    step = max(len(magnitude) // 400, 1)
-    peaks = magnitude[: len(magnitude) // step * step].reshape(-1, step).max(1)
-    figure, axes = panels(1, 1, 2.6, f"magnitude spectrum {title}")
-    axes[0, 0].plot(
-        (np.arange(len(peaks)) + 0.5) * step * bin_hz,
-        20 * np.log10(np.maximum(peaks, 1e-9)),
-        color=BLUE,
-        lw=0.9,
-    )
-    axes[0, 0].set(
-        xlabel="frequency (Hz)", ylabel="magnitude (dB)", title=title, xlim=(0, len(magnitude) * bin_hz)
-    )
-    return figure
-
-
 PLOTS = {
     "metric_dots": metric_dots,
     "omega_dots": omega_dots,
@@ -486,7 +537,8 @@ PLOTS = {
     "losses": losses,
     "spectrogram": spectrogram,
     "waveform": waveform,
-    "spectrum": spectrum,
+    "spectra": spectra,
+    "side_by_side": side_by_side,
     "spread": spread,
     "counts": counts,
 }

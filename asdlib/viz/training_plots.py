@@ -1,33 +1,32 @@
-"""Figures of trained models: how training went, whether the VAE lives, what its latent space knows.
+"""Figures of networks: how they are built, how training goes, whether the VAE lives, what is recognized.
 
 Same rules as `asdlib.viz.plots`: plain tables in, one `Plot` out, nothing kept; no color carries meaning
-alone; units on every axis.
-Sources: METHOD 3.4, 3.9.  Notebooks: 02_preprocessing, 05_oevae, 07_latents.
+alone; units on every axis. Metrics of branches, back-ends and ablations are drawn by `plots.metric_dots` from
+`as_systems`.
 
-Figures of the classifier: how it learnt, what it recognizes, how unseen clips differ from seen ones.
-
-Every function takes plain tables, draws one figure and returns it as a `plots.Plot`; conventions and colors
-are those of `asdlib.viz.plots`. Metrics of branches, back-ends and ablations are drawn by `plots.metric_dots`
-from `as_systems`.
-
-Notebook: 04_classifier.
+Sources: METHOD 3.4, 3.5, 3.9.  Notebooks: 02_preprocessing, 04_classifier, 05_oevae, 07_latents.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import FancyBboxPatch, Patch
 from matplotlib.ticker import NullFormatter
 from scipy import stats
+from torch import Tensor, nn
 
 from asdlib import errors
-from asdlib.viz import plots
+from asdlib.models import branches, classifier, oevae
+from asdlib.viz import plots, tables
 from asdlib.viz.plots import (
     BELOW,
     BLACK,
@@ -342,6 +341,271 @@ def interpolation(points: np.ndarray, domain: np.ndarray, new: np.ndarray, title
     return figure
 
 
+# ---------------------------------------------------------------- networks
+
+
+class Box(NamedTuple):
+    """One box of a `network` diagram: two lines of text at a place of the grid; color as in BOXES."""
+
+    name: str
+    shape: str
+    row: float
+    column: float
+    kind: str = "layer"
+
+
+BOXES = {"input": GRAY, "layer": BLUE, "latent": ORANGE, "loss": VERMILION}
+
+
+@matplotlib.rc_context(STYLE)
+def network(boxes: Sequence[Box], arrows: Sequence[tuple[int, int]], alt: str) -> Plot:
+    """Boxes with the shape of what leaves them, joined by arrows.  arrows : (from, to), positions in `boxes`.
+    Notebooks: 04_classifier, 05_oevae
+    """
+    rows, columns = (1 + max(box[i] for box in boxes) for i in (2, 3))
+    figure, axes = plots.panels(1, 1, 0.3 + 0.78 * rows, alt)
+    axis, half = axes[0, 0], (0.43, 0.3)
+    axis.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
+    axis.set_axis_off()
+    for name, shape, row, column, kind in boxes:
+        place, size = (column - half[0], row - half[1]), (2 * half[0], 2 * half[1])
+        look = {
+            "boxstyle": "round,pad=0,rounding_size=0.06",
+            "fc": plots.pale(BOXES[kind]),
+            "ec": BOXES[kind],
+        }
+        axis.add_patch(FancyBboxPatch(place, *size, **look, lw=1))
+        axis.text(column, row - 0.1, name, ha="center", va="center", fontsize=7.5)
+        axis.text(column, row + 0.13, shape, ha="center", va="center", fontsize=7.5, weight="bold")
+    for one, other in arrows:
+        (y, x), (y_to, x_to) = boxes[one][2:4], boxes[other][2:4]
+        across = x != x_to  # else straight down or up
+        start = (x + np.sign(x_to - x) * half[0], y) if across else (x, y + np.sign(y_to - y) * half[1])
+        stop = (
+            (x_to - np.sign(x_to - x) * half[0], y_to) if across else (x, y_to - np.sign(y_to - y) * half[1])
+        )
+        axis.annotate("", stop, start, arrowprops={"arrowstyle": "->", "color": BLACK, "lw": 1})
+    return figure
+
+
+def shapes(net: nn.Module, names: Sequence[str], forward: Callable[[], object]) -> dict[str, str]:
+    """Shape of what leaves each named part of a network, "16 × 32 × 32", as `forward` runs it once.
+
+    The batch axis is left out. The network is as it was afterwards.  Notebooks: 04_classifier, 05_oevae
+    """
+    found: dict[str, str] = {}
+
+    def watch(name: str):
+        def hook(_module, _inputs, out) -> None:
+            found[name] = times(out.shape[1:])
+
+        return net.get_submodule(name).register_forward_hook(hook)
+
+    training, hooks = net.training, [watch(name) for name in names]
+    with torch.no_grad():
+        net.eval()
+        forward()
+    net.train(training)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def times(shape: Sequence[int]) -> str:
+    """A shape in words: (16, 32, 32) is "16 × 32 × 32"."""
+    return " × ".join(map(str, shape)) or "1"
+
+
+def oevae_network(net: oevae.OEVAE, x: Tensor) -> Plot:
+    """f_FE, g_machine and VAE with the shapes of this very network.  x : log-mel segments (n, 1, mels,
+    frames).  Notebook: 05_oevae
+    """
+    stages = ("conv1", "maxpool", *oevae.LAYERS, "avgpool")
+    names = [*(f"extractor.{name}" for name in stages), "vae.encoder.0", "vae.encoder", "vae.decoder.0"]
+    shape = shapes(net, names, lambda: net(x))
+    z = f"{net.vae.domain} | {net.settings.latent - net.vae.domain}"
+    top = [("X, log-mel", times(x.shape[1:]), "input"), ("conv 7 × 7 / 2", shape["extractor.conv1"], "layer")]
+    top += [("max pool / 2", shape["extractor.maxpool"], "layer")]
+    top += [(name, shape[f"extractor.{name}"], "layer") for name in oevae.LAYERS]
+    top += [("mean: h", str(net.dim), "latent"), ("g_machine", "1", "layer")]
+    low = [("encoder", shape["vae.encoder.0"], "layer"), ("μ, ln σ²", f"2 × {net.settings.latent}", "latent")]
+    low += [("z_d | z_c", z, "latent"), ("decoder", shape["vae.decoder.0"], "layer")]
+    low += [("ĥ", str(net.dim), "latent")]
+    boxes = [Box(name, words, 0, i, kind) for i, (name, words, kind) in enumerate(top)]
+    boxes += [Box(name, words, 1, 7 - i, kind) for i, (name, words, kind) in enumerate(low)]
+    boxes += [Box("L_machine", "Eq. 2", 1, 8, "loss"), Box("L_vae1", "Eq. 3", 2, 6, "loss")]
+    boxes += [Box("L_vae2", "Eq. 4", 2, 3, "loss")]
+    chain = [(i, i + 1) for i in range(8)] + [(i, i + 1) for i in range(9, 13)]
+    alt = f"f_FE from {times(x.shape[1:])} to {net.dim}, g_machine, VAE of {net.settings.latent} channels"
+    return network(boxes, [*chain, (7, 9), (8, 14), (10, 15), (13, 16)], alt)
+
+
+def classifier_network(net: classifier.Classifier, inputs: Mapping[str, Tensor]) -> Plot:
+    """Every branch, the joined embedding and the heads, with the shapes of this very network.
+
+    inputs : of `classifier.branch_inputs`.  Notebook: 04_classifier
+    """
+    parts = {  # of a branch: what it is called, the module that ends it
+        branches.SpectrumBranch: (
+            ("conv 256 / 64", "convolutions.2"),
+            ("conv 64 / 32", "convolutions.5"),
+            ("conv 16 / 4", "convolutions.8"),
+            ("4 dense", "head.11"),
+        ),
+        branches.SpectrogramBranch: (
+            ("stem", "stem"),
+            *((f"stage {i + 1}", f"blocks.{2 * i + 1}") for i in range(4)),
+        ),
+    }
+    rows = {name: parts[type(branch)] for name, branch in net.branches.items()}
+    modules = [f"branches.{name}.{module}" for name, row in rows.items() for _, module in row]
+    shape = shapes(net, [*modules, *(f"branches.{name}" for name in rows)], lambda: net(inputs))
+    boxes, arrows, ends, last = [], [], [], 1 + max(map(len, rows.values()))
+    for y, (name, row) in enumerate(rows.items()):
+        boxes.append(Box(name, times(inputs[name].shape[1:]), y, 0, "input"))
+        for x, (words, module) in enumerate(row):
+            boxes.append(Box(words, shape[f"branches.{name}.{module}"], y, x + 1))
+        boxes.append(Box("e_" + name, shape[f"branches.{name}"], y, last, "latent"))
+        first = len(boxes) - len(row) - 2
+        arrows += [(i, i + 1) for i in range(first, len(boxes) - 1)]
+        ends.append(len(boxes) - 1)
+    middle, joined = (len(rows) - 1) / 2, len(boxes)
+    boxes.append(Box("e, joined", str(net.settings.dim * len(rows)), middle, last + 1, "latent"))
+    arrows += [(end, joined) for end in ends]
+    heads = [("plain", net.plain)] + [("FeatEx", net.featex)] * (net.featex is not None)
+    for i, (name, head) in enumerate(heads):
+        centers = f"{head.classes} × {head.subclusters}"
+        boxes.append(Box(name, centers, middle + (i - (len(heads) - 1) / 2), last + 2, "loss"))
+        arrows.append((joined, len(boxes) - 1))
+    return network(
+        boxes, arrows, f"branches {', '.join(rows)}, joined to {times([net.settings.dim * len(rows)])}"
+    )
+
+
+@matplotlib.rc_context(STYLE)
+def exchange(origin: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Plot:
+    """What FeatEx makes of some clips: which clip each branch's embedding comes from, and the new soft label.
+
+    origin : int (n, branches).  labels : (n, (branches + 1) · C).  names : of the branches.  Notebook:
+        04_classifier
+    """
+    count, n = len(names), len(origin)
+    figure, axes = plots.panels(1, 2, 0.9 + 0.3 * n, f"branches of {n} clips and their labels after FeatEx")
+    left, right = axes[0]
+    moved = origin != np.arange(n)[:, None]
+    left.imshow(np.where(moved, 0.5, 0.0), cmap="Oranges", vmin=0, vmax=1, aspect="auto")
+    for y, x in np.ndindex(origin.shape):
+        words = f"clip {origin[y, x]}"
+        left.text(
+            x, y, words, ha="center", va="center", fontsize=9, weight="bold" if moved[y, x] else "normal"
+        )
+    left.set(xticks=range(count), xticklabels=names, yticks=range(n), title="embedding comes from")
+    left.set_yticklabels([f"clip {i}" for i in range(n)])
+    row, column = np.nonzero(labels)
+    right.scatter(column, row, c=labels[row, column], cmap="Blues", vmin=-0.3, vmax=1, marker="s", s=30, lw=0)
+    right.set(xlim=(-0.5, labels.shape[1] - 0.5), ylim=(n - 0.5, -0.5))
+    width = labels.shape[1] / (count + 1)
+    right.set_xticks(width * (np.arange(count + 1) + 0.5) - 0.5, ["kept", *names])
+    right.vlines(width * np.arange(1, count + 1) - 0.5, -0.5, n - 0.5, color=BLACK, lw=0.8)
+    right.set(yticks=[], title=f"label of {labels.shape[1]} classes, blocks of {width:g}")
+    for axis in axes[0]:
+        axis.grid(False)
+    return figure
+
+
+class Live:
+    """Curves that grow while a loop runs: one output, drawn anew by `draw`, and now and then by itself: at
+    most every two seconds, and for at most a tenth of the time.
+
+    >>> live = Live("first steps")
+    >>> for batch in batches:
+    ...     live(L_machine=loss)
+    >>> live.draw()
+
+    `table` has a row per step. Notebooks: 04_classifier, 05_oevae
+    """
+
+    def __init__(self, title: str):
+        self.title, self.rows, self.handle, self.next = title, [], None, time.monotonic() + 2.0
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row per step: step (from 1) and the values, float."""
+        return pd.DataFrame(self.rows)
+
+    def __call__(self, **values: float | Tensor) -> None:
+        """Note the values of one step."""
+        self.rows.append(
+            {"step": len(self.rows) + 1} | {name: float(value) for name, value in values.items()}
+        )
+        if time.monotonic() > self.next:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw all steps so far in place of what was drawn before."""
+        from IPython.display import display  # here: only a notebook has a display
+
+        began = time.monotonic()
+        shown = tables.Html(steps(self.table, self.title)._repr_html_())
+        self.next = time.monotonic() + max(2.0, 10 * (time.monotonic() - began))
+        if self.handle is None:
+            self.handle = display(shown, display_id=True)
+        else:
+            self.handle.update(shown)
+
+
+@matplotlib.rc_context(STYLE)
+def steps(table: pd.DataFrame, title: str = "") -> Plot:
+    """Values over training steps, on a logarithmic scale where they span much.
+
+    table : step, and a column for each curve.  Notebooks: 04_classifier, 05_oevae
+    """
+    names = [name for name in plots.some(table, "training steps") if name != "step"]
+    figure, axes = plots.panels(1, 1, 2.8, f"{', '.join(names)} over {len(table)} steps", 6.8)
+    looks = zip(names, (VERMILION, ORANGE, GREEN, BLUE, PURPLE), ("-", "--", "-.", ":", (0, (6, 2))))
+    for name, color, line in looks:
+        axes[0, 0].plot(table["step"], table[name].clip(lower=1e-6), color=color, ls=line, label=name)
+    axes[0, 0].set(xlabel="step", title=title)
+    if table[names].max(axis=None) > 20 * table[names].clip(lower=1e-6).min(axis=None):
+        _log(axes[0, 0])
+    axes[0, 0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def priors(scales: Sequence[float] = (1.0, 2.5, 5.0)) -> Plot:
+    """Priors of two neighboring conditions, d_min apart, for k = scale / d_min, and the mass that they share.
+    Notebook: 05_oevae
+    """
+    figure, axes = plots.panels(
+        1, len(scales), 2.3, f"priors of neighboring conditions for {scales}", share="y"
+    )
+    for axis, scale in zip(axes[0], scales):
+        z = np.linspace(-3, scale + 3, 200)
+        both = [stats.norm.pdf(z, mean) for mean in (0, scale)]
+        for density, color, line, label in zip(both, (BLUE, ORANGE), ("-", "--"), ("v", "v + d_min")):
+            axis.plot(z, density, color=color, ls=line, label=label)
+        axis.fill_between(z, np.minimum(*both), color=GRAY, alpha=0.4)
+        shared = f"{2 * stats.norm.cdf(-scale / 2):.1%}".replace("%", " %")
+        axis.set(title=f"k = {scale:g} / d_min: {shared} shared", xlabel="z_d less k·v", yticks=[])
+    axes[0, 0].legend(fontsize=8)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def by_label(table: pd.DataFrame, x: str, y: str) -> Plot:
+    """Two numbers of each clip by label.  table : label and the columns `x` and `y`, whose names are those
+    of the axes.  Notebook: 05_oevae
+    """
+    figure, axes = plots.panels(1, 1, 3.2, f"{y} over {x} of {len(table)} clips by label", 6.4, vector=False)
+    for kind, rows in plots.some(table, "clips").groupby("label", sort=False):
+        color, _, marker = KINDS[kind]
+        axes[0, 0].scatter(rows[x], rows[y], s=22, c=color, marker=marker, alpha=0.6, lw=0, label=kind)
+    axes[0, 0].set(xlabel=x, ylabel=y)
+    axes[0, 0].legend()
+    return figure
+
+
 MODEL_PLOTS = {
     "training_curves": training_curves,
     "kl_channels": kl_channels,
@@ -350,6 +614,11 @@ MODEL_PLOTS = {
     "traversal": traversal,
     "by_condition": by_condition,
     "interpolation": interpolation,
+    "network": network,
+    "exchange": exchange,
+    "steps": steps,
+    "priors": priors,
+    "by_label": by_label,
 }
 PER_ROW = 4  # machines side by side
 NAMES = {"plain": "plain head", "featex": "FeatEx head"}

@@ -63,7 +63,8 @@ INPUTS = {
     "losses": (HISTORY,),
     "spectrogram": (rng.normal(size=(64, 30)), MEL_HZ, 0.016),
     "waveform": (rng.uniform(-1, 1, 32000), 16000, [(0.0, 1.0), (0.5, 1.5)]),
-    "spectrum": (rng.uniform(0, 1, 8001), 0.5),
+    "spectra": ({"normal": rng.uniform(0, 1, 8001), "anomaly": rng.uniform(0, 1, 8001)}, 0.5),
+    "side_by_side": ({"one": rng.normal(size=(64, 30)), "other": rng.normal(size=(64, 29))}, MEL_HZ, 0.016),
     "spread": (CLIPS, "level_db"),
     "counts": (CLIPS,),
 }
@@ -159,6 +160,25 @@ def test_a_tone_is_drawn_at_its_frequency():
         for label, place in zip(axis.get_yticklabels(), axis.get_yticks(), strict=True)
     }
     assert at["2000"] == 16
+
+
+def test_the_difference_is_the_second_less_the_first_on_one_scale():
+    one, other = np.zeros((64, 12)), np.full((64, 10), 3.0)
+    axes = plots.side_by_side({"one": one, "other": other}, MEL_HZ, 0.016).axes
+    pictures = [image for axis in axes for image in axis.images if len(image.get_array()) == 64]
+    assert [axis.get_title() for axis in axes[:3]] == ["one", "other", "second less first"]
+    assert pictures[0].get_clim() == pictures[1].get_clim() and (pictures[2].get_array() == 3.0).all()
+    assert len(plots.side_by_side({"one": one}, MEL_HZ, 0.016, difference=False).axes) == 2
+
+
+def test_contrast_is_that_of_the_middle_of_the_values():
+    values = np.linspace(0, 1, 1001)
+    values[0], values[-1] = -1000.0, 1000.0  # one dead and one clipping value
+    low, high = plots.limits_of([values], "magma")
+    assert 0 <= low < 0.02 and 0.98 < high <= 1
+    assert plots.limits_of([values], "twilight") == (-np.pi, np.pi)
+    low, high = plots.limits_of([np.zeros(5)], "PuOr")
+    assert low == -high < 0
 
 
 def test_mel_bands_are_labeled_where_they_are():

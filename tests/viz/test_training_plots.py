@@ -5,9 +5,11 @@ missing.
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.text import Text
 
 from asdlib import errors
+from asdlib.models import classifier, oevae
 from asdlib.viz import plots, training_plots
 
 rng = np.random.default_rng(0)
@@ -76,7 +78,17 @@ INPUTS = {
         np.array(["source"] * 6 + ["target"] * 3),
         rng.normal(size=(4, 2)),
     ),
+    "network": (
+        [training_plots.Box("X", "1 × 8", 0, 0, "input"), training_plots.Box("h", "4", 0, 1)],
+        [(0, 1)],
+        "",
+    ),
+    "exchange": (np.array([[0, 1], [1, 1]]), np.eye(2, 6), ["fft", "mel"]),
+    "steps": (pd.DataFrame({"step": EPOCHS, "L_machine": 0.7 / EPOCHS, "L_vae1": 100.0 / EPOCHS}),),
+    "priors": (),
+    "by_label": (CLIPS.assign(norm=CLIPS["score"] ** 2), "norm", "score"),
 }
+NO_AXES = {"knowledge", "network", "exchange"}  # whose axes count machines, boxes or clips
 
 
 def words(figure):
@@ -88,7 +100,8 @@ def test_contract(name):
     first, second = (training_plots.MODEL_PLOTS[name](*INPUTS[name]) for _ in range(2))
     assert plots.image(first, "svg") == plots.image(second, "svg")
     assert plots.image(first, "png").startswith(b"\x89PNG") and "mathdefault" not in words(first)
-    assert first.alt and (name == "knowledge" or any(axis.get_xlabel() for axis in first.axes))
+    assert first.alt or name == "network"
+    assert name in NO_AXES or any(axis.get_xlabel() for axis in first.axes)
 
 
 def test_what_was_not_measured_is_left_out_or_said():
@@ -111,6 +124,51 @@ def test_sixteen_machines_stand_in_rows_of_four():
         "α",
         "",
     ]  # once in a row: it is the same for all
+
+
+def test_a_diagram_has_the_shapes_of_its_network_and_leaves_it_as_it_was():
+    net = oevae.OEVAE(oevae.OEVAESettings(width=4, hidden=12, latent=8, domain_latent=3)).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    told = words(training_plots.oevae_network(net, torch.zeros(2, 1, 32, 48)))
+    for shape in ("1 × 32 × 48", "4 × 16 × 24", "32 × 1 × 2", "3 | 5", "2 × 8"):
+        assert shape in told
+    assert net.training and all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert not any(part._forward_hooks for part in net.modules())
+
+
+@pytest.mark.parametrize("branches", [("fft",), ("fft", "mel", "phase", "stft256")])
+def test_a_diagram_of_the_classifier_names_its_branches(branches):
+    settings = classifier.ClassifierSettings(
+        branches=branches, clip_seconds=1.0, dim=6, subclusters=2, n_mels=32
+    )
+    net = classifier.Classifier(settings, 5)
+    inputs = classifier.branch_inputs(torch.randn(2, 16000), settings)
+    told = words(training_plots.classifier_network(net, inputs))
+    assert all(f"e_{name}" in told for name in branches) and str(6 * len(branches)) in told
+    assert "5 × 2" in told and ("FeatEx" in told) == (len(branches) > 1)
+
+
+def test_neighboring_priors_share_what_the_normal_distribution_says():
+    told = words(training_plots.priors((1.0, 5.0)))
+    assert "k = 1 / d_min: 61.7 % shared" in told and "k = 5 / d_min: 1.2 % shared" in told
+
+
+def test_a_live_curve_keeps_every_step_and_one_output(monkeypatch):
+    shown = []
+
+    class Handle:
+        def update(self, value):
+            shown.append(value)
+
+    monkeypatch.setattr("IPython.display.display", lambda value, display_id: shown.append(value) or Handle())
+    live = training_plots.Live("first steps")
+    for step in range(5):
+        live(L=torch.tensor(1.0 / (step + 1)))
+    assert live.table["step"].tolist() == [1, 2, 3, 4, 5] and live.table["L"].iloc[-1] == pytest.approx(0.2)
+    assert shown == []  # not within the first seconds
+    live.draw()
+    live.draw()
+    assert len(shown) == 2 and shown[0].startswith('<div class="plot">')
 
 
 def test_refusals():
