@@ -364,7 +364,12 @@ class Stage:
 
 STAGES = (
     Stage("01_data", False, False, ("report", "oevae.condition")),
-    Stage("02_preprocessing", False, False, ("report", "oevae.condition", "oevae.features", "oevae.smote")),
+    Stage(
+        "02_preprocessing",
+        False,
+        False,
+        ("report", "oevae.condition", "oevae.features", "oevae.smote", "classifier"),
+    ),
     Stage(
         "03_baseline",
         True,
