@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import dataclasses
 import functools
 import inspect
 import json
@@ -35,7 +36,7 @@ import pandas as pd
 import torch
 
 from asdlib import errors, io, schemas
-from asdlib.data.store import Clips, Store, machine_rows, reference_groups, training_clips
+from asdlib.data.store import Clips, Store, machine_rows, reference_groups, training_clips, training_rows
 from asdlib.models import training
 from asdlib.models.precision import DTYPES, NETWORKS, auto
 from asdlib.scoring import fusion, thresholds
@@ -485,6 +486,46 @@ def score_table(clips: pd.DataFrame, rows: np.ndarray, scores: Scores, seed: int
         for (system, component), values in scores.items()
     ]
     return schemas.score_table(pd.concat(parts, ignore_index=True)[list(schemas.SCORE_COLUMNS)])
+
+
+def stand_ins(
+    detector: Detector, store: Store, machine: str, *, most: int = 200, seed: int = 0
+) -> pd.DataFrame:
+    """Scores of clips that stand in for anomalies of a machine: training clips of other machines, as if they
+    were its own.
+
+    What `fusion.view_weights` learns from; they are rows to add to the detector's score table. No test clip
+    and no label is read. OEVAE and the classifier saw these clips in training, as other machines.
+
+    Parameters
+    ----------
+    detector : fitted to the machine, or to several
+    store : clips of the machine and of others
+    machine : whose anomalies they stand in for
+    most : clips, drawn by `seed`; all detectors get the same ones
+
+    Returns
+    -------
+    Score table: split stand-in, label anomaly, machine, section and domain of the machine, clip "<machine>:
+    <clip>"
+    raises : errors.InputError where the store has no other machine
+    """
+    table, own = store.clips, training_rows(store.clips, machine)
+    others = np.flatnonzero(
+        (table["machine"] != machine) & (table["split"] == "train") & (table["label"] == "normal")
+    )
+    if not len(others):
+        raise errors.InputError(
+            f"{machine} is the only machine, expected clips of others to stand in for its anomalies"
+        )
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.choice(others, min(most, len(others)), replace=False))
+    facts = {name: np.resize(table[name].to_numpy()[own], len(table)) for name in ("section", "domain")}
+    named = table.assign(
+        machine=machine, split=fusion.STAND_IN, label="anomaly", clip=machine + ": " + table["clip"], **facts
+    )
+    scores = detector.components(Clips(dataclasses.replace(store, clips=named), rows))
+    return score_table(named, rows, scores, detector.seed)
 
 
 def detect(detector: Detector, store: Store, machines: Sequence[str]) -> pd.DataFrame:

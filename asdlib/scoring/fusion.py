@@ -34,6 +34,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from scipy.stats import mannwhitneyu
 
 from asdlib import errors, schemas
 from asdlib.scoring.thresholds import Gamma, ZScore
@@ -266,43 +267,97 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(dict.fromkeys(names), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
 
-VIEWS = {"mean": np.mean, "min": np.min, "max": np.max}
+WAYS = ("mean", "min", "max", "weighted")
+STAND_IN = "stand-in"  # split of the clips that stand in for anomalies, see `view_weights`
 
 
 def fuse_views(
     scores: pd.DataFrame, systems: Iterable[str], how: str = "mean", name: str = ""
 ) -> pd.DataFrame:
-    """One system of several: the mean, minimum or maximum of their z-scores.
+    """One system of several views: mean, minimum, maximum or weighted mean of their z-scores.
 
-    The scale of each is that of its own leave-clip-out training scores, by (machine, section) and seed; no
+    The scale of each is that of its own leave-clip-out training scores, by machine, section and seed; no
     label and no other test clip is read.
 
     Parameters
     ----------
     scores : score table with the component `score` of every system, of the same clips
-    systems : which of them
-    how : one of VIEWS. The minimum calls a clip anomalous where all views do, the maximum where one does
+    systems : the views
+    how : one of WAYS. The minimum calls a clip anomalous where all views do, the maximum where one does;
+        `weighted` takes `view_weights`
     name : of the system that is made; "": `how` and the systems
 
     Returns
     -------
-    Score table of the new system, component `score`, training and test clips. Source: METHOD 3.7
-    raises : errors.InputError for an unknown system or way, and for systems that scored other clips
+    Score table of the new system, component `score`, of the same clips. Source: METHOD 3.7
+    raises : errors.InputError for an unknown way, a system that is missing or scored other clips, and
+        `weighted` without stand-ins
     """
-    systems, fused = list(systems), VIEWS[errors.check_choice("fusion of views", how, list(VIEWS))]
-    known = sorted(scores["system"].unique())
-    columns = {}
-    for system in systems:
-        part = scores[scores["system"] == errors.check_choice("system", system, known)]
-        part = part[part["component"] == "score"].set_index(KEYS)["score"]
-        scaled = []
-        for _, rows in part.groupby(["machine", "section", "seed"]):
-            train = rows[rows.index.get_level_values("split") == "train"]
-            scaled.append(pd.Series(fit_scale(train.to_numpy(), "zscore")(rows.to_numpy()), rows.index))
-        columns[system] = pd.concat(scaled)
-    table = pd.DataFrame(columns)
-    if table.isna().any(axis=None):
-        raise errors.InputError(f"{', '.join(systems)} scored different clips; score all with each of them")
-    made = pd.Series(fused(table.to_numpy(), axis=1), table.index, name="score").reset_index()
-    made = made.assign(system=name or f"{how} of {', '.join(systems)}", component="score")
-    return schemas.score_table(made[list(schemas.SCORE_COLUMNS)])
+    systems = list(systems)
+    errors.check_choice("fusion of views", how, WAYS)
+    table = aligned(scores, [(system, "score") for system in systems], "zscore")
+    views = table[[f"{system}/score" for system in systems]].to_numpy()
+    if how == "weighted":
+        of = pd.MultiIndex.from_frame(schemas.by_references(table)[["machine", "seed"]])
+        made = (views * view_weights(scores, systems).reindex(of).to_numpy()).sum(1)
+    else:
+        made = {"mean": np.mean, "min": np.min, "max": np.max}[how](views, axis=1)
+    name = name or f"{how} of {', '.join(systems)}"
+    return table[KEYS].assign(system=name, component="score", score=made)[list(schemas.SCORE_COLUMNS)]
+
+
+def view_weights(scores: pd.DataFrame, systems: Iterable[str]) -> pd.DataFrame:
+    """Weights of views learned without labels: how well each tells stand-ins for anomalies from normal clips.
+
+    A view's weight is 2·AUC − 1 (0 where the AUC is below one half) of stand-ins against the training clips'
+    leave-clip-out scores; a view that knows nothing of the machine has about 0. Weights of a machine sum to
+    1, and are equal where no view is above one half.
+
+    Parameters
+    ----------
+    scores : score table with the component `score` of every system, of training clips and of stand-ins (split
+        "stand-in", `detectors.base.stand_ins`); other rows are not read
+    systems : the views
+
+    Returns
+    -------
+    A row per machine (or <machine>_<section>) and seed, a column per system. Source: METHOD 3.7
+    raises : errors.InputError where a system has no training clip or no stand-in of a machine
+    """
+    systems, found = list(systems), {}
+    table = schemas.by_references(scores[scores["component"] == "score"])
+    values = dict(iter(table.groupby(["machine", "seed", "split", "system"])["score"]))
+    for machine, seed in table[["machine", "seed"]].drop_duplicates().to_numpy():
+        gain = []
+        for system in systems:
+            normal, odd = (values.get((machine, seed, split, system)) for split in ("train", STAND_IN))
+            if normal is None or odd is None:
+                missing = "training clip" if normal is None else "stand-in"
+                raise errors.InputError(
+                    f"weights of views: {system} scored no {missing} of {machine}, seed {seed}; add those of"
+                    " detectors.base.stand_ins to the score table of every view"
+                )
+            auc = mannwhitneyu(odd, normal).statistic / (len(odd) * len(normal))
+            gain.append(max(2 * auc - 1, 0.0))
+        found[machine, seed] = np.array(gain) / sum(gain) if any(gain) else np.full(len(gain), 1 / len(gain))
+    index = pd.MultiIndex.from_tuples(found, names=["machine", "seed"])
+    return pd.DataFrame([*found.values()], index, systems)
+
+
+def leave_one_view_out(
+    scores: pd.DataFrame, systems: Iterable[str], how: str = "mean", name: str = ""
+) -> pd.DataFrame:
+    """`fuse_views` of all views, and of all but each: what a fused result owes to every one of its views.
+
+    returns : score table of `name` and of "<name> without <view>" for each view
+    raises : errors.InputError for fewer than two views, and as `fuse_views`
+    """
+    systems = list(systems)
+    if len(systems) < 2:
+        raise errors.InputError(f"leave one view out of {systems}: expected two views or more")
+    name = name or f"{how} of {', '.join(systems)}"
+    parts = [fuse_views(scores, systems, how, name)]
+    for left_out in systems:
+        rest = [system for system in systems if system != left_out]
+        parts.append(fuse_views(scores, rest, how, f"{name} without {left_out}"))
+    return pd.concat(parts, ignore_index=True)

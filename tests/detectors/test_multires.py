@@ -40,22 +40,6 @@ def test_scores_equal_a_slow_second_derivation(context):
     np.testing.assert_allclose(fitted.decision_scores_, own, rtol=0, atol=1e-6)
 
 
-def test_other_test_clips_change_nothing(context, fitted):
-    """Half of the test clips replaced: the scores of the other half are the same to the bit."""
-    test = rows_of(context, "pump", "test")
-    half, others = test[::2], rows_of(context, "saw", "test")[1::2]
-    mixed = np.stack([half, others], axis=1).ravel()
-    store = context.store
-    as_pump = asd.from_arrays(
-        [store.int16(row) for row in mixed],
-        pd.DataFrame({"machine": "pump", "split": "test"}, index=range(len(mixed))),
-    )
-    before, after = fitted.components(Clips(store, test)), fitted.components(as_pump)
-    for key, values in before.items():
-        assert np.abs(values[::2] - after[key][::2]).max() == 0
-        assert np.abs(values[1::2] - after[key][1::2]).min() > 0
-
-
 def test_a_training_clip_is_scored_as_if_it_had_never_been_seen(context, fitted):
     train = rows_of(context, "pump", "train")
     own = fitted.training_components()
