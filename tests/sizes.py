@@ -62,6 +62,7 @@ TINY = oevae.OEVAESettings(
     epochs=2,
     refit_epochs=3,
     k_scales=(1.0, 5.0),
+    drop_alpha=False,
 )
 SMALL = classifier.ClassifierSettings(
     clip_seconds=1.0, n_fft=256, hop_length=256, n_mels=40, dim=8, subclusters=2, kmeans=4, epochs=2, batch=8

@@ -1,11 +1,12 @@
-"""Ablations of OEVAE: settings against a saturated extractor, and layers of the extractor for β.
+"""Ablations: what training is worth, settings against a saturated extractor, and layers for β.
 
+`control` : a trained classifier or OEVAE beside the same network before its first step.
 `table` : each setting alone, and all together, for a few epochs. Rows differ from the first only by what they
     name; everything else (features, condition, sizes) is the study's. A few epochs show whether the extractor
     still learns and the VAE lives, not what a full training would reach.
 `inner_layers` : β from each layer of a finished network, and of the same network before its first step.
     Nothing is trained.
-Sources: METHOD 3.9, 3.10, 6.3.  Notebook: 05_oevae
+Sources: METHOD 3.9, 3.10, 6.3.  Notebooks: 04_classifier, 05_oevae
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import torch
 from asdlib.analysis import latents
 from asdlib.data.store import machine_rows
 from asdlib.detectors.base import detect, score_table
+from asdlib.detectors.classifier import Classifier
 from asdlib.detectors.oevae import OEVAE
-from asdlib.evaluation import metrics
+from asdlib.evaluation import comparison, metrics
 from asdlib.models import oevae, training
 from asdlib.scoring.distances import density_references, density_scores
 from asdlib.scoring.pooling import POOLING, pool
@@ -32,6 +34,46 @@ ROWS = {
     "near pseudo-anomalies": {"near": 0.5},
 }
 EVERYTHING = {name: value for row in ROWS.values() for name, value in row.items()}
+
+
+def control(
+    detector: Classifier | OEVAE, scores: pd.DataFrame, metric: metrics.MetricsSettings
+) -> pd.DataFrame:
+    """A trained detector beside the same one before its first step (`epochs = 0`): what training is worth.
+
+    Costs a pass of the detector's clips through the network; the detector stays as it is.
+
+    Parameters
+    ----------
+    detector : fitted
+    scores : its score table, of `detect` or `Study.fit_or_load`
+    metric : of the study
+
+    Returns
+    -------
+    component, trained, untrained (harmonic mean of AUC source, AUC target and pAUC over the detector's
+    machines, 0..1), gain (their difference) and its interval, low and high; no row without labeled test
+    clips. Source: METHOD 3.10. Notebooks: 04_classifier, 05_oevae
+    """
+    blank = {"epochs": 0} | ({"k_scales": ()} if isinstance(detector, OEVAE) else {})
+    made = type(detector)(
+        detector.settings.replace(**blank),
+        seed=detector.seed,
+        device=detector.device,
+        precision=detector.precision,
+    )
+    machines = sorted(set(detector.store.clips["machine"].iloc[detector.train_rows]))
+    untrained = detect(made, detector.store, machines)
+    both = pd.concat([scores.assign(system="trained"), untrained.assign(system="untrained")])
+    reached = {kind: _official(both[both["system"] == kind], metric) for kind in ("trained", "untrained")}
+    rows = []
+    for component in untrained["component"].unique() if len(reached["untrained"]) else ():
+        pair = comparison.over_all(
+            comparison.paired(both, "trained", "untrained", metric, detector.seed, component)
+        )
+        sides = (reached[kind][component] for kind in ("trained", "untrained"))
+        rows += [(component, *sides, *pair[["value", "low", "high"]].iloc[0])] if len(pair) else []
+    return pd.DataFrame(rows, columns=["component", "trained", "untrained", "gain", "low", "high"])
 
 
 def variant(settings: oevae.OEVAESettings, epochs: int, **changed) -> oevae.OEVAESettings:

@@ -6,7 +6,8 @@ Conventions
 Components per clip, means over its segments, higher = more anomalous; the final `_score` is their fusion
 (`fusion.systems`):
 
-    alpha            the α of `oevae.alpha_mode`; alpha_nll, alpha_kl, ...: every mode
+    alpha            the α of `oevae.alpha_mode`, or 0 where `alpha_fault` says that it tells nothing and
+                     `oevae.drop_alpha` is on; alpha_nll, alpha_kl, ...: every mode
     alpha_k<scale>   the same mode from a VAE refitted on the finished embeddings with that k_scale
     beta             mean distance to the k = `oevae.neighbors` nearest references, or the local density of
                      `oevae.backend`
@@ -72,6 +73,7 @@ class OEVAE(OEVAETraining, Detector):
     uses_others = True
     scoring_settings = (
         "alpha_mode",
+        "drop_alpha",
         "layers",
         "pooling",
         "backend",
@@ -275,9 +277,9 @@ class OEVAE(OEVAETraining, Detector):
     def _items(self, rows: np.ndarray, own_clips: bool) -> dict[str, np.ndarray]:
         """Every component of each segment, (segments,), clip by clip."""
         s, found = self.settings, self._pass(rows)
-        items = {f"alpha_{mode}": values for mode, values in found.alpha.items()} | {
-            "alpha": found.alpha[s.alpha_mode]
-        }
+        items = {f"alpha_{mode}": values for mode, values in found.alpha.items()}
+        dropped = s.drop_alpha and self.alpha_fault
+        items["alpha"] = np.zeros(len(found.clip)) if dropped else found.alpha[s.alpha_mode]
         for scale in self.heads:
             values = losses.alpha_scores(self._refitted(scale, found.h), domain=s.domain_latent)[s.alpha_mode]
             items[f"alpha_k{scale:g}"] = values.cpu().numpy()

@@ -27,6 +27,7 @@ from asdlib.models.oevae import VAE, VAEBatch
 # than a vector register (its bug 6035); 16 is that of AVX-512
 NARROWEST_CHANNELS_LAST = 16
 EVAL_ITEMS = 256  # segments per forward pass when nothing is learnt
+FOLLOWS = 0.95  # correlation of α with the norm of h above which α tells nothing else
 ALIVE = 0.01  # variance of μ over items below which a channel carries nothing (Burda et al. 2016)
 INIT, SPLIT, EVALUATE, MIX, REFIT = range(101, 106)  # purposes of random draws, beside the epochs
 
@@ -44,7 +45,8 @@ class ForwardPass(NamedTuple):
 
 
 class OEVAETraining:
-    """What OEVAE learns: `net`, `heads` (k_scale: VAE), `trained` bool (training clips,) and `history`.
+    """What OEVAE learns: `net`, `heads` (k_scale: VAE), `trained` bool (training clips,), `held_out_alpha`
+    and `history`.
 
     The fields declared here are those of `base.Detector`.
     """
@@ -103,6 +105,35 @@ class OEVAETraining:
             precision=self.training_dtype,
         )
         self.heads = {scale: self._refit(scale) for scale in s.k_scales}
+        self.held_out_alpha = self._held_out_alpha()
+
+    def _held_out_alpha(self) -> dict[str, float]:
+        """On segments of held-out clips: channels of z_c that move (`alive`), and by `alpha_mode` the
+        correlation of α with the norm of h, 0 for a constant; empty without held-out clips.
+        """
+        kept = self.train_rows[~self.trained]
+        if not len(kept):
+            return {}
+        found = self._pass(kept)
+        norm = np.linalg.norm(found.h, axis=1)
+        alive = (found.mu[:, self.settings.domain_latent :].var(0) > ALIVE).sum()
+        follows = {
+            mode: float(np.corrcoef(values, norm)[0, 1]) if values.std() > 0 and norm.std() > 0 else 0.0
+            for mode, values in found.alpha.items()
+        }
+        return {"alive": float(alive)} | follows
+
+    @property
+    def alpha_fault(self) -> str:
+        """Why α tells nothing by the held-out clips, in words; "" where it may, or none was held out."""
+        found, mode = self.held_out_alpha, self.settings.alpha_mode
+        if not found:
+            return ""
+        if found["alive"] == 0 and mode in ("nll", "expected_nll", "kl"):
+            return "no channel of z_c moves on held-out clips"
+        if abs(found[mode]) > FOLLOWS:
+            return f"its correlation with the norm of the embedding is {found[mode]:.3f} on held-out clips"
+        return ""
 
     def _open(self) -> None:
         """What follows from the training clips alone: condition, features, classes of the attribute head."""
@@ -256,7 +287,8 @@ class OEVAETraining:
             for scale, vae in self.heads.items()
             for name, value in vae.state_dict().items()
         }
-        save_file(heads | {"trained": self.trained.astype(np.uint8)}, folder / "refits.safetensors")
+        facts = {f"alpha/{name}": np.array([value]) for name, value in self.held_out_alpha.items()}
+        save_file(heads | facts | {"trained": self.trained.astype(np.uint8)}, folder / "refits.safetensors")
 
     def _load_training(self, folder: Path) -> None:
         """What `_save_training` wrote."""
@@ -268,6 +300,11 @@ class OEVAETraining:
         if len(self.trained) != len(self.train_rows):
             count = len(self.trained)
             raise errors.InputError(f"{folder}: is of {count} training clips, not of these; {io.AGAIN}")
+        self.held_out_alpha = {
+            name.partition("/")[2]: float(value[0])
+            for name, value in state.items()
+            if name.startswith("alpha/")
+        }
         for scale in s.k_scales:
             self.heads[scale] = VAE(self.net.dim, s.hidden, s.latent, s.domain_latent).to(self.device).eval()
             own = {name: value for name, value in state.items() if name.startswith(f"{scale:g}/")}

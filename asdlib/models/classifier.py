@@ -61,7 +61,9 @@ class ClassifierSettings(Settings):
     )
     l2: float = setting(1e-5, "weight of the squared kernels in the loss (METHOD 5.2)", 0.0, 1.0)
     batch: int = setting(64, "clips per step (METHOD 5.4)", 2, 65536)
-    epochs: int = setting(10, "passes over all training clips (METHOD 5.4)", 1, 100000)
+    epochs: int = setting(
+        10, "passes over all training clips (METHOD 5.4); 0: the initial weights, as a control", 0, 100000
+    )
     lr: float = setting(1e-3, "Adamax step size (METHOD 3.5)", 0.0, 1.0)
     holdout: float = setting(
         0.1,

@@ -116,6 +116,11 @@ class OEVAESettings(Settings):
     alpha_mode: Literal["nll", "expected_nll", "kl", "recon", "neg_elbo"] = setting(
         "nll", "α of the score (report 3.2; METHOD 3.4); all are kept"
     )
+    drop_alpha: bool = setting(
+        True,
+        "α is 0, and so leaves the fusion, where held-out clips show that no channel of z_c moves or that α"
+        " follows the norm of the embedding; without held-out clips it stays (METHOD 3.10)",
+    )
     layers: Many[Literal["layer1", "layer2", "layer3", "layer4"]] = setting(
         ("layer4",), "stages of f_FE whose output β measures distances in; layer4 is the last (METHOD 4.14)"
     )

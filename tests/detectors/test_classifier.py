@@ -16,10 +16,11 @@ from safetensors.numpy import load_file, save_file
 from sizes import Context, bound, detector_of, fit
 
 from asdlib import augment, errors, features
+from asdlib.analysis import ablation
 from asdlib.data import index
 from asdlib.data.store import Clips, Store, machine_statistics, open_store, standardize
 from asdlib.detectors import classifier as module
-from asdlib.detectors.base import detect, machine_rows, score_table
+from asdlib.detectors.base import detect, machine_rows, score_all, score_table
 from asdlib.detectors.classifier import Classifier, ablations, load_embeddings
 from asdlib.detectors.classifier_training import held_out
 from asdlib.evaluation import metrics
@@ -642,6 +643,18 @@ def test_features_of_another_length_are_refused_in_words(context, fitted):
             context.store,
             rows_of(context, "train"),
         )
+
+
+def test_no_epochs_leave_the_seeded_network_and_the_control_is_its_score(context, fitted):
+    blank = detector_of(Classifier, changed(context, epochs=0))
+    scores = detect(blank, context.store, ["pump", "saw"])
+    assert len(blank.history) == 0 and np.isfinite(scores["score"]).all()
+    fitted_scores = score_all(fitted, context.store, ["pump", "saw"])
+    table = ablation.control(fitted, fitted_scores, context.cfg.metrics)
+    assert set(table["component"]) == {"score", *backends.BACKENDS}
+    found = metrics.table(scores, context.cfg.metrics.replace(bootstrap=20), 0)
+    whole = found[(found["machine"] == "all") & (found["metric"] == "omega")].set_index("component")["value"]
+    np.testing.assert_allclose(table["untrained"], whole[table["component"]], atol=1e-9)
 
 
 def test_ablations_take_one_thing_out_each():

@@ -622,6 +622,53 @@ def test_no_epochs_leave_the_seeded_network(context, trained):
     assert latents.saturation(blank.history).startswith("Not trained")
 
 
+@pytest.fixture(scope="module")
+def dropping(context):
+    return fitted(context, drop_alpha=True, holdout=0.3, k_scales=())
+
+
+def test_alpha_leaves_the_fusion_where_held_out_clips_show_that_it_tells_nothing(dropping, tmp_path):
+    detector, kept = dropping, dropping.train_rows[~dropping.trained]
+    found = detector._pass(kept)
+    norm = np.linalg.norm(found.h, axis=1)
+    expected = np.corrcoef(found.alpha["nll"], norm)[0, 1]
+    assert detector.held_out_alpha["nll"] == pytest.approx(expected)
+    assert detector.held_out_alpha["alive"] == (found.mu[:, 3:].var(0) > 0.01).sum()
+    clips = Clips(detector.store, machine_rows(detector.store.clips, "pump", "test"))
+    cases = [
+        ({"alive": 0.0, "nll": 0.2}, "no channel of z_c moves on held-out clips"),
+        ({"alive": 2.0, "nll": -0.97}, "its correlation with the norm of the embedding is -0.970"),
+        ({"alive": 2.0, "nll": 0.2}, ""),
+        ({}, ""),
+    ]
+    for facts, words in cases:
+        detector.held_out_alpha = facts
+        assert detector.alpha_fault.startswith(words) and bool(detector.alpha_fault) == bool(words)
+        scores = detector.components(clips)
+        assert (scores["oevae", "alpha"] == 0).all() if words else (scores["oevae", "alpha"] != 0).all()
+        assert (scores["oevae", "alpha_nll"] != 0).all()
+    detector.held_out_alpha = {"alive": 0.0, "nll": 0.2}
+    table = detector.score(clips).pivot(index="clip", columns="component", values="score")
+    assert (table["score"].rank() == table["beta"].rank()).all()  # the fusion ranks as β alone
+    detector.save(tmp_path)
+    again = OEVAE.load(tmp_path, Clips(detector.store, detector.train_rows), device="cpu")
+    assert again.held_out_alpha == detector.held_out_alpha
+
+
+def test_the_control_is_the_detector_of_no_epochs(context, trained):
+    scores = detect(fitted(context), context.store, ["pump"])
+    table = ablation.control(trained, scores, context.cfg.metrics).set_index("component")
+    blank = fitted(context, epochs=0, k_scales=())
+    test = machine_rows(context.store.clips, "pump", "test")
+    facts = context.store.clips.iloc[test]
+    for kind, detector in (("trained", trained), ("untrained", blank)):
+        beta = detector.components(Clips(detector.store, test))["oevae", "beta"]
+        reached = oracle.official_metrics(beta, list(facts["domain"]), list(facts["label"]))
+        assert table.loc["beta", kind] == pytest.approx(oracle.harmonic_mean(reached), abs=1e-9)
+    np.testing.assert_allclose(table["gain"], table["trained"] - table["untrained"], atol=1e-9)
+    assert (table["low"] <= table["gain"] + 1e-9).all() and (table["gain"] <= table["high"] + 1e-9).all()
+
+
 def test_the_table_of_layers_is_beta_of_such_detectors(context, trained, beside):
     before = trained.net.state_dict()["machine.weight"].clone()
     table = ablation.inner_layers(trained, context.cfg.metrics)
