@@ -9,6 +9,7 @@ over all of them. ASDLIB_SEEDS and ASDLIB_ROWS (names with commas) do a part; th
 
 import datetime
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -21,7 +22,7 @@ from asdlib import errors, io
 from asdlib.data import index, synthetic
 from asdlib.data.store import machine_rows, open_store, training_clips
 from asdlib.detectors import DETECTORS
-from asdlib.detectors.base import score_all
+from asdlib.detectors.base import score_all, stand_ins
 from asdlib.evaluation import comparison, detectability, metrics
 from asdlib.scoring import fusion
 from asdlib.settings import digest
@@ -45,13 +46,12 @@ ROWS = {
     "beta, layer 1, untrained": ("oevae", "oevae", "beta", INNER | {"pooling": "mean_std", "epochs": 0}),
     "beta, layer 1 in bands": ("oevae", "oevae", "beta", INNER | {"pooling": "bands"}),
     "classifier": ("classifier", "classifier", "score", {}),
+    "classifier, untrained": ("classifier", "classifier", "score", {"epochs": 0}),
 }
 REFERENCES = ("baseline_knn", "multires", "baseline_mse")
-FUSIONS = {
-    "views: beta layer 1 in bands, Mahalanobis": ("beta, layer 1 in bands", "baseline_mahala"),
-    "the same and baseline_knn": ("beta, layer 1 in bands", "baseline_mahala", "baseline_knn"),
-    "the same and multires": ("beta, layer 1 in bands", "baseline_mahala", "baseline_knn", "multires"),
-}
+VIEWS = ("beta, layer 1 in bands", "baseline_mahala", "baseline_knn")
+FUSIONS = {"three views": VIEWS, "three views and multires": (*VIEWS, "multires")}
+NOISE = 5  # draws of a view of noise
 
 
 def main() -> None:
@@ -112,6 +112,7 @@ def of_seed(seed: int, rows: list[str]) -> None:
                     trained[key].mkdir()
                     detector.save_training(trained[key])
                 parts.append(scores_of(detector, store, group))
+                parts += [stand_ins(detector, store, machine) for machine in group]
             table = fusion.systems(pd.concat(parts, ignore_index=True), cfg.fusion)
             table = table[(table["system"] == system) & (table["component"] == component)]
             table = table.assign(system=row, component="score")
@@ -142,11 +143,23 @@ def kept(seed: int) -> pd.DataFrame:
         return pd.DataFrame()
     table = pd.concat([pd.read_parquet(path) for path in there], ignore_index=True)
     severity = table.groupby("clip")["severity"].first()
-    names, parts = set(table["system"]), [table.drop(columns="severity")]
-    for name, members in FUSIONS.items():
-        if set(members) <= names:
-            parts += [fusion.fuse_views(parts[0], members, how, f"{how} of {name}") for how in fusion.VIEWS]
+    names, table = set(table["system"]), table.drop(columns="severity")
+    parts, rng = [table], np.random.default_rng(seed)
+    for name, views in FUSIONS.items():
+        if set(views) <= names:
+            own = table[table["system"].isin(views)]
+            for how in fusion.WAYS:
+                parts.append(fusion.leave_one_view_out(own, views, how, f"{how} of {name}"))
+            for i in range(NOISE):
+                noise = own[own["system"] == views[0]].assign(system="noise")
+                noise["score"] = rng.normal(size=len(noise))
+                both = pd.concat([own, noise], ignore_index=True)
+                parts += [
+                    fusion.fuse_views(both, [*views, "noise"], how, f"{how} of {name} and noise {i}")
+                    for how in ("mean", "weighted")
+                ]
     table = pd.concat(parts, ignore_index=True)
+    table = table[table["split"] == "test"]
     table["severity"] = table["clip"].map(severity)
     for column in ("machine", "clip"):
         table[column] = f"{seed}:" + table[column]
@@ -160,35 +173,67 @@ def text(found: dict[int, pd.DataFrame]) -> str:
     scores, settings = scores[scores["system"].isin(rows)], metrics.MetricsSettings()
     own = metrics.table(scores.drop(columns="severity"), settings, 0)
     own = own[(own["machine"] == "all") & (own["metric"] == "omega")].set_index("system")
+    pairs = comparison.Pairs(scores.drop(columns="severity"), settings, 0)
+
+    def score(row: str) -> str:
+        return tables.number(*own.loc[row, ["value", "low", "high"]])
+
+    def less(row: str, reference: str) -> str:
+        if row == reference:
+            return ""
+        pair = comparison.over_all(pairs(row, reference)).iloc[0]
+        return tables.number(pair["value"], pair["low"], pair["high"])
+
     _, reached = detectability.curves(scores, settings, 0)
     reached = reached[reached["machine"] == "all"].set_index("system")
     references = [name for name in REFERENCES if name in rows]
-    lines = []
-    for row in sorted(rows, key=lambda row: -own.loc[row, "value"]):
-        line = {"detector": row, "official score": tables.number(*own.loc[row, ["value", "low", "high"]])}
-        for reference in references:
-            if row == reference:
-                line[f"less {reference}"] = ""
-                continue
-            pair = comparison.paired(scores.drop(columns="severity"), row, reference, settings, 0)
-            pair = comparison.over_all(pair).iloc[0]
-            line[f"less {reference}"] = tables.number(pair["value"], pair["low"], pair["high"])
-        at = reached.loc[row] if row in reached.index else None
-        line["severity at AUC .75"] = "" if at is None else _severity(at)
-        lines.append(line)
-    seeds = ", ".join(map(str, found))
+    main = sorted((row for row in rows if not SECOND.search(row)), key=lambda row: -own.loc[row, "value"])
+    lines = [
+        {"detector": row, "official score": score(row)}
+        | {f"less {reference}": less(row, reference) for reference in references}
+        | {"severity at AUC .75": _severity(reached.loc[row]) if row in reached.index else ""}
+        for row in main
+    ]
+    fused = [f"{how} of {name}" for name in FUSIONS for how in fusion.WAYS if f"{how} of {name}" in rows]
+    alone = [
+        {"fusion": row, "left out": other.removeprefix(f"{row} without "), "official score": score(other)}
+        | {"all views less these": less(row, other)}
+        for row in fused
+        for other in rows
+        if other.startswith(f"{row} without ")
+    ]
+    noisy = [
+        {
+            "fusion": row,
+            "official score": score(row),
+            f"with noise, mean of {NOISE} draws": f"{own.loc[with_noise, 'value'].mean():.3f}",
+        }
+        for row in fused
+        if (with_noise := [other for other in rows if other.startswith(f"{row} and noise")])
+    ]
     missing = [seed for seed in REPORTED if seed not in found]
     gone = [row for row in ROWS if row not in rows]
-    head = [
+    page = [
         "# Quality on fresh synthetic machines",
         f"{datetime.date.today().isoformat()}, `python -m tests.bench quality`, the demo's recipe; seeds"
-        f" {seeds}, {scores['machine'].nunique()} machines, {scores['clip'].nunique()} clips. Settings were"
-        f" chosen on seeds {CHOSEN[0]} to {CHOSEN[-1]}, never on these. Intervals: 95 %, bootstrap of the test"
-        " clips, paired for differences; one training each. Fusions read training scores alone.",
+        f" {', '.join(map(str, found))}, {scores['machine'].nunique()} machines,"
+        f" {scores['clip'].nunique()} test clips. Settings were chosen on seeds {CHOSEN[0]} to {CHOSEN[-1]},"
+        " never on these. Intervals: 95 %, bootstrap of the test clips, paired for differences; one training"
+        " each. Untrained: the same weights before the first step. Fusions: three views are"
+        f" {'; '.join(VIEWS)}. They read training scores alone; `weighted` also training clips of other"
+        " machines, which stand in for anomalies.",
         *([f"Missing seeds: {', '.join(map(str, missing))}."] if missing else []),
-        *([f"Not measured on all of these seeds: {', '.join(gone)}."] if gone else []),
+        *([f"Not measured on all of these seeds: {'; '.join(gone)}."] if gone else []),
+        tables.markdown_table(pd.DataFrame(lines)),
     ]
-    return "\n\n".join([*head, tables.markdown_table(pd.DataFrame(lines))]) + "\n"
+    if alone:
+        page += ["## What each view adds", tables.markdown_table(pd.DataFrame(alone))]
+    if noisy:
+        page += ["## A view of noise", tables.markdown_table(pd.DataFrame(noisy))]
+    return "\n\n".join(page) + "\n"
+
+
+SECOND = re.compile(" without | and noise ")  # rows of the tables below the first
 
 
 def _severity(row: pd.Series) -> str:
