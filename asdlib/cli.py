@@ -52,6 +52,7 @@ def _run(args: argparse.Namespace) -> None:
     from asdlib.studies import study as studies
     from asdlib.studies.report import claims_text, metrics_text
     from asdlib.studies.sweeps import runs
+    from asdlib.viz import claims
 
     study, overrides = _asked(args)
     only = args.stages.split(",") if args.stages else []
@@ -79,7 +80,10 @@ def _run(args: argparse.Namespace) -> None:
         with io.refused(run.folder / "metrics.csv", "metrics"):
             found, controls = (pd.read_csv(run.folder / name) for name in ("metrics.csv", "controls.csv"))
             pairs = comparison.all_pairs(io.scores(run.folder / "scores.parquet"), run.cfg.metrics, run.seed)
-            ending += [claims_text(found, controls, pairs, run.cfg.metrics), metrics_text(found)]
+            told = claims.claims(found, controls, pairs, run.cfg.metrics, run.cfg.chosen_by)
+        with io.refused(run.reports / "report.json", "a report's numbers"):
+            headline = json.loads((run.reports / "report.json").read_text(encoding="utf-8"))["headline"]
+        ending += [headline, claims_text(told), metrics_text(found)]
         ending.append(f"report {run.reports / 'index.html'}")
     if not only and (run.reports / "sweep.html").is_file():
         ending.append(f"seeds and settings {run.reports / 'sweep.html'}")

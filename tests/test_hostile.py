@@ -20,6 +20,7 @@ import resource
 import shutil
 import signal
 import struct
+import types
 import zipfile
 from pathlib import Path
 
@@ -42,7 +43,7 @@ from asdlib import io as io_module
 from asdlib.data import decode, download
 from asdlib.data import index as clip_index
 from asdlib.data.store import Clips, _open, open_store
-from asdlib.evaluation import detectability
+from asdlib.evaluation import detectability, metrics
 from asdlib.models import training
 from asdlib.settings import to_tree
 from asdlib.studies import artifacts, config, report, study
@@ -1029,6 +1030,11 @@ SAFE = {
     "pre",
     "h1",
     "h2",
+    "h3",
+    "section",
+    "article",
+    "i",
+    "b",
     "table",
     "caption",
     "thead",
@@ -1089,6 +1095,20 @@ def marked(request, tmp_path_factory):
     return mark, store
 
 
+def study_of(store, mark):
+    """What `report.findings` asks of a run."""
+    small = metrics.MetricsSettings(bootstrap=20, shuffles=10)
+    return types.SimpleNamespace(
+        cfg=config.StudySettings(name="t", about=mark, systems=("baseline_knn",), metrics=small),
+        clips=store.clips,
+        store=store,
+        seed=0,
+        synthetic=False,
+        measure=lambda s: (metrics.table(s, small, 0), metrics.controls(store.clips, s, small, 0)),
+        load_table=lambda *_: pd.DataFrame(),
+    )
+
+
 def text_of(page: str) -> str:
     """What a browser shows of a page."""
     found = []
@@ -1113,14 +1133,18 @@ def test_names_show_as_text_in_tables_players_figures_and_pages(marked, tmp_path
         columns=["system", "machine", "domain", "seed", "threshold"],
     )
     some = scores["clip"][:2]
-    behind = tables.behind(scores, decisions, 6)
+    run = study_of(store, mark)
+    found = report.findings(run, scores)
     outputs = [
         tables.styled(store.clips, mark),
         tables.styled(store.problems, mark),
         tables.folded(mark, tables.styled(scores)),
-        tables.styled(tables.most_anomalous(scores, decisions, 3)),
         report.players(store, some, some, 16000),
-        report.players(store, behind["clip"], behind["caption"], 16000),
+        report.first_screen(found),
+        report.claims_table(found),
+        report.detection_table(found),
+        report.clip_cards(run, found),
+        report_plots.domain_gaps(found.table, found.controls),
         plots.counts(store.clips)._repr_html_(),
         plots.spread(store.clips, "level_db")._repr_html_(),
         report_plots.score_histograms(scores, decisions)._repr_html_(),
@@ -1153,26 +1177,11 @@ def test_names_show_as_text_in_tables_players_figures_and_pages(marked, tmp_path
 
 def test_names_show_as_text_in_summaries_and_the_index_of_studies(marked, tmp_path):
     mark, _ = marked
-    rows = [
-        ("baseline_knn", "score", m, name, 0.7, 0.6, 0.8, 0)
-        for m in (f"m{mark}", "all")
-        for name in ("auc_source", "auc_target", "pauc", "hmean", "omega")
-    ]
-    table = pd.DataFrame(rows, columns=schemas.METRIC_COLUMNS)
-    controls = pd.concat(
-        [
-            table.assign(system="control_level"),
-            table.assign(system="control_shuffled", component="baseline_knn"),
-        ]
-    )
-    cfg = config.StudySettings(name="t", about=mark)
-    report.write_summary(
-        tmp_path / "t",
-        cfg,
-        table,
-        controls,
-        pd.DataFrame({"path": [mark], "reason": [mark], "left_out": [True]}),
-    )
+    scores = marked[1].clips.assign(system="baseline_knn", component="score", seed=0, score=1.0)
+    found = report.findings(study_of(marked[1], mark), scores[list(schemas.SCORE_COLUMNS)])
+    table, controls = found.table, found.controls
+    problems = pd.DataFrame({"path": [mark], "reason": [mark], "left_out": [True]})
+    report.write_summary(tmp_path / "t", found, problems)
     index = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert tags(index) <= SAFE and mark in text_of(index)
     assert tags((tmp_path / "t" / "summary.md").read_text(encoding="utf-8")) <= set()
@@ -1190,6 +1199,8 @@ REPORT = json.dumps(
         "machines": ["fan"],
         "omega": {"knn": [0.5, 0.4, 0.6]},
         "left_out": 1,
+        "headline": "h",
+        "warnings": [["w", True]],
     }
 ).encode()
 
@@ -1205,7 +1216,7 @@ def test_mutated_reports_in_the_index_of_studies(tmp_path_factory, changes):
 
 
 @hostile(150)
-@given(st.sampled_from(["study", "about", "finished", "machines", "omega", "left_out"]), JSONS)
+@given(st.sampled_from(["about", "finished", "machines", "omega", "left_out", "headline", "warnings"]), JSONS)
 def test_reports_of_another_form_in_the_index_of_studies(tmp_path_factory, name, value):
     folder = tmp_path_factory.getbasetemp() / "forms"
     for i, facts in enumerate((json.loads(REPORT), json.loads(REPORT) | {name: value}, value)):

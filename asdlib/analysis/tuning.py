@@ -101,6 +101,7 @@ class Parts:
     settings: metrics.MetricsSettings
     default: Choice
     scales: dict[str, float]  # k_scale of each prior
+    chosen_by: str = ""  # how the default was chosen, where the study says it
 
     @property
     def systems(self) -> tuple[str, ...]:
@@ -222,6 +223,7 @@ def from_scores(scores: pd.DataFrame, cfg: config.StudySettings) -> Parts:
         cfg.metrics,
         Choice(cfg.fusion.omega, cfg.fusion.eta, cfg.oevae.neighbors, trained),
         {prior: scale for prior, (_, scale) in alphas.items()},
+        cfg.chosen_by,
     )
 
 

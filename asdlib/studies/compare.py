@@ -26,7 +26,7 @@ from asdlib.scoring import fusion
 from asdlib.settings import flat
 from asdlib.studies import config
 from asdlib.studies.home import home_folder
-from asdlib.viz import pages, tables
+from asdlib.viz import claims, pages, tables
 
 CLIP = ["clip", "domain", "label", "digest"]  # what makes two test clips one and the same
 UNSAID = ("name", "about")  # settings that change nothing
@@ -42,6 +42,11 @@ class Side:
     metrics: pd.DataFrame
     scores: pd.DataFrame
     clips: pd.DataFrame
+
+    @property
+    def chosen_by(self) -> str:
+        """How its settings were chosen, of the setting of that name."""
+        return json.loads(self.settings.get("chosen_by", '""'))
 
 
 def load(study: str, home: str | Path = "") -> Side:
@@ -117,7 +122,7 @@ def results(a: Side, b: Side) -> pd.DataFrame:
         parts.append(own.set_index(["machine", "metric", "system"])["text"])
     both = pd.concat(parts, axis=1, keys=names).fillna("—").reset_index()
     place = {system: number for number, system in enumerate(fusion.in_order(both["system"]))}
-    metric = {name: number for number, name in enumerate((*tables.OVER_ALL, "hmean"))}
+    metric = {name: number for number, name in enumerate((*claims.OVER_ALL, "hmean"))}
     order = [
         (m != "all", m, metric[n], place[s])
         for m, n, s in both[["machine", "metric", "system"]].itertuples(index=False)
@@ -133,7 +138,7 @@ def tested(
 ) -> pd.DataFrame:
     """The systems of both studies, compared in pairs over machines with the same test clips.
 
-    returns : tables.DIFFERENCES, Ω over these machines (or what there is of its parts), corrected for their
+    returns : claims.DIFFERENCES, Ω over these machines (or what there is of its parts), corrected for their
         number
     """
     systems = fusion.in_order(set(a.scores["system"]) & set(b.scores["system"]))
@@ -149,9 +154,9 @@ def tested(
             comparison.over_all(comparison.paired(pd.concat(both, ignore_index=True), *pair, settings, seed))
         )
     return (
-        tables.verdicts(pd.concat(found, ignore_index=True), settings)
+        claims.verdicts(pd.concat(found, ignore_index=True), settings, [a.chosen_by, b.chosen_by])
         if found
-        else pd.DataFrame(columns=list(tables.DIFFERENCES))
+        else pd.DataFrame(columns=list(claims.DIFFERENCES))
     )
 
 
@@ -183,9 +188,12 @@ def compared(a: Side, b: Side) -> list[tuple[str, str, pd.DataFrame]]:
         told.append(
             f"pAUC was measured differently (metrics.max_fpr); the paired test takes that of {names[0]}."
         )
-    pairs = tested(a, b, same, settings) if same else pd.DataFrame(columns=list(tables.DIFFERENCES))
+    pairs = tested(a, b, same, settings) if same else pd.DataFrame(columns=list(claims.DIFFERENCES))
     if len(pairs):
-        told.append(tables.family(pairs, settings))
+        told.append(claims.family(pairs, settings))
+    for name, side in zip(names, (a, b)):
+        if side.chosen_by in claims.TEST_TUNED:
+            told.append(f"No claim, as of {name} {claims.TEST_TUNED[side.chosen_by]}.")
     pairs = pairs.rename(columns={"system_a": "first", "system_b": "second", "a − b": "first − second"})
     return [
         ("Settings that differ", "", differing(a.settings, b.settings, names)),

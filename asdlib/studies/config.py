@@ -100,6 +100,11 @@ class StudySettings(Settings):
     include: Many[str] = setting(
         (), "TOML files whose settings hold where the study's file says nothing, relative to that file"
     )
+    chosen_by: Literal["", "default", "training", "oracle", "hand"] = setting(
+        "",
+        "how ω, η, k and k_scale were chosen, as tuned.toml says it; after oracle and hand, which saw test"
+        " labels, the report makes no claim",
+    )
     seeds: Many[Annotated[int, Field(ge=0, le=2**31 - 1)]] = setting((0,), "one run per seed")
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", "where tensors live; auto takes a GPU where there is one"

@@ -35,7 +35,6 @@ from asdlib.studies import artifacts, report
 from asdlib.viz import tables
 
 DCASE = {*metrics.PAPER_TABLE1, *EVALUATION}
-FEW = 50  # training clips below which the 0.9 quantile rests on fewer than five of them
 
 
 def license(roots: Sequence[Path], machines: Sequence[str], stated: str, synthetic: bool) -> str:
@@ -103,60 +102,25 @@ def data_table(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def limits(run, decisions: pd.DataFrame) -> list[str]:
-    """What the results do not say, as far as the study's own data tell."""
-    train = run.clips[run.clips["split"] == "train"].groupby("machine").size()
-    test = run.clips[run.clips["split"] == "test"]
-    labeled = set(test[test["label"].isin(["normal", "anomaly"])]["machine"])
-    blind = [name for name in run.machines if name not in labeled]
-    target = set(run.clips[(run.clips["split"] == "train") & (run.clips["domain"] == "target")]["machine"])
-    few = [f"{name} ({train[name]})" for name in run.machines if train[name] < FEW]
-    counted = decisions[decisions["method"] == "empirical"].groupby("system")["machine"].nunique()
-    said = [
-        (
-            "The recordings are synthetic: nothing here is evidence about a real machine."
-            if run.synthetic
-            else (
-                "The results hold for these machines, microphones and places; another place is another sound."
-            )
-        ),
-        (
-            f"No labeled test clips of {', '.join(blind)}: scores and thresholds, but no measure of how good"
-            " they are."
-            if blind
-            else ""
-        ),
-        (
-            "No training clips of the target domain of"
-            f" {', '.join(name for name in run.machines if name not in target)}: what a change of conditions"
-            " does to scores and thresholds is not known there."
-            if set(run.machines) - target
-            else ""
-        ),
-        f"Few training clips of {', '.join(few)}: thresholds rest on a handful of scores." if few else "",
-        "".join(
+def limits(run, found: report.Findings) -> list[str]:
+    """What the results do not say, as far as the study's own data tell. run : study.Run"""
+    counted = found.decisions[found.decisions["method"] == "empirical"].groupby("system")["machine"].nunique()
+    place = "The results hold for these machines, microphones and places; another place is another sound."
+    return [
+        *(one.sentence for one in found.warnings),
+        *([] if run.synthetic else [place]),
+        *(
             f"{system}: the threshold of {count} machine{'s' * (count > 1)} is an empirical quantile, no"
-            " gamma fits its training scores. "
+            " gamma fits its training scores."
             for system, count in counted.items()
-        ).strip(),
-        (
-            "Only normal sound was trained on: a score says how unlike it a recording is, not what is broken,"
-            " nor how badly."
         ),
+        "Only normal sound was trained on: a score says how unlike it a recording is, not what is broken,"
+        " nor how badly.",
     ]
-    return [line for line in said if line]
 
 
-def text(
-    run,
-    table: pd.DataFrame,
-    controls: pd.DataFrame,
-    decisions: pd.DataFrame,
-    pairs: pd.DataFrame | None = None,
-) -> str:
-    """The card. run : study.Run.  table, controls : metric tables.  decisions : of `metrics.decisions`.
-    pairs : of `comparison.all_pairs`
-    """
+def text(run, found: report.Findings) -> str:
+    """The card. run : study.Run.  found : of `report.findings`"""
     cfg, share = run.cfg, 1 - run.cfg.metrics.decision_quantile
     changed = report.settings(cfg)
     changed = changed[
@@ -170,7 +134,7 @@ def text(
         .reset_index()
     )
     spent["seconds"] = spent["seconds"].round(0).astype(int)
-    kept = decisions[decisions["domain"] == "all"].drop(columns=["domain", "normal", "anomaly"])
+    kept = found.decisions[found.decisions["domain"] == "all"].drop(columns=["domain", "normal", "anomaly"])
     numbers = kept.select_dtypes("float").columns
     kept[numbers] = kept[numbers].map(lambda value: tables.number(value)).astype(str)
     trained = "".join(
@@ -182,6 +146,7 @@ def text(
     gone = int(run.problems["left_out"].sum())
     parts = [
         f"# Model card: {cfg.name}",
+        f"**{tables.markdown(found.headline)}**",
         tables.markdown(cfg.about),
         "## Data",
         (
@@ -207,16 +172,16 @@ def text(
             " person listens to the right ones first; and to compare detectors. Not for decisions on safety,"
             " and not for other machines."
         ),
-        "\n".join(f"- {tables.markdown(line)}" for line in limits(run, decisions)),
+        "\n".join(f"- {tables.markdown(line)}" for line in limits(run, found)),
         "## Results, with intervals",
-        tables.markdown_table(tables.wide(table)),
+        tables.markdown_table(tables.wide(found.table)),
         (
             f"In brackets: {cfg.metrics.confidence:.0%} bootstrap intervals over test clips; they say nothing"
             " of other machines or other trainings. Chance: 0.5."
         ),
-        *(f"- {tables.markdown(line)}" for line in tables.reasons(table)),
+        *(f"- {tables.markdown(line)}" for line in tables.reasons(found.table)),
         "## Controls and the reference without training",
-        tables.markdown_table(tables.claims(table, controls, pairs, cfg.metrics)),
+        tables.markdown_table(found.claims.drop(columns="case")),
         (
             "control_level: the level of each clip as if it were a score. labels shuffled: what each system"
             f" reaches by luck. {comparison.REFERENCE}: needs no training; what is not above it, training did"
@@ -244,16 +209,10 @@ def text(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def write(
-    run,
-    table: pd.DataFrame,
-    controls: pd.DataFrame,
-    decisions: pd.DataFrame,
-    pairs: pd.DataFrame | None = None,
-) -> Path:
+def write(run, found: report.Findings) -> Path:
     """model_card.md beside the summary, in the study's report folder. Arguments as `text`.  Notebook:
     09_report
     """
     run.reports.mkdir(parents=True, exist_ok=True)
-    io.write_text(run.reports / "model_card.md", text(run, table, controls, decisions, pairs))
+    io.write_text(run.reports / "model_card.md", text(run, found))
     return run.reports / "model_card.md"

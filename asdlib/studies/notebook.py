@@ -34,7 +34,6 @@ from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
-import nbformat
 import papermill
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
@@ -286,10 +285,5 @@ def export(order: JobSpec) -> None:
         return
     page.parent.mkdir(parents=True, exist_ok=True)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    title = nbformat.read(folder / "notebook.ipynb", 4).cells[0].source.splitlines()[0].lstrip("# ")
-    report.html(
-        folder / "notebook.ipynb",
-        page,
-        order.footer | {"device": manifest["device"], **manifest["versions"]},
-        title,
-    )
+    footer = order.footer | {"device": manifest["device"], **manifest["versions"]}
+    report.html(folder / "notebook.ipynb", page, footer)

@@ -1,37 +1,45 @@
-"""Reports: an executed notebook as one self-contained page, clips to hear, a summary, and the index of all
-studies.
+"""Reports: what a study found, an executed notebook as one self-contained page, cards of clips, a summary,
+and the index of all studies.
 
 Conventions
 -----------
-The frame of a page is that of `pages`. Everything that comes from data is escaped. All clips of one set of
-players have one common gain, so that levels can be compared by ear. Files are written whole or not at all;
-disk full and missing permissions are worded by `io.wrap_os_errors`. Source: METHOD 8.4. Notebooks: all become
-pages; summary and players are those of 09_report.
+The frame of a page is that of `pages`; the sentences are those of `claims`. Everything that comes from data
+is escaped. All clips of one set of players have one common gain, so that levels can be compared by ear. Files
+are written whole or not at all; disk full and missing permissions are worded by `io.wrap_os_errors`. Source:
+METHOD 8.4. Notebooks: all become pages; findings, summary and cards are those of 09_report.
 """
 
 from __future__ import annotations
 
+import base64
 import datetime
+import io as memory
 import json
 import math
 import operator
 import os
 import urllib.parse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib.image
 import nbformat
+import numpy as np
 import pandas as pd
+import torch
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import MarkdownWithMath
 from traitlets.config import Config
 
-from asdlib import errors, io
-from asdlib.evaluation import metrics
+from asdlib import errors, features, io
+from asdlib.data.store import Clips, Store, training_clips
+from asdlib.detectors.nearest import NearestNeighbor
+from asdlib.evaluation import comparison, metrics
 from asdlib.scoring import fusion
 from asdlib.settings import digest, to_tree
 from asdlib.studies import artifacts, config
-from asdlib.viz import audio, pages, plots, tables
+from asdlib.viz import audio, claims, pages, report_plots, tables
 
 FACES = [
     "text/html",
@@ -46,12 +54,12 @@ FACES = [
 # ---------------------------------------------------------------- pages
 
 
-def html(executed_notebook: Path, out: Path, footer: dict, title: str) -> Path:
+def html(executed_notebook: Path, out: Path, footer: dict, title: str = "") -> Path:
     """One page from one executed notebook: contents, folded code, outputs, footer. Written whole or not at
     all.
 
-    executed_notebook : .ipynb with outputs.  out : .html.  footer : name -> value, what made this page (run,
-        device, versions).
+    executed_notebook : .ipynb with outputs.  out : .html, whose name says the machine and seed.  footer :
+        name -> value, what made this page (study, device, versions).  title : in place of the notebook's
     raises : errors.InputError if there is no such notebook
     """
     settings = Config(
@@ -64,7 +72,11 @@ def html(executed_notebook: Path, out: Path, footer: dict, title: str) -> Path:
     try:
         book = nbformat.read(executed_notebook, 4)
         book.metadata.pop("widgets", None)
-        page = {"title": title, "footer": footer, "contents": _contents(book), "head": pages.head(title)}
+        named = title or book.cells[0].source.splitlines()[0].lstrip("# ")
+        study, shown = str(footer.get("study", "")), pages.about(out)
+        which = filter(None, [study, *shown, datetime.date.today().isoformat()])
+        page = {"which": " · ".join(which), "footer": footer, "contents": _contents(book)}
+        page["head"] = pages.head(" · ".join(filter(None, [named, *shown, study])))
         text = exporter.from_notebook_node(book, resources={"page": page})[0]
     except (
         Exception
@@ -90,43 +102,62 @@ def _words(token: dict) -> str:
 
 
 def write_index(reports: Path) -> Path:
-    """reports/index.html: every study that has a report.json, newest first, with its Ω. Returns the page's
-    path.
+    """reports/index.html: every study that has a report.json, newest first: what it found, its warnings, and
+    links to all its pages. Returns the page's path.
     """
-    rows = []
+    found = []
     for path in reports.glob("*/report.json"):
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
-            omega = {name: tables.number(v, low, high) for name, (v, low, high) in facts["omega"].items()}
-            lines = "\n".join(f"{name} {omega[name]}" for name in fusion.in_order(omega))
-            texts = [str(facts[name]) for name in ("finished", "study", "about")]
-            rows.append((*texts, ", ".join(facts["machines"]), lines, str(facts["left_out"])))
+            found.append((str(facts["finished"]), _entry(path.parent, facts)))
         except (ValueError, KeyError, OSError, TypeError, AttributeError, RecursionError) as error:
-            rows.append(("", path.parent.name, f"report.json is not readable ({error})", "", "", ""))
-    table = pd.DataFrame(
-        sorted(rows, reverse=True),
-        dtype=object,
-        columns=["finished", "study", "about", "machines", "Ω", "clips left out"],
-    )
-    links = [tables.Html(_links(reports, name)) for name in table["study"]]
-    table["study"] = pd.Series(links, dtype=object)  # a column of str would forget that they are HTML
-    table["finished"] = table["finished"].str[:16]  # to the minute, on one line
-    shown = tables.styled(table[["study", "about", "machines", "Ω", "clips left out", "finished"]])
-    page, text = reports / "index.html", pages.page("Reports", shown)
+            said = f"report.json is not readable ({error}); run the study again"
+            found.append(("", f"<h2>{_links(path.parent)}</h2><p>{tables.escape(said)}</p>"))
+    body = "".join(f"<section>{text}</section>" for _, text in sorted(found, reverse=True))
+    page, text = reports / "index.html", pages.page("Reports", body or "<p>No study has a report yet.</p>")
     if not page.is_file() or page.read_bytes() != text.encode():  # what is finished stays untouched
         io.write_text(page, text)
     return page
 
 
-def _links(reports: Path, study: str) -> str:
-    """The way to a study's report and, where there is one, to its page of seeds and settings."""
-    where = urllib.parse.quote(study)
-    more = (
-        f' <a href="{where}/sweep.html">seeds and settings</a>'
-        if os.path.isfile(reports / study / "sweep.html")
-        else ""
+def _entry(folder: Path, facts: dict) -> str:
+    """A study in the index. facts : its report.json"""
+    marks = pages.badges([(str(words), bool(grave)) for words, grave in facts["warnings"]])
+    scores = {name: tables.number(v, low, high) for name, (v, low, high) in facts["omega"].items()}
+    lines = "; ".join(f"{tables.system_name(name)} {scores[name]}" for name in fusion.in_order(scores))
+    machines = ", ".join(map(str, facts["machines"]))
+    made = f"{facts['finished'][:16]}; {machines}; {facts['left_out']} clips left out."
+    texts = [f"{made} {facts['about']}", f"Official scores: {lines}." if lines else ""]
+    notes = "".join(f'<p class="note">{tables.escape(text)}</p>' for text in texts if text)
+    lead = f'<p class="lead">{tables.escape(facts["headline"])}</p>'
+    return f"<h2>{_links(folder)}</h2>{lead}{marks}{_files(folder)}{notes}"
+
+
+def _links(folder: Path) -> str:
+    return f'<a href="{urllib.parse.quote(folder.name)}/index.html">{tables.escape(folder.name)}</a>'
+
+
+OTHERS = {  # files of a study's report beside the pages of its notebooks
+    "sweep.html": "seeds and settings",
+    "model_card.md": "model card",
+    "summary.md": "summary",
+    "report.json": "numbers",
+}
+
+
+def _files(folder: Path) -> str:
+    """Links to every page and file of a study's report."""
+    found, named = pages.series(folder), {}
+    several = len({page.seed for page in found} - {""}) > 1
+    for page in found:
+        seed = f"seed {page.seed}" if several and page.seed else ""
+        named[page.path.name] = " ".join(filter(None, [page.stage.replace("_", " "), page.machine, seed]))
+    named |= {name: words for name, words in OTHERS.items() if os.path.isfile(folder / name)}
+    links = " · ".join(
+        f'<a href="{urllib.parse.quote(f"{folder.name}/{name}")}">{tables.escape(words)}</a>'
+        for name, words in named.items()
     )
-    return f'<a href="{where}/index.html">{tables.escape(study)}</a>{more}'
+    return f'<p class="files">{links}</p>' if links else ""
 
 
 def players(store, clips: Sequence[str], captions: Sequence[str], sample_rate: int) -> tables.Html:
@@ -158,27 +189,222 @@ def side_by_side(shown: Sequence[tables.Html], gain: float) -> tables.Html:
     return tables.Html(f'<p class="note">{words}</p><div class="clips">{"".join(shown)}</div>')
 
 
+# ---------------------------------------------------------------- findings
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study found, as its report, summary and model card say it.
+
+    cfg : the study's settings.  table, controls : METRIC_COLUMNS.  decisions : metrics.DECISION_COLUMNS.
+    pairs : of `comparison.all_pairs`.  claims : of `claims.claims`.  system : whose clips and counts are
+    shown, of `claims.leader`.  places : of `claims.standing`.  headline, warnings : in words
+    """
+
+    cfg: config.StudySettings
+    table: pd.DataFrame
+    controls: pd.DataFrame
+    decisions: pd.DataFrame
+    pairs: pd.DataFrame
+    claims: pd.DataFrame
+    system: str
+    places: pd.DataFrame
+    headline: str
+    warnings: list[claims.Warning]
+
+
+def findings(run, scores: pd.DataFrame) -> Findings:
+    """Measure, compare and word the scores of a study.  run : study.Run.  scores : of `Run.collect`"""
+    cfg, (table, controls) = run.cfg, run.measure(scores)
+    decisions = metrics.decisions(scores, cfg.metrics)
+    pairs = comparison.all_pairs(scores, cfg.metrics, run.seed)
+    told = claims.claims(table, controls, pairs, cfg.metrics, cfg.chosen_by)
+    system, verdicts = claims.leader(told), run.load_table("07_latents", "verdicts.csv")
+    dead = []
+    if len(verdicts) and "oevae" in cfg.systems:
+        dead = sorted(set(verdicts.loc[verdicts["verdict"].str.contains("VAE is dead"), "machine"]))
+    return Findings(
+        cfg,
+        table,
+        controls,
+        decisions,
+        pairs,
+        told,
+        system,
+        claims.standing(scores, decisions),
+        claims.headline(told, pairs, cfg.metrics, dead, cfg.chosen_by),
+        claims.warnings(run.clips, table, controls, system, dead, cfg.chosen_by, run.synthetic),
+    )
+
+
+def first_screen(found: Findings) -> tables.Html:
+    """The headline, the warnings, the official scores, and what each machine's detector does in practice."""
+    marks = pages.badges([(one.short, one.grave) for one in found.warnings])
+    figure = report_plots.official_scores(found.table, found.controls)
+    items = "".join(
+        f"<li><strong>{tables.escape(machine)}</strong>: {tables.escape(words)}</li>"
+        for machine, words in in_practice(found).items()
+    )
+    share = 1 - found.cfg.metrics.decision_quantile
+    note = (
+        f"At the threshold of {tables.system_name(found.system)}, set on normal training clips so that about"
+        f" {share:.0%} of normals lie above it."
+    )
+    if found.claims.set_index("system")["case"][found.system] != "none":
+        note += " The system was picked on these test clips: expect a little less on new ones."
+    return tables.Html(
+        f'{pages.parts_style()}<p class="lead">{tables.escape(found.headline)}</p>{marks}<div class="split">'
+        f"<div><h3>Official score</h3>{figure}</div>"
+        f"<div><h3>In practice, per machine</h3><ul>{items}</ul>"
+        f'<p class="note">{tables.escape(note)}</p></div></div>'
+    )
+
+
+def in_practice(found: Findings) -> dict[str, str]:
+    """What the system of the findings does at its threshold, machine by machine, in a sentence each."""
+    counts = claims.detections(found.places[found.places["system"] == found.system])
+    words = {row.machine: claims.in_practice(row) for row in counts.itertuples()}
+    limits = found.decisions[found.decisions["system"] == found.system].drop_duplicates("machine")
+    for row in limits.sort_values("machine").itertuples():
+        words.setdefault(
+            row.machine,
+            f"no test clips; threshold {row.threshold:.3g}, from {row.train_clips} normal training clips",
+        )
+    return words
+
+
+def claims_table(found: Findings) -> tables.Html:
+    """What each system may claim; the areas behind Ω stand with the machines."""
+    shown = found.claims[["system", "claim", claims.ABOVE, "Ω", "labels shuffled"]]
+    return tables.styled(shown.assign(system=shown["system"].map(tables.system_name)))
+
+
+def detection_table(found: Findings) -> tables.Html:
+    """Faults found and false alarms of every system, one row per machine."""
+    counts = claims.detections(found.places).query("faults + normals > 0")
+    if counts.empty:
+        return tables.Html('<p class="note">Not available: no labeled test clips.</p>')
+    texts = [f"{r.found}/{r.faults}, {r.false_alarms}/{r.normals}" for r in counts.itertuples()]
+    wide = counts.assign(text=texts).pivot(index="machine", columns="system", values="text").fillna("—")
+    wide = wide[fusion.in_order(wide.columns)].rename(columns=tables.system_name).reset_index()
+    return tables.styled(wide, "Faults found, false alarms: each of so many labeled test clips.")
+
+
+# ---------------------------------------------------------------- cards of clips
+
+
+KINDS = ("missed fault", "false alarm", "fault found", "most anomalous")
+
+
+def notable(places: pd.DataFrame, most: int) -> pd.DataFrame:
+    """The clips that tell most about a system, machine by machine: the faults farthest below the threshold,
+    the normals farthest above, the faults farthest above; of unlabeled clips the most anomalous.
+
+    places : of `claims.standing`, one system.  most : clips in all, shared evenly between machines
+    returns : the rows of `places`, with kind (one of KINDS)
+    """
+    above = places["above_threshold"]
+    fault, normal = (places["label"] == name for name in ("anomaly", "normal"))
+    masks = (fault & (above <= 0), normal & (above > 0), fault & (above > 0), places["label"] == "unlabeled")
+    parts = []
+    for kind, mask, rising in zip(KINDS, masks, (True, False, False, False), strict=True):
+        part = places[mask].sort_values("above_threshold", ascending=rising, kind="stable")
+        parts.append(part.assign(kind=kind, rank=part.groupby("machine").cumcount()))
+    every = pd.concat(parts).sort_values(["machine", "rank"], kind="stable")
+    every["turn"] = every.groupby("machine").cumcount()
+    chosen = every.sort_values(["turn", "machine"], kind="stable").head(most)
+    chosen = chosen.assign(order=chosen["kind"].map(KINDS.index)).sort_values(["machine", "order", "rank"])
+    return chosen[[*places.columns, "kind"]].reset_index(drop=True)
+
+
+def clip_cards(run, found: Findings) -> tables.Html:
+    """Notable clips of the system of the findings, each beside the normal training clip that sounds most
+    alike: log-mel, player, score against the threshold.
+
+    run : study.Run; its setting report.players bounds the players.  Alike is by the features of
+    `detectors.nearest`, whatever the system.  Notebook: 09_report
+    """
+    shown = notable(found.places[found.places["system"] == found.system], run.cfg.report.players // 2)
+    if shown.empty:
+        return tables.Html('<p class="note">No test clips to listen to.</p>')
+    row_of = {name: row for row, name in enumerate(run.clips["clip"])}
+    shown["row"] = shown["clip"].map(row_of)
+    for machine, part in shown.groupby(run.clips["machine"].to_numpy()[shown["row"]]):
+        shown.loc[part.index, "like"] = _most_alike(run.store, machine, part["row"].to_numpy())
+    waves = {row: run.store.int16(int(row)) for row in {*shown["row"], *shown["like"].astype(int)}}
+    gain = audio.common_gain([wave / 32768.0 for wave in waves.values()])
+    normals = found.places[(found.places["system"] == found.system) & (found.places["label"] == "normal")]
+    cards = [_card(run, row, waves, gain, found.places, normals) for row in shown.itertuples()]
+    words = f"All clips have one gain of {tables.signed(f'{20 * math.log10(gain):+.1f}')} dB."
+    return tables.Html(f'<div class="cards">{"".join(cards)}</div><p class="note">{words}</p>')
+
+
+def _most_alike(store: Store, machine: str, rows: np.ndarray) -> np.ndarray:
+    """Of each clip the store row of the nearest normal training clip of its machine."""
+    own, _ = training_clips(store, [machine])
+    near = NearestNeighbor(n_mels=64).fit(own)
+    deviation = np.maximum(near.train.std(0), 1e-3)
+    away = ((near.embed(Clips(store, rows))[0] / deviation)[:, None] - (near.train / deviation)[None]) ** 2
+    return own.rows[away.sum(-1).argmin(1)]
+
+
+def _card(run, row, waves: dict, gain: float, places: pd.DataFrame, normals: pd.DataFrame) -> str:
+    rate, clips = run.cfg.data.sample_rate, run.clips
+    mels = [_log_mel(waves[number], rate) for number in (int(row.row), int(row.like))]
+    limits = np.percentile(np.concatenate([mel.ravel() for mel in mels]), [2, 99.5])
+    figures = []
+    for number, mel, name in zip((int(row.row), int(row.like)), mels, ("this clip", "normal, most alike")):
+        file = Path(clips["clip"][number]).name
+        player = pages.sound(audio.vorbis(waves[number], rate, gain), f"{name}: {file}")
+        figures.append(
+            f'<figure><img alt="log-mel of {tables.escape(file)}" src="{_thumbnail(mel, limits)}">'
+            f"{player}<figcaption>{name}: {tables.breakable(file)}</figcaption></figure>"
+        )
+    of_clip = places[places["clip"] == row.clip]
+    flagged, all_of = int((of_clip["above_threshold"] > 0).sum()), len(of_clip)
+    usual = normals.loc[normals["machine"] == row.machine, "above_normal"].quantile([0.05, 0.95])
+    limit, ends = row.above_normal - row.above_threshold, [row.above_normal, *usual.dropna()]
+    ends = [*ends, limit] if math.isfinite(limit) else ends
+    words = f"score {tables.signed(f'{row.above_normal:+.1f}')}, threshold {tables.signed(f'{limit:+.1f}')}"
+    scale = pages.scale(
+        (min(-1.0, *ends) - 0.3, max(1.0, *ends) + 0.3),
+        f"{words} standard deviations from the mean of normal training clips",
+        band=tuple(usual),
+        lines=(limit,),
+        dots=((row.above_normal, "target" if row.domain == "target" else "source"),),
+    )
+    told = f"{row.domain}, {row.label}; above the threshold for {flagged} of {all_of} systems"
+    return (
+        f'<article class="card"><h3>{tables.escape(row.machine)}: {row.kind}</h3><p>{tables.escape(told)}</p>'
+        f'{scale}<p class="note">{words}</p><div class="pair">{"".join(figures)}</div></article>'
+    )
+
+
+def _log_mel(wave: np.ndarray, rate: int) -> np.ndarray:
+    """Log-mel of a clip in dB, (48, at most 160)."""
+    batch = np.asarray(wave, np.float32)[None] / 32768.0
+    mel = features.log_mel(torch.from_numpy(batch), n_mels=48, hop=512, rate=rate)[0, 0].numpy()
+    step = math.ceil(mel.shape[1] / 160)
+    return mel[:, : mel.shape[1] // step * step].reshape(len(mel), -1, step).mean(2)
+
+
+def _thumbnail(mel: np.ndarray, limits: np.ndarray) -> str:
+    """A log-mel (bands, frames) as a small picture, low frequencies below: a data URI.  limits : dB, (2,)"""
+    out, (low, high) = memory.BytesIO(), limits
+    matplotlib.image.imsave(out, mel, vmin=low, vmax=high, cmap="magma", origin="lower", format="jpg")
+    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
 # ---------------------------------------------------------------- summary
 
 
-def claims_text(
-    table: pd.DataFrame, controls: pd.DataFrame, pairs: pd.DataFrame, settings: metrics.MetricsSettings
-) -> str:
-    """Which system is best and what each may claim, for a terminal. Arguments as of `tables.claims`."""
-    found = tables.claims(table, controls, pairs, settings)
-    above = found[tables.ABOVE] if tables.ABOVE in found else [""] * len(found)
-    omega = tables.own_scores(table)
-    omega = omega[(omega["metric"] == "omega") & (omega["machine"] == "all")].sort_values("value")
-    best = [f"highest Ω: {omega['system'].iloc[-1]} ({omega['value'].iloc[-1]:.3f})"] if len(omega) else []
+def claims_text(found: pd.DataFrame) -> str:
+    """What each system may claim, for a terminal.  found : of `claims.claims`"""
+    above = found.get(claims.ABOVE, pd.Series("", index=found.index))
     width = max((len(name) for name in found["system"]), default=0)
     return "\n".join(
-        [
-            *best,
-            *(
-                f"{name:{width}}  {claim}{f'; above the training-free reference: {more}' if more else ''}"
-                for name, claim, more in zip(found["system"], found["claim"], above)
-            ),
-        ]
+        f"{name:{width}}  {claim}{f'; above the training-free reference: {more}' if more else ''}"
+        for name, claim, more in zip(found["system"], found["claim"], above)
     )
 
 
@@ -187,37 +413,26 @@ def metrics_text(table: pd.DataFrame) -> str:
     return tables.wide(table).to_string(index=False, justify="left")
 
 
-def summary_markdown(
-    cfg: config.StudySettings,
-    table: pd.DataFrame,
-    controls: pd.DataFrame,
-    problems: pd.DataFrame,
-    versions: dict,
-    pairs: pd.DataFrame | None = None,
-) -> str:
-    """The study in short: claims with controls, metrics per machine, what was left out, settings and
-    versions.  pairs : of `comparison.all_pairs`.  Notebook: 09_report.
+def summary_markdown(found: Findings, problems: pd.DataFrame, versions: dict) -> str:
+    """The study in short: headline, warnings, claims with controls, metrics per machine, what was left out,
+    settings and versions.  Notebook: 09_report
     """
-    gone = problems[problems["left_out"].astype(bool)]
+    gone, cfg = int(problems["left_out"].astype(bool).sum()), found.cfg
     parts = [
         f"# {cfg.name}",
+        f"**{tables.markdown(found.headline)}**",
+        "\n".join(f"- {tables.markdown(one.sentence)}" for one in found.warnings),
         tables.markdown(cfg.about),
+        "## In practice",
+        f"At the threshold of {tables.system_name(found.system)}:",
+        "\n".join(f"- {tables.markdown(f'{name}: {words}')}" for name, words in in_practice(found).items()),
         "## Claims, with controls",
-        tables.markdown_table(tables.claims(table, controls, pairs, cfg.metrics)),
-    ]
-    parts += [
+        tables.markdown_table(found.claims.drop(columns="case")),
         "## Metrics per machine (interval in brackets)",
-        tables.markdown_table(tables.wide(table)),
-        *(f"- {line}" for line in tables.reasons(table)),
-    ]
-    parts += [
+        tables.markdown_table(tables.wide(found.table)),
+        *(f"- {line}" for line in tables.reasons(found.table)),
         "## Left out",
-        (
-            f"Clips left out: {len(gone)}; further remarks: {len(problems) - len(gone)}. The page"
-            " `index.html` lists them."
-        ),
-    ]
-    parts += [
+        f"Clips left out: {gone}; further remarks: {len(problems) - gone}. The page `index.html` lists them.",
         "## Made by",
         f"settings {digest(cfg)}; " + ", ".join(f"{name} {version}" for name, version in versions.items()),
     ]
@@ -229,28 +444,18 @@ def _plain(table: pd.DataFrame) -> list[dict]:
     return json.loads(table.to_json(orient="records", double_precision=15))
 
 
-def save_picture(figure: plots.Plot, path: Path) -> None:
-    """A figure as PNG, beside the summary. Notebook: 09_report."""
-    with io.atomic_write(path) as part:
-        part.write_bytes(plots.image(figure, "png"))
-
-
-def write_summary(
-    folder: Path,
-    cfg: config.StudySettings,
-    table: pd.DataFrame,
-    controls: pd.DataFrame,
-    problems: pd.DataFrame,
-    pairs: pd.DataFrame | None = None,
-) -> None:
+def write_summary(folder: Path, found: Findings, problems: pd.DataFrame) -> None:
     """summary.md for people and report.json for machines, in a study's report folder; then the index of all
-    studies.  pairs : of `comparison.all_pairs`
+    studies.
     """
-    versions, own = artifacts.versions(), tables.own_scores(table)
+    versions, own, cfg = artifacts.versions(), tables.own_scores(found.table), found.cfg
     facts = {
         "study": cfg.name,
         "about": cfg.about,
         "finished": datetime.datetime.now().isoformat(" ", "seconds"),
+        "headline": found.headline,
+        "warnings": [[one.short, one.grave] for one in found.warnings],
+        "chosen_by": cfg.chosen_by,
         "machines": [name for name in dict.fromkeys(own["machine"]) if name != "all"],
         "omega": {
             row["system"]: [row["value"], row["low"], row["high"]]
@@ -260,12 +465,12 @@ def write_summary(
         "settings": to_tree(cfg),
         "settings_digest": digest(cfg),
         "versions": versions,
-        "metrics": _plain(table),
-        "controls": _plain(controls),
-        "pairs": [] if pairs is None else _plain(pairs),
+        "metrics": _plain(found.table),
+        "controls": _plain(found.controls),
+        "pairs": _plain(found.pairs),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    io.write_text(folder / "summary.md", summary_markdown(cfg, table, controls, problems, versions, pairs))
+    io.write_text(folder / "summary.md", summary_markdown(found, problems, versions))
     io.write_text(folder / "report.json", json.dumps(facts, indent=1, allow_nan=False))
     write_index(folder.parent)
 

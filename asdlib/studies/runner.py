@@ -36,7 +36,7 @@ from asdlib.studies import notebook as kernels
 from asdlib.studies.jobs import Job, job_state, plan
 from asdlib.studies.notebook import JobResult, JobSpec, KernelLostError, export, warm
 from asdlib.studies.study import OVERRIDES, Run, Stage
-from asdlib.viz import tables
+from asdlib.viz import pages, tables
 
 log = functools.partial(print, flush=True)  # a log file shows each line when it is said
 
@@ -209,6 +209,8 @@ def run_study(
         for job in planned:
             if not page_of(job.run, job.stage, job.seed, job.machine).is_file():
                 export(_order(job, study))
+        for folder in {job.run.reports for job in planned}:
+            pages.link_series(folder, run.home / "reports" / "index.html")
         if not only:
             if sweeps.has_page(opened, swept) and not sweeps.page_is_fresh(opened, swept):
                 sweeps.write_page(opened, swept)

@@ -415,6 +415,7 @@ STAGES = (
             "name",
             "about",
             "include",
+            "chosen_by",
             "systems",
             "seeds",
             "baseline_knn",

@@ -92,7 +92,7 @@ class Plot(Figure):
         data = base64.b64encode(image(self, kind)).decode()
         mime, width = {"svg": "svg+xml", "png": "png"}[kind], round(self.get_figwidth() * 96)
         return (
-            f'<div class="plot"><img alt="{html.escape(self.alt)}" width="{width}"'
+            f'<div class="plot" tabindex="0"><img alt="{html.escape(self.alt)}" width="{width}"'
             f' src="data:image/{mime};base64,{data}"></div>'
         )
 
@@ -193,50 +193,6 @@ def metric_dots(metrics: pd.DataFrame, names: Sequence[str] = ("auc_source", "au
         axis.hlines(np.arange(len(machines) - 1) + 0.5, *axis.get_xlim(), color="#DDDDDD", lw=0.8)
     figure.legend(
         handles=[Line2D([], [], color=c, marker=m, lw=2, label=s) for s, (c, m, _) in looks.items()], **BELOW
-    )
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def omega_dots(metrics: pd.DataFrame, controls: pd.DataFrame) -> Plot:
-    """Ω of each system; hollow: level control; gray: shuffled labels. Notebook: 09_report."""
-    table = some(
-        pd.concat([tables.own_scores(metrics), tables.own_scores(controls)]).query("machine == 'all'"),
-        "metrics",
-    )
-    table = table[table["metric"] == "omega"].set_index("system", drop=False)
-    looks, label = (
-        looks_of(table["system"]) | {"control_level": (GRAY, "o", "-")},
-        tables.METRIC_NAMES["omega"],
-    )
-    chance = (
-        controls[(controls["machine"] == "all") & (controls["metric"] == "omega")]
-        .groupby("component")[["low", "high"]]
-        .mean()
-    )
-    figure, axes = panels(
-        1,
-        1,
-        1.0 + 0.36 * len(table),
-        f"{label} with interval of {', '.join(looks)}; the numbers are in the table",
-        6.4,
-    )
-    axis, names = axes[0, 0], [name for name in looks if name in table.index]
-    axis.axvline(0.5, **CHANCE)
-    for y, name in enumerate(names):
-        row, (color, marker, _) = table.loc[name], looks[name]
-        if name in chance.index:
-            axis.barh(
-                y, chance.high[name] - chance.low[name], left=chance.low[name], height=0.55, color="#CCCCCC"
-            )
-        _whisker(axis, y, row, color, marker, fill="white" if name == "control_level" else color)
-        if np.isfinite(row.value):
-            axis.text(np.nanmax([row.high, row.value]), y, f"  {row.value:.3f}", fontsize=9, va="center")
-    _rows(axis, names)
-    low, high = axis.get_xlim()
-    axis.set(
-        xlim=(min(low, 0.42) - 0.02, max(high, 0.6) + 0.06),
-        xlabel=f"{label} over all machines; gray: labels shuffled",
     )
     return figure
 
@@ -532,7 +488,6 @@ def counts(clips: pd.DataFrame) -> Plot:
 
 PLOTS = {
     "metric_dots": metric_dots,
-    "omega_dots": omega_dots,
     "roc": roc,
     "losses": losses,
     "spectrogram": spectrogram,

@@ -1,4 +1,4 @@
-"""Figures of the report: score histograms with thresholds, detectability curves.
+"""Figures of the report: official scores and AUCs as scales in HTML, score histograms, detectability curves.
 
 Conventions as in `asdlib.viz.plots`: tables come in, one figure goes out; Okabe and Ito's colors, and a
 marker and line style beside each; the same system looks the same in every figure. Axes have units; what is
@@ -8,7 +8,7 @@ not available is written. Notebooks: 03_baseline, 05_oevae, 09_report.
 from __future__ import annotations
 
 import itertools
-import math
+from collections.abc import Iterable
 
 import matplotlib
 import numpy as np
@@ -20,16 +20,85 @@ from matplotlib.ticker import MaxNLocator
 from asdlib import schemas
 from asdlib.evaluation import detectability
 from asdlib.scoring import fusion
-from asdlib.viz import plots
+from asdlib.viz import pages, plots, tables
 
-COLUMNS = 3  # panels in a row
+NARROW = 3.4  # inches: a figure that stands beside others, and alone on a phone
 UNSEEN = tuple(
-    name for name in fusion.SYSTEMS if name.startswith("baseline_")
-)  # a training clip is scored by models that never saw it
+    name for name in fusion.SYSTEMS if name.startswith("baseline_") or name == "multires"
+)  # a training clip is scored by what never saw it
 OUTLINES = {
     True: ("training, never seen", "-"),
     False: ("training, seen by the networks", (0, (1, 1))),
 }  # never seen -> words, line style
+
+
+def official_scores(table: pd.DataFrame, controls: pd.DataFrame) -> tables.Html:
+    """Ω of each system with its interval, beside what shuffled labels reach and what the level alone tells.
+
+    table : METRIC_COLUMNS.  controls : of `metrics.controls`.  Notebook: 09_report
+    """
+    both = pd.concat([tables.own_scores(table), tables.own_scores(controls)])
+    both = both.query("machine == 'all' and metric == 'omega'").set_index("system")
+    chance = controls.query("machine == 'all' and metric == 'omega' and component != 'score'")
+    chance = chance.groupby("component")[["low", "high"]].mean()
+    ends = _ends([*both[["value", "low", "high"]].to_numpy().ravel(), *chance.to_numpy().ravel()])
+    lines = []
+    for system in fusion.in_order(both.index):
+        row = both.loc[system]
+        name, words = tables.system_name(system), tables.number(row["value"], row["low"], row["high"])
+        band = tuple(chance.loc[system]) if system in chance.index else None
+        dot = (row["value"], "hollow" if system == "control_level" else "")
+        bar = (row["low"], row["high"])
+        shown = pages.scale(ends, f"{name}: {words}", band=band, bar=bar, lines=(0.5,), dots=(dot,))
+        lines.append((name, shown, words))
+    note = (
+        "Dot: official score Ω (harmonic mean of AUC source, AUC target and pAUC over all machines) with its"
+    )
+    note += " interval. Dashed: chance. Gray: what shuffled labels reach by luck."
+    return tables.Html(f'{pages.rows(lines, _ticks(ends))}<p class="note">{note}</p>')
+
+
+def domain_gaps(table: pd.DataFrame, controls: pd.DataFrame) -> tables.Html:
+    """AUC of source and target of each system, one panel per machine, with their harmonic mean with pAUC.
+
+    table : METRIC_COLUMNS.  controls : of `metrics.controls`, whose level control stands last.  Notebook:
+        09_report
+    """
+    both = pd.concat([tables.own_scores(table), tables.own_scores(controls)]).query("machine != 'all'")
+    values = both.pivot(index=["machine", "system"], columns="metric", values="value")
+    ends = _ends(values[["auc_source", "auc_target"]].to_numpy().ravel())
+    panels = []
+    for machine, part in values.groupby("machine"):
+        part, lines = part.droplevel("machine"), []
+        for system in fusion.in_order(part.index):
+            source, target = part.loc[system, ["auc_source", "auc_target"]]
+            name, mean = tables.system_name(system), part.loc[system, "hmean"]
+            label = f"{name}: AUC source {source:.2f}, target {target:.2f}, harmonic mean {mean:.2f}"
+            bar, dots = tuple(sorted((source, target))), ((source, "source"), (target, "target"))
+            shown = pages.scale(ends, label.replace("nan", "not available"), bar=bar, lines=(0.5,), dots=dots)
+            lines.append((name, shown, "—" if np.isnan(mean) else f"{mean:.2f}"))
+        panels.append(f"<h3>{tables.escape(machine)}</h3>{pages.rows(lines, _ticks(ends))}")
+    note = "Round: AUC of the source domain; square: of the target domain. Number: harmonic mean of both and"
+    note += " pAUC. Dashed: chance."
+    return tables.Html(f'{side_by_side(panels, wide=True)}<p class="note">{note}</p>')
+
+
+def side_by_side(shown: Iterable, wide: bool = False) -> tables.Html:
+    """Figures or HTML in as many columns as there is room for, at most two if `wide`."""
+    texts = [one._repr_html_() if hasattr(one, "_repr_html_") else one for one in shown]
+    cells = "".join(f"<div>{text}</div>" for text in texts)
+    return tables.Html(f'<div class="panels{" wide" if wide else ""}">{cells}</div>')
+
+
+def _ends(values: Iterable[float]) -> tuple[float, float]:
+    """Ends of a scale of fractions that holds these values, in whole tenths; 0.4 to 0.7 at least."""
+    known = [value for value in values if not np.isnan(value)]
+    return np.floor(10 * min([0.4, *known])) / 10, np.ceil(10 * max([0.7, *known])) / 10
+
+
+def _ticks(ends: tuple[float, float]) -> list[tuple[float, str]]:
+    low, high = ends
+    return [((x - low) / (high - low), f"{x:.1f}") for x in dict.fromkeys((low, 0.5, high))]
 
 
 def _kind(axis, values: np.ndarray, bins: np.ndarray, label: str) -> None:
@@ -54,16 +123,15 @@ def score_histograms(scores: pd.DataFrame, thresholds: pd.DataFrame) -> plots.Pl
     machines, systems = list(table["machine"].unique()), fusion.in_order(table["system"])
     limits = thresholds.drop_duplicates(["system", "machine"]).set_index(["system", "machine"])["threshold"]
     alt = f"histograms of the scores of {', '.join(systems)} on {', '.join(machines)}"
-    figure, axes = plots.panels(
-        len(machines), len(systems), 0.9 + 1.75 * len(machines), alt, max(plots.WIDTH, 1.7 * len(systems))
-    )
+    width = max(plots.WIDTH, 1.7 * len(systems)) if len(systems) > 1 else NARROW
+    figure, axes = plots.panels(len(machines), len(systems), 0.9 + 1.75 * len(machines), alt, width)
     never_seen = {system: system.removesuffix(fusion.SEEDS) in UNSEEN for system in systems}
     for row, machine in zip(axes, machines, strict=True):
         for axis, system in zip(row, systems, strict=True):
             part = table[(table["machine"] == machine) & (table["system"] == system)]
             axis.set(
                 yticks=[],
-                title=system if machine == machines[0] else "",
+                title=tables.system_name(system) if machine == machines[0] and len(systems) > 1 else "",
                 xlabel="score" if machine == machines[-1] else "",
             )
             axis.xaxis.set_major_locator(MaxNLocator(3, min_n_ticks=2))
@@ -104,63 +172,51 @@ def score_histograms(scores: pd.DataFrame, thresholds: pd.DataFrame) -> plots.Pl
     handles += [
         Line2D([], [], color=plots.BLACK, ls=ls, label=name) for name, ls in (*lines, ("threshold", "--"))
     ]
-    figure.legend(handles=handles, **plots.BELOW)
+    figure.legend(handles=handles, **plots.BELOW | ({"ncols": 2, "fontsize": 8} if width == NARROW else {}))
     return figure
 
 
 @matplotlib.rc_context(plots.STYLE)
-def detectability_curves(curves: pd.DataFrame, level: float = detectability.LEVEL) -> plots.Plot:
-    """AUC over the severity of the fault, one panel per machine and one for all; whiskers are intervals,
-    dashed the level to be reached.
+def detectability_curves(curves: pd.DataFrame, level: float = detectability.LEVEL) -> list[plots.Plot]:
+    """AUC over the severity of the fault, one figure per machine and one for all; whiskers are intervals,
+    dashed the level to be reached. The last figure is the legend.
 
     curves : detectability.CURVE_COLUMNS.  Systems stand side by side at each severity, so that their whiskers
-        can be told apart; the dotted
-    line leads to severity 0, where a fault is nothing.
+        can be told apart; the dotted line leads to severity 0, where a fault is nothing.
     """
-    machines, looks = (
-        list(dict.fromkeys(plots.some(curves, "curves")["machine"])),
-        plots.looks_of(curves["system"]),
-    )
-    alt = (
-        f"AUC over fault severity of {', '.join(looks)} on {', '.join(machines)}; the numbers are in the"
-        " table"
-    )
-    rows = math.ceil(len(machines) / COLUMNS)
-    figure, axes = plots.panels(rows, min(len(machines), COLUMNS), 0.9 + 2.5 * rows, alt, share="both")
+    looks = plots.looks_of(plots.some(curves, "curves")["system"])
     severities = np.sort(curves["severity"].unique())
     step = min(np.diff(np.concatenate([[0.0], severities[severities > 0]])), default=1.0)
-    for axis, machine in zip(axes.flat, machines):
+    figures = []
+    for machine, of_machine in curves.groupby("machine", sort=False):
+        title = machine if machine != "all" else "all machines"
+        names = ", ".join(map(tables.system_name, looks))
+        alt = f"{title}: AUC over fault severity of {names}; the numbers are in the table"
+        figure, [[axis]] = plots.panels(1, 1, 2.5, alt, NARROW)
         axis.axhline(0.5, **plots.CHANCE)
         axis.axhline(level, color=plots.GRAY, lw=1, ls="--")
         for place, (system, (color, marker, line)) in enumerate(looks.items()):
-            part = curves[(curves["machine"] == machine) & (curves["system"] == system)].sort_values(
-                "severity"
-            )
+            part = of_machine[of_machine["system"] == system].sort_values("severity")
             part = part[part["value"].notna()]
             x = part["severity"] + 0.5 * step * ((place + 0.5) / len(looks) - 0.5)
             axis.plot([0, *x[:1]], [0.5, *part["value"][:1]], color=color, lw=0.6, ls=":")
             axis.plot(x, part["value"], color=color, ls=line, lw=1.4, marker=marker, ms=4)
             axis.vlines(x, part["low"], part["high"], color=color, lw=0.9)
-        axis.set(
-            title=machine if machine != "all" else "all machines",
-            ylabel="AUC (chance 0.5)",
-            xlabel="severity of the fault (0: none)",
-        )
+        axis.set(title=title, ylabel="AUC (chance 0.5)", xlabel="severity of the fault (0: none)")
         axis.set(
             xticks=[0, *severities[severities > 0]],
             ylim=(max(min(curves["low"].min(), 0.45) - 0.03, -0.03), 1.03),
         )
-        axis.label_outer()
-    for axis in axes.flat[len(machines) :]:
-        axis.set_axis_off()
-    if len(machines) > COLUMNS:  # a panel with nothing below it keeps its axis
-        for axis in axes.flat[len(machines) - COLUMNS : len(machines)]:
-            axis.xaxis.set_tick_params(labelbottom=True)
-            axis.set_xlabel("severity of the fault (0: none)")
-    handles = [Line2D([], [], color=c, marker=m, ls=line, label=s) for s, (c, m, line) in looks.items()]
+        figures.append(figure)
+    handles = [
+        Line2D([], [], color=c, marker=m, ls=line, label=tables.system_name(name))
+        for name, (c, m, line) in looks.items()
+    ]
     handles.append(Line2D([], [], color=plots.GRAY, lw=1, ls="--", label=f"AUC {level:g}"))
-    figure.legend(handles=handles, **plots.BELOW)
-    return figure
+    figure, [[axis]] = plots.panels(1, 1, 2.5, "legend of the figures before", NARROW)
+    axis.set_axis_off()
+    axis.legend(handles=handles, loc="center left")
+    return [*figures, figure]
 
 
-PLOTS = {"score_histograms": score_histograms, "detectability_curves": detectability_curves}
+PLOTS = {"score_histograms": score_histograms}

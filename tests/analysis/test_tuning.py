@@ -2,6 +2,7 @@
 see what they may see.
 """
 
+import dataclasses
 import time
 
 import numpy as np
@@ -319,6 +320,20 @@ def test_the_file_can_be_included_by_any_study(tuner, tmp_path):
         2,
         1.0,
     )
+    assert cfg.chosen_by == "hand"
+
+
+def test_the_file_keeps_how_its_point_was_chosen(tuner):
+    """Each rule by its name; the default of a study whose own settings were an oracle's is no default."""
+    for name, rule in tuner.rules.items():
+        tuner.choose(rule.choice)
+        first = next(each.name for each in tuner.rules.values() if each.choice == rule.choice)
+        assert tuner.chosen_by() == first and f'\nchosen_by = "{first}"' in tuner.toml(), name
+    assert tuner.rules["oracle"].choice != tuner.parts.default
+    tuner.choose(tuner.rules["oracle"].choice)
+    assert tuner.chosen_by() == "oracle"
+    again = Tuner(dataclasses.replace(tuner.parts, chosen_by="oracle"), tuner.sweep)
+    assert again.chosen_by() == "oracle"  # at its default
 
 
 def test_a_batch_run_keeps_what_a_person_wrote(tuner, tmp_path):

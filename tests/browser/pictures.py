@@ -1,9 +1,10 @@
-"""The two pictures of README from a real run, in a real browser: the tuner and the embedding map.
+"""The pictures of README from a real run, in a real browser: the report's first screen, tuner, embedding map.
 
     python -m tests.browser.pictures --home DIR [--study demo] [--out reports/demo]        from the project's
     root
 
-DIR holds the finished study. Writes tuner.png and atlas.png, reduced to 160 colors so that they stay small.
+DIR holds the finished study. Writes report.png, tuner.png and atlas.png, reduced to 160 colors so that they
+stay small.
 """
 
 import argparse
@@ -30,7 +31,11 @@ def shot(page, selector: str, path: Path, most: int = 900) -> None:
         "y": max(box["y"] - MARGIN, 0),
         "width": box["width"] + 2 * MARGIN,
     }
-    picture = page.screenshot(clip=clip | {"height": min(box["height"] + 2 * MARGIN, most)})
+    save(page.screenshot(clip=clip | {"height": min(box["height"] + 2 * MARGIN, most)}), path)
+
+
+def save(picture: bytes, path: Path) -> None:
+    """Few colors, so that it stays small."""
     Image.open(io.BytesIO(picture)).convert("RGB").quantize(COLORS).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size // 1024} kB")
 
@@ -43,6 +48,9 @@ def take(study: str, home: Path, out: Path) -> None:
         server = labs.Lab(Path(scratch) / "notebooks", Path(scratch))
         try:
             with labs.chromium() as browser:
+                page = browser.new_context(viewport={"width": 1160, "height": 620}).new_page()
+                page.goto((home / "reports" / study / "index.html").as_uri())
+                save(page.screenshot(), out / "report.png")
                 page = browser.new_context(viewport={"width": 1480, "height": 1500}).new_page()
                 opened(server, page, "08_tuning")
                 labs.find(page, ".asd-omega input[type=range]").focus()

@@ -12,14 +12,17 @@ from asdlib.studies import compare, config
 from tests.viz.test_tables import SETTINGS, clip_table, score_table
 
 
-def study(home, name, gain, epochs=5, digests="a", machine="fan"):
+def study(home, name, gain, epochs=5, digests="a", machine="fan", chosen_by=""):
     """What `asd run` leaves, as far as a comparison reads it."""
     folder = home / "runs" / name
     (folder / "09_report").mkdir(parents=True)
     clips = clip_table(machine=machine)
     scores = pd.concat([score_table(clips, gain), score_table(clips, 0.0, f"only_{name}")])
     cfg = config.StudySettings(
-        name=name, autoencoder={"epochs": epochs}, metrics={"bootstrap": 50, "shuffles": 50}
+        name=name,
+        autoencoder={"epochs": epochs},
+        metrics={"bootstrap": 50, "shuffles": 50},
+        chosen_by=chosen_by,
     )
     clips.assign(digest=digests + clips["clip"]).to_parquet(folder / "clips.parquet")
     scores.to_parquet(folder / "scores.parquet")
@@ -59,6 +62,14 @@ def test_settings_results_and_a_paired_test(tmp_path, capsys):
         and "one against two" in shown
         and "autoencoder.epochs" in shown
     )
+
+
+def test_a_study_tuned_on_test_labels_is_not_called_better(tmp_path):
+    study(tmp_path, "one", 0.0)
+    study(tmp_path, "two", 4.0, chosen_by="oracle")
+    told = compare.text(*(compare.load(name, tmp_path) for name in ("one", "two")))
+    assert "No claim, as of two ω, η and k were chosen on the test labels (oracle)." in told
+    assert "is better" not in told and "0 hold" in told and "chosen_by" in told
 
 
 def test_the_difference_is_that_of_metrics_paired(tmp_path):

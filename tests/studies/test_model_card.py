@@ -10,12 +10,12 @@ import pytest
 
 from asdlib import schemas
 from asdlib.data import index
-from asdlib.evaluation import comparison, metrics
-from asdlib.studies import model_card
+from asdlib.evaluation import metrics
+from asdlib.studies import model_card, report
 
 
 def study(context, table, synthetic=False):
-    """What the card asks of a run, with made-up scores: (run, metric table, controls, decisions)."""
+    """What the card asks of a run, with made-up scores: (run, findings)."""
 
     class Run:
         cfg, store, device, problems = (
@@ -25,6 +25,15 @@ def study(context, table, synthetic=False):
             index.problem_table([("a.wav", "empty file", True)]),
         )
         roots = [Path(table["path"].iloc[0]).parents[2]]
+
+        seed = 0
+
+        def load_table(self, *_):
+            return pd.DataFrame()
+
+        def measure(self, scores):
+            small = self.cfg.metrics
+            return metrics.table(scores, small, 0), metrics.controls(self.clips, scores, small, 0)
 
         def timings(self):
             return pd.DataFrame(
@@ -42,25 +51,22 @@ def study(context, table, synthetic=False):
     scores = facts.assign(system="baseline_mse", component="score", score=score, seed=0)[
         list(schemas.SCORE_COLUMNS)
     ]
-    return (
-        run,
-        metrics.table(scores, small, 0),
-        metrics.controls(table, scores, small, 0),
-        metrics.decisions(scores, small),
-    )
+    return run, report.findings(run, scores)
 
 
 def test_the_card_holds_the_numbers_of_the_study(context):
-    run, table, controls, decisions = study(context, context.store.clips)
-    pairs = pd.DataFrame(columns=[*comparison.PAIRED_COLUMNS, "p_holm"])
-    card = model_card.text(run, table, controls, decisions, pairs)
+    run, found = study(context, context.store.clips)
+    table, decisions, card = found.table, found.decisions, model_card.text(run, found)
+    assert f"**{found.headline}**" in card
     assert "| not compared: no multires on labeled test clips |" in card
     omega = table[(table["machine"] == "all") & (table["metric"] == "omega")].iloc[0]
     assert f"{omega['value']:.3f} [{omega['low']:.3f}, {omega['high']:.3f}]" in card
     row = decisions[(decisions["machine"] == "saw") & (decisions["domain"] == "all")].iloc[0]
     assert re.search(rf"\| baseline_mse \| saw \| {row['threshold']:.3f} \| gamma|empirical \| 13 \|", card)
     assert "| pump | 10 | 3 | 8 | 8 | 0 | 1 to 1.25 | none |" in card and "Left out: 1;" in card
-    assert "Few training clips of pump (13), saw (13)" in card and "about 10% are expected above it" in card
+    assert (
+        "Few training clips of pump (13) and saw (13)" in card and "about 10% are expected above it" in card
+    )
     assert "largest memory of a training 310 MB" in card and "| 03\\_baseline |".replace("\\", "") in card
     assert "not stated" in card and "nan" not in card.lower().replace("finance", "")
 
@@ -68,7 +74,8 @@ def test_the_card_holds_the_numbers_of_the_study(context):
 def test_a_machine_without_test_clips_has_a_threshold_and_no_invented_number(context):
     bare = context.store.clips
     bare = bare[~((bare["machine"] == "pump") & (bare["split"] == "test"))].reset_index(drop=True)
-    run, table, controls, decisions = study(context, bare)
+    run, found = study(context, bare)
+    decisions = found.decisions
     mine = decisions[decisions["machine"] == "pump"]
     assert (
         len(mine) == 3
@@ -76,17 +83,28 @@ def test_a_machine_without_test_clips_has_a_threshold_and_no_invented_number(con
         and mine[["precision", "recall", "f1"]].isna().all(axis=None)
     )
     assert (mine[["normal", "anomaly"]] == 0).all(axis=None) and math.isfinite(mine["train_above"].iloc[0])
-    card = model_card.text(run, table, controls, decisions)
+    card = model_card.text(run, found)
     assert (
         "No labeled test clips of pump: scores and thresholds, but no measure of how good they are." in card
     )
     assert re.search(r"\| baseline_mse \| pump \| -?\d+\.\d{3} \|", card)
     none = bare[bare["split"] == "train"].reset_index(drop=True)
-    run, table, controls, decisions = study(context, none)
-    card = model_card.text(run, table, controls, decisions)
-    assert (
-        table["value"].isna().all() and "No labeled test clips of pump, saw" in card and len(decisions) == 6
-    )
+    run, found = study(context, none)
+    card = model_card.text(run, found)
+    assert found.table["value"].isna().all() and len(found.decisions) == 6
+    assert "No labeled test clips of pump and saw" in card
+
+
+def test_a_study_tuned_on_test_labels_claims_nothing(context):
+    run, _ = study(context, context.store.clips)
+    run.cfg = run.cfg.model_copy(update={"chosen_by": "oracle"})
+    facts = context.store.clips[["machine", "section", "split", "domain", "label", "clip"]]
+    score = np.arange(len(facts)) * 1e-3 + (facts["label"] == "anomaly")
+    scores = facts.assign(system="baseline_mse", component="score", score=score, seed=0)
+    card = model_card.text(run, report.findings(run, scores[list(schemas.SCORE_COLUMNS)]))
+    assert "**No claim: ω, η and k were chosen on the test labels (oracle)" in card
+    assert "chosen on the test labels (oracle): the results are no claim." in card
+    assert "| baseline_mse | no claim: " in card and "is above chance" not in card
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ import pandas as pd
 import pytest
 import soundfile
 
-from asdlib import errors, schemas, settings
-from asdlib.evaluation import comparison
+from asdlib import errors, settings
+from asdlib.data.store import training_rows
+from asdlib.evaluation import metrics
 from asdlib.studies import config, report
-from asdlib.viz import audio, pages, plots, tables
+from asdlib.viz import audio, pages, tables
+from tests.viz.test_tables import clip_table, score_table
 
 EVIL = "<script>alert(1)</script>"
 
@@ -72,7 +74,7 @@ def test_page_shows_data_as_text_and_static_twins(page):
 
 def test_page_folds_code_and_has_contents_and_footer(page):
     assert re.search(r'<details class="code"><summary>Code</summary>.*</details>', page, re.DOTALL)
-    anchors = re.findall(r"<nav.*?</nav>", page, re.DOTALL)[0]
+    anchors = re.findall(r'<nav [^>]*class="contents".*?</nav>', page, re.DOTALL)[0]
     links = re.findall(r'href="#([^"]+)"', anchors)
     assert len(links) == 3 and all(f'id="{link}"' in page for link in links)
     assert "abc123" in page and 'name="viewport"' in page and "@media print" in page
@@ -132,81 +134,209 @@ def test_common_gain(waves, gain):
     assert audio.common_gain(waves) == pytest.approx(gain)
 
 
-def metric_table(value):
-    rows = [
-        ("baseline_knn", "score", m, name, value)
-        for m in ("fan", "all")
-        for name in ("auc_source", "auc_target", "pauc")
-    ]
-    rows += [
-        ("baseline_knn", "score", "fan", "hmean", value),
-        ("baseline_knn", "score", "all", "omega", value),
-    ]
-    table = pd.DataFrame(rows, columns=["system", "component", "machine", "metric", "value"])
-    return table.assign(low=table["value"] - 0.1, high=table["value"] + 0.1, seed=0)[
-        list(schemas.METRIC_COLUMNS)
-    ]
-
-
-CONTROLS = pd.concat(
-    [
-        metric_table(0.5).assign(system="control_level"),
-        metric_table(0.5).assign(system="control_shuffled", component="baseline_knn"),
-    ]
-)
 PROBLEMS = pd.DataFrame(
     {"path": ["a.wav", "b.wav"], "reason": ["no samples", "clipped"], "left_out": [True, False]}
 )
 
 
-@pytest.mark.parametrize("value", [0.7, np.nan])
-def test_summary_for_people_and_machines(tmp_path, value):
-    cfg = config.StudySettings(name="t", about=f"About {EVIL}")
-    report.write_summary(tmp_path / "t", cfg, metric_table(value), CONTROLS, PROBLEMS)
-    text = (tmp_path / "t" / "summary.md").read_text(encoding="utf-8")
-    assert (
-        "Clips left out: 1" in text
-        and settings.digest(cfg) in text
-        and "<script" not in text
-        and "control_level" in text
+def study(clips, scores, **changes):
+    """What `report.findings` asks of a run."""
+    small = metrics.MetricsSettings(bootstrap=40, shuffles=20)
+    cfg = config.StudySettings(**{"name": "t", "systems": ("multires", "oevae"), "metrics": small} | changes)
+    return SimpleNamespace(
+        cfg=cfg,
+        clips=clips,
+        seed=0,
+        synthetic=False,
+        measure=lambda s: (metrics.table(s, small, 0), metrics.controls(clips, s, small, 0)),
+        load_table=lambda *_: pd.DataFrame({"machine": ["fan"], "verdict": ["fan: this VAE is dead: x."]}),
     )
+
+
+def two_systems(clips, *gaps):
+    return pd.concat([score_table(clips, gap, name) for gap, name in zip(gaps, ("multires", "oevae"))])
+
+
+def found_in(clips=None, gaps=(3.0, 0.0), **changes):
+    clips = clip_table() if clips is None else clips
+    return report.findings(study(clips, None, **changes), two_systems(clips, *gaps))
+
+
+def without_labels():
+    clips = clip_table()
+    return clips.assign(label=clips["label"].where(clips["split"] == "train", "unlabeled"))
+
+
+def test_the_first_screen_says_what_was_found():
+    shown = report.first_screen(found_in())
+    assert "Multi-resolution density has the highest official score" in shown
+    assert "OEVAE is at chance. The VAE of OEVAE is dead on fan." in shown
+    assert "dead VAE: fan" in shown and "one training each" in shown
+    assert "<strong>fan</strong>: of 40 faults " in shown and " found at " in shown
+    assert shown.count('role="img"') == 3 and "level of the clip alone" in shown  # a scale for each
+
+
+def test_the_first_screen_is_of_use_without_labels_or_test_clips():
+    shown = report.first_screen(found_in(without_labels()))
+    assert "No labeled test clips: 2 systems with scores and thresholds" in shown
+    assert re.search(r"<strong>fan</strong>: \d+ of 80 unlabeled clips above the threshold", shown)
+    assert "expect a little less" not in shown
+    shown = report.first_screen(found_in(clip_table().query("split == 'train'")))
+    assert re.search(r"fan</strong>: no test clips; threshold \S+, from 60 normal training clips", shown)
+
+
+def test_a_study_tuned_on_test_labels_is_stamped_everywhere(tmp_path):
+    found = found_in(chosen_by="oracle")
+    assert found.headline.startswith("No claim: ω, η and k were chosen on the test labels (oracle).")
+    report.write_summary(tmp_path / "t", found, PROBLEMS)
+    facts = json.loads((tmp_path / "t" / "report.json").read_text(encoding="utf-8"))
+    assert facts["chosen_by"] == "oracle" and ["tuned on test labels", True] in facts["warnings"]
+    for text in (
+        report.first_screen(found),
+        (tmp_path / "t" / "summary.md").read_text(encoding="utf-8"),
+        (tmp_path / "index.html").read_text(encoding="utf-8"),
+    ):
+        assert "chosen on the test labels (oracle)" in text and "is above chance" not in text
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_summary_for_people_and_machines(tmp_path, labeled):
+    found = found_in(clip_table() if labeled else without_labels(), about=f"About {EVIL}")
+    report.write_summary(tmp_path / "t", found, PROBLEMS)
+    text = (tmp_path / "t" / "summary.md").read_text(encoding="utf-8")
+    assert f"**{found.headline}**" in text and "Clips left out: 1" in text and "control_level" in text
+    assert settings.digest(found.cfg) in text and "<script" not in text
     facts = json.loads(
         (tmp_path / "t" / "report.json").read_text(encoding="utf-8"),
         parse_constant=lambda name: pytest.fail(name),
     )
-    assert facts["omega"]["baseline_knn"][0] == (None if np.isnan(value) else value)
-    assert facts["left_out"] == 1 and facts["machines"] == ["fan"] and len(facts["metrics"]) == 8
+    omega = found.table.query("system == 'multires' and metric == 'omega'")["value"].iloc[0]
+    assert facts["omega"]["multires"][0] == (pytest.approx(omega) if labeled else None)
+    assert facts["left_out"] == 1 and facts["machines"] == ["fan"] and facts["headline"] == found.headline
+    assert len(facts["pairs"]) == int(labeled)
     index = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert (
-        ("not available" in index) == np.isnan(value)
-        and 'href="t/index.html"' in index
-        and "<script" not in index
-    )
+    assert found.headline in index and 'href="t/index.html"' in index and "<script" not in index
+    assert 'href="t/summary.md"' in index and 'href="t/report.json"' in index and "model_card" not in index
+    assert ("not available" in index) != labeled
     assert not list(tmp_path.rglob(".*"))  # nothing half-written is left
 
 
-def test_summary_and_numbers_hold_the_differences_to_the_reference(tmp_path):
-    row = ("baseline_knn", "multires", "all", "omega", -0.1, -0.2, -0.01, 0.02, 0.02)
-    pairs = pd.DataFrame([row], columns=[*comparison.PAIRED_COLUMNS, "p_holm"])
-    cfg = config.StudySettings(name="t")
-    report.write_summary(tmp_path / "t", cfg, metric_table(0.7), CONTROLS, PROBLEMS, pairs)
-    text = (tmp_path / "t" / "summary.md").read_text(encoding="utf-8")
-    assert "| no, below: −0.100 [−0.200, −0.010] |" in text and tables.ABOVE in text
-    facts = json.loads((tmp_path / "t" / "report.json").read_text(encoding="utf-8"))
-    assert facts["pairs"] == pairs.to_dict("records")
+# ---------------------------------------------------------------- cards of clips
 
 
-def test_the_index_lists_a_system_on_each_line(tmp_path):
+def places(*rows):
+    columns = ["machine", "clip", "label", "domain", "above_normal", "above_threshold"]
+    return pd.DataFrame(rows, columns=columns).assign(system="multires")
+
+
+def test_notable_clips_are_misses_false_alarms_and_finds_of_every_machine():
+    rows = [
+        (machine, f"{machine}{i}", label, "source", above + 1, above)
+        for machine in ("fan", "pump")
+        for i, (label, above) in enumerate(
+            [("anomaly", -3.0), ("anomaly", -1.0), ("anomaly", 5.0), ("normal", 2.0), ("normal", -2.0)]
+        )
+    ]
+    found = report.notable(places(*rows), 6)
+    for machine in ("fan", "pump"):
+        own = found[found["machine"] == machine]
+        assert own["kind"].tolist() == ["missed fault", "false alarm", "fault found"]
+        assert own["clip"].tolist() == [f"{machine}0", f"{machine}3", f"{machine}2"]
+    assert len(report.notable(places(*rows), 99)) == 8  # a normal clip below the threshold tells nothing
+    assert report.notable(places(*rows), 2)["machine"].tolist() == ["fan", "pump"]  # shared evenly
+    unlabeled = places(
+        ("fan", "a", "unlabeled", "unknown", 1.0, 0.5), ("fan", "b", "unlabeled", "unknown", 9.0, 8.0)
+    )
+    assert report.notable(unlabeled, 1)[["clip", "kind"]].to_numpy().tolist() == [["b", "most anomalous"]]
+
+
+def test_cards_show_and_play_a_clip_beside_the_normal_one_most_alike(context):
+    clips = context.store.clips
+    scores = two_systems(clips, 3.0, 0.0)
+    run = study(clips, scores, report={"players": 12})
+    run.store = context.store
+    found = report.findings(run, scores)
+    shown = report.clip_cards(run, found)
+    cards = shown.split("<article")[1:]
+    assert 2 <= len(cards) <= 6 and shown.count("<audio") == shown.count("<img") == 2 * len(cards)
+    assert shown.count("data:image/jpeg;base64,") == 2 * len(cards) and "All clips have one gain" in shown
+    for card in cards:
+        machine = re.search(r"<h3>(\w+): ", card)[1]
+        like = re.search(r"normal, most alike: ([^<\"]+wav)", card)[1]
+        row = clips[clips["clip"].str.endswith(like) & (clips["machine"] == machine)].iloc[0]
+        assert (row["split"], row["label"]) == ("train", "normal")
+        assert re.search(r"score [+−]\d+\.\d, threshold [+−]\d+\.\d<", card)
+    none = study(clips[clips["split"] == "train"].reset_index(drop=True), scores, report={"players": 12})
+    assert "No test clips" in report.clip_cards(
+        none, report.findings(none, two_systems(none.clips, 1.0, 1.0))
+    )
+
+
+def test_the_clip_most_alike_to_a_training_clip_is_itself(context):
+    rows = training_rows(context.store.clips, "saw")[[2, 7]]
+    assert report._most_alike(context.store, "saw", rows).tolist() == rows.tolist()
+
+
+def test_a_scale_puts_values_where_they_belong():
+    shown = pages.scale((0.0, 2.0), EVIL, band=(0.5, 1.0), lines=(1.0, np.nan), dots=((3.0, "target"),))
+    assert '<i class="band" style="left:25.0%;width:25.0%">' in shown and "<script" not in shown
+    assert shown.count('class="mark" style="left:50.0%"') == 1 and shown.count('class="mark"') == 1
+    assert '<i class="dot target" style="left:100.0%">' in shown  # beyond the end stands at the end
+
+
+# ---------------------------------------------------------------- pages of a study
+
+
+def test_pages_of_a_study_are_linked_by_stage_machine_and_seed(tmp_path):
+    folder = tmp_path / "reports" / "t"
+    folder.mkdir(parents=True)
+    names = [f"05_oevae_{machine}_seed{seed}" for machine in ("fan", "pump_00") for seed in (0, 1)]
+    for name in (*names, "06_embeddings_seed1", "01_data", "index"):
+        text = (
+            f'<nav class="series"></nav><a href="05_oevae.ipynb">5</a><a href="08_tuning.ipynb">8</a>{name}'
+        )
+        (folder / f"{name}.html").write_text(text)
+    (folder / "sweep.html").write_text('<nav class="series"></nav>')
+    for _ in range(2):  # again, with what is there already
+        pages.link_series(folder, tmp_path / "reports" / "index.html")
+    text = (folder / "05_oevae_pump_00_seed1.html").read_text()
+    assert text.startswith('<nav class="series" aria-label') and text.count("<nav") == 1
+    links = re.findall(r'href="([^"]+)"', text)
+    assert links[:5] == [
+        "../index.html",
+        "01_data.html",
+        "05_oevae_pump_00_seed1.html",
+        "06_embeddings_seed1.html",
+        "index.html",
+    ]
+    assert links[5:9] == [  # machine, then seed
+        "05_oevae_fan_seed1.html",
+        "05_oevae_pump_00_seed1.html",
+        "05_oevae_pump_00_seed0.html",
+        "05_oevae_pump_00_seed1.html",
+    ]
+    assert links[9:] == ["05_oevae_pump_00_seed1.html", "#"] and text.count('aria-current="page"') == 3
+    assert (folder / "sweep.html").read_text() == '<nav class="series"></nav>'
+    assert pages.about(folder / "05_oevae_pump_00_seed1.html") == ["pump_00", "seed 1"]
+    assert pages.about(folder / "06_embeddings_seed1.html") == ["seed 1"]
+    assert pages.about(folder / "index.html") == []
+
+
+def test_the_index_links_everything_of_a_study(tmp_path):
     (tmp_path / "t").mkdir()
     facts = {"study": "t", "about": "", "finished": "2026-01-02 03:04:05", "machines": ["fan"], "left_out": 0}
+    facts |= {"headline": f"Best {EVIL}", "warnings": [["dead VAE: fan", True]]}
     omega = {"oevae": [0.5, 0.4, 0.6], EVIL: [0.5, None, None], "baseline_knn": [0.7, 0.6, 0.8]}
     (tmp_path / "t" / "report.json").write_text(json.dumps(facts | {"omega": omega}))
+    for name in ("01_data.html", "05_oevae_fan_seed0.html", "index.html", "sweep.html", "model_card.md"):
+        (tmp_path / "t" / name).write_text("x")
     shown = report.write_index(tmp_path).read_text(encoding="utf-8")
+    assert "nearest neighbor 0.700 [0.600, 0.800]; OEVAE 0.500" in shown
     assert (
-        "baseline_<wbr>knn 0.700 [0.600, 0.800]\noevae 0.500" in shown
-        and "<script" not in shown
-        and ">2026-01-02 03:04</td>" in shown
+        "<script" not in shown and "2026-01-02 03:04;" in shown and '<li class="grave">dead VAE: fan' in shown
     )
+    for name in ("01_data.html", "05_oevae_fan_seed0.html", "index.html", "sweep.html", "model_card.md"):
+        assert f'href="t/{name}"' in shown
 
 
 def test_the_parameters_of_a_run_stand_beside_their_defaults(tmp_path):
@@ -230,12 +360,11 @@ def test_index_survives_a_broken_report(tmp_path):
     assert shown.count("report.json is not readable") == 2
 
 
-def test_pictures_are_written_whole(tmp_path):
-    report.save_picture(
-        plots.losses(pd.DataFrame({"name": ["a"], "epoch": [1], "loss": [1.0]})), tmp_path / "p.png"
-    )
-    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG") and len(list(tmp_path.iterdir())) == 1
-
-
 def test_text_for_the_terminal():
-    assert "0.700 [0.600, 0.800]" in report.metrics_text(metric_table(0.7))
+    found = found_in()
+    said = report.claims_text(found.claims)
+    assert re.search(
+        r"^multires +Ω is above chance.*; above the training-free reference: the reference$", said, re.M
+    )
+    omega = found.claims.set_index("system")["Ω"]["multires"]
+    assert omega in report.metrics_text(found.table)

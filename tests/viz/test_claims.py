@@ -1,11 +1,73 @@
-"""Claims: the correction for many comparisons, Table 1 in one form, decisions and latents in short."""
+"""Claims, comparisons, the headline, warnings and counts: what they say, and what they refuse to claim."""
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from asdlib.evaluation import comparison, metrics
-from asdlib.viz import tables
-from tests.viz.test_tables import SETTINGS, clip_table, compared, score_table
+from asdlib.scoring import fusion
+from asdlib.viz import claims, tables
+from tests.viz.test_tables import SETTINGS, clip_table, score_table
+
+
+def compared(scores):
+    return claims.verdicts(comparison.all_pairs(scores, SETTINGS, 0), SETTINGS)
+
+
+def measured(clips, scores, chosen_by=""):
+    """Metric table, controls, pairs and claims."""
+    table, controls = metrics.table(scores, SETTINGS, 0), metrics.controls(clips, scores, SETTINGS, 0)
+    pairs = comparison.all_pairs(scores, SETTINGS, 0)
+    return table, controls, pairs, claims.claims(table, controls, pairs, SETTINGS, chosen_by)
+
+
+def claim_of(clips, scores):
+    return measured(clips, scores)[3].set_index("system")["claim"]["baseline_knn"]
+
+
+@pytest.mark.parametrize(
+    ("gap", "leak", "words"),
+    [
+        (0.0, 0.0, "not distinguishable from chance"),
+        (3.0, 0.0, "above what the level alone"),
+        (2.0, 9.0, "no evidence of hearing faults"),
+        (2.0, -9.0, "no evidence of hearing faults"),
+        (-3.0, 0.0, "below chance"),
+    ],
+)
+def test_claims_are_made_against_the_controls(gap, leak, words):
+    clips = clip_table(level_leak=leak)
+    assert words in claim_of(clips, score_table(clips, gap))
+
+
+def test_an_interval_that_reaches_chance_carries_no_claim():
+    """Above what shuffled labels reach, but other clips of the same machine could have given chance."""
+    own, shuffled = (
+        pd.Series({"value": 0.54, "low": 0.48, "high": 0.58}),
+        pd.Series({"value": 0.49, "low": 0.45, "high": 0.53}),
+    )
+    low = pd.Series({"value": 0.43, "low": 0.38, "high": 0.47})
+    for value, case in ((own, "chance"), (own + 0.02, "above"), (low, "below")):
+        assert claims._claim(value, shuffled, np.nan)[0] == case
+    low["high"] = 0.5
+    assert claims._claim(low, shuffled, np.nan)[0] == "chance"
+    assert claims._claim(own + 0.02, shuffled, 0.52)[0] == "within"
+
+
+def test_without_target_the_claim_is_about_what_is_available():
+    clips = clip_table(("source",))
+    table, _, _, found = measured(clips, score_table(clips, 3.0))
+    row = found.iloc[0]
+    assert row["AUC target"] == "— not available"
+    assert row["claim"].startswith("Ω is above chance")
+    assert "Ω: the harmonic mean of the 2 of 3 numbers that are available" in tables.reasons(table)
+    words = "fan: AUC target not available, no normal test clip of the target domain"
+    assert words in tables.reasons(table) and words in tables.metrics_table(table)
+
+
+def test_without_labels_nothing_is_claimed():
+    clips = clip_table().assign(label=lambda t: t["label"].where(t["split"] == "train", "unlabeled"))
+    assert claim_of(clips, score_table(clips, 1.0)) == "no claim: no labeled test clips"
 
 
 def test_holm_by_plain_steps():
@@ -43,11 +105,11 @@ def test_systems_compared_in_words():
         "baseline_mse is better",
     ]
     assert set(found["metric"]) == {"Ω"} and (found["p (Holm)"] >= found["p"]).all()
-    told = tables.family(found, SETTINGS)
+    told = claims.family(found, SETTINGS)
     assert told.startswith("3 comparisons, corrected together after Holm at level 0.05") and "2 hold" in told
-    assert "baseline_mse is better than baseline_knn" in told and "baseline_mse is better than oevae" in told
+    assert "autoencoder (MSE) is better than nearest neighbor and OEVAE" in told
     none = compared(score_table(clips, 0.0))
-    assert len(none) == 0 and tables.family(none, SETTINGS) == "One system: nothing to compare."
+    assert len(none) == 0 and claims.family(none, SETTINGS).startswith("Nothing to compare: one system")
 
 
 def against(*gaps):
@@ -57,10 +119,10 @@ def against(*gaps):
     scores = pd.concat([score_table(clips, gap, name, i) for i, (name, gap) in enumerate(zip(names, gaps))])
     scores["seed"] = 0
     pairs = comparison.all_pairs(scores, SETTINGS, 0)
-    found = tables.claims(
+    found = claims.claims(
         metrics.table(scores, SETTINGS, 0), metrics.controls(clips, scores, SETTINGS, 0), pairs, SETTINGS
     )
-    return found.set_index("system")[tables.ABOVE], pairs
+    return found.set_index("system")[claims.ABOVE], pairs
 
 
 def test_every_system_stands_beside_the_reference_without_training():
@@ -78,12 +140,12 @@ def test_the_reference_is_told_apart_after_the_correction_only():
     rows = [("a", "multires", "all", "omega", 0.1, 0.01, 0.2, 0.03)]
     pairs = pd.DataFrame(rows, columns=list(comparison.PAIRED_COLUMNS))
     one = pairs.assign(p_holm=0.03), pairs.assign(p_holm=0.3)
-    assert [tables.above_reference("a", each, SETTINGS) for each in one] == [
+    assert [claims.above_reference("a", each, SETTINGS) for each in one] == [
         "yes: +0.100 [0.010, 0.200]",
         "undecided: +0.100 [0.010, 0.200]",
     ]
-    assert tables.above_reference("b", one[0], SETTINGS) == ""
-    missing = tables.above_reference("a", pairs.iloc[:0].assign(p_holm=[]), SETTINGS)
+    assert claims.above_reference("b", one[0], SETTINGS) == ""
+    missing = claims.above_reference("a", pairs.iloc[:0].assign(p_holm=[]), SETTINGS)
     assert missing == "not compared: no multires on labeled test clips"
 
 
@@ -92,11 +154,11 @@ def test_what_passes_alone_only_is_not_claimed():
         ("a", "b", "all", "omega", 0.1, 0.01, 0.2, 0.03),
         ("a", "c", "all", "omega", -0.1, -0.2, 0.1, 0.5),
     ]
-    found = tables.verdicts(pd.DataFrame(rows, columns=list(comparison.PAIRED_COLUMNS)), SETTINGS)
+    found = claims.verdicts(pd.DataFrame(rows, columns=list(comparison.PAIRED_COLUMNS)), SETTINGS)
     assert found["claim"].tolist() == ["undecided: a ahead, not after correction", "no difference shown"]
-    assert "1 more would pass alone and are not claimed" in tables.family(
+    assert "1 more would pass alone and are not claimed" in claims.family(
         found, SETTINGS
-    ) and "0 hold" in tables.family(found, SETTINGS)
+    ) and "0 hold" in claims.family(found, SETTINGS)
 
 
 def test_there_are_enough_resamples_for_a_verdict():
@@ -105,19 +167,10 @@ def test_there_are_enough_resamples_for_a_verdict():
         assert 2 / (settings.bootstrap + 1) * pairs < 1 - settings.confidence
 
 
-def test_table_one_alone_for_synthetic_and_unknown_machines():
+def test_table_one_compares_recorded_machines_of_its_names_only():
     table = metrics.table(score_table(clip_table(), 1.0), SETTINGS, 0)
-    shown = tables.table1(table, synthetic=True)
-    assert (
-        "the machines of this study are synthetic" in shown
-        and "87.10" not in shown
-        and "AUC (source)" in shown
-    )
     other = metrics.table(score_table(clip_table(machine="pump"), 1.0), SETTINGS, 0)
-    shown = tables.table1(other, synthetic=False)
-    assert "no machine of this study is in the paper" in shown and "OEVAES" not in shown
-    omega = other[(other["metric"] == "omega")]["value"].iloc[0]
-    assert f">{100 * omega:.2f}<" in shown
+    assert tables.table1(table, synthetic=True) == tables.table1(other, synthetic=False) == ""
 
 
 def test_table_one_beside_ours_for_recorded_machines_of_its_names():
@@ -125,35 +178,133 @@ def test_table_one_beside_ours_for_recorded_machines_of_its_names():
     table = metrics.table(scores, SETTINGS, 0)
     shown = tables.table1(table, synthetic=False)
     assert "87.10" in shown and "48.95" in shown and "65.92" not in shown  # the fan's row, not the bearing's
-    assert "Not in the paper&#x27;s table: pump" in shown and "over 1 machines" in shown
+    assert "pump" not in shown and "over 1 machines" in shown
     mine = table.query("machine == 'fan' and metric in ['auc_source', 'auc_target', 'pauc']")["value"]
     assert f">{100 * len(mine) / (1 / mine).sum():.2f}<" in shown  # Ω over the shared machine alone
     assert f"{300 / (1 / 0.7002 + 1 / 0.33 + 1 / 0.4895):.2f}" in shown  # the paper's, by hand
 
 
-def test_omega_is_of_what_a_machine_has():
+def test_omega_beside_the_paper_is_of_what_a_machine_has():
     table = metrics.table(score_table(clip_table(("source",)), 1.0), SETTINGS, 0)
-    assert tables.table1(table, synthetic=True).count("—") == 1  # AUC target
+    assert tables.table1(table, synthetic=False).count("—") == 1  # AUC target
 
 
-def test_decisions_and_latents_in_short():
-    clips = clip_table()
-    scores = pd.concat(
-        [score_table(clips, 3.0), score_table(clips, 3.0, "oevae", 0), score_table(clips, 3.0, "oevae", 1)]
+# ---------------------------------------------------------------- headline, warnings, counts
+
+
+def headline_of(*gaps, dead=(), chosen_by="", **clips):
+    names = ("multires", "baseline_mse", "oevae")
+    table = clip_table(**clips)
+    scores = pd.concat([score_table(table, gap, name, i) for i, (name, gap) in enumerate(zip(names, gaps))])
+    scores["seed"] = 0
+    *_, pairs, found = measured(table, scores, chosen_by)
+    return claims.headline(found, pairs, SETTINGS, dead, chosen_by), found
+
+
+def test_the_headline_names_the_best_what_it_is_like_and_what_is_at_chance():
+    said, found = headline_of(3.0, 3.1, 0.0, dead=["fan", "slider"])
+    best = claims.leader(found)
+    other = {"multires": "autoencoder (MSE)", "baseline_mse": "multi-resolution density"}[best]
+    omega = found.set_index("system")["Ω"][best]
+    assert said.startswith(
+        f"{tables.system_name(best, capital=True)} has the highest official score, {omega};"
     )
-    decided = metrics.decisions(scores, SETTINGS)
-    shown = tables.decisions(decided)
-    mine = decided.query("system == 'oevae' and domain == 'all'")[["f1", "precision", "recall"]].mean()
-    assert list(shown.columns) == ["machine", "baseline_knn", "oevae"]
-    assert shown["oevae"].iloc[0] == f"{mine['f1']:.2f} ({mine['precision']:.2f}, {mine['recall']:.2f})"
-    asked = [
-        ("z_d", "v", "R²", 0.9, 0.0),
-        ("z_c", "v", "R²", 0.1, 0.0),
-        ("z_c", "domain", "balanced accuracy", 0.5, 0.5),
-        ("embedding", "domain", "balanced accuracy", 0.8, 0.5),
+    assert f"it is not distinguishable from {other}. OEVAE is at chance." in said
+    assert said.endswith("The VAE of OEVAE is dead on fan and slider.")
+
+
+def test_the_headline_says_when_nothing_or_the_level_alone_explains_it():
+    assert headline_of(0.0, 0.0)[0].startswith("No system is distinguishable from chance; ")
+    assert "the level of the clips alone tells as much" in headline_of(2.0, level_leak=9.0)[0]
+    assert "it is better than every other system" in headline_of(5.0, 0.5)[0]
+
+
+def test_settings_chosen_on_test_labels_forbid_every_claim():
+    """The stamp stands in the headline, in each claim and among the warnings, also for a good system."""
+    for chosen_by, words in (("oracle", "on the test labels (oracle)"), ("hand", "in sight of test labels")):
+        said, found = headline_of(5.0, 0.5, chosen_by=chosen_by)
+        assert said.startswith("No claim: ") and words in said
+        own = found[found["case"] != "control"]["claim"]
+        assert own.str.startswith("no claim: ").all() and own.str.contains(words, regex=False).all()
+        assert set(found[claims.ABOVE]) == {"no claim", ""}
+    for chosen_by in ("", "default", "training"):
+        said, found = headline_of(5.0, 0.5, chosen_by=chosen_by)
+        assert "better than every other" in said and not found["claim"].str.startswith("no claim").any()
+
+
+def warned(clips, gap=3.0, **more):
+    scores = score_table(clips, gap)
+    table, controls, *_ = measured(clips, scores)
+    return {one.short: one for one in claims.warnings(clips, table, controls, "baseline_knn", **more)}
+
+
+def test_warnings_name_the_machines_they_are_about():
+    found = warned(clip_table(("source",), level_leak=9.0), dead=["fan"], chosen_by="oracle", synthetic=True)
+    graves = [short for short, one in found.items() if one.grave]
+    assert graves == [
+        "tuned on test labels",
+        "dead VAE: fan",
+        "level alone is as good: fan",
+        "few training clips: fan (30)",
+        "no target-domain training or test clips: fan",
     ]
-    measures = pd.DataFrame(asked, columns=["space", "of", "measure", "value", "chance"]).assign(
-        machine="fan", seed=0
+    assert {"one training each", "synthetic recordings"} <= set(found) and list(found)[
+        : len(graves)
+    ] == graves
+    clips = clip_table()
+    few = clips[(clips["label"] == "normal") | (clips["clip"].str[-6:] < "04")]  # 4 anomalies of each domain
+    assert "few test clips: fan (8)" in warned(few)
+
+
+def test_a_study_without_labels_or_test_clips_is_warned_about():
+    clips = clip_table()
+    blind = clips.assign(label=clips["label"].where(clips["split"] == "train", "unlabeled"))
+    assert "no labeled test clips: fan" in warned(blind)
+    assert "no labeled test clips: fan" in warned(clips[clips["split"] == "train"])
+    normals = clips[clips["label"] == "normal"]
+    assert "one label missing in test: fan" in warned(normals)
+
+
+def test_detections_count_clips_above_the_threshold():
+    clips = clip_table()
+    scores = pd.concat([score_table(clips, 2.0, seed=0), score_table(clips, 2.0, seed=1)])
+    decisions = metrics.decisions(scores, SETTINGS)
+    row = claims.detections(claims.standing(scores, decisions)).iloc[0]
+    own = scores.merge(decisions[["seed", "threshold"]].drop_duplicates(), on="seed").query("split == 'test'")
+    train = scores[scores["split"] == "train"].groupby("seed")["score"].std()
+    own["sd"] = (own["score"] - own["threshold"]) / own["seed"].map(train)
+    above = own.groupby(["clip", "label", "domain"])["sd"].mean() > 0
+    assert row.faults == row.normals == 40
+    assert row.found == above.xs("anomaly", level="label").sum() > 10
+    assert row.false_alarms == above.xs("normal", level="label").sum() > 0
+    assert row.false_target == above.xs(("normal", "target"), level=("label", "domain")).sum()
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ((50, 31, 50, 4, 0, 0, 0), "of 50 faults 31 found at 4 false alarms in 50 normals"),
+        (
+            (2, 2, 9, 1, 1, 0, 0),
+            "of 2 faults 2 found at 1 false alarm in 9 normals (all in the target domain)",
+        ),
+        (
+            (2, 1, 9, 3, 1, 0, 0),
+            "of 2 faults 1 found at 3 false alarms in 9 normals (1 in the target domain)",
+        ),
+        ((0, 0, 9, 2, 0, 0, 0), "no faults among the test clips; 2 false alarms in 9 normals"),
+        ((0, 0, 0, 0, 0, 40, 12), "12 of 40 unlabeled clips above the threshold"),
+    ],
+)
+def test_counts_in_a_sentence(counts, words):
+    names = ["faults", "found", "normals", "false_alarms", "false_target", "unlabeled", "flagged"]
+    row = next(pd.DataFrame([counts], columns=names).itertuples())
+    assert claims.in_practice(row) == words
+
+
+def test_every_system_has_a_name_in_words():
+    assert set(tables.SYSTEM_NAMES) == {*fusion.SYSTEMS, "control_level"}
+    assert (
+        tables.system_name("oevae_seeds") == "OEVAE, mean of seeds" and tables.system_name("mine") == "mine"
     )
-    row = tables.latents(measures).iloc[0]
-    assert (row["v from z_d (R²)"], row["domain from z_c"], row["chance"]) == (0.9, 0.5, 0.5)
+    assert tables.system_name("classifier", capital=True) == "Classifier"

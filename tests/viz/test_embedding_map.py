@@ -415,7 +415,7 @@ def test_figures_are_drawn_without_a_warning(atlas):
             low < 1.0 and high > 1.3 and "fft 20.0 %, mel 80.0 %" in drawn.axes[-2].get_xlabel()
         )  # neither clip nor training clips on the frame
         bare = explain.Why(0, 1.0, level, None, None, "beta", None, 0.5, None, None)
-        assert why(bare, {}, "a clip")._repr_html_().startswith('<div class="plot">')
+        assert why(bare, {}, "a clip")._repr_html_().startswith('<div class="plot" tabindex="0">')
         assert map_grid({"a": [atlas.points(), None]}, "PCA").alt
     shown = picture(level, title="<b>", unit="dB", colors="magma", limits=(-3, 3))
     assert shown.startswith('<svg role="img"') and "<b>" not in shown

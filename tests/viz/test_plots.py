@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from asdlib import errors, schemas
-from asdlib.evaluation import metrics
+from asdlib.evaluation import detectability, metrics
 from asdlib.scoring import fusion
 from asdlib.viz import plots, report_plots
 
@@ -57,7 +57,6 @@ HISTORY = pd.DataFrame(
 FIGURES = plots.PLOTS | {"score_histograms": report_plots.score_histograms}
 INPUTS = {
     "metric_dots": (METRICS,),
-    "omega_dots": (METRICS, CONTROLS),
     "roc": (SCORES, 0.1),
     "score_histograms": (SCORES, DECISIONS),
     "losses": (HISTORY,),
@@ -83,7 +82,7 @@ def test_contract(name):
     for kind, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
         assert plots.image(figure, kind).startswith(start)
     shown = figure._repr_html_()
-    assert shown.startswith('<div class="plot"><img alt="') and 'src="data:image/' in shown
+    assert shown.startswith('<div class="plot" tabindex="0"><img alt="') and 'src="data:image/' in shown
     assert any(axis.get_xlabel() for axis in figure.axes)
     assert dict(matplotlib.rcParams) == before
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
@@ -103,7 +102,6 @@ def test_equal_input_gives_equal_bytes(name):
         ("waveform", "time (s)"),
         ("spread", "dB re full scale"),
         ("counts", "clips"),
-        ("omega_dots", "Ω"),
     ],
 )
 def test_units_are_written(name, unit):
@@ -115,9 +113,6 @@ def test_missing_target_is_said_in_words():
     scores = score_table(clips)
     table = metrics.table(scores, SETTINGS, 0)
     assert "not available" in words(plots.metric_dots(table))
-    assert "Ω over all machines" in words(
-        plots.omega_dots(table, metrics.controls(clips, scores, SETTINGS, 0))
-    )
     assert "no target normals" in words(plots.roc(scores))
     assert "target: no test clips" in words(
         report_plots.score_histograms(scores, metrics.decisions(scores, SETTINGS))
@@ -136,12 +131,47 @@ def test_the_outline_says_whether_training_clips_were_seen():
     left_out, seen = (outlines(axis) for axis in figure.axes[:2])
     assert len(left_out) == len(seen) == 1 and left_out != seen
     for systems, said, silent in (
-        (("baseline_mse",), "never seen", "by the networks"),
+        (("baseline_mse", "multires"), "never seen", "by the networks"),
         (("oevae", "classifier", "ensemble", "ensemble_seeds"), "by the networks", "never seen"),
     ):
         alone = score_table(CLIPS, systems)
         told = words(report_plots.score_histograms(alone, metrics.decisions(alone, SETTINGS)))
         assert said in told and silent not in told
+
+
+def test_official_scores_and_gaps_are_drawn_from_the_tables():
+    shown = report_plots.official_scores(METRICS, CONTROLS)
+    own = METRICS.query("machine == 'all' and metric == 'omega' and system == 'baseline_mse'").iloc[0]
+    assert f'autoencoder (MSE): {own.value:.3f} [{own.low:.3f}, {own.high:.3f}]"' in shown
+    assert shown.count('class="scale"') == 3 and shown.count('class="band"') == 2  # the control has no band
+    gaps = report_plots.domain_gaps(METRICS, CONTROLS)
+    assert (
+        gaps.count("<h3>") == 2 and gaps.count('class="dot source"') == gaps.count('class="dot target"') == 6
+    )
+    source = METRICS.query("machine == 'fan' and metric == 'auc_source' and system == 'baseline_knn'")[
+        "value"
+    ]
+    assert f"nearest neighbor: AUC source {source.iloc[0]:.2f}, target" in gaps
+    clips = clip_table(("fan",), ("source",))
+    scores = score_table(clips)
+    table, controls = metrics.table(scores, SETTINGS, 0), metrics.controls(clips, scores, SETTINGS, 0)
+    gaps = report_plots.domain_gaps(table, controls)
+    assert "target not available" in gaps and "nan" not in gaps and 'class="dot target"' not in gaps
+
+
+def test_detectability_is_a_figure_per_machine_and_a_legend():
+    rows = [
+        (system, machine, severity, 0.5 + 0.1 * severity, 0.4, 0.9, 5)
+        for system in ("multires", "oevae")
+        for machine in ("fan", "all")
+        for severity in (1.0, 3.0)
+    ]
+    curves = pd.DataFrame(rows, columns=list(detectability.CURVE_COLUMNS))
+    *figures, legend = report_plots.detectability_curves(curves)
+    assert [figure.axes[0].get_title() for figure in figures] == ["fan", "all machines"]
+    names = [text.get_text() for text in legend.axes[0].get_legend().get_texts()]
+    assert names == ["multi-resolution density", "OEVAE", f"AUC {detectability.LEVEL:g}"]
+    assert report_plots.side_by_side(figures).count('<div class="plot" tabindex="0"><img') == 2
 
 
 def test_no_hatch_is_translucent():

@@ -62,7 +62,7 @@ from asdlib.analysis import projection as analysis_projection
 from asdlib.data import index
 from asdlib.data.store import Store
 from asdlib.scoring import fusion
-from asdlib.viz import audio, embedding_plots, pages, plots, tables
+from asdlib.viz import audio, claims, embedding_plots, pages, plots, tables
 from asdlib.viz.embedding_plots import COLORS, SHAPES, Points
 
 LEVELS = 64  # steps of a numeric coloring
@@ -686,7 +686,7 @@ class EmbeddingMap(HasTraits):
         machine : "" takes all.  Sorted from the most telling; a reason without labels has no rows.  Notebook:
             06_embeddings
         """
-        table = tables.standing(self.scores[self.scores["system"] == system], self.decisions)
+        table = claims.standing(self.scores[self.scores["system"] == system], self.decisions)
         table = (
             table[table["clip"].isin(self.table.loc[self.table["machine"] == machine, "clip"])]
             if machine

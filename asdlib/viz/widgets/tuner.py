@@ -268,7 +268,7 @@ class TunerView:
     def chosen_html(self) -> str:
         """Map and rules, for reports."""
         body = self._map() + self.points.live(self.tuner.prior, self.tuner.k, self.tuner.omega)
-        return picture(svg(*self.points.size, body, MAPPED), MAPPED) + self.rules_html(self.tuner)
+        return picture(svg(*self.points.size, body, MAPPED), MAPPED, exact=True) + self.rules_html(self.tuner)
 
 
 def paper_machines(machines: tuple[str, ...], synthetic: bool) -> str:
@@ -329,11 +329,15 @@ def text(x: float, y: float, words: str, anchor: str = "start", more: str = "") 
     )
 
 
-def picture(drawing: str, alt: str) -> tables.Html:
-    """A drawing as one <img>, as reports show figures."""
+def picture(drawing: str, alt: str, exact: bool = False) -> tables.Html:
+    """A drawing as one <img>, as reports show figures.  exact : whether its colors are values, which a dark
+    theme must not turn
+    """
+    kind = "plot exact" if exact else "plot"
     data = base64.b64encode(drawing.encode()).decode()
     return tables.Html(
-        f'<div class="plot"><img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{data}"></div>'
+        f'<div class="{kind}" tabindex="0"><img alt="{html.escape(alt)}"'
+        f' src="data:image/svg+xml;base64,{data}"></div>'
     )
 
 
@@ -690,6 +694,13 @@ class Tuner(traitlets.HasTraits):
             " not known"
         )
 
+    def chosen_by(self) -> str:
+        """The first rule that chooses the point, by name, or "hand"; a study that includes it keeps this. The
+        default of a study is as it was chosen for that study.
+        """
+        found = next((name for name, rule in self.rules.items() if rule.choice == self.choice), "hand")
+        return (self.parts.chosen_by or found) if found == "default" else found
+
     def rule(self) -> str:
         """By which rules the point is chosen, in words, or by hand."""
         return (
@@ -701,13 +712,21 @@ class Tuner(traitlets.HasTraits):
 
     def toml(self, by: str = "a person") -> str:
         """The point as a file that a study can include. by : who writes it, for the file's head"""
-        scale = self.parts.scales[self.prior]
-        return (
-            f"# chosen by {self.rule()}; written by {by}\n# include it: asd run STUDY --include FILE, or"
-            f" include = [...] in the study's file\n[fusion]\nomega = {self.omega!r}\neta ="
-            f" {self.eta!r}\n\n[oevae]\nneighbors = {self.k}  # another k, or another k_scale, trains OEVAE"
-            f" again\n\n[oevae.condition]\nk_scale = {float(scale)!r}\n"
-        )
+        return f"""\
+# chosen by {self.rule()}; written by {by}
+# include it: asd run STUDY --include FILE, or include = [...] in the study's file
+chosen_by = "{self.chosen_by()}"  # after oracle and hand the report makes no claim
+
+[fusion]
+omega = {self.omega!r}
+eta = {self.eta!r}
+
+[oevae]
+neighbors = {self.k}  # another k, or another k_scale, trains OEVAE again
+
+[oevae.condition]
+k_scale = {float(self.parts.scales[self.prior])!r}
+"""
 
     def save(self, path: Path, by: str = "a person") -> None:
         """Write `toml` whole or not at all. raises : errors.InputError where the folder cannot be written or
