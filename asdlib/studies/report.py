@@ -41,6 +41,7 @@ from asdlib.settings import digest, to_tree
 from asdlib.studies import artifacts, config
 from asdlib.viz import audio, claims, pages, report_plots, tables
 
+WALKS = ("04", "05")  # pages whose code is what they are about: it stands open
 FACES = [
     "text/html",
     "text/markdown",
@@ -76,6 +77,7 @@ def html(executed_notebook: Path, out: Path, footer: dict, title: str = "") -> P
         study, shown = str(footer.get("study", "")), pages.about(out)
         which = filter(None, [study, *shown, datetime.date.today().isoformat()])
         page = {"which": " · ".join(which), "footer": footer, "contents": _contents(book)}
+        page["walk"] = out.name[:2] in WALKS
         page["head"] = pages.head(" · ".join(filter(None, [named, *shown, study])))
         text = exporter.from_notebook_node(book, resources={"page": page})[0]
     except (
