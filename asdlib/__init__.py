@@ -43,6 +43,7 @@ _NAMES = {  # classes and functions, with the module that they live in
     "Clips": "asdlib.data.store",
     "NearestNeighbor": "asdlib.detectors.nearest",
     "MultiResolution": "asdlib.detectors.multires",
+    "Pretrained": "asdlib.detectors.pretrained",
     "Autoencoder": "asdlib.detectors.autoencoder",
     "Classifier": "asdlib.detectors.classifier",
     "OEVAE": "asdlib.detectors.oevae",

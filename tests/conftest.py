@@ -10,12 +10,12 @@ import pytest
 import soundfile
 import torch
 from commands import asd
-from sizes import BASELINE, SMALL, TINY, Context
+from sizes import BASELINE, SMALL, TINY, Context, RandomYAMNet
 
 from asdlib.data import index
 from asdlib.data.store import open_store
 from asdlib.io import code_digest
-from asdlib.models import training
+from asdlib.models import encoders, training
 from asdlib.studies.config import StudySettings
 
 signal.signal(
@@ -83,6 +83,14 @@ def as_a_study_computes(request, monkeypatch):
     training.pick_device("cuda")
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def random_encoder():
+    """Detectors find an encoder of random weights; `encoders.YAMNet` itself stays as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(encoders.ENCODERS, "yamnet", RandomYAMNet)
+        yield
 
 
 @pytest.fixture(scope="session")

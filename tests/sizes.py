@@ -8,6 +8,7 @@ import torch
 
 from asdlib.data.store import Clips, Store
 from asdlib.models import autoencoder, classifier, oevae
+from asdlib.models.encoders import YAMNet
 from asdlib.studies import config
 
 
@@ -67,3 +68,20 @@ TINY = oevae.OEVAESettings(
 SMALL = classifier.ClassifierSettings(
     clip_seconds=1.0, n_fft=256, hop_length=256, n_mels=40, dim=8, subclusters=2, kmeans=4, epochs=2, batch=8
 )
+
+
+class RandomYAMNet(YAMNet):
+    """YAMNet with random weights, so that no test of a detector needs the extra `encoders`."""
+
+    @classmethod
+    def file(cls, path):
+        return Path(path)
+
+    @classmethod
+    def load(cls, path="", sha256=""):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = cls()
+            for layer in network.convolutions:
+                torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        return network.requires_grad_(False).eval()

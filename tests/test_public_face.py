@@ -19,6 +19,7 @@ RATE = 16000
 SMALL = {
     "NearestNeighbor": {},
     "MultiResolution": {},
+    "Pretrained": {},
     "Autoencoder": {"epochs": 2, "n_mels": 16, "hidden": 12, "bottleneck": 4},
     "Classifier": {
         "clip_seconds": 1.0,
@@ -50,7 +51,7 @@ SMALL = {
         "k_scales": (5.0,),
     },
 }
-FREE = ("NearestNeighbor", "MultiResolution")  # nothing is trained
+FREE = {"NearestNeighbor": "k", "MultiResolution": "k", "Pretrained": "neighbors"}  # nothing is trained
 
 
 def detector(name, **more):
@@ -126,7 +127,7 @@ def test_parameters_can_be_read_set_and_cloned(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_unknown_and_impossible_settings_are_refused_at_once(name):
-    field = "k" if name in FREE else "epochs"
+    field = FREE.get(name, "epochs")
     with pytest.raises(asd.InputError, match=rf"{field}.*got -5, expected"):
         detector(name, **{field: -5})
     with pytest.raises(asd.InputError, match=r"unknown .*epocs|unknown .*nmels"):

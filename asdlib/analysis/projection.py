@@ -31,7 +31,9 @@ from sklearn.decomposition import PCA
 
 from asdlib import errors, io
 from asdlib.analysis import latents
+from asdlib.data.store import Clips
 from asdlib.detectors import classifier
+from asdlib.detectors.base import Detector
 from asdlib.models import training
 from asdlib.scoring import backends, distances
 from asdlib.settings import Settings, digest, setting
@@ -110,6 +112,14 @@ def classifier_space(folder: Path) -> Space:
         rows[order],
         backends.unit(embedding[order]).astype(np.float32),
         np.arange(len(rows)),
+    )
+
+
+def detector_space(detector: Detector, machine: str) -> Space:
+    """All clips of one machine, by a detector that embeds any clip."""
+    rows = np.flatnonzero(detector.store.clips["machine"] == machine)
+    return Space(
+        f"{detector.name} {machine}", detector.name, rows, *detector.embed(Clips(detector.store, rows))
     )
 
 

@@ -13,9 +13,11 @@ from asdlib.detectors.classifier import Classifier
 from asdlib.detectors.multires import MultiResolution
 from asdlib.detectors.nearest import NearestNeighbor
 from asdlib.detectors.oevae import OEVAE
+from asdlib.detectors.pretrained import Pretrained
 
 DETECTORS: dict[str, type[Detector]] = {
-    detector.name: detector for detector in (NearestNeighbor, MultiResolution, Autoencoder, OEVAE, Classifier)
+    detector.name: detector
+    for detector in (NearestNeighbor, MultiResolution, Pretrained, Autoencoder, OEVAE, Classifier)
 }
 SYSTEMS = {
     system: detector.name for detector in DETECTORS.values() for system in detector.systems

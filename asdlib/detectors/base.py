@@ -259,7 +259,8 @@ class Detector(abc.ABC):
 
     def __repr__(self) -> str:
         """The class with the settings that differ from its defaults."""
-        default = type(self)().get_params() | {"seed": 0}
+        keywords = inspect.signature(Detector.__init__).parameters
+        default = dict(self.Settings()) | {name: one.default for name, one in keywords.items()}
         changed = [f"{name}={value!r}" for name, value in self.get_params().items() if value != default[name]]
         return f"{type(self).__name__}({', '.join(changed)})"
 

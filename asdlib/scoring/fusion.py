@@ -253,6 +253,7 @@ MODES = {"zscore": ZScore, "none": Identity, "rank": Rank, "gamma": Gamma}
 SYSTEMS = (
     "baseline_knn",
     "multires",
+    "pretrained",
     "baseline_mse",
     "baseline_mahala",
     "oevae",

@@ -30,6 +30,7 @@ from asdlib.data.decode import DataSettings
 from asdlib.data.synthetic import SyntheticSettings
 from asdlib.detectors.multires import MultiResolutionSettings
 from asdlib.detectors.nearest import NearestNeighborSettings
+from asdlib.detectors.pretrained import PretrainedSettings
 from asdlib.evaluation.metrics import MetricsSettings
 from asdlib.models.autoencoder import AutoencoderSettings
 from asdlib.models.classifier import ClassifierSettings
@@ -122,6 +123,7 @@ class StudySettings(Settings):
     synthetic: SyntheticSettings = SyntheticSettings()
     baseline_knn: NearestNeighborSettings = NearestNeighborSettings()
     multires: MultiResolutionSettings = MultiResolutionSettings()
+    pretrained: PretrainedSettings = PretrainedSettings()
     autoencoder: AutoencoderSettings = AutoencoderSettings()
     oevae: OEVAESettings = OEVAESettings()
     classifier: ClassifierSettings = ClassifierSettings()

@@ -8,7 +8,7 @@ them. What is shown is what the study's detectors can tell (`asdlib.analysis.exp
 residuals, not causes. Nearest clips are those whose embeddings lie nearest:
 
     oevae          mean over the recording's segments of the distance to the clip's nearest segment
-    classifier     distance of the unit embeddings
+    classifier     distance of the unit embeddings; pretrained alike
     baseline_knn   distance of the scaled spectra
     multires       mean over views of the distance of the scaled features, per root of their number
 
@@ -73,7 +73,13 @@ def _views(detector: Detector, own: np.ndarray, new: Detector, row: int) -> np.n
     return np.mean(found, axis=0)
 
 
-DISTANCES = {"oevae": _segments, "classifier": _units, "baseline_knn": _spectra, "multires": _views}
+DISTANCES = {
+    "oevae": _segments,
+    "classifier": _units,
+    "baseline_knn": _spectra,
+    "multires": _views,
+    "pretrained": _units,
+}
 
 
 def nearest(

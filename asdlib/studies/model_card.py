@@ -30,6 +30,7 @@ from asdlib.detectors import SYSTEMS
 from asdlib.evaluation import comparison, metrics
 from asdlib.evaluation.challenge import EVALUATION
 from asdlib.models import precision
+from asdlib.models.encoders import ENCODERS
 from asdlib.scoring import fusion
 from asdlib.studies import artifacts, report
 from asdlib.viz import tables
@@ -158,6 +159,11 @@ def text(run, found: report.Findings) -> str:
         (
             "License of the recordings:"
             f" {tables.markdown(license(run.roots, run.machines, cfg.report.license, run.synthetic))}."
+        ),
+        (
+            f"License of the pretrained encoder: {ENCODERS[cfg.pretrained.encoder].license}."
+            if "pretrained" in cfg.systems
+            else ""
         ),
         "## Systems and settings",
         (

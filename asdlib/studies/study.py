@@ -374,8 +374,8 @@ STAGES = (
         "03_baseline",
         True,
         True,
-        ("baseline_knn", "multires", "autoencoder", "metrics"),
-        ("baseline_knn", "multires", "autoencoder"),
+        ("baseline_knn", "multires", "pretrained", "autoencoder", "metrics"),
+        ("baseline_knn", "multires", "pretrained", "autoencoder"),
     ),
     Stage("04_classifier", False, True, ("classifier", "metrics"), ("classifier",)),
     Stage("05_oevae", True, True, ("oevae", "fusion", "metrics"), ("oevae",)),
@@ -387,6 +387,7 @@ STAGES = (
             "systems",
             "baseline_knn",
             "multires",
+            "pretrained",
             "autoencoder",
             "oevae",
             "classifier",
@@ -396,7 +397,7 @@ STAGES = (
             "report",
         ),
         reads=("oevae", "classifier"),
-        shows=("baseline_knn", "multires", "autoencoder"),
+        shows=("baseline_knn", "multires", "pretrained", "autoencoder"),
     ),
     Stage("07_latents", False, True, ("oevae",), reads=("oevae",)),
     Stage(
@@ -420,6 +421,7 @@ STAGES = (
             "seeds",
             "baseline_knn",
             "multires",
+            "pretrained",
             "autoencoder",
             "oevae",
             "classifier",
@@ -427,7 +429,7 @@ STAGES = (
             "metrics",
             "report",
         ),
-        shows=("baseline_knn", "multires", "autoencoder", "oevae", "classifier"),
+        shows=("baseline_knn", "multires", "pretrained", "autoencoder", "oevae", "classifier"),
     ),
 )
 
@@ -621,8 +623,8 @@ class Run(StudyPaths):
         return self.detector_folder(name, machine, self.seed), machine
 
     def spaces(self) -> list[projection.Space]:
-        """Embeddings of the study's OEVAEs, machine by machine, and of its classifier. Notebook:
-        06_embeddings
+        """Embeddings of the study's OEVAEs, machine by machine, of its classifier, and of its pretrained
+        encoder. Notebook: 06_embeddings
         """
         found = []
         if "oevae" in self.cfg.systems:
@@ -633,6 +635,11 @@ class Run(StudyPaths):
             ]
         if "classifier" in self.cfg.systems:
             found.append(projection.classifier_space(self.detector_path("classifier", "")[0]))
+        if "pretrained" in self.cfg.systems:
+            found += [
+                projection.detector_space(self.detector("pretrained", machine), machine)
+                for machine in self.machines
+            ]
         return found
 
     def detector(self, name: str, machine: str) -> object:
@@ -834,8 +841,6 @@ def load(study: str, overrides: Sequence[str] = (), home: str | Path = "") -> co
     others are refused.
     """
     cfg = config.load(*origin(study, overrides, home), home)
-    for name, detector in DETECTORS.items():
-        detector.check(getattr(cfg, name))
     for system in cfg.systems:
         if system in fusion.COMPOSED and system not in SYSTEMS:
             parts = " and ".join(part[0] for part in fusion.COMPOSED[system][:2])
@@ -843,7 +848,8 @@ def load(study: str, overrides: Sequence[str] = (), home: str | Path = "") -> co
                 f"setting systems: {system} is made wherever {parts} are among the systems; name those and"
                 " leave it out"
             )
-        errors.check_choice("system", system, list(SYSTEMS))
+        name = SYSTEMS[errors.check_choice("system", system, list(SYSTEMS))]
+        DETECTORS[name].check(getattr(cfg, name))
     return cfg
 
 

@@ -32,14 +32,15 @@ from asdlib import errors, schemas
 from asdlib.scoring import fusion
 from asdlib.viz import tables
 
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, GRAY = (
-    "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #000000 #6E6E6E".split()
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, GRAY, BROWN = (
+    "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #000000 #6E6E6E #7A4A1E".split()
 )
 BELOW, CHANCE = {"loc": "outside lower center", "ncols": 5}, {"color": BLACK, "lw": 1, "ls": (0, (2, 2))}
 # system -> color, marker, line style, in the order in which systems are shown; other names take them in turn
 LOOKS = {
     "baseline_knn": (BLUE, "o", "-"),
     "multires": (SKY, "X", (0, (3, 1))),
+    "pretrained": (BROWN, "8", (0, (2, 1))),
     "baseline_mse": (VERMILION, "s", "--"),
     "baseline_mahala": (GREEN, "^", "-."),
     "oevae": (PURPLE, "D", ":"),
@@ -47,7 +48,7 @@ LOOKS = {
     "ensemble": (BLACK, "v", (0, (6, 1, 1, 1))),
 }
 LOOKS |= {
-    name + fusion.SEEDS: (look[0], "hd<p*>H"[i], (0, (1, i + 1)))
+    name + fusion.SEEDS: (look[0], [*"hd<p*>H", (4, 1, 0)][i], (0, (1, i + 1)))
     for i, (name, look) in enumerate(LOOKS.items())
 }
 KINDS = {

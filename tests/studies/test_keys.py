@@ -49,7 +49,10 @@ def count(monkeypatch):
     return look
 
 
-STAGE_OF = {"baseline_knn": "03", "multires": "03", "autoencoder": "03", "classifier": "04", "oevae": "05"}
+STAGE_OF = dict.fromkeys(("baseline_knn", "multires", "pretrained", "autoencoder"), "03") | {
+    "classifier": "04",
+    "oevae": "05",
+}
 
 
 def compute(context, home, name, store=None, **settings):
@@ -64,6 +67,7 @@ SCORING_ONLY = [
     ("baseline_knn", {"k": 3}),
     ("multires", {"neighbors": 4}),
     ("multires", {"k": 1}),
+    ("pretrained", {"neighbors": 2}),
     ("autoencoder", {"mahala": "per_frame"}),
     ("classifier", {"backend": "knn"}),
     ("classifier", {"smote": {"ratio": 0.5}}),

@@ -1,0 +1,137 @@
+"""Embeddings of a network that others have trained, compared with the training clips; nothing is trained.
+Notebook: 03_baseline
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import torch
+import torchaudio
+from pydantic import model_validator
+from safetensors.numpy import save
+from sklearn.base import clone
+
+from asdlib import errors, io
+from asdlib.data.store import standardize
+from asdlib.detectors.base import Detector, Scores, clip_by_clip
+from asdlib.models import training
+from asdlib.models.encoders import ENCODERS, Encoder
+from asdlib.scoring import estimators
+from asdlib.settings import Settings, setting
+
+
+class PretrainedSettings(Settings):
+    """Local density of the embeddings of a published network (METHOD 3.11)."""
+
+    encoder: Literal["yamnet", "beats"] = setting(
+        "yamnet", "which network: yamnet, of the extra `encoders`, or beats, from a file"
+    )
+    weights: str = setting("", "file of the network's weights; empty: where the extra `encoders` has it")
+    sha256: str = setting("", "SHA-256 of that file; empty: the one known for the extra's file")
+    neighbors: int = setting(
+        4, "neighbors of a reference, whose mean distance divides the distance to it (METHOD 3.11)", 1, 100
+    )
+
+    @model_validator(mode="after")
+    def _file_is_known(self) -> Self:
+        known = ENCODERS[self.encoder].sha256
+        if not known and not (self.weights and self.sha256):
+            raise errors.InputError(
+                f"settings pretrained.weights and sha256: got {self.weights!r} and {self.sha256!r}, expected"
+                f" the file of {self.encoder}'s weights and what sha256sum says of it;"
+                f" {ENCODERS[self.encoder].where}"
+            )
+        return self
+
+
+class Pretrained(Detector):
+    """How far the embedding of a clip lies from those of the training clips, relative to how far these lie
+    apart. Nothing is trained.
+
+    A clip of mean 0 and variance 1 goes through the encoder; the mean and standard deviation of its
+    embeddings over time, together brought to unit length, are compared with those of the training clips: the
+    smallest distance to a reference, divided by that reference's mean distance to its nearest ones
+    (`scoring.LocalDensity`). A training clip is scored without being a reference or a neighbor of one.
+
+    Embeddings are kept by the digest of the clip's samples, and saved with the scores.
+
+    Source: METHOD 3.11.  Notebook: 03_baseline
+    """
+
+    name, Settings, systems = "pretrained", PretrainedSettings, ("pretrained",)
+
+    training_module = "asdlib.models.encoders"
+    scoring_settings = ("neighbors",)
+
+    @classmethod
+    def check(cls, settings: PretrainedSettings) -> None:
+        """Refuse an encoder whose weights are not there."""
+        ENCODERS[settings.encoder].file(settings.weights)
+
+    @functools.cached_property
+    def network(self) -> Encoder:
+        """The encoder, loaded when the first clip is embedded."""
+        s = self.settings
+        return ENCODERS[s.encoder].load(s.weights, s.sha256).to(self.device)
+
+    @functools.cached_property
+    def known(self) -> dict[str, np.ndarray]:
+        """Embeddings (2 · dim,) by the digest of a clip's samples."""
+        return {}
+
+    def _prepare(self) -> None:
+        """Remember the training clips' embeddings."""
+        self.train_vectors, _ = self._embed(self.train_rows)
+        density = estimators.LocalDensity(self.settings.neighbors)
+        self.references = {
+            group: clone(density).fit(self.train_vectors[self.group == group])
+            for group in np.unique(self.group)
+        }
+
+    def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation over time: float32 (clips, 2 · dim), and one item per clip."""
+        digests = self.store.clips["digest"].to_numpy()[rows]
+        for row, digest in zip(rows, digests):
+            if digest not in self.known:
+                self.known[digest] = self._clip(row)
+        return np.stack([self.known[digest] for digest in digests]), np.arange(len(rows))
+
+    @training.one_thread()
+    @torch.inference_mode()
+    def _clip(self, row: int) -> np.ndarray:
+        """Embedding of one clip, which is repeated where it is too short: (2 · dim,)."""
+        rate, encoder = self.store.rate, self.network
+        least = -(-encoder.shortest * rate // encoder.rate)
+        length = max(int(self.store.clips["samples"].iloc[row]), least)
+        wave = standardize(self.store.audio([row], device=self.device, length=length))
+        items = encoder(torchaudio.functional.resample(wave, rate, encoder.rate))[0]
+        return torch.cat([items.mean(0), items.std(0, correction=0)]).cpu().numpy()
+
+    @clip_by_clip
+    def _scores(self, rows: np.ndarray) -> Scores:
+        """Score of clips that are not training clips."""
+        [group] = self.group_of(self.store.clips.iloc[rows])  # one clip at a time
+        return {("pretrained", "score"): self.references[group].decision_function(self._embed(rows)[0])}
+
+    def _training_scores(self) -> Scores:
+        """Score of each training clip against the others."""
+        scores = np.empty(len(self.train_rows))
+        for group, references in self.references.items():
+            scores[self.group == group] = references.decision_scores_
+        return {("pretrained", "score"): scores}
+
+    def _save(self, folder: Path) -> None:
+        """The embeddings that are known, as safetensors."""
+        digests = np.array([list(bytes.fromhex(digest)) for digest in self.known], np.uint8)
+        tensors = {"digest": digests, "embedding": np.stack(list(self.known.values()))}
+        (folder / "embeddings.safetensors").write_bytes(save(tensors))
+
+    def _load(self, folder: Path) -> None:
+        """What `save` wrote."""
+        found = io.tensors(folder / "embeddings.safetensors", {"digest": 2, "embedding": 2})
+        self.known.update(zip([bytes(row).hex() for row in found["digest"]], found["embedding"]))
+        self._prepare()
