@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -275,35 +276,6 @@ def losses(history: pd.DataFrame, label: str = "mean squared error") -> Plot:
     return figure
 
 
-@matplotlib.rc_context(STYLE)
-def spectrogram(
-    values: np.ndarray,
-    frequencies_hz: np.ndarray,
-    hop_s: float,
-    *,
-    unit: str = "dB",
-    title: str = "",
-    colors: Colors = "magma",
-) -> Plot:
-    """A time-frequency picture with axes in s and Hz and a color bar with a unit.
-
-    values : float (bins, frames).  frequencies_hz : float (bins,), rising; any spacing (mel bands are
-        labeled where they are).
-    hop_s : s between frames.  colors : magma for levels, twilight for angles, PuOr for signed values
-    """
-    if values.ndim != 2 or len(frequencies_hz) != len(values):
-        raise errors.InputError(
-            f"{values.shape} values with {len(frequencies_hz)} frequencies came, expected (bins, frames) and"
-            " one per bin"
-        )
-    alt = f"{title or 'spectrogram'}, {values.shape[1] * hop_s:.1f} s, up to {frequencies_hz[-1]:.0f} Hz"
-    figure, axes = panels(1, 1, 3.0, alt, vector=False)
-    shown = _picture(axes[0, 0], values, frequencies_hz, hop_s, colors, limits_of([values], colors))
-    figure.colorbar(shown, ax=axes[0, 0], label=unit, pad=0.01)
-    axes[0, 0].set(ylabel="frequency (Hz)", title=title)
-    return figure
-
-
 def limits_of(pictures: Sequence[np.ndarray], colors: Colors) -> tuple[float, float]:
     """Ends of a color scale: 1st and 99.5th percentile of levels, -π to π of angles, the 99th percentile of
     signed values to both sides; what lies beyond would leave no contrast to the rest.
@@ -342,8 +314,17 @@ def side_by_side(
     """Time-frequency pictures beside each other on one color scale; last, the second less the first.
 
     pictures : title -> float (bins, frames); longer ones are cut to the shortest.  difference : whether to
-        show it.  Other arguments as of `spectrogram`.  Notebook: 02_preprocessing
+        show it.  Notebooks: 02_preprocessing, 07_latents
+    frequencies_hz : float (bins,), rising; any spacing (mel bands are labeled where they are)
+    hop_s : s between frames.  colors : magma for levels, twilight for angles, PuOr for signed values
+    raises : errors.InputError for another number of frequencies than of bins
     """
+    for values in pictures.values():
+        if values.ndim != 2 or len(frequencies_hz) != len(values):
+            raise errors.InputError(
+                f"{values.shape} values with {len(frequencies_hz)} frequencies came, expected (bins, frames)"
+                " and one per bin"
+            )
     frames = min(values.shape[1] for values in pictures.values())
     shown = {title: values[:, :frames] for title, values in pictures.items()}
     figure, axes = panels(
@@ -357,7 +338,7 @@ def side_by_side(
     limits = limits_of(list(shown.values()), colors)
     for axis, (title, values) in zip(axes[0], shown.items()):
         picture = _picture(axis, values, frequencies_hz, hop_s, colors, limits)
-        axis.set_title(title, fontsize=9)
+        axis.set_title(textwrap.fill(title, 28), fontsize=9)
     figure.colorbar(picture, ax=list(axes[0, : len(shown)]), label=unit, pad=0.01, aspect=30)
     if difference:
         one, other = list(shown.values())[:2]
@@ -491,7 +472,6 @@ PLOTS = {
     "metric_dots": metric_dots,
     "roc": roc,
     "losses": losses,
-    "spectrogram": spectrogram,
     "waveform": waveform,
     "spectra": spectra,
     "side_by_side": side_by_side,

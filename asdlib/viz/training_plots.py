@@ -9,7 +9,6 @@ Sources: METHOD 3.4, 3.5, 3.9.  Notebooks: 02_preprocessing, 04_classifier, 05_o
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -620,15 +619,7 @@ MODEL_PLOTS = {
     "priors": priors,
     "by_label": by_label,
 }
-PER_ROW = 4  # machines side by side
 NAMES = {"plain": "plain head", "featex": "FeatEx head"}
-NEVER_EMPTY = "{}: an empty table came, expected at least one row; was the stage before it run?"
-
-
-def _panels(rows: int, columns: int, height: float, alt: str) -> tuple[Plot, np.ndarray]:
-    figure = Plot(figsize=(plots.WIDTH, height), layout="constrained")
-    figure.alt = alt
-    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def as_systems(metrics: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
@@ -656,9 +647,8 @@ def classifier_curves(history: pd.DataFrame, machines: int) -> Plot:
     machines : how many; guessing names the right machine with about 1 / machines.  Notebook: 04_classifier
     raises : errors.InputError for a history without epochs
     """
-    if history.empty:
-        raise errors.InputError(NEVER_EMPTY.format("training history"))
-    figure, axes = _panels(2, 2, 4.6, f"loss, accuracy, cosine and scale over {len(history)} epochs")
+    plots.some(history, "training history")
+    figure, axes = plots.panels(2, 2, 4.6, f"loss, accuracy, cosine and scale over {len(history)} epochs")
     panels = (
         ("loss of the heads (nats)", ("plain", "featex")),
         ("accuracy on held-out clips", ("machine_accuracy", "class_accuracy")),
@@ -698,10 +688,8 @@ def accuracy_dots(accuracy: pd.DataFrame, confidence: float = 0.95) -> Plot:
         04_classifier
     raises : errors.InputError for an empty table
     """
-    if accuracy.empty:
-        raise errors.InputError(NEVER_EMPTY.format("accuracy"))
-    names = [f"{row.machine} ({row.clips} clips)" for row in accuracy.itertuples()]
-    figure, axes = _panels(
+    names = [f"{row.machine} ({row.clips} clips)" for row in plots.some(accuracy, "accuracy").itertuples()]
+    figure, axes = plots.panels(
         1, 2, 1.0 + 0.32 * len(names), f"accuracy on held-out clips of {', '.join(accuracy['machine'])}"
     )
     for axis, column, title in zip(
@@ -731,18 +719,11 @@ def seen_and_unseen(table: pd.DataFrame, groups: Sequence[str]) -> Plot:
     table : machine, group, score;  groups : those shown, in order.  Notebook: 04_classifier
     raises : errors.InputError for an empty table
     """
-    if table.empty:
-        raise errors.InputError(NEVER_EMPTY.format("scores"))
-    machines = list(table["machine"].unique())
-    rows, columns = math.ceil(len(machines) / PER_ROW), min(len(machines), PER_ROW)
-    figure, axes = _panels(
-        rows, columns, 2.6 * rows, f"scores of normal clips of {', '.join(machines)}: {', '.join(groups)}"
-    )
-    figure.vector = False
+    machines = list(plots.some(table, "scores")["machine"].unique())
+    alt = f"scores of normal clips of {', '.join(machines)}: {', '.join(groups)}"
+    figure, axes = _grid(machines, 2.6, "score; bar: median", alt, vector=False)
     generator = np.random.default_rng(0)  # only moves points apart; the picture is the same every time
-    for axis in axes.flat[len(machines) :]:
-        axis.set_axis_off()
-    for axis, machine in zip(axes.flat, machines):
+    for axis, machine in zip(axes, machines):
         for x, group in enumerate(groups):
             values = table.loc[(table["machine"] == machine) & (table["group"] == group), "score"]
             axis.scatter(
@@ -752,8 +733,6 @@ def seen_and_unseen(table: pd.DataFrame, groups: Sequence[str]) -> Plot:
                 axis.plot([x - 0.36, x + 0.36], [values.median()] * 2, color=BLACK, lw=2)
         axis.set(title=machine, xticks=range(len(groups)), xlim=(-0.6, len(groups) - 0.4))
         axis.set_xticklabels(groups, rotation=30, ha="right")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("score; bar: median")
     return figure
 
 

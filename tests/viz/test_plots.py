@@ -60,7 +60,6 @@ INPUTS = {
     "roc": (SCORES, 0.1),
     "score_histograms": (SCORES, DECISIONS),
     "losses": (HISTORY,),
-    "spectrogram": (rng.normal(size=(64, 30)), MEL_HZ, 0.016),
     "waveform": (rng.uniform(-1, 1, 32000), 16000, [(0.0, 1.0), (0.5, 1.5)]),
     "spectra": ({"normal": rng.uniform(0, 1, 8001), "anomaly": rng.uniform(0, 1, 8001)}, 0.5),
     "side_by_side": ({"one": rng.normal(size=(64, 30)), "other": rng.normal(size=(64, 29))}, MEL_HZ, 0.016),
@@ -97,8 +96,8 @@ def test_equal_input_gives_equal_bytes(name):
 @pytest.mark.parametrize(
     ("name", "unit"),
     [
-        ("spectrogram", "frequency (Hz)"),
-        ("spectrogram", "dB"),
+        ("side_by_side", "frequency (Hz)"),
+        ("side_by_side", "dB"),
         ("waveform", "time (s)"),
         ("spread", "dB re full scale"),
         ("counts", "clips"),
@@ -184,7 +183,7 @@ def test_no_hatch_is_translucent():
 def test_a_tone_is_drawn_at_its_frequency():
     values = np.zeros((65, 10))
     values[16] = 1.0
-    axis = plots.spectrogram(values, np.arange(65) * 125.0, 0.01).axes[0]
+    axis = plots.side_by_side({"": values}, np.arange(65) * 125.0, 0.01, difference=False).axes[0]
     at = {
         label.get_text(): place
         for label, place in zip(axis.get_yticklabels(), axis.get_yticks(), strict=True)
@@ -212,7 +211,7 @@ def test_contrast_is_that_of_the_middle_of_the_values():
 
 
 def test_mel_bands_are_labeled_where_they_are():
-    axis = plots.spectrogram(np.zeros((64, 10)), MEL_HZ, 0.01).axes[0]
+    axis = plots.side_by_side({"": np.zeros((64, 10))}, MEL_HZ, 0.01, difference=False).axes[0]
     for label, place in zip(axis.get_yticklabels(), axis.get_yticks(), strict=True):
         np.testing.assert_allclose(np.interp(place, np.arange(64), MEL_HZ), float(label.get_text()))
 
@@ -251,4 +250,4 @@ def test_refusals():
     with pytest.raises(
         errors.InputError, match=r"\(30, 64\) values with 64 frequencies came, expected \(bins, frames\)"
     ):
-        plots.spectrogram(np.zeros((30, 64)), MEL_HZ, 0.016)
+        plots.side_by_side({"": np.zeros((30, 64))}, MEL_HZ, 0.016)
