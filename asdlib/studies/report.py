@@ -164,7 +164,7 @@ def _files(folder: Path) -> str:
 
 def players(store, clips: Sequence[str], captions: Sequence[str], sample_rate: int) -> tables.Html:
     """Players of several clips of a store, all with the same gain. clips : as in the clip table.  Notebooks:
-    01_data, 09_report.
+    01_data, 02_preprocessing, 06_embeddings.
     """
     row_of = {name: row for row, name in enumerate(store.clips["clip"])}
     for name in clips:
@@ -432,7 +432,7 @@ def summary_markdown(found: Findings, problems: pd.DataFrame, versions: dict) ->
         tables.markdown_table(found.claims.drop(columns="case")),
         "## Metrics per machine (interval in brackets)",
         tables.markdown_table(tables.wide(found.table)),
-        *(f"- {line}" for line in tables.reasons(found.table)),
+        *(f"- {tables.markdown(line)}" for line in tables.reasons(found.table)),
         "## Left out",
         f"Clips left out: {gone}; further remarks: {len(problems) - gone}. The page `index.html` lists them.",
         "## Made by",

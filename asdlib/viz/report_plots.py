@@ -80,10 +80,10 @@ def domain_gaps(table: pd.DataFrame, controls: pd.DataFrame) -> tables.Html:
         panels.append(f"<h3>{tables.escape(machine)}</h3>{pages.rows(lines, _ticks(ends))}")
     note = "Round: AUC of the source domain; square: of the target domain. Number: harmonic mean of both and"
     note += " pAUC. Dashed: chance."
-    return tables.Html(f'{side_by_side(panels, wide=True)}<p class="note">{note}</p>')
+    return tables.Html(f'{grid(panels, wide=True)}<p class="note">{note}</p>')
 
 
-def side_by_side(shown: Iterable, wide: bool = False) -> tables.Html:
+def grid(shown: Iterable, wide: bool = False) -> tables.Html:
     """Figures or HTML in as many columns as there is room for, at most two if `wide`."""
     texts = [one._repr_html_() if hasattr(one, "_repr_html_") else one for one in shown]
     cells = "".join(f"<div>{text}</div>" for text in texts)
@@ -98,7 +98,8 @@ def _ends(values: Iterable[float]) -> tuple[float, float]:
 
 def _ticks(ends: tuple[float, float]) -> list[tuple[float, str]]:
     low, high = ends
-    return [((x - low) / (high - low), f"{x:.1f}") for x in dict.fromkeys((low, 0.5, high))]
+    at = {x: (x - low) / (high - low) for x in (low, 0.5, high)}
+    return [(place, f"{x:.1f}") for x, place in at.items() if x >= 0.5 or at[0.5] > 0.3]  # with room between
 
 
 def _kind(axis, values: np.ndarray, bins: np.ndarray, label: str) -> None:

@@ -170,7 +170,7 @@ def test_detectability_is_a_figure_per_machine_and_a_legend():
     assert [figure.axes[0].get_title() for figure in figures] == ["fan", "all machines"]
     names = [text.get_text() for text in legend.axes[0].get_legend().get_texts()]
     assert names == ["multi-resolution density", "OEVAE", f"AUC {detectability.LEVEL:g}"]
-    assert report_plots.side_by_side(figures).count('<div class="plot" tabindex="0"><img') == 2
+    assert report_plots.grid(figures).count('<div class="plot" tabindex="0"><img') == 2
 
 
 def test_no_hatch_is_translucent():
