@@ -151,7 +151,9 @@ def _index(args: argparse.Namespace) -> None:
     data = decode.DataSettings(roots=tuple(args.roots))
     table, problems = clip_index.index(args.roots)
     table, problems = decode.inspect(table, problems, data)
+    beside = clip_index.supplemental(args.roots).groupby("machine")["content"]
     summary = clip_index.summary(table, problems)
+    summary["supplemental"] = {machine: rows.value_counts().to_dict() for machine, rows in beside}
     print(json.dumps(summary, indent=1) if args.json else clip_index.summary_text(summary))
 
 
@@ -412,7 +414,7 @@ def parser() -> argparse.ArgumentParser:
         "download",
         help="fetch the challenge's recordings",
         description=(
-            "Reads public records (DCASE 2024: 19,200 clips), writes their recordings into DIR, verified and"
+            "Reads public records (dcase2020 to dcase2026), writes their recordings into DIR, verified and"
             " unpacked. What is in place is not fetched again; an interrupted download goes on."
         ),
         epilog="example: asd download dcase2024 --root data/dcase2024 --parts dev --machines fan,valve",
@@ -544,6 +546,10 @@ def main(argv: list[str] | None = None) -> int:
         signal.SIGTERM, signal.default_int_handler
     )  # a polite stop is an interrupt: kernels are ended, state stays
     try:
+        if hasattr(args, "home"):
+            from asdlib.studies import home
+
+            home.own_caches(args.home)
         return args.action(args) or 0
     except errors.InputError as refusal:
         print(f"asd: {refusal}", file=sys.stderr)
@@ -576,10 +582,13 @@ def _import(args: argparse.Namespace) -> None:
         "copy": args.copy,
         "license": args.license,
         "accept": args.accept_folders,
+        "dry_run": args.dry_run,
     }
     done = importer.import_machine(args.folders, args.root, args.machine, **choices)
-    print(done.text())
-    print(f"next: asd run own --data-root {args.root}")
+    if args.dry_run:
+        print(f"{done.table()}\n{done.text()}\nnothing was written; next: the same without --dry-run")
+    else:
+        print(f"{done.text()}\nnext: asd run own --data-root {args.root}")
 
 
 def _score(args: argparse.Namespace) -> int:
@@ -706,7 +715,7 @@ def _add_own_machine(commands) -> None:
             " test/normal, test/anomaly, loose files, the challenge's layout) or a csv (path, label, and"
             " where known split, domain, section, attributes), which governs what it names; writes DIR/NAME"
             " in the layout that studies read, by links or copies, and says what it found and left out."
-            " Nothing is overwritten."
+            " A machine that an import made is added to; nothing is overwritten."
         ),
         epilog=(
             "example: asd import rec/pump7 --root machines --machine pump7 && asd run own --data-root"
@@ -719,7 +728,9 @@ def _add_own_machine(commands) -> None:
     bring.add_argument(
         "--root", required=True, metavar="DIR", help="folder that holds machines; made where it is missing"
     )
-    bring.add_argument("--machine", required=True, metavar="NAME", help="name of the new machine")
+    bring.add_argument(
+        "--machine", required=True, metavar="NAME", help="name of the machine, new or of an earlier import"
+    )
     bring.add_argument(
         "--accept-folders",
         nargs="+",
@@ -740,6 +751,9 @@ def _add_own_machine(commands) -> None:
     )
     bring.add_argument(
         "--channel", type=int, default=0, metavar="N", help="channel of recordings with several (default: 0)"
+    )
+    bring.add_argument(
+        "--dry-run", action="store_true", help="show what would become what; decode and write nothing"
     )
     bring.add_argument("--copy", action="store_true", help="copy what fits instead of linking to it")
     bring.add_argument(

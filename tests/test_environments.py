@@ -13,7 +13,7 @@ import pytest
 
 from asdlib import cli, errors
 from asdlib import io as asd_io
-from asdlib.studies import config
+from asdlib.studies import config, home
 from asdlib.viz import plots
 
 
@@ -53,7 +53,7 @@ def test_a_study_file_with_a_byte_order_mark_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--machine", "all"], "--machine 'all': expected a machine's name"),
+        (["--machine", "all"], "machine name 'all': expected letters"),
         (["--machine", "m" * 101], "at most 100 bytes"),
         (["--machine", "m", "--channel", "-1"], "--channel: got -1, expected a number from 0 to 63"),
         (["--machine", "m", "--rate", "0"], "--rate: got 0, expected a number from 1000 to 192000"),
@@ -127,3 +127,32 @@ def test_the_file_of_a_killed_process_keeps_nobody_out(tmp_path, monkeypatch):
     (tmp_path / ".lock.exclusive").write_text(mine.replace(str(os.getpid()), str(gone), 1))
     with asd_io.locked(tmp_path):
         assert (tmp_path / ".lock.exclusive").read_text() == mine
+
+
+@pytest.mark.parametrize("kind", ["read-only", "nameless", "none"])
+def test_libraries_get_folders_of_the_run_where_the_users_own_cannot_be_had(kind, tmp_path, monkeypatch):
+    for name in (*home.CACHES, "TORCH_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "as the user set it")
+    (tmp_path / "home").mkdir()
+    if kind == "read-only":  # root may write anywhere
+        monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "home")
+    if kind == "nameless":
+
+        def getuser():
+            raise KeyError("getpwuid(): uid not found: 12345")
+
+        monkeypatch.setattr("getpass.getuser", getuser)
+    home.own_caches(tmp_path / "work")
+    found = {name: os.environ.get(name) for name in home.CACHES}
+    assert found.pop("NUMBA_CACHE_DIR") == "as the user set it"
+    if kind == "none":
+        assert set(found.values()) == {None}
+        return
+    assert found["MPLCONFIGDIR"] == str(tmp_path / "work" / "runs" / ".cache" / "mplconfigdir")
+    assert len(set(found.values())) == len(found)
+    assert os.environ["TORCH_HOME"] == str(tmp_path / "home" / ".cache" / "torch")
+    for name in found:
+        monkeypatch.setenv(name, "")  # so that it is removed when the test ends
+    monkeypatch.setenv("TORCH_HOME", "")

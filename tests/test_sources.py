@@ -221,7 +221,7 @@ LAYOUTS = {
             "test/engine2_broken/talk_0.wav",
             "test/engine3_heavyload/talk_0.wav",
         ],
-        {"train normal": 1, "test normal": 1, "test anomaly": 1, "test unlabeled": 1},
+        {"train normal": 1, "test normal": 1, "test anomaly": 2},
     ),
     "OK and NG": (["OK/0.wav", "OK/1.wav", "NG/0.wav"], {"train normal": 2, "test anomaly": 1}),
     "MVTec": (

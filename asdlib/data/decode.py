@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torchaudio
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from asdlib import errors, schemas
 from asdlib.data import audio_headers, index
@@ -48,7 +48,23 @@ class DataSettings(Settings):
     resample: bool = setting(
         False, "resample other rates on load; otherwise such clips are left out and reported"
     )
-    channel: int = setting(0, "which channel of a multi-channel recording", 0, 63)
+    channel: int = setting(
+        0, "which channel of a multi-channel recording (2026: the near or the far microphone)", 0, 63
+    )
+    subtract: int = setting(
+        -1,
+        "channel of a far microphone, of which is taken from data.channel what both hear; -1: none",
+        -1,
+        63,
+    )
+
+    @model_validator(mode="after")
+    def _two_channels(self) -> DataSettings:
+        if self.subtract == self.channel:
+            raise errors.InputError(
+                f"settings data.channel and data.subtract: both are {self.channel}, expected two channels"
+            )
+        return self
 
     @field_validator("roots")
     @classmethod
@@ -178,11 +194,12 @@ def _read(path: Path, data: DataSettings, span: tuple[int, int] | None) -> tuple
                 f"{rate} Hz cannot be resampled to {data.sample_rate} Hz, the rates have too little in"
                 " common; convert the file"
             )
-        if data.channel >= channels:
-            raise ValueError(
-                f"channels 0 to {channels - 1} only, expected channel {data.channel}; set data.channel below"
-                f" {channels}"
-            )
+        for name in ("channel", "subtract"):
+            if getattr(data, name) >= channels:
+                raise ValueError(
+                    f"channels 0 to {channels - 1} only, expected channel {getattr(data, name)}; set"
+                    f" data.{name} below {channels}"
+                )
         if first:
             file.seek(first)
         every = file.read(frames, dtype="int16" if exact else "float32", always_2d=True)
@@ -197,6 +214,9 @@ def _read(path: Path, data: DataSettings, span: tuple[int, int] | None) -> tuple
     remarks = [
         text for text in (remark if first == 0 else "", _dead(every, data.channel)) if text
     ]  # a header is told once, with the first part
+    if data.subtract >= 0:
+        both = every[:, [data.channel, data.subtract]].T.astype(np.float32) / (FULL_SCALE if exact else 1)
+        wave, exact = subtracted(*torch.from_numpy(both)).numpy(), False
     if exact and rate == data.sample_rate:
         return np.ascontiguousarray(wave), rate, remarks
     wave = wave.astype(np.float32) / FULL_SCALE if exact else wave
@@ -205,6 +225,20 @@ def _read(path: Path, data: DataSettings, span: tuple[int, int] | None) -> tuple
             torch.from_numpy(np.ascontiguousarray(wave)), rate, data.sample_rate
         ).numpy()
     return np.clip(np.rint(wave * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16), rate, remarks
+
+
+def subtracted(near: torch.Tensor, far: torch.Tensor, n_fft: int = 2048) -> torch.Tensor:
+    """The near microphone's sound without what the far one hears of it: per frequency, over the whole clip,
+    H = Σ C·conj(F) / Σ |F|² and Y = C − H·F of the spectra C of near and F of far.
+
+    near, far : float32 (n,).  n_fft : samples of a window; a transfer function should be shorter than that
+    returns : float32 (n,); near itself where far is silent. Source: METHOD 3.1
+    """
+    n_fft = min(n_fft, 2 ** (len(near).bit_length() - 1))
+    how = {"n_fft": n_fft, "hop_length": n_fft // 4, "window": torch.hann_window(n_fft, dtype=torch.float64)}
+    c, f = torch.stft(torch.stack([near, far]).double(), return_complex=True, **how)
+    transfer = (c * f.conj()).sum(1, keepdim=True) / f.abs().square().sum(1, keepdim=True).clamp_min(1e-20)
+    return torch.istft(c - transfer * f, length=len(near), **how).float()
 
 
 def levels(wave: np.ndarray) -> tuple[float, float]:

@@ -33,8 +33,22 @@ from asdlib import errors, io
 
 ZENODO = "https://zenodo.org"
 DEV, EVAL = "dev_data/raw", "eval_data/raw"
-DATASETS = {"dcase2024": {"dev": (10902294, DEV), "additional": (11259435, EVAL), "eval": (11363076, EVAL)}}
-ARCHIVE = re.compile(r"(?:dev|eval)(?:_data)?_([A-Za-z0-9-]+)(?:_(?:train|test))?(?:_r(\d{1,3}))?\.zip")
+RECORDS = {  # of each year: development, additional training and evaluation recordings
+    2020: (3678171, 3727685, 3841772),
+    2021: (4562016, 4660992, 4884786),
+    2022: (6355122, 6462969, 6586456),
+    2023: (7882613, 7830345, 7860847),
+    2024: (10902294, 11259435, 11363076),
+    2025: (15097779, 15392814, 15519362),
+    2026: (19336329, 20151556, 20437238),
+}
+DATASETS = {
+    f"dcase{year}": {"dev": (dev, DEV), "additional": (additional, EVAL), "eval": (evaluation, EVAL)}
+    for year, (dev, additional, evaluation) in RECORDS.items()
+}
+ARCHIVE = re.compile(  # in 2020 eval_data_train_fan.zip, later eval_data_fan_train.zip
+    r"(?:dev|eval)(?:_data)?(?:_(?:train|test))?_([A-Za-z0-9-]+)(?:_(?:train|test))?(?:_r(\d{1,3}))?\.zip"
+)
 TRUE_NAME = re.compile(  # those of RoboticArm lack the word test
     r"(section_\d+_(?:source|target)_)(?:test_)?((?:normal|anomaly)_\d+(?:_[\w.+-]{1,150})?\.wav)", re.ASCII
 )

@@ -26,29 +26,8 @@ SYSTEM = {
     "lost+found",
     "@eadir",
 }
-FOREIGN = (
-    ".m4a",
-    ".aac",
-    ".wma",
-    ".amr",
-    ".mp4",
-    ".3gp",
-    ".mka",
-    ".webm",
-    ".ape",
-    ".wv",
-    ".ac3",
-    ".dts",
-    ".raw",
-    ".pcm",
-    ".mp3",
-    ".ogg",
-    ".opus",
-    ".aif",
-    ".aiff",
-    ".wav",
-    ".flac",
-)
+FFMPEG = ".m4a .aac .wma .amr .mp4 .3gp .mka .webm .ape .wv .ac3 .dts".split()  # not libsndfile's
+FOREIGN = [*FFMPEG, ".raw", ".pcm", ".mp3", ".ogg", ".opus", ".aif", ".aiff", ".wav", ".flac"]
 HIDDEN = "hidden or of the system"
 IMPORTED = "imported.csv"
 IMPORTED_HEADER = "file,source,start_s,seconds,made"

@@ -5,7 +5,11 @@ Task
 Folders, single files and lists (csv) become ROOT/<machine>/train and ROOT/<machine>/test with challenge
 names, which every study reads. Nothing existing is changed: a recording that fits is linked (or copied), any
 other is decoded, brought to one channel and one rate, and written as 16-bit WAV; long ones are cut into clips
-where that is asked for.
+where that is asked for, a clip at a time, so that hours take no more memory than a clip. What libsndfile
+cannot read is converted by ffmpeg where that is installed.
+
+A machine that an earlier import made is added to: numbers go on, audio that it holds or once held is known by
+its content and left out, and a link whose recording was moved is put right.
 
 What a recording is, says `asdlib.data.sources`. Clips cut from one recording never stand on both sides of a
 study, but they resemble each other: thresholds from them are a little too tight, which the report of the
@@ -16,43 +20,69 @@ Source: METHOD 7.1, 7.2, 8.6.  Used by: `asd import`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import soundfile
 
 from asdlib import errors
-from asdlib.data import decode, index
-from asdlib.data.sources import FACTS, found
+from asdlib.data import decode, folders, index
+from asdlib.data.sources import FACTS, SOUNDS, found
 
 SHORTEST_S, LONGEST_S = 1.0, 2000.0  # s, of clips
+REMOVED = "removed"  # in the column made of imported.csv: a clip that somebody took away
+PLACE = ("file", "source", "start_s", "seconds", "made", "digest")
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did. clips : a row per clip made (file, source, start_s, seconds, split, label, domain,
-    section, said, made, attributes);
-    problems : path, reason, left_out; notes : how the sources were read, a sentence each.
+    """What an import did. clips : a row per clip made (PLACE, split, label, domain, section, said,
+    attributes); problems : path, reason, left_out; notes : how the sources were read, a sentence each;
+    earlier : clips of the machine from imports before; planned : nothing was decoded or written.
     """
 
     folder: Path
     clips: pd.DataFrame
     problems: pd.DataFrame
     notes: tuple[str, ...] = ()
+    earlier: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*PLACE, *FACTS[1:]]))
+    planned: bool = False
+
+    @property
+    def every(self) -> pd.DataFrame:
+        """Clips of the machine, those of earlier imports first."""
+        out = self.earlier["file"].isin(self.clips["file"]) | (self.earlier["made"] == REMOVED)
+        return _joined(self.earlier[~out], self.clips)
+
+    def table(self) -> str:
+        """What would become what, a line for each folder and kind of clip."""
+        rows = self.clips.assign(folder=[os.path.dirname(path) for path in self.clips["source"]])
+        out = []
+        for (folder, *kind, said), clips in rows.groupby(
+            ["folder", "split", "label", "domain", "section", "said"]
+        ):
+            first, last = clips["file"].iloc[0], clips["file"].iloc[-1]
+            what = f"{clips['source'].nunique()} recordings, {len(clips)} clips: {' '.join(kind)} by {said}"
+            out.append(f"{folder}\n  {what}\n  {first}{f' ... {last}' if first != last else ''}")
+        return "\n".join(out)
 
     def text(self) -> str:
         """The report for a terminal."""
-        table, out = (
-            self.clips,
-            [f"{self.folder}: {len(self.clips)} clips, {self.clips['seconds'].sum():.0f} s"],
-        )
+        table = self.clips
+        what = "would become " if self.planned else "added " if len(self.earlier) else ""
+        out = [f"{self.folder}: {what}{len(table)} clips, {table['seconds'].sum():.0f} s"]
+        if len(self.earlier):
+            out[0] += f", to {(self.earlier['made'] != REMOVED).sum()} that it has"
         for (split, label, domain), rows in table.groupby(["split", "label", "domain"]):
             span = "-".join(
                 dict.fromkeys(
@@ -61,9 +91,10 @@ class Imported:
             )
             out.append(f"  {split:5} {label:10} {domain:7} {len(rows):5} clips of {span} s")
         out += self._grouped("left out", self.problems[self.problems["left_out"]])
-        out.append(
-            "  " + ", ".join(f"{count} {made}" for made, count in table["made"].value_counts().items())
-        )
+        if len(table):
+            out.append(
+                "  " + ", ".join(f"{count} {made}" for made, count in table["made"].value_counts().items())
+            )
         out += [
             f"  attribute {key}: {', '.join(sorted(set(table[f'attr_{key}']) - {''}, key=index.natural))}"
             for key in index.attribute_keys(table)
@@ -79,12 +110,14 @@ class Imported:
                 "clips cut from one recording resemble each other: thresholds from training clips will be a"
                 " little too tight"
             )
-        if not (table["split"] == "test").any():
+        if not (self.every["split"] == "test").any():
             out.append("no test recordings: a study gives thresholds and scores, but no AUC")
         out += [
             *(
                 f"note: {words}"
-                for words in index.one_sided(table.assign(machine=self.folder.name)).get(self.folder.name, ())
+                for words in index.one_sided(self.every.assign(machine=self.folder.name)).get(
+                    self.folder.name, ()
+                )
             ),
             *self.notes,
         ]
@@ -107,6 +140,12 @@ class Imported:
         ] * (len(groups) > most)
 
 
+def _joined(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """Rows of two tables of clips, with "" where one lacks an attribute."""
+    parts = [part for part in (first, second) if len(part)] or [second]
+    return pd.concat(parts, ignore_index=True).fillna("")
+
+
 def import_machine(
     sources: Sequence[str | Path],
     root: str | Path,
@@ -118,8 +157,9 @@ def import_machine(
     copy: bool = False,
     license: str = "",
     accept: Sequence[str] = (),
+    dry_run: bool = False,
 ) -> Imported:
-    """Make ROOT/<machine> of recordings; all of it or nothing.
+    """Make ROOT/<machine> of recordings, or add them to it; all of it or nothing.
 
     sources : folders, audio files and .csv lists.  rate : Hz.  channel : of recordings with several
     clip_seconds : s; longer recordings are cut into clips of this length, a rest of half of it or more
@@ -127,18 +167,15 @@ def import_machine(
     copy : whole copies instead of links.  license : of the recordings, written to LICENSE.txt for the model
         card
     accept : names of folders that say nothing about the recordings in them
-    raises : errors.InputError for a machine that exists, no training recording, a folder that cannot be read
-        or written
+    dry_run : say what would become what; nothing is decoded or written
+    raises : errors.InputError for a folder of that name that no import made, no training recording, a folder
+        that cannot be read or written
     """
     folder = Path(root) / machine
     if not re.fullmatch(r"[\w-]+", machine) or machine in index.SPLIT_OF or not index.usable_name(machine):
         raise errors.InputError(
-            f"--machine {machine!r}: {index.NAME_RULE}, of letters, digits, - and _, and not the name of a"
-            " split; give another"
-        )
-    if folder.exists() or folder.is_symlink():
-        raise errors.InputError(
-            f"{folder} exists and is never overwritten; give another --machine or --root, or remove it first"
+            f"machine name {machine!r}: expected letters, digits, - and _, at most {index.LONGEST_NAME}"
+            " bytes, and not all or the name of a split; give another --machine"
         )
     if clip_seconds and not SHORTEST_S <= clip_seconds <= LONGEST_S:
         raise errors.InputError(
@@ -149,13 +186,19 @@ def import_machine(
     except errors.InputError as refusal:
         words = str(refusal).replace("setting sample_rate:", "--rate:")
         raise errors.InputError(words.replace("setting channel:", "--channel:")) from refusal
-    table, problems, notes = found(sources, accept)
+    earlier, notes = _earlier(folder, rate)
+    table, problems, told = found(sources, accept)
     try:
-        Path(root).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{machine}-", dir=root) as scratch:
-            beside = Path(scratch) / machine
-            made = _written(table, problems, beside, data, clip_seconds, copy)
-            if not (made["split"] == "train").any():
+        with contextlib.ExitStack() as stack:
+            beside = folder
+            if not dry_run:
+                Path(root).mkdir(parents=True, exist_ok=True)
+                scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=f".{machine}-", dir=root))
+                beside = Path(scratch) / machine
+            made = _written(table, problems, beside, data, clip_seconds, copy, dry_run, folder, earlier)
+            shown = index.problem_table(problems)
+            done = Imported(folder, made, shown, (*notes, *told), earlier, dry_run)
+            if not (done.every["split"] == "train").any():
                 first = f"; the first left out is {problems[0][0]}: {problems[0][1]}" if problems else ""
                 held = int((made["label"] == "normal").sum())
                 back = (
@@ -168,16 +211,69 @@ def import_machine(
                     f"no normal training recording in {where}, expected some in a folder normal or"
                     f" train{back}{first}"
                 )
-            out = Imported(folder, made, index.problem_table(problems), tuple(notes))
-            _write_lists(beside, out, license)
-            beside.chmod(0o755)
-            os.rename(beside, folder)
+            if not dry_run:
+                beside.mkdir(exist_ok=True)  # where nothing was new
+                _write_lists(beside, done, license)
+                beside.chmod(0o755)
+                _put_in_place(beside, folder)
     except OSError as error:
         what = f"{error.filename or root}: {error.strerror or error}"
         raise errors.InputError(
             f"{what}; free space, choose another --root, or --copy where links are not possible"
         ) from error
-    return out
+    return done
+
+
+def _earlier(folder: Path, rate: int) -> tuple[pd.DataFrame, list[str]]:
+    """Clips of a machine by its imported.csv, those that are gone marked as REMOVED, and what to say of them;
+    none where the machine is new.
+    """
+    if not (folder.exists() or folder.is_symlink()):
+        return pd.DataFrame(columns=[*PLACE, *FACTS[1:]]), []
+    if not folders.imported(folder):
+        raise errors.InputError(
+            f"{folder} exists and is never overwritten; give another --machine or --root, or remove it first"
+        )
+    try:
+        rows = pd.read_csv(folder / folders.IMPORTED, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        rows = rows[rows["file"] != ""].reset_index(drop=True).drop(columns="reason", errors="ignore")
+        rows = rows.astype({"start_s": float, "seconds": float})
+        missing = sorted({*PLACE[:-1], *FACTS[1:]} - set(rows))
+        if missing:
+            raise ValueError(f"no column {missing[0]}")
+        first = next(filter(os.path.exists, (folder / file for file in rows["file"])), None)
+        now = rate if first is None else soundfile.info(first).samplerate
+    except (OSError, ValueError, KeyError, soundfile.SoundFileError) as error:
+        raise errors.InputError(
+            f"{folder}: imported.csv or its first clip is not as asd import wrote it ({error}); put it back,"
+            " or import into another --machine"
+        ) from error
+    if now != rate:
+        raise errors.InputError(f"{folder} has clips at {now} Hz, --rate {rate} came; give --rate {now}")
+    if "digest" not in rows:  # of an earlier version
+        data = decode.DataSettings(sample_rate=rate, resample=True)
+        rows.insert(5, "digest", [decode.decode(folder / file, data).digest for file in rows["file"]])
+    lost = pd.Series([not os.path.lexists(folder / file) for file in rows["file"]], dtype=bool)
+    gone = lost & (rows["made"] != REMOVED)
+    notes = []
+    if gone.any():
+        notes = [
+            f"{gone.sum()} clips of earlier imports are gone (first: {rows['file'][gone].iloc[0]}): their"
+            f" recordings stay out; to have one again, delete its line in {folder / folders.IMPORTED}"
+        ]
+    return rows.assign(made=rows["made"].where(~gone, REMOVED)), notes
+
+
+def _put_in_place(beside: Path, folder: Path) -> None:
+    """A new machine by rename; what is added to one file by file, its list last."""
+    if not folder.exists():
+        os.rename(beside, folder)
+        return
+    files = [path for path in sorted(beside.rglob("*")) if not path.is_dir() or path.is_symlink()]
+    for path in sorted(files, key=lambda path: path.name == folders.IMPORTED):
+        target = folder / path.relative_to(beside)
+        target.parent.mkdir(exist_ok=True)
+        os.replace(path, target)
 
 
 def _written(
@@ -187,9 +283,16 @@ def _written(
     data: decode.DataSettings,
     clip_seconds: float,
     copy: bool,
+    dry_run: bool,
+    target: Path,
+    earlier: pd.DataFrame,
 ) -> pd.DataFrame:
-    """Links, copies and decoded clips under challenge names; what cannot be used goes to the problems."""
-    numbers: Counter = Counter()
+    """Links, copies and decoded clips under challenge names; what cannot be used goes to the problems.
+
+    target : of the machine, in the end.  earlier : clips that it has
+    """
+    numbers = _next_numbers(target, earlier)
+    known = {row["digest"]: row for row in earlier.to_dict("records")}
     rows = []
     keys = [name.removeprefix("attr_") for name in table if name.startswith("attr_")]
     bad = [key for key in keys if not index.KEY.fullmatch(key)]
@@ -200,39 +303,87 @@ def _written(
         )
     for fact in table.to_dict("records"):
         path = Path(fact["path"])
-        try:
-            spans, whole = _spans(path, clip_seconds)
-        except ValueError as error:
-            problems.append((str(path), decode.decode(path, data).refused or str(error), True))
-            continue
-        for first, count, file_rate, channels in spans:
-            decoded = decode.decode(path, data, None if whole else (first, count))
-            if decoded.samples is None:
-                problems.append((str(path), decoded.refused, True))
-                break
-            problems += [(str(path), f"{remark}; it is used as it is", False) for remark in decoded.remarks]
-            kind = (fact["section"], fact["split"], fact["label"], fact["domain"])
-            attributes = {key: fact[f"attr_{key}"] for key in keys if fact[f"attr_{key}"]}
-            out = folder / fact["split"] / _name(*kind, numbers[kind], attributes)
-            numbers[kind] += 1
-            out.parent.mkdir(parents=True, exist_ok=True)
-            if whole and path.suffix.lower() == ".wav" and file_rate == data.sample_rate and channels == 1:
-                made = "copied" if copy else "linked"
-                shutil.copyfile(path, out) if copy else out.symlink_to(path.resolve())
-            else:
-                made = "decoded" if whole else "cut"
-                soundfile.write(out, decoded.samples, data.sample_rate, subtype="PCM_16")
-            facts = {name: fact[name] for name in FACTS[1:]} | {
-                f"attr_{key}": fact[f"attr_{key}"] for key in keys
-            }
-            place = {
-                "file": f"{fact['split']}/{out.name}",
-                "source": os.path.abspath(path),
-                "start_s": first / file_rate,
-            }
-            rows.append(place | {"seconds": count / file_rate, "made": made} | facts)
-    columns = ["file", "source", "start_s", "seconds", "made", *FACTS[1:], *(f"attr_{key}" for key in keys)]
+        kind = (fact["section"], fact["split"], fact["label"], fact["domain"])
+        attributes = {key: fact[f"attr_{key}"] for key in keys if fact[f"attr_{key}"]}
+        with contextlib.ExitStack() as stack:
+            try:
+                sound = stack.enter_context(_readable(path))
+                spans, whole = _spans(sound, clip_seconds)
+            except ValueError as error:
+                refused = decode.decode(path, data).refused if path.suffix.lower() in SOUNDS else ""
+                problems.append((str(path), refused or str(error), True))
+                continue
+            for first, count, file_rate, channels in spans:
+                facts = {name: fact[name] for name in (*FACTS[1:], *(f"attr_{key}" for key in keys))}
+                fits = path.suffix.lower() == ".wav" and (file_rate, channels) == (data.sample_rate, 1)
+                made = ("copied" if copy else "linked") if fits and whole else "decoded" if whole else "cut"
+                file, digest = f"{fact['split']}/{_name(*kind, numbers[kind], attributes)}", ""
+                if not dry_run:
+                    decoded = decode.decode(sound, data, None if whole else (first, count))
+                    if decoded.samples is None:
+                        problems.append((str(path), decoded.refused, True))
+                        break
+                    digest = decoded.digest
+                    old = known.get(digest) if decoded.level_db > decode.SILENT_DB else None
+                    if old and folders.dangling(target / old["file"]):
+                        file, facts = old["file"], {name: old.get(name, "") for name in facts}
+                    elif old:
+                        has = "was taken out of it" if old["made"] == REMOVED else "is in it already"
+                        problems.append((str(path), f"not added to {target.name}: its audio {has}", True))
+                        continue
+                    problems += [
+                        (str(path), f"{what}; it is used as it is", False) for what in decoded.remarks
+                    ]
+                    _write(folder / file, path, made, decoded.samples, data.sample_rate)
+                numbers[kind] += 1
+                place = (file, os.path.abspath(path), first / file_rate, count / file_rate, made, digest)
+                rows.append(dict(zip(PLACE, place, strict=True)) | facts)
+    columns = [*PLACE, *FACTS[1:], *(f"attr_{key}" for key in keys)]
     return pd.DataFrame(rows, columns=columns).astype({"start_s": float, "seconds": float})
+
+
+def _write(out: Path, path: Path, made: str, samples: np.ndarray, rate: int) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if made == "linked":
+        out.symlink_to(path.resolve())
+    elif made == "copied":
+        shutil.copyfile(path, out)
+    else:
+        soundfile.write(out, samples, rate, subtype="PCM_16")
+
+
+def _next_numbers(target: Path, earlier: pd.DataFrame) -> Counter:
+    """Number of the next clip of each (section, split, label, domain) that a machine has or had."""
+    numbers: Counter = Counter()
+    there = [path.relative_to(target).as_posix() for path in target.glob("t*/*.wav")]
+    for file in {*earlier["file"], *there}:
+        split, name = Path(file).parts
+        with contextlib.suppress(ValueError):  # a name that no import gives
+            clip, _ = index.read_name(Path(name).stem, split)
+            kind = (clip["section"], split, clip["label"], clip["domain"])
+            number = index.SECTION_NAME.fullmatch(Path(name).stem)
+            numbers[kind] = max(numbers[kind], int(number["number"]) + 1 if number else 0)
+    return numbers
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[Path]:
+    """A recording itself, or for the while what ffmpeg makes of one that libsndfile does not read; ValueError
+    in words.
+    """
+    if path.suffix.lower() in SOUNDS:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as place:
+        out = Path(place) / "converted.wav"
+        how = ["-nostdin", "-v", "error", "-i", f"file:{path.absolute()}", "-vn", "-c:a", "pcm_s16le"]
+        done = subprocess.run(["ffmpeg", *how, "-rf64", "auto", str(out)], capture_output=True, check=False)
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            raise ValueError(
+                f"ffmpeg cannot read it ({': '.join(said)}), expected audio; convert it to wav or flac"
+            )
+        yield out
 
 
 def _spans(path: Path, clip_seconds: float) -> tuple[list[tuple[int, int, int, int]], bool]:
@@ -270,14 +421,17 @@ def _write_lists(folder: Path, done: Imported, license: str) -> None:
     """attributes_00.csv where there are attributes, imported.csv: where every clip comes from and what was
     left out, LICENSE.txt.
     """
-    keys = index.attribute_keys(done.clips)
+    every = done.every
+    keys = index.attribute_keys(every)
     if keys:
-        wide = pd.DataFrame({"file_name": folder.name + "/" + done.clips["file"]})
+        wide = pd.DataFrame({"file_name": done.folder.name + "/" + every["file"]})
         for place, key in enumerate(keys, 1):
-            value = done.clips[f"attr_{key}"]
+            value = every[f"attr_{key}"]
             wide[f"d{place}p"], wide[f"d{place}v"] = value.where(value == "", key), value
         wide.to_csv(folder / "attributes_00.csv", index=False)
+    removed = done.earlier[done.earlier["made"] == REMOVED]
     gone = done.problems.rename(columns={"path": "source"}).drop(columns="left_out")
-    pd.concat([done.clips, gone], ignore_index=True).to_csv(folder / "imported.csv", index=False)
+    listed = pd.concat([_joined(removed, every), gone], ignore_index=True)
+    listed.to_csv(folder / folders.IMPORTED, index=False)
     if license:
         (folder / "LICENSE.txt").write_text(license.strip() + "\n", encoding="utf-8")

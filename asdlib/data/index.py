@@ -6,14 +6,15 @@ Find the machines below one or several roots, read what their file names and att
 clip, and say in words what is wrong with any of them. Nothing here opens a recording; `asdlib.data.store`
 does.
 
-Layouts (challenge years 2020 to 2025)
+Layouts (challenge years 2020 to 2026)
 --------------------------------------
 A machine is a folder that holds recordings in `train`, `test`, `source_test` or `target_test`, at any depth
 below a root. `section_00_source_train_normal_0001_vel_4_loc_A.wav` (2021 on; the token `train` or `test` may
 be absent), `section_00_0001.wav` or `section_00_source_test_0001.wav` (evaluation clips without labels),
 `normal_id_02_00000001.wav` and `id_02_00000001.wav` (2020: the id is the section, all is source).
-`test_rename` (the evaluation clips under their true names) stands in for `test` where it exists. Other
-folders, among them `supplemental` (2025), are no clips of the machine.
+`test_rename` (the evaluation clips under their true names) stands in for `test` where it exists. What lies in
+`supplemental` (2025 on: the machine without noise, or noise without the machine) is in no clip table, so that
+nothing is trained, tested or normalized with it unawares; `supplemental` lists it.
 
 Attributes
 ----------
@@ -128,6 +129,25 @@ def index(roots: Sequence[str | Path], machines: Sequence[str] = ()) -> tuple[pd
             )
         problems += [(str(folder), words, False) for words in sided.get(folder.name, ())]
     return table, problem_table(problems)
+
+
+def supplemental(roots: Sequence[str | Path]) -> pd.DataFrame:
+    """Supplemental recordings of all machines below the roots: clip, path, machine, section and content.
+
+    content : "machine" without noise, or "noise" without the machine, as the name says; "unknown" where it
+        says neither.  They may serve as noise for augmentation or as pseudo-anomalies, never as test clips.
+    Notebook: 01_data
+    """
+    rows = []
+    for folder in _machine_folders(roots, []):
+        for path in _recordings(folder / "supplemental"):
+            tokens = path.stem.split("_")
+            section = re.match(r"section_(\d+)_", path.stem)
+            said = {"machine", "noise"} & set(tokens)
+            content = said.pop() if len(said) == 1 else "unknown"
+            clip = f"{folder.name}/supplemental/{path.name}"
+            rows.append((clip, str(path), folder.name, section[1] if section else "00", content))
+    return pd.DataFrame(rows, columns=["clip", "path", "machine", "section", "content"]).astype("str")
 
 
 def one_sided(table: pd.DataFrame) -> dict[str, list[str]]:
@@ -540,6 +560,8 @@ def summary_text(content: dict, most: int = 20) -> str:
                 f"    {key}: source {', '.join(values['source']) or 'none'} | target"
                 f" {', '.join(values['target']) or 'none'}"
             )
+        for what, count in content.get("supplemental", {}).get(machine, {}).items():
+            lines.append(f"    supplemental, neither trained on nor tested: {count} of {what}")
     problems = content["problems"]
     lines.append(
         f"{content['classes']} training classes, {len(problems)} problem{'s' * (len(problems) != 1)}"

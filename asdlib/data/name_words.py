@@ -48,6 +48,11 @@ PLAIN = {
     "wav",
     "raw",
 }  # say nothing
+CONDITIONS = {  # of public data sets, which become attributes: MIMII's -6_dB_pump, ToyADMOS' case1
+    "snr": re.compile(r"(-?\d+)_?dB(?:_.+)?", re.IGNORECASE),
+    "case": re.compile(r"case_?(\d+)", re.IGNORECASE),
+}
+HEAVY_LOAD = re.compile(r"engine\d+_heavyload", re.IGNORECASE)  # a fault in IDMT-ISA Electric Engine
 OTHER = {"normal": "anomaly", "anomaly": "normal"}
 MACHINE_ID = re.compile(r"(?:id|section)[ _-]?(\d+)", re.IGNORECASE)
 
@@ -59,7 +64,7 @@ def words(name: str) -> list[str]:
 
 def label(name: str) -> set[str]:
     """Labels that a name says: none, one or, where it contradicts itself, both."""
-    found, before = set(), ""
+    found, before = {"anomaly"} if HEAVY_LOAD.fullmatch(name) else set(), ""
     for word in words(name):
         if word in WORDS["label"]:
             told = WORDS["label"][word]
@@ -92,7 +97,9 @@ def folder(name: str) -> dict[str, set[str]]:
 def understood(name: str) -> bool:
     """Whether every word of a folder's name is known here, so that it says all that it is meant to say."""
     known = {*WORDS["split"], *WORDS["label"], *WORDS["domain"], *WHOLE, *NOT, *PLAIN}
-    return all(word in known or word.isdigit() for word in words(name)) or bool(MACHINE_ID.fullmatch(name))
+    return all(word in known or word.isdigit() for word in words(name)) or any(
+        pattern.fullmatch(name) for pattern in (MACHINE_ID, HEAVY_LOAD, *CONDITIONS.values())
+    )
 
 
 def read(stem: str, folders: list[str], top: list[str]) -> dict[str, str]:
@@ -125,6 +132,12 @@ def read(stem: str, folders: list[str], top: list[str]) -> dict[str, str]:
             )
         said |= {what: every.pop()} if every else {}
     return said
+
+
+def conditions(folders: list[str]) -> dict[str, str]:
+    """Attributes that folders in the layouts of public data sets are named by: {"snr": "-6"}."""
+    found = [(key, pattern.fullmatch(name)) for name in folders for key, pattern in CONDITIONS.items()]
+    return {key: match[1] for key, match in found if match}
 
 
 def section(folders: list[str], parent: str) -> str:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -89,6 +90,7 @@ class _Search:
 
     def __init__(self, accept: frozenset[str]):
         self.accept = accept
+        self.sounds = (*SOUNDS, *(folders.FFMPEG if shutil.which("ffmpeg") else ()))
         self.rows: dict[str, dict] = {}  # by the real path of the recording
         self.listed: dict[str, tuple[Path, Path]] = {}  # real path -> (its path, the list that names it)
         self.lists: set[str] = set()
@@ -175,7 +177,7 @@ class _Search:
         mine: set[str] = set()
         unread: list[Path] = []  # lists of labels that are not among the sources
         files = (
-            folders.below(source, (*SOUNDS, ".csv"), self.problems, self.passed)
+            folders.below(source, (*self.sounds, ".csv"), self.problems, self.passed)
             if source.is_dir()
             else [source]
         )
@@ -208,7 +210,7 @@ class _Search:
         known = {*self.listed, *self.met}
         for folder, path in beside.items():
             _, _, names = next(folders.walk(folder, []), (folder, [], []))
-            for file in (folder / name for name in names if Path(name).suffix.lower() in SOUNDS):
+            for file in (folder / name for name in names if Path(name).suffix.lower() in self.sounds):
                 if os.path.realpath(file) not in known:
                     self._leave(
                         file,
@@ -257,11 +259,12 @@ class _Search:
     def _row(self, path: Path, source: Path, known: dict, refused: dict, machines: set[str]) -> dict:
         """Facts of a recording; ValueError, in words, for one that cannot be used."""
         wrong = index.unreadable(path.absolute())
-        if wrong or path.suffix.lower() not in SOUNDS:
+        if wrong or path.suffix.lower() not in self.sounds:
             raise ValueError(
                 wrong
                 or f"a file {path.suffix or 'without an ending'} came, "
-                f"expected audio ({', '.join(SOUNDS[:6])}, ...); convert it"
+                f"expected audio ({', '.join(SOUNDS[:6])}, ...); convert it, for example: ffmpeg -i"
+                f" {shlex.quote(path.name)} {shlex.quote(path.stem)}.wav"
             )
         full = path.absolute()
         facts = known.get(str(full))
@@ -310,7 +313,8 @@ class _Search:
         section = name_words.section([*top[-1:], *inner], source.absolute().parent.name) or (
             f"/{by_id['section']}" if by_id else ""
         )
-        return {"path": str(path)} | _settled(said) | {"section": section, "strange": strange}
+        attributes = {f"attr_{key}": value for key, value in name_words.conditions([*top, *inner]).items()}
+        return {"path": str(path)} | _settled(said) | {"section": section, "strange": strange} | attributes
 
     def _note_names(self, inner: list[str], top: list[str]) -> None:
         """Keep what names of folders say, or that they say nothing that is understood; those at the top where

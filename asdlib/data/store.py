@@ -253,7 +253,7 @@ def _stats(table: pd.DataFrame) -> dict[str, list[int]]:
 
 def _settings(data: DataSettings) -> list:
     """The settings that shape decoded samples."""
-    return [data.sample_rate, data.resample, data.channel]
+    return [data.sample_rate, data.resample, data.channel, *[data.subtract] * (data.subtract >= 0)]
 
 
 def _decoder(folder: Path, data: DataSettings) -> Callable[[str], Decoded]:
@@ -415,6 +415,7 @@ def load_dcase(
     sample_rate: int = 16000,
     resample: bool = False,
     channel: int = 0,
+    subtract: int = -1,
     cache: str | Path | None = None,
 ) -> Clips:
     """Recordings in the layout of DCASE Task 2 (2020 on), decoded and resident.
@@ -424,7 +425,7 @@ def load_dcase(
     roots : folder, or folders, that hold <machine>/train and <machine>/test at any depth
     machines : names to keep; none: all that are found
     sample_rate : Hz.  resample : bring other rates to it; otherwise such clips are left out
-    channel : which one of recordings with several
+    channel : which one of recordings with several.  subtract : the far microphone's, see `decode.subtracted`
     cache : folder for the decoded samples, which are then mapped and found again; None keeps them in memory
 
     Returns
@@ -435,7 +436,7 @@ def load_dcase(
     ------
     errors.InputError where no clip is usable, in one sentence
     """
-    data = DataSettings(sample_rate=sample_rate, resample=resample, channel=channel)
+    data = DataSettings(sample_rate=sample_rate, resample=resample, channel=channel, subtract=subtract)
     table, problems = index.index([roots] if isinstance(roots, (str, Path)) else list(roots), list(machines))
     if cache is not None:
         store = open_store(table, problems, cache, data)

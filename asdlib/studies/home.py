@@ -11,6 +11,7 @@ Source: METHOD 8.2. Notebooks: all (through `study`)
 
 from __future__ import annotations
 
+import getpass
 import os
 import shutil
 from pathlib import Path
@@ -20,6 +21,17 @@ from asdlib import errors, io
 SERIES = "ASDLIB_NOTEBOOKS"  # environment: the folder of notebooks that a job's own notebook lies in
 CLONE = io.PACKAGE.parent  # of a wheel: site-packages, which holds no notebooks
 NO_FOLDER = "no working folder here; make one with `asd init DIR`"
+CACHE = ".cache"  # below runs/
+CACHES = (  # where numba, torch, triton, matplotlib, fontconfig and Jupyter look for their folders
+    "NUMBA_CACHE_DIR",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+    "MPLCONFIGDIR",
+    "XDG_CACHE_HOME",
+    "JUPYTER_RUNTIME_DIR",
+    "JUPYTER_CONFIG_DIR",
+    "JUPYTER_DATA_DIR",
+)
 PATTERNS = ("*.ipynb", "METHOD.md", "README.md", "studies/*.toml")  # of the series
 
 
@@ -59,6 +71,27 @@ def notebooks(given: str | Path = "") -> Path:
     if os.environ.get(SERIES):
         return Path(os.environ[SERIES])
     return _around() / "notebooks"
+
+
+def own_caches(given: str | Path = "") -> None:
+    """Give libraries folders below runs/.cache where the user's own cannot be written: a read-only HOME, or a
+    user id without a name (`docker run --user`). What the user set in the environment stays.
+
+    given : as of `home_folder`, and its refusal
+    """
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    there = next(folder for folder in (usual, *usual.parents) if os.path.exists(folder))
+    try:
+        named = bool(getpass.getuser())
+    except (KeyError, OSError):
+        named = False
+    if named and usual.is_absolute() and os.access(there, os.W_OK):
+        return
+    folder = home_folder(given) / "runs" / CACHE
+    if usual.is_absolute():  # weights in a read-only HOME are still found
+        os.environ.setdefault("TORCH_HOME", str(usual / "torch"))
+    for variable in CACHES:
+        os.environ.setdefault(variable, str(folder / variable.removesuffix("_DIR").lower()))
 
 
 def init(folder: str | Path) -> list[Path]:

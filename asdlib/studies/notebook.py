@@ -29,7 +29,7 @@ import threading
 import time
 import typing
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
@@ -54,14 +54,35 @@ ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     "PYTHONSAFEPATH": "1",
 }
+# Of Python's own variables, those that say where modules are; the others (PYTHONWARNINGS, PYTHONSTARTUP, ...)
+# would change what a notebook does or shows.
+KEPT = {
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "PYTHONUSERBASE",
+    "PYTHONNOUSERSITE",
+    "PYTHONPYCACHEPREFIX",
+    "PYTHONDONTWRITEBYTECODE",
+}
+
+
+def _without_own(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without the user's choices for Python itself."""
+    return {
+        name: value for name, value in environment.items() if name in KEPT or not name.startswith("PYTHON")
+    }
 
 
 @contextlib.contextmanager
 def apart() -> Iterator[None]:
-    """What is started meanwhile, and what that starts again, finds ENVIRONMENT and does not hear Ctrl-C,
-    which is the runner's alone.
+    """What is started meanwhile, and what that starts again, finds ENVIRONMENT and none of the user's options
+    of Python, and does not hear Ctrl-C, which is the runner's alone.
     """
     before, mask = dict(os.environ), signal.pthread_sigmask(signal.SIG_BLOCK, set())
+    options = sys.warnoptions[:]  # -W and PYTHONWARNINGS, which multiprocessing hands on
+    sys.warnoptions.clear()
+    for name in before.keys() - _without_own(before).keys():
+        del os.environ[name]
     # now: who starts it hears Ctrl-C again afterwards, and so would all that is started from there
     resource_tracker.ensure_running()
     signal.pthread_sigmask(
@@ -71,8 +92,10 @@ def apart() -> Iterator[None]:
     try:
         yield
     finally:
-        for name in ENVIRONMENT:
-            os.environ.update({name: before[name]}) if name in before else os.environ.pop(name, None)
+        for name in ENVIRONMENT.keys() - before.keys():
+            os.environ.pop(name, None)
+        os.environ.update(before)
+        sys.warnoptions[:] = options
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
@@ -140,17 +163,20 @@ class WarmProvisioner(LocalProvisioner):
 
     async def launch_kernel(self, cmd: list[str], **kwargs):
         """Fork, or start the command as usual."""
-        kwargs["env"] = kwargs.get("env", os.environ) | ENVIRONMENT | self.parent.job
+        kwargs["env"] = _without_own(kwargs.get("env", os.environ)) | ENVIRONMENT | self.parent.job
+        words = cmd[
+            cmd.index("-f") :
+        ]  # before it stands the Python of a kernel spec, which may be another one
         try:
             warm()
             multiprocessing.current_process().daemon = False  # Dask's workers are, and might start no process
-            self.process = Kernel(cmd[cmd.index("-f") :], kwargs.get("cwd"), kwargs["env"])
+            self.process = Kernel(words, kwargs.get("cwd"), kwargs["env"])
             self.process.start()
             self.pid = self.pgid = self.process.pid  # it leads a session of its own
             return self.connection_info
         except (OSError, EOFError, ValueError):
             self.process = None
-        return await super().launch_kernel(cmd, **kwargs)
+        return await super().launch_kernel([sys.executable, "-m", "ipykernel_launcher", *words], **kwargs)
 
 
 class WarmKernelManager(AsyncKernelManager):
@@ -169,7 +195,9 @@ class WarmKernelManager(AsyncKernelManager):
 KERNEL_CONFIG = Config(
     {
         "KernelManager": {"transport_encryption": "auto"},  # no warning about plain TCP
-        "NotebookClient": {"extra_arguments": ["--log-level=50"]},  # an interrupt at shutdown is no error
+        "NotebookClient": {  # an interrupt at shutdown is no error; nobody looks for these cells in a history
+            "extra_arguments": ["--log-level=50", "--HistoryManager.enabled=False"]
+        },
     }
 )
 
@@ -220,6 +248,7 @@ def run_job(order: JobSpec) -> JobResult:
     raises : KernelLostError
     """
     began, folder = time.perf_counter(), Path(order.folder)
+    home.own_caches(order.parameters["home"])  # on a worker's machine too
     try:
         with io.wrap_os_errors(folder):
             artifacts.lock_dir(folder)  # a kernel whose worker was killed may live for another second
@@ -243,11 +272,14 @@ def _execute(order: JobSpec) -> None:
     """
     folder = Path(order.folder)
     failed = folder / "failed.ipynb"
+    profile = Path(order.parameters["home"], "runs", home.CACHE, "ipython")  # not the user's, nor its startup
+    profile.mkdir(parents=True, exist_ok=True)
     job = {  # the kernel belongs to the runner that holds the study
         io.HOLDS: order.study,
         artifacts.DEVICE: order.facts["device"],
         artifacts.PRECISION: order.facts["auto"],
         home.SERIES: str(Path(order.notebook).parent),
+        "IPYTHONDIR": str(profile),
         training.PROGRESS: str(folder / PROGRESS),
     }
     try:

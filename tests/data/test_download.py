@@ -180,7 +180,7 @@ def test_machines_and_parts_choose_and_later_calls_bring_only_the_rest(run):
         run(machines=("valv",))
     with pytest.raises(errors.InputError, match="unknown part 'evall'; did you mean eval"):
         run(parts=("evall",))
-    with pytest.raises(errors.InputError, match="unknown data set 'dcase2042'; did you mean dcase2024"):
+    with pytest.raises(errors.InputError, match="unknown data set 'dcase2042'; did you mean dcase2026"):
         download.download("dcase2042", run.root)
 
 

@@ -199,11 +199,12 @@ def test_nothing_is_overwritten_and_a_failed_import_leaves_nothing(pump, tmp_pat
         not any(path.is_symlink() for path in root.rglob("*"))
         and (root / "pump" / "LICENSE.txt").read_text() == "CC0\n"
     )
+    sound(root / "other" / "train" / "section_00_source_train_normal_0000.wav")
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     with pytest.raises(
-        errors.InputError, match="pump exists and is never overwritten; give another --machine or --root"
+        errors.InputError, match="other exists and is never overwritten; give another --machine or --root"
     ):
-        importer.import_machine([pump], root, "pump")
+        importer.import_machine([pump], root, "other")
     with pytest.raises(
         errors.InputError,
         match=r"no normal training recording in .*, expected some in a folder normal or train",
@@ -238,10 +239,10 @@ def test_a_wrong_list_is_refused_in_words(text, words, tmp_path):
     [
         (["{tmp}/nowhere", "--machine", "m"], "nowhere: no such file or folder"),
         (["{pump}", "--machine", "a/b"], "machine name 'a/b': expected letters, digits, - and _"),
-        (["{pump}", "--machine", "test"], "not the name of a split"),
+        (["{pump}", "--machine", "test"], "not all or the name of a split"),
         (
             ["{pump}", "--machine", "m", "--clip-seconds", "0.2"],
-            "clips of 0.2 s were asked for, expected 1 s or more",
+            "--clip-seconds 0.2: expected 1 to 2000 s, or 0 not to cut",
         ),
         (["{tmp}/empty", "--machine", "m"], "no usable recording in"),
     ],
@@ -275,3 +276,113 @@ def test_the_shared_recordings_become_a_machine_in_one_command(tmp_path, capsys)
         104,
         0,
     ) and "next: asd run own --data-root" in capsys.readouterr().out
+
+
+def test_new_days_are_added_to_a_machine(tmp_path):
+    """Numbers go on, audio that is there or was taken out is known by its content, attributes of all days stand
+    in one list.
+    """
+    for i in range(3):
+        sound(tmp_path / "day1" / "normal" / f"{i}.wav", hz=400 + i)
+    rows = "".join(f"normal/{i}.wav,normal,3\n" for i in range(3))
+    (tmp_path / "day1" / "list.csv").write_text(f"path,label,load\n{rows}")
+    first = importer.import_machine([tmp_path / "day1" / "list.csv"], tmp_path / "root", "pump")
+    (first.folder / first.clips["file"][1]).unlink()
+    for name, hz in {"0": 500, "1": 501, "again": 400, "out": 401}.items():
+        sound(tmp_path / "day2" / "normal" / f"{name}.wav", hz=hz)
+    sound(tmp_path / "day2" / "anomaly" / "0.wav", hz=900)
+    before = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*.wav")}
+    planned = importer.import_machine([tmp_path / "day2"], tmp_path / "root", "pump", dry_run=True)
+    assert len(planned.clips) == 5 and not (first.folder / "test").exists()
+    second = importer.import_machine([tmp_path / "day2"], tmp_path / "root", "pump")
+    assert sorted(second.clips["file"]) == [
+        "test/section_00_source_test_anomaly_0000_noAttribute.wav",
+        "train/section_00_source_train_normal_0003_noAttribute.wav",
+        "train/section_00_source_train_normal_0004_noAttribute.wav",
+    ]
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    left_out = second.problems.set_index("path")["reason"]
+    assert "its audio is in it already" in left_out[str(tmp_path / "day2" / "normal" / "again.wav")]
+    assert "its audio was taken out of it" in left_out[str(tmp_path / "day2" / "normal" / "out.wav")]
+    told = second.text()
+    assert "pump: added 3 clips, 4 s, to 2 that it has" in told
+    assert "1 clips of earlier imports are gone" in told
+    table, problems = read(second.folder)
+    assert len(table) == 5 and not problems["left_out"].any()
+    assert sorted(table["attr_load"]) == ["", "", "", "3", "3"]
+    third = importer.import_machine([tmp_path / "day1", tmp_path / "day2"], tmp_path / "root", "pump")
+    assert len(third.clips) == 0 and "are gone" not in third.text() and len(read(third.folder)[0]) == 5
+
+
+def test_a_link_whose_recording_was_moved_is_put_right(tmp_path):
+    sound(tmp_path / "here" / "normal" / "a.wav")
+    first = importer.import_machine([tmp_path / "here"], tmp_path / "root", "pump")
+    (tmp_path / "here").rename(tmp_path / "there")
+    sound(tmp_path / "there" / "normal" / "b.wav", hz=600)
+    importer.import_machine([tmp_path / "there"], tmp_path / "root", "pump")
+    table, problems = read(first.folder)
+    assert len(table) == 2 and len(problems) == 0
+    listed = pd.read_csv(first.folder / "imported.csv")
+    assert listed["file"].is_unique and listed["source"].str.startswith(str(tmp_path / "there")).all()
+
+
+def test_a_machine_is_added_to_at_its_rate_and_by_its_own_list(tmp_path):
+    source = sound(tmp_path / "in" / "normal" / "a.wav").parents[1]
+    done = importer.import_machine([source], tmp_path / "root", "pump")
+    with pytest.raises(
+        errors.InputError, match="pump has clips at 16000 Hz, --rate 8000 came; give --rate 16000"
+    ):
+        importer.import_machine([source], tmp_path / "root", "pump", rate=8000)
+    path = done.folder / "imported.csv"
+    pd.read_csv(path).drop(columns="digest").to_csv(path, index=False)  # as earlier versions wrote it
+    assert len(importer.import_machine([source], tmp_path / "root", "pump").clips) == 0
+    path.write_text("file,source,start_s,seconds,made\na,b\n")
+    with pytest.raises(
+        errors.InputError, match=r"imported\.csv or its first clip is not as asd import wrote it"
+    ):
+        importer.import_machine([source], tmp_path / "root", "pump")
+
+
+def test_a_dry_run_shows_what_would_become_what(tmp_path, capsys):
+    names = {  # MIMII and ToyADMOS: split, section and condition
+        "-6_dB_pump/pump/id_00/normal/0.wav": "train/section_00_source_train_normal_0000_snr_-6.wav",
+        "-6_dB_pump/pump/id_02/abnormal/0.wav": "test/section_02_source_test_anomaly_0000_snr_-6.wav",
+        "6_dB_pump/pump/id_02/normal/0.wav": "train/section_02_source_train_normal_0000_snr_6.wav",
+        "car/case1/NormalSound_IND/1.wav": "train/section_00_source_train_normal_0001_case_1.wav",
+        "car/case2/AnomalousSound_IND/1.wav": "test/section_00_source_test_anomaly_0000_case_2.wav",
+        "car/case1/EnvironmentalNoise_CNT/1.wav": None,
+    }
+    for place, name in enumerate(names):
+        sound(tmp_path / "data" / name, 1.0, hz=300 + 10 * place)
+    words = ["import", str(tmp_path / "data"), "--root", str(tmp_path / "root"), "--machine", "m"]
+    assert cli.main([*words, "--dry-run"]) == 0 and not (tmp_path / "root").exists()
+    told = capsys.readouterr().out
+    assert (
+        all(file in told for file in names.values() if file)
+        and "EnvironmentalNoise_CNT is not underst" in told
+    )
+    assert "m: would become 5 clips, 5 s" in told
+    done = importer.import_machine([tmp_path / "data"], tmp_path / "root", "m").clips
+    found = {os.path.relpath(row.source, tmp_path / "data"): row.file for row in done.itertuples()}
+    assert found == {name: file for name, file in names.items() if file}
+
+
+def test_what_ffmpeg_reads_is_converted_where_it_is_installed_and_else_said(tmp_path, monkeypatch):
+    source = sound(tmp_path / "in" / "normal" / "a.wav", 2.0, 48000, 2)
+    source.with_name("phone.m4a").write_bytes(b"not audio for libsndfile")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    done = importer.import_machine([tmp_path / "in"], tmp_path / "root", "without")
+    assert len(done.clips) == 1
+    assert (
+        "1 .m4a passed over; .m4a cannot be read here" in done.text()
+        and "ffmpeg -i x.m4a x.wav" in done.text()
+    )
+    ffmpeg = tmp_path / "bin" / "ffmpeg"  # in its place: what comes as the last word is written
+    ffmpeg.parent.mkdir()
+    ffmpeg.write_text(f"#!/bin/sh\nfor out; do :; done\n/bin/cp '{source}' \"$out\"\n")
+    ffmpeg.chmod(0o755)
+    done = importer.import_machine([tmp_path / "in"], tmp_path / "root", "with", clip_seconds=1)
+    assert len(done.clips) == 4 and set(done.clips["made"]) == {"cut"}
+    ffmpeg.write_text("#!/bin/sh\necho 'Invalid data found' >&2\nexit 1\n")
+    done = importer.import_machine([tmp_path / "in"], tmp_path / "root", "torn")
+    assert len(done.clips) == 1 and "ffmpeg cannot read it (Invalid data found)" in done.text()

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib
 import nbformat
 import papermill
 import psutil
@@ -131,6 +132,40 @@ child.start(); child.join(); print(child.exitcode)"""
         printed(executed(tmp_path, code)[0]).split() == ["1", "1", "{1}", "0"]
         and os.environ["OMP_NUM_THREADS"] == "7"
     )
+
+
+def test_the_users_python_and_ipython_change_nothing_in_a_job(tmp_path, monkeypatch):
+    startup = tmp_path / "home" / ".ipython" / "profile_default" / "startup" / "00.py"
+    startup.parent.mkdir(parents=True)
+    startup.write_text("import pandas; pandas.set_option('display.precision', 1)")
+    (tmp_path / "startup.py").write_text("import numpy; numpy.set_printoptions(precision=1)")
+    monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_configdir())  # which lists the fonts already
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("IPYTHONDIR", raising=False)
+    monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "startup.py"))
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    monkeypatch.setattr(sys, "warnoptions", ["error"])  # as Python has it then
+    cell = """import numpy, os, pandas, sys, warnings
+warnings.warn("said, not raised")
+print(pandas.get_option("display.precision"), numpy.get_printoptions()["precision"], sys.warnoptions,
+      sorted(name for name in os.environ if name.startswith("PYTHON")), get_ipython().history_manager.enabled)"""
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(book, tmp_path / "in.ipynb")
+    (tmp_path / "job").mkdir()
+    parameters = {"home": str(tmp_path)}
+    facts = {"device": "cpu", "auto": "float32"}
+    files = {name: str(tmp_path / name) for name in ("study", "page")}
+    order = kernels.JobSpec(
+        "key", "label", (), **files, notebook=str(tmp_path / "in.ipynb"), folder=str(tmp_path / "job"),
+        outputs=(), digest="d", parameters=parameters, facts=facts, footer={},
+    )  # fmt: skip
+    kernels._execute(order)
+    outputs = nbformat.read(tmp_path / "job" / "notebook.ipynb", 4).cells[-1].outputs
+    text = "".join(output.text for output in outputs if output.name == "stdout")
+    kept = sorted({*(kernels.KEPT & os.environ.keys()), "PYTHONSAFEPATH"})
+    assert text.split(" ", 2)[:2] == ["6", "8"] and text.split(" ", 2)[2].strip() == f"[] {kept} False"
+    assert not (startup.parents[1] / "db").exists()
 
 
 RUNNER = """import sys
