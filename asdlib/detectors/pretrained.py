@@ -101,7 +101,6 @@ class Pretrained(Detector):
         return np.stack([self.known[digest] for digest in digests]), np.arange(len(rows))
 
     @training.one_thread()
-    @torch.inference_mode()
     def _clip(self, row: int) -> np.ndarray:
         """Embedding of one clip, which is repeated where it is too short: (2 · dim,)."""
         rate, encoder = self.store.rate, self.network
