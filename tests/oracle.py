@@ -290,6 +290,21 @@ def multi_resolution(train, test) -> tuple[list[float], list[float]]:
     return list(of_test), list(of_train)
 
 
+def shrunk_mahalanobis(x, train, share: float = 0.1) -> float:
+    """Mahalanobis distance of x to the mean of train, correlations times 1 − share, cell by cell."""
+    n, dim = len(train), len(x)
+    mean = [sum(row[j] for row in train) / n for j in range(dim)]
+    gaps = [[row[j] - mean[j] for j in range(dim)] for row in train]
+    spread = [max(math.sqrt(sum(g[j] ** 2 for g in gaps) / n), 1e-3) for j in range(dim)]
+    matrix = np.zeros((dim, dim))
+    for i in range(dim):
+        for j in range(dim):
+            matrix[i, j] = (1 - share) * sum(g[i] * g[j] for g in gaps) / n / spread[i] / spread[j]
+            matrix[i, j] += share * (i == j)
+    gap = np.array([(x[j] - mean[j]) / spread[j] for j in range(dim)])
+    return math.sqrt(gap @ np.linalg.inv(matrix) @ gap)
+
+
 def pooled(maps, how: str) -> list[float]:
     """One map (channels, frequency, time) as a vector, by loops: `mean`, `mean_std` or `bands`."""
 

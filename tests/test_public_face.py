@@ -263,6 +263,7 @@ def test_recipe_back_ends_on_embeddings_of_your_own():
         asd.scoring.KMeansCosine(clusters=4),
         asd.scoring.LocalDensity(k=3),
         asd.scoring.StandardizedDensity(k=2, neighbors=3),
+        asd.scoring.Mahalanobis(shrinkage=0.1),
     ):
         found = clone(estimator).fit(train)
         scores = found.decision_function(test)

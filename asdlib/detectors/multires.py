@@ -4,8 +4,9 @@ with the training clips. Nothing is trained. Notebook: 03_baseline
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
@@ -16,7 +17,14 @@ from asdlib import errors, features, io
 from asdlib.data.store import BATCH_SAMPLES, standardize
 from asdlib.detectors.base import Detector, Scores, clip_by_clip
 from asdlib.models import training
-from asdlib.scoring.distances import density_references, density_scores, density_scores_left_out
+from asdlib.scoring.distances import (
+    density_references,
+    density_scores,
+    density_scores_left_out,
+    gaussian_references,
+    mahalanobis_scores,
+    mahalanobis_scores_left_out,
+)
 from asdlib.scoring.thresholds import ZScore
 from asdlib.settings import Many, Settings, setting
 
@@ -34,6 +42,9 @@ class MultiResolutionSettings(Settings):
         8, "groups of bands of the modulation view, made at the shortest window; 0: no such view", 0, 512
     )
     modulation_bins: int = setting(14, "geometric bins of the modulation spectrum", 1, 64)
+    backend: Literal["density", "mahalanobis", "both"] = setting(
+        "density", "of each view: local density, Mahalanobis distance, or both, averaged (METHOD 3.6)"
+    )
     k: int = setting(2, "references whose divided distance is averaged (METHOD 3.6)", 1, 100)
     neighbors: int = setting(
         2, "neighbors of a reference, whose mean distance divides the distance to it (METHOD 3.6)", 1, 100
@@ -66,6 +77,12 @@ class MultiResolutionSettings(Settings):
             found["modulation"] = self.modulation_groups * self.modulation_bins
         return found
 
+    @property
+    def parts(self) -> list[tuple[str, str]]:
+        """(view, back-end) of each score that the final one is the mean of."""
+        kinds = ("density", "mahalanobis") if self.backend == "both" else (self.backend,)
+        return list(itertools.product(self.views, kinds))
+
 
 LOW_HZ, HIGH_HZ = 50.0, 8000.0  # of the mel bands; at low rates up to half the rate
 
@@ -78,11 +95,13 @@ class MultiResolution(Detector):
     window, and the modulation spectrum of its level in groups of bands. In each view every feature is
     divided by its standard deviation over the training clips, and the score is the mean of the k smallest
     distances to a training clip, each divided by that clip's mean distance to its own nearest ones
-    (`density_scores`). The scores of the views, each less the mean and over the standard deviation of the
-    training clips' own scores, are averaged: 0 is a usual normal clip, 1 a standard deviation above.
+    (`density_scores`); `multires.backend` offers the Mahalanobis distance instead, or both. The scores, each
+    less the mean and over the standard deviation of the training clips' own scores, are averaged: 0 is a
+    usual normal clip, 1 a standard deviation above.
 
     A training clip is scored without being a reference, a neighbor of one, or part of the deviations.
-    Features and scores are float64. Components: the score of each view, and `score`.
+    Features and scores are float64. Components: the score of each view, by Mahalanobis distance
+    "<view>_mahalanobis", and `score`.
 
     Source: METHOD 3.6, 3.10.  Notebook: 03_baseline
     """
@@ -90,13 +109,13 @@ class MultiResolution(Detector):
     name, Settings, systems = "multires", MultiResolutionSettings, ("multires",)
 
     training_module = "asdlib.features"
-    scoring_settings = ("k", "neighbors")
+    scoring_settings = ("backend", "k", "neighbors")
 
     @training.one_thread()  # sums are then the same to the bit in every process
     def _prepare(self) -> None:
         """Remember the training clips' features and score them."""
         self.train = self._features(self.train_rows)
-        self.left_out = np.empty((len(self.train), len(self.settings.views)))
+        self.left_out = np.empty((len(self.train), len(self.settings.parts)))
         for group in np.unique(self.group):
             own = self.group == group
             self.left_out[own] = self._left_out(self.train[own])
@@ -104,14 +123,19 @@ class MultiResolution(Detector):
 
     def _remember(self) -> None:
         """Of each group and view: the references, and the scale of the training clips' scores."""
-        neighbors = self.settings.neighbors
-        self.references, self.scales = {}, {}
+        neighbors, self.references, self.scales = self.settings.neighbors, {}, {}
         for group in np.unique(self.group):
             own = self.group == group
             self.references[group] = [
-                density_references(view, neighbors=neighbors) for view in self.split(self.train[own])
+                density_references(x, neighbors=neighbors) if kind == "density" else gaussian_references(x)
+                for x, kind in self._parts(self.train[own])
             ]
             self.scales[group] = [ZScore.fit(scores) for scores in self.left_out[own].T]
+
+    def _parts(self, vectors: np.ndarray) -> list[tuple[np.ndarray, str]]:
+        """Features of a view, (n, dim), and the back-end that scores them, of every score."""
+        views = dict(zip(self.settings.views, self.split(vectors)))
+        return [(views[view], kind) for view, kind in self.settings.parts]
 
     def _left_out(self, train: np.ndarray) -> np.ndarray:
         k, neighbors = self.settings.k, self.settings.neighbors
@@ -120,8 +144,13 @@ class MultiResolution(Detector):
                 f"{len(train)} training clips came, expected at least 3 and more than multires.k = {k}; add"
                 " recordings or use a smaller k"
             )
-        views = self.split(train)
-        return np.stack([density_scores_left_out(view, k=k, neighbors=neighbors) for view in views], axis=1)
+        found = [
+            density_scores_left_out(x, k=k, neighbors=neighbors)
+            if kind == "density"
+            else mahalanobis_scores_left_out(x)
+            for x, kind in self._parts(train)
+        ]
+        return np.stack(found, axis=1)
 
     def split(self, vectors: np.ndarray) -> list[np.ndarray]:
         """Embeddings (n, features) as those of each view, (n, dim)."""
@@ -163,8 +192,12 @@ class MultiResolution(Detector):
     def _scores(self, rows: np.ndarray) -> Scores:
         """Scores of clips that are not training clips."""
         [group] = self.group_of(self.store.clips.iloc[rows])  # one clip at a time
-        pairs = zip(self.split(self._features(rows)), self.references[group])
-        found = [density_scores(view, references, k=self.settings.k) for view, references in pairs]
+        found = [
+            density_scores(x, references, k=self.settings.k)
+            if kind == "density"
+            else mahalanobis_scores(x, references)
+            for (x, kind), references in zip(self._parts(self._features(rows)), self.references[group])
+        ]
         return self._named(np.stack(found, axis=1), np.array([group]))
 
     def _training_scores(self) -> Scores:
@@ -172,14 +205,15 @@ class MultiResolution(Detector):
         return self._named(self.left_out, self.group)
 
     def _named(self, scores: np.ndarray, group: np.ndarray) -> Scores:
-        """Scores (clips, views) by name, with the mean of the standardized ones."""
+        """Scores (clips, parts) by name, with the mean of the standardized ones."""
         final = np.empty(len(scores))
         for one in np.unique(group):
             own = group == one
             scaled = [scale(column) for scale, column in zip(self.scales[one], scores[own].T)]
             final[own] = np.mean(scaled, axis=0)
-        views = {("multires", view): column for view, column in zip(self.settings.views, scores.T)}
-        return views | {("multires", "score"): final}
+        ending = {"density": "", "mahalanobis": "_mahalanobis"}
+        names = [view + ending[kind] for view, kind in self.settings.parts]
+        return {("multires", name): column for name, column in zip([*names, "score"], [*scores.T, final])}
 
     def _save(self, folder: Path) -> None:
         """The references and the training clips' scores, as safetensors."""

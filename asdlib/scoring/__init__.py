@@ -1,11 +1,11 @@
 """From embeddings to clip scores: distances, back-ends, fusion, thresholds. `KNN`, `KMeansCosine`,
-`LocalDensity` and `StandardizedDensity` work on anyone's arrays.
+`LocalDensity`, `StandardizedDensity` and `Mahalanobis` work on anyone's arrays.
 """
 
 import importlib
 
 
 def __getattr__(name: str):
-    if name in ("KNN", "KMeansCosine", "LocalDensity", "StandardizedDensity"):
+    if name in ("KNN", "KMeansCosine", "LocalDensity", "StandardizedDensity", "Mahalanobis"):
         return getattr(importlib.import_module("asdlib.scoring.estimators"), name)
     raise AttributeError(f"module 'asdlib.scoring' has no attribute {name!r}")

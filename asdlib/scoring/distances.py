@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.linalg import solve_triangular
 
 from asdlib import errors, schemas
 
@@ -252,6 +253,67 @@ def density_scores_left_out(train: np.ndarray, *, k: int = 2, neighbors: int = 2
         own = np.sqrt(((x[out, None] - x) ** 2 @ weight[out, :, None])[..., 0])
         own[np.arange(len(out)), out] = np.inf
         scores[out] = _mean_smallest(own / np.maximum(density, SMALLEST_DENSITY), k)
+    return scores
+
+
+class GaussianReferences(NamedTuple):
+    """What `mahalanobis_scores` compares with: float64, made by `gaussian_references`."""
+
+    mean: np.ndarray  # (dim,)
+    deviation: np.ndarray  # (dim,)
+    factor: np.ndarray  # (dim, dim) lower Cholesky factor of the shrunk correlations
+
+
+def gaussian_references(train: np.ndarray, *, shrinkage: float = 0.1) -> GaussianReferences:
+    """Mean, deviations and correlations of training embeddings, the latter shrunk towards none.
+
+    Parameters
+    ----------
+    train : float (n, dim), n at least 3; one row per item
+    shrinkage : share of the identity in the correlation matrix, in (0, 1]; with 1 only the deviations count
+
+    Raises
+    ------
+    errors.InputError for embeddings of another shape, not finite, or fewer than 3
+
+    Deviations are those of the population, at least 1e-3.  Source: METHOD 3.6.  Notebook: 03_baseline
+    """
+    x, _ = _density_items(train, 1, 2)
+    mean = x.mean(0)
+    return _gaussian(mean, (x - mean).T @ (x - mean) / len(x), shrinkage)
+
+
+def _gaussian(mean: np.ndarray, covariance: np.ndarray, shrinkage: float) -> GaussianReferences:
+    deviation = np.sqrt(np.maximum(np.diag(covariance), SMALLEST_DEVIATION**2))
+    shrunk = (1 - shrinkage) * covariance / deviation / deviation[:, None] + shrinkage * np.eye(len(mean))
+    return GaussianReferences(mean, deviation, np.linalg.cholesky(shrunk))
+
+
+def mahalanobis_scores(test: np.ndarray, references: GaussianReferences) -> np.ndarray:
+    """Mahalanobis distance to the mean of the training embeddings, float64 (n,), >= 0.
+
+    test : float (n, dim).  references : of `gaussian_references`.  raises : errors.InputError for embeddings
+        of another width, or not finite.  Source: METHOD 3.6.  Notebook: 03_baseline
+    """
+    schemas.embeddings(test, references.mean[None])
+    gap = (np.asarray(test, np.float64) - references.mean) / references.deviation
+    return np.linalg.norm(solve_triangular(references.factor, gap.T, lower=True), axis=0)
+
+
+def mahalanobis_scores_left_out(train: np.ndarray, *, shrinkage: float = 0.1) -> np.ndarray:
+    """Score of each training item as `mahalanobis_scores` would give it if the item had never been seen.
+
+    train, shrinkage : see `gaussian_references`.  returns : float64 (n,): the item is left out of mean,
+        deviations and correlations; a factorization per item
+    """
+    x, _ = _density_items(train, 1, 2)
+    center, n = x.mean(0), len(x)
+    x = x - center
+    products, scores = x.T @ x, np.empty(n)
+    for i in range(n):
+        mean = -x[i] / (n - 1)
+        covariance = (products - np.outer(x[i], x[i])) / (n - 1) - np.outer(mean, mean)
+        scores[i] = mahalanobis_scores(x[i : i + 1], _gaussian(mean, covariance, shrinkage))[0]
     return scores
 
 

@@ -54,6 +54,7 @@ def test_same_seed_same_scores(context, name):
 
 CHOICES = [  # of the settings that score: every back-end of the classifier is a component, whatever is chosen
     *((name, {}) for name in detectors.DETECTORS),
+    ("multires", {"backend": "both"}),
     ("oevae", {"layers": ("layer1",), "pooling": "bands", "backend": "local_density"}),
     ("oevae", {"layers": ("layer1", "layer4"), "pooling": "mean_std", "neighbor_domains": "min"}),
 ]

@@ -50,6 +50,27 @@ def test_a_training_clip_is_scored_as_if_it_had_never_been_seen(context, fitted)
             np.testing.assert_allclose(found["multires", view], own["multires", view][i], rtol=1e-9)
 
 
+@pytest.mark.parametrize("backend", ["mahalanobis", "both"])
+def test_another_backend_scores_the_same_features(context, fitted, backend):
+    clips = Clips(context.store, rows_of(context, "pump", "test"))
+    other = MultiResolution(backend=backend, device="cpu").fit(Clips(context.store, fitted.train_rows))
+    np.testing.assert_array_equal(other.train, fitted.train)
+    found, own = other.components(clips), other.training_components()
+    z = []
+    for i, view in enumerate(other.settings.views):
+        name = ("multires", f"{view}_mahalanobis")
+        train, test = (fitted.split(fitted._features(rows))[i] for rows in (fitted.train_rows, clips.rows))
+        slow = [oracle.shrunk_mahalanobis(x, train) for x in test[:3]]
+        np.testing.assert_allclose(found[name][:3], slow, rtol=1e-6)
+        z.append((found[name] - own[name].mean()) / own[name].std())
+        if backend == "both":
+            density = fitted.components(clips)["multires", view]
+            np.testing.assert_array_equal(found["multires", view], density)
+            left_out = fitted.training_components()["multires", view]
+            z.append((density - left_out.mean()) / left_out.std())
+    np.testing.assert_allclose(found["multires", "score"], np.mean(z, axis=0), rtol=1e-9)
+
+
 def test_loudness_says_nothing(context, fitted):
     row = rows_of(context, "pump", "test")[:1]
     loud = (context.store.int16(int(row[0])).astype(int) * 4).clip(-32768, 32767).astype(np.int16)

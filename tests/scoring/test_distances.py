@@ -198,3 +198,38 @@ def test_density_refuses_what_it_cannot_score():
         distances.density_scores(train[:, :2], distances.density_references(train))
     with pytest.raises(errors.InputError, match="NaN or infinite"):
         distances.density_references(np.full((5, 2), np.nan))
+
+
+# ---------------------------------------------------------------- Mahalanobis distance
+
+
+@pytest.mark.parametrize("n", [5, 30])  # fewer items than dimensions, and more
+def test_mahalanobis_by_loops_and_leave_one_out_by_refits(n):
+    rng = np.random.default_rng(n)
+    train, test = rng.normal(size=(n, 9)) @ rng.normal(size=(9, 9)), rng.normal(size=(4, 9))
+    train[:, 3] = 2.5  # a constant dimension
+    found = distances.mahalanobis_scores(test, distances.gaussian_references(train))
+    np.testing.assert_allclose(found, [oracle.shrunk_mahalanobis(x, train) for x in test], rtol=1e-9)
+    rest = [oracle.shrunk_mahalanobis(x, np.delete(train, i, 0)) for i, x in enumerate(train)]
+    np.testing.assert_allclose(distances.mahalanobis_scores_left_out(train), rest, rtol=1e-8)
+
+
+def test_mahalanobis_sees_what_breaks_a_correlation():
+    """Two features that always rise together: one up and one down is far, both up by as much is near."""
+    rng = np.random.default_rng(0)
+    common = rng.normal(size=(200, 1))
+    train = np.hstack([common, common]) + 0.1 * rng.normal(size=(200, 2))
+    references = distances.gaussian_references(train, shrinkage=0.01)
+    together, apart = distances.mahalanobis_scores(np.array([[1.0, 1.0], [1.0, -1.0]]), references)
+    assert apart > 5 * together
+    plain = distances.gaussian_references(train, shrinkage=1.0)
+    np.testing.assert_allclose(
+        *distances.mahalanobis_scores(np.array([[1.0, 1.0], [1.0, -1.0]]), plain), rtol=0.2
+    )
+
+
+def test_mahalanobis_refusals():
+    with pytest.raises(errors.InputError, match="1 references came, expected at least 2"):
+        distances.gaussian_references(np.zeros((2, 3)))
+    with pytest.raises(errors.InputError, match="same dim"):
+        distances.mahalanobis_scores(np.zeros((2, 3)), distances.gaussian_references(np.eye(4)))
