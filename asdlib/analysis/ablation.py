@@ -1,5 +1,6 @@
 """Ablations: what training is worth, settings against a saturated extractor, and layers for β.
 
+`diagnosis` : when the binary loss died, and whether α tells anything.
 `control` : a trained classifier or OEVAE beside the same network before its first step.
 `table` : each setting alone, and all together, for a few epochs. Rows differ from the first only by what they
     name; everything else (features, condition, sizes) is the study's. A few epochs show whether the extractor
@@ -74,6 +75,26 @@ def control(
         sides = (reached[kind][component] for kind in ("trained", "untrained"))
         rows += [(component, *sides, *pair[["value", "low", "high"]].iloc[0])] if len(pair) else []
     return pd.DataFrame(rows, columns=["component", "trained", "untrained", "gain", "low", "high"])
+
+
+def diagnosis(detector: OEVAE) -> pd.DataFrame:
+    """What of a trained OEVAE is dead, one row: for 05_oevae, and machine by machine for the report.
+
+    returns : machine; dead from epoch (the first with a binary loss below 0.01 nats, which teaches the
+        extractor nothing more; NaN: none); alive z_c (channels) and α with norm of h (correlation), both on
+        held-out clips, NaN without; α in the fusion ("yes", or why not).  Notebooks: 05_oevae, 09_report
+    """
+    found, history = detector.held_out_alpha, detector.history
+    spent = history.loc[history["machine"] < latents.SPENT, "epoch"] if len(history) else []
+    left_out = detector.alpha_fault if detector.settings.drop_alpha else ""
+    row = {
+        "machine": detector.machine,
+        "dead from epoch": min(spent, default=np.nan),
+        "alive z_c": found.get("alive", np.nan),
+        "α with norm of h": found.get(detector.settings.alpha_mode, np.nan),
+        "α in the fusion": f"no: {left_out}" if left_out else "yes",
+    }
+    return pd.DataFrame([row])
 
 
 def variant(settings: oevae.OEVAESettings, epochs: int, **changed) -> oevae.OEVAESettings:
