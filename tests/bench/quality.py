@@ -37,9 +37,11 @@ INNER = {"backend": "local_density", "layers": ("layer1",)}
 ROWS = {
     "baseline_knn": ("baseline_knn", "baseline_knn", "score", {}),
     "multires": ("multires", "multires", "score", {}),
+    "multires, both back-ends": ("multires", "multires", "score", {"backend": "both"}),
     "baseline_mse": ("autoencoder", "baseline_mse", "score", {}),
     "baseline_mahala": ("autoencoder", "baseline_mahala", "score", {}),
     "oevae": ("oevae", "oevae", "score", {}),
+    "oevae, alpha always": ("oevae", "oevae", "score", {"drop_alpha": False}),
     "beta, last layer": ("oevae", "oevae", "beta", {}),
     "beta, last layer, untrained": ("oevae", "oevae", "beta", {"epochs": 0}),
     "beta, layer 1": ("oevae", "oevae", "beta", INNER | {"pooling": "mean_std"}),
@@ -148,7 +150,10 @@ def kept(seed: int) -> pd.DataFrame:
     for name, views in FUSIONS.items():
         if set(views) <= names:
             own = table[table["system"].isin(views)]
-            for how in fusion.WAYS:
+            scored = own[own["split"] == fusion.STAND_IN]["system"].nunique() == len(views)
+            own = own if scored else own[own["split"] != fusion.STAND_IN]
+            ways = [how for how in fusion.WAYS if how != "weighted" or scored]
+            for how in ways:
                 parts.append(fusion.leave_one_view_out(own, views, how, f"{how} of {name}"))
             for i in range(NOISE):
                 noise = own[own["system"] == views[0]].assign(system="noise")
@@ -157,6 +162,7 @@ def kept(seed: int) -> pd.DataFrame:
                 parts += [
                     fusion.fuse_views(both, [*views, "noise"], how, f"{how} of {name} and noise {i}")
                     for how in ("mean", "weighted")
+                    if how in ways
                 ]
     table = pd.concat(parts, ignore_index=True)
     table = table[table["split"] == "test"]
