@@ -242,7 +242,9 @@ def findings(run, scores: pd.DataFrame) -> Findings:
 def first_screen(found: Findings) -> tables.Html:
     """The headline, the warnings, the official scores, and what each machine's detector does in practice."""
     marks = pages.badges([(one.short, one.grave) for one in found.warnings])
-    figure = report_plots.official_scores(found.table, found.controls)
+    measured = found.claims.set_index("system")["case"][found.system] != "none"
+    figure = tables.Html("<p>Not available: no labeled test clips.</p>")
+    figure = report_plots.official_scores(found.table, found.controls) if measured else figure
     items = "".join(
         f"<li><strong>{tables.escape(machine)}</strong>: {tables.escape(words)}</li>"
         for machine, words in in_practice(found).items()
@@ -252,7 +254,7 @@ def first_screen(found: Findings) -> tables.Html:
         f"At the threshold of {tables.system_name(found.system)}, set on normal training clips so that about"
         f" {share:.0%} of normals lie above it."
     )
-    if found.claims.set_index("system")["case"][found.system] != "none":
+    if measured:
         note += " The system was picked on these test clips: expect a little less on new ones."
     return tables.Html(
         f'{pages.parts_style()}<p class="lead">{tables.escape(found.headline)}</p>{marks}<div class="split">'

@@ -39,6 +39,7 @@ TEST_TUNED = {  # values of the setting chosen_by that rest on test labels
     "hand": "ω, η and k were chosen by hand, in sight of test labels",
 }
 FEW_TRAINING, FEW_TEST = 50, 20  # clips of a machine below which a warning is due
+UNTRAINED = ("baseline_knn", "multires")  # systems without a network
 AGAINST_CHANCE = ("below", "chance")  # cases of a claim in which nothing was detected
 
 
@@ -184,7 +185,7 @@ def family(found: pd.DataFrame, settings: metrics.MetricsSettings) -> str:
         won.setdefault(better, []).append(system_name(worse))
     holds = [f"{system_name(better)} is better than {listed(worse)}" for better, worse in won.items()]
     least = f"smallest p {found['p'].min():.2g}, corrected {found['p (Holm)'].min():.2g}"
-    words = f"{len(found)} comparisons, corrected together after Holm at level {level} ({least}): "
+    words = f"{len(found)} comparison{'s' * (len(found) > 1)}, corrected together after Holm at level {level} ({least}): "
     words += f"{sum(map(len, won.values()))} hold" + (f" ({'; '.join(holds)})" if holds else "")
     return words + (f"; {alone} more would pass alone and are not claimed." if alone else ".")
 
@@ -363,7 +364,8 @@ def warnings(
                 f"No {words} clips of the {domain} domain of {{}}: what a change of conditions does to scores"
                 " and thresholds is not known there.",
             )
-    if table["seed"][table["seed"] != fusion.ALL_SEEDS].nunique() == 1:
+    trained = table[~table["system"].isin(UNTRAINED) & (table["seed"] != fusion.ALL_SEEDS)]
+    if trained["seed"].nunique() == 1:
         out.append(
             Warning(
                 False,

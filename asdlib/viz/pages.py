@@ -205,6 +205,10 @@ def rows(lines: Sequence[tuple[str, Html, str]], ticks: Sequence[tuple[float, st
         for name, shown, value in lines
     ]
     if ticks:
-        marks = "".join(f'<b style="left:{100 * at:.1f}%">{escape(words)}</b>' for at, words in ticks)
+        shift = [(100 * at, 100 * at if at in (0, 1) else 50, words) for at, words in ticks]
+        marks = "".join(
+            f'<b style="left:{left:.1f}%;transform:translateX(-{by:.0f}%)">{escape(words)}</b>'
+            for left, by, words in shift
+        )
         out.append(f'<div class="row axis" aria-hidden="true"><span class="ticks">{marks}</span></div>')
     return Html(f'<div class="rows">{"".join(out)}</div>')

@@ -46,7 +46,7 @@ def test_settings_results_and_a_paired_test(tmp_path, capsys):
     assert cli.main(["compare", "one", "two", "--home", str(tmp_path), "--html", str(page)]) == 0
     told = capsys.readouterr().out
     assert "autoencoder.epochs" in told and "metrics.bootstrap" not in told and "Paired on fan." in told
-    assert "baseline_knn of two is better than baseline_knn of one" in told and "1 comparisons" in told
+    assert "baseline_knn of two is better than baseline_knn of one" in told and "1 comparison," in told
     a, b = (compare.load(name, tmp_path) for name in ("one", "two"))
     results = compare.results(a, b)
     assert (

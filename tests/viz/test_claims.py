@@ -234,6 +234,7 @@ def test_settings_chosen_on_test_labels_forbid_every_claim():
 
 def warned(clips, gap=3.0, **more):
     scores = score_table(clips, gap)
+    scores = pd.concat([scores, score_table(clips, gap, "oevae")])
     table, controls, *_ = measured(clips, scores)
     return {one.short: one for one in claims.warnings(clips, table, controls, "baseline_knn", **more)}
 
@@ -261,6 +262,9 @@ def test_a_study_without_labels_or_test_clips_is_warned_about():
     blind = clips.assign(label=clips["label"].where(clips["split"] == "train", "unlabeled"))
     assert "no labeled test clips: fan" in warned(blind)
     assert "no labeled test clips: fan" in warned(clips[clips["split"] == "train"])
+    alone = metrics.table(score_table(clips, 1.0), SETTINGS, 0)  # the nearest neighbor trains nothing
+    controls = metrics.controls(clips, score_table(clips, 1.0), SETTINGS, 0)
+    assert claims.warnings(clips, alone, controls, "baseline_knn") == []
     normals = clips[clips["label"] == "normal"]
     assert "one label missing in test: fan" in warned(normals)
 
