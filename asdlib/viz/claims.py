@@ -39,7 +39,7 @@ TEST_TUNED = {  # values of the setting chosen_by that rest on test labels
     "hand": "ω, η and k were chosen by hand, in sight of test labels",
 }
 FEW_TRAINING, FEW_TEST = 50, 20  # clips of a machine below which a warning is due
-UNTRAINED = ("baseline_knn", "multires")  # systems without a network
+UNTRAINED = ("baseline_knn", "multires", "pretrained")  # systems for which no study trains a network
 AGAINST_CHANCE = ("below", "chance")  # cases of a claim in which nothing was detected
 
 
@@ -185,7 +185,8 @@ def family(found: pd.DataFrame, settings: metrics.MetricsSettings) -> str:
         won.setdefault(better, []).append(system_name(worse))
     holds = [f"{system_name(better)} is better than {listed(worse)}" for better, worse in won.items()]
     least = f"smallest p {found['p'].min():.2g}, corrected {found['p (Holm)'].min():.2g}"
-    words = f"{len(found)} comparison{'s' * (len(found) > 1)}, corrected together after Holm at level {level} ({least}): "
+    count = f"{len(found)} comparison{'s' * (len(found) > 1)}"
+    words = f"{count}, corrected together after Holm at level {level} ({least}): "
     words += f"{sum(map(len, won.values()))} hold" + (f" ({'; '.join(holds)})" if holds else "")
     return words + (f"; {alone} more would pass alone and are not claimed." if alone else ".")
 

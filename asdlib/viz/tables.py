@@ -26,6 +26,7 @@ from asdlib.scoring import fusion
 SYSTEM_NAMES = {  # words for people, in the order of `fusion.SYSTEMS`
     "baseline_knn": "nearest neighbor",
     "multires": "multi-resolution density",
+    "pretrained": "pretrained network",
     "baseline_mse": "autoencoder (MSE)",
     "baseline_mahala": "autoencoder (Mahalanobis)",
     "oevae": "OEVAE",

@@ -16,7 +16,7 @@ def report(request, page, home):
     return request.param.replace("/", "_").removesuffix(".html")
 
 
-@pytest.mark.parametrize("width", [1200, 700])
+@pytest.mark.parametrize("width", [1400, 700, 420])
 def test_a_page_is_whole_and_fits(report, page, shots, width):
     page.set_viewport_size({"width": width, "height": 1000})
     page.wait_for_timeout(300)
@@ -35,7 +35,7 @@ def test_a_page_is_accessible(report, page, checker):
 
 def test_the_clips_of_the_report_can_be_heard(page, home):
     page.goto((home / "reports" / "smoke" / "index.html").as_uri())
-    players = page.locator("figure.clip audio")
+    players = page.locator(".card audio")
     assert players.count() > 0
     players.first.evaluate("player => player.play()")
     page.wait_for_timeout(500)
@@ -43,6 +43,24 @@ def test_the_clips_of_the_report_can_be_heard(page, home):
         "player => player.currentTime > 0 && Number.isFinite(player.duration) && !player.error"
     )
     assert "smoke" in page.title() or page.locator("h1").count() == 1
+
+
+def test_the_first_screen_says_what_was_found(page, home):
+    page.set_viewport_size({"width": 1400, "height": 1000})
+    page.goto((home / "reports" / "smoke" / "index.html").as_uri())
+    for selector in (".which", ".lead", ".badges", ".rows", ".split ul"):
+        box = page.locator(selector).first.bounding_box()
+        assert box["y"] + box["height"] < 1000, f"{selector} is below the first screen"
+    assert page.evaluate("document.documentElement.scrollHeight") <= 8000
+
+
+def test_every_page_of_a_study_links_the_others(page, home):
+    for path in (home / "reports" / "smoke").glob("*.html"):
+        page.goto(path.as_uri())
+        links = page.locator("nav.series a").evaluate_all(
+            "links => links.map(link => link.getAttribute('href'))"
+        )
+        assert len(links) >= 10 and all((path.parent / link).is_file() for link in links), path.name
 
 
 def test_lists_need_no_script(chromium, home):
