@@ -610,7 +610,7 @@ def _score(args: argparse.Namespace) -> int:
         raise errors.InputError(
             "no file came, expected recordings, folders of them, or - and a list of paths on stdin"
         )
-    run = studies.open(_name(args.study), args.home, args.seed)
+    run = studies.open(_name(args.study), args.home, args.seed, args.data_root)
     if args.explain and Path(args.explain).exists():
         raise errors.InputError(
             f"{args.explain} exists and is never overwritten; name another folder for --explain"
@@ -663,7 +663,7 @@ def _submit(args: argparse.Namespace) -> None:
     from asdlib.studies import scorer as scoring_files
     from asdlib.studies import study as studies
 
-    run = studies.open(_name(args.study), args.home, args.seed)
+    run = studies.open(_name(args.study), args.home, args.seed, args.data_root)
     known = list(with_composed(run.cfg.systems))
     system = errors.check_choice("system", args.system or scoring_files.final_system(run.cfg.systems), known)
     scoring_files.refuse_stale(run, studies.jobs(run), scoring_files.detectors_of(system))
@@ -854,6 +854,14 @@ def _common(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="which training of a study with several seeds (default: the first)",
+    )
+    parser.add_argument(
+        "--data-root",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="DIR",
+        help="where the study's recordings are now, if they were moved",
     )
     _home(parser)
 

@@ -202,7 +202,8 @@ def _machine_folders(roots: Sequence[str | Path], problems: list) -> list[Path]:
                 else f"cannot be read ({error.strerror})"
             )
             raise errors.InputError(
-                f"{root}: {what}, expected a folder of machines; check the path and its permissions"
+                f"{root}: {what}, expected a folder of machines; check the path and its permissions, or"
+                " say by --data-root where it is now"
             ) from error
 
         for folder, names, _ in folders.walk(root.absolute(), problems):

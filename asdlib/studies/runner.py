@@ -290,6 +290,9 @@ def _claim(folder: Path, study: str, overrides: Sequence[str]) -> None:
     if not owner.is_file():
         io.write_text(owner, study)
     elif (held := owner.read_text(encoding="utf-8", errors="replace")) != study:
+        if held.endswith(".toml") and not Path(held).exists():  # it was moved
+            io.write_text(owner, study)
+            return _claim(folder, study, overrides)
         raise errors.InputError(
             f"{folder} holds the study {held}, now {study} came; set another name in the study file"
         )

@@ -881,13 +881,14 @@ def change_name(name: str, overrides: Sequence[str]) -> str:
     return f"{name}{CHANGED}{label}"
 
 
-def open(study: str, home: str | Path = "", seed: int | None = None) -> Run:
+def open(study: str, home: str | Path = "", seed: int | None = None, roots: Sequence[str | Path] = ()) -> Run:
     """A study that was run to its end, with the settings it was run with: `open("demo").score(["clip.wav"],
     machine="fan")`.
 
     study : name or TOML path
     home : holds runs/ and reports/; default as of `asdlib.studies.home`
     seed : one of the study's, none: the first
+    roots : where the recordings are now, if they were moved; none: where the last run read them
     raises : errors.InputError where it was never run to its end; what is out of date is told when it is asked
         for (`Run.scorer`)
     """
@@ -899,9 +900,20 @@ def open(study: str, home: str | Path = "", seed: int | None = None) -> Run:
             f"study {name} was not run to its end in {home}; run `asd run {name}` first, or name its folder"
             " by --home"
         ) from error
-    return _of_its_seeds(
-        _as_computed(open_run(came["study"], [*came["overrides"], 'device="auto"'], home, seed))
-    )
+    file = study if study.endswith(".toml") and not os.path.exists(came["study"]) else came["study"]
+    overrides = [*came["overrides"], *_roots(home / "runs" / name, roots), 'device="auto"']
+    return _of_its_seeds(_as_computed(open_run(file, overrides, home, seed)))
+
+
+def _roots(folder: Path, given: Sequence[str | Path]) -> list[str]:
+    """The override that says where a study's recordings are now; none where its last run had none."""
+    if given:
+        return [f"data.roots={json.dumps([str(Path(root).resolve()) for root in given])}"]
+    try:
+        last = json.loads((folder / OVERRIDES).read_text(encoding="utf-8"))
+        return [text for text in map(str, last) if text.startswith("data.roots=")][-1:]
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 def _as_computed(run: Run) -> Run:
