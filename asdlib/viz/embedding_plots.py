@@ -54,7 +54,7 @@ class Points:
     test : bool (n,).  group : int (n,), index into `names`, or with numeric coloring the label's.  value :
         float (n,), NaN: unknown; None where the
     coloring has names.  looks : (color, shape) of each name.  limits : of a numeric coloring.  color :
-        what the coloring tells
+        what the coloring tells.  projection : UMAP or PCA
     """
 
     x: np.ndarray
@@ -68,6 +68,7 @@ class Points:
     color: str
     value: np.ndarray | None = None
     limits: tuple[float, float] = (0.0, 1.0)
+    projection: str = "PCA"
 
 
 # ---------------------------------------------------------------- maps
@@ -306,8 +307,8 @@ def picture(
 ) -> tables.Html:
     """A time-frequency picture as inline SVG: axes in s and Hz, a scale with its unit; about 10 ms.
 
-    limits : values of the ends of the scale.  weight : 0..1, like the values; what weighs nothing fades into
-        white
+    limits : values of the ends of the scale.  weight : 0..1, like the values; what weighs nothing is
+        transparent
     Notebook: 06_embeddings
     one.values : (bands, frames)
     """
@@ -315,7 +316,7 @@ def picture(
     share = np.clip((one.values - limits[0]) / max(limits[1] - limits[0], 1e-12), 0, 1)
     pixels = matplotlib.colormaps[colors](share)[::-1, :, :3]
     if weight is not None:
-        pixels = 1 - np.clip(weight, 0, 1)[::-1, :, None] * (1 - pixels)
+        pixels = np.concatenate([pixels, np.clip(weight, 0, 1)[::-1, :, None]], axis=2)
     seconds = frames * one.hop_s
     rows = [
         f'<image x="{LEFT}" y="{TOP}" width="{WIDE}" height="{HIGH}" preserveAspectRatio="none"'
@@ -344,18 +345,21 @@ def picture(
         f'<text x="{LEFT}" y="14" font-weight="600">{tables.escape(title)}</text><text x="4" y="14">Hz</text>'
     )
     rows.append(f'<text x="{LEFT + WIDE / 2}" y="{TOP + HIGH + 30}" text-anchor="middle">time (s)</text>')
-    frame = f'<rect x="{LEFT}" y="{TOP}" width="{WIDE}" height="{HIGH}" fill="none" stroke="#999"/>'
+    frame = (
+        f'<rect x="{LEFT}" y="{TOP}" width="{WIDE}" height="{HIGH}" fill="none"'
+        ' stroke="currentColor" stroke-opacity="0.5"/>'
+    )
     alt = tables.escape(f"{title}, {seconds:.1f} s, {one.hz[0]:.0f} to {one.hz[-1]:.0f} Hz")
     size = (
         f'viewBox="0 0 {LEFT + WIDE + 90} {TOP + HIGH + 36}"'
         f' style="width:100%;max-width:{LEFT + WIDE + 90}px;height:auto"'
     )
-    look = 'font-size="12" font-family="sans-serif" fill="#1b1f24"'
+    look = 'font-size="12" font-family="sans-serif" fill="currentColor"'
     return tables.Html(f'<svg role="img" aria-label="{alt}" {size} {look}>{"".join(rows)}{frame}</svg>')
 
 
 def _png(pixels: np.ndarray) -> str:
-    """Pixels, float (h, w, 3), 0..1, as data URI."""
+    """Pixels, float (h, w, 3 or 4), 0..1, as data URI."""
     out = io.BytesIO()
     Image.fromarray(np.rint(pixels * 255).astype(np.uint8)).save(out, "PNG", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
@@ -83,19 +84,38 @@ Colors = Literal["magma", "twilight", "PuOr"]
 WIDTH = 8.6  # inches; the text column of a report
 
 
+# A figure is an SVG image that follows the color scheme of the page around it: text and ground by the system
+# colors, grays by two values. JupyterLab has no color scheme of its own, so each figure brings THEME.
+SCHEME = {
+    "#000000": "CanvasText",
+    "#ffffff": "Canvas",
+    "#dddddd": "light-dark(#dddddd, #3a3a3a)",
+    "#bbbbbb": "light-dark(#bbbbbb, #5a5a5a)",
+    "#555555": "light-dark(#555555, #b0b0b0)",
+}
+THEME = '<style>[data-jp-theme-light="false"] .plot img { color-scheme: dark }</style>'
+
+
 class Plot(Figure):
-    """A Figure that shows itself as one <img>: SVG if `vector`, else PNG; `alt`: what it shows."""
+    """A Figure that shows itself as one <img> in the page's color scheme; `alt`: what it shows.
+
+    vector : False draws clouds of marks as pixels
+    """
 
     alt = ""
     vector = True
 
     def _repr_html_(self) -> str:
-        kind = "svg" if self.vector else "png"
-        data = base64.b64encode(image(self, kind)).decode()
-        mime, width = {"svg": "svg+xml", "png": "png"}[kind], round(self.get_figwidth() * 96)
+        for artist in [one for axis in self.axes for one in axis.collections if not self.vector]:
+            artist.set_rasterized(True)
+        drawing = re.sub(
+            r"(?<=: )#[0-9a-f]{6}(?=[;\"])", lambda c: SCHEME.get(c[0], c[0]), image(self, "svg").decode()
+        )
+        drawing = drawing.replace("<svg ", '<svg style="color-scheme: light dark; fill: CanvasText" ', 1)
+        data, width = base64.b64encode(drawing.encode()).decode(), round(self.get_figwidth() * 96)
         return (
             f'<div class="plot" tabindex="0"><img alt="{html.escape(self.alt)}" width="{width}"'
-            f' src="data:image/{mime};base64,{data}"></div>'
+            f' src="data:image/svg+xml;base64,{data}">{THEME}</div>'
         )
 
 
