@@ -63,7 +63,7 @@ class Space:
     """Items of one network.
 
     rows : int (clips,), store rows, rising.  embedding : float32 (items, dim).  clip : int (items,), position
-        in rows, rising
+        in rows, rising.  latent : whether it is a part of a latent, not the embedding that is scored
     """
 
     name: str
@@ -71,6 +71,7 @@ class Space:
     rows: np.ndarray
     embedding: np.ndarray
     clip: np.ndarray
+    latent: bool = False
 
     def of(self, items: str) -> tuple[np.ndarray, np.ndarray]:
         """Vectors float32 (n, dim) and the position of each one's clip, by clip or by segment."""
@@ -91,14 +92,21 @@ class Space:
         return len(self.clip) > len(self.rows)
 
 
-def oevae_space(folder: Path, table: pd.DataFrame, machine: str, domain: int) -> Space:
-    """Segments of one machine, from what 05_oevae left.  table : the store's clip table.  domain : channels
-    of z_d
+def oevae_spaces(folder: Path, table: pd.DataFrame, machine: str, domain: int) -> list[Space]:
+    """Segments of one machine, from what 05_oevae left: the embedding, then z_d and z_c of the VAE (means).
+
+    table : the store's clip table.  domain : channels of z_d
     """
     found = latents.load(folder, table, machine, domain)
     order = np.argsort(found.clip, kind="stable")
     places = np.flatnonzero(table["clip"].isin(found.clips["clip"]))
-    return Space(f"oevae {machine}", "oevae", places, found.embedding[order], found.clip[order])
+    z = found.z_mean
+    parts = zip(latents.SPACES, (found.embedding, z[:, :domain], z[:, domain:]), strict=True)
+    return [
+        Space(f"oevae {machine}" + f" {name}" * latent, "oevae", places, x[order], found.clip[order], latent)
+        for latent, (name, x) in zip((False, True, True), parts, strict=True)
+        if x.shape[1]
+    ]
 
 
 def classifier_space(folder: Path) -> Space:
@@ -163,8 +171,10 @@ def umap(x: np.ndarray, settings: ProjectionSettings, seed: int) -> np.ndarray:
 
 
 def wanted(space: Space, settings: ProjectionSettings) -> list[tuple[str, str]]:
-    """(projection, items) of the maps that the settings ask of a space."""
+    """(projection, items) of the maps that the settings ask of a space; of a latent PCA alone."""
     items = ITEMS if space.segmented else ITEMS[:1]
+    if space.latent:
+        return [("PCA", kind) for kind in items]
     made = {"none": (), "clips": ("clips",), "segments": ITEMS}[settings.umap]
     return [("UMAP", kind) for kind in items if kind in made] + [("PCA", kind) for kind in items]
 

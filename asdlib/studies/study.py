@@ -623,16 +623,15 @@ class Run(StudyPaths):
         return self.detector_folder(name, machine, self.seed), machine
 
     def spaces(self) -> list[projection.Space]:
-        """Embeddings of the study's OEVAEs, machine by machine, of its classifier, and of its pretrained
-        encoder. Notebook: 06_embeddings
+        """Embeddings and latents of the study's OEVAEs, machine by machine, embeddings of its classifier and
+        of its pretrained encoder. Notebook: 06_embeddings
         """
         found = []
         if "oevae" in self.cfg.systems:
             domain = self.cfg.oevae.domain_latent
-            found += [
-                projection.oevae_space(self.detector_path("oevae", machine)[0], self.clips, machine, domain)
-                for machine in self.machines
-            ]
+            for machine in self.machines:
+                folder = self.detector_path("oevae", machine)[0]
+                found += projection.oevae_spaces(folder, self.clips, machine, domain)
         if "classifier" in self.cfg.systems:
             found.append(projection.classifier_space(self.detector_path("classifier", "")[0]))
         if "pretrained" in self.cfg.systems:

@@ -59,11 +59,11 @@ def take(study: str, home: Path, out: Path) -> None:
                 page.wait_for_timeout(1500)
                 shot(page, ".asd-tuner", out / "tuner.png")
                 opened(server, page, "06_embeddings")
-                menu = page.locator(".asd-atlas-list select").first
-                labs.find(page, "canvas.asd-atlas-canvas")
+                menu = page.locator(".asd-map-list select").first
+                labs.find(page, "canvas.asd-map-canvas")
                 menu.select_option(index=1)
                 page.wait_for_timeout(2500)
-                shot(page, ".asd-atlas", out / "atlas.png")
+                shot(page, ".asd-map", out / "atlas.png")
         finally:
             server.stop()
 

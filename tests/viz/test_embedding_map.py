@@ -3,6 +3,8 @@ point, the lists say what they claim.
 """
 
 import dataclasses
+import io
+import re
 import warnings
 
 import numpy as np
@@ -14,6 +16,7 @@ from asdlib import errors, schemas
 from asdlib.analysis import explain, projection
 from asdlib.viz import audio
 from asdlib.viz.embedding_plots import map_grid, picture, why
+from asdlib.viz.widgets import embedding_map
 from asdlib.viz.widgets.embedding_map import (
     WHY,
     ClipMedia,
@@ -194,16 +197,14 @@ def test_views_choices_and_fallbacks(atlas):
         "classifier, fan",
         "classifier, pump",
     ]
-    assert atlas.colors == [
-        "domain",
-        "label",
-        "attribute spd",
-        "score oevae",
-        "score classifier",
-    ] and atlas.all_items == ["clips", "segments"]
+    named, of_systems = ["domain", "label", "attribute spd"], ["oevae", "classifier"]
+    of_systems = [f"{what} {system}" for what in ("decision", "score") for system in of_systems]
+    assert atlas.colors == [*named, *of_systems] and atlas.all_items == ["clips", "segments"]
     atlas.choose(items="segments", color="attribute spd")
     atlas.pick(2, 1)
     assert len(atlas.points().x) == 51 and atlas.points().row[atlas.chosen(atlas.points())] == 2
+    with pytest.raises(errors.InputError, match="clip 20 came, expected one of the shown maps"):
+        atlas.pick(20)
     atlas.choose(view="classifier, all machines")
     assert (atlas.items, atlas.row, atlas.segment) == ("clips", 2, -1) and "machine" in atlas.colors
     atlas.choose(view="oevae pump")
@@ -268,18 +269,51 @@ def test_standing_is_in_sd_of_training_scores(atlas):
 
 
 def test_the_lists_are_what_they_say(atlas):
-    found = atlas.ranked_clips("oevae", 2)
-    score = atlas.standing["oevae"]
-    test = atlas.table[atlas.table["split"] == "test"]
-    anomalies, normals = (score[test.index[test["label"] == label]] for label in ("anomaly", "normal"))
-    expected = {
-        "most anomalous": score[test.index].nlargest(2),
-        "most missed": anomalies.nsmallest(2),
-        "most falsely alarmed": normals.nlargest(2),
-    }
-    for why_listed in WHY:
-        assert found.loc[found["why"] == why_listed, "row"].tolist() == expected[why_listed].index.tolist()
+    found, whole = atlas.ranked_clips("oevae", 2), atlas.ranked_clips("oevae", 99)
+    score, test = atlas.standing["oevae"], atlas.table[atlas.table["split"] == "test"]
+    above = atlas.scores.query("system == 'oevae' and component == 'score'").set_index("clip")["score"] > 1.0
+    above = above[test["clip"]].to_numpy()
+    missed = score[test.index[(test["label"] == "anomaly") & ~above]].nsmallest(99)
+    false = score[test.index[(test["label"] == "normal") & above]].nlargest(99)
+    expected = dict(zip(WHY, (score[test.index].nlargest(99), missed, false), strict=True))
+    assert len(missed) and len(false) < (test["label"] == "normal").sum()
+    for why_listed, rows in expected.items():
+        assert whole.loc[whole["why"] == why_listed, "row"].tolist() == rows.index.tolist()
+        assert found.loc[found["why"] == why_listed, "row"].tolist() == rows.index[:2].tolist()
     assert set(atlas.ranked_clips("oevae", 9, "fan")["machine"]) == {"fan"}
+
+
+def test_decisions_compare_the_score_with_the_threshold(atlas):
+    scores = atlas.scores.query("system == 'classifier' and component == 'score'").set_index("clip")["score"]
+    for row, decision in enumerate(atlas.decisions(np.arange(len(atlas.table)), "classifier")):
+        facts = atlas.table.iloc[row]
+        alarm = scores[facts["clip"]] > 1.0
+        names = {"anomaly": ("miss", "hit"), "normal": ("correct rejection", "false alarm")}[facts["label"]]
+        assert decision == ("training" if facts["split"] == "train" else names[int(alarm)])
+    assert set(atlas.decisions(np.arange(8), "ensemble")) == {"no threshold"}
+
+
+def test_filters_keep_what_they_name_and_faint_clips_are_not_reached(atlas):
+    rows = atlas.points().row
+    for filters, expected in (
+        ({"domain": "target"}, atlas.table["domain"] == "target"),
+        (
+            {"attribute": "spd 10", "split": "test"},
+            (atlas.table["attr_spd"] == "10") & (atlas.table["split"] == "test"),
+        ),
+        ({"search": "TARGET_normal spd"}, atlas.table["clip"].str.contains("target_normal")),
+        ({"decision": "miss"}, pd.Series(atlas.decisions(np.arange(len(atlas.table)), "oevae") == "miss")),
+    ):
+        atlas.filters = filters
+        np.testing.assert_array_equal(atlas.passing(rows), expected[rows])
+        assert 0 < atlas.passing(rows).sum() < len(rows)
+        atlas.row = -1
+        atlas.step(1, 0)
+        assert atlas.passing(np.array([atlas.row])).all()
+    assert atlas.filter_values("attribute") == ["spd 0", "spd 10", "spd 20"]
+    atlas.filters = {"attribute": "spd 10", "label": "normal", "search": "a"}
+    atlas.choose(view="oevae pump")
+    assert atlas.filters == {"label": "normal", "search": "a"}  # the pump has no attribute
 
 
 def test_the_chosen_clip_in_words(atlas):
@@ -287,7 +321,7 @@ def test_the_chosen_clip_in_words(atlas):
     atlas.pick(1)
     words = atlas.said()
     assert (
-        words.startswith("source_anomaly_1: fan, test, source, anomaly, spd 10.")
+        words.startswith("source_anomaly_1: fan, test, source, anomaly, spd 10. oevae ")
         and "Nearest training clip at" in words
         and "oevae" in words
     )
@@ -296,48 +330,116 @@ def test_the_chosen_clip_in_words(atlas):
 # ---------------------------------------------------------------- the views, without a browser
 
 
+def viewed(atlas):
+    """A view, and the messages that its players and its selection send."""
+    view, sent = EmbeddingMapView(atlas, ClipMedia(Store(atlas.table), 16000)), []
+    for one in (view.players, view.selection, *view.panels):
+        one.send = sent.append
+    return view, sent
+
+
 def test_the_view_follows_clicks_keys_and_choices(atlas):
-    view = EmbeddingMapView(atlas, ClipMedia(Store(atlas.table), 16000))
-    sent = []
-    view.canvas.send = lambda message: sent.append(message)
-    xy = np.frombuffer(view.canvas.xy, "<f4").reshape(-1, 2)
-    assert (
-        len(xy) == 17
-        and len(view.canvas.codes) == 3 * 17
-        and view.canvas.chosen == -1
-        and view.canvas.sound == ""
-    )
-    view._message({"kind": "pick", "number": 4})
-    assert (
-        view.canvas.chosen == 4
-        and sent == [{"kind": "play"}]
-        and view.canvas.sound.startswith("data:audio/ogg;base64,")
-    )
-    assert (
-        atlas.said() == view.canvas.said
-        and view.detail.value.count("<svg") == 2
-        and len(view.canvas.near) == 5
-    )
-    before = view.canvas.sound
+    view, sent = viewed(atlas)
+    panel = view.panels[0]
+    xy = np.frombuffer(panel.xy, "<f4").reshape(-1, 2)
+    assert (len(xy), len(panel.codes), panel.chosen, view.players.a) == (17, 51, -1, "")
+    view._message({"kind": "hover", "number": 4}, 0)
+    assert sent.pop()["text"].startswith("source_normal_0\nfan, test, source, normal, spd 0\noevae ")
+    view._message({"kind": "pick", "number": 4}, 0)
+    assert panel.chosen == 4 and sent == [{"kind": "play"}] and atlas.said() in view.words.value
+    assert view.detail.value.count("<svg") == 3 and len(panel.near) == 5  # log-mel, difference, phase
+    nearest = atlas.neighbors(1)["row"].iloc[0]
+    assert view.players.a_name == "source_normal_0" and view.players.a.startswith("data:audio/ogg")
+    assert view.players.b_name.endswith(atlas.table["clip"][nearest].split("/")[-1][:-4]) and view.players.b
+    view._message({"kind": "pick", "row": int(nearest)}, 0)  # a click in the table of neighbors
+    assert atlas.row == nearest and len(sent) == 2
+    before = view.players.a
     for right, up in ((1, 0), (-1, 0), (0, 1), (0, -1)):
-        view._message({"kind": "step", "right": right, "up": up})
-    assert view.canvas.sound != before and len(sent) == 1  # arrows choose, Enter plays
+        view._message({"kind": "step", "right": right, "up": up}, 0)
+    assert view.players.a != before and len(sent) == 2  # arrows choose, Enter plays
+    view._message({"kind": "play"}, 0)
+    assert sent[2:] == [{"kind": "play"}]
     view.choices["view"].value = "classifier, all machines"
-    assert (
-        atlas.view == "classifier, all machines"
-        and len(view.canvas.codes) == 3 * 34
-        and view.choices["items"].options == ("clips",)
-    )
+    assert len(panel.codes) == 3 * 34 and view.choices["items"].options == ("clips",)
     view.choices["color"].value = "score classifier"
-    assert len(view.canvas.colors) > 20 and "sd from the training mean" in view.legend.value
+    assert len(panel.colors) > 20 and "sd from the training mean" in view.legend.value
     label, place = view.list.options[1]
     view.list.value = place
     assert atlas.row == place[0] and label.startswith("most anomalous")
-    assert (
-        view.children[-1] is view.reason and "max-width: 100%" in view.canvas._css
-    )  # its figure is as wide as the view, and never wider
-    view._message({"kind": "pick", "number": 10_000})
+    view._message({"kind": "pick", "number": 10_000}, 0)
     assert atlas.row == place[0]
+
+
+def test_nothing_of_an_old_view_remains(atlas):
+    view, _ = viewed(atlas)
+    view._message({"kind": "lasso", "numbers": [0, 1, 2]}, 0)
+    view.list.value = view.list.options[1][1]
+    chosen = atlas.row
+    view._message({"kind": "pick", "number": (chosen + 1) % 8}, 0)
+    assert view.list.value is None or view.list.value[0] == atlas.row != chosen
+    view.reason.value = "why"
+    atlas.choose(view="oevae pump")
+    assert (
+        "No clip is chosen" in view.words.value and view.panels[0].chosen == -1 and view.panels[0].near == []
+    )
+    assert not any(
+        (view.players.a, view.players.a_name, view.players.b, view.players.b_name, view.reason.value)
+    )
+    assert view.near.rows == view.selection.rows == [] and view.near.caption == view.selection.caption == ""
+    assert view.list.value is None and "<svg" not in view.detail.value and view.panels[0].selected == []
+
+
+def test_two_maps_have_one_choice_and_one_selection(atlas):
+    view, _ = viewed(atlas)
+    view.choices["beside"].value = "classifier, all machines"
+    first, second = view.panels
+    assert second.layout.display is None and len(second.codes) == 3 * 34
+    view._message({"kind": "pick", "number": 20}, 1)  # a pump: only the second map has it
+    assert (first.chosen, second.chosen, atlas.row) == (-1, 20, 20)
+    assert atlas.neighbors()["clip"].str.startswith("pump").all()
+    view._message({"kind": "step", "right": 1, "up": 0}, 0)  # from the middle of the first
+    assert first.chosen >= 0 and atlas.points(atlas.beside).row[second.chosen] == atlas.row
+    view._message({"kind": "lasso", "numbers": [3, 20]}, 1)
+    assert atlas.selected == [3, 20] and (first.selected, second.selected) == ([3], [3, 20])
+    view._message({"kind": "lasso", "numbers": [0, 3], "more": True}, 0)
+    view._message({"kind": "mark", "number": 3}, 0)
+    assert atlas.selected == [20, 0]
+    view._message({"kind": "clear"}, 0)
+    assert atlas.selected == []
+    atlas.choose(beside="")
+    assert second.layout.display == "none"
+    with pytest.raises(errors.InputError, match="unknown view 'oevae fun'"):
+        atlas.choose(beside="oevae fun")
+
+
+def test_the_selection_is_a_table_and_a_csv(atlas):
+    view, sent = viewed(atlas)
+    view._message({"kind": "lasso", "numbers": [9, 2]}, 0)
+    assert [row["row"] for row in view.selection.rows] == [9, 2] and "2" in view.selection.caption
+    view._message({"kind": "csv"}, 0)
+    read = pd.read_csv(io.StringIO(sent[-1]["text"]), keep_default_na=False)
+    assert read["clip"].tolist() == atlas.table["clip"][[9, 2]].tolist()
+    assert read["oevae sd"][1] == pytest.approx(atlas.standing["oevae"][2])
+    assert read["oevae decision"][0] == "training"
+
+
+def test_values_beyond_the_scale_are_marked(atlas):
+    atlas.choose(color="score oevae")
+    view, _ = viewed(atlas)
+    points, bits = atlas.points(), np.frombuffer(view.panels[0].codes, np.uint8).reshape(-1, 3)[:, 2]
+    beyond = (points.value < points.limits[0]) | (points.value > points.limits[1])
+    assert 0 < beyond.sum() < len(beyond) and ((bits & 4 > 0) == beyond).all()
+    assert ((bits & 1 > 0) == points.test).all() and f"the {beyond.sum()} beyond" in view.legend.value
+    atlas.filters = {"label": "anomaly"}
+    bits = np.frombuffer(view.panels[0].codes, np.uint8).reshape(-1, 3)[:, 2]
+    assert ((bits & 2 > 0) == (atlas.table["label"].to_numpy()[points.row] == "normal")).all()
+
+
+def test_colors_of_text_and_ground_are_the_theme_s(atlas):
+    view, _ = viewed(atlas)
+    atlas.pick(3)
+    for shown in (view.detail.value, view.legend.value):
+        assert not re.search("#(1b1f24|000000|fff)", shown, re.IGNORECASE)
 
 
 def test_a_hostile_name_stays_text(atlas_parts, tmp_path):
@@ -347,19 +449,14 @@ def test_a_hostile_name_stays_text(atlas_parts, tmp_path):
     renamed = table.assign(
         clip=table["clip"].replace(swap), attr_spd=table["attr_spd"].replace({"0": "<b>0</b>"})
     )
-    atlas = EmbeddingMap(
-        spaces,
-        projection.coordinates(spaces, SETTINGS, 0, tmp_path),
-        renamed,
-        scores.assign(clip=scores["clip"].replace(swap)),
-        limits,
-    )
-    sounds = ClipMedia(Store(renamed), 16000)
-    view = EmbeddingMapView(atlas, sounds)
-    view._message({"kind": "pick", "number": 0})
+    maps, scores = projection.coordinates(spaces, SETTINGS, 0, tmp_path), scores.replace({"clip": swap})
+    atlas = EmbeddingMap(spaces, maps, renamed, scores, limits)
+    view, _ = viewed(atlas)
+    view._message({"kind": "pick", "number": 0}, 0)
     view.choices["color"].value = "attribute spd"
-    for shown in (view.detail.value, view.legend.value, listing(atlas, sounds, 30)):
-        assert "<img src=x" not in shown and "<b>0" not in shown
+    shown = (view.detail.value, view.legend.value, view.words.value, listing(atlas, view.media, 30))
+    assert not any("<img src=x" in text or "<b>0" in text for text in shown)
+    assert "innerHTML" not in (embedding_map.HERE / "clip_table.js").read_text()
 
 
 def test_both_faces_of_the_view(atlas):
@@ -367,29 +464,24 @@ def test_both_faces_of_the_view(atlas):
     atlas.pick(20)
     bundle = EmbeddingMapView(atlas, ClipMedia(Store(atlas.table), 16000))._repr_mimebundle_()
     static = bundle["text/html"]
-    assert (
-        "application/vnd.jupyter.widget-view+json" in bundle
-        and static.count("<img alt=") == 2
-        and "<script" not in static
-    )
-    assert (atlas.view, atlas.row) == ("oevae pump", 20)  # drawing the twin leaves the atlas as it was
+    assert "application/vnd.jupyter.widget-view+json" in bundle and "<script" not in static
+    assert static.count("<img alt=") == 2
+    assert (atlas.view, atlas.row) == ("oevae pump", 20)  # drawing the twin leaves the model as it was
 
 
 def test_the_view_follows_the_model(atlas):
-    view = EmbeddingMapView(atlas, ClipMedia(Store(atlas.table), 16000))
+    view, _ = viewed(atlas)
     atlas.choose(view="oevae pump", color="domain")
     atlas.pick(20)
     assert view.choices["view"].value == "oevae pump" and view.choices["color"].value == "domain"
-    assert atlas.points().row[view.canvas.chosen] == 20 and view.canvas.said == atlas.said()
-    atlas.choose(view="oevae fan")
-    assert view.canvas.chosen == -1 and view.canvas.sound == ""
+    assert atlas.points().row[view.panels[0].chosen] == 20 and atlas.said() in view.words.value
 
 
 def test_lists_with_players_are_limited(atlas):
     sounds = ClipMedia(Store(atlas.table), 16000)
     for most in (0, 6, 9):
         shown = listing(atlas, sounds, most)
-        assert shown.count("<audio") <= most and "most missed" in shown and "<script" not in shown
+        assert shown.count("<audio") <= most and "missed" in shown and "<script" not in shown
     assert listing(atlas, sounds, 30).count("<audio") > 6
 
 
