@@ -16,7 +16,7 @@ from asdlib.analysis import tuning
 from asdlib.analysis.tuning import Choice
 from asdlib.evaluation import metrics
 from asdlib.models import oevae
-from asdlib.scoring import fusion
+from asdlib.scoring import fusion, thresholds
 from asdlib.studies import config
 from asdlib.viz.widgets.tuner import Tuner
 
@@ -179,9 +179,30 @@ def test_bands_are_those_of_the_resamples_written_out(tuner):
                 list(test[i, :n]), list(found.domain[i]), list(found.label[i]), weights[i][b]
             )
             np.testing.assert_allclose(boots[b, i, :3], slow, atol=1e-12)
-    np.testing.assert_allclose(
-        tuning.band(found, test[None], weights)[0], np.quantile(boots, [0.025, 0.975], axis=0)
-    )
+    usual = tuning.default_replicates(found, "ensemble", weights)
+    band = tuning.band(found, test[None], weights, usual)[0]
+    np.testing.assert_allclose(band[:2], np.quantile(boots, [0.025, 0.975], axis=0))
+    np.testing.assert_allclose(band[2:], np.quantile(boots - usual, [0.025, 0.975], axis=0))  # paired
+
+
+def test_gains_are_zero_at_the_default_and_decisions_are_counted_one_by_one(tuner):
+    for system in tuner.parts.systems:
+        tuner.system = system
+        tuner.choose(tuner.parts.default)
+        np.testing.assert_allclose(tuner.interval(gain=True), 0, atol=1e-12)
+    tuner.omega = 0.2
+    values = tuner.table()[-1] - tuner.parts.point(tuner.system, tuner.parts.default)[-1]
+    gained = tuner.gained((tuner.system, tuner.choice), (tuner.system, tuner.parts.default))
+    np.testing.assert_allclose(gained[:, 0], values)
+    np.testing.assert_allclose(gained[:, 1:].T, tuner.interval(gain=True)[:, -1], atol=1e-12)
+    parts, final = tuner.parts, tuner.parts.final(tuner.system, tuner.choice)
+    for i, row in enumerate(tuning.counts(parts, tuner.system, tuner.choice)):
+        train = final.train[i, : len(parts.target[i])]
+        limit = thresholds.gamma_threshold(train, parts.settings.decision_quantile).value
+        slow = dict.fromkeys([("anomaly", True), ("anomaly", False), ("normal", True), ("normal", False)], 0)
+        for score, label in zip(final.test[i], parts.label[i]):
+            slow[label, bool(score > limit)] += 1
+        assert row.tolist() == list(slow.values()) and row.sum() == len(parts.label[i])
 
 
 def test_domain_mismatch_is_the_auc_counted_pair_by_pair():

@@ -127,6 +127,7 @@ class Lab:
             f"--ServerApp.root_dir={folder}",
             "--LabApp.extension_manager=readonly",
             "--ServerApp.terminals_enabled=False",
+            "--LabApp.expose_app_in_browser=True",  # for `theme`
         ]
         self.log = open(scratch / "lab.log", "w")
         self.process = subprocess.Popen(
@@ -178,6 +179,17 @@ class Lab:
         page.locator("#jp-main-statusbar, .jp-StatusBar-Widget").get_by_text(
             re.compile(r"\| Idle")
         ).first.wait_for(timeout=90_000)
+
+    @staticmethod
+    def theme(page, name: str) -> None:
+        """Change JupyterLab's theme: Light or Dark."""
+        page.evaluate(
+            "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", f"JupyterLab {name}"
+        )
+        page.wait_for_function(
+            "light => document.body.dataset.jpThemeLight === light", arg=str(name == "Light").lower()
+        )
+        page.wait_for_timeout(500)
 
     def run_all(self, page, name: str, most_s: float = 420.0) -> dict:
         """Run > Run All Cells, wait for the end, save; the notebook as it lies on disk then. An error in a

@@ -20,17 +20,28 @@ CLOCK = """
     const start = asd.start;
     asd.start = 0;
     if (start) requestAnimationFrame(() => requestAnimationFrame(() => asd.times.push(performance.now() - start)));
-  }).observe(document.querySelector(".asd-tuner-live"), {subtree: true, childList: true, attributes: true, characterData: true});
+  }).observe(document.querySelector(".asd-tuner-panel .asd-drawing-live"), {subtree: true, childList: true, attributes: true, characterData: true});
 }
 """
 INK = """
 canvas => {
   const g = canvas.getContext("2d"), {data, width, height} = g.getImageData(0, 0, canvas.width, canvas.height), scale = canvas.clientWidth / width;
-  for (let y = height - 1; y > 0; y--) for (let x = 0; x < width; x++) {
-    const at = 4 * (y * width + x);
-    if (data[at] + data[at + 1] + data[at + 2] < 600) return [x * scale, y * scale];
-  }
+  for (let y = height - 1; y > 0; y--) for (let x = 0; x < width; x++) if (data[4 * (y * width + x) + 3] > 200) return [x * scale, y * scale];
 }
+"""
+CONTRAST = """
+scope => {
+  const parts = color => color.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4).reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = light(parts(getComputedStyle(document.querySelector(".jp-Notebook")).backgroundColor));
+  const ratio = color => ([a, b] => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05))([light(parts(color)), ground]);
+  const drawn = [...document.querySelectorAll(scope + " svg text")].map(e => ratio(getComputedStyle(e).fill));
+  const written = [...document.querySelectorAll(scope + " td, " + scope + " p, " + scope + " caption")].map(e => ratio(getComputedStyle(e).color));
+  return [drawn.length + written.length, Math.min(...drawn, ...written)];
+}
+"""
+FRAMES = """
+() => { asdFrames = []; let last = performance.now(); const next = () => { const now = performance.now(); asdFrames.push(now - last); last = now; if (asdFrames.length < 400) requestAnimationFrame(next); }; requestAnimationFrame(next); }
 """
 
 
@@ -38,7 +49,7 @@ def words(page, selector):
     return page.locator(selector).first.inner_text()
 
 
-def until(page, condition, what, most_ms=8000):
+def until(page, condition, what, most_ms=30_000):
     """Wait until a condition holds."""
     for _ in range(most_ms // 50):
         if condition():
@@ -78,10 +89,9 @@ def test_omega_by_keys_and_by_mouse(opened, home, shots, capsys):
     )
     default = f"{table.set_index('system').loc['ensemble', 'value']:.3f}"
     first = words(page, ".asd-tuner-words"), words(page, ".asd-tuner-table")
-    assert (
-        "ω 0.50" in first[0] and first[0].endswith(default) and default in first[1]
-    )  # what the study itself reports
-    before = page.locator(".asd-tuner-live").first.screenshot()
+    assert "ω 0.50" in first[0] and f"Ω {default}; this is" in first[0]  # what the study itself reports
+    assert default in first[1]
+    before = page.locator(".asd-tuner-panel").first.screenshot()
     page.evaluate(CLOCK)
     slider.focus()
     for press in range(1, PRESSES + 1):
@@ -100,8 +110,8 @@ def test_omega_by_keys_and_by_mouse(opened, home, shots, capsys):
     until(page, lambda: "ω 0.75" in words(page, ".asd-tuner-words"), "the words say ω 0.75")
     assert float(number.input_value()) == float(slider.input_value()) == 0.75
     moved = words(page, ".asd-tuner-words"), words(page, ".asd-tuner-table")
-    assert moved[1] != first[1] and moved[0].rpartition(" ")[2] in moved[1]
-    assert page.locator(".asd-tuner-live").first.screenshot() != before
+    assert moved[1] != first[1] and re.search(r"Ω (\d\.\d+)", moved[0])[1] in moved[1]
+    assert page.locator(".asd-tuner-panel").first.screenshot() != before
     page.screenshot(path=shots / "tuner_keys.png")
     box = slider.bounding_box()
     page.mouse.click(box["x"] + 0.25 * box["width"], box["y"] + box["height"] / 2)
@@ -140,56 +150,178 @@ def test_the_other_controls_of_the_tuner(opened, home, shots):
     page.screenshot(path=shots / "tuner_chosen.png")
 
 
-def test_a_point_of_the_map_is_heard_and_explained(opened, shots):
-    page = opened("06_embeddings")
-    canvas = labs.find(page, "canvas.asd-atlas-canvas")
-    page.wait_for_timeout(500)
-    x, y = canvas.evaluate(INK)
-    canvas.click(position={"x": x, "y": y})
+def test_the_drawings_of_the_tuner_take_clicks_and_hover(opened, shots):
+    page = opened("08_tuning")
+    panel = labs.find(page, ".asd-tuner-panel svg")
+    box = panel.bounding_box()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
+    tip = page.locator(".asd-tuner-panel .asd-map-tip").first
+    until(page, lambda: tip.is_visible() and "against the default" in tip.inner_text(), "the pointer is told")
+    page.mouse.click(box["x"] + 0.3 * box["width"], box["y"] + 0.5 * box["height"])
+    until(page, lambda: re.search(r"ω 0\.2\d", words(page, ".asd-tuner-words")), "a click sets ω")
+    labs.find(page, "button.asd-pin-A").click()
+    number = labs.find(page, ".asd-omega input[type=number]")
+    number.fill("1.4")
     until(
         page,
-        lambda: page.locator(".asd-atlas-detail").first.locator("table").count() >= 2,
-        "neighbors and scores are shown",
+        lambda: "1.4 is refused" in words(page, ".asd-omega"),
+        "a number out of range is refused in words",
     )
+    assert re.search(r"ω 0\.2\d", words(page, ".asd-tuner-words"))
+    number.fill("1")
+    until(page, lambda: "ω 1.00" in words(page, ".asd-tuner-words"), "1 is taken")
+    until(page, lambda: "β has no weight" in words(page, ".asd-tuner-notes"), "it is said why k is disabled")
+    assert page.locator(".asd-k select").first.is_disabled()
+    page.locator("button.asd-pin-B").first.click()
+    until(page, lambda: "B − A" in words(page, ".asd-tuner-pins"), "two pinned points are compared")
+    until(page, lambda: "false alarms" in words(page, ".asd-tuner-counts"), "decisions are counted")
+    cell = labs.find(page, ".asd-tuner-map svg rect:nth-of-type(20)")
+    cell.click()
+    until(
+        page, lambda: "ω 1.00" not in words(page, ".asd-tuner-words"), "a click on the map goes to the point"
+    )
+    page.locator(".asd-tuner-all input").first.check()
+    until(page, lambda: page.locator(".asd-tuner-curves img").count() == 1, "all curves are drawn on demand")
+    page.screenshot(path=shots / "tuner_pinned.png")
+
+
+def test_a_point_of_the_map_is_heard_and_explained(opened, shots, capsys):
+    page = opened("06_embeddings")
+    canvas = labs.find(page, "canvas.asd-map-canvas")
+    page.wait_for_timeout(500)
+    assert "No clip is chosen" in words(page, ".asd-map-words")
+    x, y = canvas.evaluate(INK)
+    canvas.hover(position={"x": x, "y": y})
+    tip = page.locator(".asd-map-tip").first
+    until(page, lambda: tip.is_visible() and "section_00" in tip.inner_text(), "the pointer is told the clip")
+    page.evaluate(
+        "() => new MutationObserver(() => (window.asdTold = performance.now())).observe("
+        "document.querySelector('.asd-map-words'), {subtree: true, childList: true})"
+    )
+    began = page.evaluate("performance.now()")
+    canvas.click(position={"x": x, "y": y})
+    until(page, lambda: page.locator(".asd-map-detail table").count() >= 2, "scores are shown")
+    with capsys.disabled():
+        print(f"\nclick on the map to words: {page.evaluate('asdTold') - began:.0f} ms")
     until(
         page,
-        lambda: page.evaluate("document.querySelector('.asd-atlas-player').currentTime > 0.1"),
+        lambda: page.evaluate("document.querySelector('.asd-map-player-a').currentTime > 0.1"),
         "the clip plays",
     )
-    player = page.locator(".asd-atlas-player").first.evaluate(
+    player = page.locator(".asd-map-player-a").first.evaluate(
         "({duration, error, ariaLabel, src}) => [duration, error, ariaLabel, src.slice(0, 15)]"
     )
-    assert (
-        player[0] == pytest.approx(2.0, abs=0.05)
-        and player[1] is None
-        and "section_00" in player[2]
-        and player[3] == "data:audio/ogg;"
-    )
-    assert page.locator(".asd-atlas-detail").first.locator("svg, img").count() >= 2  # log-mel and phase
-    heard = words(page, ".asd-atlas-said")
-    page.screenshot(path=shots / "atlas_point.png")
+    assert player[0] == pytest.approx(2.0, abs=0.05) and player[1] is None
+    assert "section_00" in player[2] and player[3] == "data:audio/ogg;"
+    assert page.locator(".asd-map-detail svg").count() >= 3  # log-mel, difference, phase
+    heard = words(page, ".asd-map-words")
+    page.screenshot(path=shots / "map_point.png")
     canvas.focus()
     steps = []
     for key in ("ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"):
         page.keyboard.press(key)
         page.wait_for_timeout(700)
-        steps.append(words(page, ".asd-atlas-said"))
+        steps.append(words(page, ".asd-map-words"))
     assert len({heard, *steps}) >= 2
-    page.evaluate("document.querySelector('.asd-atlas-player').pause()")
+    page.evaluate("document.querySelector('.asd-map-player-a').pause()")
     page.keyboard.press("Enter")
-    until(page, lambda: page.evaluate("!document.querySelector('.asd-atlas-player').paused"), "Enter plays")
+    playing = "!document.querySelector('.asd-map-player-{}').paused"
+    until(page, lambda: page.evaluate(playing.format("a")), "Enter plays")
+    page.keyboard.press("b")
+    until(page, lambda: page.evaluate(playing.format("b")), "b plays the nearest normal clip")
+    assert not page.evaluate(playing.format("a"))
+    before = words(page, ".asd-map-words")
+    page.locator(".asd-map-near button").first.click()
+    until(page, lambda: words(page, ".asd-map-words") != before, "a neighbor is chosen by its button")
+
+
+def test_the_map_zooms_selects_and_filters(opened, shots, capsys):
+    page = opened("06_embeddings")
+    canvas = labs.find(page, "canvas.asd-map-canvas")
+    panel = page.locator(".asd-map-panel").first
+    box = canvas.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(*middle)
+    canvas.focus()
+    page.evaluate(FRAMES)
+    for _ in range(5):
+        page.mouse.wheel(0, -100)
+    until(page, lambda: float(panel.get_attribute("data-zoom")) > 2, "the wheel zooms")
+    drawn = canvas.screenshot()
+    page.mouse.down()
+    page.mouse.move(middle[0] + 60, middle[1] + 30, steps=5)
+    page.mouse.up()
+    until(page, lambda: canvas.screenshot() != drawn, "dragging moves the map")
+    frames = sorted(page.evaluate("asdFrames"))
+    with capsys.disabled():
+        print(f"\nzoom and drag: median frame {statistics.median(frames):.0f} ms of {len(frames)}")
+    page.keyboard.press("0")
+    until(page, lambda: panel.get_attribute("data-zoom") == "1.000", "0 shows the whole map")
+    page.keyboard.down("Shift")
+    page.mouse.move(box["x"] + 2, box["y"] + 2)
+    page.mouse.down()
+    for dx, dy in ((1, 0), (1, 1), (0, 1), (0, 0)):
+        page.mouse.move(
+            box["x"] + 2 + dx * (box["width"] - 4), box["y"] + 2 + dy * (box["height"] - 4), steps=4
+        )
+    page.mouse.up()
+    page.keyboard.up("Shift")
+    points = int(panel.get_attribute("data-points"))
+    rows = page.locator(".asd-map-selection tbody tr")
+    until(page, lambda: rows.count() == min(points, 50), "a lasso around all selects all")
+    with page.expect_download() as saved:
+        page.locator(".asd-map-csv").first.click()
+    assert len(pd.read_csv(saved.value.path())) == points
+    menu = page.locator(".asd-map-filter-label select").first
+    menu.select_option(label="anomaly")
+    until(page, lambda: "pass the filters" in words(page, ".asd-map-legend"), "the filter is told")
+    page.screenshot(path=shots / "map_selection.png")
+    canvas.focus()
+    page.keyboard.press("Escape")
+    until(page, lambda: rows.count() == 0, "Escape empties the selection")
+    menu.select_option(label="any")
+    second = page.locator(".asd-map-beside select").first
+    second.select_option(index=1)
+    until(
+        page, lambda: page.locator("canvas.asd-map-canvas").nth(1).is_visible(), "a second map stands beside"
+    )
+    page.screenshot(path=shots / "map_two.png")
+    second.select_option(index=0)
+
+
+def test_nothing_of_an_old_view_remains(opened):
+    page = opened("06_embeddings")
+    labs.find(page, ".asd-map-list select").select_option(index=1)
+    loaded = "document.querySelector('.asd-map-player-a').getAttribute('src')"
+    until(page, lambda: page.evaluate(loaded), "the listed clip is loaded")
+    page.evaluate("document.querySelector('.asd-map-player-a').play()")
+    view = page.locator(".asd-map-view select").first
+    first = view.input_value()
+    chosen = words(page, ".asd-map-words").split(": ")[1].split(",")[0]  # its machine
+    other = next(
+        o for o in view.locator("option").all_inner_texts() if o.startswith("oevae") and chosen not in o
+    )
+    view.select_option(label=other)
+    until(page, lambda: "No clip is chosen" in words(page, ".asd-map-words"), "no clip is chosen")
+    until(page, lambda: not page.evaluate(loaded), "no clip is loaded")
+    assert page.evaluate(
+        "[...document.querySelectorAll('.asd-map audio')].every(a => a.paused && a.networkState === 0)"
+    )
+    assert not page.locator(".asd-map-near table").count() and not page.locator(".asd-map-detail svg").count()
+    assert page.locator(".asd-map-list select").first.evaluate("list => list.selectedIndex") <= 0
+    view.select_option(first)
 
 
 def test_lists_colors_and_reasons_of_the_map(opened, shots):
     page = opened("06_embeddings")
-    canvas = labs.find(page, "canvas.asd-atlas-canvas")
+    canvas = labs.find(page, "canvas.asd-map-canvas")
     before = canvas.screenshot()
-    color = page.locator(".asd-atlas-color select").first
+    color = page.locator(".asd-map-color select").first
     now = color.input_value()
     other = next(option for option in color.locator("option").all_inner_texts() if option != now)
     color.select_option(label=other)
     until(page, lambda: canvas.screenshot() != before, "another coloring draws another map")
-    menu = page.locator(".asd-atlas-list select").first
+    menu = page.locator(".asd-map-list select").first
     assert menu.evaluate("list => list.scrollWidth <= list.clientWidth + 1"), "names in the list are cut off"
     label = next(
         text for text in menu.locator("option").all_inner_texts() if ".wav" in text or "anomal" in text
@@ -197,31 +329,46 @@ def test_lists_colors_and_reasons_of_the_map(opened, shots):
     menu.select_option(label=label)
     until(
         page,
-        lambda: page.evaluate("document.querySelector('.asd-atlas-player').ariaLabel") in label,
+        lambda: page.evaluate("document.querySelector('.asd-map-player-a').ariaLabel") in label,
         "the listed clip is chosen",
     )
-    labs.find(page, "button.asd-atlas-why, .asd-atlas-why button").click()
-    until(
-        page,
-        lambda: page.locator(".asd-atlas-reason").first.locator("img, svg").count() > 0,
-        "a reason is drawn",
-        60_000,
-    )
+    labs.find(page, "button.asd-map-why, .asd-map-why button").click()
+    until(page, lambda: page.locator(".asd-map-reason img").count() > 0, "a reason is drawn", 60_000)
     inside = (
         "image => image.getBoundingClientRect().right <="
         " image.closest('.jp-OutputArea-output').getBoundingClientRect().right + 1"
     )
-    assert page.locator(".asd-atlas-reason img").first.evaluate(inside), (
+    assert page.locator(".asd-map-reason img").first.evaluate(inside), (
         "the figure is cut off, and the units of its scales with it"
     )
-    page.screenshot(path=shots / "atlas_reason.png")
+    page.screenshot(path=shots / "map_reason.png")
 
 
-@pytest.mark.parametrize(
-    "name, scopes", [("08_tuning", (".asd-tuner", ".asd-tuner-chosen")), ("06_embeddings", (".asd-atlas",))]
-)
-def test_every_control_has_a_name(opened, checker, name, scopes):
+VIEWS = [("08_tuning", ".asd-tuner"), ("08_tuning", ".asd-tuner-chosen"), ("06_embeddings", ".asd-map")]
+
+
+@pytest.mark.parametrize("name, scope", VIEWS)
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_a_view_is_readable_and_named_in_both_themes(opened, server, checker, shots, name, scope, theme):
     page = opened(name)
-    for scope in scopes:
-        labs.find(page, scope)
+    server.theme(page, theme)
+    try:
+        shown = labs.find(page, scope)
+        if scope == ".asd-map":
+            labs.find(page, ".asd-map-list select").select_option(index=1)
+            until(page, lambda: page.locator(".asd-map-detail svg").count() >= 3, "a clip is shown")
+        texts, least = page.evaluate(CONTRAST, scope)
+        assert texts > 10 and least >= 4.5, f"contrast {least:.1f}"
+        schemes = page.evaluate(
+            "[...document.querySelectorAll('.plot img')].map(i => getComputedStyle(i).colorScheme)"
+        )
+        assert set(schemes) <= {"dark" if theme == "Dark" else "normal"}
         assert axe.findings(page, checker, scope) == []
+        for width in (1400, 420):
+            page.set_viewport_size({"width": width, "height": 1100})
+            page.wait_for_timeout(800)
+            shown.evaluate("element => element.scrollIntoView({block: 'start'})")
+            page.screenshot(path=shots / f"{scope[1:]}_{theme}_{width}.png")
+    finally:
+        page.set_viewport_size({"width": 1400, "height": 1100})
+        server.theme(page, "Light")

@@ -14,15 +14,16 @@ from pathlib import Path
 import anywidget
 import traitlets
 
-TEMPLATES = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent
 
 
 class Weight(anywidget.AnyWidget):
-    """A number from 0 to 1: slider and number box, always equal. `label` names both; keys: arrows, Page up
-    and down, Home, End.
+    """A number from 0 to 1: slider and number box, always equal; another number is refused in words. `label`
+    names both; keys: arrows, Page up and down, Home, End.
     """
 
-    _esm = (TEMPLATES / "weight.js").read_text(encoding="utf-8")
+    _esm = (HERE / "weight.js").read_text(encoding="utf-8")
+    disabled = traitlets.Bool(False).tag(sync=True)
     label = traitlets.Unicode().tag(sync=True)
     value = traitlets.Float(0.5, min=0.0, max=1.0).tag(sync=True)
     step = traitlets.Float(0.01).tag(sync=True)
@@ -41,6 +42,16 @@ export default { render({ model, el }) {
 } };
 """
     value = traitlets.Unicode().tag(sync=True)
+
+
+class Drawing(anywidget.AnyWidget):
+    """An SVG in two layers of one size; `live` is sent alone where only the marks move.
+
+    Sends {kind: "click" or "hover", x, y} in the drawing's units; {text} is shown beside the pointer.
+    """
+
+    _esm, _css = HERE / "drawing.js", HERE / "widgets.css"
+    still, live = traitlets.Unicode().tag(sync=True), traitlets.Unicode().tag(sync=True)
 
 
 class Keys(anywidget.AnyWidget):

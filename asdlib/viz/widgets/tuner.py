@@ -1,36 +1,27 @@
-"""The view of a tuner: sliders with number boxes, live curves and table, the map, and what each rule chooses.
+"""Tuner: one point of ω, η, k and k_scale with all its metrics, what it gains over the default, and the file
+that keeps it.
 
-`TunerView(tuner, path)` has two outputs, each with a static face for reports: `live` (controls, curves,
-table) and `chosen` (map, rules, buttons). A change of ω re-sends marks and numbers only; η, k and k_scale
-re-send the curves too. Everything works by keyboard.
+`Tuner` is the model, a traitlets class without widgets: set `omega`, `eta`, `k`, `prior` or `system`, read
+`table()`, `curves()`, `bands()`, `gains()`, `map()`. A tick (`table`) costs less than 1 ms for 7 machines ×
+200 clips and equals recomputation by scikit-learn; curves are looked up in the `Sweep`, or made at once for
+an η that is not in it. `save` writes the point as a TOML file that any study can include, with the rule that
+chose it: a point chosen by hand was chosen in sight of test labels.
 
-Class names for tests and styles: asd-tuner, asd-omega, asd-eta, asd-k, asd-kscale, asd-system,
-asd-tuner-curves (static), asd-tuner-live (marks), asd-tuner-table, asd-tuner-words (read out), asd-tuner-map,
-asd-tuner-cell, asd-tuner-rules, asd-rule-default, -training, -oracle, asd-save.
-Source: METHOD 8.5.  Notebook: 08_tuning
+`TunerView` shows it: `live` (controls, one large panel, table, pins, all curves on demand) and `chosen` (map
+of Ω, rules, buttons), each with a static face for reports. A change of ω sends marks and numbers only.
+Everything that takes a click also has a control for the keyboard.
 
-Drawings of the tuner as SVG text: small multiples of metrics over ω, a map of Ω over ω × k, and the layers
-that mark the point.
-
-Every drawing has a static layer, re-sent only when the curves change, and a live one of the same size that
-holds the marks alone: a tick sends a few kB. Colors are Okabe and Ito's, each metric has its own mark too.
-Values are fractions; chance is 0.5.
-Source: METHOD 8.5 (inline SVG, 76 ms from key to pixels).  Notebook: 08_tuning
-
-The tuner: one point of ω, η, k and k_scale with all its metrics, its curves, and the file that keeps it.
-
-A `Tuner` is a traitlets class without widgets: set `omega`, `eta`, `k`, `prior` or `system`, read `table()`,
-`curves()`, `bands()`, `map()`. A tick (`table`) costs less than 1 ms for 7 machines × 200 clips and equals
-recomputation by scikit-learn; curves are looked up in the `Sweep`, or made at once for an η that is not in
-it.
-
-`save` writes the point as a TOML file that any study can include, with the rule that chose it: a point chosen
-by hand was chosen in sight of test labels.
+Class names for tests and styles: asd-tuner, asd-omega, asd-eta, asd-k, asd-kscale, asd-system, asd-metric,
+asd-machine, asd-tuner-panel, asd-tuner-table, asd-tuner-counts, asd-tuner-words (read out), asd-tuner-notes,
+asd-pin-A, asd-go-A (and B), asd-tuner-pins, asd-tuner-all, asd-tuner-curves, asd-tuner-map, asd-tuner-rules,
+asd-rule-default, -training, -oracle, asd-save.
+Colors are Okabe and Ito's, text and lines the theme's. Values are fractions; chance is 0.5.
 Sources: METHOD 3.7, 8.5.  Notebook: 08_tuning
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import html
 from pathlib import Path
@@ -40,8 +31,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import traitlets
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import TextPath
 
 from asdlib import errors, io
 from asdlib.analysis import tuning as sweeps
@@ -51,8 +40,13 @@ from asdlib.viz import plots, tables
 from asdlib.viz.widgets import controls
 
 LETTERS = {"default": "D", "training": "T", "oracle": "O"}
-MAPPED = "map of Ω over ω, k and k_scale with the choices of the rules; they are in the table below"
+NAMES = [*(tables.METRIC_NAMES[name] for name in COLUMNS[:3]), "harmonic mean, Ω"]
 LABELS = {"omega": "ω, share of α", "eta": "η, share of OEVAE"}
+REST_S = 0.25  # a point that rests so long has its decisions counted: 20 ms per machine do not follow a key
+PRIORS = (
+    "k_scale ties the prior of the VAE to the condition. Trained: the study's own VAE. Refitted: the VAE"
+    " alone, trained again with this k_scale on the embeddings as they are."
+)
 
 
 class TunerView:
@@ -65,24 +59,23 @@ class TunerView:
     def __init__(self, tuner: Tuner, path: Path, paper: bool):
         self.tuner, self.path = tuner, path
         parts = tuner.parts
-        self.multiples = Multiples(parts.machines, paper)
-        self.points = Map(list(parts.alphas), list(parts.betas), tuner.sweep.omegas)
-        names = (
-            "asd-tuner-curves",
-            "asd-tuner-live",
-            "asd-tuner-table",
-            "asd-tuner-map",
-            "asd-tuner-cell",
-            "asd-tuner-rules",
-        )
-        self.drawn = {name: _classed(ipywidgets.HTML(), name) for name in names}
+        self.rows = (*parts.machines, "all")
+        self.paper = {m: _paper_row(m) for m in parts.machines if paper and m in metrics.PAPER_TABLE1}
+        self.panel, self.map = Panel(), PointMap(list(parts.alphas), list(parts.betas), tuner.sweep.omegas)
+        drawings, shown = ("panel", "map"), ("table", "counts", "notes", "pins", "curves", "rules")
+        self.drawn = {name: _classed(controls.Drawing(), f"asd-tuner-{name}") for name in drawings}
+        self.drawn |= {name: _classed(ipywidgets.HTML(), f"asd-tuner-{name}") for name in shown}
         self.words, self.status = (
             _classed(controls.Region(), name) for name in ("asd-tuner-words", "asd-tuner-status")
         )
+        self.pinned: dict[str, tuple[str, Choice]] = {}
+        self._mapped: tuple = ()
+        self._timer = None
         self.live = controls.DualView(self._live_widget(), self.live_html)
         self.chosen = controls.DualView(self._chosen_widget(), self.chosen_html)
-        self.drawn["asd-tuner-rules"].value = self.rules_html(tuner)
-        self._mapped: tuple = ()
+        self.drawn["rules"].value = self.rules_html(tuner)
+        self.drawn["panel"].on_msg(lambda _, message, buffers: self._panel_message(message))
+        self.drawn["map"].on_msg(lambda _, message, buffers: self._map_message(message))
         self._redraw()
         tuner.observe(self._moved, ["omega", "eta", "k", "prior", "system"])
 
@@ -90,58 +83,66 @@ class TunerView:
 
     def _live_widget(self) -> ipywidgets.Widget:
         tuner, parts = self.tuner, self.tuner.parts
-        inputs = [_classed(controls.Weight(label=LABELS["omega"], step=0.01), "asd-omega")]
-        traitlets.link((tuner, "omega"), (inputs[0], "value"))
+        self.weights = {"omega": _classed(controls.Weight(label=LABELS["omega"], step=0.01), "asd-omega")}
         if parts.classifier:
-            inputs.append(_classed(controls.Weight(label=LABELS["eta"], step=0.05), "asd-eta"))
-            traitlets.link((tuner, "eta"), (inputs[1], "value"))
-        options = {"k": list(parts.betas), "prior": list(parts.alphas), "system": list(parts.systems)}
-        words = {
-            "k": ("k of kNN", "asd-k"),
-            "prior": ("k_scale", "asd-kscale"),
-            "system": ("system", "asd-system"),
+            self.weights["eta"] = _classed(controls.Weight(label=LABELS["eta"], step=0.05), "asd-eta")
+        for trait, weight in self.weights.items():
+            traitlets.link((tuner, trait), (weight, "value"))
+        priors = [(name.replace(" (", ", ").rstrip(")"), name) for name in parts.alphas]
+        options = {
+            "k": ("k of kNN", "asd-k", list(parts.betas)),
+            "prior": ("k_scale", "asd-kscale", priors),
+            "system": ("system", "asd-system", list(parts.systems)),
+            "metric": ("metric", "asd-metric", list(zip(NAMES, range(4)))),
+            "machine": ("machine", "asd-machine", list(zip(self.rows, range(len(self.rows))))),
         }
-        menus = []
-        for trait, (label, name) in words.items():
-            menu = ipywidgets.Dropdown(
-                options=options[trait],
-                value=getattr(tuner, trait),
-                description=label,
-                layout={"width": "215px"},
-            )
-            traitlets.link((tuner, trait), (menu, "value"))
-            menus.append(_classed(menu, name))
-        side = ipywidgets.VBox([self.words, self.drawn["asd-tuner-table"]])
-        graph = _layers(self.drawn["asd-tuner-curves"], self.drawn["asd-tuner-live"])
-        below = ipywidgets.HBox([graph, side], layout={"flex_flow": "row wrap"})
-        top = ipywidgets.HBox(
-            [ipywidgets.VBox(inputs), ipywidgets.HBox(menus, layout={"flex_flow": "row wrap"})],
-            layout={"flex_flow": "row wrap"},
+        self.menus = {}
+        for name, (label, cls, there) in options.items():
+            value = {"metric": 3, "machine": len(self.rows) - 1}.get(name, getattr(tuner, name, None))
+            look = {"layout": {"width": "auto", "max_width": "17rem"}, "style": {"description_width": "auto"}}
+            menu = ipywidgets.Dropdown(options=there, value=value, description=label, **look)
+            self.menus[name] = _classed(menu, cls)
+            if name in tuner.trait_names():
+                traitlets.link((tuner, name), (menu, "value"))
+            else:
+                menu.observe(lambda _: self._redraw(), "value")
+        self.all = _classed(
+            ipywidgets.Checkbox(description="all machines and metrics", indent=False), "asd-tuner-all"
         )
-        return _classed(ipywidgets.VBox([top, below, controls.Keys(within=".asd-tuner")]), "asd-tuner")
+        self.all.observe(lambda _: self._all_curves(), "value")
+        pins = [_button(f"Pin {x}", f"asd-pin-{x}", lambda _, x=x: self._pin(x)) for x in "AB"]
+        self.goes = {x: _button(f"Go to {x}", f"asd-go-{x}", lambda _, x=x: self._go(x), True) for x in "AB"}
+        row, wide = {"flex_flow": "row wrap"}, {"flex": "3 1 34rem", "min_width": "min(20rem, 100%)"}
+        side = ipywidgets.VBox([self.words, self.drawn["table"], self.drawn["counts"]])
+        side.layout = {"flex": "2 1 26rem", "min_width": "min(20rem, 100%)"}
+        graph = ipywidgets.VBox([self.drawn["panel"]], layout=wide)
+        body = [
+            ipywidgets.HBox([ipywidgets.VBox(list(self.weights.values())), *self.menus.values()], layout=row),
+            self.drawn["notes"],
+            ipywidgets.HBox([graph, side], layout=row),
+            ipywidgets.HBox([*pins, *self.goes.values(), self.all], layout=row),
+            self.drawn["pins"],
+            self.drawn["curves"],
+            controls.Keys(within=".asd-tuner"),
+        ]
+        return _classed(ipywidgets.VBox(body), "asd-tuner")
 
     def _chosen_widget(self) -> ipywidgets.Widget:
-        buttons = []
-        for name, rule in self.tuner.rules.items():
-            go = ipywidgets.Button(
-                description=f"Go to {LETTERS[name]}: {name}",
-                disabled=rule.choice is None,
-                layout={"width": "auto"},
+        buttons = [
+            _button(
+                f"Go to {LETTERS[name]}: {name}",
+                f"asd-rule-{name}",
+                lambda _, rule=rule: self.tuner.choose(rule.choice),
+                rule.choice is None,
             )
-            go.on_click(lambda _, choice=rule.choice: self.tuner.choose(choice))
-            buttons.append(_classed(go, f"asd-rule-{name}"))
-        save = _classed(
-            ipywidgets.Button(
-                description=f"Write {self.path.name}", button_style="primary", layout={"width": "auto"}
-            ),
-            "asd-save",
-        )
-        save.on_click(self._save)
+            for name, rule in self.tuner.rules.items()
+        ]
+        save = _button(f"Write {self.path.name}", "asd-save", self._save)
+        save.button_style = "primary"
         row = ipywidgets.HBox([*buttons, save, self.status], layout={"flex_flow": "row wrap"})
-        layers = _layers(self.drawn["asd-tuner-map"], self.drawn["asd-tuner-cell"])
         keys = controls.Keys(within=".asd-tuner-chosen")
         return _classed(
-            ipywidgets.VBox([row, layers, self.drawn["asd-tuner-rules"], keys]), "asd-tuner-chosen"
+            ipywidgets.VBox([row, self.drawn["map"], self.drawn["rules"], keys]), "asd-tuner-chosen"
         )
 
     def _save(self, _) -> None:
@@ -153,76 +154,194 @@ class TunerView:
         except errors.InputError as refusal:
             self.status.value = str(tables.escape(refusal))
 
+    def _pin(self, letter: str) -> None:
+        """Keep the point under a letter; two of them are compared."""
+        self.pinned[letter], self.goes[letter].disabled = (self.tuner.system, self.tuner.choice), False
+        self.drawn["pins"].value = self.pins_html()
+        self._tick()
+
+    def _go(self, letter: str) -> None:
+        self.tuner.system = self.pinned[letter][0]
+        self.tuner.choose(self.pinned[letter][1])
+
+    def _panel_message(self, message: dict) -> None:
+        """A click on the panel sets ω; the pointer is told the values there."""
+        omega = self.panel.omega_at(message["x"])
+        if message["kind"] == "click":
+            self.tuner.omega = omega
+            return
+        i, j = self._panel_place
+        at, every = round(omega * (len(self.tuner.sweep.omegas) - 1)), self.tuner.gains()
+        low, high = (np.interp(omega, every[0], every[1][:, side, i, j]) for side in (0, 1))
+        value = self.tuner.curves()[at, i, j]
+        text = f"ω {self.tuner.sweep.omegas[at]:.2f}: {NAMES[j]} {tables.number(value)}\n"
+        text += f"against the default [{low:+.3f}, {high:+.3f}]\nclick: go there"
+        self.drawn["panel"].send({"text": tables.signed(text)})
+
+    def _map_message(self, message: dict) -> None:
+        """A click on the map goes to the point; the pointer is told its Ω."""
+        place = self.map.point_at(message["x"], message["y"])
+        if place is None:
+            if message["kind"] == "hover":
+                self.drawn["map"].send({"text": ""})
+            return
+        prior, k, omega = place
+        if message["kind"] == "click":
+            self.tuner.choose(self.tuner.choice._replace(prior=prior, k=k, omega=omega))
+            return
+        p, j = list(self.tuner.parts.alphas).index(prior), list(self.tuner.parts.betas).index(k)
+        value = self.tuner.map()[0][p, j, round(omega * (len(self.tuner.sweep.omegas) - 1))]
+        self.drawn["map"].send({"text": f"ω {omega:.2f}, k {k}, k_scale {prior}: {tables.number(value)}"})
+
     # ---------------------------------------------------------------- drawing
+
+    @property
+    def _panel_place(self) -> tuple[int, int]:
+        """Row (machine) and column (metric) of the panel."""
+        return self.menus["machine"].value, self.menus["metric"].value
 
     def _moved(self, change) -> None:
         self._tick() if change.name == "omega" else self._redraw()
 
     def _redraw(self) -> None:
-        """Curves, the map where another one holds, then what a tick draws."""
+        """The curve, the map where another one holds, then what a tick draws."""
         tuner = self.tuner
-        self.drawn["asd-tuner-curves"].value = svg(*self.multiples.size, self._curves(), self._told())
+        self.drawn["panel"].still = svg(*self.panel.size, self._curve(), self._told())
         if (tuner.system, tuner.slot()) != self._mapped:
             self._mapped = tuner.system, tuner.slot()
-            self.drawn["asd-tuner-map"].value = svg(*self.points.size, self._map(), MAPPED)
+            self.drawn["map"].still = svg(*self.map.size, self._map(), MAPPED)
+        self._all_curves()
         self._tick()
 
     def _tick(self) -> None:
         tuner, table = self.tuner, self.tuner.table()
-        self.drawn["asd-tuner-live"].value = svg(
-            *self.multiples.size, self.multiples.live(tuner.omega, table)
-        )
-        self.drawn["asd-tuner-cell"].value = svg(
-            *self.points.size, self.points.live(tuner.prior, tuner.k, tuner.omega)
-        )
-        self.drawn["asd-tuner-table"].value = self.table_html(table)
+        pins = {letter: choice for letter, (system, choice) in self.pinned.items() if system == tuner.system}
+        self.drawn["panel"].live = svg(*self.panel.size, self._mark(table))
+        self.drawn["map"].live = svg(*self.map.size, self.map.live(tuner.choice, pins))
         self.words.value = str(tables.escape(self.sentence(table)))
+        self.drawn["table"].value = self.table_html(table)
+        self._able()
+        self._count_later()
 
-    def _curves(self) -> str:
-        return self.multiples.static(self.tuner.sweep.omegas, self.tuner.curves(), *self.tuner.bands())
+    def _curve(self) -> str:
+        (i, j), tuner = self._panel_place, self.tuner
+        omegas, gains = tuner.gains()
+        usual = tuner.parts.point(tuner.system, tuner.parts.default)[i, j]
+        paper = self.paper[self.rows[i]][j] if self.rows[i] in self.paper else np.nan
+        name = f"{NAMES[j]} of {tuner.system}, {self.rows[i]}"
+        return self.panel.still(
+            tuner.sweep.omegas, tuner.curves()[:, i, j], omegas, gains[:, :, i, j], usual, name, paper
+        )
+
+    def _mark(self, table: np.ndarray) -> str:
+        i, j = self._panel_place
+        pins = {x: self.tuner.parts.point(*pin)[i, j] for x, pin in self.pinned.items()}
+        marks = {x: (self.pinned[x][1].omega, value) for x, value in pins.items()}
+        return self.panel.live(self.tuner.omega, table[i, j], marks)
+
+    def _able(self) -> None:
+        """Controls that change nothing at this point are disabled, and say why."""
+        tuner, why = self.tuner, {}
+        if tuner.system == "oevae":
+            why["eta"] = "oevae is shown alone: η has nothing to weigh"
+        elif tuner.eta == 0:
+            why |= dict.fromkeys(
+                ("omega", "k", "prior"), "η is 0, the classifier alone: nothing of OEVAE counts"
+            )
+        if tuner.omega == 1:
+            why.setdefault("k", "ω is 1: β has no weight")
+        if tuner.omega == 0:
+            why.setdefault("prior", "ω is 0: α has no weight")
+        for name in ("k", "prior", "system"):
+            if len(self.menus[name].options) < 2:
+                why.setdefault(name, "the study has one value only")
+        names = {"omega": "ω", "eta": "η", "k": "k of kNN", "prior": "k_scale", "system": "system"}
+        for name, control in (self.weights | self.menus).items():
+            control.disabled = name in why
+        told: dict[str, list[str]] = {}
+        for name, reason in why.items():
+            if name in self.weights or name in self.menus:
+                told.setdefault(reason, []).append(names[name])
+        lines = [f"Disabled: {', '.join(found)} ({reason})." for reason, found in told.items()]
+        self.drawn["notes"].value = "<br>".join(html.escape(line) for line in [PRIORS, *lines])
+
+    def _all_curves(self) -> None:
+        self.drawn["curves"].value = self.curves_figure()._repr_html_() if self.all.value else ""
+
+    def _count_later(self) -> None:
+        """Count the decisions once the point rests; without a running kernel at once."""
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._count()
+            return
+        self.drawn["counts"].value = "<p>Decisions at this point: counted when it rests.</p>"
+        self._timer = loop.call_later(REST_S, self._count)
+
+    def _count(self) -> None:
+        self.drawn["counts"].value = self.counts_html()
 
     def _map(self) -> str:
         values, eta = self.tuner.map()
         name = "Ω" if np.isfinite(self.tuner.table()[-1, 3]) else "pAUC"
         letters = {}
         for rule in (rule for rule in self.tuner.rules.values() if rule.choice):
-            elsewhere = "" if eta is None or eta == rule.choice.eta else f" (η {rule.choice.eta:g})"
-            letters[LETTERS[rule.name]] = rule.choice.prior, rule.choice.k, rule.choice.omega, elsewhere
-        return self.points.static(
-            values, f"{name} of {self.tuner.system}" + (f" at η {eta:g}" if eta is not None else ""), letters
-        )
+            elsewhere = "" if eta is None or eta == rule.choice.eta else "*"
+            letters[LETTERS[rule.name] + elsewhere] = rule.choice
+        name = f"{name} of {self.tuner.system}" + (f" at η {eta:g}" if eta is not None else "")
+        return self.map.still(values, name, letters)
 
     def _told(self) -> str:
-        return (
-            f"AUC source, AUC target, pAUC and harmonic mean over ω of {', '.join(self.multiples.rows)}; the"
-            " numbers are in the table"
-        )
+        i, j = self._panel_place
+        return f"{NAMES[j]} of {self.rows[i]} over ω, with the interval of its gain over the default"
 
     def sentence(self, table: np.ndarray) -> str:
-        """The point in words."""
+        """The point in words, and whether it differs from the default."""
         tuner = self.tuner
         eta = f", η {tuner.eta:.2f}" if tuner.system == "ensemble" else ""
-        return (
-            f"{tuner.system}, ω {tuner.omega:.2f}{eta}, k {tuner.k}, k_scale {tuner.prior}: Ω"
-            f" {tables.number(table[-1, 3])}"
-        )
+        point = f"{tuner.system}, ω {tuner.omega:.2f}{eta}, k {tuner.k}, k_scale {tuner.prior}"
+        told = f"{point}: Ω {tables.number(table[-1, 3])}"
+        gain = table[-1, 3] - tuner.parts.point(tuner.system, tuner.parts.default)[-1, 3]
+        if tuner.choice == tuner.parts.default or not np.isfinite(gain):
+            return told + ("; this is the default" if tuner.choice == tuner.parts.default else "")
+        low, high = tuner.interval(gain=True)[:, -1, 3]
+        apart = "more" if low > 0 else "less" if high < 0 else "not told apart"
+        return tables.signed(f"{told}; {gain:+.3f} [{low:+.3f}, {high:+.3f}] against the default: {apart}")
 
     def table_html(self, table: np.ndarray) -> tables.Html:
         """All metrics of the point with intervals, the paper's rows below."""
         low, high = self.tuner.interval()
         lines = []
-        for i, name in enumerate(self.multiples.rows):
+        for i, name in enumerate(self.rows):
             lines.append((name, *map(_cell, table[i], low[i], high[i])))
-            if name in self.multiples.paper:
-                lines.append((f"{name}, paper", *map(_cell, self.multiples.paper[name])))
+            if name in self.paper:
+                lines.append((f"{name}, paper", *map(_cell, self.paper[name])))
         share, count = self.tuner.parts.settings.confidence, sweeps.BAND_RESAMPLES
         note = f"Brackets: {share:.0%} interval, {count} resamples of the test clips, interpolated in ω."
+        return tables.styled(pd.DataFrame(lines, columns=["", *NAMES[:3], "harm. mean, Ω"]), note)
+
+    def counts_html(self) -> tables.Html:
+        """Decisions at the point, per machine."""
+        found = sweeps.counts(self.tuner.parts, self.tuner.system, self.tuner.choice)
+        names = ["", "hits", "misses", "false alarms", "correct rejections"]
+        lines = [(name, *map(int, row)) for name, row in zip(self.tuner.parts.machines, found)]
         return tables.styled(
-            pd.DataFrame(
-                lines, columns=["", *(tables.METRIC_NAMES[name] for name in COLUMNS[:3]), "harm. mean, Ω"]
-            ),
-            note,
+            pd.DataFrame(lines, columns=names), "Decisions at this point, by thresholds of training scores"
         )
+
+    def pins_html(self) -> tables.Html:
+        """The pinned points, and what B gains over A on the same resamples."""
+        lines = []
+        for letter, (system, choice) in sorted(self.pinned.items()):
+            eta = f", η {choice.eta:.2f}" if system == "ensemble" else ""
+            words = f"{letter}: {system}, ω {choice.omega:.2f}{eta}, k {choice.k}, k_scale {choice.prior}"
+            lines.append((words, *map(_cell, self.tuner.parts.point(system, choice)[-1])))
+        if len(self.pinned) == 2:
+            gained = self.tuner.gained(self.pinned["B"], self.pinned["A"])
+            lines.append(("B − A", *(_cell(*row) for row in gained)))
+        return tables.styled(pd.DataFrame(lines, columns=["pinned, all machines", *NAMES]))
 
     def rules_html(self, tuner: Tuner) -> tables.Html:
         """What each rule chooses, what it reaches there, and on what grounds."""
@@ -230,14 +349,9 @@ class TunerView:
         for name, rule in tuner.rules.items():
             cells = ["—"] * 6
             if choice := rule.choice:
-                reached = [_cell(*row) for row in tuner.reached(choice)]
-                cells = [
-                    f"{choice.omega:g}",
-                    f"{choice.eta:g}" if system == "ensemble" else "—",
-                    str(choice.k),
-                    choice.prior,
-                    *reached,
-                ]
+                eta = f"{choice.eta:g}" if system == "ensemble" else "—"
+                cells = [f"{choice.omega:g}", eta, str(choice.k), choice.prior]
+                cells += [_cell(*row) for row in tuner.reached(choice)]
                 cells[5] = cells[5] if choice != tuner.parts.default else "—"
             lines.append((f"{LETTERS[name]}: {sweeps.named(name)}", *cells, rule.why))
         names = [
@@ -252,23 +366,55 @@ class TunerView:
         ]
         return tables.styled(pd.DataFrame(lines, columns=names))
 
+    @matplotlib.rc_context(plots.STYLE)
+    def curves_figure(self) -> plots.Plot:
+        """Small multiples: a row for each machine and for all, a column for each metric, curves with their
+        bands.
+        """
+        tuner, alt = (
+            self.tuner,
+            f"{', '.join(NAMES)} over ω of {', '.join(self.rows)}; numbers are in the table",
+        )
+        omegas, curves, (band_omegas, bands) = tuner.sweep.omegas, tuner.curves(), tuner.bands()
+        figure, axes = plots.panels(len(self.rows), 4, 0.6 + 1.1 * len(self.rows), alt, share="both")
+        for (i, j), axis in np.ndenumerate(axes):
+            axis.axhline(0.5, **plots.CHANCE)
+            if not np.isfinite(curves[:, i, j]).all():
+                plots.note(axis, 0.5, 0.5, "not available", axis.transAxes, ha="center")
+                continue
+            axis.fill_between(band_omegas, *bands[:, :, i, j].T, color=plots.pale(LOOKS[j]), lw=0)
+            axis.plot(omegas, curves[:, i, j], color=LOOKS[j])
+            axis.plot(tuner.omega, tuner.table()[i, j], color=LOOKS[j], marker="osD^"[j], mec=plots.BLACK)
+            if self.rows[i] in self.paper:
+                axis.axhline(
+                    self.paper[self.rows[i]][j], color=plots.BLACK, lw=1, ls=(0, (7, 3)), label="paper"
+                )
+        for j, name in enumerate(NAMES):
+            axes[0, j].set_title(name)
+            axes[-1, j].set_xlabel("ω")
+        for i, name in enumerate(self.rows):
+            axes[i, 0].set_ylabel(name)
+        return figure
+
     # ---------------------------------------------------------------- static faces
 
     def live_html(self) -> str:
-        """Curves with the point marked, and the table, without controls: for reports."""
+        """The panel and all curves with the point marked, and the tables, without controls: for reports."""
         table = self.tuner.table()
-        body = self._curves() + self.multiples.live(self.tuner.omega, table)
+        drawing = svg(*self.panel.size, self._curve() + self._mark(table), self._told())
         words = f"<p><strong>{tables.escape(self.sentence(table))}</strong></p>"
         return (
-            picture(svg(*self.multiples.size, body, self._told()), self._told())
+            picture(drawing, self._told())
             + words
             + self.table_html(table)
+            + self.counts_html()
+            + self.curves_figure()._repr_html_()
         )
 
     def chosen_html(self) -> str:
         """Map and rules, for reports."""
-        body = self._map() + self.points.live(self.tuner.prior, self.tuner.k, self.tuner.omega)
-        return picture(svg(*self.points.size, body, MAPPED), MAPPED, exact=True) + self.rules_html(self.tuner)
+        body = self._map() + self.map.live(self.tuner.choice, {})
+        return picture(svg(*self.map.size, body, MAPPED), MAPPED) + self.rules_html(self.tuner)
 
 
 def paper_machines(machines: tuple[str, ...], synthetic: bool) -> str:
@@ -281,187 +427,173 @@ def paper_machines(machines: tuple[str, ...], synthetic: bool) -> str:
     return f"Dashed: OEVAES in the paper's Table 1, for {', '.join(shared)}."
 
 
+def _paper_row(machine: str) -> np.ndarray:
+    """The paper's own system on a machine, fractions: AUC source, AUC target, pAUC, harmonic mean."""
+    rows = metrics.paper_table1()
+    own = rows[
+        (rows["system"] == f"paper_{metrics.PAPER_SYSTEMS[-1]}") & (rows["machine"] == machine)
+    ].set_index("metric")["value"]
+    return own[list(COLUMNS)].to_numpy()
+
+
 def _classed(widget, name: str):
     widget.add_class(name)
     return widget
 
 
-def _layers(static: ipywidgets.HTML, live: ipywidgets.HTML) -> ipywidgets.GridBox:
-    """Two drawings of one size in one place, the live one on top."""
-    for layer in (static, live):
-        layer.layout.grid_area = "1 / 1 / 2 / 2"
-    return ipywidgets.GridBox([static, live], layout={"overflow": "visible", "flex": "0 0 auto"})
+def _button(label: str, name: str, act, disabled: bool = False) -> ipywidgets.Button:
+    made = ipywidgets.Button(description=label, disabled=disabled, layout={"width": "auto"})
+    made.on_click(act)
+    return _classed(made, name)
 
 
 def _cell(value: float, low: float = np.nan, high: float = np.nan) -> str:
     return tables.signed(tables.number(value, low, high))
 
 
-LOOKS = {"auc_source": plots.BLUE, "auc_target": plots.ORANGE, "pauc": plots.GREEN, "hmean": plots.VERMILION}
-MARKS = {  # of 9 px around the origin
-    "auc_source": "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0",
-    "auc_target": "M-4-4h8v8h-8z",
-    "pauc": "M0-5l5 9h-10z",
-    "hmean": "M0-5.5l5.5 5.5l-5.5 5.5l-5.5-5.5z",
-}
-LEFT, TOP, WIDE, HIGH, GAP, FOOT = 96, 22, 138, 62, 10, 34
-CELL_WIDE, CELL_HIGH, MAP_LEFT, MAP_TOP = 9, 17, 170, 24
-NUMBERS = 34  # px beside the longest name of a machine, for the numbers of the axis
-BOLD = FontProperties(family="DejaVu Sans", weight="bold")  # wider than what browsers show
-FONT = 'font-family="system-ui,Helvetica,Arial,sans-serif" font-size="11"'
+# ---------------------------------------------------------------- drawings
+
+LOOKS = (plots.BLUE, plots.ORANGE, plots.GREEN, plots.VERMILION)
+LEFT, TOP, WIDE, HIGH = 56, 26, 600, 250  # of the panel, px
+CELL_WIDE, CELL_HIGH, MAP_LEFT, MAP_TOP = 14, 20, 180, 24
+FONT = 'font-family="system-ui,Helvetica,Arial,sans-serif" font-size="12"'
+HALO = 'font-weight="700" paint-order="stroke" stroke="var(--jp-layout-color0, Canvas)" stroke-width="3"'
+MAPPED = "map of Ω over ω, k and k_scale with the choices of the rules; they are in the table below"
 
 
 def svg(width: float, height: float, body: str, label: str = "") -> str:
     """A drawing; without a label it is a layer that adds nothing for a screen reader."""
     role = f'role="img" aria-label="{html.escape(label)}"' if label else 'aria-hidden="true"'
-    frame = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" viewBox="0 0'
-        f' {width:.0f} {height:.0f}"'
+    frame = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}"'
+    look = (
+        'style="display:block;color-scheme:light dark"'  # as an <img> of a page; inline the ink is inherited
     )
-    return f'{frame} {role} {FONT} style="display:block;color:#1b1f24">{body}</svg>'
+    return f'{frame} viewBox="0 0 {width:.0f} {height:.0f}" {role} {FONT} {look}>{body}</svg>'
 
 
 def text(x: float, y: float, words: str, anchor: str = "start", more: str = "") -> str:
     """Words at (x, y), px, as SVG.  anchor : start, middle or end.  more : further attributes, not escaped"""
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="#1b1f24"'
-        f" {more}>{html.escape(words)}</text>"
-    )
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text {place} fill="currentColor" {more}>{html.escape(words)}</text>'
 
 
-def picture(drawing: str, alt: str, exact: bool = False) -> tables.Html:
-    """A drawing as one <img>, as reports show figures.  exact : whether its colors are values, which a dark
-    theme must not turn
-    """
-    kind = "plot exact" if exact else "plot"
+def picture(drawing: str, alt: str) -> tables.Html:
+    """A drawing as one <img>, as reports show figures."""
     data = base64.b64encode(drawing.encode()).decode()
     return tables.Html(
-        f'<div class="{kind}" tabindex="0"><img alt="{html.escape(alt)}"'
+        f'<div class="plot" tabindex="0"><img alt="{html.escape(alt)}"'
         f' src="data:image/svg+xml;base64,{data}"></div>'
     )
 
 
-class Multiples:
-    """Small multiples: a row for each machine and for all, a column for each metric, one curve with its band
-    in each panel.
+def _path(points, more: str) -> str:
+    return f'<path d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}" {more}/>'
 
-    machines : names.  paper : whether rows of the paper's Table 1 belong beside them (recorded machines of
-        its names)
+
+class Panel:
+    """One metric over ω. The band is the interval of the *difference* to the default, drawn around the
+    default's value: where it leaves the line of the default, ω makes a difference.
     """
 
-    def __init__(self, machines: tuple[str, ...], paper: bool):
-        self.rows = (*machines, "all")
-        self.left = max(
-            LEFT,
-            max(TextPath((0, 0), machine, size=11, prop=BOLD).get_extents().width for machine in machines)
-            + NUMBERS,
-        )
-        self.size = self.left + len(COLUMNS) * (WIDE + GAP), TOP + len(self.rows) * (HIGH + GAP) + FOOT
-        self.paper = {m: _paper_row(m) for m in machines if paper and m in metrics.PAPER_TABLE1}
-        self.low = 0.3
+    size = LEFT + WIDE + 70, TOP + HIGH + 58
 
-    def _place(self, row: int, column: int, omega, value) -> tuple:
-        x = self.left + column * (WIDE + GAP) + np.asarray(omega) * WIDE
-        y = TOP + row * (HIGH + GAP) + HIGH * (1 - (np.asarray(value) - self.low) / (1 - self.low))
-        return x, y
+    def __init__(self):
+        self.low, self.high = 0.0, 1.0
 
-    def static(
-        self, omegas: np.ndarray, curves: np.ndarray, band_omegas: np.ndarray, bands: np.ndarray
+    def _place(self, omega, value) -> tuple:
+        share = (np.asarray(value) - self.low) / (self.high - self.low)
+        return LEFT + np.asarray(omega) * WIDE, TOP + HIGH * (1 - share)
+
+    def omega_at(self, x: float) -> float:
+        """ω at a place of the drawing, to 0.01."""
+        return round(min(max((x - LEFT) / WIDE, 0.0), 1.0), 2)
+
+    def still(
+        self,
+        omegas: np.ndarray,
+        curve: np.ndarray,
+        band_omegas: np.ndarray,
+        gains: np.ndarray,
+        usual: float,
+        name: str,
+        paper: float,
     ) -> str:
-        """Curves (W, rows, 4) and bands (V, 2, rows, 4); fixes the range of the axes for `live`."""
-        seen = [
-            np.nanmin(values) for values in (curves, bands, *self.paper.values()) if np.isfinite(values).any()
-        ]
-        self.low = max(0.0, np.floor(10 * min([0.45, *seen])) / 10)
-        return "".join(
-            self._panel(i, j, omegas, curves[:, i, j], band_omegas, bands[:, :, i, j])
-            for i in range(len(self.rows))
-            for j in range(4)
-        )
-
-    def _panel(self, i: int, j: int, omegas, curve, band_omegas, band) -> str:
-        (x0, x1), (y1, y0) = self._place(i, j, np.array([0, 1]), np.array([self.low, 1.0]))
-        out, name = (
-            [
-                f'<rect x="{x0:.1f}" y="{y0:.1f}" width="{WIDE}" height="{HIGH}" fill="#FFFFFF"'
-                ' stroke="#C8CDD2"/>'
-            ],
-            COLUMNS[j],
-        )
-        middle = self._place(i, j, 0, 0.5)[1]
-        out.append(f'<path d="M{x0:.1f} {middle:.1f}H{x1:.1f}" stroke="#6E6E6E" stroke-dasharray="2 2"/>')
-        if i == 0:
-            words = "harmonic mean, Ω" if name == "hmean" else tables.METRIC_NAMES[name]
-            out.append(text((x0 + x1) / 2, TOP - 8, words, "middle", 'font-weight="600"'))
-        if j == 0:
-            out.append(text(4, (y0 + y1) / 2 + 4, self.rows[i], more='font-weight="600"'))
-            for value, down in ((self.low, 1), (0.5, 4), (1.0, 9)):
-                if value != self.low or self.low < 0.35:  # no room for it beside 0.5
-                    out.append(
-                        text(x0 - 4, float(self._place(i, 0, 0, value)[1]) + down, f"{value:g}", "end")
-                    )
-        if i == len(self.rows) - 1:
-            out += [
-                text(x, y1 + 14, words, anchor)
-                for x, words, anchor in ((x0, "0", "start"), ((x0 + x1) / 2, "ω", "middle"), (x1, "1", "end"))
-            ]
-        if not np.isfinite(curve).all():
-            return "".join(
-                [
-                    *out,
-                    text((x0 + x1) / 2, (y0 + y1) / 2 + 4, "not available", "middle", 'font-style="italic"'),
-                ]
-            )
-        edge = [self._place(i, j, band_omegas, band[:, side]) for side in (0, 1)]
-        around = [*zip(*edge[0]), *list(zip(*edge[1]))[::-1]]
-        out.append(f'<path d="{_line(around)}Z" fill="{LOOKS[name]}" fill-opacity="0.2"/>')
+        """Axes, curve (W,) and band (V, 2) around the default's value `usual`; fixes the range for `live`."""
+        out = [text(LEFT, 16, name, more='font-weight="600"')]
         out.append(
-            f'<path d="{_line(zip(*self._place(i, j, omegas, curve)))}" fill="none" stroke="{LOOKS[name]}"'
-            ' stroke-width="2"/>'
+            f'<rect x="{LEFT}" y="{TOP}" width="{WIDE}" height="{HIGH}" fill="none" stroke="currentColor"'
+            ' stroke-opacity="0.4"/>'
         )
-        if self.rows[i] in self.paper:
-            y = float(self._place(i, j, 0, self.paper[self.rows[i]][j])[1])
-            out.append(f'<path d="M{x0:.1f} {y:.1f}H{x1:.1f}" stroke="#000000" stroke-dasharray="7 3"/>')
-            out.append(text(x1 - 2, y - 3, "paper", "end", 'font-size="9"'))
+        for value in np.linspace(0, 1, 11):
+            out.append(text(LEFT + value * WIDE, TOP + HIGH + 16, f"{value:g}", "middle"))
+        out.append(text(LEFT + WIDE / 2, TOP + HIGH + 34, "ω, share of α", "middle"))
+        if not (np.isfinite(curve).all() and np.isfinite(usual)):
+            return "".join([*out, text(LEFT + WIDE / 2, TOP + HIGH / 2, "not available", "middle")])
+        band = usual + gains
+        ends = np.array(
+            [curve.min(), curve.max(), band.min(), band.max(), *[paper] * bool(np.isfinite(paper))]
+        )
+        room = max(0.06 * np.ptp(ends), 0.005)
+        self.low, self.high = max(0.0, ends.min() - room), min(1.0, ends.max() + room)
+        step = next(s for s in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2) if (self.high - self.low) / s <= 9)
+        for value in np.arange(np.ceil(self.low / step), np.floor(self.high / step) + 1) * step:
+            y = float(self._place(0, value)[1])
+            out.append(_path([(LEFT, y), (LEFT + WIDE, y)], 'stroke="currentColor" stroke-opacity="0.13"'))
+            out.append(text(LEFT - 6, y + 4, f"{value:.3g}", "end"))
+        (_, y), around = self._place(0, usual), [self._place(band_omegas, band[:, side]) for side in (0, 1)]
+        edge = [*zip(*around[0]), *list(zip(*around[1]))[::-1]]
+        out.append(_path(edge, f'fill="{plots.SKY}" fill-opacity="0.35"'))
+        out.append(_path([(LEFT, y), (LEFT + WIDE, y)], 'stroke="currentColor" stroke-dasharray="5 3"'))
+        out.append(text(LEFT + WIDE + 4, y + 4, "default"))
+        out.append(
+            _path(
+                zip(*self._place(omegas, curve)), f'fill="none" stroke="{plots.VERMILION}" stroke-width="2.5"'
+            )
+        )
+        if np.isfinite(paper):
+            y = float(self._place(0, paper)[1])
+            out.append(_path([(LEFT, y), (LEFT + WIDE, y)], 'stroke="currentColor" stroke-dasharray="1 3"'))
+            out.append(text(LEFT + WIDE + 4, y + 4, "paper"))
+        legend = "line: the metric; band: interval of its difference to the default, on the same resamples"
+        return "".join([*out, text(LEFT, TOP + HIGH + 52, legend)])
+
+    def live(self, omega: float, value: float, pins: dict[str, tuple[float, float]]) -> str:
+        """A line at ω and a mark at its value; the letters of pinned points."""
+        x = LEFT + omega * WIDE
+        out = [_path([(x, TOP), (x, TOP + HIGH)], 'stroke="currentColor" stroke-opacity="0.5"')]
+        for letter, (at, height) in pins.items():
+            if np.isfinite(height):
+                px, py = self._place(at, np.clip(height, self.low, self.high))
+                out.append(text(float(px), float(py) + 4, letter, "middle", HALO))
+        if np.isfinite(value):
+            x, y = self._place(omega, np.clip(value, self.low, self.high))
+            place = f'cx="{x:.1f}" cy="{y:.1f}" r="6"'
+            out.append(f'<circle {place} fill="{plots.VERMILION}" stroke="currentColor" stroke-width="1.5"/>')
         return "".join(out)
 
-    def live(self, omega: float, table: np.ndarray) -> str:
-        """Marks of one point: a line at ω, and each metric's mark at its value. table : (rows, 4)"""
-        out = []
-        for j, name in enumerate(COLUMNS):
-            x, top = self._place(0, j, omega, 1.0)
-            bottom = TOP + (len(self.rows) - 1) * (HIGH + GAP) + HIGH
-            out.append(f'<path d="M{x:.1f} {top:.1f}V{bottom}" stroke="#1b1f24" stroke-opacity="0.35"/>')
-            values = self._place(np.arange(len(self.rows)), j, omega, table[:, j])[1]
-            out += [
-                f'<path transform="translate({x:.1f} {y:.1f})" d="{MARKS[name]}" fill="{LOOKS[name]}"'
-                ' stroke="#000000"/>'
-                for y in values[np.isfinite(values)]
-            ]
-        return "".join(out)
 
-
-class Map:
+class PointMap:
     """Ω over ω (columns) and every prior and k (rows), with the letters of the rules that choose a point."""
 
     def __init__(self, priors: list[str], ks: list[int], omegas: np.ndarray):
         self.rows, self.omegas = [(prior, k) for prior in priors for k in ks], omegas
-        self.size = MAP_LEFT + len(omegas) * CELL_WIDE + 90, MAP_TOP + len(self.rows) * CELL_HIGH + 36
+        self.right = MAP_LEFT + len(omegas) * CELL_WIDE
+        self.size = self.right + 30, MAP_TOP + len(self.rows) * CELL_HIGH + 56
 
-    def _place(self, prior: str, k: int, omega: float) -> tuple[float, float]:
+    def place(self, choice: Choice) -> tuple[float, float]:
         """The middle of a point's cell."""
-        column = omega * (len(self.omegas) - 1)
-        return (
-            MAP_LEFT + (column + 0.5) * CELL_WIDE,
-            MAP_TOP + (self.rows.index((prior, k)) + 0.5) * CELL_HIGH,
-        )
+        column, row = choice.omega * (len(self.omegas) - 1), self.rows.index((choice.prior, choice.k))
+        return MAP_LEFT + (column + 0.5) * CELL_WIDE, MAP_TOP + (row + 0.5) * CELL_HIGH
 
-    def static(self, values: np.ndarray, name: str, letters: dict[str, tuple[str, int, float, str]]) -> str:
-        """The map as a picture for pages without controls.
+    def point_at(self, x: float, y: float) -> tuple[str, int, float] | None:
+        """Prior, k and ω of the cell at a place of the drawing; None outside."""
+        column, row = int((x - MAP_LEFT) // CELL_WIDE), int((y - MAP_TOP) // CELL_HIGH)
+        if not (0 <= column < len(self.omegas) and 0 <= row < len(self.rows)):
+            return None
+        return *self.rows[row], float(self.omegas[column])
 
-        values : (P, K, W).  name : of what they are.  letters : letter -> prior, k, ω, and what is to be
-        said after it
-        """
+    def still(self, values: np.ndarray, name: str, letters: dict[str, Choice]) -> str:
+        """Cells and letters.  values : (P, K, W).  name : of what they are."""
         flat = values.reshape(len(self.rows), -1)
         low, high = (np.nanmin(flat), np.nanmax(flat)) if np.isfinite(flat).any() else (0.0, 1.0)
         colors = matplotlib.colormaps["cividis"]((flat - low) / max(high - low, 1e-9))
@@ -475,92 +607,45 @@ class Map:
         ]
         for i, (prior, k) in enumerate(self.rows):
             y = MAP_TOP + i * CELL_HIGH
-            first = i == 0 or self.rows[i - 1][0] != prior
-            out += [text(4, y + 13, f"k_scale {prior}")] if first else []
-            out.append(text(MAP_LEFT - 6, y + 13, f"k {k}", "end"))
-            cells = (
+            if i == 0 or self.rows[i - 1][0] != prior:
+                out.append(text(4, y + 14, f"k_scale {prior}"))
+                out.append(_path([(4, y), (self.right, y)], 'stroke="currentColor" stroke-width="1.5"'))
+            out.append(text(MAP_LEFT - 6, y + 14, f"k {k}", "end"))
+            out += (
                 f'<rect x="{MAP_LEFT + j * CELL_WIDE}" y="{y}" width="{CELL_WIDE}" height="{CELL_HIGH}"'
                 f' fill="{matplotlib.colors.to_hex(c)}"/>'
                 for j, c in enumerate(colors[i])
                 if np.isfinite(flat[i, j])
             )
-            out += cells
-            out += (
-                [
-                    f'<path d="M4 {y}H{MAP_LEFT + len(self.omegas) * CELL_WIDE}" stroke="#FFFFFF"'
-                    ' stroke-width="2"/>'
-                ]
-                if first and i
-                else []
-            )
         bottom = MAP_TOP + len(self.rows) * CELL_HIGH
         for value in (0, 0.25, 0.5, 0.75, 1):
-            out.append(
-                text(
-                    MAP_LEFT + (value * (len(self.omegas) - 1) + 0.5) * CELL_WIDE,
-                    bottom + 14,
-                    f"{value:g}",
-                    "middle",
-                )
-            )
-        out.append(text(MAP_LEFT + len(self.omegas) * CELL_WIDE / 2, bottom + 29, "ω", "middle"))
+            x = MAP_LEFT + (value * (len(self.omegas) - 1) + 0.5) * CELL_WIDE
+            out.append(text(x, bottom + 15, f"{value:g}", "middle"))
+        out.append(text((MAP_LEFT + self.right) / 2, bottom + 31, "ω", "middle"))
         places: dict[tuple, str] = {}
-        for letter, point in letters.items():
-            places[point] = f"{places.get(point, '')}{letter}"
-        boxes: list[tuple[float, float, float]] = []
-        for (*point, after), letter in sorted(places.items(), key=lambda place: place[0][2]):
-            words = letter + after
-            x, y, half = self._box(*point, 4 * len(words) + 2, boxes)
-            boxes.append((x, y, half))
-            cell = self._place(*point)[0]
-            if abs(cell - x) > half:  # made room for another
-                out.append(f'<path d="M{cell:.1f} {y:.1f}H{x:.1f}" stroke="#000000"/>')
-            out.append(
-                f'<rect x="{x - half:.1f}" y="{y - 7:.1f}" width="{2 * half:.0f}" height="14" rx="3"'
-                ' fill="#FFFFFF" stroke="#000000"/>'
-            )
-            out.append(text(x, y + 4, words, "middle", 'font-weight="700"'))
+        for letter, choice in letters.items():
+            place = self.place(choice)
+            places[place] = places.get(place, "") + letter
+        out += [text(x, y + 4, letter, "middle", HALO) for (x, y), letter in places.items()]
+        if any("*" in letter for letter in letters):
+            out.append(text(MAP_LEFT, bottom + 48, "* chosen with another η; see the table"))
         return "".join(out)
 
-    def _box(
-        self, prior: str, k: int, omega: float, half: float, others: list[tuple[float, float, float]]
-    ) -> tuple[float, float, float]:
-        """Middle and half width of the box of a letter: over its cell, within the map, beside those that
-        stand in its row already.
-        """
-        (x, y), right = self._place(prior, k, omega), MAP_LEFT + len(self.omegas) * CELL_WIDE
-        x = min(max(x, MAP_LEFT + half), right - half)
-        there = [(other, wide) for other, row, wide in others if row == y]
-        if any(abs(x - other) < half + wide for other, wide in there):
-            x = max(other + wide for other, wide in there) + half + 2
-            x = x if x <= right - half else min(other - wide for other, wide in there) - half - 2
-        return x, y, half
-
-    def live(self, prior: str, k: int, omega: float) -> str:
-        """A frame around the point."""
-        x, y = self._place(prior, k, omega)
-        frame = (  # letters fit in
-            f'x="{x - 17:.1f}" y="{y - CELL_HIGH / 2 - 1:.1f}" width="34" height="{CELL_HIGH + 2}" rx="4"'
-            ' fill="none"'
-        )
-        return (
-            f'<rect {frame} stroke="#000000" stroke-width="4"/><rect {frame} stroke="{plots.VERMILION}"'
-            ' stroke-width="2"/>'
-        )
+    def live(self, choice: Choice, pins: dict[str, Choice]) -> str:
+        """A frame around the point, and the letters of pinned points."""
+        x, y = self.place(choice)
+        frame = f'x="{x - 16:.1f}" y="{y - CELL_HIGH / 2 - 1:.1f}" width="32" height="{CELL_HIGH + 2}" rx="3"'
+        out = [
+            f'<rect {frame} fill="none" stroke="#fff" stroke-width="4"/>'
+            f'<rect {frame} fill="none" stroke="{plots.VERMILION}" stroke-width="2.5"/>'
+        ]
+        for letter, pin in pins.items():
+            x, y = self.place(pin)
+            out.append(text(x, y + 4, letter, "middle", HALO))
+        return "".join(out)
 
 
-def _paper_row(machine: str) -> np.ndarray:
-    """The paper's own system on a machine, fractions: AUC source, AUC target, pAUC, harmonic mean."""
-    rows = metrics.paper_table1()
-    own = rows[
-        (rows["system"] == f"paper_{metrics.PAPER_SYSTEMS[-1]}") & (rows["machine"] == machine)
-    ].set_index("metric")["value"]
-    return own[list(COLUMNS)].to_numpy()
-
-
-def _line(points) -> str:
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-
+# ---------------------------------------------------------------- the model
 
 BY_HAND = "hand, in sight of test labels: not a claim"
 BATCH = "a batch run"
@@ -584,6 +669,7 @@ class Tuner(traitlets.HasTraits):
         self.rules = sweeps.rules(parts, sweep, seed)
         self.worth, self._quality = sweeps.rule_validity(parts, sweep), sweeps.quality(parts, sweep)
         self._made: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
+        self._usual = sweeps.default_replicates(parts, parts.systems[-1], self._weights)
         super().__init__(system=parts.systems[-1], **parts.default._asdict())
 
     @traitlets.validate("system", "k", "prior")
@@ -635,7 +721,7 @@ class Tuner(traitlets.HasTraits):
             test = parts.over_seeds(parts.ensemble(oevae, self.eta)).test
             areas = self.sweep.areas[(self.slot(), *self._place)] if self._exact() else parts.areas(test)
             self._made = dict(list(self._made.items())[-20:]) | {
-                key: (areas, sweeps.band(parts, test[:: sweeps.EVERY], self._weights))
+                key: (areas, sweeps.band(parts, test[:: sweeps.EVERY], self._weights, self._usual))
             }
         return self._made[key]
 
@@ -645,18 +731,34 @@ class Tuner(traitlets.HasTraits):
             self.sweep.areas[(self.slot(), *self._place)] if self._exact() else self._live()[0]
         )
 
+    def _all_bands(self) -> np.ndarray:
+        """`tuning.band` at every fifth ω."""
+        ready = self.system == "oevae" or self.eta == self.parts.default.eta
+        return self.sweep.bands[(int(self.system == "ensemble"), *self._place)] if ready else self._live()[1]
+
     def bands(self) -> tuple[np.ndarray, np.ndarray]:
         """Bootstrap bands of the curves: ω (V,) and low and high (V, 2, machines + 1, 4)."""
-        ready = self.system == "oevae" or self.eta == self.parts.default.eta
-        found = self.sweep.bands[(int(self.system == "ensemble"), *self._place)] if ready else self._live()[1]
-        return self.sweep.omegas[:: sweeps.EVERY], found
+        return self.sweep.omegas[:: sweeps.EVERY], self._all_bands()[:, :2]
 
-    def interval(self) -> np.ndarray:
-        """Low and high at the point, (2, machines + 1, 4): the bands, interpolated in ω."""
-        omegas, found = self.bands()
+    def gains(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bands of the gain over the default, on the same resamples: as `bands`."""
+        return self.sweep.omegas[:: sweeps.EVERY], self._all_bands()[:, 2:]
+
+    def interval(self, gain: bool = False) -> np.ndarray:
+        """Low and high at the point, (2, machines + 1, 4): `bands` or `gains`, interpolated in ω."""
+        omegas, found = self.gains() if gain else self.bands()
         i = min(int(np.searchsorted(omegas, self.omega, side="right")), len(omegas) - 1)
         share = (self.omega - omegas[i - 1]) / (omegas[i] - omegas[i - 1])
         return (1 - share) * found[i - 1] + share * found[i]
+
+    def gained(self, one: tuple[str, Choice], other: tuple[str, Choice]) -> np.ndarray:
+        """What one (system, point) gains over another over all machines: each metric with low and high, (4,
+        3).
+        """
+        parts = self.parts
+        boots = [sweeps.replicates(parts, parts.final(*x).test, self._weights)[:, -1] for x in (one, other)]
+        values = parts.point(*one)[-1] - parts.point(*other)[-1]
+        return np.stack([values, *sweeps.interval(parts, boots[0] - boots[1])], axis=1)
 
     def map(self) -> tuple[np.ndarray, float | None]:
         """Ω over prior, k and ω, (P, K, W), and the η that it is of (the nearest in the sweep; None for OEVAE

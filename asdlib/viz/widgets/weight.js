@@ -1,12 +1,14 @@
 // A weight from 0 to 1: the browser's own slider and number box, labeled; the one that is not being used follows the other.
 export default { render({ model, el }) {
-  const label = model.get("label"), box = document.createElement("div"), words = document.createElement("span");
+  const label = model.get("label"), box = document.createElement("div"), words = document.createElement("span"), note = document.createElement("div");
   box.setAttribute("role", "group");
   box.setAttribute("aria-label", label);
-  box.style.cssText = "display:flex;gap:8px;align-items:center;font:13px system-ui,sans-serif;color:inherit";
+  box.style.cssText = "display:flex;flex-wrap:wrap;gap:8px;align-items:center;font:13px system-ui,sans-serif;color:inherit";
   words.textContent = label;
   words.setAttribute("aria-hidden", "true");
-  words.style.cssText = "width:150px";
+  words.style.cssText = "width:130px";
+  note.setAttribute("role", "alert");
+  note.style.cssText = "font:13px system-ui,sans-serif;min-height:0";
   const make = (type, name, width) => {
     const input = document.createElement("input");
     Object.assign(input, { type, min: 0, max: 1, step: model.get("step") });
@@ -16,23 +18,32 @@ export default { render({ model, el }) {
     return input;
   };
   const slider = make("range", label, 260), number = make("number", `${label}, as a number`, 70);
+  slider.style.maxWidth = "60vw";
+  const refuse = (text) => {
+    note.textContent = text;
+    number.style.outline = text ? "2px solid #d55e00" : "";
+    number.setAttribute("aria-invalid", String(Boolean(text)));
+  };
   const show = () => {
     const value = model.get("value");
     slider.value = value;
     if (document.activeElement !== number || Number(number.value) !== value) number.value = Math.round(value * 1e6) / 1e6;
   };
   const send = (input) => () => {
-    const value = input.valueAsNumber;
-    if (!(value >= 0 && value <= 1)) return;  // half typed, or out of range
+    const value = input.valueAsNumber, fits = value >= 0 && value <= 1;
+    refuse(fits || Number.isNaN(value) ? "" : `${value} is refused: ${label} lies between 0 and 1; it stays ${model.get("value")}`);
+    if (!fits) return;
     (input === slider ? number : slider).value = value;
     model.set("value", value);
     model.save_changes();
   };
+  const able = () => { slider.disabled = number.disabled = model.get("disabled"); };
   slider.addEventListener("input", send(slider));
   number.addEventListener("input", send(number));
   number.addEventListener("blur", show);
-  model.on("change:value", show);
-  show();
+  model.on("change:value", () => (refuse(""), show()));
+  model.on("change:disabled", able);
+  show(), able();
   box.append(words, slider, number);
-  el.append(box);
+  el.append(box, note);
 } };
