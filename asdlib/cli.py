@@ -23,14 +23,15 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import contextlib
 import json
 import logging
-import math
 import os
 import shlex
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from asdlib import errors
@@ -48,10 +49,9 @@ def _run(args: argparse.Namespace) -> None:
 
     from asdlib import io
     from asdlib.evaluation import comparison
-    from asdlib.studies import config, jobs, runner
+    from asdlib.studies import config, jobs, runner, sweeps
     from asdlib.studies import study as studies
     from asdlib.studies.report import claims_text, metrics_text
-    from asdlib.studies.sweeps import runs
     from asdlib.viz import claims
 
     study, overrides = _asked(args)
@@ -60,8 +60,8 @@ def _run(args: argparse.Namespace) -> None:
         studies.stage_of(name)
     run = studies.open_run(study, overrides, args.home)
     if args.dry_run:
-        opened = runs(study, overrides, args.home)
-        if all(one.found_store() for one, _ in opened.values()):
+        opened = sweeps.of(run)
+        if all(one.found_store() for one in opened.values()):
             print("\n".join([*_about(run), jobs.text(jobs.plan(opened, only))]))
         else:
             print("\n".join([f"study {run.cfg.name}, device {run.device.type}", jobs.outline(run, only)]))
@@ -85,8 +85,6 @@ def _run(args: argparse.Namespace) -> None:
             headline = json.loads((run.reports / "report.json").read_text(encoding="utf-8"))["headline"]
         ending += [headline, claims_text(told), metrics_text(found)]
         ending.append(f"report {run.reports / 'index.html'}")
-    if not only and (run.reports / "sweep.html").is_file():
-        ending.append(f"seeds and settings {run.reports / 'sweep.html'}")
     changed = run.cfg.name.partition(studies.CHANGED)
     if changed[1] and (run.home / "runs" / changed[0] / "scores.parquet").is_file():
         ending.append(f"beside the study as it was: asd compare {changed[0]} {run.cfg.name}")
@@ -111,8 +109,10 @@ def _asked(args: argparse.Namespace) -> tuple[str, list[str]]:
         own.append("data.machines=" + json.dumps([name.strip() for name in args.machines.split(",")]))
     if args.device:
         own.append(f"device={json.dumps(args.device)}")
+    own += [text for text in args.set if text.partition("=")[0].strip() == "device"]
+    given = [text for text in args.set if text not in own]
     study, own = studies.origin(study, own, args.home)
-    changes = list(args.set)
+    changes = list(given)
     if args.include:
         files = [
             *config.load(study, own, args.home).include,
@@ -123,7 +123,7 @@ def _asked(args: argparse.Namespace) -> tuple[str, list[str]]:
     if args.name:
         changes.append(f"name={json.dumps(args.name)}")
     elif now.name == before.name and digest(now) != digest(before):
-        changes.append(f"name={json.dumps(studies.change_name(before.name, [*args.set, *args.include]))}")
+        changes.append(f"name={json.dumps(studies.change_name(before.name, [*given, *args.include]))}")
     return study, [*own, *changes]
 
 
@@ -269,40 +269,16 @@ def _clean(args: argparse.Namespace) -> None:
         print("nothing was deleted; add --yes")
 
 
-def _add_housekeeping(commands) -> None:
-    """Add the commands on what lies below runs/."""
-    for name, action, text, rest in (
-        ("studies", _studies, "list the studies that were run, with age and size", "writes nothing"),
-        ("verify", _verify, "check everything that was computed against its digests", "writes nothing"),
-        (
-            "clean",
-            _clean,
-            "say which artifacts no study or variant refers to",
-            "writes nothing, and deletes them with --yes",
-        ),
-    ):
-        one = commands.add_parser(
-            name, help=text, description=f"Reads runs/ to {text}; {rest}.", epilog=f"example: asd {name}"
-        )
-        one.add_argument("--home", default="", metavar="DIR", help="folder of runs/ (default: see `asd run`)")
-        if name == "clean":
-            one.add_argument("--yes", action="store_true", help="delete them")
-        one.set_defaults(action=action)
-    show = commands.add_parser(
-        "open",
-        help="open the report of a study, or one of its notebooks",
-        description=(
-            "Reads a finished study; opens its report in the browser, or a notebook in JupyterLab; writes"
-            " nothing."
-        ),
-        epilog="example: asd open demo --notebook 05",
-    )
-    show.add_argument("study", help="name of a study that was run to its end")
-    show.add_argument(
-        "--notebook", default="", metavar="NN", help="a notebook by number instead of the report"
-    )
-    show.add_argument("--home", default="", metavar="DIR", help="folder of runs/ and reports/")
-    show.set_defaults(action=_open)
+HOME = (
+    "folder of runs/ and reports/ (default: the current folder or its nearest parent that holds"
+    " notebooks/studies, else the clone)"
+)
+
+
+def _option(flag: str, text: str, **keywords) -> tuple[str, dict]:
+    """An argument of a command, as `add_argument` takes it; an option that takes a text is "" by default."""
+    plain = flag.startswith("--") and not {"action", "default", "required"} & set(keywords)
+    return flag, ({"default": ""} if plain else {}) | {"help": text} | keywords
 
 
 def _count(text: str) -> int:
@@ -319,183 +295,300 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    init = commands.add_parser(
-        "init",
-        help="make a working folder of notebooks and studies",
-        description=(
-            "Reads the notebooks and studies of the installed package; writes them into DIR/notebooks. All"
-            " commands given in DIR use them, and make runs/ and reports/ there. Nothing is overwritten."
-        ),
-        epilog="example: asd init work && cd work && asd run demo",
-    )
-    init.add_argument("dir", metavar="DIR", help="folder to fill; made where it is missing")
-    init.set_defaults(action=_init)
+    def add(name: str, action: Callable, text: str, about: str, example: str, *options: tuple):
+        """A command: what it does, what it reads and writes, an example, and its arguments."""
+        one = commands.add_parser(name, help=text, description=about, epilog=f"example: {example}")
+        for flag, keywords in options:
+            one.add_argument(flag, **keywords)
+        one.set_defaults(action=action)
+        return one
 
-    run = commands.add_parser(
+    home = _option("--home", HOME, metavar="DIR")
+    study = "name in notebooks/studies, or path of a .toml file"
+    add(
+        "init",
+        _init,
+        "make a working folder of notebooks and studies",
+        "Reads the notebooks and studies of the installed package; writes them into DIR/notebooks. All"
+        " commands given in DIR use them, and make runs/ and reports/ there. Nothing is overwritten.",
+        "asd init work && cd work && asd run demo",
+        _option("dir", "folder to fill; made where it is missing", metavar="DIR"),
+    )
+    run = add(
         "run",
-        help="run a study and write its report",
-        description=(
-            "Run a study (a name in notebooks/studies, for example demo, or a .toml file): reads recordings,"
-            " writes runs/STUDY and reports/STUDY. What is up to date is not computed again. With --set or"
-            " --include, it is a study of its own name, and what is there stays."
+        _run,
+        "run a study and write its report",
+        "Run a study (a name in notebooks/studies, for example demo, or a .toml file): reads recordings,"
+        " writes runs/STUDY and reports/STUDY. What is up to date is not computed again. With --set or"
+        " --include, it is a study of its own name, and what is there stays.",
+        "asd run demo --set autoencoder.epochs=5",
+        _option("study", study),
+        _option(
+            "--data-root",
+            "folders of recordings (development, additional, evaluation)",
+            nargs="+",
+            action="extend",
+            metavar="DIR",
         ),
-        epilog="example: asd run demo --set autoencoder.epochs=5",
-    )
-    run.add_argument("study", help="name in notebooks/studies, or path of a .toml file")
-    run.add_argument(
-        "--data-root",
-        nargs="+",
-        action="extend",
-        metavar="DIR",
-        help="folders of recordings (development, additional, evaluation)",
-    )
-    run.add_argument("--machines", help="only these, separated by commas")
-    run.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="change a setting, for example autoencoder.epochs=5",
-    )
-    run.add_argument(
-        "--include",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE",
-        help="TOML files whose settings hold where the study says nothing, for example runs/demo/tuned.toml",
-    )
-    run.add_argument("--stages", help="only these notebooks, for example 01,03")
-    run.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute")
-    _home(run)
-    run.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the jobs: what is fresh, stale or missing, why, and about how long; write nothing",
-    )
-    run.add_argument(
-        "--name",
-        default="",
-        metavar="NEW",
-        help="save the study with these settings as notebooks/studies/NEW.toml, and run that",
+        _option("--machines", "only these, separated by commas"),
+        _option(
+            "--set",
+            "change a setting, for example autoencoder.epochs=5",
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+        ),
+        _option(
+            "--include",
+            "TOML files whose settings hold where the study says nothing, for example runs/demo/tuned.toml",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="FILE",
+        ),
+        _option("--stages", "only these notebooks, for example 01,03"),
+        _option("--device", "where to compute", choices=("auto", "cpu", "cuda")),
+        home,
+        _option(
+            "--dry-run",
+            "print the jobs: what is fresh, stale or missing, why, and about how long; write nothing",
+            action="store_true",
+        ),
+        _option(
+            "--name",
+            "save the study with these settings as notebooks/studies/NEW.toml, and run that",
+            metavar="NEW",
+        ),
     )
     where = run.add_mutually_exclusive_group()
-    where.add_argument(
-        "--workers",
-        type=_count,
-        default=0,
-        metavar="N",
-        help="this many jobs side by side on this machine (extra: cluster)",
-    )
-    where.add_argument(
-        "--scheduler",
-        default="",
-        metavar="ADDRESS",
-        help="do the jobs on this Dask cluster, for example tcp://host:8786",
-    )
-    run.set_defaults(action=_run)
-
-    index = commands.add_parser(
+    workers = "this many jobs side by side on this machine (extra: cluster)"
+    where.add_argument("--workers", type=_count, default=0, metavar="N", help=workers)
+    cluster = "do the jobs on this Dask cluster, for example tcp://host:8786"
+    where.add_argument("--scheduler", default="", metavar="ADDRESS", help=cluster)
+    json_too = _option("--json", "machine-readable", action="store_true")
+    add(
         "index",
-        help="say what recordings there are and what is wrong with them",
-        description=(
-            "Reads DCASE-style trees and prints counts, attributes, classes, durations and problems; writes"
-            " nothing."
-        ),
-        epilog="example: asd index data/dev_data data/eval_data --json",
+        _index,
+        "say what recordings there are and what is wrong with them",
+        "Reads DCASE-style trees and prints counts, attributes, classes, durations and problems; writes"
+        " nothing.",
+        "asd index data/dev_data data/eval_data --json",
+        _option("roots", "folder that holds <machine>/train and <machine>/test", nargs="+", metavar="ROOT"),
+        json_too,
     )
-    index.add_argument(
-        "roots", nargs="+", metavar="ROOT", help="folder that holds <machine>/train and <machine>/test"
-    )
-    index.add_argument("--json", action="store_true", help="machine-readable")
-    index.set_defaults(action=_index)
-
-    fetch = commands.add_parser(
+    add(
         "download",
-        help="fetch the challenge's recordings",
-        description=(
-            "Reads public records (dcase2020 to dcase2026), writes their recordings into DIR, verified and"
-            " unpacked. What is in place is not fetched again; an interrupted download goes on."
+        _download,
+        "fetch the challenge's recordings",
+        "Reads public records (dcase2020 to dcase2026), writes their recordings into DIR, verified and"
+        " unpacked. What is in place is not fetched again; an interrupted download goes on.",
+        "asd download dcase2024 --root data/dcase2024 --parts dev --machines fan,valve",
+        _option("dataset", "name of the challenge, for example dcase2024"),
+        _option("--root", "folder to fill", required=True, metavar="DIR"),
+        _option(
+            "--parts", "only these, separated by commas: dev, additional (training clips for eval), eval"
         ),
-        epilog="example: asd download dcase2024 --root data/dcase2024 --parts dev --machines fan,valve",
+        _option("--machines", "only these, separated by commas"),
+        _option("--mirror", "another server with Zenodo's interface (default: Zenodo)", metavar="URL"),
+        _option(
+            "--truth",
+            "the organizers' list of true evaluation names (eval_data_list_2024.csv)",
+            metavar="FILE",
+        ),
     )
-    fetch.add_argument("dataset", help="name of the challenge, for example dcase2024")
-    fetch.add_argument("--root", required=True, metavar="DIR", help="folder to fill")
-    fetch.add_argument(
-        "--parts",
-        default="",
-        help="only these, separated by commas: dev, additional (training clips for eval), eval",
-    )
-    fetch.add_argument("--machines", default="", help="only these, separated by commas")
-    fetch.add_argument(
-        "--mirror", default="", metavar="URL", help="another server with Zenodo's interface (default: Zenodo)"
-    )
-    fetch.add_argument(
-        "--truth",
-        default="",
-        metavar="FILE",
-        help="the organizers' list of true evaluation names (eval_data_list_2024.csv)",
-    )
-    fetch.set_defaults(action=_download)
-
-    synth = commands.add_parser(
+    add(
         "synth",
-        help="write recordings of modeled machines",
-        description=(
-            "Reads nothing; writes a DCASE 2024-style tree of physically modeled machines with faults to a"
-            " new folder."
+        _synth,
+        "write recordings of modeled machines",
+        "Reads nothing; writes a DCASE 2024-style tree of physically modeled machines with faults to a new"
+        " folder.",
+        "asd synth data/toy --machines fan gearbox --severity 0.5 1 2",
+        _option("out", "folder to make"),
+        _option(
+            "--machines",
+            "modeled machines, for example fan gearbox; NAME:KIND gives one another name",
+            nargs="+",
+            default=None,
         ),
-        epilog="example: asd synth data/toy --machines fan gearbox --severity 0.5 1 2",
+        _option("--train-source", "training clips, source domain", type=int, default=None),
+        _option("--train-target", "training clips, target domain", type=int, default=None),
+        _option("--test", "test clips per domain and label", type=int, default=None),
+        _option("--seconds", "length", type=float, default=None),
+        _option("--seed", "seed", type=int, default=None),
+        _option(
+            "--severity",
+            "fault severity, 0 inaudible to 3 blatant; several are spread over the anomalies",
+            type=float,
+            nargs="+",
+            default=None,
+        ),
     )
-    synth.add_argument("out", help="folder to make")
-    synth.add_argument(
-        "--machines",
-        nargs="+",
-        help="modeled machines, for example fan gearbox; NAME:KIND gives one another name",
-    )
-    for name, kind, text in (
-        ("train-source", int, "training clips, source domain"),
-        ("train-target", int, "training clips, target domain"),
-        ("test", int, "test clips per domain and label"),
-        ("seconds", float, "length"),
-        ("seed", int, "seed"),
-    ):
-        synth.add_argument(f"--{name}", type=kind, help=text)
-    synth.add_argument(
-        "--severity",
-        type=float,
-        nargs="+",
-        help="fault severity, 0 inaudible to 3 blatant; several are spread over the anomalies",
-    )
-    synth.set_defaults(action=_synth)
-
-    pair = commands.add_parser(
+    add(
         "compare",
-        help="say how two finished studies differ, in settings and in results",
-        description=(
-            "Reads two studies that `asd run` has finished and compares them: settings, metrics with"
-            " intervals, and a paired test where both scored the same clips. Prints text; writes nothing but"
-            " the page that --html asks for."
-        ),
-        epilog="example: asd compare paper best --html difference.html",
+        _compare,
+        "say how two finished studies differ, in settings and in results",
+        "Reads two studies that `asd run` has finished and compares them: settings, metrics with"
+        " intervals, and a paired test where both scored the same clips. Prints text; writes nothing but"
+        " the page that --html asks for.",
+        "asd compare paper best --html difference.html",
+        _option("study", "name of a study below runs/, or path of its run folder", nargs=2, metavar="STUDY"),
+        _option("--html", "write the comparison as a page too", metavar="FILE"),
+        home,
     )
-    pair.add_argument(
-        "study", nargs=2, metavar="STUDY", help="name of a study below runs/, or path of its run folder"
-    )
-    pair.add_argument("--html", default="", metavar="FILE", help="write the comparison as a page too")
-    _home(pair)
-    pair.set_defaults(action=_compare)
-
-    settings = commands.add_parser(
+    add(
         "settings",
-        help="list every setting with its default and meaning",
-        description="Reads the settings' own explanations and prints them; writes nothing.",
-        epilog="example: asd settings autoencoder",
+        _settings,
+        "list every setting with its default and meaning",
+        "Reads the settings' own explanations and prints them; writes nothing.",
+        "asd settings autoencoder",
+        _option("name", "only settings whose name starts so", nargs="?", default=""),
     )
-    settings.add_argument("name", nargs="?", default="", help="only settings whose name starts so")
-    settings.set_defaults(action=_settings)
-    _add_own_machine(commands)
-    _add_housekeeping(commands)
+    add(
+        "import",
+        _import,
+        "make a machine of recordings as you have them",
+        "Reads recordings (any format, rate, channels and length from 1 s) from folders (normal/,"
+        " test/normal, test/anomaly, loose files, the challenge's layout) or a csv (path, label, and where"
+        " known split, domain, section, attributes), which governs what it names; writes DIR/NAME in the"
+        " layout that studies read, by links or copies, and says what it found and left out. A machine"
+        " that an import made is added to; nothing is overwritten.",
+        "asd import rec/pump7 --root machines --machine pump7 && asd run own --data-root machines",
+        _option("folders", "folders, single recordings, or csv files", nargs="+", metavar="FOLDER"),
+        _option(
+            "--root", "folder that holds machines; made where it is missing", required=True, metavar="DIR"
+        ),
+        _option(
+            "--machine", "name of the machine, new or of an earlier import", required=True, metavar="NAME"
+        ),
+        _option(
+            "--accept-folders",
+            "these folder names say nothing: their recordings are read as if they lay one folder higher",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="NAME",
+        ),
+        _option(
+            "--clip-seconds",
+            "cut longer recordings into clips of this length",
+            type=float,
+            default=0.0,
+            metavar="S",
+        ),
+        _option(
+            "--rate", "bring other rates to this one (default: 16000)", type=int, default=16000, metavar="HZ"
+        ),
+        _option(
+            "--channel", "channel of recordings with several (default: 0)", type=int, default=0, metavar="N"
+        ),
+        _option("--dry-run", "show what would become what; decode and write nothing", action="store_true"),
+        _option("--copy", "copy what fits instead of linking to it", action="store_true"),
+        _option("--license", "license of the recordings, for the model card", metavar="TEXT"),
+    )
+    finished = (
+        _option("study", f"{study}; it must have been run to its end"),
+        _option("--system", "whose scores (default: the system that combines most, else the study's last)"),
+        _option(
+            "--seed",
+            "which training of a study with several seeds (default: the first)",
+            type=int,
+            default=None,
+            metavar="N",
+        ),
+        _option(
+            "--data-root",
+            "where the study's recordings are now, if they were moved",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="DIR",
+        ),
+        home,
+    )
+    add(
+        "score",
+        _score,
+        "score recordings with a finished study",
+        "Reads the trained weights in runs/STUDY and recordings; writes CSV to stdout:"
+        " file,score,threshold,decision,alpha,beta,classifier,remark (alpha to classifier: raw scores of"
+        " these parts, empty where the system has none; remark: what is odd about the recording, such as"
+        " silence), and with --explain a page per recording. Higher scores are more anomalous; above the"
+        " threshold (from training clips) the decision is anomaly. A bad file is told on stderr, the others"
+        " are scored, and the exit code is 1.",
+        "asd score demo --machine fan new/*.wav > scores.csv; find new -name '*.flac' | asd score demo"
+        " --machine fan -",
+        *finished,
+        _option(
+            "files",
+            "recordings, folders of them, or - for a list of paths on stdin",
+            nargs="+",
+            metavar="FILE",
+        ),
+        _option("--machine", "machine of the study that the recordings are of (default: its only one)"),
+        _option(
+            "--explain",
+            "write a page for each: what made the score, and the nearest training clips",
+            metavar="DIR",
+        ),
+    )
+    add(
+        "submit",
+        _submit,
+        "write the challenge's score and decision files",
+        "Reads scores of a finished study; writes anomaly_score_... and decision_result_... of every"
+        " machine to a new folder, as the official evaluator reads them, and refuses with a list what it"
+        " would skip, swallow or crash on.",
+        "asd submit paper submission/me_task2_1",
+        *finished,
+        _option("out", "folder to make", metavar="OUT"),
+    )
+    add(
+        "evaluate",
+        _evaluate,
+        "the official result of score and decision files",
+        "Reads a folder of challenge files (of any system) and the ground truth in the official"
+        " evaluator's layout; writes the official result to stdout, with intervals. Faulty files are"
+        " refused with a list.",
+        "asd evaluate submission/me_task2_1 --truth dcase2024_task2_evaluator",
+        _option("out", "folder of anomaly_score_... and decision_result_... files", metavar="OUT"),
+        _option(
+            "--truth",
+            "folder that holds ground_truth_data and ground_truth_domain",
+            required=True,
+            metavar="DIR",
+        ),
+        _option(
+            "--bootstrap",
+            "resamples behind every interval (default: 2000)",
+            type=int,
+            default=2000,
+            metavar="N",
+        ),
+        _option("--json", "machine-readable, fractions in full precision", action="store_true"),
+    )
+    for name, action, text, rest, more in (
+        ("studies", _studies, "list the studies that were run, with age and size", "writes nothing", ()),
+        ("verify", _verify, "check everything that was computed against its digests", "writes nothing", ()),
+        (
+            "clean",
+            _clean,
+            "say which artifacts no study or variant refers to",
+            "writes nothing, and deletes them with --yes",
+            (_option("--yes", "delete them", action="store_true"),),
+        ),
+    ):
+        add(name, action, text, f"Reads runs/ to {text}; {rest}.", f"asd {name}", home, *more)
+    add(
+        "open",
+        _open,
+        "open the report of a study, or one of its notebooks",
+        "Reads a finished study; opens its report in the browser, or a notebook in JupyterLab; writes"
+        " nothing.",
+        "asd open demo --notebook 05",
+        _option("study", "name of a study that was run to its end"),
+        _option("--notebook", "a notebook by number instead of the report", metavar="NN"),
+        home,
+    )
     return top
 
 
@@ -515,7 +608,7 @@ def command() -> int:
     codecs.register_error("asdlib.plain", _plain)
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.reconfigure(errors="asdlib.plain")
-    code = main()
+    code = main(early=True)
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:  # closed from the start
@@ -526,8 +619,11 @@ def command() -> int:
     return code
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of `asd`; returns the exit code."""
+def main(argv: list[str] | None = None, early: bool = False) -> int:
+    """Entry point of `asd`; returns the exit code.
+
+    early : whether the fork server of kernels starts before this process imports what it needs
+    """
     top, words = parser(), sys.argv[1:] if argv is None else argv
     known = next(action.choices for action in top._actions if action.dest == "command")
     if words and not words[0].startswith("-") and words[0] not in known:
@@ -550,6 +646,11 @@ def main(argv: list[str] | None = None) -> int:
             from asdlib.studies import home
 
             home.own_caches(args.home)
+        if early and args.command == "run" and not (args.dry_run or args.workers or args.scheduler):
+            from asdlib.studies import forks
+
+            with contextlib.suppress(OSError):
+                forks.warm()
         return args.action(args) or 0
     except errors.InputError as refusal:
         print(f"asd: {refusal}", file=sys.stderr)
@@ -684,199 +785,14 @@ def _evaluate(args: argparse.Namespace) -> None:
         print("\n".join([challenge.result_text(table, quality), *viz_tables.reasons(table)]))
         return
     rows = {"metrics": table.drop(columns=["component", "seed"]), "decisions": quality}
-    print(
-        json.dumps(
-            {
-                name: [
-                    {
-                        key: None if isinstance(value, float) and math.isnan(value) else value
-                        for key, value in row.items()
-                    }
-                    for row in part.to_dict("records")
-                ]
-                for name, part in rows.items()
-            },
-            indent=1,
-        )
-    )
+    plain = {
+        name: part.astype(object).where(part.notna(), None).to_dict("records") for name, part in rows.items()
+    }
+    print(json.dumps(plain, indent=1))
 
 
 def _name(text: str) -> str:
     return str(Path(text).resolve()) if text.endswith(".toml") else text
-
-
-def _add_own_machine(commands) -> None:
-    """Add these commands to the command line. commands : what `ArgumentParser.add_subparsers` returns."""
-    bring = commands.add_parser(
-        "import",
-        help="make a machine of recordings as you have them",
-        description=(
-            "Reads recordings (any format, rate, channels and length from 1 s) from folders (normal/,"
-            " test/normal, test/anomaly, loose files, the challenge's layout) or a csv (path, label, and"
-            " where known split, domain, section, attributes), which governs what it names; writes DIR/NAME"
-            " in the layout that studies read, by links or copies, and says what it found and left out."
-            " A machine that an import made is added to; nothing is overwritten."
-        ),
-        epilog=(
-            "example: asd import rec/pump7 --root machines --machine pump7 && asd run own --data-root"
-            " machines"
-        ),
-    )
-    bring.add_argument(
-        "folders", nargs="+", metavar="FOLDER", help="folders, single recordings, or csv files"
-    )
-    bring.add_argument(
-        "--root", required=True, metavar="DIR", help="folder that holds machines; made where it is missing"
-    )
-    bring.add_argument(
-        "--machine", required=True, metavar="NAME", help="name of the machine, new or of an earlier import"
-    )
-    bring.add_argument(
-        "--accept-folders",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME",
-        help="these folder names say nothing: their recordings are read as if they lay one folder higher",
-    )
-    bring.add_argument(
-        "--clip-seconds",
-        type=float,
-        default=0.0,
-        metavar="S",
-        help="cut longer recordings into clips of this length",
-    )
-    bring.add_argument(
-        "--rate", type=int, default=16000, metavar="HZ", help="bring other rates to this one (default: 16000)"
-    )
-    bring.add_argument(
-        "--channel", type=int, default=0, metavar="N", help="channel of recordings with several (default: 0)"
-    )
-    bring.add_argument(
-        "--dry-run", action="store_true", help="show what would become what; decode and write nothing"
-    )
-    bring.add_argument("--copy", action="store_true", help="copy what fits instead of linking to it")
-    bring.add_argument(
-        "--license", default="", metavar="TEXT", help="license of the recordings, for the model card"
-    )
-    bring.set_defaults(action=_import)
-
-    ask = commands.add_parser(
-        "score",
-        help="score recordings with a finished study",
-        description=(
-            "Reads the trained weights in runs/STUDY and recordings; writes CSV to stdout:"
-            " file,score,threshold,decision,alpha,beta,classifier,remark (alpha to classifier: raw scores of"
-            " these parts, empty where the system has none; remark: what is odd about the recording, such as"
-            " silence), and with --explain a page per recording. Higher scores are more anomalous; above the"
-            " threshold (from training clips) the decision is anomaly. A bad file is told on stderr, the"
-            " others are scored, and the exit code is 1."
-        ),
-        epilog=(
-            "example: asd score demo --machine fan new/*.wav > scores.csv; find new -name '*.flac' | asd"
-            " score demo --machine fan -"
-        ),
-    )
-    _common(ask)
-    ask.add_argument(
-        "files",
-        nargs="+",
-        metavar="FILE",
-        help="recordings, folders of them, or - for a list of paths on stdin",
-    )
-    ask.add_argument(
-        "--machine",
-        default="",
-        help="machine of the study that the recordings are of (default: its only one)",
-    )
-    ask.add_argument(
-        "--explain",
-        default="",
-        metavar="DIR",
-        help="write a page for each: what made the score, and the nearest training clips",
-    )
-    ask.set_defaults(action=_score)
-
-    hand_in = commands.add_parser(
-        "submit",
-        help="write the challenge's score and decision files",
-        description=(
-            "Reads scores of a finished study; writes anomaly_score_... and decision_result_... of every"
-            " machine to a new folder, as the official evaluator reads them, and refuses with a list what it"
-            " would skip, swallow or crash on."
-        ),
-        epilog="example: asd submit paper submission/me_task2_1",
-    )
-    _common(hand_in)
-    hand_in.add_argument("out", metavar="OUT", help="folder to make")
-    hand_in.set_defaults(action=_submit)
-
-    judge = commands.add_parser(
-        "evaluate",
-        help="the official result of score and decision files",
-        description=(
-            "Reads a folder of challenge files (of any system) and the ground truth in the official"
-            " evaluator's layout; writes the official result to stdout, with intervals. Faulty files are"
-            " refused with a list."
-        ),
-        epilog="example: asd evaluate submission/me_task2_1 --truth dcase2024_task2_evaluator",
-    )
-    judge.add_argument("out", metavar="OUT", help="folder of anomaly_score_... and decision_result_... files")
-    judge.add_argument(
-        "--truth",
-        required=True,
-        metavar="DIR",
-        help="folder that holds ground_truth_data and ground_truth_domain",
-    )
-    judge.add_argument(
-        "--bootstrap",
-        type=int,
-        default=2000,
-        metavar="N",
-        help="resamples behind every interval (default: 2000)",
-    )
-    judge.add_argument("--json", action="store_true", help="machine-readable, fractions in full precision")
-    judge.set_defaults(action=_evaluate)
-
-
-def _common(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the commands that read a finished study."""
-    parser.add_argument(
-        "study", help="name in notebooks/studies, or path of a .toml file; it must have been run to its end"
-    )
-    parser.add_argument(
-        "--system",
-        default="",
-        help="whose scores (default: the system that combines most, else the study's last)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        metavar="N",
-        help="which training of a study with several seeds (default: the first)",
-    )
-    parser.add_argument(
-        "--data-root",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="DIR",
-        help="where the study's recordings are now, if they were moved",
-    )
-    _home(parser)
-
-
-def _home(parser: argparse.ArgumentParser) -> None:
-    """The argument --home, of every command that reads or writes runs."""
-    parser.add_argument(
-        "--home",
-        default="",
-        metavar="DIR",
-        help=(
-            "folder of runs/ and reports/ (default: the current folder or its nearest parent that holds"
-            " notebooks/studies, else the clone)"
-        ),
-    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 
 from asdlib import cli, errors
-from asdlib.studies import artifacts, runner
+from asdlib.studies import artifacts, forks
 
 CODE = "import sys; from asdlib.cli import main; sys.exit(main())"
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -67,13 +67,13 @@ def asd_here(*words):
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr(papermill, "execute_notebook", cells)
-        patch.setattr(runner, "warm", lambda: None)
+        patch.setattr(forks, "warm", lambda: None)
         code = cli.main(list(map(str, words)))
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def forked(words, fault=None, limit=None, timeout=300):
-    """As `asd_here`, in a fork of the server that `notebook.warm` starts.
+    """As `asd_here`, in a fork of the server that `forks.warm` starts.
 
     fault : of `killing.arm`;  limit : size of the largest file that can be written, bytes
     """

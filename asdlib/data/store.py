@@ -163,6 +163,13 @@ def find_store(
     return _open(Path(folder), _source(table, problems, data), data.sample_rate)
 
 
+def stored(folder: str | Path, rate: int) -> Store | None:
+    """The store in a folder as it is, for who knows that it is of the right recordings; None where it is not
+    whole.
+    """
+    return _open(Path(folder), None, rate)
+
+
 def open_store(
     table: pd.DataFrame,
     problems: pd.DataFrame,
@@ -263,8 +270,7 @@ def _decoder(folder: Path, data: DataSettings) -> Callable[[str], Decoded]:
     rows: dict[str, int] = {}
     try:
         settings, files = json.loads((folder / FILES).read_text(encoding="utf-8"))
-        done = json.loads((folder / "DONE.json").read_text(encoding="utf-8"))
-        old = _open(folder, done["source"], data.sample_rate) if settings == _settings(data) else None
+        old = stored(folder, data.sample_rate) if settings == _settings(data) else None
         if old is not None:
             same = _stats(old.clips)
             plain = ~old.clips["path"].isin(old.problems["path"])
@@ -288,11 +294,13 @@ def _fingerprint(decoded: pd.DataFrame) -> str:
     return digest(decoded.drop(columns="path").to_csv(index=False))
 
 
-def _open(folder: Path, source: str, rate: int) -> Store | None:
-    """The store in the folder, or None if it is of other recordings, torn or not there."""
+def _open(folder: Path, source: str | None, rate: int) -> Store | None:
+    """The store in the folder, or None if it is of other recordings (source None: of any), torn or not
+    there.
+    """
     try:
         done = json.loads((folder / "DONE.json").read_text(encoding="utf-8"))
-        if done["source"] != source:
+        if source not in (None, done["source"]):
             return None
         if any(io.content(folder / name) != found for name, found in done["tables"].items()):
             return None

@@ -33,6 +33,7 @@ from asdlib.io import code_digest
 from asdlib.settings import flat
 from asdlib.studies.home import CLONE
 
+FOLDER = "ASDLIB_FOLDER"  # environment of a job's kernel: the folder that it writes
 DEVICE = "ASDLIB_DEVICE"  # environment: the device that a job was ordered for
 PRECISION = "ASDLIB_PRECISION"  # environment: what the precision `auto` is for a job
 LIBRARIES = (

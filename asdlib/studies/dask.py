@@ -26,7 +26,7 @@ import torch
 
 from asdlib import errors
 from asdlib.models import precision, training
-from asdlib.studies import notebook
+from asdlib.studies import forks, notebook
 from asdlib.studies.notebook import JobResult, JobSpec, KernelLostError
 
 RETRIES = 2  # of a job whose kernel or worker was lost
@@ -74,7 +74,7 @@ def local(workers: int, gpus: int = 0) -> Iterator[Client]:
         spec[number] = {"cls": Nanny, "options": options | {"silence_logs": logging.CRITICAL, **LOOPBACK}}
     scheduler = {"cls": Scheduler, "options": {"port": 0, **LOOPBACK}}
     with contextlib.ExitStack() as stack:
-        with notebook.apart(), dask.config.set(UNWATCHED):
+        with forks.apart(), dask.config.set(UNWATCHED):
             pool = stack.enter_context(SpecCluster(spec, scheduler, silence_logs=logging.CRITICAL))
         client = stack.enter_context(Client(pool))
         try:

@@ -31,13 +31,10 @@ MOST = 4  # reasons that are printed for a job
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One notebook to run. overrides : that open its run again; needs : keys of the jobs it waits for; why :
-    empty if it is fresh.
-    """
+    """One notebook to run. needs : keys of the jobs it waits for; why : empty if it is fresh."""
 
     key: str
     run: Run
-    overrides: tuple[str, ...]
     stage: Stage
     seed: int
     machine: str
@@ -57,18 +54,18 @@ class Job:
         return " ".join(filter(None, [self.stage.notebook, self.machine, seed, self.run.variant]))
 
 
-def plan(opened: dict[str, tuple[Run, list[str]]], only: Sequence[str] = ()) -> list[Job]:
+def plan(opened: dict[str, Run], only: Sequence[str] = ()) -> list[Job]:
     """The jobs of a study and of its variants in an order in which they can run one after another.
 
-    opened : of `sweeps.runs`;  only : stages by name or number, none: all
+    opened : of `sweeps.of`;  only : stages by name or number, none: all
     raises : errors.InputError for stages that the study has no use for
     """
     found: dict[Path, Job] = {}
     wanted = []
-    for variant, (run, overrides) in opened.items():
-        wanted += [(run, overrides, *job) for job in jobs(run, only) if not variant or job[0].detectors]
-    wanted.sort(key=lambda job: _level(job[2]))
-    for run, overrides, stage, seed, machine in wanted:
+    for variant, run in opened.items():
+        wanted += [(run, *job) for job in jobs(run, only) if not variant or job[0].detectors]
+    wanted.sort(key=lambda job: _level(job[1]))
+    for run, stage, seed, machine in wanted:
         folder = run.stage_folder(stage, seed, machine)
         if folder in found:  # shared with the study or another variant
             continue
@@ -85,7 +82,7 @@ def plan(opened: dict[str, tuple[Run, list[str]]], only: Sequence[str] = ()) -> 
                 [f"computed again: {', '.join(again[:MOST])}{' …' if len(again) > MOST else ''}"],
             )
         key = folder.relative_to(run.study_folder).as_posix()
-        found[folder] = Job(key, run, tuple(overrides), stage, seed, machine, needs, state, tuple(why))
+        found[folder] = Job(key, run, stage, seed, machine, needs, state, tuple(why))
     return list(found.values())
 
 
@@ -97,7 +94,7 @@ def _level(stage: Stage) -> int:
 
 def _needs(stage: Stage, seed: int, other: Job, run: Run) -> bool:
     """Whether a stage of a run waits for another job."""
-    if _level(other.stage) >= _level(stage) or (other.run.variant and not run.variant):
+    if _level(other.stage) >= _level(stage) or (other.run.variant and _level(stage) == 1):
         return False
     reads = bool({*stage.reads, *stage.shows} & set(other.stage.detectors))
     return _level(stage) == 2 or (reads and (not stage.per_seed or other.seed == seed))
@@ -165,10 +162,11 @@ def seconds(job: Job) -> float:
     for name, scored in run.scores_of(job.stage, job.seed, job.machine).items():
         key = digest(name, run.trained_by(name, job.seed, job.machine))
         trained = run.artifact("trained", name, job.seed, job.machine, key)
-        for folder in (trained, scored):
-            if not artifacts.is_whole(folder):
-                kind = folder.name.removesuffix(folder.name.rsplit("-", 1)[-1])
-                found += _median(folder.parent.glob(f"{kind}*/manifest.json"))
+        for kind, folder in {"trained": trained, "embeddings": trained, "scores": scored}.items():
+            every = run.artifact(kind, name, job.seed, job.machine, "*")
+            made = list(every.parent.glob(f"{every.name}/manifest.json"))
+            if (made or kind != "embeddings") and not artifacts.is_whole(folder):  # some keep no embeddings
+                found += _median(made)
     pages = (run.home / "runs").glob(f"*/**/{job.stage.notebook}/**/manifest.json")
     return found + _median(pages, min)
 
@@ -211,22 +209,13 @@ def text(planned: Sequence[Job]) -> str:
     width = max((len(job.label) for job in planned), default=0)
     for job in planned:
         needs = sorted({stages[key] for key in job.needs})
-        after = "" if not needs else "after all" if job.stage is STAGES[-1] else f"after {', '.join(needs)}"
-        why = "; ".join([*job.why[:MOST], *(["…"] if len(job.why) > MOST else [])])
-        lines.append(
-            "  ".join(
-                filter(
-                    None,
-                    [
-                        f"{job.state:7}",
-                        f"{job.label:{width}}",
-                        why,
-                        f"about {spent[job.key]:.0f} s" if spent.get(job.key, math.nan) > 0 else "",
-                        after and f"({after})",
-                    ],
-                )
-            ).rstrip()
+        after = (
+            "" if not needs else "(after all)" if job.stage is STAGES[-1] else f"(after {', '.join(needs)})"
         )
+        why = "; ".join([*job.why[:MOST], *(["…"] if len(job.why) > MOST else [])])
+        about = f"about {spent[job.key]:.0f} s" if spent.get(job.key, math.nan) > 0 else ""
+        parts = [f"{job.state:7}", f"{job.label:{width}}", why, about, after]
+        lines.append("  ".join(filter(None, parts)).rstrip())
     counts = {state: sum(job.state == state for job in planned) for state in ("fresh", "stale", "missing")}
     lines.append(f"{len(planned)} jobs: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
     known = [value for value in spent.values() if not math.isnan(value)]

@@ -18,7 +18,6 @@ asdlib.studies.runner and asdlib.studies.dask).
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import multiprocessing
@@ -29,9 +28,7 @@ import threading
 import time
 import typing
 import uuid
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 import papermill
@@ -40,76 +37,9 @@ from jupyter_client.provisioning import LocalProvisioner
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-import asdlib
 from asdlib import errors, io
 from asdlib.models import training
-from asdlib.studies import artifacts, home, report
-
-# One thread each: a fork copies no others, and spinning threads cost more than they bring. Arrow's own
-# allocator would start one.
-# The backend is what ipykernel sets before matplotlib is imported; here that comes first. The current folder
-# is no place for modules.
-ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
-    "JE_ARROW_MALLOC_CONF": "background_thread:false",
-    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-    "PYTHONSAFEPATH": "1",
-}
-# Of Python's own variables, those that say where modules are; the others (PYTHONWARNINGS, PYTHONSTARTUP, ...)
-# would change what a notebook does or shows.
-KEPT = {
-    "PYTHONPATH",
-    "PYTHONHOME",
-    "PYTHONUSERBASE",
-    "PYTHONNOUSERSITE",
-    "PYTHONPYCACHEPREFIX",
-    "PYTHONDONTWRITEBYTECODE",
-}
-
-
-def _without_own(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment without the user's choices for Python itself."""
-    return {
-        name: value for name, value in environment.items() if name in KEPT or not name.startswith("PYTHON")
-    }
-
-
-@contextlib.contextmanager
-def apart() -> Iterator[None]:
-    """What is started meanwhile, and what that starts again, finds ENVIRONMENT and none of the user's options
-    of Python, and does not hear Ctrl-C, which is the runner's alone.
-    """
-    before, mask = dict(os.environ), signal.pthread_sigmask(signal.SIG_BLOCK, set())
-    options = sys.warnoptions[:]  # -W and PYTHONWARNINGS, which multiprocessing hands on
-    sys.warnoptions.clear()
-    for name in before.keys() - _without_own(before).keys():
-        del os.environ[name]
-    # now: who starts it hears Ctrl-C again afterwards, and so would all that is started from there
-    resource_tracker.ensure_running()
-    signal.pthread_sigmask(
-        signal.SIG_BLOCK, {signal.SIGINT}
-    )  # one that comes meanwhile waits; threads and processes inherit the mask
-    os.environ.update(ENVIRONMENT)
-    try:
-        yield
-    finally:
-        for name in ENVIRONMENT.keys() - before.keys():
-            os.environ.pop(name, None)
-        os.environ.update(before)
-        sys.warnoptions[:] = options
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def warm() -> None:
-    """Start this process's fork server, which imports in the background.  raises : OSError"""
-    package = Path(asdlib.__file__).parent
-    modules = [
-        ".".join(path.relative_to(package.parent).with_suffix("").parts)
-        for path in sorted(package.rglob("[a-z]*.py"))
-        if path != package / "cli.py"  # it may be the main module, `python -m asdlib.cli`
-    ]
-    with apart():
-        forkserver.set_forkserver_preload(["ipykernel.kernelapp", "torchvision.models.resnet", *modules])
-        forkserver.ensure_running()
+from asdlib.studies import artifacts, forks, home, report
 
 
 class Kernel(multiprocessing.get_context("forkserver").Process):
@@ -163,12 +93,10 @@ class WarmProvisioner(LocalProvisioner):
 
     async def launch_kernel(self, cmd: list[str], **kwargs):
         """Fork, or start the command as usual."""
-        kwargs["env"] = _without_own(kwargs.get("env", os.environ)) | ENVIRONMENT | self.parent.job
-        words = cmd[
-            cmd.index("-f") :
-        ]  # before it stands the Python of a kernel spec, which may be another one
+        kwargs["env"] = forks.without_own(kwargs.get("env", os.environ)) | forks.ENVIRONMENT | self.parent.job
+        words = cmd[cmd.index("-f") :]  # before it stands the Python of a kernel spec, maybe another one
         try:
-            warm()
+            forks.warm()
             multiprocessing.current_process().daemon = False  # Dask's workers are, and might start no process
             self.process = Kernel(words, kwargs.get("cwd"), kwargs["env"])
             self.process.start()
@@ -276,6 +204,7 @@ def _execute(order: JobSpec) -> None:
     profile.mkdir(parents=True, exist_ok=True)
     job = {  # the kernel belongs to the runner that holds the study
         io.HOLDS: order.study,
+        artifacts.FOLDER: order.folder,
         artifacts.DEVICE: order.facts["device"],
         artifacts.PRECISION: order.facts["auto"],
         home.SERIES: str(Path(order.notebook).parent),

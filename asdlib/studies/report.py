@@ -140,7 +140,6 @@ def _links(folder: Path) -> str:
 
 
 OTHERS = {  # files of a study's report beside the pages of its notebooks
-    "sweep.html": "seeds and settings",
     "model_card.md": "model card",
     "summary.md": "summary",
     "report.json": "numbers",

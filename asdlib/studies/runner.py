@@ -31,41 +31,30 @@ from asdlib.data.store import training_clips
 from asdlib.detectors import SYSTEMS
 from asdlib.detectors.exposure import check_machines
 from asdlib.models import precision
-from asdlib.studies import artifacts, dask, report, sweeps
+from asdlib.studies import artifacts, dask, forks, report, sweeps
 from asdlib.studies import notebook as kernels
 from asdlib.studies.jobs import Job, job_state, plan
-from asdlib.studies.notebook import JobResult, JobSpec, KernelLostError, export, warm
+from asdlib.studies.notebook import JobResult, JobSpec, KernelLostError, export
 from asdlib.studies.study import OVERRIDES, Run, Stage
 from asdlib.viz import pages, tables
 
 log = functools.partial(print, flush=True)  # a log file shows each line when it is said
 
 
-@dataclasses.dataclass(frozen=True)
-class Parameters:
-    """What a notebook may be given; a notebook that runs once has no `machine`, one that trains nothing no
-    `seed`.
+def parameters(path: Path, *, study: str, overrides: list, home: str, seed: int, machine: str) -> dict:
+    """The parameters that a notebook declares of these. A notebook that runs once has no `machine`, one that
+    trains nothing no `seed`.
+
+    raises : errors.InputError for one that is not known here, which papermill only prints a line about
     """
-
-    study: str
-    overrides: list
-    home: str
-    seed: int
-    machine: str
-
-    def for_notebook(self, path: Path) -> dict:
-        """The parameters that a notebook declares, as plain JSON values; one that it does not know is an
-        error here, not a printed line.
-        """
-        declared = set(papermill.inspect_notebook(str(path)))
-        values = dataclasses.asdict(self)
-        unknown = declared - set(values)
-        if unknown or not {"study", "overrides", "home"} <= declared:
-            raise errors.InputError(
-                f"{path.name}: declares the parameters {', '.join(sorted(declared))}, expected some of"
-                f" {', '.join(values)}"
-            )
-        return json.loads(json.dumps({name: value for name, value in values.items() if name in declared}))
+    values = {"study": study, "overrides": overrides, "home": home, "seed": seed, "machine": machine}
+    declared = set(papermill.inspect_notebook(str(path)))
+    if declared - set(values) or not {"study", "overrides", "home"} <= declared:
+        raise errors.InputError(
+            f"{path.name}: declares the parameters {', '.join(sorted(declared))}, expected some of"
+            f" {', '.join(values)}"
+        )
+    return {name: value for name, value in values.items() if name in declared}
 
 
 class Progress:
@@ -74,12 +63,8 @@ class Progress:
     """
 
     def __init__(self, planned: Sequence[Job], say: Callable[[str], None]):
-        self.say, self.began, self.total, self.ended = (
-            say,
-            time.perf_counter(),
-            len(planned),
-            sum(job.state == "fresh" for job in planned),
-        )
+        self.say, self.began, self.total = say, time.perf_counter(), len(planned)
+        self.ended = sum(job.state == "fresh" for job in planned)
         self.due = self.total - self.ended
         self.rows = {job.key: [job.label, job.state, "", "; ".join(job.why)] for job in planned}
         self.files = {job.folder / kernels.PROGRESS: (job.label, job.key) for job in planned if job.why}
@@ -179,19 +164,17 @@ def run_study(
         run.reports.mkdir(parents=True, exist_ok=True)
         for folder in (run.study_folder, run.reports):
             artifacts.remove_temp(folder)
-        opened, client, gpu = sweeps.runs(study, overrides, str(run.home)), None, run.device.type == "cuda"
+        opened, client, gpu = sweeps.of(run), None, run.device.type == "cuda"
         if where.scheduler:
             client = stack.enter_context(dask.existing(where.scheduler))
-            gpu = _on_workers(client, [run, *(one for one, _ in opened.values())])
-        planned, swept = plan(opened, only), sweeps.axes(study, overrides, run.home)
-        if not only and not sweeps.has_page(opened, swept):
-            sweeps.remove_page(run)
+            gpu = _on_workers(client, list(opened.values()))
+        planned = plan(opened, only)
         todo = [job for job in planned if job.why]
         _can_be_finished(planned, todo)
         if todo:
             if not where.workers and client is None:
                 with contextlib.suppress(OSError):
-                    warm()  # its imports go on beside the following
+                    forks.warm()  # its imports go on beside the following
             _whole_store({job.run.data_folder: job.run for job in todo}.values(), say)
             progress, orders = Progress(planned, say), [_order(job, study) for job in todo]
             stack.enter_context(progress)
@@ -212,9 +195,7 @@ def run_study(
         for folder in {job.run.reports for job in planned}:
             pages.link_series(folder, run.home / "reports" / "index.html")
         if not only:
-            if sweeps.has_page(opened, swept) and not sweeps.page_is_fresh(opened, swept):
-                sweeps.write_page(opened, swept)
-            report.write_index(run.reports.parent)  # with the page or without it
+            report.write_index(run.reports.parent)
     return len(todo)
 
 
@@ -304,42 +285,33 @@ def _claim(folder: Path, study: str, overrides: Sequence[str]) -> None:
 def _order(job: Job, study: str) -> JobSpec:
     """A job as plain values."""
     run, stage, seed, machine = job.run, job.stage, job.seed, job.machine
-    notebook = run.notebook(stage)
     facts = {
         "stage": stage.notebook,
         "machine": machine,
         "seed": seed,
         "device": run.device.type,
         "data": run.store.fingerprint,
-    }
-    facts |= {
         "auto": run.auto or precision.auto(run.device),
         "settings": settings.to_tree(run.cfg),
         "shaped_by": run.shaped_by(stage, seed, machine),
         "recordings": run.data_folder.name,
         "artifacts": {name: folder.name for name, folder in run.scores_of(stage, seed, machine).items()},
     }
-    footer = {
-        "study": run.cfg.name,
-        **({"variant": run.variant} if run.variant else {}),
-        "seed": seed,
-        "machine": machine or "all",
-    }
+    footer = {"study": run.cfg.name} | ({"variant": run.variant} if run.variant else {})
+    given = {"overrides": run.overrides, "home": str(run.home), "seed": seed, "machine": machine}
     return JobSpec(
         key=job.key,
         label=job.label,
         needs=job.needs,
         study=str(run.study_folder),
-        notebook=str(notebook),
+        notebook=str(run.notebook(stage)),
         folder=str(job.folder),
         page=str(page_of(run, stage, seed, machine)),
         outputs=tuple(map(str, run.outputs(stage))),
         digest=run.digest(stage, seed, machine),
-        parameters=Parameters(study, list(job.overrides), str(run.home), seed, machine).for_notebook(
-            notebook
-        ),
+        parameters=parameters(run.notebook(stage), study=study, **given),
         facts=facts,
-        footer=footer | {"settings": settings.digest(run.cfg)},
+        footer=footer | {"seed": seed, "machine": machine or "all", "settings": settings.digest(run.cfg)},
     )
 
 

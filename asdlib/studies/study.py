@@ -71,33 +71,24 @@ class StudyPaths:
         variant: str = "",
         base: StudyPaths | None = None,
     ):
-        """variant, base : of a sweep: its name, and the study that it varies, whose recordings and finished
-        jobs it shares
+        """variant, base : its name, and the study that it varies, whose recordings and finished jobs it
+        shares
         """
-        self.cfg, self.home, self.seed, self.stage, self.machine, self.variant, self.base = (
-            cfg,
-            home,
-            seed,
-            stage,
-            machine,
-            variant,
-            base,
-        )
+        self.cfg, self.home, self.seed, self.stage, self.machine = cfg, home, seed, stage, machine
+        self.variant, self.base = variant, base
+        place = Path("sweep", variant) if variant else Path()
         self.study_folder = home / "runs" / cfg.name  # one lock for all of it
-        self.folder = self.study_folder / "sweep" / variant if variant else self.study_folder
-        self.reports = home / "reports" / cfg.name
-        if variant:
-            self.reports = self.reports / "sweep" / variant
+        self.folder, self.reports = self.study_folder / place, home / "reports" / cfg.name / place
         self.synthetic = not cfg.data.roots
         made = settings_tree.digest(cfg.data, cfg.synthetic if self.synthetic else None)
         self.data_folder = (
             home / "runs" / housekeeping.RECORDINGS / made
-        )  # shared by studies of the same recordings
-        self.device = training.pick_device(
-            cfg.device
-        )  # of the artifacts that are meant; whoever else reads them computes `here`
+        )  # of all studies of these recordings
+        # of the artifacts that are meant; who reads them elsewhere computes on `local_device`
+        self.device = training.pick_device(cfg.device)
         self.auto = ""  # what the precision `auto` is for these artifacts, where another machine decided it
         self.study_file: str | None = None  # as it was named
+        self.overrides: list[str] = []  # that open it again
         self.changed: dict = {}  # settings of a variant made by hand, by name
 
     @property
@@ -121,6 +112,8 @@ class StudyPaths:
             )
         if self.synthetic and not self.roots[0].is_dir():
             return None
+        if io.HOLDS in os.environ:  # of a job, whose runner found the store whole: no need to index again
+            return store.stored(self.data_folder / "store", self.cfg.data.sample_rate)
         table, problems = index.index(self.roots, self.cfg.data.machines)
         return store.find_store(table, problems, self.data_folder / "store", self.cfg.data)
 
@@ -241,24 +234,23 @@ class StudyPaths:
         machine.
         """
         cfg = self.cfg.model_dump()
-        settings = {
-            name: functools.reduce(dict.__getitem__, name.split("."), cfg)
-            for name in (*stage.sections, "precision")
-        }
-        if (
-            not stage.detectors
-        ):  # pages that list what is wrong with the recordings, or how severe their faults are
+        names = (*stage.sections, "precision")
+        settings = {name: functools.reduce(dict.__getitem__, name.split("."), cfg) for name in names}
+        if not stage.detectors:  # pages that list what is wrong with the recordings, or how severe faults are
             settings["problems"] = settings_tree.digest(self.problems.to_json(orient="values"))
             settings["severities"] = settings_tree.digest(self.severities.dropna().to_json())
-        book = code_cells(self.notebook(stage))
-        which = {"seed": seed if stage.per_seed else None, "machine": machine if stage.per_machine else None}
-        made_by = {
+        if stage is STAGES[-1] and self.study_file is not None:
+            swept = config.read(self.study_file, self.overrides, self.home).get("sweep")
+            settings |= {"sweep": swept} if swept else {}
+        return {
+            "settings": settings,
             "recordings": self.store.fingerprint,
             "code": artifacts.code_digest(),
-            "notebook": book,
+            "notebook": code_cells(self.notebook(stage)),
             "device": self.device.type,
+            "seed": seed if stage.per_seed else None,
+            "machine": machine if stage.per_machine else None,
         }
-        return {"settings": settings, **made_by, **which}
 
     def digest(self, stage: Stage, seed: int, machine: str = "") -> str:
         """Digest of everything that shapes a stage."""
@@ -329,16 +321,11 @@ class StudyPaths:
         """True if a stage, its detectors and what it leaves elsewhere are there, whole, and made of what
         holds now.
         """
-        folder = self.stage_folder(stage, seed, machine)
-        shown = (
-            [self.reports / name for name in ("summary.md", "report.json", "model_card.md")]
-            if stage.notebook == "09_report"
-            else []
-        )
+        shown = ("summary.md", "report.json", "model_card.md") if stage is STAGES[-1] else ()
         return (
-            artifacts.finished(folder, self.digest(stage, seed, machine))
-            and all(artifacts.is_whole(folder) for folder in self.scores_of(stage, seed, machine).values())
-            and all(path.is_file() for path in shown)
+            artifacts.finished(self.stage_folder(stage, seed, machine), self.digest(stage, seed, machine))
+            and all(map(artifacts.is_whole, self.scores_of(stage, seed, machine).values()))
+            and all((self.reports / name).is_file() for name in shown)
         )
 
 
@@ -362,6 +349,9 @@ class Stage:
         return not about or any(SYSTEMS[system] in about for system in systems)
 
 
+BASELINES = ("baseline_knn", "multires", "pretrained", "autoencoder")
+EVERY = (*BASELINES, "oevae", "classifier")
+SHOWN = (*EVERY, "fusion", "metrics", "report")
 STAGES = (
     Stage("01_data", False, False, ("report", "oevae.condition")),
     Stage(
@@ -370,34 +360,16 @@ STAGES = (
         False,
         ("report", "oevae.condition", "oevae.features", "oevae.smote", "classifier"),
     ),
-    Stage(
-        "03_baseline",
-        True,
-        True,
-        ("baseline_knn", "multires", "pretrained", "autoencoder", "metrics"),
-        ("baseline_knn", "multires", "pretrained", "autoencoder"),
-    ),
+    Stage("03_baseline", True, True, (*BASELINES, "metrics"), BASELINES),
     Stage("04_classifier", False, True, ("classifier", "metrics"), ("classifier",)),
     Stage("05_oevae", True, True, ("oevae", "fusion", "metrics"), ("oevae",)),
     Stage(
         "06_embeddings",
         False,
         True,
-        (
-            "systems",
-            "baseline_knn",
-            "multires",
-            "pretrained",
-            "autoencoder",
-            "oevae",
-            "classifier",
-            "fusion",
-            "metrics",
-            "maps",
-            "report",
-        ),
+        ("systems", "maps", *SHOWN),
         reads=("oevae", "classifier"),
-        shows=("baseline_knn", "multires", "pretrained", "autoencoder"),
+        shows=BASELINES,
     ),
     Stage("07_latents", False, True, ("oevae",), reads=("oevae",)),
     Stage(
@@ -412,24 +384,8 @@ STAGES = (
         "09_report",
         False,
         False,
-        (
-            "name",
-            "about",
-            "include",
-            "chosen_by",
-            "systems",
-            "seeds",
-            "baseline_knn",
-            "multires",
-            "pretrained",
-            "autoencoder",
-            "oevae",
-            "classifier",
-            "fusion",
-            "metrics",
-            "report",
-        ),
-        shows=("baseline_knn", "multires", "pretrained", "autoencoder", "oevae", "classifier"),
+        ("name", "about", "include", "chosen_by", "systems", "seeds", *SHOWN),
+        shows=EVERY,
     ),
 )
 
@@ -444,7 +400,6 @@ def stage_of(notebook: str) -> Stage:
     )
 
 
-VARIANT = "variant="  # among overrides
 EMBEDDINGS = "embeddings.safetensors"  # of a shard: arrays (clips, ...) by name
 OVERRIDES = "overrides.json"  # in a study's folder: what it was run with, beside study.txt
 LONGEST, CHANGED = 80, "--"  # signs of a name made of settings; what stands before them
@@ -493,9 +448,20 @@ class Run(StudyPaths):
         return bool(self.changed)
 
     @property
+    def own_machine(self) -> str:
+        """The machine of what this notebook makes, "" for one that runs for all machines."""
+        return self.machine if self.stage.per_machine else ""
+
+    @property
+    def own_folder(self) -> Path:
+        """The folder of this notebook's job: the one that its runner told, else that of the study."""
+        told = os.environ.get(artifacts.FOLDER)
+        return Path(told) if told else self.stage_folder(self.stage, self.seed, self.own_machine)
+
+    @property
     def detectors(self) -> list[str]:
         """Detectors that this notebook is to compute: of those it can, the ones that the systems need."""
-        return list(self.scores_of(self.stage, self.seed, self.machine if self.stage.per_machine else ""))
+        return list(self.scores_of(self.stage, self.seed, self.own_machine))
 
     @functools.cached_property
     def _loaded(self) -> dict[Path, object]:
@@ -510,7 +476,7 @@ class Run(StudyPaths):
         and scores are made for theirs. What is not finished is computed on this machine's device, also where
         the study was read as computed on another.
         """
-        machine = self.machine if self.stage.per_machine else ""
+        machine = self.own_machine
         mine, ordered = training.pick_device(self.cfg.device), io.HOLDS in os.environ
         of = (name, self.seed, machine, settings)
         scored = self.artifact("scores", name, self.seed, machine, self.detector_digest(*of))
@@ -741,8 +707,7 @@ class Run(StudyPaths):
         """A table of this run's stage, beside its notebook. Only `asd run` writes it; a notebook opened by
         hand leaves what is there.
         """
-        job = (self.stage, self.seed, self.machine if self.stage.per_machine else "")
-        marker = self.stage_folder(*job) / "BEGUN"
+        job, marker = (self.stage, self.seed, self.own_machine), self.own_folder / "BEGUN"
         if marker.is_file() and marker.read_text(encoding="utf-8") == self.digest(*job):
             io.write_table(marker.parent / name, table)
 
@@ -819,19 +784,14 @@ def open_run(
     """Open a study by name (see notebooks/studies) or TOML path.
 
     home : holds runs/ and reports/; default as of `asdlib.studies.home`
-    overrides : `name=value`; after `variant=NAME` follow the settings of one variant of a sweep
+    overrides : `name=value`
     raises : errors.InputError for an unknown study, setting or system, and for seeds or systems that stand
         there twice
     """
     study, overrides = origin(study, overrides, home)
-    for number, text in enumerate(overrides):
-        if text.startswith(VARIANT):  # what follows it varies the study that stands before it
-            base = open_run(study, overrides[:number], home, seed)
-            cfg = load(study, [*overrides[:number], *overrides[number + 1 :]], home)
-            return Run(cfg, base.home, base.seed, variant=text.removeprefix(VARIANT), base=base)
     cfg = load(study, overrides, home)
     run = Run(cfg, home_folder(home), cfg.seeds[0] if seed is None else seed)
-    run.study_file = study
+    run.study_file, run.overrides = study, overrides
     return run
 
 
@@ -949,7 +909,9 @@ def _by_hand(run: Run) -> Run:
         words = "; ".join(f"{name} = {value} (the study: {was.get(name)})" for name, value in differ.items())
         print(f"your change to {run.cfg.name}: {words}. What is computed lies beside the study, which stays.")
         name = f"change-{settings_tree.digest(run.cfg)[:8]}"
+        again = run.study_file, run.overrides
         run = Run(run.cfg, run.home, run.seed, variant=name, base=base)
+        run.study_file, run.overrides = again
         if run.cfg.device == "auto":
             run.device, run.auto = base.device, base.auto
         run.changed = differ
@@ -977,14 +939,8 @@ def open_notebook(
     raises : errors.InputError for a wrong type, an unknown machine, or a seed of which there is nothing to
         read
     """
-    came = {
-        "study": (study, str),
-        "overrides": (overrides, list),
-        "home": (home, str),
-        "seed": (seed, int),
-        "machine": (machine, str),
-    }
-    for name, (value, kind) in came.items():
+    came = {"study": study, "overrides": overrides, "home": home, "seed": seed, "machine": machine}
+    for (name, value), kind in zip(came.items(), (str, list, str, int, str), strict=True):
         if type(value) is not kind:
             raise errors.InputError(
                 f"parameter {name}: got {value!r} ({type(value).__name__}), expected {kind.__name__}"
@@ -999,13 +955,9 @@ def open_notebook(
             here = f"the job is meant for {ordered} and came to a worker that computes on {run.device.type}"
             raise errors.InputError(f"{here}; start workers of one kind, or add --device cpu")
         run.auto = os.environ.get(artifacts.PRECISION, "")
-        artifacts.lock_dir(
-            run.stage_folder(run.stage, run.seed, run.machine if run.stage.per_machine else "")
-        )
+        artifacts.lock_dir(run.own_folder)
     else:
         run = _by_hand(run)
     torch.set_num_threads(1)  # two spinning threads on two busy cores are ten times slower than one
-    threadpoolctl.threadpool_limits(
-        1
-    )  # numpy's too: a notebook opened by hand computes what a study computes
+    threadpoolctl.threadpool_limits(1)  # numpy's too: by hand is computed what a study computes
     return run

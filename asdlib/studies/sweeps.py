@@ -4,20 +4,13 @@
     "oevae.condition.k_scale" = [1, 2.5, 5]    or --set 'sweep.oevae.condition.k_scale=[1, 5]'
 
 A variant is one choice of every listed setting (all combinations), named by what it sets: `k_scale=2.5`. The
-study itself, at its own values, is the reference. A variant runs the stages that train; each job lies where
-its settings put it:
-
-    runs/<study>/...                                   pages of trainings that the variant does not touch
-    runs/<study>/sweep/jobs/<digest>/seed<k>/<stage>   those at other settings, shared by variants that agree
-    runs/<study>/sweep/<variant>/scores.parquet        what a variant says
-    runs/<study>/sweep.csv, sweep.json                 all of them, and all seeds; what the page was made of
-    reports/<study>/sweep.html                         the page
-
-Networks and scores lie below runs/artifacts under their keys, as those of the study do.
+study itself, at its own values, is the reference. A variant runs the notebooks that train; pages of trainings
+at other settings lie in runs/<study>/sweep/jobs/<digest>, shared by variants that agree. Networks and scores
+lie below runs/artifacts under their keys, as those of the study do. 09_report compares them.
 
 An interval of a difference comes from the same resampled test clips on both sides, averaged over seeds first
 (comparison.paired); it speaks of other test clips. The standard deviation over seeds speaks of other
-trainings. Neither contains the other. Source: METHOD 3.8, 8.3. Notebook: none; `asd run` writes the page.
+trainings. Neither contains the other. Source: METHOD 3.8, 8.3. Notebook: 09_report.
 """
 
 from __future__ import annotations
@@ -33,16 +26,15 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from asdlib import errors, io
+from asdlib import errors
 from asdlib.evaluation import comparison, metrics
 from asdlib.scoring import fusion
 from asdlib.settings import digest
-from asdlib.studies import artifacts, config
-from asdlib.studies.study import VARIANT, Run, jobs, open_run
-from asdlib.viz import pages, plots, tables
+from asdlib.studies import config
+from asdlib.studies.study import Run, load
+from asdlib.viz import plots, tables
 
 REFERENCE = "as the study"
-PAGE, MADE = "sweep.html", "sweep.json"  # the page in the report, and in the run folder what it was made of
 MOST = 200  # variants: beyond that a sweep is a slip of the pen
 COLUMNS = (
     "variant",
@@ -123,23 +115,25 @@ def variants(study: str, overrides: Sequence[str] = (), home: str | Path = "") -
         )
         while name in found:
             name += "'"
-        found[name] = [*overrides, VARIANT + name, *texts]
+        found[name] = [*overrides, *texts]
     return found
 
 
-def runs(study: str, overrides: Sequence[str], home: str) -> dict[str, tuple[Run, list[str]]]:
-    """The study and its variants, opened, with the overrides that open them again: {"": the study, variant:
-    …}.
+def of(base: Run) -> dict[str, Run]:
+    """A study and its variants by name, the study's own under ""; all share its device, and its store where
+    they are of the same recordings.
     """
-    opened = {"": (open_run(study, overrides, home), list(overrides))}
-    base = opened[""][0]
-    for name, given in variants(study, overrides, home).items():
-        run = open_run(study, given, home)
-        opened[name] = (
-            Run(run.cfg, base.home, base.seed, variant=name, base=base),
-            given,
-        )  # one base, one store for all
-    return opened
+    found = {"": base}
+    for name, overrides in variants(base.study_file, base.overrides, base.home).items():
+        cfg = load(base.study_file, overrides, base.home)
+        run = found[name] = Run(cfg, base.home, base.seed, variant=name, base=base)
+        run.study_file, run.overrides, run.device, run.auto = (
+            base.study_file,
+            overrides,
+            base.device,
+            base.auto,
+        )
+    return found
 
 
 # ---------------------------------------------------------------- what they say
@@ -170,6 +164,18 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
             )
         )
     return pd.DataFrame(rows, columns=["system", "metric", "seeds", "mean", "low", "high", "sd", "values"])
+
+
+def over_variants(run: Run) -> pd.DataFrame:
+    """The finished scores of a study's seeds and variants compared; empty for one seed without a sweep.
+    Notebook: 09_report
+    """
+    opened = of(run)
+    if len(opened) == len(run.cfg.seeds) == 1:
+        return pd.DataFrame(columns=[*COLUMNS, "values"])
+    scores = {name: one.load_scores(one.cfg.systems) for name, one in opened.items()}
+    unlike = [name for name, one in opened.items() if one.store.fingerprint != run.store.fingerprint]
+    return compare(scores, run.cfg.metrics, run.seed, unlike)
 
 
 def compare(
@@ -245,7 +251,7 @@ def your_change(run: Run, scores: pd.DataFrame) -> tables.Html:
     scores : fused score table of this notebook.  Notebooks: 03_baseline, 04_classifier, 05_oevae
     """
     if run.base is None:
-        return tables.Html("<p>These are the settings of the study: nothing to compare.</p>")
+        return tables.Html("<p>Nothing to compare: no setting was changed by hand.</p>")
     machines, seeds = set(scores["machine"]), set(scores["seed"])
     parts = []
     for system in fusion.in_order(scores["system"]):
@@ -304,91 +310,3 @@ def dots(table: pd.DataFrame) -> plots.Plot:
         f"{metric} over all machines; diamond: the study's settings; rings: single seeds"
     )
     return figure
-
-
-def _shaped_by(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list]) -> str:
-    """Digest of what the page shows: settings, sweep, and what every variant's scores are made of."""
-    parts = []
-    for name, (run, _) in opened.items():
-        trained = [
-            run.detector_digest(detector, seed, machine)
-            for stage, seed, machine in jobs(run)
-            for detector in stage.detectors
-        ]
-        parts.append((name, digest(run.cfg), trained))
-    return digest(swept, parts)
-
-
-def has_page(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list]) -> bool:
-    """Whether a study has several seeds or settings to show on a page.  opened : of `runs`;  swept : of
-    `axes`
-    """
-    return bool(swept) or len(opened[""][0].cfg.seeds) > 1
-
-
-def remove_page(run: Run) -> None:
-    """Take away what `write_page` made of a study that has no use for it any more."""
-    for left in (run.reports / PAGE, run.folder / "sweep.csv", run.folder / MADE):
-        left.unlink(missing_ok=True)
-
-
-def page_is_fresh(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list]) -> bool:
-    """Whether the page shows this study as it is now.  opened : of `runs`;  swept : of `axes`"""
-    base = opened[""][0]
-    try:
-        made = json.loads((base.folder / MADE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return (
-        made == _shaped_by(opened, swept)
-        and (base.reports / PAGE).is_file()
-        and (base.folder / "sweep.csv").is_file()
-    )
-
-
-def write_page(opened: dict[str, tuple[Run, list[str]]], swept: dict[str, list]) -> None:
-    """Gather the variants' scores; runs/<study>/sweep.csv, reports/<study>/sweep.html and, last, what they
-    were made of.
-
-    opened : of `runs`;  swept : of `axes`, empty for a study of several seeds alone
-    """
-    base = opened[""][0]
-    (base.folder / MADE).unlink(missing_ok=True)
-    scores = {name: run.load_scores(run.cfg.systems) for name, (run, _) in opened.items()}
-    for name, (run, _) in opened.items():
-        if name:
-            run.folder.mkdir(parents=True, exist_ok=True)
-            io.write_table(run.folder / "scores.parquet", scores[name])
-    unlike = [name for name, (run, _) in opened.items() if run.store.fingerprint != base.store.fingerprint]
-    table = compare(scores, base.cfg.metrics, base.seed, unlike)
-    io.write_table(base.folder / "sweep.csv", table.drop(columns="values"))
-    settings = [
-        {"setting": name, "values": ", ".join(map(json.dumps, values))} for name, values in swept.items()
-    ]
-    about = (
-        "Mean over seeds with its interval over test clips; sd: how far single trainings lie apart;"
-        " difference: to the study's own "
-    )
-    about += (
-        "settings, on the same resampled clips. Look for intervals that leave out 0, and compare a difference"
-        " with the sd before believing it."
-    )
-    parts = [f"<p>{tables.escape(about)}</p>"]
-    if settings:
-        parts.append(tables.styled(pd.DataFrame(settings), "Swept settings."))
-    if unlike:
-        parts.append(
-            f"<p>{tables.escape('Other recordings, hence no paired difference: ' + ', '.join(unlike))}</p>"
-        )
-    parts += [dots(table)._repr_html_(), tables.styled(shown(table))]
-    where = {
-        "study": base.cfg.name,
-        "settings": digest(base.cfg),
-        "device": base.device.type,
-        **artifacts.versions(),
-    }
-    parts.append(
-        tables.folded("Made by", tables.styled(pd.DataFrame(where.items(), columns=["what", "value"])))
-    )
-    io.write_text(base.reports / PAGE, pages.page(f"{base.cfg.name}: seeds and settings", "".join(parts)))
-    io.write_text(base.folder / MADE, json.dumps(_shaped_by(opened, swept)))

@@ -118,6 +118,10 @@ def test_reopened_without_decoding_and_rebuilt_when_anything_changed(tree, tmp_p
     third = opened(tree, tmp_path)
     assert decoded.count(str(path)) == 2
     third.verify()
+    assert stores.stored(tmp_path / "store", RATE).fingerprint == third.fingerprint
+    os.utime(path, (1, 1))
+    assert stores.stored(tmp_path / "store", RATE).fingerprint == third.fingerprint  # it does not look
+    assert stores.stored(tmp_path, RATE) is None
     assert len(calls) == 2 and third.fingerprint != first.fingerprint
     np.testing.assert_array_equal(first.int16(0), tree[2][0])  # an open store keeps what it mapped
     assert len(list((tmp_path / "store").glob("samples-*.i16"))) == 1

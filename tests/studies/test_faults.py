@@ -26,8 +26,7 @@ import psutil
 import pytest
 from commands import CODE, forked
 
-from asdlib.studies import notebook as kernels
-from asdlib.studies import study
+from asdlib.studies import forks, study
 
 HERE = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.faults
@@ -165,7 +164,7 @@ def homes(tmp_path_factory):
     report), whole.
     """
     global STUDY_FILE
-    with pytest.MonkeyPatch.context() as patch, kernels.apart():
+    with pytest.MonkeyPatch.context() as patch, forks.apart():
         patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE / "faults"), str(HERE), *sys.path]))
         forkserver.set_forkserver_preload(["imports"])
         forkserver.ensure_running()

@@ -18,12 +18,15 @@ def artifact(home, name, **facts):
     return folder
 
 
+KINDS = ("trained", "embeddings")
+
+
 @pytest.fixture
 def home(tmp_path):
-    """A study and a variant made by hand that use two of three pairs of artifacts."""
+    """A study and a variant made by hand that use two of three sets of artifacts."""
     for key in ("a", "b", "c"):
-        artifact(tmp_path, f"knn-fan-0-trained-{key}")
-        artifact(tmp_path, f"knn-fan-0-scores-{key}", trained=f"knn-fan-0-trained-{key}")
+        trained, embedded = (artifact(tmp_path, f"knn-fan-0-{kind}-{key}").name for kind in KINDS)
+        artifact(tmp_path, f"knn-fan-0-scores-{key}", trained=trained, embeddings=[embedded])
     study = tmp_path / "runs" / "demo"
     stage = study / "seed0" / "03_baseline" / "fan"
     artifacts.start(stage, "d")
@@ -38,11 +41,11 @@ def home(tmp_path):
 def test_what_a_study_or_a_variant_refers_to_is_never_cleaned(home, capsys):
     assert cli.main(["clean", "--home", str(home)]) == 0
     told = capsys.readouterr().out
-    assert "2 artifacts that no study or variant refers to" in told and "add --yes" in told
-    assert len(list(home.glob("runs/artifacts/*"))) == 6
+    assert "3 artifacts that no study or variant refers to" in told and "add --yes" in told
+    assert len(list(home.glob("runs/artifacts/*"))) == 9
     assert cli.main(["clean", "--yes", "--home", str(home)]) == 0
     left = sorted(path.name[-1] for path in home.glob("runs/artifacts/*"))
-    assert left == ["a", "a", "b", "b"]
+    assert left == ["a"] * 3 + ["b"] * 3
 
 
 def test_recordings_that_nothing_refers_to_are_cleaned_too(home):
@@ -68,7 +71,7 @@ def test_nothing_is_cleaned_while_a_study_is_run(home):
 
 def test_one_that_is_being_computed_is_left(home):
     artifacts.start(home / "runs" / "artifacts" / "knn-fan-0-trained-d", "d")
-    assert [path.name[-1] for path in housekeeping.unused(home)] == ["c", "c"]
+    assert [path.name[-1] for path in housekeeping.unused(home)] == ["c"] * 3
 
 
 def test_damage_is_found_by_content(home, capsys):
@@ -97,7 +100,7 @@ def test_networks_of_the_earlier_layout_are_recognized(home):
 def test_a_manifest_that_is_none_refers_to_nothing(home):
     (home / "runs" / "demo" / "manifest.json").write_text(json.dumps(["a"]))
     (home / "runs" / "demo" / "sweep" / "change-1" / "manifest.json").write_text("{")
-    assert len(housekeeping.unused(home)) == 2
+    assert len(housekeeping.unused(home)) == 3
 
 
 @pytest.mark.parametrize("words", [["opem", "demo"], ["scor", "demo"]])

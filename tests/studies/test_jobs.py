@@ -21,7 +21,7 @@ SMALL = [
 def home(tmp_path_factory):
     """Every job of a small study sealed by hand, as if it had been computed."""
     home = tmp_path_factory.mktemp("graph")
-    for job in graph.plan(sweeps.runs("smoke", SMALL, str(home))):
+    for job in graph.plan(sweeps.of(study.open_run("smoke", SMALL, home))):
         run, folder, of = job.run, job.folder, (job.stage, job.seed, job.machine)
         for path in run.outputs(job.stage):
             path.write_text("x")
@@ -47,7 +47,7 @@ def home(tmp_path_factory):
 
 
 def plan(home, *more):
-    return {job.label: job for job in graph.plan(sweeps.runs("smoke", [*SMALL, *more], str(home)))}
+    return {job.label: job for job in graph.plan(sweeps.of(study.open_run("smoke", [*SMALL, *more], home)))}
 
 
 def test_everything_is_fresh_until_something_changes(home):

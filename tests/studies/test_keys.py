@@ -165,6 +165,22 @@ def test_damaged_embeddings_are_made_again_and_that_is_said(context, tmp_path, c
     assert (shard / study.EMBEDDINGS).read_bytes() == content
 
 
+def test_embeddings_that_were_cut_short_are_made_again(context, tmp_path, count, monkeypatch):
+    def torn(arrays, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(study, "save_file", torn)
+        compute(context, tmp_path, "classifier")
+    count()
+    _, scores, _ = compute(context, tmp_path, "classifier")
+    seen = count()
+    assert seen["trained"] == [] and seen["embedded"]
+    _, fresh, _ = compute(context, tmp_path / "new", "classifier")
+    pd.testing.assert_frame_equal(scores, fresh, check_exact=True)
+
+
 def test_the_same_recording_twice_is_embedded_once(context, tmp_path, count):
     store = context.store
     row = np.flatnonzero((store.clips["machine"] == "pump") & (store.clips["split"] == "test"))[0]

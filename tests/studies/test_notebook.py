@@ -17,6 +17,7 @@ import psutil
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
+from asdlib.studies import forks
 from asdlib.studies import notebook as kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of papermill and its client, as in the command line
@@ -115,7 +116,7 @@ def test_without_a_fork_server_an_ordinary_kernel_is_started(tmp_path, monkeypat
     def none():
         raise OSError("no such thing here")
 
-    monkeypatch.setattr(kernels.forkserver, "ensure_running", none)
+    monkeypatch.setattr(forks.forkserver, "ensure_running", none)
     words = printed(executed(tmp_path, FACTS)[0]).split()
     assert int(words[1]) == os.getpid() and words[4] == "False"
 
@@ -190,3 +191,9 @@ def test_the_death_of_the_runner_leaves_no_orphan(tmp_path, end):
     os.killpg(runner.pid, end)  # as a terminal does
     runner.wait(60)
     assert gone(found), "the kernel or the fork server outlived the runner"
+
+
+def test_the_fork_server_is_started_before_anything_heavy_is_imported():
+    code = "import sys; from asdlib.studies import forks; print({'torch', 'pandas', 'rfc3987_syntax'} & set(sys.modules))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "set()"

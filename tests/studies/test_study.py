@@ -188,6 +188,8 @@ def test_other_settings_make_a_study_of_their_own_name(tmp_path):
         (["--set", "sweep.oevae.epochs=[1, 3]"], "smoke"),
         (["--set", "name=other", "--set", "oevae.epochs=1"], "other"),
         (["--machines", "fan", "--device", "cpu"], "smoke"),
+        (["--set", "device=cpu"], "smoke"),
+        (["--set", "device=cpu", "--set", "oevae.epochs=1"], "smoke--epochs-1"),
         (["--name", "new", "--set", "oevae.epochs=1"], "new"),
     ],
 )

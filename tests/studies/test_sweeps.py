@@ -40,7 +40,6 @@ def test_all_combinations_but_the_study_itself(toml):
     assert list(found) == ["epochs=2,normalize=rank", "epochs=4,normalize=zscore", "epochs=4,normalize=rank"]
     assert found["epochs=4,normalize=rank"] == [
         "seeds=[3]",
-        "variant=epochs=4,normalize=rank",
         "autoencoder.epochs=4",
         'fusion.normalize="rank"',
     ]
@@ -73,11 +72,11 @@ def test_variants_of_one_short_name_are_told_apart():
 
 def test_a_job_lies_where_its_settings_put_it(toml, tmp_path):
     """The study's own where a variant does not touch it, and one folder for variants that agree."""
-    opened = sweeps.runs(toml, [], str(tmp_path))
+    opened = sweeps.of(study.open_run(toml, [], tmp_path))
     three = study.stage_of("03")
     place = {
         name: run.stage_folder(three, 1, "fan").relative_to(run.study_folder).as_posix()
-        for name, (run, _) in opened.items()
+        for name, run in opened.items()
     }
     assert place[""] == place["epochs=2,normalize=rank"] == "seed1/03_baseline/fan"
     assert place["epochs=4,normalize=zscore"] == place["epochs=4,normalize=rank"]
@@ -87,28 +86,31 @@ def test_a_job_lies_where_its_settings_put_it(toml, tmp_path):
     planned = jobs.plan(opened)
     assert [job.stage.notebook[:2] for job in planned] == ["01", "02", *["03"] * 8, "09"]
     assert len({job.folder for job in planned}) == len(planned) and not planned[-1].run.variant
-    runs = {run.folder for run, _ in opened.values()}
-    assert len(runs) == 4 and all((run.store is opened[""][0].store) for run, _ in opened.values())
+    training = [job.key for job in planned if job.stage is three]
+    assert set(training) < set(planned[-1].needs), "the report waits for the variants"
+    runs = {run.folder for run in opened.values()}
+    assert len(runs) == 4 and all((run.store is opened[""].store) for run in opened.values())
 
 
 def test_a_notebook_opens_the_variant_that_the_runner_means(toml, tmp_path):
     given = sweeps.variants(toml)["epochs=4,normalize=rank"]
     run = study.open_run(toml, given, tmp_path, seed=1)
-    assert (run.variant, run.cfg.autoencoder.epochs, run.cfg.fusion.normalize) == (
-        "epochs=4,normalize=rank",
-        4,
-        "rank",
-    )
-    assert (run.base.cfg.autoencoder.epochs, run.base.cfg.fusion.normalize) == (2, "zscore")
-    opened = sweeps.runs(toml, [], str(tmp_path))["epochs=4,normalize=rank"][0]
+    assert (run.cfg.autoencoder.epochs, run.cfg.fusion.normalize) == (4, "rank")
+    meant = sweeps.of(study.open_run(toml, [], tmp_path))["epochs=4,normalize=rank"]
     three = study.stage_of("03")
-    assert run.stage_folder(three, 1, "fan") == opened.stage_folder(three, 1, "fan") and run.seed == 1
-    assert run.digest(three, 1, "fan") == opened.digest(three, 1, "fan")
+    assert run.digest(three, 1, "fan") == meant.digest(three, 1, "fan") and meant.overrides == given
+    assert run.scores_of(three, 1, "fan") == meant.scores_of(three, 1, "fan")
+
+
+def test_another_sweep_makes_the_report_stale_and_no_training(toml, tmp_path):
+    one, other = (study.open_run(toml, given, tmp_path) for given in ([], ["sweep.oevae.epochs=[3]"]))
+    *before, report = study.STAGES
+    assert one.digest(report, 0) != other.digest(report, 0)
+    assert [one.digest(stage, 0) for stage in before] == [other.digest(stage, 0) for stage in before]
 
 
 def test_variants_of_other_recordings_have_a_store_of_their_own(tmp_path):
-    opened = sweeps.runs("smoke", ["sweep.synthetic.seed=[0, 1]"], str(tmp_path))
-    (base, _), (other, _) = opened.values()
+    base, other = sweeps.of(study.open_run("smoke", ["sweep.synthetic.seed=[0, 1]"], tmp_path)).values()
     assert base.data_folder != other.data_folder and other.roots != base.roots
     assert base.data_folder.parent == other.data_folder.parent == tmp_path / "runs" / "recordings"
 
@@ -192,7 +194,6 @@ def test_two_seeds_and_a_sweep_end_in_a_page(tmp_path, workers):
     said = asd(*words, "--workers", workers) if workers else asd_here(*words)
     assert said.returncode == 0, said.stdout + said.stderr
     assert ("7 jobs on 2 workers" if workers else "[7/7]") in said.stdout
-    assert f"seeds and settings {tmp_path}/reports/swept/sweep.html" in said.stdout
     runs = tmp_path / "runs" / "swept"
     (own,), (other,) = (
         list(runs.glob("seed0/03_baseline/fan")),
@@ -205,7 +206,7 @@ def test_two_seeds_and_a_sweep_end_in_a_page(tmp_path, workers):
         trained = json.loads((made / names["autoencoder"] / "manifest.json").read_text())["trained"]
         epochs.append(len(pd.read_parquet(made / trained / "history.parquet")))
     assert epochs == [2, 4]
-    table = pd.read_csv(runs / "sweep.csv")
+    table = pd.read_csv(runs / "09_report" / "variants.csv")
     assert (
         list(table.columns) == list(sweeps.COLUMNS)
         and set(table["variant"]) == {sweeps.REFERENCE, "epochs=4"}
@@ -213,26 +214,12 @@ def test_two_seeds_and_a_sweep_end_in_a_page(tmp_path, workers):
     )
     same = table[(table["variant"] == "epochs=4") & (table["system"] == "baseline_knn")]
     assert (same[["difference", "difference_low", "difference_high"]] == 0).all(axis=None)
-    page, index = (tmp_path / "reports" / name for name in ("swept/sweep.html", "index.html"))
-    assert (
-        "the same scores: this setting does not reach the system" in page.read_text()
-        and "swept/sweep.html" in index.read_text()
-    )
+    assert same["same"].all() and not table[table["system"] == "baseline_mse"]["same"].any()
     again = asd_here(*words)
-    assert "nothing to do: everything is up to date" in again.stdout and "sweep.html" in again.stdout
+    assert "nothing to do: everything is up to date" in again.stdout
     toml = tmp_path / "swept.toml"
-    toml.write_text(toml.read_text().replace("[2, 4]", "[2]"))  # the same trainings, another page
+    toml.write_text(toml.read_text().replace("[2, 4]", "[2]"))  # the same trainings, another report
     fewer = asd_here(*words)
-    assert fewer.returncode == 0 and "nothing to do" in fewer.stdout and "epochs=4" not in page.read_text(), (
-        fewer.stderr
-    )
-    assert set(pd.read_csv(runs / "sweep.csv")["variant"]) == {sweeps.REFERENCE}
-    toml.write_text(
-        toml.read_text()
-        .replace("[sweep]", "")
-        .replace('"autoencoder.epochs" = [2]', "")
-        .replace("[0, 1]", "[0]")
-    )
-    one = asd_here(*words)
-    assert one.returncode == 0 and "sweep.html" not in one.stdout, one.stdout + one.stderr
-    assert not page.exists() and not (runs / "sweep.csv").exists() and "sweep.html" not in index.read_text()
+    assert fewer.returncode == 0 and "[5/5] 09_report" in fewer.stdout, fewer.stdout + fewer.stderr
+    assert "03_baseline" not in fewer.stdout
+    assert set(pd.read_csv(runs / "09_report" / "variants.csv")["variant"]) == {sweeps.REFERENCE}
