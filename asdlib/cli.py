@@ -632,15 +632,10 @@ def main(argv: list[str] | None = None, early: bool = False) -> int:
         return 2
     args = top.parse_args(argv)
     warnings.simplefilter("ignore")
-    for name in (
-        "asyncio",
-        "traitlets",
-        "papermill",
-    ):  # an interrupt leaves tasks behind that they would report as tracebacks
+    for name in ("asyncio", "traitlets", "papermill"):  # they would report what an interrupt leaves behind
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # a polite stop is an interrupt: kernels are ended, state stays
+    # a polite stop is an interrupt: kernels are ended, state stays
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if hasattr(args, "home"):
             from asdlib.studies import home

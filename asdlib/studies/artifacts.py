@@ -37,16 +37,7 @@ FOLDER = "ASDLIB_FOLDER"  # environment of a job's kernel: the folder that it wr
 DEVICE = "ASDLIB_DEVICE"  # environment: the device that a job was ordered for
 PRECISION = "ASDLIB_PRECISION"  # environment: what the precision `auto` is for a job
 LIBRARIES = (
-    "torch",
-    "torchvision",
-    "torchaudio",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "pandas",
-    "soundfile",
-    "papermill",
-    "nbconvert",
+    "torch torchvision torchaudio numpy scipy scikit-learn pandas soundfile papermill nbconvert".split()
 )
 
 
@@ -148,24 +139,15 @@ def commit(folder: Path, digest: str, manifest: dict, also: Sequence[Path] = ())
 
     also : files elsewhere that belong to it, kept by their way from here
     """
-    manifest = manifest | {
-        "versions": versions(),
-        "finished": datetime.datetime.now().isoformat(timespec="seconds"),
-    }
+    finished = datetime.datetime.now().isoformat(timespec="seconds")
+    manifest = manifest | {"versions": versions(), "finished": finished}
     io.write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
-    for leftover in [
-        *folder.glob("checkpoint*.pt"),
-        *folder.glob(".*"),
-        folder / "failed.ipynb",
-        folder / "BEGUN",
-    ]:
-        if not leftover.is_dir():
-            leftover.unlink(missing_ok=True)
-    files = {
-        path.name: io.content(path)
-        for path in sorted(folder.iterdir())
-        if path.is_file() and path.name != "DONE"
-    }
+    for pattern in ("checkpoint*.pt", ".*", "failed.ipynb", "BEGUN"):
+        for leftover in folder.glob(pattern):
+            if not leftover.is_dir():
+                leftover.unlink(missing_ok=True)
+    inside = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != "DONE"]
+    files = {path.name: io.content(path) for path in inside}
     files |= {os.path.relpath(path, folder): io.content(path) for path in also}
     io.write_text(folder / "DONE", json.dumps({"digest": digest, "files": files}))
 

@@ -32,11 +32,8 @@ from asdlib.studies.notebook import JobResult, JobSpec, KernelLostError
 RETRIES = 2  # of a job whose kernel or worker was lost
 PATIENCE_S = 120.0  # for the first worker of a cluster
 UNWATCHED = {"distributed.worker.profile.enabled": False}  # sampling every 10 ms what nobody looks at
-LOOPBACK = {
-    "host": "127.0.0.1",
-    "dashboard": False,
-    "dashboard_address": "127.0.0.1:0",
-}  # a local cluster is seen by nobody else
+# a local cluster is seen by nobody else
+LOOPBACK = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
 
 if importlib.util.find_spec("distributed"):
     import dask

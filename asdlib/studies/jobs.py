@@ -107,19 +107,12 @@ def job_state(run: Run, stage: Stage, seed: int, machine: str) -> tuple[str, lis
     """State of a job, and why it is not fresh: ("fresh" | "stale" | "missing", reasons)."""
     folder = run.stage_folder(stage, seed, machine)
     if not (folder / "DONE").is_file():
-        begun = (folder / "BEGUN").is_file() and (folder / "BEGUN").read_text(encoding="utf-8") == run.digest(
-            stage, seed, machine
-        )
-        broken = (folder / "failed.ipynb").is_file()
-        return "missing", [
-            (
-                "begun and not finished: it goes on"
-                if begun and not broken
-                else "failed the last time"
-                if broken
-                else "not computed yet"
-            )
-        ]
+        if (folder / "failed.ipynb").is_file():
+            return "missing", ["failed the last time"]
+        with contextlib.suppress(OSError):
+            if (folder / "BEGUN").read_text(encoding="utf-8") == run.digest(stage, seed, machine):
+                return "missing", ["begun and not finished: it goes on"]
+        return "missing", ["not computed yet"]
     why = []
     for name, scored in run.scores_of(stage, seed, machine).items():
         why += _detector_reasons(run, name, seed, machine, scored)

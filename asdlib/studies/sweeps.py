@@ -36,21 +36,8 @@ from asdlib.viz import plots, tables
 
 REFERENCE = "as the study"
 MOST = 200  # variants: beyond that a sweep is a slip of the pen
-COLUMNS = (
-    "variant",
-    "system",
-    "metric",
-    "seeds",
-    "mean",
-    "low",
-    "high",
-    "sd",
-    "difference",
-    "difference_low",
-    "difference_high",
-    "p",
-    "same",
-)
+MEASURED = ("variant", "system", "metric", "seeds", "mean", "low", "high", "sd")
+COLUMNS = (*MEASURED, "difference", "difference_low", "difference_high", "p", "same")
 
 
 def axes(study: str, overrides: Sequence[str] = (), home: str | Path = "") -> dict[str, list]:
@@ -149,21 +136,11 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for system in fusion.in_order(own["system"]):
         part = own[own["system"] == system].sort_values("seed")
-        value = part["value"].to_numpy(float)
+        value, metric = part["value"].to_numpy(float), part["metric"].iloc[0]
         sd = value.std(ddof=1) if len(value) > 1 else np.nan
-        rows.append(
-            (
-                system,
-                part["metric"].iloc[0],
-                len(part),
-                value.mean(),
-                part["low"].mean(),
-                part["high"].mean(),
-                sd,
-                value.tolist(),
-            )
-        )
-    return pd.DataFrame(rows, columns=["system", "metric", "seeds", "mean", "low", "high", "sd", "values"])
+        interval = part["low"].mean(), part["high"].mean()
+        rows.append((system, metric, len(part), value.mean(), *interval, sd, value.tolist()))
+    return pd.DataFrame(rows, columns=[*MEASURED[1:], "values"])
 
 
 def over_variants(run: Run) -> pd.DataFrame:
@@ -217,32 +194,16 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     for row in table.itertuples():
         claim = "" if np.isnan(row.difference) else "no difference shown"
         if row.difference_low > 0 or row.difference_high < 0:
-            claim = (
-                "better than the study's setting" if row.difference > 0 else "worse than the study's setting"
-            )
+            claim = f"{'better' if row.difference > 0 else 'worse'} than the study's setting"
         if row.same:
             claim = "the same scores: this setting does not reach the system"
-        difference = (
-            ""
-            if np.isnan(row.difference)
-            else tables.number(row.difference, row.difference_low, row.difference_high)
-        )
-        sd = "" if np.isnan(row.sd) else f"{row.sd:.3f}"
-        mean = tables.number(row.mean, row.low, row.high)
-        rows.append(
-            (row.variant, row.system, tables.METRIC_NAMES[row.metric], mean, row.seeds, sd, difference, claim)
-        )
-    names = [
-        "settings",
-        "system",
-        "metric",
-        "mean over seeds",
-        "seeds",
-        "sd over seeds",
-        "difference to the study",
-        "claim",
-    ]
-    return pd.DataFrame(rows, columns=names)
+        change = (row.difference, row.difference_low, row.difference_high)
+        difference = "" if np.isnan(row.difference) else tables.number(*change)
+        sd, mean = "" if np.isnan(row.sd) else f"{row.sd:.3f}", tables.number(row.mean, row.low, row.high)
+        metric = tables.METRIC_NAMES[row.metric]
+        rows.append((row.variant, row.system, metric, mean, row.seeds, sd, difference, claim))
+    names = ("settings", "system", "metric", "mean over seeds", "seeds", "sd over seeds")
+    return pd.DataFrame(rows, columns=[*names, "difference to the study", "claim"])
 
 
 def your_change(run: Run, scores: pd.DataFrame) -> tables.Html:
