@@ -92,6 +92,18 @@ class Pretrained(Detector):
             for group in np.unique(self.group)
         }
 
+    def embedding_inputs(self) -> dict:
+        """How the encoder's output becomes an embedding."""
+        return {"code": io.code(type(self).__module__)}
+
+    def embedded(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """`embedding` float32 (clips, 2 · dim)."""
+        return {"embedding": self._embed(rows)[0]}
+
+    def take_embedded(self, rows: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
+        """Embeddings of clips, as of `embedded`."""
+        self.known.update(zip(self.store.clips["digest"].to_numpy()[rows], arrays["embedding"]))
+
     def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation over time: float32 (clips, 2 · dim), and one item per clip."""
         digests = self.store.clips["digest"].to_numpy()[rows]

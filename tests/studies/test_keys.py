@@ -39,6 +39,12 @@ def count(monkeypatch):
             return _forward(self, x, *rest, **named)
 
         monkeypatch.setattr(network, "forward", passed)
+    clip = DETECTORS["pretrained"]._clip
+    monkeypatch.setattr(
+        DETECTORS["pretrained"],
+        "_clip",
+        lambda self, row: found["embedded"].append("pretrained") or clip(self, row),
+    )
 
     def look():
         seen = {kind: sorted(names) for kind, names in found.items()}
@@ -137,7 +143,7 @@ def test_a_setting_of_training_trains_that_detector_and_leaves_the_first(context
     assert {path: path.read_bytes() for path in before} == before
 
 
-@pytest.mark.parametrize("name", ["classifier", "oevae"])
+@pytest.mark.parametrize("name", ["classifier", "oevae", "pretrained"])
 def test_of_a_changed_test_clip_that_clip_alone_is_embedded(context, tmp_path, count, name):
     _, before, _ = compute(context, tmp_path / "used", name)
     every = count()["embedded"]
