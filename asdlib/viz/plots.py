@@ -85,7 +85,7 @@ WIDTH = 8.6  # inches; the text column of a report
 
 
 # A figure is an SVG image that follows the color scheme of the page around it: text and ground by the system
-# colors, grays by two values. JupyterLab has no color scheme of its own, so each figure brings THEME.
+# colors, grays by two values. JupyterLab's theme sets no color scheme, so each figure brings THEME.
 SCHEME = {
     "#000000": "CanvasText",
     "#ffffff": "Canvas",
@@ -93,7 +93,10 @@ SCHEME = {
     "#bbbbbb": "light-dark(#bbbbbb, #5a5a5a)",
     "#555555": "light-dark(#555555, #b0b0b0)",
 }
-THEME = '<style>[data-jp-theme-light="false"] .plot img { color-scheme: dark }</style>'
+THEME = (
+    '<style>[data-jp-theme-light="false"] .plot img { color-scheme: dark }'
+    '[data-jp-theme-light="true"] .plot img { color-scheme: light }</style>'
+)
 
 
 class Plot(Figure):
