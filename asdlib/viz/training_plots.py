@@ -534,9 +534,8 @@ class Live:
 
     def __call__(self, **values: float | Tensor) -> None:
         """Note the values of one step."""
-        self.rows.append(
-            {"step": len(self.rows) + 1} | {name: float(value) for name, value in values.items()}
-        )
+        numbers = {name: torch.as_tensor(value).detach().item() for name, value in values.items()}
+        self.rows.append({"step": len(self.rows) + 1} | numbers)
         if time.monotonic() > self.next:
             self.draw()
 

@@ -163,7 +163,7 @@ def test_a_live_curve_keeps_every_step_and_one_output(monkeypatch):
     monkeypatch.setattr("IPython.display.display", lambda value, display_id: shown.append(value) or Handle())
     live = training_plots.Live("first steps")
     for step in range(5):
-        live(L=torch.tensor(1.0 / (step + 1)))
+        live(L=torch.tensor(1.0 / (step + 1), requires_grad=True))
     assert live.table["step"].tolist() == [1, 2, 3, 4, 5] and live.table["L"].iloc[-1] == pytest.approx(0.2)
     assert shown == []  # not within the first seconds
     live.draw()
