@@ -145,7 +145,7 @@ class Home:
         return {
             path.relative_to(self.folder).as_posix()
             for path in self.folder.rglob("*")
-            if path.is_file() and path.name != ".lock"
+            if path.is_file() and path.name != ".lock" and ".cache" not in path.parts
         }
 
     def scores(self) -> dict[str, pd.DataFrame]:
