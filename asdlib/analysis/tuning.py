@@ -333,7 +333,10 @@ def band(parts: Parts, test: np.ndarray, weights: list[np.ndarray], usual: np.nd
 
 
 def default_replicates(parts: Parts, system: str, weights: list[np.ndarray]) -> np.ndarray:
-    """`replicates` of a system at the default."""
+    """`replicates` of a system at the default, float64 (resamples, machines + 1, 4).
+
+    weights : by machine, resampling weights (resamples, clips)
+    """
     return replicates(parts, parts.final(system, parts.default).test, weights)
 
 

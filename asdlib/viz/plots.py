@@ -302,6 +302,8 @@ def losses(history: pd.DataFrame, label: str = "mean squared error") -> Plot:
 def limits_of(pictures: Sequence[np.ndarray], colors: Colors) -> tuple[float, float]:
     """Ends of a color scale: 1st and 99.5th percentile of levels, -π to π of angles, the 99th percentile of
     signed values to both sides; what lies beyond would leave no contrast to the rest.
+
+    pictures : float arrays (bins, frames) that share the scale
     """
     every = np.concatenate([np.ravel(values) for values in pictures])
     if colors == "magma":

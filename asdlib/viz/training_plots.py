@@ -442,7 +442,7 @@ def oevae_network(net: oevae.OEVAE, x: Tensor) -> Plot:
 def classifier_network(net: classifier.Classifier, inputs: Mapping[str, Tensor]) -> Plot:
     """Every branch, the joined embedding and the heads, with the shapes of this very network.
 
-    inputs : of `classifier.branch_inputs`.  Notebook: 04_classifier
+    inputs : of `classifier.branch_inputs`, by branch (n, ...).  Notebook: 04_classifier
     """
     parts = {  # of a branch: what it is called, the module that ends it
         branches.SpectrumBranch: (
