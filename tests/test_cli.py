@@ -90,8 +90,9 @@ def test_a_study_ends_in_scores_metrics_and_a_report(smoke):
 def test_everything_finished_says_of_what_it_was_made(smoke):
     done = list((smoke / "runs").rglob("DONE"))
     assert (
-        len(done) == 6 + 2 * (2 + 2 * 4) + 1 + 2
-    )  # 01, 02, 06, 07, 08, 09; per machine two notebooks and four detectors, each trained and scored; 04
+        len(done) == 6 + 2 * (2 + 2 * 4) + 1 + 2 + 3
+    )  # 01, 02, 06, 07, 08, 09; per machine two notebooks and four detectors, each trained and scored; 04; the
+    # embeddings of each network
     for path in done:
         manifest = json.loads((path.parent / "manifest.json").read_text())
         assert (
@@ -246,10 +247,9 @@ def test_two_runs_of_one_study_do_not_meet(tree, tmp_path):
 def test_index_prints_the_agreed_json(tree, capsys):
     assert cli.main(["index", str(tree), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
-    assert set(content) == {"machines", "classes", "problems"} and set(content["machines"]) == {
-        "fan",
-        "gearbox",
-    }
+    assert set(content) == {"machines", "classes", "problems", "supplemental"} and set(
+        content["machines"]
+    ) == {"fan", "gearbox"}
     fan = content["machines"]["fan"]
     assert fan["train"] == {"source": 7, "target": 3}
     assert fan["test"] == {

@@ -47,10 +47,11 @@ from asdlib.evaluation import detectability, metrics
 from asdlib.models import training
 from asdlib.settings import to_tree
 from asdlib.studies import artifacts, config, report, study
-from asdlib.studies.runner import Parameters
+from asdlib.studies.runner import parameters
 from asdlib.viz import plots, report_plots, tables
 
 ROOT = Path(__file__).resolve().parent.parent
+BASELINE_NOTEBOOK = ROOT / "notebooks" / "03_baseline.ipynb"
 INPUTS: collections.Counter = collections.Counter()  # family: hostile inputs that were read
 EVIL = "<script>alert(1)</script>"
 NUMBERS = [
@@ -978,16 +979,16 @@ def injected(parameters: dict) -> dict:
 
 @pytest.mark.parametrize("text", INJECTIONS)
 def test_parameters_cannot_inject_code(text):
-    given_ = Parameters(
-        f"/studies/{text}.toml", [f"about={text}", text], f"/home/{text}", 3, text
-    ).for_notebook(ROOT / "notebooks" / "03_baseline.ipynb")
+    words = {"study": f"/studies/{text}.toml", "home": f"/home/{text}", "machine": text}
+    given_ = parameters(BASELINE_NOTEBOOK, overrides=[f"about={text}", text], seed=3, **words)
     assert injected(given_) == given_
 
 
 @hostile(100)
 @given(st.text(max_size=80), st.lists(st.text(max_size=40), max_size=3))
 def test_parameters_of_any_kind_stay_constants(text, overrides):
-    given_ = Parameters(text, overrides, text, 0, text).for_notebook(ROOT / "notebooks" / "03_baseline.ipynb")
+    words = {"study": text, "home": text, "machine": text}
+    given_ = parameters(BASELINE_NOTEBOOK, overrides=overrides, seed=0, **words)
     with bounded("parameter"):
         assert injected(given_) == given_
 

@@ -56,6 +56,9 @@ def control(
     machines, 0..1), gain (their difference) and its interval, low and high; no row without labeled test
     clips. Source: METHOD 3.10. Notebooks: 04_classifier, 05_oevae
     """
+    columns = ["component", "trained", "untrained", "gain", "low", "high"]
+    if not (scores["split"].eq("test") & scores["label"].ne("unlabeled")).any():
+        return pd.DataFrame(columns=columns)
     blank = {"epochs": 0} | ({"k_scales": ()} if isinstance(detector, OEVAE) else {})
     made = type(detector)(
         detector.settings.replace(**blank),
@@ -68,13 +71,13 @@ def control(
     both = pd.concat([scores.assign(system="trained"), untrained.assign(system="untrained")])
     reached = {kind: _official(both[both["system"] == kind], metric) for kind in ("trained", "untrained")}
     rows = []
-    for component in untrained["component"].unique() if len(reached["untrained"]) else ():
+    for component in untrained["component"].unique():
         pair = comparison.over_all(
             comparison.paired(both, "trained", "untrained", metric, detector.seed, component)
         )
         sides = (reached[kind][component] for kind in ("trained", "untrained"))
         rows += [(component, *sides, *pair[["value", "low", "high"]].iloc[0])] if len(pair) else []
-    return pd.DataFrame(rows, columns=["component", "trained", "untrained", "gain", "low", "high"])
+    return pd.DataFrame(rows, columns=columns)
 
 
 def diagnosis(detector: OEVAE) -> pd.DataFrame:

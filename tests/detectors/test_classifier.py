@@ -521,7 +521,7 @@ def test_the_chosen_back_end_is_the_score(context, fitted):
     bound(other, context.store, rows_of(context, "train"))._open()
     other.net.load_state_dict(fitted.net.state_dict())
     other.net.eval()
-    other._keep(other.train_rows, fitted._vectors(other.train_rows))
+    other._prepare()
     found = other.components(Clips(other.store, rows_of(context, "test")))
     np.testing.assert_array_equal(found["classifier", "score"], found["classifier", "local_density"])
 

@@ -164,7 +164,7 @@ print(pandas.get_option("display.precision"), numpy.get_printoptions()["precisio
     kernels._execute(order)
     outputs = nbformat.read(tmp_path / "job" / "notebook.ipynb", 4).cells[-1].outputs
     text = "".join(output.text for output in outputs if output.name == "stdout")
-    kept = sorted({*(kernels.KEPT & os.environ.keys()), "PYTHONSAFEPATH"})
+    kept = sorted({*(forks.KEPT & os.environ.keys()), "PYTHONSAFEPATH"})
     assert text.split(" ", 2)[:2] == ["6", "8"] and text.split(" ", 2)[2].strip() == f"[] {kept} False"
     assert not (startup.parents[1] / "db").exists()
 
