@@ -3,7 +3,7 @@
     python -m tests.browser.pictures --home DIR [--study demo] [--out reports/demo]        from the project's
     root
 
-DIR holds the finished study. Writes report.png, tuner.png and atlas.png, reduced to 160 colors so that they
+DIR holds the finished study. Writes report.png, tuner.png and embedding_map.png, reduced to 160 colors so that they
 stay small.
 """
 
@@ -63,7 +63,7 @@ def take(study: str, home: Path, out: Path) -> None:
                 labs.find(page, "canvas.asd-map-canvas")
                 menu.select_option(index=1)
                 page.wait_for_timeout(2500)
-                shot(page, ".asd-map", out / "atlas.png")
+                shot(page, ".asd-map", out / "embedding_map.png")
         finally:
             server.stop()
 

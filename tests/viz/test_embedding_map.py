@@ -79,7 +79,7 @@ def atlas_parts():
 
 
 @pytest.fixture
-def atlas(atlas_parts, tmp_path):
+def mapped(atlas_parts, tmp_path):
     table, spaces, scores, limits = atlas_parts
     return EmbeddingMap(spaces, projection.coordinates(spaces, SETTINGS, 0, tmp_path), table, scores, limits)
 
@@ -189,8 +189,8 @@ def test_a_clip_is_the_mean_of_its_segments(atlas_parts):
     np.testing.assert_allclose(space.of("clips")[0][3], space.embedding[9:12].mean(0), rtol=1e-5)
 
 
-def test_views_choices_and_fallbacks(atlas):
-    assert list(atlas.views) == [
+def test_views_choices_and_fallbacks(mapped):
+    assert list(mapped.views) == [
         "oevae fan",
         "oevae pump",
         "classifier, all machines",
@@ -199,20 +199,20 @@ def test_views_choices_and_fallbacks(atlas):
     ]
     named, of_systems = ["domain", "label", "attribute spd"], ["oevae", "classifier"]
     of_systems = [f"{what} {system}" for what in ("decision", "score") for system in of_systems]
-    assert atlas.colors == [*named, *of_systems] and atlas.all_items == ["clips", "segments"]
-    atlas.choose(items="segments", color="attribute spd")
-    atlas.pick(2, 1)
-    assert len(atlas.points().x) == 51 and atlas.points().row[atlas.chosen(atlas.points())] == 2
+    assert mapped.colors == [*named, *of_systems] and mapped.all_items == ["clips", "segments"]
+    mapped.choose(items="segments", color="attribute spd")
+    mapped.pick(2, 1)
+    assert len(mapped.points().x) == 51 and mapped.points().row[mapped.chosen(mapped.points())] == 2
     with pytest.raises(errors.InputError, match="clip 20 came, expected one of the shown maps"):
-        atlas.pick(20)
-    atlas.choose(view="classifier, all machines")
-    assert (atlas.items, atlas.row, atlas.segment) == ("clips", 2, -1) and "machine" in atlas.colors
-    atlas.choose(view="oevae pump")
-    assert atlas.row == -1 and atlas.color == "domain"  # the pump has no attribute
+        mapped.pick(20)
+    mapped.choose(view="classifier, all machines")
+    assert (mapped.items, mapped.row, mapped.segment) == ("clips", 2, -1) and "machine" in mapped.colors
+    mapped.choose(view="oevae pump")
+    assert mapped.row == -1 and mapped.color == "domain"  # the pump has no attribute
     with pytest.raises(errors.InputError, match="unknown view 'oevae fun'; did you mean oevae fan"):
-        atlas.choose(view="oevae fun")
+        mapped.choose(view="oevae fun")
     with pytest.raises(errors.InputError, match="unknown color 'machine'"):
-        atlas.choose(color="machine")
+        mapped.choose(color="machine")
 
 
 def test_a_study_without_maps_says_so(atlas_parts):
@@ -221,57 +221,57 @@ def test_a_study_without_maps_says_so(atlas_parts):
 
 
 @pytest.mark.parametrize("right, up", [(1, 0), (-1, 0), (0, 1), (0, -1)])
-def test_an_arrow_goes_to_the_nearest_point_that_way(atlas, right, up):
-    points = atlas.points()
+def test_an_arrow_goes_to_the_nearest_point_that_way(mapped, right, up):
+    points = mapped.points()
     for at in range(len(points.x)):
-        atlas.pick(points.row[at])
+        mapped.pick(points.row[at])
         ways = []
         for other in range(len(points.x)):
             dx, dy = float(points.x[other] - points.x[at]), float(points.y[other] - points.y[at])
             along = dx * right + dy * up
             if along > 0 and abs(dx * up + dy * right) <= along:
                 ways.append((np.hypot(dx, dy), other))
-        moved = atlas.step(right, up)
+        moved = mapped.step(right, up)
         assert moved == bool(ways)
-        assert atlas.row == points.row[min(ways)[1] if ways else at]
+        assert mapped.row == points.row[min(ways)[1] if ways else at]
 
 
-def test_every_point_has_a_color_and_a_shape_and_training_is_hollow(atlas):
-    for view in atlas.views:
-        atlas.choose(view=view)
-        for color in atlas.colors:
-            atlas.choose(color=color)
-            points = atlas.points()
+def test_every_point_has_a_color_and_a_shape_and_training_is_hollow(mapped):
+    for view in mapped.views:
+        mapped.choose(view=view)
+        for color in mapped.colors:
+            mapped.choose(color=color)
+            points = mapped.points()
             assert len(points.group) == len(points.row) == len(points.x) and points.group.max() < len(
                 points.looks
             ) == len(points.names)
             assert (
                 len(set(points.looks)) == len(points.looks)
-                and (points.test == (atlas.table["split"].to_numpy()[points.row] == "test")).all()
+                and (points.test == (mapped.table["split"].to_numpy()[points.row] == "test")).all()
             )
             assert 0 <= points.x.min() and points.x.max() <= 1 and 0 <= points.y.min() and points.y.max() <= 1
 
 
-def test_standing_is_in_sd_of_training_scores(atlas):
-    mine = atlas.scores[
-        (atlas.scores["system"] == "oevae")
-        & (atlas.scores["component"] == "score")
-        & (atlas.scores["machine"] == "fan")
+def test_standing_is_in_sd_of_training_scores(mapped):
+    mine = mapped.scores[
+        (mapped.scores["system"] == "oevae")
+        & (mapped.scores["component"] == "score")
+        & (mapped.scores["machine"] == "fan")
     ]
     train = mine.loc[mine["split"] == "train", "score"]
-    first = mine[mine["clip"] == atlas.table["clip"][0]]["score"].iloc[0]
-    assert atlas.standing["oevae"][0] == pytest.approx((first - train.mean()) / train.std())
-    row = atlas.components(0).set_index(["system", "component"]).loc[("oevae", "score")]
-    assert row["sd"] == pytest.approx(atlas.standing["oevae"][0]) and row["training below"] == np.mean(
+    first = mine[mine["clip"] == mapped.table["clip"][0]]["score"].iloc[0]
+    assert mapped.standing["oevae"][0] == pytest.approx((first - train.mean()) / train.std())
+    row = mapped.components(0).set_index(["system", "component"]).loc[("oevae", "score")]
+    assert row["sd"] == pytest.approx(mapped.standing["oevae"][0]) and row["training below"] == np.mean(
         train < first
     )
-    assert set(atlas.components(0)["component"]) == {"score", "alpha", "beta"}
+    assert set(mapped.components(0)["component"]) == {"score", "alpha", "beta"}
 
 
-def test_the_lists_are_what_they_say(atlas):
-    found, whole = atlas.ranked_clips("oevae", 2), atlas.ranked_clips("oevae", 99)
-    score, test = atlas.standing["oevae"], atlas.table[atlas.table["split"] == "test"]
-    above = atlas.scores.query("system == 'oevae' and component == 'score'").set_index("clip")["score"] > 1.0
+def test_the_lists_are_what_they_say(mapped):
+    found, whole = mapped.ranked_clips("oevae", 2), mapped.ranked_clips("oevae", 99)
+    score, test = mapped.standing["oevae"], mapped.table[mapped.table["split"] == "test"]
+    above = mapped.scores.query("system == 'oevae' and component == 'score'").set_index("clip")["score"] > 1.0
     above = above[test["clip"]].to_numpy()
     missed = score[test.index[(test["label"] == "anomaly") & ~above]].nsmallest(99)
     false = score[test.index[(test["label"] == "normal") & above]].nlargest(99)
@@ -280,46 +280,46 @@ def test_the_lists_are_what_they_say(atlas):
     for why_listed, rows in expected.items():
         assert whole.loc[whole["why"] == why_listed, "row"].tolist() == rows.index.tolist()
         assert found.loc[found["why"] == why_listed, "row"].tolist() == rows.index[:2].tolist()
-    assert set(atlas.ranked_clips("oevae", 9, "fan")["machine"]) == {"fan"}
+    assert set(mapped.ranked_clips("oevae", 9, "fan")["machine"]) == {"fan"}
 
 
-def test_decisions_compare_the_score_with_the_threshold(atlas):
-    scores = atlas.scores.query("system == 'classifier' and component == 'score'").set_index("clip")["score"]
-    for row, decision in enumerate(atlas.decisions(np.arange(len(atlas.table)), "classifier")):
-        facts = atlas.table.iloc[row]
+def test_decisions_compare_the_score_with_the_threshold(mapped):
+    scores = mapped.scores.query("system == 'classifier' and component == 'score'").set_index("clip")["score"]
+    for row, decision in enumerate(mapped.decisions(np.arange(len(mapped.table)), "classifier")):
+        facts = mapped.table.iloc[row]
         alarm = scores[facts["clip"]] > 1.0
         names = {"anomaly": ("miss", "hit"), "normal": ("correct rejection", "false alarm")}[facts["label"]]
         assert decision == ("training" if facts["split"] == "train" else names[int(alarm)])
-    assert set(atlas.decisions(np.arange(8), "ensemble")) == {"no threshold"}
+    assert set(mapped.decisions(np.arange(8), "ensemble")) == {"no threshold"}
 
 
-def test_filters_keep_what_they_name_and_faint_clips_are_not_reached(atlas):
-    rows = atlas.points().row
+def test_filters_keep_what_they_name_and_faint_clips_are_not_reached(mapped):
+    rows = mapped.points().row
     for filters, expected in (
-        ({"domain": "target"}, atlas.table["domain"] == "target"),
+        ({"domain": "target"}, mapped.table["domain"] == "target"),
         (
             {"attribute": "spd 10", "split": "test"},
-            (atlas.table["attr_spd"] == "10") & (atlas.table["split"] == "test"),
+            (mapped.table["attr_spd"] == "10") & (mapped.table["split"] == "test"),
         ),
-        ({"search": "TARGET_normal spd"}, atlas.table["clip"].str.contains("target_normal")),
-        ({"decision": "miss"}, pd.Series(atlas.decisions(np.arange(len(atlas.table)), "oevae") == "miss")),
+        ({"search": "TARGET_normal spd"}, mapped.table["clip"].str.contains("target_normal")),
+        ({"decision": "miss"}, pd.Series(mapped.decisions(np.arange(len(mapped.table)), "oevae") == "miss")),
     ):
-        atlas.filters = filters
-        np.testing.assert_array_equal(atlas.passing(rows), expected[rows])
-        assert 0 < atlas.passing(rows).sum() < len(rows)
-        atlas.row = -1
-        atlas.step(1, 0)
-        assert atlas.passing(np.array([atlas.row])).all()
-    assert atlas.filter_values("attribute") == ["spd 0", "spd 10", "spd 20"]
-    atlas.filters = {"attribute": "spd 10", "label": "normal", "search": "a"}
-    atlas.choose(view="oevae pump")
-    assert atlas.filters == {"label": "normal", "search": "a"}  # the pump has no attribute
+        mapped.filters = filters
+        np.testing.assert_array_equal(mapped.passing(rows), expected[rows])
+        assert 0 < mapped.passing(rows).sum() < len(rows)
+        mapped.row = -1
+        mapped.step(1, 0)
+        assert mapped.passing(np.array([mapped.row])).all()
+    assert mapped.filter_values("attribute") == ["spd 0", "spd 10", "spd 20"]
+    mapped.filters = {"attribute": "spd 10", "label": "normal", "search": "a"}
+    mapped.choose(view="oevae pump")
+    assert mapped.filters == {"label": "normal", "search": "a"}  # the pump has no attribute
 
 
-def test_the_chosen_clip_in_words(atlas):
-    assert "arrow keys" in atlas.said()
-    atlas.pick(1)
-    words = atlas.said()
+def test_the_chosen_clip_in_words(mapped):
+    assert "arrow keys" in mapped.said()
+    mapped.pick(1)
+    words = mapped.said()
     assert (
         words.startswith("source_anomaly_1: fan, test, source, anomaly, spd 10. oevae ")
         and "Nearest training clip at" in words
@@ -330,29 +330,29 @@ def test_the_chosen_clip_in_words(atlas):
 # ---------------------------------------------------------------- the views, without a browser
 
 
-def viewed(atlas):
+def viewed(mapped):
     """A view, and the messages that its players and its selection send."""
-    view, sent = EmbeddingMapView(atlas, ClipMedia(Store(atlas.table), 16000)), []
+    view, sent = EmbeddingMapView(mapped, ClipMedia(Store(mapped.table), 16000)), []
     for one in (view.players, view.selection, *view.panels):
         one.send = sent.append
     return view, sent
 
 
-def test_the_view_follows_clicks_keys_and_choices(atlas):
-    view, sent = viewed(atlas)
+def test_the_view_follows_clicks_keys_and_choices(mapped):
+    view, sent = viewed(mapped)
     panel = view.panels[0]
     xy = np.frombuffer(panel.xy, "<f4").reshape(-1, 2)
     assert (len(xy), len(panel.codes), panel.chosen, view.players.a) == (17, 51, -1, "")
     view._message({"kind": "hover", "number": 4}, 0)
     assert sent.pop()["text"].startswith("source_normal_0\nfan, test, source, normal, spd 0\noevae ")
     view._message({"kind": "pick", "number": 4}, 0)
-    assert panel.chosen == 4 and sent == [{"kind": "play"}] and atlas.said() in view.words.value
+    assert panel.chosen == 4 and sent == [{"kind": "play"}] and mapped.said() in view.words.value
     assert view.detail.value.count("<svg") == 3 and len(panel.near) == 5  # log-mel, difference, phase
-    nearest = atlas.neighbors(1)["row"].iloc[0]
+    nearest = mapped.neighbors(1)["row"].iloc[0]
     assert view.players.a_name == "source_normal_0" and view.players.a.startswith("data:audio/ogg")
-    assert view.players.b_name.endswith(atlas.table["clip"][nearest].split("/")[-1][:-4]) and view.players.b
+    assert view.players.b_name.endswith(mapped.table["clip"][nearest].split("/")[-1][:-4]) and view.players.b
     view._message({"kind": "pick", "row": int(nearest)}, 0)  # a click in the table of neighbors
-    assert atlas.row == nearest and len(sent) == 2
+    assert mapped.row == nearest and len(sent) == 2
     before = view.players.a
     for right, up in ((1, 0), (-1, 0), (0, 1), (0, -1)):
         view._message({"kind": "step", "right": right, "up": up}, 0)
@@ -365,20 +365,20 @@ def test_the_view_follows_clicks_keys_and_choices(atlas):
     assert len(panel.colors) > 20 and "sd from the training mean" in view.legend.value
     label, place = view.list.options[1]
     view.list.value = place
-    assert atlas.row == place[0] and label.startswith("most anomalous")
+    assert mapped.row == place[0] and label.startswith("most anomalous")
     view._message({"kind": "pick", "number": 10_000}, 0)
-    assert atlas.row == place[0]
+    assert mapped.row == place[0]
 
 
-def test_nothing_of_an_old_view_remains(atlas):
-    view, _ = viewed(atlas)
+def test_nothing_of_an_old_view_remains(mapped):
+    view, _ = viewed(mapped)
     view._message({"kind": "lasso", "numbers": [0, 1, 2]}, 0)
     view.list.value = view.list.options[1][1]
-    chosen = atlas.row
+    chosen = mapped.row
     view._message({"kind": "pick", "number": (chosen + 1) % 8}, 0)
-    assert view.list.value is None or view.list.value[0] == atlas.row != chosen
+    assert view.list.value is None or view.list.value[0] == mapped.row != chosen
     view.reason.value = "why"
-    atlas.choose(view="oevae pump")
+    mapped.choose(view="oevae pump")
     assert (
         "No clip is chosen" in view.words.value and view.panels[0].chosen == -1 and view.panels[0].near == []
     )
@@ -389,55 +389,55 @@ def test_nothing_of_an_old_view_remains(atlas):
     assert view.list.value is None and "<svg" not in view.detail.value and view.panels[0].selected == []
 
 
-def test_two_maps_have_one_choice_and_one_selection(atlas):
-    view, _ = viewed(atlas)
+def test_two_maps_have_one_choice_and_one_selection(mapped):
+    view, _ = viewed(mapped)
     view.choices["beside"].value = "classifier, all machines"
     first, second = view.panels
     assert second.layout.display is None and len(second.codes) == 3 * 34
     view._message({"kind": "pick", "number": 20}, 1)  # a pump: only the second map has it
-    assert (first.chosen, second.chosen, atlas.row) == (-1, 20, 20)
-    assert atlas.neighbors()["clip"].str.startswith("pump").all()
+    assert (first.chosen, second.chosen, mapped.row) == (-1, 20, 20)
+    assert mapped.neighbors()["clip"].str.startswith("pump").all()
     view._message({"kind": "step", "right": 1, "up": 0}, 0)  # from the middle of the first
-    assert first.chosen >= 0 and atlas.points(atlas.beside).row[second.chosen] == atlas.row
+    assert first.chosen >= 0 and mapped.points(mapped.beside).row[second.chosen] == mapped.row
     view._message({"kind": "lasso", "numbers": [3, 20]}, 1)
-    assert atlas.selected == [3, 20] and (first.selected, second.selected) == ([3], [3, 20])
+    assert mapped.selected == [3, 20] and (first.selected, second.selected) == ([3], [3, 20])
     view._message({"kind": "lasso", "numbers": [0, 3], "more": True}, 0)
     view._message({"kind": "mark", "number": 3}, 0)
-    assert atlas.selected == [20, 0]
+    assert mapped.selected == [20, 0]
     view._message({"kind": "clear"}, 0)
-    assert atlas.selected == []
-    atlas.choose(beside="")
+    assert mapped.selected == []
+    mapped.choose(beside="")
     assert second.layout.display == "none"
     with pytest.raises(errors.InputError, match="unknown view 'oevae fun'"):
-        atlas.choose(beside="oevae fun")
+        mapped.choose(beside="oevae fun")
 
 
-def test_the_selection_is_a_table_and_a_csv(atlas):
-    view, sent = viewed(atlas)
+def test_the_selection_is_a_table_and_a_csv(mapped):
+    view, sent = viewed(mapped)
     view._message({"kind": "lasso", "numbers": [9, 2]}, 0)
     assert [row["row"] for row in view.selection.rows] == [9, 2] and "2" in view.selection.caption
     view._message({"kind": "csv"}, 0)
     read = pd.read_csv(io.StringIO(sent[-1]["text"]), keep_default_na=False)
-    assert read["clip"].tolist() == atlas.table["clip"][[9, 2]].tolist()
-    assert read["oevae sd"][1] == pytest.approx(atlas.standing["oevae"][2])
+    assert read["clip"].tolist() == mapped.table["clip"][[9, 2]].tolist()
+    assert read["oevae sd"][1] == pytest.approx(mapped.standing["oevae"][2])
     assert read["oevae decision"][0] == "training"
 
 
-def test_values_beyond_the_scale_are_marked(atlas):
-    atlas.choose(color="score oevae")
-    view, _ = viewed(atlas)
-    points, bits = atlas.points(), np.frombuffer(view.panels[0].codes, np.uint8).reshape(-1, 3)[:, 2]
+def test_values_beyond_the_scale_are_marked(mapped):
+    mapped.choose(color="score oevae")
+    view, _ = viewed(mapped)
+    points, bits = mapped.points(), np.frombuffer(view.panels[0].codes, np.uint8).reshape(-1, 3)[:, 2]
     beyond = (points.value < points.limits[0]) | (points.value > points.limits[1])
     assert 0 < beyond.sum() < len(beyond) and ((bits & 4 > 0) == beyond).all()
     assert ((bits & 1 > 0) == points.test).all() and f"the {beyond.sum()} beyond" in view.legend.value
-    atlas.filters = {"label": "anomaly"}
+    mapped.filters = {"label": "anomaly"}
     bits = np.frombuffer(view.panels[0].codes, np.uint8).reshape(-1, 3)[:, 2]
-    assert ((bits & 2 > 0) == (atlas.table["label"].to_numpy()[points.row] == "normal")).all()
+    assert ((bits & 2 > 0) == (mapped.table["label"].to_numpy()[points.row] == "normal")).all()
 
 
-def test_colors_of_text_and_ground_are_the_theme_s(atlas):
-    view, _ = viewed(atlas)
-    atlas.pick(3)
+def test_colors_of_text_and_ground_are_the_theme_s(mapped):
+    view, _ = viewed(mapped)
+    mapped.pick(3)
     for shown in (view.detail.value, view.legend.value):
         assert not re.search("#(1b1f24|000000|fff)", shown, re.IGNORECASE)
 
@@ -450,57 +450,57 @@ def test_a_hostile_name_stays_text(atlas_parts, tmp_path):
         clip=table["clip"].replace(swap), attr_spd=table["attr_spd"].replace({"0": "<b>0</b>"})
     )
     maps, scores = projection.coordinates(spaces, SETTINGS, 0, tmp_path), scores.replace({"clip": swap})
-    atlas = EmbeddingMap(spaces, maps, renamed, scores, limits)
-    view, _ = viewed(atlas)
+    mapped = EmbeddingMap(spaces, maps, renamed, scores, limits)
+    view, _ = viewed(mapped)
     view._message({"kind": "pick", "number": 0}, 0)
     view.choices["color"].value = "attribute spd"
-    shown = (view.detail.value, view.legend.value, view.words.value, listing(atlas, view.media, 30))
+    shown = (view.detail.value, view.legend.value, view.words.value, listing(mapped, view.media, 30))
     assert not any("<img src=x" in text or "<b>0" in text for text in shown)
     assert "innerHTML" not in (embedding_map.HERE / "clip_table.js").read_text()
 
 
-def test_both_faces_of_the_view(atlas):
-    atlas.choose(view="oevae pump")
-    atlas.pick(20)
-    bundle = EmbeddingMapView(atlas, ClipMedia(Store(atlas.table), 16000))._repr_mimebundle_()
+def test_both_faces_of_the_view(mapped):
+    mapped.choose(view="oevae pump")
+    mapped.pick(20)
+    bundle = EmbeddingMapView(mapped, ClipMedia(Store(mapped.table), 16000))._repr_mimebundle_()
     static = bundle["text/html"]
     assert "application/vnd.jupyter.widget-view+json" in bundle and "<script" not in static
     assert static.count("<img alt=") == 2
-    assert (atlas.view, atlas.row) == ("oevae pump", 20)  # drawing the twin leaves the model as it was
+    assert (mapped.view, mapped.row) == ("oevae pump", 20)  # drawing the twin leaves the model as it was
 
 
-def test_the_view_follows_the_model(atlas):
-    view, _ = viewed(atlas)
-    atlas.choose(view="oevae pump", color="domain")
-    atlas.pick(20)
+def test_the_view_follows_the_model(mapped):
+    view, _ = viewed(mapped)
+    mapped.choose(view="oevae pump", color="domain")
+    mapped.pick(20)
     assert view.choices["view"].value == "oevae pump" and view.choices["color"].value == "domain"
-    assert atlas.points().row[view.panels[0].chosen] == 20 and atlas.said() in view.words.value
+    assert mapped.points().row[view.panels[0].chosen] == 20 and mapped.said() in view.words.value
 
 
-def test_lists_with_players_are_limited(atlas):
-    sounds = ClipMedia(Store(atlas.table), 16000)
+def test_lists_with_players_are_limited(mapped):
+    sounds = ClipMedia(Store(mapped.table), 16000)
     for most in (0, 6, 9):
-        shown = listing(atlas, sounds, most)
+        shown = listing(mapped, sounds, most)
         assert shown.count("<audio") <= most and "missed" in shown and "<script" not in shown
-    assert listing(atlas, sounds, 30).count("<audio") > 6
+    assert listing(mapped, sounds, 30).count("<audio") > 6
 
 
-def test_one_gain_for_all_clips_of_a_machine(atlas):
-    sounds = ClipMedia(Store(atlas.table), 16000)
+def test_one_gain_for_all_clips_of_a_machine(mapped):
+    sounds = ClipMedia(Store(mapped.table), 16000)
     assert sounds.gain("fan") == pytest.approx(0.5 * audio.PEAK / (3000 / 32768), rel=1e-3)
 
 
-def test_figures_are_drawn_without_a_warning(atlas):
+def test_figures_are_drawn_without_a_warning(mapped):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for figure in static_maps(atlas):
+        for figure in static_maps(mapped):
             assert "<img" in figure._repr_html_() and figure.alt
         level = explain.Map(np.random.default_rng(0).normal(size=(32, 50)), np.linspace(50, 7800, 32), 0.02)
         segments = {"alpha": np.ones(2), "beta": np.arange(2.0)}
         found = explain.Why(
             0, 1.0, level, level, level, "beta", np.array([0.0, 0.5]), 0.5, segments, {"fft": 0.2, "mel": 0.8}
         )
-        assert "residual" in why_figure(atlas, found).alt
+        assert "residual" in why_figure(mapped, found).alt
         drawn = why(found, {"alpha": (1.2, 0.1), "beta": (0.5, 0.2)}, "a clip")
         low, high = next(axis.get_ylim() for axis in drawn.axes if axis.get_ylabel() == "α")
         assert (
@@ -508,6 +508,6 @@ def test_figures_are_drawn_without_a_warning(atlas):
         )  # neither clip nor training clips on the frame
         bare = explain.Why(0, 1.0, level, None, None, "beta", None, 0.5, None, None)
         assert why(bare, {}, "a clip")._repr_html_().startswith('<div class="plot" tabindex="0">')
-        assert map_grid({"a": [atlas.points(), None]}, "PCA").alt
+        assert map_grid({"a": [mapped.points(), None]}, "PCA").alt
     shown = picture(level, title="<b>", unit="dB", colors="magma", limits=(-3, 3))
     assert shown.startswith('<svg role="img"') and "<b>" not in shown
