@@ -102,7 +102,9 @@ def test_everything_finished_says_of_what_it_was_made(smoke):
             and manifest["data"]
         )
     assert not [
-        path for path in (smoke / "runs").rglob("*") if path.name.startswith(".") and path.name != ".lock"
+        path
+        for path in (smoke / "runs").rglob("*")
+        if path.name.startswith(".") and path.name not in (".lock", ".cache")
     ]
     assert not list((smoke / "runs").rglob("checkpoint*")) and not list(
         (smoke / "runs").rglob("failed.ipynb")

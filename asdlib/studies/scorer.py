@@ -167,7 +167,9 @@ class Scorer:
         }
         table = pd.DataFrame(
             [
-                {"clip": f"{i:09d}", "path": shown(paths[i]), "level_db": found[i].level_db} | facts
+                {"clip": f"{i:09d}", "path": shown(paths[i])}
+                | {"level_db": found[i].level_db, "digest": found[i].digest}
+                | facts
                 for i in usable
             ]
         )

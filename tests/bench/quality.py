@@ -52,7 +52,12 @@ ROWS = {
 }
 REFERENCES = ("baseline_knn", "multires", "baseline_mse")
 VIEWS = ("beta, layer 1 in bands", "baseline_mahala", "baseline_knn")
-FUSIONS = {"three views": VIEWS, "three views and multires": (*VIEWS, "multires")}
+FUSIONS = {
+    "two views": ("beta, layer 1 in bands", "baseline_knn"),
+    "two views and multires": ("beta, layer 1 in bands", "baseline_knn", "multires"),
+    "three views": VIEWS,
+    "three views and multires": (*VIEWS, "multires"),
+}
 NOISE = 5  # draws of a view of noise
 
 

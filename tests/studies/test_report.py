@@ -328,14 +328,14 @@ def test_the_index_links_everything_of_a_study(tmp_path):
     facts |= {"headline": f"Best {EVIL}", "warnings": [["dead VAE: fan", True]]}
     omega = {"oevae": [0.5, 0.4, 0.6], EVIL: [0.5, None, None], "baseline_knn": [0.7, 0.6, 0.8]}
     (tmp_path / "t" / "report.json").write_text(json.dumps(facts | {"omega": omega}))
-    for name in ("01_data.html", "05_oevae_fan_seed0.html", "index.html", "sweep.html", "model_card.md"):
+    for name in ("01_data.html", "05_oevae_fan_seed0.html", "index.html", "model_card.md"):
         (tmp_path / "t" / name).write_text("x")
     shown = report.write_index(tmp_path).read_text(encoding="utf-8")
     assert "nearest neighbor 0.700 [0.600, 0.800]; OEVAE 0.500" in shown
     assert (
         "<script" not in shown and "2026-01-02 03:04;" in shown and '<li class="grave">dead VAE: fan' in shown
     )
-    for name in ("01_data.html", "05_oevae_fan_seed0.html", "index.html", "sweep.html", "model_card.md"):
+    for name in ("01_data.html", "05_oevae_fan_seed0.html", "index.html", "model_card.md"):
         assert f'href="t/{name}"' in shown
 
 

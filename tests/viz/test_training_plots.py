@@ -168,7 +168,7 @@ def test_a_live_curve_keeps_every_step_and_one_output(monkeypatch):
     assert shown == []  # not within the first seconds
     live.draw()
     live.draw()
-    assert len(shown) == 2 and '<div class="plot">' in shown[0]
+    assert len(shown) == 2 and '<div class="plot"' in shown[0]
 
 
 def test_refusals():
