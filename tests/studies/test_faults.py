@@ -82,7 +82,7 @@ POINTS = [
     Point("torn", r"03_baseline_fan_seed0\.html$"),
     Point("torn", r"faults/scores\.parquet$", "trained"),
     Point("before", r"faults/metrics\.csv$", "trained"),
-    Point("torn", r"omega\.png$", "trained"),
+    Point("torn", r"summary\.md$", "trained"),
     Point("torn", r"report\.json$", "trained"),
     Point("torn", r"faults/index\.html$", "trained"),
     Point("after", AE + r"checkpoint.*\.pt$", nth=2, who="kernel"),
