@@ -1,6 +1,7 @@
 """Recordings that several test files share: made once per session."""
 
 import fcntl
+import hashlib
 import os
 import signal
 from pathlib import Path
@@ -23,6 +24,7 @@ signal.signal(
 )  # a suite in the background of a shell ignores it, and so would all it starts
 torch.set_num_threads(1)  # as notebooks compute: the same figures on any number of cores
 
+ROOT = Path(__file__).resolve().parent.parent
 FLAGS = (  # that picking a GPU sets for the whole process
     (torch.backends.cudnn, "allow_tf32"),
     (torch.backends.cuda.matmul, "allow_tf32"),
@@ -105,7 +107,11 @@ def smoke(tmp_path_factory):
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".made", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)  # the first makes it, the others wait
-        told, code = folder / "said.txt", f"code {code_digest()}\n"
+        told, series = folder / "said.txt", ROOT / "notebooks"
+        sources = b"".join(
+            path.read_bytes() for path in sorted([*series.glob("*.ipynb"), *series.glob("*/smoke.toml")])
+        )
+        code = f"code {code_digest()} {hashlib.sha256(sources).hexdigest()}\n"
         if not told.is_file() or not told.read_text().startswith(code):
             done = asd("run", "smoke", "--home", folder)
             assert done.returncode == 0, done.stdout + done.stderr

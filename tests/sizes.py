@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from asdlib.data.store import Clips, Store
+from asdlib.data.store import Clips, Store, machine_rows
 from asdlib.models import autoencoder, classifier, oevae
 from asdlib.models.encoders import YAMNet
 from asdlib.studies import config
@@ -30,6 +30,11 @@ def detector_of(kind, context):
     return kind(
         settings, seed=context.seed, device=context.device, precision=precision, checkpoints=context.folder
     )
+
+
+def rows_of(context, machine, split):
+    """Store rows of a machine's clips of a split."""
+    return machine_rows(context.store.clips, machine, split)
 
 
 def bound(detector, store, rows):

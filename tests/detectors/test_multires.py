@@ -7,19 +7,14 @@ import oracle
 import pandas as pd
 import pytest
 import torch
-from sizes import detector_of
+from sizes import detector_of, rows_of
 
 import asdlib as asd
 from asdlib import errors
 from asdlib.data.store import Clips
-from asdlib.detectors import base
 from asdlib.detectors.multires import MultiResolution, MultiResolutionSettings
 
 RATE = 16000
-
-
-def rows_of(context, machine, split):
-    return base.machine_rows(context.store.clips, machine, split)
 
 
 @pytest.fixture(scope="module")

@@ -5,22 +5,17 @@ and what is computed once. The encoder has random weights of the real shape (`si
 import numpy as np
 import pandas as pd
 import pytest
-from sizes import RandomYAMNet, detector_of
+from sizes import RandomYAMNet, detector_of, rows_of
 
 import asdlib as asd
 from asdlib import errors
 from asdlib.analysis import projection
 from asdlib.data.store import Clips
-from asdlib.detectors import base
 from asdlib.detectors.pretrained import Pretrained, PretrainedSettings
 from asdlib.models import encoders
 from asdlib.studies import model_card, study
 
 RATE = 16000
-
-
-def rows_of(context, machine, split):
-    return base.machine_rows(context.store.clips, machine, split)
 
 
 @pytest.fixture(scope="module")
