@@ -241,6 +241,28 @@ def subtracted(near: torch.Tensor, far: torch.Tensor, n_fft: int = 2048) -> torc
     return torch.istft(c - transfer * f, length=len(near), **how).float()
 
 
+def microphones(path: str | Path, data: DataSettings) -> dict[str, np.ndarray]:
+    """What the near and the far microphone of a recording hear, and near without what far hears of it.
+
+    data : near is data.channel, far is data.subtract, or the first other channel where none is subtracted
+    returns : float32 (n,) in [-1, 1) by "near", "far" and "near without far"; empty for a recording of one
+        channel, or one that cannot be read any more. Notebook: 02_preprocessing
+    """
+    try:
+        channels = shape(path)[2]
+    except ValueError:
+        return {}
+    if channels == 1:
+        return {}
+    far = data.subtract if data.subtract >= 0 else int(data.channel == 0)
+    heard = {"near": (data.channel, -1), "far": (far, -1), "near without far": (data.channel, far)}
+    decoded = {
+        name: decode(path, data.replace(channel=channel, subtract=subtract)).samples
+        for name, (channel, subtract) in heard.items()
+    }
+    return {name: x.astype(np.float32) / FULL_SCALE for name, x in decoded.items() if x is not None}
+
+
 def levels(wave: np.ndarray) -> tuple[float, float]:
     """Level of a channel, and of what is left of it without its mean: dB re full scale; the floor where they
     are no numbers.

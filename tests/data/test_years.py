@@ -145,6 +145,22 @@ def test_near_far_and_their_difference_are_chosen_by_settings(tmp_path):
     assert "channels 0 to 1 only, expected channel 2; set data.subtract below 2" in refused
 
 
+def test_what_the_microphones_hear_is_what_the_settings_would_decode(tmp_path):
+    tree(tmp_path / "raw", 2026)
+    path = index.index([tmp_path / "raw"])[0]["path"][0]
+    heard = decode.microphones(path, decode.DataSettings())
+    for name, how in {"near": {}, "far": {"channel": 1}, "near without far": {"subtract": 1}}.items():
+        np.testing.assert_array_equal(
+            heard[name], decode.decode(path, decode.DataSettings(**how)).samples / np.float32(32768)
+        )
+    swapped = decode.microphones(path, decode.DataSettings(channel=1))
+    np.testing.assert_array_equal(swapped["far"], heard["near"])
+    tree(tmp_path / "mono", 2024)
+    mono = index.index([tmp_path / "mono"])[0]["path"][0]
+    assert decode.microphones(mono, decode.DataSettings()) == {}
+    assert decode.microphones(tmp_path / "gone.wav", decode.DataSettings()) == {}
+
+
 def test_the_subtraction_removes_the_interference_and_leaves_the_machine():
     machine, heard, far = mixture()
     near, far = (torch.from_numpy(part).float() for part in (machine + heard, far))
