@@ -55,9 +55,14 @@ def home_folder(given: str | Path = "") -> Path:
     """The folder of runs/ and reports/, by the rule above.
 
     given : what `--home` or the parameter `home` says; "": nothing
-    raises : errors.InputError where nothing is given and there is no working folder
+    raises : errors.InputError where nothing is given and there is no working folder, or a file is given
     """
-    return Path(given).resolve() if str(given) else _around()
+    if not str(given):
+        return _around()
+    folder = Path(given).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise errors.InputError(f"home {folder}: a file, expected a folder for runs/ and reports/; name one")
+    return folder
 
 
 def notebooks(given: str | Path = "") -> Path:

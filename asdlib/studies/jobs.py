@@ -178,11 +178,12 @@ def outline(run: Run, only: Sequence[str] = ()) -> str:
     only after that.
     """
     if run.synthetic:
-        machines, there = sorted(run.cfg.synthetic.machines), "recordings of modeled machines"
+        machines, there = sorted(run.cfg.data.machines or run.cfg.synthetic.machines), "modeled machines"
     else:
         table, _ = index.index(run.roots, run.cfg.data.machines)
         machines, there = sorted(table["machine"].unique()), f"{len(table)} recordings"
-    lines = [f"to be {'made' if run.synthetic else 'decoded'} first: {there} ({', '.join(machines)})"]
+    what = f"made first: recordings of {there}" if run.synthetic else f"decoded first: {there}"
+    lines = [f"to be {what} ({', '.join(machines)})"]
     view = types.SimpleNamespace(cfg=run.cfg, machines=machines)
     found = [
         " ".join(filter(None, [stage.notebook, machine, f"seed {seed}" if len(run.cfg.seeds) > 1 else ""]))

@@ -80,6 +80,9 @@ class StudyPaths:
         self.study_folder = home / "runs" / cfg.name  # one lock for all of it
         self.folder, self.reports = self.study_folder / place, home / "reports" / cfg.name / place
         self.synthetic = not cfg.data.roots
+        if self.synthetic and not cfg.data.recorded:  # said before the recordings are made
+            for name in cfg.data.machines:
+                errors.check_choice("machine", name, sorted(cfg.synthetic.machines))
         made = settings_tree.digest(cfg.data, cfg.synthetic if self.synthetic else None)
         self.data_folder = (
             home / "runs" / housekeeping.RECORDINGS / made

@@ -192,3 +192,9 @@ def test_an_installed_wheel_works_outside_the_clone(tmp_path):
     assert (own / "work" / "reports" / "smoke" / "01_data.html").is_file()
     facts = json.loads((own / "work" / "runs" / "smoke" / "01_data" / "manifest.json").read_text())
     assert facts["versions"]["source"] == io.code_digest()
+
+
+def test_a_file_is_no_home(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert cli.main(["run", "smoke", "--dry-run", "--home", str(tmp_path / "file")]) == 2
+    assert "a file, expected a folder for runs/ and reports/" in capsys.readouterr().err

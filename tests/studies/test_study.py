@@ -223,3 +223,12 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
     assert "to be made first: recordings of modeled machines (fan, gearbox)" in told
     assert "missing  05_oevae gearbox" in told and "11 jobs to do" in told
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_machine_is_refused_before_recordings_are_made(tmp_path, capsys):
+    for more in ([], ["--dry-run"]):
+        assert cli.main(["run", "smoke", "--machines", "zzz", "--home", str(tmp_path), *more]) == 2
+        assert "unknown machine 'zzz'; known: fan, gearbox" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "recordings").exists()
+    assert cli.main(["run", "smoke", "--machines", "fan", "--home", str(tmp_path), "--dry-run"]) == 0
+    assert "recordings of modeled machines (fan)" in capsys.readouterr().out
