@@ -19,17 +19,19 @@ Components of the scores: every back-end of `asdlib.scoring.backends`, and `_sco
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.numpy import load_file, save_file
 
-from asdlib import errors
+from asdlib import errors, io
 from asdlib.detectors.base import Detector, Scores, clip_by_clip
 from asdlib.detectors.classifier_training import ClassifierTraining
 from asdlib.models import classifier, training
-from asdlib.scoring import backends
+from asdlib.scoring import backends, pooling
 from asdlib.settings import to_tree
 
 EMBEDDINGS = "embeddings.safetensors"
@@ -42,7 +44,9 @@ class Classifier(ClassifierTraining, Detector):
 
     name, Settings, systems = "classifier", classifier.ClassifierSettings, ("classifier",)
     training_module = "asdlib.detectors.classifier_training"
-    scoring_settings = ("backend", "kmeans", "density_neighbors", "smote", "ablation")
+    scoring_settings = (
+        *("crops", "layers", "pooling", "backend", "kmeans", "density_neighbors", "smote", "ablation"),
+    )
 
     @classmethod
     def check(cls, settings: classifier.ClassifierSettings) -> None:
@@ -57,29 +61,65 @@ class Classifier(ClassifierTraining, Detector):
     def _prepare(self) -> None:
         """Embeddings of the training clips, which the back-ends refer to."""
         self.trained_target = self.store.clips["domain"].to_numpy()[self.train_rows] == "target"
-        self.train_vectors, self._backends = self._vectors(self.train_rows), {}
+        self.train_vectors, self._backends = self.compared(self.train_rows), {}
 
     def _vectors(self, rows: np.ndarray) -> np.ndarray:
         """Embeddings of clips, (clips, dim · branches), each computed once: training clips in blocks, which
         are always the same, any other clip alone.
         """
-        new = np.array([row for row in rows.tolist() if row not in self.embeddings], np.int64)
-        own = np.isin(new, self.train_rows)
-        for block in [*([new[own]] if own.any() else []), *new[~own, None]]:
+        for block in self._new(rows, self.embeddings):
             self.embeddings.update(zip(block.tolist(), self._embed(block)[0]))
         return np.stack([self.embeddings[row] for row in rows.tolist()])
 
+    def _new(self, rows: np.ndarray, known: Container[int]) -> list[np.ndarray]:
+        new = np.array([row for row in rows.tolist() if row not in known], np.int64)
+        own = np.isin(new, self.train_rows)
+        return [*([new[own]] if own.any() else []), *new[~own, None]]
+
+    def parts(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """What the back-ends compare, by the branch it comes from, float32 (clips, dim of the branch): its
+        columns of the embedding, or its stages pooled (none of `fft`), each computed once as embeddings are.
+        Notebook: 04_classifier
+        """
+        s = self.settings
+        if not s.inner:
+            return dict(zip(s.branches, np.split(self._vectors(rows), len(s.branches), axis=1)))
+        names = [name for name in s.branches if name != "fft"]
+        for block in self._new(rows, self.inner):
+            of = [self._over_crops(block, functools.partial(self._pooled, name)) for name in names]
+            self.inner.update((row, dict(zip(names, parts))) for row, *parts in zip(block.tolist(), *of))
+        return {name: np.stack([self.inner[row][name] for row in rows.tolist()]) for name in names}
+
+    def _pooled(self, branch: str, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        stages = self.net.branches[branch].stages(inputs[branch])
+        return pooling.pool([stages[name] for name in self.settings.layers], self.settings.pooling)
+
+    def compared(self, rows: np.ndarray) -> np.ndarray:
+        """`parts` side by side, float32 (clips, dim). Notebook: 04_classifier"""
+        return np.concatenate(list(self.parts(rows).values()), axis=1)
+
     def embedding_inputs(self) -> dict:
-        """Nothing but the network."""
-        return {}
+        """Nothing but the network for the embedding of a clip's start."""
+        s, found = self.settings, {}
+        if s.crops > 1:
+            found["crops"] = s.crops
+        if s.inner:
+            found |= {"layers": s.layers, "pooling": s.pooling, "code": io.code(type(self).__module__)}
+        return found
 
     def embedded(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """`embedding` float32 (clips, dim · branches)."""
-        return {"embedding": self._vectors(rows)}
+        """`embedding` float32 (clips, dim · branches), and where stages are compared `inner_<branch>` of
+        each, (clips, dim of the branch).
+        """
+        inner = self.parts(rows) if self.settings.inner else {}
+        return {"embedding": self._vectors(rows)} | {f"inner_{name}": x for name, x in inner.items()}
 
     def take_embedded(self, rows: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
         """Embeddings of clips, as of `embedded`."""
         self.embeddings.update(zip(rows.tolist(), arrays["embedding"]))
+        inner = {name[6:]: x for name, x in arrays.items() if name.startswith("inner_")}
+        for i, row in enumerate(rows.tolist() if inner else ()):
+            self.inner[row] = {name: x[i] for name, x in inner.items()}
 
     def _made(
         self, machine: str, columns: slice | np.ndarray, names: Sequence[str]
@@ -111,11 +151,11 @@ class Classifier(ClassifierTraining, Detector):
     @clip_by_clip
     def _scores(self, rows: np.ndarray) -> Scores:
         """Score of clips that are not training clips, by every back-end of their machine."""
-        embedding = self._vectors(rows)
+        vectors = self.compared(rows)
         values = {name: np.empty(len(rows)) for name in backends.BACKENDS}
         for machine, where in self._by_machine(rows):
             for name, backend in self._backends_of(machine).items():
-                values[name][where] = backend(embedding[where])
+                values[name][where] = backend(vectors[where])
         return self._named(values)
 
     def _training_scores(self) -> Scores:
@@ -137,50 +177,53 @@ class Classifier(ClassifierTraining, Detector):
             network is not trained again: a branch by itself is judged
             as it learnt beside the others, which may have left work to them.  Notebook: 04_classifier
         """
-        s, column = self.settings, np.repeat(np.arange(len(self.settings.branches)), self.settings.dim)
+        s, parts = self.settings, self.parts(rows)
+        column = np.repeat(np.arange(len(parts)), [x.shape[1] for x in parts.values()])
         chosen = {"all branches": np.full(len(column), True)}
-        if len(s.branches) > 1:
-            chosen |= {f"only {name}": column == i for i, name in enumerate(s.branches)}
-            chosen |= {f"without {name}": column != i for i, name in enumerate(s.branches)}
-        out, embedding = {}, self._vectors(rows)
+        if len(parts) > 1:
+            chosen |= {f"only {name}": column == i for i, name in enumerate(parts)}
+            chosen |= {f"without {name}": column != i for i, name in enumerate(parts)}
+        out, vectors = {}, np.concatenate(list(parts.values()), axis=1)
         for part, columns in chosen.items():
             out["classifier", part] = np.empty(len(rows))
             for machine, where in self._by_machine(rows):
                 backend = self._made(machine, columns, [s.backend])[s.backend]
-                out["classifier", part][where] = backend(embedding[where][:, columns])
+                out["classifier", part][where] = backend(vectors[where][:, columns])
         return out
 
     def branch_parts(self, rows: np.ndarray) -> np.ndarray:
-        """What each branch adds to the squared distance between a clip's unit embedding and the reference
-        that decides its score.
+        """What each branch adds to the squared distance between a clip and the reference that decides its
+        score, in the space in which the back-end compares them.
 
-        returns : float64 (clips, branches), >= 0, in the order of `classifier.branches`; the sum of a row is
-            d² = 2·(1 − cosine), so that half
-            of it is the score of `kmeans` and its root that of `knn`. Training clips are no reference of
-            their own.  Notebook: 06_embeddings
+        returns : float64 (clips, branches), >= 0, in the order of `classifier.branches`, 0 for one that is
+            not compared; the sum of a row is, for `kmeans`, twice the score. Training clips are no reference
+            of their own.  Notebook: 06_embeddings
         """
-        rows, width = np.asarray(rows), self.settings.dim
-        embedding, out = self._vectors(rows), np.empty((len(rows), len(self.settings.branches)))
+        rows, parts = np.asarray(rows), self.parts(np.asarray(rows))
+        vectors, out = np.concatenate(list(parts.values()), axis=1), np.zeros((len(rows), len(parts)))
+        first = np.cumsum([0, *(x.shape[1] for x in parts.values())])[:-1]
         for machine, where in self._by_machine(rows):
             train = (
                 self.train_rows[self.group == machine] if len(self.train_rows) else self.train_rows
             )  # none of another store
             place = {row: i for i, row in enumerate(train.tolist())}
             own = np.array([place.get(row, -1) for row in rows[where].tolist()])
-            gap = backends.unit(embedding[where]) - self._backends_of(machine)[self.settings.backend].nearest(
-                embedding[where], own
-            )
-            out[where] = (gap**2).reshape(len(where), -1, width).sum(2)
-        return out
+            gap = self._backends_of(machine)[self.settings.backend].gap(vectors[where], own)
+            out[where] = np.add.reduceat(gap**2, first, axis=1)
+        places = [self.settings.branches.index(name) for name in parts]
+        every = np.zeros((len(rows), len(self.settings.branches)))
+        every[:, places] = out
+        return every
 
     def _save(self, folder: Path) -> None:
-        """Every embedding made: `embedding` float32 (n, dim · branches) and `clip` int64 (n,), store rows."""
+        """Every embedding made, as `embedded` gives them, and `clip` int64 (n,), store rows."""
         rows = np.array(sorted(self.embeddings), dtype=np.int64)
-        save_file({"embedding": self._vectors(rows), "clip": rows}, folder / EMBEDDINGS)
+        save_file(self.embedded(rows) | {"clip": rows}, folder / EMBEDDINGS)
 
     def _load(self, folder: Path) -> None:
         """What `_save` wrote; embeddings of other training clips than these are refused."""
-        self.embeddings = dict(zip(*load_embeddings(folder)))
+        found = _read(folder)
+        self.take_embedded(found.pop("clip"), found)
         if not set(self.train_rows.tolist()) <= set(self.embeddings):
             raise errors.InputError(
                 f"{folder / EMBEDDINGS}: lacks the embeddings of some training clips; run the study again"
@@ -198,10 +241,15 @@ def load_embeddings(folder: Path) -> tuple[list[int], np.ndarray]:
 
     raises : errors.InputError for a file that is missing, torn or foreign
     """
+    found = _read(folder)
+    return found["clip"].tolist(), found["embedding"]
+
+
+def _read(folder: Path) -> dict[str, np.ndarray]:
     path = folder / EMBEDDINGS
     try:
         found = load_file(path)
-        return found["clip"].tolist(), found["embedding"]
+        return {"clip": found["clip"], "embedding": found["embedding"]} | found
     except Exception as error:
         raise errors.InputError(
             f"{path}: does not hold embeddings ({type(error).__name__}); run the study again"

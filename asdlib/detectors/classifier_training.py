@@ -8,7 +8,7 @@ Sources: report 3.1; METHOD 3.5, 5. Notebook: 04_classifier.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from asdlib import augment, errors, features
 from asdlib.data.index import training_classes
-from asdlib.data.store import BATCH_SAMPLES, Store, machine_statistics, standardize
+from asdlib.data.store import BATCH_SAMPLES, Store, machine_statistics, segment_starts, standardize
 from asdlib.models import classifier, training
 from asdlib.models.classifier import Batch
 
@@ -87,6 +87,7 @@ class ClassifierTraining:
         )
         self.length = round(self.settings.clip_seconds * self.rate)
         self.embeddings: dict[int, np.ndarray] = {}  # store row: its embedding
+        self.inner: dict[int, dict[str, np.ndarray]] = {}  # store row: branch: its pooled stages
 
     def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
         """For wave_norm = "machine": mean and std of its machine's training clips for every clip of the
@@ -215,21 +216,32 @@ class ClassifierTraining:
         for block in np.array_split(rows, -(-len(rows) // max(1, BATCH_SAMPLES // self.length))):
             yield torch.as_tensor(block, device=self.resident.samples.device)
 
-    def _inputs(self, rows: np.ndarray) -> Iterator[dict[str, torch.Tensor]]:
-        """Branch inputs of clips from their start, in blocks that fit."""
+    def _inputs(self, rows: np.ndarray, crop: int = 0) -> Iterator[dict[str, torch.Tensor]]:
+        """Branch inputs of clips, in blocks that fit: from the start, or another of the `crops`."""
         for index in self._blocks(rows):
-            yield classifier.branch_inputs(
-                self._waves(index, torch.zeros_like(index)), self.settings, self.rate
-            )
+            counts = self.resident.count[index].tolist()
+            starts = [segment_starts(count, self.settings.crops, self.length)[crop] for count in counts]
+            wave = self._waves(index, torch.as_tensor(np.array(starts), device=index.device))
+            yield classifier.branch_inputs(wave, self.settings, self.rate)
 
     @torch.inference_mode()
-    def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Embedding of each clip before the heads, float32 (clips, dim · branches), and one item per clip.
-        Always computed in float32.
+    def _over_crops(
+        self, rows: np.ndarray, of: Callable[[dict[str, torch.Tensor]], torch.Tensor]
+    ) -> np.ndarray:
+        """Mean over the crops of each clip of what `of` makes of branch inputs, float32 (clips, dim). Always
+        computed in float32.
         """
-        made = [self.net(inputs).cpu().numpy() for inputs in self._inputs(rows)]
-        return np.concatenate(made), np.arange(len(rows))
+        crops = [
+            np.concatenate([of(inputs).cpu().numpy() for inputs in self._inputs(rows, crop)])
+            for crop in range(self.settings.crops)
+        ]
+        return np.mean(crops, axis=0)
 
+    def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Embedding of each clip before the heads, float32 (clips, dim · branches), and one item per clip."""
+        return self._over_crops(rows, self.net), np.arange(len(rows))
+
+    @torch.inference_mode()
     def _probabilities(self) -> torch.Tensor:
         return torch.cat(
             [self.net.class_probabilities(inputs) for inputs in self._inputs(self.train_rows[self.kept_out])]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 BN_MOMENTUM, BN_EPS = 0.01, 1e-3
 SE_RATIO = 16
+STAGES = ("block2", "block3", "block4", "block5")  # of a spectrogram branch (METHOD 5.3)
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -246,13 +247,19 @@ class SpectrogramBranch(nn.Module):
             rows = -(-rows // 2)
         self.head = nn.Sequential(BatchNorm1d(128 * rows, BN_EPS, BN_MOMENTUM), dense(128 * rows, dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Embeddings (n, dim) of spectrograms or phases (n, channels, bins, frames)."""
+    def stages(self, x: Tensor) -> dict[str, Tensor]:
+        """The maps (n, channels, rows, columns) that blocks 2 to 5 leave, of 16 to 128 channels."""
         if self.center_time:
             x = x - x.mean(3, keepdim=True)
         x = self.bin_norm(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
-        x = self.blocks(self.stem(x))  # (n, 128, rows, columns)
-        return self.head(x.amax(3).flatten(1))
+        x, maps = self.stem(x), {}
+        for name, first in zip(STAGES, range(0, len(self.blocks), 2)):
+            x = maps[name] = self.blocks[first : first + 2](x)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeddings (n, dim) of spectrograms or phases (n, channels, bins, frames)."""
+        return self.head(self.stages(x)[STAGES[-1]].amax(3).flatten(1))
 
 
 def regularized(module: nn.Module) -> list[nn.Parameter]:

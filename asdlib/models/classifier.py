@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
 from asdlib import augment, errors, features
@@ -77,6 +77,21 @@ class ClassifierSettings(Settings):
         0,
         100000,
     )
+    crops: int = setting(
+        1,
+        "stretches of clip_seconds of a clip that are embedded and averaged, equally spaced; 1: its start"
+        " (METHOD 5.1)",
+        1,
+        100,
+    )
+    layers: Many[Literal["block2", "block3", "block4", "block5", "embedding"]] = setting(
+        ("embedding",),
+        "what the back-ends compare: the embedding (report 3.1), or stages of the spectrogram branches, side"
+        " by side (METHOD 3.10)",
+    )
+    pooling: Literal["mean", "mean_std", "bands"] = setting(
+        "bands", "of the stages over frequency and time, as oevae.pooling (METHOD 3.10)"
+    )
     kmeans: int = setting(16, "clusters of the source embeddings (METHOD 5.8)", 1, 1000)
     backend: str = setting("kmeans", "back-end of the score (METHOD 5.8, scoring/backends.py); all are kept")
     density_neighbors: int = setting(4, "K of local-density rescaling (METHOD 5.8)", 1, 100)
@@ -95,6 +110,26 @@ class ClassifierSettings(Settings):
                 f"classifier.branches = {list(branches)}, expected at least one branch and each of them once"
             )
         return branches
+
+    @model_validator(mode="after")
+    def _layers_that_are_there(self) -> ClassifierSettings:
+        alone = "embedding" not in self.layers or not self.inner
+        if not self.layers or len(set(self.layers)) < len(self.layers) or not alone:
+            raise errors.InputError(
+                f"classifier.layers = {list(self.layers)}, expected embedding alone, or stages, each of them"
+                " once"
+            )
+        if self.inner and set(self.branches) == {"fft"}:
+            raise errors.InputError(
+                f"classifier.layers = {list(self.layers)}, and the branch fft has no such stages; add a"
+                " spectrogram branch, or take embedding"
+            )
+        return self
+
+    @property
+    def inner(self) -> bool:
+        """Whether the back-ends compare stages within the branches instead of the embedding."""
+        return self.layers != ("embedding",)
 
 
 SMALLEST_MAP = 5  # bins and frames: less leaves nothing after the stem's valid 3 x 3 pool
@@ -194,6 +229,10 @@ class Classifier(nn.Module):
                 )
             embeddings.append(self.branches[name](inputs[name]).float())
         return embeddings
+
+    def stages(self, inputs: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Of each spectrogram or phase branch, by its name, the maps of its stages (`branches.STAGES`)."""
+        return {name: self.branches[name].stages(inputs[name]) for name in self.shapes if name != "fft"}
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """The embeddings of all branches side by side, (n, width), from each branch's input by its name."""

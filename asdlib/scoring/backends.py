@@ -2,9 +2,9 @@
 
 Conventions
 -----------
-Embeddings are rows; every back-end first brings them to unit length and computes in float64. `target` marks
-the training clips of the target domain; all others (source, or of unknown domain) count as source. One item
-per clip.
+Embeddings are rows; every back-end but the last first brings them to unit length; all compute in float64.
+`target` marks the training clips of the target domain; all others (source, or of unknown domain) count as
+source. One item per clip.
 
 A back-end is made from the training embeddings of one machine, is called with the embeddings of other clips,
 and scores its own clips by `training`, leave-clip-out: no clip is among its own references, in whatever form.
@@ -15,6 +15,7 @@ and scores its own clips by `training`, leave-clip-out: no clip is among its own
 | `knn`           | Euclidean distance to the nearest training clip of either domain                    |
 | `smote_knn`     | the same with SMOTE items of the target domain among the references                 |
 | `local_density` | smallest distance to a reference, divided by that reference's distance to its K nearest |
+| `standardized_density` | the same (mean of the 2 smallest, K = 2) of vectors divided by their deviation |
 
 The network saw the training clips while it learnt, whatever the back-end leaves out: their scores lie a
 little below those of unseen normal clips. Notebook 04_classifier shows by how much, on the clips that were
@@ -29,11 +30,17 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 
 from asdlib import augment, errors, schemas
 from asdlib.models import classifier, training
-from asdlib.scoring.distances import knn_distances
+from asdlib.scoring.distances import (
+    density_references,
+    density_scores,
+    density_scores_left_out,
+    knn_distances,
+)
 
 FOLDS = 10  # of the source clips, for the k-means that score training clips
 SMALLEST_DENSITY = 1e-6  # distance between unit vectors below which references are copies of each other
@@ -55,8 +62,8 @@ class Backend(Protocol):
         """Scores of the training clips, leave-clip-out."""
         ...
 
-    def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """The unit reference that decides each row's score, (n, dim).
+    def gap(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """Each row less the reference that decides its score, as the back-end compares them, (n, dim).
 
         own : (n,) position of the row among the training clips, which is then no reference of its own; -1 for
             new clips.  Notebook: 06_embeddings
@@ -134,11 +141,11 @@ class KMeansCosine:
         schemas.embeddings(test, self.x)
         return (1.0 - unit(test) @ np.vstack([self.centers, self.x[self.target]]).T).min(1)
 
-    def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """The center or target clip next to each row; a source clip's share in the centers stays."""
+    def gap(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """Each row less the center or target clip next to it; a source clip's share in the centers stays."""
         references = np.vstack([self.centers, self.x[self.target]])
         parents = np.concatenate([np.full(len(self.centers), -1), np.flatnonzero(self.target)])[:, None]
-        return _decisive(1.0 - unit(test) @ references.T, references, parents, own)
+        return unit(test) - _decisive(1.0 - unit(test) @ references.T, references, parents, own)
 
     def training(self) -> np.ndarray:
         """Scores of the training clips, leave-clip-out."""
@@ -173,9 +180,11 @@ class Nearest:
         """Scores (n,) of test embeddings (n, dim): distance to the nearest reference."""
         return knn_distances(unit(test), self.references, k_max=1)[:, 0]
 
-    def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """The reference next to each row: a training clip or a synthetic item."""
-        return _decisive(distances(unit(test), self.references), self.references, self.parents, own)
+    def gap(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """Each row less the reference next to it: a training clip or a synthetic item."""
+        return unit(test) - _decisive(
+            distances(unit(test), self.references), self.references, self.parents, own
+        )
 
     def training(self) -> np.ndarray:
         """Scores of the training clips among the others and the items that are no child of theirs."""
@@ -230,9 +239,9 @@ class LocalDensity:
     def _density(self) -> np.ndarray:
         return np.maximum(self.near[:, : self.k].mean(1), SMALLEST_DENSITY)
 
-    def nearest(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """Training clip at the smallest divided distance; the densities are those of all training clips."""
-        return _decisive(
+    def gap(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """Less the training clip at the smallest divided distance; densities are those of all of them."""
+        return unit(test) - _decisive(
             distances(unit(test), self.x) / self._density, self.x, np.arange(len(self.x))[:, None], own
         )
 
@@ -248,9 +257,37 @@ class LocalDensity:
         return (self.between / np.maximum(total / self.k, SMALLEST_DENSITY)).min(1)
 
 
+class StandardizedDensity:
+    """`distances.density_scores`: local density where each dimension counts in units of its deviation over
+    the training clips, as in `multires`; nothing is brought to unit length.  Source: METHOD 3.6, 3.10
+    """
+
+    def __init__(
+        self, train: np.ndarray, target: np.ndarray, settings: classifier.ClassifierSettings, seed: int
+    ):
+        _references(train, target)
+        self.train = np.asarray(train, np.float64)
+        self.references = density_references(self.train)
+
+    def __call__(self, test: np.ndarray) -> np.ndarray:
+        """Scores (n,) of test embeddings (n, dim)."""
+        return density_scores(test, self.references)
+
+    def gap(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """Less the training clip at the smallest divided distance; densities are those of all of them."""
+        x, references = np.asarray(test, np.float64) / self.references.deviation, self.references
+        away = cdist(x, references.x) / references.density
+        return x - _decisive(away, references.x, np.arange(len(references.x))[:, None], own)
+
+    def training(self) -> np.ndarray:
+        """Scores of the training clips; a clip is missing in deviations and densities too."""
+        return density_scores_left_out(self.train)
+
+
 BACKENDS: dict[str, type[Backend]] = {
     "kmeans": KMeansCosine,
     "knn": Nearest,
     "smote_knn": SmoteNearest,
     "local_density": LocalDensity,
+    "standardized_density": StandardizedDensity,
 }

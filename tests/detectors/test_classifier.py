@@ -8,6 +8,7 @@ import math
 
 import matplotlib
 import numpy as np
+import oracle
 import pandas as pd
 import pytest
 import soundfile
@@ -544,6 +545,82 @@ def test_branches_are_scored_on_their_own_columns(context, fitted):
     np.testing.assert_allclose(
         parts["classifier", "only mel"][saw], backend(fitted._vectors(rows[saw])[:, 8:16])
     )
+
+
+def test_stages_are_compared_in_place_of_the_embedding_and_nothing_is_trained(
+    context, fitted, tmp_path, monkeypatch
+):
+    """By hand: each branch's maps, in each crop, as mean and std over time of the mean over 8 bands."""
+    fitted.save_training(tmp_path)
+    inner = changed(context, layers=("block2", "block3"), crops=2, backend="standardized_density")
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained"))
+    train, rows = rows_of(context, "train"), rows_of(context, "test")
+    detector = detector_of(Classifier, inner)
+    detector.restore_training(tmp_path, Clips(context.store, train))
+    detector._prepare()
+    assert detector.training_settings() == fitted.training_settings()
+    found = detector.components(Clips(context.store, rows))["classifier", "score"]
+
+    def by_hand(row):
+        wave = context.store.audio([row])[0]
+        length, parts = detector.length, {"mel": [], "phase": []}
+        if len(wave) < length:
+            wave = wave.repeat(-(-length // len(wave)))[:length]
+        for start in (0, len(wave) - length):
+            inputs = classifier.branch_inputs(
+                standardize(wave[None, start : start + length]), SMALL, context.store.rate
+            )
+            for name, vectors in parts.items():
+                maps = detector.net.branches[name].stages(inputs[name])
+                pooled = [
+                    oracle.pooled(maps[name][0].detach().numpy(), "bands") for name in ("block2", "block3")
+                ]
+                vectors.append(np.concatenate(pooled))
+        return np.concatenate([np.mean(vectors, 0) for vectors in parts.values()])
+
+    of = context.store.clips["machine"].to_numpy()
+    references = np.stack([by_hand(row) for row in train[of[train] == "saw"].tolist()])
+    tested = [by_hand(row) for row in rows[of[rows] == "saw"].tolist()[::3]]
+    expected = [oracle.standardized_density(x, list(references)) for x in tested]
+    np.testing.assert_allclose(found[of[rows] == "saw"][::3], expected, rtol=1e-3)
+    assert set(detector.branch_scores(rows)) == {
+        ("classifier", part)
+        for part in ("all branches", "only mel", "only phase", "without mel", "without phase")
+    }
+    shares = detector.branch_parts(rows)
+    assert shares.shape == (len(rows), 3) and (shares[:, 0] == 0).all() and (shares[:, 1:] > 0).all()
+
+
+def test_stages_are_kept_and_taken_over(context, fitted, tmp_path):
+    inner = changed(context, layers=("block2",), backend="standardized_density")
+    train, rows = rows_of(context, "train"), rows_of(context, "test")
+    fitted.save_training(tmp_path)
+    detector = detector_of(Classifier, inner)
+    detector.restore_training(tmp_path, Clips(context.store, train))
+    detector._prepare()
+    expected = detector.components(Clips(context.store, rows))
+    arrays = {name: x[: len(rows)] for name, x in detector.embedded(np.concatenate([rows, train])).items()}
+    assert set(arrays) == {"embedding", "inner_mel", "inner_phase"}
+    detector.save(tmp_path / "all")
+    other = detector_of(Classifier, inner)
+    other.restore(tmp_path / "all", Clips(context.store, train))
+    other.net = None  # nothing is embedded again
+    for key, values in other.components(Clips(context.store, rows)).items():
+        np.testing.assert_array_equal(values, expected[key])
+
+
+@pytest.mark.parametrize(
+    ("layers", "branches", "words"),
+    [
+        ((), SMALL.branches, "expected embedding alone, or stages"),
+        (("block2", "block2"), SMALL.branches, "each of them once"),
+        (("block2", "embedding"), SMALL.branches, "expected embedding alone"),
+        (("block2",), ("fft",), "the branch fft has no such stages"),
+    ],
+)
+def test_stages_that_are_not_there_are_refused(layers, branches, words):
+    with pytest.raises(errors.InputError, match=words):
+        SMALL.replace(layers=layers, branches=branches)
 
 
 def test_a_machine_that_was_not_trained_on_is_refused(context):

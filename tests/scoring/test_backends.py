@@ -34,7 +34,7 @@ def make(name, train, target, settings=SETTINGS, seed=0):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_score_is_of_the_clip_alone_and_of_its_direction_alone(name, sets):
+def test_a_score_is_of_the_clip_alone_and_where_unit_vectors_are_compared_of_its_direction(name, sets):
     train, target, test = sets
     backend = make(name, train, target)
     together = backend(test)
@@ -42,7 +42,12 @@ def test_a_score_is_of_the_clip_alone_and_of_its_direction_alone(name, sets):
     np.testing.assert_allclose(
         np.concatenate([backend(test[i : i + 1]) for i in range(9)]), together, rtol=1e-9
     )
-    np.testing.assert_allclose(backend(1000 * test), together, rtol=1e-6)
+    louder = (
+        make(name, 1000 * train, target)(1000 * test)
+        if name == "standardized_density"
+        else backend(1000 * test)
+    )
+    np.testing.assert_allclose(louder, together, rtol=1e-6)
     np.testing.assert_array_equal(make(name, train, target)(test), together)  # same seed
 
 
@@ -72,7 +77,7 @@ def test_a_far_training_clip_leaves_no_trace_of_itself(name, sets):
 
 def test_nearest_and_local_density_leave_out_exactly(sets):
     train, target, _ = sets
-    for name in ("knn", "local_density"):
+    for name in ("knn", "local_density", "standardized_density"):
         found = make(name, train, target).training()
         for i in range(0, 40, 3):
             rest = make(name, np.delete(train, i, 0), np.delete(target, i))
