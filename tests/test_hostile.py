@@ -1105,6 +1105,7 @@ def study_of(store, mark):
         store=store,
         seed=0,
         synthetic=False,
+        unseen=lambda s: s["split"] == "train",
         measure=lambda s: (metrics.table(s, small, 0), metrics.controls(store.clips, s, small, 0)),
         load_table=lambda *_: pd.DataFrame(),
     )

@@ -16,7 +16,8 @@ scales and thresholds are those of the clip's machine, or of its section where a
 Fit, embed and score are three steps: `fit` trains, `embed` runs the network, and what follows needs
 embeddings only. A score of one clip never depends on another clip that is scored. Training clips are scored
 leave-clip-out: they are none of their own references. Where the network saw them (classifier, OEVAE) their
-scores are somewhat low all the same; 04 and 05 show by how much on held-out clips.
+scores are somewhat low all the same; they are raised to the level of held-out clips (`as_unseen` of
+`asdlib.scoring.thresholds`).
 """
 
 from __future__ import annotations
@@ -162,9 +163,29 @@ class Detector(abc.ABC):
         """
         return self.at(clips.store)._scores(clips.rows)
 
-    def training_components(self) -> Scores:
-        """Every score of the training clips, leave-clip-out."""
-        return self._training_scores()
+    @property
+    def unseen(self) -> np.ndarray:
+        """Which training clips are scored by nothing that was trained on them, bool (training clips,): all,
+        but for a network that saw them.
+        """
+        return np.ones(len(self.train_rows), bool)
+
+    def training_components(self, *, as_seen: bool = False) -> Scores:
+        """Every score of the training clips, leave-clip-out; those that the network saw are raised to the
+        level of unseen ones.
+
+        as_seen : leave them where the network puts them
+        """
+        scores, unseen = self._training_scores(), self.unseen
+        if as_seen or unseen.all():
+            return scores
+        domain = self.store.clips["domain"].to_numpy(str)[self.train_rows]
+        out = {part: np.empty(len(unseen)) for part in scores}
+        for part, values in scores.items():
+            for name in np.unique(self.group):
+                own = self.group == name
+                out[part][own] = thresholds.as_unseen(values[own], unseen[own], domain[own])
+        return out
 
     # ---------------------------------------------------------------- PyOD's names
 

@@ -158,6 +158,11 @@ class Classifier(ClassifierTraining, Detector):
                 values[name][where] = backend(vectors[where])
         return self._named(values)
 
+    @property
+    def unseen(self) -> np.ndarray:
+        """The held-out training clips."""
+        return self.kept_out
+
     def _training_scores(self) -> Scores:
         """Score of each training clip, leave-clip-out in the back-ends; the network saw all but the held-out
         ones.

@@ -21,8 +21,8 @@ mixtures of their waveforms. With `oevae.backend = "local_density"` they are tho
 the mean over its segments, without synthetic ones (`density_scores`); the score then belongs to the clip,
 and each of its segments has it. Training clips are scored leave-clip-out by β: a clip's own segments, and
 every reference made with one of them, are left out. The network has seen them (all but `oevae.holdout`), and
-so have the refitted VAEs: their α of every kind and their β are a little lower than those of new normal
-clips.
+so have the refitted VAEs: their α of every kind and their β are brought to the level of those that were held
+out (`thresholds.as_unseen`).
 
 Sources: report 3.2, 4.2; METHOD 3.2-3.4, 3.9, 3.10, 4, 6.2, 6.3.  Notebooks: 05_oevae, 06_embeddings,
 07_latents, 08_tuning
@@ -253,6 +253,11 @@ class OEVAE(OEVAETraining, Detector):
         """Components of clips that are not training clips."""
         return self._components(rows, own_clips=False)
 
+    @property
+    def unseen(self) -> np.ndarray:
+        """The held-out training clips."""
+        return ~self.trained
+
     def _training_scores(self) -> Scores:
         """Components of the training clips, leave-clip-out."""
         return self._components(self.train_rows, own_clips=True)
@@ -265,7 +270,7 @@ class OEVAE(OEVAETraining, Detector):
 
     def segment_scores(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Every component of each segment, float64 (clips, segments): what `components` and
-        `training_components` take the mean of.
+        `training_components(as_seen=True)` take the mean of.
 
         Notebook: 06_embeddings
         """

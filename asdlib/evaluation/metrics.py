@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from asdlib import errors, schemas
 from asdlib.evaluation.roc import THREE, bootstrap, bootstrap_weights, grid, harmonic, shuffled
@@ -57,6 +58,7 @@ DECISION_COLUMNS = (
     *("system", "machine", "domain", "threshold", "method", "train_clips", "train_above"),
     *("normal", "anomaly", "precision", "recall", "f1", "seed"),
 )
+ALARM_COLUMNS = ("system", "clips", "normals", "rate", "low", "high")
 SILENCE_DB = -200.0  # level of digital silence in the level control, instead of minus infinity
 
 PAPER_SYSTEMS = ("baseline_mse", "baseline_mahala", "oevaes")
@@ -292,6 +294,37 @@ def decisions(scores: pd.DataFrame, settings: MetricsSettings) -> pd.DataFrame:
                     (system, block.machine, domain, *threshold, len(mine), above, *counts, *quality, seed)
                 )
     return pd.DataFrame(rows, columns=list(DECISION_COLUMNS))
+
+
+def false_alarms(
+    scores: pd.DataFrame, unseen: pd.Series, decisions: pd.DataFrame, confidence: float = 0.95
+) -> pd.DataFrame:
+    """How often a system calls a normal clip anomalous that no training saw, over all machines.
+
+    scores : score table.  unseen : bool, its rows of training clips that no network behind the system was
+        trained on.  decisions : of `decisions`, whose thresholds count
+    returns : ALARM_COLUMNS: clips is "held out" (training clips, leave-clip-out), "source" and "target" (test
+        clips of that domain) or "test" (all of them); normals counts clips, rate is the share above their
+        machine's threshold, mean over seeds, with its Wilson interval; NaN without clips
+    """
+    own = schemas.by_section(scores.assign(held_out=unseen)[scores["component"] == "score"])
+    own = own[(own["label"] == "normal") & (own["held_out"] | (own["split"] == "test"))]
+    key = ["system", "machine", "seed"]
+    own = own.join(decisions.drop_duplicates(key).set_index(key)["threshold"], on=key)
+    own = own[own["threshold"].notna()]
+    rows = []
+    for system in fusion.in_order(scores["system"]):
+        part = own[own["system"] == system]
+        test = part[~part["held_out"]]
+        sides = {"held out": part[part["held_out"]]}
+        sides |= {domain: test[test["domain"] == domain] for domain in ("source", "target")} | {"test": test}
+        for name, clips in sides.items():
+            count, rate = clips["clip"].nunique(), (clips["score"] > clips["threshold"]).mean()
+            ends = (np.nan, np.nan)
+            if count:
+                ends = stats.binomtest(round(rate * count), count).proportion_ci(confidence, "wilson")
+            rows.append((system, name, count, rate, *ends))
+    return pd.DataFrame(rows, columns=list(ALARM_COLUMNS))
 
 
 # ---------------------------------------------------------------- controls

@@ -17,9 +17,9 @@ and scores its own clips by `training`, leave-clip-out: no clip is among its own
 | `local_density` | smallest distance to a reference, divided by that reference's distance to its K nearest |
 | `standardized_density` | the same (mean of the 2 smallest, K = 2) of vectors divided by their deviation |
 
-The network saw the training clips while it learnt, whatever the back-end leaves out: their scores lie a
-little below those of unseen normal clips. Notebook 04_classifier shows by how much, on the clips that were
-held out of training.
+The network saw the training clips while it learnt, whatever the back-end leaves out; the detector raises
+their scores to the level of the clips that were held out (`thresholds.as_unseen`). Notebook 04_classifier
+shows by how much.
 
 Sources: METHOD 3.5, 3.9, 4.13, 5.8. Notebooks: 04_classifier, 06_embeddings.
 """

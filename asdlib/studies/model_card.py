@@ -197,12 +197,15 @@ def text(run, found: report.Findings) -> str:
         (
             "A recording above the threshold is called anomalous. The threshold is the"
             f" {cfg.metrics.decision_quantile:g} quantile of a gamma distribution fitted to the scores of"
-            " normal training clips, each scored by what was learnt without it (method empirical: of the"
-            f" scores themselves): of normal recordings like those, about {share:.0%} are expected above it,"
+            " normal training clips, each scored by what was learnt without it, or raised to the level of"
+            " held-out clips where a network saw it (method empirical: of the scores themselves): of"
+            f" normal recordings like those, about {share:.0%} are expected above it,"
             " and that many false alarms. train_above: the share of training clips that lie above. It is one"
             " threshold for both domains."
         ),
         tables.markdown_table(kept),
+        report.ALARM_NOTE,
+        tables.markdown_table(found.alarms),
         "## Hardware and time",
         (
             f"{hardware(run.device)}{trained}; largest memory of a training "

@@ -198,14 +198,16 @@ class Findings:
     """What a study found, as its report, summary and model card say it.
 
     cfg : the study's settings.  table, controls : METRIC_COLUMNS.  decisions : metrics.DECISION_COLUMNS.
-    pairs : of `comparison.all_pairs`.  claims : of `claims.claims`.  system : whose clips and counts are
-    shown, of `claims.leader`.  places : of `claims.standing`.  headline, warnings : in words
+    alarms : of `claims.calibration`.  pairs : of `comparison.all_pairs`.  claims : of `claims.claims`.
+    system : whose clips and counts are shown, of `claims.leader`.  places : of `claims.standing`.  headline,
+    warnings : in words
     """
 
     cfg: config.StudySettings
     table: pd.DataFrame
     controls: pd.DataFrame
     decisions: pd.DataFrame
+    alarms: pd.DataFrame
     pairs: pd.DataFrame
     claims: pd.DataFrame
     system: str
@@ -218,6 +220,7 @@ def findings(run, scores: pd.DataFrame) -> Findings:
     """Measure, compare and word the scores of a study.  run : study.Run.  scores : of `Run.collect`"""
     cfg, (table, controls) = run.cfg, run.measure(scores)
     decisions = metrics.decisions(scores, cfg.metrics)
+    alarms = metrics.false_alarms(scores, run.unseen(scores), decisions, cfg.metrics.confidence)
     pairs = comparison.all_pairs(scores, cfg.metrics, run.seed)
     told = claims.claims(table, controls, pairs, cfg.metrics, cfg.chosen_by)
     system, verdicts = claims.leader(told), run.load_table("07_latents", "verdicts.csv")
@@ -229,6 +232,7 @@ def findings(run, scores: pd.DataFrame) -> Findings:
         table,
         controls,
         decisions,
+        claims.calibration(alarms, 1 - cfg.metrics.decision_quantile),
         pairs,
         told,
         system,
@@ -291,6 +295,20 @@ def detection_table(found: Findings) -> tables.Html:
     wide = counts.assign(text=texts).pivot(index="machine", columns="system", values="text").fillna("—")
     wide = wide[fusion.in_order(wide.columns)].rename(columns=tables.system_name).reset_index()
     return tables.styled(wide, "Faults found, false alarms: each of so many labeled test clips.")
+
+
+def alarm_table(found: Findings) -> tables.Html:
+    """False alarms of every system on normal clips that no training saw, beside the nominal share."""
+    return tables.styled(
+        found.alarms.assign(system=found.alarms["system"].map(tables.system_name)), ALARM_NOTE
+    )
+
+
+ALARM_NOTE = (
+    "Share of normal clips above the threshold that no training saw. Held-out normals are training clips"
+    " scored by what was learned without them; thresholds were set on them. Test normals set nothing."
+    f" “As set”: within {claims.NEAR:.2f} of the nominal share."
+)
 
 
 # ---------------------------------------------------------------- cards of clips

@@ -524,6 +524,8 @@ class Run(StudyPaths):
             detector.save_scoring(scored)
             spent = {"seconds": time.perf_counter() - began, "peak_memory_mb": artifacts.peak_memory_mb()}
             facts = {"shaped_by": self.detector_shaped_by(*of), "trained": trained.name, "embeddings": shards}
+            if not detector.unseen.all():
+                facts["unseen"] = clips.table["clip"][detector.unseen].tolist()
             artifacts.commit(scored, scored.name, about | spent | facts)
         return detector, scores, detector.history
 
@@ -690,6 +692,24 @@ class Run(StudyPaths):
                 if name in detectors and not self.has(name, machine, seed):
                     found.append(f"{stage.notebook} of {machine or 'all machines'} (seed {seed})")
         return list(dict.fromkeys(found))
+
+    def unseen(self, scores: pd.DataFrame) -> pd.Series:
+        """Of each row of a score table, whether it is of a training clip that no network behind the system
+        was trained on, bool.
+        """
+        out = scores["split"] == "train"
+        base = scores["system"].str.removesuffix(fusion.SEEDS)
+        for stage, seed, machine in jobs(self):
+            for name in self.scores_of(stage, seed, machine):
+                path = self.detector_folder(name, machine, seed) / "manifest.json"
+                facts = json.loads(path.read_text(encoding="utf-8"))
+                if "unseen" in facts:
+                    behind = [one for one in base.unique() if name in scorer.detectors_of(one)]
+                    of = base.isin(behind) & scores["seed"].isin([seed, fusion.ALL_SEEDS])
+                    out &= ~(of & scores["machine"].isin(facts["machines"])) | scores["clip"].isin(
+                        facts["unseen"]
+                    )
+        return out
 
     def measure(self, scores: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Metrics and controls with intervals, written to metrics.csv and controls.csv."""

@@ -40,6 +40,7 @@ TEST_TUNED = {  # values of the setting chosen_by that rest on test labels
 }
 FEW_TRAINING, FEW_TEST = 50, 20  # clips of a machine below which a warning is due
 UNTRAINED = ("baseline_knn", "multires", "pretrained")  # systems for which no study trains a network
+NEAR = 0.06  # of a share of false alarms to the nominal one
 AGAINST_CHANCE = ("below", "chance")  # cases of a claim in which nothing was detected
 
 
@@ -435,6 +436,37 @@ def detections(places: pd.DataFrame) -> pd.DataFrame:
         )
     names = ["machine", "system", "faults", "found", "normals", "false_alarms", "false_target", "unlabeled"]
     return pd.DataFrame(rows, columns=[*names, "flagged"])
+
+
+def calibration(alarms: pd.DataFrame, nominal: float) -> pd.DataFrame:
+    """False alarms on normal clips that no training saw, beside what the thresholds promise.
+
+    alarms : of `metrics.false_alarms`.  nominal : the promised share
+    returns : system, nominal, rates on held-out training normals and on test normals of source, target and
+        both, the last with its interval, and verdict: whether that lies within NEAR of the nominal share,
+        else by how much not
+    """
+    rows = []
+    for system, part in alarms.groupby("system", sort=False):
+        found = part.set_index("clips")
+        cells = {name: f"{number(row['rate'])} of {row['normals']}" for name, row in found.iterrows()}
+        cells = {name: cell if found["normals"][name] else "— none" for name, cell in cells.items()}
+        rate, low, high = found.loc["test", ["rate", "low", "high"]]
+        off = rate - nominal
+        verdict = f"{abs(off):.3f} too {'many' if off > 0 else 'few'}"
+        verdict = "no normal test clips" if math.isnan(rate) else "as set" if abs(off) <= NEAR else verdict
+        rows.append(
+            {
+                "system": system,
+                "nominal": f"{nominal:.3f}",
+                "held-out normals": cells["held out"],
+                "test normals, source": cells["source"],
+                "test normals, target": cells["target"],
+                "test normals": number(rate, low, high),
+                "verdict": verdict,
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def in_practice(row) -> str:

@@ -185,7 +185,7 @@ def test_segment_scores_average_to_the_scores(planted, trained):
     loud = rows_of(planted, "anomaly")
     for rows, whole in (
         (loud, detector.components(Clips(detector.store, loud))),
-        (detector.train_rows, detector.training_components()),
+        (detector.train_rows, detector.training_components(as_seen=True)),
     ):
         for name, values in explain.segment_scores(detector, rows).items():
             np.testing.assert_allclose(values.mean(1), whole["oevae", name], rtol=1e-6)

@@ -499,7 +499,7 @@ def test_a_clip_alone_scores_as_among_others_and_by_its_own_machine(context, fit
 
 def test_scores_are_those_of_the_back_end_on_the_machine_s_own_embeddings(context, fitted):
     rows, domain = rows_of(context, "test"), context.store.clips["domain"].to_numpy()
-    found, left_out = fitted.components(Clips(context.store, rows)), fitted.training_components()
+    found, left_out = fitted.components(Clips(context.store, rows)), fitted.training_components(as_seen=True)
     train = rows_of(context, "train")
     embedding, scored = (
         fitted.embed(Clips(context.store, train))[0],

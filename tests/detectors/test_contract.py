@@ -32,6 +32,11 @@ def test_every_detector_keeps_the_contract(context, name, tmp_path):
             np.testing.assert_allclose(value, together[key][i : i + 1], rtol=1e-4, atol=1e-6)
     for key, values in detector.training_components().items():
         assert len(values) == len(train) and np.isfinite(values).all() and key in together
+    for key, values in detector.training_components(as_seen=True).items():  # clips the network saw are raised
+        raised = detector.training_components()[key] - values
+        assert (raised[detector.unseen] == 0).all() and (raised >= 0).all()
+        assert len(np.unique(raised[~detector.unseen].round(9))) <= 1
+    assert detector.unseen.all() == (name not in ("oevae", "classifier"))
     embedding, item = detector.embed(Clips(detector.store, test))
     assert (
         len(embedding) == len(item) and embedding.dtype == np.float32 and set(item) == set(range(len(test)))

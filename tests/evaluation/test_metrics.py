@@ -1,5 +1,6 @@
 """Metric tables, paired comparison, decisions and controls, against the plain definitions in oracle.py."""
 
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -321,6 +322,67 @@ def test_about_a_tenth_of_fresh_normal_clips_is_flagged(seed):
 def test_scores_without_a_shape_fall_back_to_their_quantile(train):
     threshold = thresholds.gamma_threshold(train, 0.9)
     assert threshold == (float(np.quantile(train, 0.9)), "empirical")
+
+
+def test_scores_of_seen_clips_are_raised_to_those_of_unseen_ones_by_loops():
+    rng = np.random.default_rng(0)
+    unseen, domain = np.arange(60) % 5 == 0, np.where(np.arange(60) % 3, "source", "target")
+    scores = rng.normal(size=60) - 4.0 * ~unseen + (domain == "target")
+    gap, variance = [], []
+    for name in ("source", "target"):
+        new = [s for s, u, d in zip(scores, unseen, domain) if u and d == name]
+        seen = [s for s, u, d in zip(scores, unseen, domain) if not u and d == name]
+        gap.append(len(new) / unseen.sum() * (sum(new) / len(new) - sum(seen) / len(seen)))
+        error = statistics.variance(seen) * (1 / len(new) + 1 / len(seen))
+        variance.append((len(new) / unseen.sum()) ** 2 * error)
+    raised = thresholds.as_unseen(scores, unseen, domain)
+    np.testing.assert_array_equal(raised[unseen], scores[unseen])
+    expected = sum(gap) * (1 - sum(variance) / sum(gap) ** 2)
+    np.testing.assert_allclose(raised[~unseen] - scores[~unseen], expected, rtol=1e-12)
+    for same in (-scores, np.zeros(60)):  # seen clips above unseen ones, or equal: nothing moves
+        np.testing.assert_array_equal(thresholds.as_unseen(same, unseen, domain), same)
+    for whole in (np.ones(60, bool), np.zeros(60, bool)):
+        np.testing.assert_array_equal(thresholds.as_unseen(scores, whole, domain), scores)
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.5, 2.0])
+def test_a_network_that_knows_its_training_clips_does_not_lower_its_threshold(gap):
+    found = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        unseen = np.arange(200) < 20
+        scores = rng.gamma(6, size=200) - gap * 6**0.5 * ~unseen
+        raised = thresholds.as_unseen(scores, unseen, np.full(200, "source"))
+        limits = [thresholds.gamma_threshold(values, 0.9).value for values in (scores, raised)]
+        found.append(stats.gamma.sf(limits, 6))
+    before, after = np.mean(found, axis=0)
+    assert after == pytest.approx(0.1, abs=0.03) and (before > 0.16 or gap == 0)
+
+
+def test_false_alarms_equal_counting_clip_by_clip():
+    scores = scored(seeds=(0, 1), systems=("multires", "oevae"), shift=1.0)
+    own = scores["component"] == "score"
+    seen = (scores["system"] == "oevae") & ~scores["clip"].str.contains("00[0-3].wav")
+    unseen = (scores["split"] == "train") & ~seen
+    decisions = metrics.decisions(scores, SETTINGS)
+    found = metrics.false_alarms(scores, unseen, decisions).set_index(["system", "clips"])
+    for system in ("multires", "oevae"):
+        limit = decisions[decisions["system"] == system].set_index(["machine", "seed"])["threshold"]
+        limit = limit[~limit.index.duplicated()]
+        for clips in ("held out", "source", "target", "test"):
+            names, alarms = set(), []
+            for i, row in scores[own & (scores["system"] == system)].iterrows():
+                test = row.split == "test" and clips in ("test", row.domain)
+                if row.label == "normal" and (unseen[i] if clips == "held out" else test):
+                    names.add(row["clip"])
+                    alarms.append(row.score > limit[row.machine, row.seed])
+            row = found.loc[(system, clips)]
+            assert row["normals"] == len(names) and row["rate"] == pytest.approx(np.mean(alarms))
+            assert row["low"] < row["rate"] < row["high"] or row["rate"] in (0, 1)
+    rates = found["rate"].unstack()
+    assert (rates["target"] > rates["source"]).all()
+    none = metrics.false_alarms(scores, unseen & False, decisions).query("clips == 'held out'")
+    assert (none["normals"] == 0).all() and none["rate"].isna().all()
 
 
 def test_no_training_scores_are_refused():

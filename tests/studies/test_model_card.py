@@ -31,6 +31,9 @@ def study(context, table, synthetic=False):
         def load_table(self, *_):
             return pd.DataFrame()
 
+        def unseen(self, scores):
+            return scores["split"] == "train"
+
         def measure(self, scores):
             small = self.cfg.metrics
             return metrics.table(scores, small, 0), metrics.controls(self.clips, scores, small, 0)

@@ -284,6 +284,25 @@ def test_detections_count_clips_above_the_threshold():
     assert row.false_target == above.xs(("normal", "target"), level=("label", "domain")).sum()
 
 
+def test_a_rate_of_false_alarms_is_as_set_or_off_by_so_much():
+    rates = {"multires": 0.125, "oevae": 0.19, "classifier": 0.03, "ensemble": np.nan}
+    rows = [
+        (system, clips, 0 if np.isnan(rate) else 200, rate, rate - 0.04, rate + 0.05)
+        for system, rate in rates.items()
+        for clips in ("held out", "source", "target", "test")
+    ]
+    found = claims.calibration(pd.DataFrame(rows, columns=metrics.ALARM_COLUMNS), 0.1).set_index("system")
+    assert found["verdict"].to_dict() == {
+        "multires": "as set",
+        "oevae": "0.090 too many",
+        "classifier": "0.070 too few",
+        "ensemble": "no normal test clips",
+    }
+    assert found.loc["oevae", "test normals"] == "0.190 [0.150, 0.240]"
+    assert found.loc["multires", "held-out normals"] == "0.125 of 200"
+    assert found.loc["ensemble", "held-out normals"] == "— none"
+
+
 @pytest.mark.parametrize(
     ("counts", "words"),
     [
