@@ -760,9 +760,10 @@ def _submit(args: argparse.Namespace) -> None:
     from asdlib.studies import study as studies
 
     run = studies.open(_name(args.study), args.home, args.seed, args.data_root)
-    known = list(with_composed(run.cfg.systems))
-    system = errors.check_choice("system", args.system or scoring_files.final_system(run.cfg.systems), known)
-    scoring_files.refuse_stale(run, studies.jobs(run), scoring_files.detectors_of(system))
+    every, views = (run.cfg.systems, run.cfg.fusion.views), run.cfg.fusion.views
+    known = list(with_composed(*every))
+    system = errors.check_choice("system", args.system or scoring_files.final_system(*every), known)
+    scoring_files.refuse_stale(run, studies.jobs(run), scoring_files.detectors_of(system, views=views))
     scores = io.scores(run.folder / "scores.parquet")
     files = challenge.write(args.out, run.clips, run.problems, scores, run.cfg.metrics, system, run.seed)
     print(f"{args.out}: {len(files)} files of {len(run.machines)} machines, system {system}, seed {run.seed}")

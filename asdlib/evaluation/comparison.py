@@ -52,6 +52,10 @@ class Pairs:
             self._sides[system] = tuple(np.mean([run[part] for run in found], axis=0) for part in (0, 1))
         return self._sides[system]
 
+    def omega(self, system: str) -> float:
+        """Official score of a system over all machines, mean over its training seeds."""
+        return float(self._side(system)[0][-1])
+
     def __call__(self, system_a: str, system_b: str) -> pd.DataFrame:
         """Differences a - b; every metric is averaged over the training seeds of its system first.
 

@@ -18,7 +18,8 @@ after. Higher is more anomalous.
 `MODES` at the foot lists the scales. Each has `fit(train)` and is then called with scores of any shape.
 `COMPOSED` lists the systems that are made of others: they are in a study wherever all their parts are, and
 need no setting. OEVAE is brought to the scale of its own training scores again before it meets the classifier
-(METHOD 4.12), for a sum of two standardized parts is not standardized.
+(METHOD 4.12), for a sum of two standardized parts is not standardized. The system FUSED is made of the views
+that the setting `fusion.views` names, see `fuse_views`.
 
 Ensembles over training seeds are systems too: `oevae_seeds` is the mean over the seeds of the scaled scores
 of `oevae`, seed ALL_SEEDS.
@@ -28,17 +29,18 @@ Source: METHOD 3.7, 4.11, 4.12. Notebooks: 05_oevae, 08_tuning, 09_report.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import field_validator
 from scipy.stats import mannwhitneyu
 
 from asdlib import errors, schemas
 from asdlib.scoring.thresholds import Gamma, ZScore
-from asdlib.settings import Settings, setting
+from asdlib.settings import Many, Settings, setting
 
 
 class FusionSettings(Settings):
@@ -49,6 +51,23 @@ class FusionSettings(Settings):
     )
     omega: float = setting(0.5, "weight of alpha in OEVAE (report Eq. 6)", 0.0, 1.0)
     eta: float = setting(0.5, "weight of OEVAE in the ensemble (METHOD 3.7)", 0.0, 1.0)
+    views: Many[str] = setting(
+        (),
+        "systems, or <system>/<component>, that the system `fusion` is made of, for example multires and"
+        " oevae/beta; none: there is no such system (METHOD 3.7)",
+    )
+    how: Literal["mean", "min", "max"] = setting(
+        "mean", "how the z-scores of the views become one (METHOD 3.7)"
+    )
+
+    @field_validator("views")
+    @classmethod
+    def _several(cls, views: tuple[str, ...]) -> tuple[str, ...]:
+        if len(views) == 1 or len(set(map(view_part, views))) < len(views):
+            raise errors.InputError(
+                f"setting fusion.views: got {list(views)}, expected none or at least two, none twice"
+            )
+        return views
 
 
 ALL_SEEDS = -1  # the value of `seed` in rows that are means over the training seeds
@@ -182,11 +201,10 @@ def fuse(
 
 
 def systems(scores: pd.DataFrame, settings: FusionSettings) -> pd.DataFrame:
-    """The score table with the final `_score` of every system of COMPOSED whose parts are in it; earlier
-    final scores of it are replaced.
+    """The score table with the final `_score` of every system of COMPOSED, and of FUSED, whose parts are in
+    it; earlier final scores of it are replaced.
 
-    scores : score table with alpha and beta of `oevae`, and where there is one with `_score` of `classifier`.
-        settings : normalize, omega, eta
+    scores : score table with alpha and beta of `oevae`, and where there is one with `_score` of `classifier`
     returns : a new table. Nothing is trained: a changed ω or η costs no more than this call.  Notebooks:
         05_oevae, 08_tuning, 09_report
     """
@@ -200,6 +218,9 @@ def systems(scores: pd.DataFrame, settings: FusionSettings) -> pd.DataFrame:
             final = fuse(scores, system, {one: share, other: 1.0 - share}, settings.normalize)
             old = (scores["system"] == system) & (scores["component"] == "score")
             scores = pd.concat([scores[~old], final], ignore_index=True)
+    if settings.views and {system for system, _ in map(view_part, settings.views)} <= set(scores["system"]):
+        final = fuse_views(scores, settings.views, settings.how, FUSED)
+        scores = pd.concat([scores[scores["system"] != FUSED], final], ignore_index=True)
     return scores
 
 
@@ -235,12 +256,29 @@ def seed_ensembles(scores: pd.DataFrame, mode: str) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True)
 
 
-def with_composed(systems: Iterable[str]) -> tuple[str, ...]:
-    """Names of systems, followed by those of COMPOSED that can be made of them."""
+def view_part(view: str) -> tuple[str, str]:
+    """(system, component) of a view, "oevae/beta"; of a system its final score."""
+    system, _, component = view.partition("/")
+    return system, component or "score"
+
+
+def parts(system: str, views: Sequence[str] = ()) -> tuple[tuple[str, str], ...]:
+    """(system, component) of what a system's final score is made of; none for a detector's own.  views : of
+    the settings
+    """
+    return tuple(map(view_part, views)) if system == FUSED else COMPOSED.get(system, ())[:2]
+
+
+def with_composed(systems: Iterable[str], views: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of systems, followed by those of COMPOSED, and FUSED, that can be made of them.  views : of the
+    settings
+    """
     names = list(dict.fromkeys(systems))
     for system, (one, other, _) in COMPOSED.items():
         if {one[0], other[0]} <= set(names) and system not in names:
             names.append(system)
+    if views and {system for system, _ in parts(FUSED, views)} <= set(names):
+        names.append(FUSED)
     return tuple(names)
 
 
@@ -249,6 +287,7 @@ COMPOSED = {
     "oevae": (("oevae", "alpha"), ("oevae", "beta"), "omega"),
     "ensemble": (("oevae", "score"), ("classifier", "score"), "eta"),
 }
+FUSED = "fusion"  # the system that is made of views
 MODES = {"zscore": ZScore, "none": Identity, "rank": Rank, "gamma": Gamma}
 SYSTEMS = (
     "baseline_knn",
@@ -259,6 +298,7 @@ SYSTEMS = (
     "oevae",
     "classifier",
     "ensemble",
+    FUSED,
 )  # in the order they are shown
 ORDER = [name + ending for name in SYSTEMS for ending in ("", SEEDS)]
 
@@ -272,9 +312,7 @@ WAYS = ("mean", "min", "max", "weighted")
 STAND_IN = "stand-in"  # split of the clips that stand in for anomalies, see `view_weights`
 
 
-def fuse_views(
-    scores: pd.DataFrame, systems: Iterable[str], how: str = "mean", name: str = ""
-) -> pd.DataFrame:
+def fuse_views(scores: pd.DataFrame, views: Iterable[str], how: str = "mean", name: str = "") -> pd.DataFrame:
     """One system of several views: mean, minimum, maximum or weighted mean of their z-scores.
 
     The scale of each is that of its own leave-clip-out training scores, by machine, section and seed; no
@@ -282,28 +320,28 @@ def fuse_views(
 
     Parameters
     ----------
-    scores : score table with the component `score` of every system, of the same clips
-    systems : the views
+    scores : score table with all of the views, of the same clips
+    views : systems, or <system>/<component>
     how : one of WAYS. The minimum calls a clip anomalous where all views do, the maximum where one does;
         `weighted` takes `view_weights`
-    name : of the system that is made; "": `how` and the systems
+    name : of the system that is made; "": `how` and the views
 
     Returns
     -------
     Score table of the new system, component `score`, of the same clips. Source: METHOD 3.7
-    raises : errors.InputError for an unknown way, a system that is missing or scored other clips, and
+    raises : errors.InputError for an unknown way, a view that is missing or scored other clips, and
         `weighted` without stand-ins
     """
-    systems = list(systems)
+    views = list(views)
     errors.check_choice("fusion of views", how, WAYS)
-    table = aligned(scores, [(system, "score") for system in systems], "zscore")
-    views = table[[f"{system}/score" for system in systems]].to_numpy()
+    table = aligned(scores, map(view_part, views), "zscore")
+    values = table[["/".join(view_part(view)) for view in views]].to_numpy()
     if how == "weighted":
         of = pd.MultiIndex.from_frame(schemas.by_references(table)[["machine", "seed"]])
-        made = (views * view_weights(scores, systems).reindex(of).to_numpy()).sum(1)
+        made = (values * view_weights(scores, views).reindex(of).to_numpy()).sum(1)
     else:
-        made = {"mean": np.mean, "min": np.min, "max": np.max}[how](views, axis=1)
-    name = name or f"{how} of {', '.join(systems)}"
+        made = {"mean": np.mean, "min": np.min, "max": np.max}[how](values, axis=1)
+    name = name or f"{how} of {', '.join(views)}"
     return table[KEYS].assign(system=name, component="score", score=made)[list(schemas.SCORE_COLUMNS)]
 
 

@@ -167,7 +167,7 @@ def text(run, found: report.Findings) -> str:
         ),
         "## Systems and settings",
         (
-            f"Systems: {', '.join(fusion.with_composed(cfg.systems))}. Seeds:"
+            f"Systems: {', '.join(fusion.with_composed(cfg.systems, cfg.fusion.views))}. Seeds:"
             f" {', '.join(map(str, cfg.seeds))}. Settings that differ from the defaults (digest"
             f" {settings.digest(cfg)}):"
         ),

@@ -286,6 +286,27 @@ def claims_table(found: Findings) -> tables.Html:
     return tables.styled(shown.assign(system=shown["system"].map(tables.system_name)))
 
 
+def views_table(run, scores: pd.DataFrame) -> tables.Html:
+    """The fusion of views beside itself without each of them, by Ω over all machines, paired.
+
+    run : study.Run.  scores : of `Run.collect`.  Notebook: 09_report
+    """
+    cfg = run.cfg
+    if not (scores["split"] == "test").any():
+        return tables.Html('<p class="note">Not available: no test clips.</p>')
+    made = scores[~scores["system"].str.endswith(fusion.SEEDS)]
+    made = fusion.leave_one_view_out(made, cfg.fusion.views, cfg.fusion.how, fusion.FUSED)
+    pairs, rows = comparison.Pairs(made, cfg.metrics, run.seed), []
+    for view in cfg.fusion.views:
+        rest = f"{fusion.FUSED} without {view}"
+        pair = comparison.over_all(pairs(fusion.FUSED, rest))
+        gain = tables.number(*pair[["value", "low", "high"]].iloc[0]) if len(pair) else ""
+        rows.append([view, tables.number(pairs.omega(rest)), tables.signed(gain)])
+    note = f"Ω of the {cfg.fusion.how} of all views: {tables.number(pairs.omega(fusion.FUSED))}."
+    columns = ["without", "Ω of the rest", "all views less the rest"]
+    return tables.styled(pd.DataFrame(rows, columns=columns), note)
+
+
 def detection_table(found: Findings) -> tables.Html:
     """Faults found and false alarms of every system, one row per machine."""
     counts = claims.detections(found.places).query("faults + normals > 0")

@@ -78,41 +78,40 @@ def recordings(paths: Iterable[str | Path], problems: folders.Problems | None = 
     return found
 
 
-def detectors_of(*systems: str) -> list[str]:
-    """Names of the detectors that systems need: their own, or those of their parts."""
-    return list(dict.fromkeys(SYSTEMS[part] for system in systems for part, _ in parts_of(system)))
+def detectors_of(*systems: str, views: Sequence[str] = ()) -> list[str]:
+    """Names of the detectors that systems need: their own, or those of their parts.  views : of
+    `fusion.views`, here and below
+    """
+    found = (part for system in systems for part, _ in parts_of(system, views))
+    return list(dict.fromkeys(SYSTEMS[system] for system in found))
 
 
-def parts_of(system: str) -> list[tuple[str, str]]:
+def parts_of(system: str, views: Sequence[str] = ()) -> list[tuple[str, str]]:
     """(system, component) of detectors behind a system's score; a part that is itself composed is followed to
     its own parts.
     """
-    one, other, _ = fusion.COMPOSED.get(system, (None, None, None))
-    if one is None:
-        return [(system, "score")]
-    return [end for part in (one, other) for end in (parts_of(part[0]) if part[1] == "score" else [part])]
+    ends = [
+        end
+        for part in fusion.parts(system, views)
+        for end in (parts_of(part[0], views) if part[1] == "score" else [part])
+    ]
+    return list(dict.fromkeys(ends)) or [(system, "score")]
 
 
-def systems_behind(system: str) -> list[str]:
+def systems_behind(system: str, views: Sequence[str] = ()) -> list[str]:
     """A system and every system that its score is composed of."""
-    one, other, _ = fusion.COMPOSED.get(system, ((system, ""), (system, ""), ""))
-    return list(
-        dict.fromkeys(
-            [
-                system,
-                *(name for part in (one, other) if part[0] != system for name in systems_behind(part[0])),
-            ]
-        )
-    )
+    others = (name for name, _ in fusion.parts(system, views) if name != system)
+    return list(dict.fromkeys([system, *(end for name in others for end in systems_behind(name, views))]))
 
 
-def final_system(systems: Sequence[str]) -> str:
-    """The system that stands for a study where none is named: the one that combines most, else the last of
-    the study's list.
+def final_system(systems: Sequence[str], views: Sequence[str] = ()) -> str:
+    """The system that stands for a study where none is named: the fusion of its views, else the one that
+    combines most, else the last of the study's list.
 
     systems : those of the settings; what is composed of them counts too
     """
-    return max(reversed(fusion.with_composed(systems)), key=lambda name: len(parts_of(name)))
+    found = fusion.with_composed(systems, views)
+    return max(reversed(found), key=lambda name: (name == fusion.FUSED, len(parts_of(name, views))))
 
 
 class Scorer:
@@ -145,7 +144,7 @@ class Scorer:
         own = scores[(scores["machine"] == machine) & (scores["seed"] == seed) & (scores["split"] == "train")]
         own = own[own["section"] == section] if section else own
         self.name = f"{machine}_{section}" if section else machine
-        self.train = own[own["system"].isin(systems_behind(system))]
+        self.train = own[own["system"].isin(systems_behind(system, cfg.fusion.views))]
         final = self.train[(self.train["system"] == system) & (self.train["component"] == "score")]["score"]
         self.threshold = thresholds.gamma_threshold(final.to_numpy(float), cfg.metrics.decision_quantile)
         # the study may have left such clips out, here the user named them
@@ -199,7 +198,7 @@ class Scorer:
             scores = self.scores(store)
             rows = [int(clip) for clip in store.clips["clip"]]
             for column, part in {"score": (self.system, "score"), **PARTS}.items():
-                if part in scores:
+                if part in ((self.system, "score"), *parts_of(self.system, self.cfg.fusion.views)):
                     table.loc[rows, column] = scores[part]
             table.loc[rows, "decision"] = np.where(
                 table.loc[rows, "score"] > self.threshold.value, "anomaly", "normal"
@@ -248,10 +247,10 @@ def of(run, jobs: Sequence[tuple], machine: str = "", system: str = "") -> Score
         )
     name = errors.check_choice("machine", machine or next(iter(parts)), list(parts))
     machine, section = parts[name] if name not in run.machines else (name, "")
-    system = errors.check_choice(
-        "system", system or final_system(run.cfg.systems), list(fusion.with_composed(run.cfg.systems))
-    )
-    needed = detectors_of(system)
+    every = run.cfg.systems, run.cfg.fusion.views
+    known = list(fusion.with_composed(*every))
+    system = errors.check_choice("system", system or final_system(*every), known)
+    needed = detectors_of(system, views=run.cfg.fusion.views)
     refuse_stale(run, jobs, needed, machine)
     scores = io.scores(run.folder / "scores.parquet")
     return Scorer(

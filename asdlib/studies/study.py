@@ -676,9 +676,8 @@ class Run(StudyPaths):
         ]
         tables = [io.scores(folder / "scores.parquet") for folder in folders]
         scores = fusion.systems(pd.concat(tables, ignore_index=True), self.cfg.fusion)
-        return schemas.score_table(
-            scores[scores["system"].isin(fusion.with_composed(systems))].reset_index(drop=True)
-        )
+        names = fusion.with_composed(systems, self.cfg.fusion.views)
+        return schemas.score_table(scores[scores["system"].isin(names)].reset_index(drop=True))
 
     def missing(
         self, detectors: Iterable[str], seeds: Sequence[int], coming: Iterable[tuple[Stage, int, str]] = ()
@@ -704,7 +703,8 @@ class Run(StudyPaths):
                 path = self.detector_folder(name, machine, seed) / "manifest.json"
                 facts = json.loads(path.read_text(encoding="utf-8"))
                 if "unseen" in facts:
-                    behind = [one for one in base.unique() if name in scorer.detectors_of(one)]
+                    views = self.cfg.fusion.views
+                    behind = [one for one in base.unique() if name in scorer.detectors_of(one, views=views)]
                     of = base.isin(behind) & scores["seed"].isin([seed, fusion.ALL_SEEDS])
                     out &= ~(of & scores["machine"].isin(facts["machines"])) | scores["clip"].isin(
                         facts["unseen"]
@@ -824,14 +824,16 @@ def load(study: str, overrides: Sequence[str] = (), home: str | Path = "") -> co
     """
     cfg = config.load(*origin(study, overrides, home), home)
     for system in cfg.systems:
-        if system in fusion.COMPOSED and system not in SYSTEMS:
-            parts = " and ".join(part[0] for part in fusion.COMPOSED[system][:2])
+        if system in (*fusion.COMPOSED, fusion.FUSED) and system not in SYSTEMS:
+            parts = " and ".join(name for name, _ in fusion.parts(system)) or "the systems of fusion.views"
             raise errors.InputError(
                 f"setting systems: {system} is made wherever {parts} are among the systems; name those and"
                 " leave it out"
             )
         name = SYSTEMS[errors.check_choice("system", system, list(SYSTEMS))]
         DETECTORS[name].check(getattr(cfg, name))
+    for system, _ in fusion.parts(fusion.FUSED, cfg.fusion.views):
+        errors.check_choice("system in fusion.views", system, list(fusion.with_composed(cfg.systems)))
     return cfg
 
 

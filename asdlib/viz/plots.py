@@ -48,9 +48,10 @@ LOOKS = {
     "oevae": (PURPLE, "D", ":"),
     "classifier": (ORANGE, "P", (0, (8, 3))),
     "ensemble": (BLACK, "v", (0, (6, 1, 1, 1))),
+    "fusion": (GRAY, "p", (0, (4, 1, 1, 1, 1, 1))),
 }
 LOOKS |= {
-    name + fusion.SEEDS: (look[0], [*"hd<p*>H", (4, 1, 0)][i], (0, (1, i + 1)))
+    name + fusion.SEEDS: (look[0], [*"hd<.*>H", (4, 1, 0), (5, 1, 0)][i], (0, (1, i + 1)))
     for i, (name, look) in enumerate(LOOKS.items())
 }
 KINDS = {

@@ -32,6 +32,7 @@ SYSTEM_NAMES = {  # words for people, in the order of `fusion.SYSTEMS`
     "oevae": "OEVAE",
     "classifier": "classifier",
     "ensemble": "ensemble",
+    "fusion": "fusion of views",
     "control_level": "level of the clip alone",
 }
 METRIC_NAMES = {

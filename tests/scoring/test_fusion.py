@@ -408,6 +408,23 @@ def official(table):
     return found[(found["machine"] == "all") & (found["metric"] == "omega")]["value"].item()
 
 
+def test_a_fusion_is_a_system_wherever_its_views_are():
+    settings = fusion.FusionSettings(views=["baseline_knn", "oevae/beta"], how="max")
+    scores = scored((("baseline_knn", "score"), ("oevae", "alpha"), ("oevae", "beta")), seeds=(0, 4))
+    table = fusion.systems(scores, settings)
+    own = table[table["system"] == "fusion"].reset_index(drop=True)
+    z = fusion.aligned(scores, [("baseline_knn", "score"), ("oevae", "beta")], "zscore")
+    np.testing.assert_array_equal(own["score"], z[["baseline_knn/score", "oevae/beta"]].max(axis=1))
+    assert len(fusion.systems(table, settings)) == len(table) and set(own["component"]) == {"score"}
+    assert "fusion_seeds" in set(fusion.seed_ensembles(table, "zscore")["system"])
+    alone = scores[scores["system"] == "oevae"]
+    assert "fusion" not in set(fusion.systems(alone, settings)["system"])
+    assert fusion.with_composed(["baseline_knn", "oevae"], settings.views)[-1] == "fusion"
+    assert fusion.with_composed(["oevae"], settings.views) == ("oevae",)
+    with pytest.raises(errors.InputError, match="fusion needs oevae/gamma, the score table has"):
+        fusion.systems(scores, settings.replace(views=["baseline_knn", "oevae/gamma"]))
+
+
 def test_noise_among_the_views_does_not_hurt_the_weighted_mean():
     """The mean of five draws falls by .015 at most, and the plain mean by more."""
     lost = []

@@ -15,6 +15,7 @@ import soundfile
 from asdlib import errors, settings
 from asdlib.data.store import training_rows
 from asdlib.evaluation import metrics
+from asdlib.scoring import fusion
 from asdlib.studies import config, report
 from asdlib.viz import audio, pages, tables
 from tests.viz.test_tables import clip_table, score_table
@@ -161,6 +162,21 @@ def two_systems(clips, *gaps):
 def found_in(clips=None, gaps=(3.0, 0.0), **changes):
     clips = clip_table() if clips is None else clips
     return report.findings(study(clips, None, **changes), two_systems(clips, *gaps))
+
+
+def test_a_fusion_stands_beside_itself_without_each_view():
+    run = study(clip_table(), None, fusion={"views": ["multires", "oevae"]})
+    scores = two_systems(run.clips, 3.0, 0.0)
+    fused = fusion.systems(scores, run.cfg.fusion)
+    shown = re.sub(r"<[^>]+>", " ", report.views_table(run, fused))
+    table = metrics.table(fused, run.cfg.metrics, 0).query("machine == 'all' and metric == 'omega'")
+    omega = table.set_index("system")["value"]
+    assert f"Ω of the mean of all views: {omega['fusion']:.3f}" in shown
+    for view, rest in (("multires", "oevae"), ("oevae", "multires")):
+        gain = tables.signed(f"{omega['fusion'] - omega[rest]:.3f}")
+        assert re.search(rf"\b{view}\s+{omega[rest]:.3f}\s+{re.escape(gain)} \[", shown), shown
+    bare = scores[scores["split"] == "train"]
+    assert "no test clips" in report.views_table(run, fusion.systems(bare, run.cfg.fusion))
 
 
 def without_labels():

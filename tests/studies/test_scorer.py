@@ -25,6 +25,8 @@ from asdlib.scoring import fusion
 from asdlib.studies import scorer, study
 from asdlib.studies import study as studies
 
+VIEWS = ("multires", "classifier", "oevae/beta")
+
 
 @pytest.fixture(scope="module")
 def trained(context, tmp_path_factory):
@@ -44,7 +46,7 @@ def trained(context, tmp_path_factory):
 def ready(context, trained, system):
     """A scorer of pump from what lies in the folders."""
     found = {}
-    for name in scorer.detectors_of(system):
+    for name in scorer.detectors_of(system, views=context.cfg.fusion.views):
         machines = ["pump", "saw"] if name == "classifier" else ["pump"]
         clips, _ = base.training_clips(context.store, machines)
         found[name] = detector_of(detectors.DETECTORS[name], context).restore(trained[0][name], clips)
@@ -54,15 +56,14 @@ def ready(context, trained, system):
 @pytest.mark.parametrize(
     "system, mode",
     [
-        *((system, "zscore") for system in fusion.with_composed(detectors.SYSTEMS)),
+        *((system, "zscore") for system in fusion.with_composed(detectors.SYSTEMS, VIEWS)),
         ("ensemble", "gamma"),
         pytest.param("oevae", "gamma", marks=pytest.mark.exhaustive),
     ],
 )
 def test_scores_equal_those_of_the_study_to_the_bit(context, trained, system, mode):
-    context = dataclasses.replace(
-        context, cfg=context.cfg.replace(fusion=context.cfg.fusion.replace(normalize=mode))
-    )
+    changed = context.cfg.fusion.replace(normalize=mode, views=VIEWS)
+    context = dataclasses.replace(context, cfg=context.cfg.replace(fusion=changed))
     folders, scores = trained
     scores = fusion.systems(scores, context.cfg.fusion)
     one = ready(context, (folders, scores), system)
@@ -100,7 +101,7 @@ def test_scores_equal_those_of_the_study_to_the_bit(context, trained, system, mo
             .reindex(test["clip"])
             .to_numpy()
         )
-        if part in scorer.parts_of(system):
+        if part in scorer.parts_of(system, VIEWS):
             np.testing.assert_array_equal(together[column], values)
         else:
             assert together[column].isna().all()
@@ -282,6 +283,16 @@ def test_the_system_that_stands_for_a_study():
     assert scorer.final_system(["baseline_mse", "baseline_mahala", "baseline_knn"]) == "baseline_knn"
     assert scorer.final_system(["oevae", "baseline_mse"]) == "oevae"
     assert scorer.final_system(["oevae", "classifier", "baseline_mse"]) == "ensemble"
+    assert scorer.final_system(["oevae", "classifier", "multires"], VIEWS) == "fusion"
+    assert scorer.final_system(["oevae", "classifier"], VIEWS) == "ensemble"
+    assert scorer.detectors_of("fusion", views=["ensemble", "multires"]) == [
+        "oevae",
+        "classifier",
+        "multires",
+    ]
+    assert scorer.systems_behind("fusion", ["ensemble", "baseline_mse"]) == [
+        *("fusion", "ensemble", "oevae", "classifier", "baseline_mse")
+    ]
 
 
 def test_one_thread_is_one_thread():

@@ -161,6 +161,14 @@ def test_the_ensemble_needs_no_setting_and_takes_none():
         ),
     ):
         study.open_run("demo", ["systems=['oevae', 'classifier', 'ensemble']"])
+    with pytest.raises(
+        errors.InputError, match=r"fusion is made wherever the systems of fusion\.views are among"
+    ):
+        study.open_run("demo", ["systems=['oevae', 'fusion']"])
+    with pytest.raises(errors.InputError, match=r"unknown system in fusion\.views 'multirez'.*multires"):
+        study.open_run("demo", ["fusion.views=['multirez', 'oevae/beta']"])
+    with pytest.raises(errors.InputError, match="expected none or at least two, none twice"):
+        study.open_run("demo", ["fusion.views=['oevae', 'oevae/score']"])
 
 
 def test_the_tuner_says_that_it_needs_oevae():
