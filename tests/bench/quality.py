@@ -57,7 +57,11 @@ FUSIONS = {
     "two views and multires": ("beta, layer 1 in bands", "baseline_knn", "multires"),
     "three views": VIEWS,
     "three views and multires": (*VIEWS, "multires"),
-    "multires, classifier and beta": ("multires", "classifier", "beta, layer 1 in bands"),  # of the study best
+    "multires, classifier and beta": (
+        "multires",
+        "classifier",
+        "beta, layer 1 in bands",
+    ),  # of the study best
 }
 NOISE = 5  # draws of a view of noise
 SEEN = (

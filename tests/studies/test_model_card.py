@@ -70,6 +70,11 @@ def test_the_card_holds_the_numbers_of_the_study(context):
     assert (
         "Few training clips of pump (13) and saw (13)" in card and "about 10% are expected above it" in card
     )
+    (alarms,) = found.alarms.itertuples(index=False)
+    assert "| baseline_mse | 0.100 | 0." in card and f"{alarms[-2]} | {alarms[-1]} |" in card
+    assert (f"baseline_mse: on fresh normal clips the share of false alarms is {alarms.verdict}" in card) == (
+        alarms.verdict != "as set"
+    )
     assert "largest memory of a training 310 MB" in card and "| 03\\_baseline |".replace("\\", "") in card
     assert "not stated" in card and "nan" not in card.lower().replace("finance", "")
 
