@@ -33,6 +33,7 @@ CHOSEN, REPORTED = range(12), range(100, 105)
 FOLDER, PAGE = home.CLONE / "runs" / "quality", home.CLONE / "reports" / "quality.md"
 RECIPE = ["oevae.k_scales=[]", "oevae.ablation=0", "classifier.ablation=0"]
 INNER = {"backend": "local_density", "layers": ("layer1",)}
+BLOCK = {"backend": "standardized_density", "layers": ("block2",), "crops": 2}
 # by row: its detector, the system of it that counts, the component, and other settings
 ROWS = {
     "baseline_knn": ("baseline_knn", "baseline_knn", "score", {}),
@@ -49,6 +50,8 @@ ROWS = {
     "beta, layer 1 in bands": ("oevae", "oevae", "beta", INNER | {"pooling": "bands"}),
     "classifier": ("classifier", "classifier", "score", {}),
     "classifier, untrained": ("classifier", "classifier", "score", {"epochs": 0}),
+    "classifier, block 2 in bands": ("classifier", "classifier", "score", BLOCK),
+    "classifier, block 2 in bands, untrained": ("classifier", "classifier", "score", BLOCK | {"epochs": 0}),
 }
 REFERENCES = ("baseline_knn", "multires", "baseline_mse")
 VIEWS = ("beta, layer 1 in bands", "baseline_mahala", "baseline_knn")
@@ -57,9 +60,10 @@ FUSIONS = {
     "two views and multires": ("beta, layer 1 in bands", "baseline_knn", "multires"),
     "three views": VIEWS,
     "three views and multires": (*VIEWS, "multires"),
+    "classifier and beta": ("classifier, block 2 in bands", "beta, layer 1 in bands"),
     "multires, classifier and beta": (
         "multires",
-        "classifier",
+        "classifier, block 2 in bands",
         "beta, layer 1 in bands",
     ),  # of the study best
 }
