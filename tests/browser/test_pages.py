@@ -63,6 +63,13 @@ def test_every_page_of_a_study_links_the_others(page, home):
         assert len(links) >= 10 and all((path.parent / link).is_file() for link in links), path.name
 
 
+def test_no_page_of_a_study_scrolls_sideways_on_a_phone(page, home):
+    page.set_viewport_size({"width": 420, "height": 900})
+    for path in (home / "reports" / "smoke").glob("*.html"):
+        page.goto(path.as_uri())
+        assert page.evaluate(TOO_WIDE) <= 0, path.name
+
+
 def test_lists_need_no_script(chromium, home):
     context = chromium.new_context(java_script_enabled=False)
     page = context.new_page()
