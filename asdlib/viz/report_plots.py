@@ -163,7 +163,7 @@ def score_histograms(scores: pd.DataFrame, thresholds: pd.DataFrame) -> plots.Pl
                     if ((part["split"] == "test") & (part["domain"] == domain)).any()
                     else ": no test clips"
                 )
-                axis.text(0.99, y, words, transform=axis.transAxes, ha="right", fontsize=8, color="#333333")
+                axis.text(0.99, y, words, transform=axis.transAxes, ha="right", fontsize=8, color="#555555")
         row[0].set_ylabel(f"{machine}\nshare of clips")
     handles = []
     for kind in table.loc[table["split"] == "test", "label"].unique():
