@@ -237,6 +237,12 @@ class Classifier(ClassifierTraining, Detector):
 
     def _moved(self, other: Classifier) -> None:
         other._read(other.store)
+        if self.settings.wave_norm == "machine":
+            row_of = {self.machines[row]: row for row in self.train_rows.tolist()}
+            for machine in np.unique(other.machines):
+                errors.check_choice("machine of a trained classifier", machine, sorted(row_of))
+            rows = torch.tensor([row_of[machine] for machine in other.machines], device=self.mean.device)
+            other.mean, other.std = self.mean[rows], self.std[rows]
         other.train_rows = np.empty(0, np.int64)  # none of the other store's clips was trained on
 
 

@@ -19,7 +19,7 @@ from sizes import Context, bound, detector_of, fit
 from asdlib import augment, errors, features
 from asdlib.analysis import ablation
 from asdlib.data import index
-from asdlib.data.store import Clips, Store, machine_statistics, open_store, standardize
+from asdlib.data.store import Clips, Store, in_memory, machine_statistics, open_store, standardize
 from asdlib.detectors import classifier as module
 from asdlib.detectors.base import detect, machine_rows, score_all, score_table
 from asdlib.detectors.classifier import Classifier, ablations, load_embeddings
@@ -292,6 +292,23 @@ def test_waveforms_are_standardized_by_clip_by_machine_or_not(context, monkeypat
             "machine": 0.8 < deviation.mean() < 1.2,
             "none": deviation.max() < 0.2,
         }[norm]
+
+
+def test_recordings_of_another_store_are_standardized_by_their_own_machine(context):
+    """Row 0 of the store is a pump; a saw that comes alone is standardized by the saws all the same."""
+    detector = bound(
+        detector_of(Classifier, changed(context, wave_norm="machine")),
+        context.store,
+        rows_of(context, "train"),
+    )
+    detector._open()
+    detector.net.eval()
+    row = machine_rows(context.store.clips, "saw", "test")[:1]
+    alone = in_memory(context.store.clips.iloc[row], [context.store.int16(row[0])], 16000)
+    np.testing.assert_array_equal(detector.at(alone)._embed(np.array([0]))[0], detector._embed(row)[0])
+    stranger = dataclasses.replace(alone, clips=alone.clips.assign(machine="lathe"))
+    with pytest.raises(errors.InputError, match="unknown machine of a trained classifier 'lathe'"):
+        detector.at(stranger)
 
 
 def test_the_gain_of_a_recording_is_no_anomaly(context, fitted, monkeypatch):
