@@ -48,6 +48,7 @@ _NAMES = {  # classes and functions, with the module that they live in
     "Classifier": "asdlib.detectors.classifier",
     "OEVAE": "asdlib.detectors.oevae",
     "evaluate": "asdlib.evaluation.metrics",
+    "load_detector": "asdlib.studies.export",
 }
 __all__ = [*_MODULES, *_NAMES]
 

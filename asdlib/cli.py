@@ -10,6 +10,7 @@ with 130.
     asd settings [NAME]                                 every setting with its default and meaning
     asd import FOLDER... --root DIR --machine NAME      recordings as people have them become a machine
     asd score STUDY --machine M FILE...                 score, threshold and decision of any recording
+    asd export STUDY --machine M OUT                    a detector as a folder that scores by itself
     asd submit STUDY OUT                                the challenge's score and decision files
     asd evaluate OUT --truth DIR                        the official result of such files
     asd studies | verify | clean                        what lies below runs/: list it, check it, tidy it
@@ -505,13 +506,14 @@ def parser() -> argparse.ArgumentParser:
         ),
         home,
     )
+    of_machine = _option("--machine", "machine of the study (default: its only one)")
     add(
         "score",
         _score,
         "score recordings with a finished study",
-        "Reads the trained weights in runs/STUDY and recordings; writes CSV to stdout:"
-        " file,score,threshold,decision,alpha,beta,classifier,remark (alpha to classifier: raw scores of"
-        " these parts, empty where the system has none; remark: what is odd about the recording, such as"
+        "Reads the trained weights in runs/STUDY, or of an exported detector, and recordings; writes CSV to"
+        " stdout: file,score,threshold,decision,alpha,beta,classifier,remark (alpha to classifier: raw scores"
+        " of these parts, empty where the system has none; remark: what is odd about the recording, such as"
         " silence), and with --explain a page per recording. Higher scores are more anomalous; above the"
         " threshold (from training clips) the decision is anomaly. A bad file is told on stderr, the others"
         " are scored, and the exit code is 1.",
@@ -524,12 +526,25 @@ def parser() -> argparse.ArgumentParser:
             nargs="+",
             metavar="FILE",
         ),
-        _option("--machine", "machine of the study that the recordings are of (default: its only one)"),
+        of_machine,
         _option(
             "--explain",
             "write a page for each: what made the score, and the nearest training clips",
             metavar="DIR",
         ),
+    )
+    add(
+        "export",
+        _export,
+        "write a fitted detector as a folder that scores without its study",
+        "Reads a finished study; writes weights, references, settings, threshold, model card and checksums of"
+        " one machine and system (with all detectors behind it) to a new folder, and says its size and how"
+        " long a clip takes. `asd score OUT FILE...` scores with it, on any machine, bit for bit as the study"
+        " does; no recording is needed or contained.",
+        "asd export demo --machine fan fan_detector && asd score fan_detector new/*.wav",
+        *finished,
+        _option("out", "folder to make", metavar="OUT"),
+        of_machine,
     )
     add(
         "submit",
@@ -695,6 +710,7 @@ def _score(args: argparse.Namespace) -> int:
     """
     from asdlib.data.folders import shown
     from asdlib.models.training import memory_in_words
+    from asdlib.studies import export
     from asdlib.studies import scorer as scoring_files
     from asdlib.studies import study as studies
 
@@ -706,7 +722,13 @@ def _score(args: argparse.Namespace) -> int:
         raise errors.InputError(
             "no file came, expected recordings, folders of them, or - and a list of paths on stdin"
         )
-    run = studies.open(_name(args.study), args.home, args.seed, args.data_root)
+    exported = (Path(args.study) / "manifest.json").is_file()
+    if exported and (args.machine or args.system or args.seed is not None or args.explain):
+        raise errors.InputError(
+            f"{args.study} is an exported detector, of one machine, system and seed and without training"
+            " clips; leave out --machine, --system, --seed and --explain, or name its study"
+        )
+    run = None if exported else studies.open(_name(args.study), args.home, args.seed, args.data_root)
     if args.explain and Path(args.explain).exists():
         raise errors.InputError(
             f"{args.explain} exists and is never overwritten; name another folder for --explain"
@@ -716,7 +738,8 @@ def _score(args: argparse.Namespace) -> int:
     for path, words, _ in problems:
         print(f"asd: {shown(path)}: {words}", file=sys.stderr)
     with memory_in_words("scoring", "free some, or hide the GPU: CUDA_VISIBLE_DEVICES= asd score ..."):
-        code = _scored(args, run, files, run.scorer(args.machine, args.system))
+        ready = export.load_detector(args.study) if run is None else run.scorer(args.machine, args.system)
+        code = _scored(args, run, files, ready)
     return code or int(any(left_out for *_, left_out in problems))
 
 
@@ -749,6 +772,16 @@ def _scored(args: argparse.Namespace, run, files: list[Path], ready) -> int:
     if bad:
         print(f"asd: {bad} of {len(files)} files could not be scored", file=sys.stderr)
     return 1 if bad else 0
+
+
+def _export(args: argparse.Namespace) -> None:
+    """`asd export`: see `export.write`."""
+    from asdlib.studies import export
+    from asdlib.studies import study as studies
+
+    run = studies.open(_name(args.study), args.home, args.seed, args.data_root)
+    told = export.write(run, run.scorer(args.machine, args.system), args.out)
+    print(f"{args.out}: {told}\nnext: asd score {shlex.quote(args.out)} FILE...")
 
 
 def _submit(args: argparse.Namespace) -> None:

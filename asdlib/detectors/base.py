@@ -366,6 +366,16 @@ class Detector(abc.ABC):
             ) from error
         return cls(settings, device=device, **rest).restore(folder, clips)
 
+    def standardization(self) -> dict[str, np.ndarray]:
+        """What waveforms are standardized by that was measured on the sound of training clips, by name; {}
+        where each clip is standardized by itself. No file of `save` holds it.
+        """
+        return {}
+
+    def take_standardization(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take over what `standardization` gave, where the training clips have no sound to measure."""
+        raise NotImplementedError
+
     # ---------------------------------------------------------------- what a detector fills in
 
     def _train(self, others: np.ndarray) -> None:  # noqa: B027

@@ -235,6 +235,15 @@ class Classifier(ClassifierTraining, Detector):
             )
         self._prepare()
 
+    def standardization(self) -> dict[str, np.ndarray]:
+        """`mean` and `std` float32 (clips of the store,): those of each clip's machine."""
+        arrays = {"mean": self.mean.cpu().numpy(), "std": self.std.cpu().numpy()}
+        return arrays if self.settings.wave_norm == "machine" else {}
+
+    def take_standardization(self, arrays: dict[str, np.ndarray]) -> None:
+        """As of `standardization`."""
+        self.mean, self.std = (torch.from_numpy(arrays[name]).to(self.device) for name in ("mean", "std"))
+
     def _moved(self, other: Classifier) -> None:
         other._read(other.store)
         if self.settings.wave_norm == "machine":

@@ -423,6 +423,14 @@ class OEVAE(OEVAETraining, Detector):
         if self.settings.backend == "local_density":
             self._refer(io.tensors(folder / PROFILES, {"profiles": 2})["profiles"])
 
+    def standardization(self) -> dict[str, np.ndarray]:
+        """`fixed` float64 (2,): mean and standard deviation of the machine."""
+        return {} if self.front.fixed is None else {"fixed": np.array(self.front.fixed)}
+
+    def take_standardization(self, arrays: dict[str, np.ndarray]) -> None:
+        """As of `standardization`."""
+        self.front.fixed = tuple(arrays["fixed"].tolist())
+
     def _moved(self, other: OEVAE) -> None:
         other.front, other._passes, other._inner = self.front.on(other.store), {}, {}
         other.train_rows = np.empty(0, np.int64)

@@ -157,25 +157,24 @@ class Scorer:
         """
         found = [decode.decode(path, self.data) for path in paths]
         usable = [i for i, one in enumerate(found) if one.samples is not None]
-        facts = {
-            "machine": self.machine,
-            "section": self.section or "00",
-            "split": "test",
-            "domain": "unknown",
-            "label": "unlabeled",
-        }
         table = pd.DataFrame(
             [
-                {"clip": f"{i:09d}", "path": shown(paths[i])}
-                | {"level_db": found[i].level_db, "digest": found[i].digest}
-                | facts
+                {"path": shown(paths[i]), "level_db": found[i].level_db, "digest": found[i].digest}
                 for i in usable
-            ]
+            ],
+            index=usable,
         )
-        store = (
-            in_memory(table, [found[i].samples for i in usable], self.data.sample_rate) if usable else None
-        )
-        return store, found
+        return self.store(table, [found[i].samples for i in usable]) if usable else None, found
+
+    def store(self, table: pd.DataFrame, samples: Sequence[np.ndarray]) -> Store:
+        """Clips of this machine, of which nothing but the sound is known, as detectors read them.
+
+        table : level_db and digest of each clip; the index names it.  samples : int16 (n,) of each
+        """
+        facts = {"section": self.section or "00", "split": "test", "domain": "unknown", "label": "unlabeled"}
+        names = [f"{i:09d}" for i in table.index]
+        table = table.assign(clip=names, machine=self.machine, **facts).reset_index(drop=True)
+        return in_memory(table, samples, self.data.sample_rate)
 
     def __call__(self, paths: Sequence[str | Path]) -> pd.DataFrame:
         """Scores of files.
