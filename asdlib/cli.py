@@ -528,6 +528,14 @@ def parser() -> argparse.ArgumentParser:
         ),
         of_machine,
         _option(
+            "--threshold-quantile",
+            "share of normal clips that the threshold is to let pass, for example 0.99 for fewer alarms"
+            " (default: metrics.decision_quantile of the study)",
+            type=float,
+            default=None,
+            metavar="Q",
+        ),
+        _option(
             "--explain",
             "write a page for each: what made the score, and the nearest training clips",
             metavar="DIR",
@@ -739,6 +747,7 @@ def _score(args: argparse.Namespace) -> int:
         print(f"asd: {shown(path)}: {words}", file=sys.stderr)
     with memory_in_words("scoring", "free some, or hide the GPU: CUDA_VISIBLE_DEVICES= asd score ..."):
         ready = export.load_detector(args.study) if run is None else run.scorer(args.machine, args.system)
+        ready = ready if args.threshold_quantile is None else ready.with_quantile(args.threshold_quantile)
         code = _scored(args, run, files, ready)
     return code or int(any(left_out for *_, left_out in problems))
 
@@ -748,10 +757,7 @@ def _scored(args: argparse.Namespace, run, files: list[Path], ready) -> int:
     from asdlib.studies import explain_report
     from asdlib.studies import scorer as scoring_files
 
-    print(
-        f"{ready.system} of {ready.name}, threshold by {ready.threshold.method}, seed {ready.seed}",
-        file=sys.stderr,
-    )
+    print(ready.about(), file=sys.stderr)
     bad, odd = 0, []
     for start in range(0, len(files), BLOCK):
         table = ready(files[start : start + BLOCK])

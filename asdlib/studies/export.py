@@ -97,8 +97,7 @@ def write(run, ready: Scorer, out: str | Path) -> str:
     files = [path for path in out.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files) / 1e6
     return (
-        f"{ready.system} of {ready.name}, seed {ready.seed}: {', '.join(ready.detectors)}; threshold"
-        f" {ready.threshold.value:.6g} by {ready.threshold.method}\n{len(files)} files, {size:.1f} MB,"
+        f"{ready.about()}; detectors: {', '.join(ready.detectors)}\n{len(files)} files, {size:.1f} MB,"
         f" written in {spent:.1f} s; {took}"
     )
 
@@ -109,11 +108,10 @@ def card(ready: Scorer, of_study: Path) -> str:
     made = datetime.date.today().isoformat()
     return (
         f"# Exported detector: {ready.system} of {ready.name}\n\n"
-        f"Exported on {made} from study {ready.cfg.name}, seed {ready.seed}; detectors:"
+        f"Exported on {made} from study {ready.cfg.name}: {ready.about()}. Detectors:"
         f" {', '.join(ready.detectors)}. Expects recordings of {ready.name}; other rates are resampled to"
-        f" {ready.cfg.data.sample_rate} Hz, channel {ready.cfg.data.channel} is taken. A score above"
-        f" {ready.threshold.value:.6g} is called anomalous (method {ready.threshold.method}, quantile"
-        f" {ready.cfg.metrics.decision_quantile:g} of normal training scores).\n\n"
+        f" {ready.cfg.data.sample_rate} Hz, channel {ready.cfg.data.channel} is taken. A score above the"
+        " threshold is called anomalous.\n\n"
         "Use: `asd score FOLDER FILE...`, or in Python `asdlib.load_detector(FOLDER)([FILE, ...])`. What"
         f" follows is of the whole study.\n\n{kept}"
     )

@@ -333,6 +333,34 @@ ALARM_NOTE = (
 )
 
 
+QUANTILES = (0.8, 0.9, 0.95, 0.99, 0.999)
+
+
+def quantile_table(found: Findings, scores: pd.DataFrame) -> pd.DataFrame:
+    """What the system of the findings would do at other thresholds, machine by machine, in words.
+
+    returns : machine, quantile, normal training clips above (leave-clip-out), and of labeled test clips false
+        alarms and faults found; "—" where there are none.  Notebook: 09_report
+    """
+    own, rows = scores[scores["system"] == found.system], []
+    for quantile in sorted({*QUANTILES, found.cfg.metrics.decision_quantile}):
+        decisions = metrics.decisions(own, found.cfg.metrics.replace(decision_quantile=quantile))
+        counts = claims.detections(claims.standing(own, decisions)).set_index("machine")
+        for machine, part in decisions[decisions["domain"] == "all"].groupby("machine"):
+            clips, above = int(part["train_clips"].iloc[0]), part["train_above"].mean()
+            r = counts.loc[machine] if machine in counts.index else dict.fromkeys(counts, 0)
+            rows.append(
+                {
+                    "machine": machine,
+                    "quantile": f"{quantile:g}",
+                    "normal training clips above": f"{above:.1%} of {clips}" if clips else "—",
+                    "false alarms": f"{r['false_alarms']}/{r['normals']}" if r["normals"] else "—",
+                    "faults found": f"{r['found']}/{r['faults']}" if r["faults"] else "—",
+                }
+            )
+    return pd.DataFrame(rows).sort_values("machine", kind="stable").reset_index(drop=True)
+
+
 # ---------------------------------------------------------------- cards of clips
 
 

@@ -146,9 +146,28 @@ class Scorer:
         self.name = f"{machine}_{section}" if section else machine
         self.train = own[own["system"].isin(systems_behind(system, cfg.fusion.views))]
         final = self.train[(self.train["system"] == system) & (self.train["component"] == "score")]["score"]
+        self.clips = len(final)  # training clips behind the threshold
         self.threshold = thresholds.gamma_threshold(final.to_numpy(float), cfg.metrics.decision_quantile)
         # the study may have left such clips out, here the user named them
         self.data = cfg.data.replace(resample=True)
+
+    def with_quantile(self, quantile: float) -> Scorer:
+        """The same scorer with its threshold at another quantile of normal training scores.
+
+        raises : errors.InputError for one that `metrics.decision_quantile` does not allow
+        """
+        cfg = self.cfg.replace(metrics={"decision_quantile": quantile})
+        return Scorer(cfg, self.detectors, self.train, self.machine, self.system, self.seed, self.section)
+
+    def about(self) -> str:
+        """Whose scores these are, and where the threshold lies, in words."""
+        quantile = self.cfg.metrics.decision_quantile
+        few = (1 - quantile) * self.clips < 1
+        return (
+            f"{self.system} of {self.name}, seed {self.seed}; threshold {self.threshold.value:.6g}: quantile"
+            f" {quantile:g} of {self.clips} training clips, by {self.threshold.method}"
+            + (", beyond what so few clips can show" if few else "")
+        )
 
     def decoded(self, paths: Sequence[str | Path]) -> tuple[Store | None, list[decode.Decoded]]:
         """Recordings as a store that detectors can read, and every one as it was decoded.

@@ -16,6 +16,7 @@ from asdlib import errors, settings
 from asdlib.data.store import training_rows
 from asdlib.evaluation import metrics
 from asdlib.scoring import fusion
+from asdlib.scoring.thresholds import gamma_threshold
 from asdlib.studies import config, report
 from asdlib.viz import audio, pages, tables
 from tests.viz.test_tables import clip_table, score_table
@@ -191,6 +192,24 @@ def test_the_first_screen_says_what_was_found():
     assert "dead VAE: fan" in shown and "one training each" in shown
     assert "<strong>fan</strong>: of 40 faults " in shown and " found at " in shown
     assert shown.count('role="img"') == 3 and "level of the clip alone" in shown  # a scale for each
+
+
+def test_other_thresholds_are_counted_on_the_same_clips():
+    """Against counting by hand; a row of the study's own quantile; nothing is made up without labels."""
+    scores, found = two_systems(clip_table(), 3.0, 0.0), found_in()
+    told = report.quantile_table(found, scores).set_index("quantile")
+    own = scores[(scores["system"] == "multires") & (scores["component"] == "score")]
+    assert list(told.index) == ["0.8", "0.9", "0.95", "0.99", "0.999"] and found.system == "multires"
+    for quantile, row in told.iterrows():
+        limit = gamma_threshold(own.query("split == 'train'")["score"], float(quantile)).value
+        above = own[own["score"] > limit].groupby(["split", "label"]).size()
+        share = above.get(("train", "normal"), 0) / 60
+        assert row["normal training clips above"] == f"{share:.1%} of 60"
+        assert row["false alarms"] == f"{above.get(('test', 'normal'), 0)}/40"
+        assert row["faults found"] == f"{above.get(('test', 'anomaly'), 0)}/40"
+    assert told["faults found"]["0.8"] != told["faults found"]["0.999"]
+    blind = report.quantile_table(found_in(without_labels()), two_systems(without_labels(), 3.0, 0.0))
+    assert set(blind["false alarms"]) == set(blind["faults found"]) == {"—"}
 
 
 def test_the_first_screen_is_of_use_without_labels_or_test_clips():

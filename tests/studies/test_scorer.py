@@ -22,6 +22,7 @@ from asdlib.data.store import Clips
 from asdlib.detectors import base
 from asdlib.models import training
 from asdlib.scoring import fusion
+from asdlib.scoring.thresholds import gamma_threshold
 from asdlib.studies import scorer, study
 from asdlib.studies import study as studies
 
@@ -105,6 +106,23 @@ def test_scores_equal_those_of_the_study_to_the_bit(context, trained, system, mo
             np.testing.assert_array_equal(together[column], values)
         else:
             assert together[column].isna().all()
+
+
+def test_the_threshold_can_be_that_of_another_quantile(context, trained):
+    """Scores stay; the threshold is the quantile of the same training scores, and few clips are called few."""
+    one = ready(context, trained, "baseline_knn")
+    paths = context.store.clips["path"][base.machine_rows(context.store.clips, "pump", "test")].tolist()
+    strict, own = one.with_quantile(0.999), trained[1].query("system == 'baseline_knn' and split == 'train'")
+    assert strict.threshold == gamma_threshold(own["score"], 0.999) and strict.threshold > one.threshold
+    np.testing.assert_array_equal(strict(paths)["score"], one(paths)["score"])
+    flagged = [
+        (found(paths)["decision"] == "anomaly").sum() for found in (one.with_quantile(0.5), one, strict)
+    ]
+    assert flagged == sorted(flagged, reverse=True) and flagged[0] > flagged[2]
+    assert "quantile 0.999 of 13 training clips, by" in strict.about() and "so few clips" in strict.about()
+    assert "so few clips" not in one.about()
+    with pytest.raises(errors.InputError, match=r"decision_quantile: got 1\.5, expected a number from 0\.5"):
+        one.with_quantile(1.5)
 
 
 def test_a_scorer_leaves_its_detectors_as_they_were(context, trained):
