@@ -10,6 +10,7 @@ with 130.
     asd settings [NAME]                                 every setting with its default and meaning
     asd import FOLDER... --root DIR --machine NAME      recordings as people have them become a machine
     asd score STUDY --machine M FILE...                 score, threshold and decision of any recording
+    asd accepted STUDY                                  what was accepted as normal, to list or take back
     asd export STUDY --machine M OUT                    a detector as a folder that scores by itself
     asd submit STUDY OUT                                the challenge's score and decision files
     asd evaluate OUT --truth DIR                        the official result of such files
@@ -536,10 +537,34 @@ def parser() -> argparse.ArgumentParser:
             metavar="Q",
         ),
         _option(
+            "--accept",
+            "instead of scoring: show what changes if these recordings are references of the machine, on"
+            " which nothing is trained",
+            action="store_true",
+        ),
+        _option("--yes", "with --accept: keep them", action="store_true"),
+        _option(
             "--explain",
             "write a page for each: what made the score, and the nearest training clips",
             metavar="DIR",
         ),
+    )
+    add(
+        "accepted",
+        _accepted,
+        "list or take back recordings that were accepted as normal",
+        "Reads what `asd score --accept` kept in runs/STUDY/accepted and prints it; with --revoke it takes"
+        " recordings back.",
+        "asd accepted demo --revoke new/a.wav",
+        _option("study", study),
+        _option(
+            "--revoke",
+            "take these back: files as they are listed, or first digits of their digests",
+            nargs="+",
+            default=[],
+            metavar="FILE",
+        ),
+        home,
     )
     add(
         "export",
@@ -731,10 +756,10 @@ def _score(args: argparse.Namespace) -> int:
             "no file came, expected recordings, folders of them, or - and a list of paths on stdin"
         )
     exported = (Path(args.study) / "manifest.json").is_file()
-    if exported and (args.machine or args.system or args.seed is not None or args.explain):
+    if exported and (args.machine or args.system or args.seed is not None or args.explain or args.accept):
         raise errors.InputError(
             f"{args.study} is an exported detector, of one machine, system and seed and without training"
-            " clips; leave out --machine, --system, --seed and --explain, or name its study"
+            " clips; leave out --machine, --system, --seed, --explain and --accept, or name its study"
         )
     run = None if exported else studies.open(_name(args.study), args.home, args.seed, args.data_root)
     if args.explain and Path(args.explain).exists():
@@ -748,7 +773,7 @@ def _score(args: argparse.Namespace) -> int:
     with memory_in_words("scoring", "free some, or hide the GPU: CUDA_VISIBLE_DEVICES= asd score ..."):
         ready = export.load_detector(args.study) if run is None else run.scorer(args.machine, args.system)
         ready = ready if args.threshold_quantile is None else ready.with_quantile(args.threshold_quantile)
-        code = _scored(args, run, files, ready)
+        code = (_accept if args.accept else _scored)(args, run, files, ready)
     return code or int(any(left_out for *_, left_out in problems))
 
 
@@ -778,6 +803,30 @@ def _scored(args: argparse.Namespace, run, files: list[Path], ready) -> int:
     if bad:
         print(f"asd: {bad} of {len(files)} files could not be scored", file=sys.stderr)
     return 1 if bad else 0
+
+
+def _accept(args: argparse.Namespace, run, files: list[Path], ready) -> int:
+    """`asd score --accept`: see `accepted.accept`."""
+    from asdlib.studies import accepted
+
+    print(accepted.accept(run, ready, files, args.yes) + ("" if args.yes else "; add --yes"))
+    return 0
+
+
+def _accepted(args: argparse.Namespace) -> None:
+    """`asd accepted`: see `accepted.listed` and `accepted.revoke`."""
+    from asdlib import io
+    from asdlib.studies import accepted, home
+    from asdlib.studies import study as studies
+
+    folder = home.home_folder(args.home) / "runs" / studies.load(_name(args.study), (), args.home).name
+    if args.revoke:
+        with io.locked(folder):
+            gone = accepted.revoke(folder, args.revoke)
+        print(f"revoked: {', '.join(gone['file'])}")
+    table = accepted.listed(folder)
+    shown = table[["digest", "machine", "when", "file"]].assign(digest=table["digest"].str[:8])
+    print(shown.to_string(index=False) if len(table) else "nothing is accepted")
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -1104,6 +1104,8 @@ def study_of(store, mark):
         clips=store.clips,
         store=store,
         seed=0,
+        home=Path("/"),
+        withdrawn=[],
         synthetic=False,
         unseen=lambda s: s["split"] == "train",
         measure=lambda s: (metrics.table(s, small, 0), metrics.controls(store.clips, s, small, 0)),

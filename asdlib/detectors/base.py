@@ -28,7 +28,7 @@ import dataclasses
 import functools
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -75,6 +75,7 @@ class Detector(abc.ABC):
     scoring_settings: ClassVar[tuple[str, ...]] = ()  # read by scoring alone: changing one trains nothing
     training_module: ClassVar[str]  # whose code shapes what is learned
     uses_others: ClassVar[bool] = False  # whether clips of other machines take part in training
+    accepted: Mapping[str, np.ndarray] = {}  # items (n, dim) of accepted clips by machine or section
     history: pd.DataFrame
 
     def __init__(
@@ -185,6 +186,37 @@ class Detector(abc.ABC):
             for name in np.unique(self.group):
                 own = self.group == name
                 out[part][own] = thresholds.as_unseen(values[own], unseen[own], domain[own])
+        return out
+
+    def accept(self, clips: Clips) -> Self:
+        """A copy that has further normal clips, of another store, among its references. Nothing is trained.
+
+        Each of them is scored once as a training clip is, by the training clips and the others that are
+        accepted; these scores join `training_table_`, in which the training clips keep theirs. A detector
+        without references, such as the autoencoder, counts these scores and nothing else.
+
+        raises : errors.InputError for a detector that has accepted clips: accept all of them at once
+        """
+        self._fitted()
+        if self.accepted:
+            raise errors.InputError(f"{self.name} has accepted clips already; accept all of them at once")
+        there, every, group = self.at(clips.store), np.arange(len(clips)), self.group_of(clips.table)
+        items = [there._compared(clips.rows[[i]]) for i in every]
+
+        def among(chosen: np.ndarray) -> Self:
+            other, names = copy.copy(self), pd.unique(group[chosen])
+            other.accepted = {
+                name: np.concatenate([items[i] for i in chosen if group[i] == name]) for name in names
+            }
+            other._accept()
+            return other
+
+        parts = [among(every[every != i]).components(Clips(clips.store, clips.rows[[i]])) for i in every]
+        scores = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        table, out = score_table(clips.store.clips, clips.rows, scores, self.seed), among(every)
+        for name in ("decision_scores_", "thresholds_"):
+            out.__dict__.pop(name, None)
+        out.__dict__["training_table_"] = pd.concat([self.training_table_, table], ignore_index=True)
         return out
 
     # ---------------------------------------------------------------- PyOD's names
@@ -383,6 +415,13 @@ class Detector(abc.ABC):
 
     def _prepare(self) -> None:  # noqa: B027
         """After training: make what scoring needs beside the network, such as references."""
+
+    def _compared(self, rows: np.ndarray) -> np.ndarray:
+        """What is compared with references, of clips: (items, dim)."""
+        return self._embed(rows)[0]
+
+    def _accept(self) -> None:  # noqa: B027
+        """Make the references of this copy anew, with the items of `accepted` among them."""
 
     @abc.abstractmethod
     def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...

@@ -63,6 +63,12 @@ class Classifier(ClassifierTraining, Detector):
         self.trained_target = self.store.clips["domain"].to_numpy()[self.train_rows] == "target"
         self.train_vectors, self._backends = self.compared(self.train_rows), {}
 
+    def _compared(self, rows: np.ndarray) -> np.ndarray:
+        return self.compared(rows)
+
+    def _accept(self) -> None:
+        self._backends = {}
+
     def _vectors(self, rows: np.ndarray) -> np.ndarray:
         """Embeddings of clips, (clips, dim · branches), each computed once: training clips in blocks, which
         are always the same, any other clip alone.
@@ -124,10 +130,15 @@ class Classifier(ClassifierTraining, Detector):
     def _made(
         self, machine: str, columns: slice | np.ndarray, names: Sequence[str]
     ) -> dict[str, backends.Backend]:
-        """Back-ends of a machine, on some columns of its training embeddings."""
+        """Back-ends of a machine, on some columns of its training embeddings. Accepted clips are references
+        one by one, as target clips are.
+        """
         own = self.group == machine
+        more = self.accepted.get(machine, self.train_vectors[:0])
+        vectors = np.concatenate([self.train_vectors[own], more])[:, columns]
+        target = np.concatenate([self.trained_target[own], np.full(len(more), True)])
         with training.one_thread():
-            parts = self.train_vectors[own][:, columns], self.trained_target[own], self.settings, self.seed
+            parts = vectors, target, self.settings, self.seed
             return {name: backends.BACKENDS[name](*parts) for name in names}
 
     def _by_machine(self, rows: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

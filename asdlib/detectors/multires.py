@@ -126,11 +126,17 @@ class MultiResolution(Detector):
         neighbors, self.references, self.scales = self.settings.neighbors, {}, {}
         for group in np.unique(self.group):
             own = self.group == group
+            train = np.concatenate([self.train[own], self.accepted.get(group, self.train[:0])])
             self.references[group] = [
                 density_references(x, neighbors=neighbors) if kind == "density" else gaussian_references(x)
-                for x, kind in self._parts(self.train[own])
+                for x, kind in self._parts(train)
             ]
             self.scales[group] = [ZScore.fit(scores) for scores in self.left_out[own].T]
+
+    def _compared(self, rows: np.ndarray) -> np.ndarray:
+        return self._features(rows)
+
+    _accept = _remember
 
     def _parts(self, vectors: np.ndarray) -> list[tuple[np.ndarray, str]]:
         """Features of a view, (n, dim), and the back-end that scores them, of every score."""

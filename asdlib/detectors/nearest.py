@@ -62,6 +62,7 @@ class NearestNeighbor(Detector):
         """Score of clips that are not training clips."""
         [group] = self.group_of(self.store.clips.iloc[rows])  # one clip at a time
         train = self.train[self.group == group]
+        train = np.concatenate([train, self.accepted.get(group, train[:0])])
         deviation = np.maximum(train.std(0), SMALLEST_DB)
         distances = knn_distances(self._embed(rows)[0] / deviation, train / deviation, k_max=self.settings.k)
         return {("baseline_knn", "score"): knn_score(distances, self.settings.k)}

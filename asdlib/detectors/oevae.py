@@ -52,6 +52,7 @@ from asdlib.scoring.distances import (
     to_clips,
 )
 
+NO_ROW = -(2**31)  # parent of references that no store has as a clip
 KEPT_K = (1, 2, 4)  # neighbors whose β is kept beside the chosen one (report 4.2)
 
 
@@ -133,6 +134,18 @@ class OEVAE(OEVAETraining, Detector):
         self.densities = {
             name: density_references(profiles[self.group == name]) for name in np.unique(self.group)
         }
+
+    def _accept(self) -> None:
+        for group, h in self.accepted.items():
+            new, bank = np.unique(h, axis=0), self.references  # a short clip's segments are one and the same
+            parents, target = np.full((len(new), 2), NO_ROW), np.full(len(new), False)
+            self.references = MemoryBank(
+                *(np.concatenate(pair) for pair in zip(bank, (new, parents, target), strict=True))
+            )
+            self.reference_group = np.concatenate([self.reference_group, np.full(len(new), group)])
+            if self.settings.backend == "local_density":
+                train = np.concatenate([self.profiles[self.group == group], self._profiles(h)])
+                self.densities = self.densities | {group: density_references(train)}
 
     def vectors(self, x: torch.Tensor) -> torch.Tensor:
         """What β measures distances between, float32 (n, dim), differentiable: `layers` of the extractor

@@ -86,11 +86,14 @@ class Pretrained(Detector):
     def _prepare(self) -> None:
         """Remember the training clips' embeddings."""
         self.train_vectors, _ = self._embed(self.train_rows)
-        density = estimators.LocalDensity(self.settings.neighbors)
-        self.references = {
-            group: clone(density).fit(self.train_vectors[self.group == group])
-            for group in np.unique(self.group)
-        }
+        self._accept()
+
+    def _accept(self) -> None:
+        density, self.references = estimators.LocalDensity(self.settings.neighbors), {}
+        for group in np.unique(self.group):
+            train = self.train_vectors[self.group == group]
+            train = np.concatenate([train, self.accepted.get(group, train[:0])])
+            self.references[group] = clone(density).fit(train)
 
     def embedding_inputs(self) -> dict:
         """How the encoder's output becomes an embedding."""

@@ -178,6 +178,7 @@ def unlock_dir(folder: Path) -> None:
 
 MOST = 4  # names that are told
 CODE, NOTEBOOK = "asdlib's code", "the notebook"
+ACCEPTED = "clips that were accepted as normal changed"
 
 
 def changes(folder: Path, now: dict) -> list[str]:
@@ -199,6 +200,8 @@ def changes(folder: Path, now: dict) -> list[str]:
     for name, what in {"recordings": "recordings", "notebook": NOTEBOOK, "machines": "machines"}.items():
         if before.get(name) != now.get(name):
             found.append(f"{what} changed")
+    if before.get("accepted") != now.get("accepted"):
+        found.append(ACCEPTED)
     if before.get("code") != now.get("code"):
         found.append(f"{_modules(before.get('code'), now.get('code'))} changed")
     if before.get("device") != now.get("device"):

@@ -5,6 +5,7 @@
     OUT/clips.parquet        the study's clip table by store row, without paths; of test clips no label
     OUT/scores.parquet       leave-clip-out scores of the machine's training clips: scales and threshold
     OUT/<detector>/          weights, references, settings
+    OUT/accepted/            recordings that were accepted as normal, where there are any, with their sound
     OUT/DONE                 size and digest of every file, written last
 
 The folder is of one machine and one system: all detectors behind the system, the ensemble for example, are in
@@ -35,7 +36,7 @@ from asdlib.detectors import DETECTORS
 from asdlib.models import training
 from asdlib.models.encoders import ENCODERS
 from asdlib.settings import to_tree
-from asdlib.studies import artifacts, config
+from asdlib.studies import accepted, artifacts, config
 from asdlib.studies.scorer import Scorer
 
 LAYOUT = 1  # of the folder; a reader takes its own and earlier ones
@@ -55,6 +56,7 @@ def write(run, ready: Scorer, out: str | Path) -> str:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise errors.InputError(f"{out}: exists and is not empty, expected a new folder; name another one")
     out.mkdir(parents=True, exist_ok=True)
+    cfg = run.cfg.replace(data=run.cfg.data.replace(roots=()), include=())
     for name, detector in ready.detectors.items():
         (out / name).mkdir()
         scored = run.detector_path(name, ready.machine)[0]
@@ -68,9 +70,11 @@ def write(run, ready: Scorer, out: str | Path) -> str:
             encoder = ENCODERS[run.cfg.pretrained.encoder].file(run.cfg.pretrained.weights)
             if encoder.is_file():
                 shutil.copyfile(encoder, out / name / ENCODER)
+    if len(ready.accepted):
+        kept = accepted.of(run.study_folder, ready.machine, ready.section)
+        accepted.keep(out, *kept, cfg.data.sample_rate)
     io.write_table(out / "clips.parquet", _without_test(run.clips))
     io.write_table(out / "scores.parquet", ready.train)
-    cfg = run.cfg.replace(data=run.cfg.data.replace(roots=()), include=())
     facts = {
         "layout": LAYOUT,
         "study": cfg.name,
@@ -153,7 +157,8 @@ def load_detector(folder: str | Path, device: str = "auto") -> Scorer:
     if odd:
         print(f"note: {folder}: {', '.join(odd)}; last digits of scores may differ", file=sys.stderr)
     which = facts["machine"], facts["system"], facts["seed"], facts["section"]
-    return Scorer(cfg, found, io.scores(folder / "scores.parquet"), *which)
+    one = Scorer(cfg, found, io.scores(folder / "scores.parquet"), *which)
+    return one.accepting(*accepted.of(folder, one.machine, one.section))
 
 
 def _without_test(clips: pd.DataFrame) -> pd.DataFrame:

@@ -18,6 +18,7 @@ import json
 import math
 import operator
 import os
+import shlex
 import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -238,8 +239,22 @@ def findings(run, scores: pd.DataFrame) -> Findings:
         system,
         claims.standing(scores, decisions),
         claims.headline(told, pairs, cfg.metrics, dead, cfg.chosen_by),
-        claims.warnings(run.clips, table, controls, system, dead, cfg.chosen_by, run.synthetic),
+        claims.warnings(run.clips, table, controls, system, dead, cfg.chosen_by, run.synthetic)
+        + _withdrawn(run.withdrawn),
     )
+
+
+def _withdrawn(clips: Sequence[str]) -> list[claims.Warning]:
+    """What to say where test clips were accepted as normal by hand."""
+    if not clips:
+        return []
+    s = "s" * (len(clips) > 1)
+    words = (
+        f"{len(clips)} test clip{s} accepted as normal by hand count{'' if s else 's'} in no figure here"
+        f" (pages 03 to 05 still count {'them' if s else 'it'}): {claims.listed(clips)}. The scores here are"
+        " those without accepted references; asd score uses them."
+    )
+    return [claims.Warning(False, f"{len(clips)} accepted clip{s} withdrawn", words)]
 
 
 def first_screen(found: Findings) -> tables.Html:
@@ -444,10 +459,16 @@ def _card(run, row, waves: dict, gain: float, places: pd.DataFrame, normals: pd.
         lines=(limit,),
         dots=((row.above_normal, "target" if row.domain == "target" else "source"),),
     )
+    accept = ""
+    if row.kind == "false alarm":
+        path = Path(clips["path"][int(row.row)])
+        path = path.relative_to(run.home) if path.is_relative_to(run.home) else path
+        command = shlex.join(["asd", "score", run.cfg.name, "--machine", row.machine, "--accept", str(path)])
+        accept = f'<p class="note">Normal after all? <code>{tables.escape(command)}</code></p>'
     told = f"{row.domain}, {row.label}; above the threshold for {flagged} of {all_of} systems"
     return (
         f'<article class="card"><h3>{tables.escape(row.machine)}: {row.kind}</h3><p>{tables.escape(told)}</p>'
-        f'{scale}<p class="note">{words}</p><div class="pair">{"".join(figures)}</div></article>'
+        f'{scale}<p class="note">{words}</p>{accept}<div class="pair">{"".join(figures)}</div></article>'
     )
 
 

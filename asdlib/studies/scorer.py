@@ -20,6 +20,7 @@ Source: METHOD 3.7, 3.8, 7.5.  Used by: asdlib.studies.study.open(...).score, `a
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,6 +37,8 @@ from asdlib.data.store import Clips, Store, in_memory
 from asdlib.detectors import SYSTEMS
 from asdlib.detectors.base import Detector, score_table
 from asdlib.scoring import fusion, thresholds
+from asdlib.settings import digest
+from asdlib.studies import accepted as kept
 from asdlib.studies import artifacts, config
 
 COLUMNS = ("file", "score", "threshold", "decision", "alpha", "beta", "classifier", "remark")
@@ -121,6 +124,7 @@ class Scorer:
     scores : score table of the study with the training rows of this machine and seed
     section : of the recordings, where the machine's sections are judged apart (`schemas.by_references`); ""
         elsewhere
+    accepted : recordings that are references beside the training clips (`accepted.COLUMNS`), see `accepting`
     """
 
     def __init__(
@@ -132,6 +136,7 @@ class Scorer:
         system: str,
         seed: int,
         section: str = "",
+        accepted: pd.DataFrame | None = None,
     ):
         self.cfg, self.detectors, self.machine, self.system, self.seed, self.section = (
             cfg,
@@ -141,6 +146,8 @@ class Scorer:
             seed,
             section,
         )
+        self.fitted = detectors  # as they are before they accept anything
+        self.accepted = pd.DataFrame(columns=list(kept.COLUMNS)) if accepted is None else accepted
         own = scores[(scores["machine"] == machine) & (scores["seed"] == seed) & (scores["split"] == "train")]
         own = own[own["section"] == section] if section else own
         self.name = f"{machine}_{section}" if section else machine
@@ -157,15 +164,41 @@ class Scorer:
         raises : errors.InputError for one that `metrics.decision_quantile` does not allow
         """
         cfg = self.cfg.replace(metrics={"decision_quantile": quantile})
-        return Scorer(cfg, self.detectors, self.train, self.machine, self.system, self.seed, self.section)
+        return self._like(self.detectors, self.train, self.accepted, cfg)
+
+    def accepting(self, table: pd.DataFrame, samples: Sequence[np.ndarray]) -> Scorer:
+        """A scorer whose detectors have further normal recordings among their references, and whose scales
+        and threshold count them (`Detector.accept`); itself for none.
+
+        table, samples : of `accepted.of` or `accepted.asked`, all that are to be accepted
+        """
+        if table.empty:
+            return self
+        store = self.store(table, samples)
+        facts = {"split": "train", "label": "normal", "clip": "accepted/" + table["digest"].to_numpy()}
+        facts["section"] = self.section or self.train["section"].mode()[0]  # no section of its own
+        clips = Clips(dataclasses.replace(store, clips=store.clips.assign(**facts)), np.arange(len(store)))
+        found = {name: detector.accept(clips) for name, detector in self.fitted.items()}
+        train = pd.concat([detector.training_table_ for detector in found.values()], ignore_index=True)
+        own = (train["machine"] == self.machine) & ((train["section"] == self.section) | (self.section == ""))
+        return self._like(found, fusion.systems(train[own], self.cfg.fusion), table, self.cfg)
+
+    def _like(self, detectors, scores, accepted, cfg) -> Scorer:
+        which = self.machine, self.system, self.seed, self.section
+        out = Scorer(cfg, detectors, scores, *which, accepted)
+        out.fitted = self.fitted
+        return out
 
     def about(self) -> str:
         """Whose scores these are, and where the threshold lies, in words."""
         quantile = self.cfg.metrics.decision_quantile
         few = (1 - quantile) * self.clips < 1
+        known, count = sorted(self.accepted["digest"]), len(self.accepted)
         return (
             f"{self.system} of {self.name}, seed {self.seed}; threshold {self.threshold.value:.6g}: quantile"
-            f" {quantile:g} of {self.clips} training clips, by {self.threshold.method}"
+            f" {quantile:g} of {self.clips - count} training clips"
+            + (f" and {count} accepted (key {digest(known)[:8]})" if count else "")
+            + f", by {self.threshold.method}"
             + (", beyond what so few clips can show" if few else "")
         )
 
@@ -230,23 +263,23 @@ class Scorer:
             remarks.append(f"{one.rate} Hz, resampled to {rate} Hz{above}")
         return "; ".join(remarks)
 
-    def scores(self, store: Store) -> dict[tuple[str, str], np.ndarray]:
-        """Scores of all clips of a store: (system, component) -> float64 (clips,), fused on the scales of the
-        training scores.
+    def scores(self, store: Store, rows: np.ndarray | None = None) -> dict[tuple[str, str], np.ndarray]:
+        """Scores of test clips of a store: (system, component) -> float64 (clips,), fused on the scales of
+        the training scores.  rows : of the store; None: all
         """
-        rows, tables = np.arange(len(store)), [self.train]
+        rows, tables = np.arange(len(store)) if rows is None else rows, [self.train]
         for detector in self.detectors.values():
             tables.append(score_table(store.clips, rows, detector.components(Clips(store, rows)), self.seed))
         every = fusion.systems(pd.concat(tables, ignore_index=True), self.cfg.fusion)
-        new = every[(every["split"] == "test") & every["clip"].isin(store.clips["clip"])]
+        new, names = every[every["split"] == "test"], store.clips["clip"].iloc[rows]
         return {
-            part: values.sort_values("clip")["score"].to_numpy()
+            part: values.set_index("clip")["score"].loc[names].to_numpy()
             for part, values in new.groupby(["system", "component"])
         }
 
 
 def of(run, jobs: Sequence[tuple], machine: str = "", system: str = "") -> Scorer:
-    """The scorer of one machine of a finished study.
+    """The scorer of one machine of a finished study, with what was accepted as normal.
 
     run : study.Run.  jobs : study.jobs(run).  machine : "" is the study's only one; <machine>_<section> where
         sections are judged apart
@@ -271,15 +304,9 @@ def of(run, jobs: Sequence[tuple], machine: str = "", system: str = "") -> Score
     needed = detectors_of(system, views=run.cfg.fusion.views)
     refuse_stale(run, jobs, needed, machine)
     scores = io.scores(run.folder / "scores.parquet")
-    return Scorer(
-        run.cfg,
-        {name: run.detector(name, machine) for name in needed},
-        scores,
-        machine,
-        system,
-        run.seed,
-        section,
-    )
+    found = {name: run.detector(name, machine) for name in needed}
+    one = Scorer(run.cfg, found, scores, machine, system, run.seed, section)
+    return one.accepting(*kept.of(run.study_folder, machine, section))
 
 
 def refuse_stale(run, jobs: Sequence[tuple], detectors: Sequence[str], machine: str = "") -> None:
@@ -295,6 +322,7 @@ def refuse_stale(run, jobs: Sequence[tuple], detectors: Sequence[str], machine: 
     folder = run.stage_folder(stage, seed, of_machine)  # the last one gathers
     whole = (folder / "DONE").is_file() and not artifacts.corrupt_files(folder)
     differ = artifacts.changes(folder, run.shaped_by(stage, seed, of_machine)) if whole else []
+    differ = [words for words in differ if words != artifacts.ACCEPTED]  # of those the scorer knows itself
     old = differ and not artifacts.only_code(differ)
     odd += [where] if old or not whole or not (run.folder / "scores.parquet").is_file() else []
     if odd:

@@ -9,6 +9,7 @@
     runs/<study>/scores.parquet, metrics.csv     the study's scores and metrics; reports/<study>/index.html
     runs/<study>/sweep                           pages of variants (asdlib.studies.sweeps, or made by hand)
     runs/<study>/tuned.toml                      omega, eta and both k as 08 chose them, to be included
+    runs/<study>/accepted                        recordings that a person called normal
 
 A key is the digest of everything that shapes an artifact: settings, clips, code, device, precision, seed,
 machines. `trained_by` and `detector_shaped_by` say what that is, by name; it stands in the manifest, so that
@@ -49,7 +50,7 @@ from asdlib.evaluation import detectability, metrics
 from asdlib.models import precision, training
 from asdlib.scoring import fusion
 from asdlib.settings import to_tree
-from asdlib.studies import artifacts, config, housekeeping, scorer
+from asdlib.studies import accepted, artifacts, config, housekeeping, scorer
 from asdlib.studies.home import home_folder, notebooks
 
 OUTPUTS = {
@@ -144,8 +145,15 @@ class StudyPaths:
 
     @property
     def clips(self) -> pd.DataFrame:
-        """Clip table; row i is item i of the store."""
-        return self.store.clips
+        """Clip table; row i is item i of the store. A test clip that was accepted as normal has no label."""
+        table = self.store.clips
+        return _without_label(table, self.withdrawn) if self.withdrawn else table
+
+    @functools.cached_property
+    def withdrawn(self) -> list[str]:
+        """Names of test clips that were accepted as normal: they count in no metric."""
+        table = self.store.clips
+        return table["clip"][accepted.among(self.study_folder, table)].tolist()
 
     @functools.cached_property
     def severities(self) -> pd.Series:
@@ -245,7 +253,9 @@ class StudyPaths:
         if stage is STAGES[-1] and self.study_file is not None:
             swept = config.read(self.study_file, self.overrides, self.home).get("sweep")
             settings |= {"sweep": swept} if swept else {}
+        known = accepted.listed(self.study_folder)["digest"].tolist() if "systems" in stage.sections else []
         return {
+            **({"accepted": known} if known else {}),
             "settings": settings,
             "recordings": self.store.fingerprint,
             "code": artifacts.code_digest(),
@@ -407,6 +417,11 @@ EMBEDDINGS = "embeddings.safetensors"  # of a shard: arrays (clips, ...) by name
 OVERRIDES = "overrides.json"  # in a study's folder: what it was run with, beside study.txt
 LONGEST, CHANGED = 80, "--"  # signs of a name made of settings; what stands before them
 _TOLD: set[Path] = set()  # folders of which it was said that their code has changed since
+
+
+def _without_label(table: pd.DataFrame, clips: Sequence[str]) -> pd.DataFrame:
+    """A clip or score table in which these clips are unlabeled."""
+    return table.assign(label=table["label"].mask(table["clip"].isin(clips), "unlabeled"))
 
 
 def _clips_digest(clips: pd.DataFrame) -> str:
@@ -676,6 +691,7 @@ class Run(StudyPaths):
         ]
         tables = [io.scores(folder / "scores.parquet") for folder in folders]
         scores = fusion.systems(pd.concat(tables, ignore_index=True), self.cfg.fusion)
+        scores = _without_label(scores, self.withdrawn)
         names = fusion.with_composed(systems, self.cfg.fusion.views)
         return schemas.score_table(scores[scores["system"].isin(names)].reset_index(drop=True))
 

@@ -30,6 +30,7 @@ def run_of(context, folders, tmp_path):
         device=torch.device("cpu"),
         local_device=torch.device("cpu"),
         reports=tmp_path,
+        study_folder=tmp_path / "study",
         detector_path=lambda name, machine: (folders[name], ""),
         trained_with=lambda folder: folder,
         precision_of=lambda name: "float32",

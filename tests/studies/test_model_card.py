@@ -26,7 +26,7 @@ def study(context, table, synthetic=False):
         )
         roots = [Path(table["path"].iloc[0]).parents[2]]
 
-        seed = 0
+        seed, withdrawn = 0, ()
 
         def load_table(self, *_):
             return pd.DataFrame()

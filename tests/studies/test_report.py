@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -149,6 +150,8 @@ def study(clips, scores, **changes):
         cfg=cfg,
         clips=clips,
         seed=0,
+        home=Path("/"),
+        withdrawn=[],
         synthetic=False,
         unseen=lambda s: s["split"] == "train",
         measure=lambda s: (metrics.table(s, small, 0), metrics.controls(clips, s, small, 0)),
@@ -219,6 +222,17 @@ def test_the_first_screen_is_of_use_without_labels_or_test_clips():
     assert "expect a little less" not in shown and 'class="scale"' not in shown
     shown = report.first_screen(found_in(clip_table().query("split == 'train'")))
     assert re.search(r"fan</strong>: no test clips; threshold \S+, from 60 normal training clips", shown)
+
+
+def test_test_clips_that_were_accepted_are_told(tmp_path):
+    clips = clip_table()
+    run = study(clips, None)
+    run.withdrawn = clips["clip"][clips["split"] == "test"].tolist()[:2]
+    found = report.findings(run, two_systems(clips, 3.0, 0.0))
+    assert "2 accepted clips withdrawn" in report.first_screen(found)
+    report.write_summary(tmp_path / "t", found, PROBLEMS)
+    told = (tmp_path / "t" / "summary.md").read_text(encoding="utf-8")
+    assert "2 test clips accepted as normal by hand count in no figure here" in told
 
 
 def test_a_study_tuned_on_test_labels_is_stamped_everywhere(tmp_path):
@@ -302,6 +316,9 @@ def test_cards_show_and_play_a_clip_beside_the_normal_one_most_alike(context):
         row = clips[clips["clip"].str.endswith(like) & (clips["machine"] == machine)].iloc[0]
         assert (row["split"], row["label"]) == ("train", "normal")
         assert re.search(r"score [+−]\d+\.\d, threshold [+−]\d+\.\d<", card)
+        asked = re.search(r"<code>asd score t --machine (\w+) --accept (\S+)</code>", card)
+        assert bool(asked) == ("false alarm" in card) and (not asked or (Path("/") / asked[2]).is_file())
+    assert "false alarm</h3>" in shown
     none = study(clips[clips["split"] == "train"].reset_index(drop=True), scores, report={"players": 12})
     assert "No test clips" in report.clip_cards(
         none, report.findings(none, two_systems(none.clips, 1.0, 1.0))
