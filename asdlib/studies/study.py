@@ -539,8 +539,8 @@ class Run(StudyPaths):
             detector.save_scoring(scored)
             spent = {"seconds": time.perf_counter() - began, "peak_memory_mb": artifacts.peak_memory_mb()}
             facts = {"shaped_by": self.detector_shaped_by(*of), "trained": trained.name, "embeddings": shards}
-            if not detector.unseen.all():
-                facts["unseen"] = clips.table["clip"][detector.unseen].tolist()
+            unseen = clips.table["clip"][detector.unseen].tolist()
+            facts["unseen"] = None if detector.unseen.all() else unseen
             artifacts.commit(scored, scored.name, about | spent | facts)
         return detector, scores, detector.history
 
@@ -712,19 +712,18 @@ class Run(StudyPaths):
         """Of each row of a score table, whether it is of a training clip that no network behind the system
         was trained on, bool.
         """
-        out = scores["split"] == "train"
+        out, views = scores["split"] == "train", self.cfg.fusion.views
         base = scores["system"].str.removesuffix(fusion.SEEDS)
         for stage, seed, machine in jobs(self):
             for name in self.scores_of(stage, seed, machine):
                 path = self.detector_folder(name, machine, seed) / "manifest.json"
                 facts = json.loads(path.read_text(encoding="utf-8"))
-                if "unseen" in facts:
-                    views = self.cfg.fusion.views
+                unseen = facts.get("unseen", [])  # None: all
+                if unseen is not None:
                     behind = [one for one in base.unique() if name in scorer.detectors_of(one, views=views)]
                     of = base.isin(behind) & scores["seed"].isin([seed, fusion.ALL_SEEDS])
-                    out &= ~(of & scores["machine"].isin(facts["machines"])) | scores["clip"].isin(
-                        facts["unseen"]
-                    )
+                    of &= scores["machine"].isin(facts["machines"])
+                    out &= ~of | scores["clip"].isin(unseen)
         return out
 
     def measure(self, scores: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
