@@ -47,8 +47,13 @@ class Take:
 
     @property
     def f(self) -> np.ndarray:
-        """Frequencies of the rfft bins in Hz, (n // 2 + 1,); the first is 1 Hz, not 0, for logarithms."""
-        return np.maximum(fft.rfftfreq(self.n, 1 / self.rate), 1.0)
+        """Frequencies of the rfft bins, see `bins`."""
+        return bins(self.n, self.rate)
+
+
+def bins(n: int, rate: int) -> np.ndarray:
+    """Frequencies of the rfft bins in Hz, (n // 2 + 1,); the first is 1 Hz, not 0, for logarithms."""
+    return np.maximum(fft.rfftfreq(n, 1 / rate), 1.0)
 
 
 @dataclass(frozen=True)

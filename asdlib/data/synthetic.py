@@ -32,6 +32,7 @@ Units: s, Hz, revolutions; amplitudes relative to the RMS of the healthy machine
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import os
@@ -49,7 +50,7 @@ from scipy import fft, special
 from scipy.stats import qmc
 
 from asdlib import errors, schemas
-from asdlib.data.machines import MACHINES, Take, colored, constants, rms, stream, through
+from asdlib.data.machines import MACHINES, Take, bins, colored, constants, rms, stream, through
 from asdlib.settings import Many, Settings, setting
 
 
@@ -109,23 +110,36 @@ def _luck(seed: int, name: str, where: tuple) -> np.ndarray:
     return qmc.LatinHypercube(12, rng=stream(seed, name, *where[:-1], "luck", block)).random(25)[place]
 
 
-def _surroundings(
-    take: Take, name: str, seed: int, shift: float, placing: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of one machine in one domain: response of room and microphone, and magnitude of the background noise,
-    per rfft bin.
+@functools.lru_cache(maxsize=4)
+def _room(
+    name: str, domain: str, seed: int, shift: float, samples: int, rate: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of one machine in one domain, the same for all its clips: microphone in dB at knots an octave apart,
+    room, magnitude of the background noise; the latter per rfft bin of `samples`.
     """
-    own, rng, f = stream(seed, name, "surroundings"), stream(seed, name, take.domain, "surroundings"), take.f
-    moved = shift if take.domain == "target" else 0.0
-    knots = own.normal(0, MIC_DB, 9) + moved * rng.normal(0, TARGET_DB, 9) + PLACE_DB * placing
+    own, rng, f = (
+        stream(seed, name, "surroundings"),
+        stream(seed, name, domain, "surroundings"),
+        bins(samples, rate),
+    )
+    moved = shift if domain == "target" else 0.0
+    knots = own.normal(0, MIC_DB, 9) + moved * rng.normal(0, TARGET_DB, 9)
     delays = own.uniform(0.003, 0.04, 8)
     echoes = (0.2 * own.standard_normal(8) + 0.1 * moved * rng.standard_normal(8)) * np.exp(-delays / 0.02)
     room = 1 + (echoes[:, None] * np.exp(-2j * np.pi * f[None] * delays[:, None])).sum(0)
     color = own.uniform(0.4, 0.5) + moved * TARGET_COLOR
-    return (
-        10 ** (np.interp(np.log2(f), np.arange(5, 14), knots) / 20) * room,
-        np.maximum(f / 40, 1.0) ** -color,
-    )
+    return knots, room, np.maximum(f / 40, 1.0) ** -color
+
+
+def _surroundings(
+    take: Take, name: str, seed: int, shift: float, placing: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a clip is heard through: response of room and microphone, and magnitude of the background noise,
+    per rfft bin.
+    """
+    knots, room, color = _room(name, take.domain, seed, shift, take.n, take.rate)
+    microphone = np.interp(np.log2(take.f), np.arange(5, 14), knots + PLACE_DB * placing)
+    return 10 ** (microphone / 20) * room, color
 
 
 def render(
