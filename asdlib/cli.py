@@ -363,7 +363,10 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     where = run.add_mutually_exclusive_group()
-    workers = "this many jobs side by side on this machine (extra: cluster)"
+    workers = (
+        "this many jobs side by side in processes of Dask (extra: cluster); without it, one per core, or one"
+        " on a GPU"
+    )
     where.add_argument("--workers", type=_count, default=0, metavar="N", help=workers)
     cluster = "do the jobs on this Dask cluster, for example tcp://host:8786"
     where.add_argument("--scheduler", default="", metavar="ADDRESS", help=cluster)

@@ -12,7 +12,9 @@ import ast
 import copy
 import dataclasses
 import functools
+import gc
 import importlib
+import json
 import subprocess
 import sys
 import types
@@ -23,7 +25,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sizes import bound, detector_of
+from sizes import bound, detector_of, fit
 from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -35,7 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from asdlib import cli, errors, features
-from asdlib.data.store import Store
+from asdlib.data.store import Clips, Store
 from asdlib.detectors import DETECTORS, autoencoder_training, exposure
 from asdlib.detectors.base import detect, machine_rows
 from asdlib.detectors.classifier import Classifier
@@ -377,6 +379,15 @@ def test_a_gpu_that_is_full_is_said_by_asd_score(monkeypatch, tmp_path, capsys):
 # ---------------------------------------------------------------- a GPU that is there (pytest -m gpu)
 
 
+def fitted(context, name, device, **changed):
+    """A detector of machine pump, or the classifier of both, trained on a device with some settings changed."""
+    cfg = context.cfg.replace(**{name: getattr(context.cfg, name).replace(**changed)})
+    detector = detector_of(DETECTORS[name], dataclasses.replace(context, cfg=cfg, device=device))
+    machines = ["pump", "saw"] if name == "classifier" else ["pump"]
+    rows = [machine_rows(context.store.clips, machine, "train") for machine in machines]
+    return fit(detector, context.store, np.concatenate(rows))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", list(DETECTORS))
 def test_the_same_seed_gives_the_same_scores_on_a_real_gpu(context, name):
@@ -387,15 +398,54 @@ def test_the_same_seed_gives_the_same_scores_on_a_real_gpu(context, name):
 
 
 @pytest.mark.gpu
-def test_a_study_on_a_real_gpu(tmp_path):
+@pytest.mark.parametrize("name", list(DETECTORS))
+def test_a_gpu_scores_as_the_cpu_does(context, tmp_path, name):
+    """The same weights on both: within a thousandth of the scores' standard deviation."""
+    trained = fitted(context, name, torch.device("cpu"))
+    trained.save(tmp_path)
+    clips = Clips(context.store, trained.train_rows)
+    tests = Clips(context.store, machine_rows(context.store.clips, "pump", "test"))
+    expected = trained.decision_function(tests)
+    found = DETECTORS[name].load(tmp_path, clips, device="cuda").decision_function(tests)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3 * expected.std())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", precision.NETWORKS)
+def test_bf16_on_a_gpu_learns_as_float32_does_and_scores_in_float32(context, name):
+    cuda = training.pick_device("cuda")
+    bf16 = fitted(dataclasses.replace(context, cfg=context.cfg.replace(precision="bf16")), name, cuda)
+    losses = [detector.history["loss"].iloc[-1] for detector in (bf16, fitted(context, name, cuda))]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.1)
+    assert {value.dtype for value in bf16.net.parameters()} == {torch.float32}
+    assert bf16._embed(bf16.train_rows)[0].dtype == np.float32
+
+
+@pytest.mark.gpu
+def test_more_epochs_and_another_training_take_no_more_memory(context):
+    def peak(epochs):
+        torch.cuda.reset_peak_memory_stats()
+        fitted(context, "oevae", cuda, epochs=epochs)
+        gc.collect()
+        return torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
+
+    cuda = training.pick_device("cuda")
+    peak(2)  # filter banks, windows and workspaces stay
+    (short, left), (long, left_again) = peak(2), peak(6)
+    assert long <= 1.05 * short and left_again <= 1.05 * left
+
+
+@pytest.mark.gpu
+def test_every_job_of_a_study_is_computed_on_the_gpu(tmp_path):
     code = "import sys; from asdlib.cli import command; sys.exit(command())"
     words = [sys.executable, "-c", code, "run", "smoke", "--device", "cuda", "--home", str(tmp_path)]
     for said in ("report ", "nothing to do: everything is up to date"):
         result = subprocess.run(words, capture_output=True, text=True)
         assert result.returncode == 0 and said in result.stdout, result.stdout + result.stderr
-    assert "computed on cuda" in (tmp_path / "reports" / "smoke" / "model_card.md").read_text(
-        encoding="utf-8"
-    )
+    card = (tmp_path / "reports" / "smoke" / "model_card.md").read_text(encoding="utf-8")
+    assert "computed on cuda" in card
+    made = [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.rglob("manifest.json")]
+    assert len(made) > 20 and {facts["device"] for facts in made} == {"cuda"}
 
 
 # ---------------------------------------------------------------- names

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
+from threading import Lock
 
 import asdlib
 
@@ -34,6 +35,8 @@ KEPT = {
     "PYTHONPYCACHEPREFIX",
     "PYTHONDONTWRITEBYTECODE",
 }
+
+_STARTING = Lock()  # `apart` alters the process's own environment
 
 
 def without_own(environment: Mapping[str, str]) -> dict[str, str]:
@@ -77,6 +80,6 @@ def warm() -> None:
         for path in sorted(package.rglob("[a-z]*.py"))
         if path != package / "cli.py"  # it may be the main module, `python -m asdlib.cli`
     ]
-    with apart():
+    with _STARTING, apart():
         forkserver.set_forkserver_preload(["ipykernel.kernelapp", "torchvision.models.resnet", *modules])
         forkserver.ensure_running()

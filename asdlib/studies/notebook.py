@@ -88,12 +88,20 @@ class Kernel(multiprocessing.get_context("forkserver").Process):
             os.kill(self.pid, number)
 
 
+def kill_all() -> None:
+    """End the kernels of this process at once; whoever runs a notebook in one finds it dead."""
+    for child in multiprocessing.active_children():
+        if isinstance(child, Kernel):
+            child.kill()
+
+
 class WarmProvisioner(LocalProvisioner):
     """A kernel's process on this machine, forked where that can be done."""
 
     async def launch_kernel(self, cmd: list[str], **kwargs):
         """Fork, or start the command as usual."""
         kwargs["env"] = forks.without_own(kwargs.get("env", os.environ)) | forks.ENVIRONMENT | self.parent.job
+        kwargs["cwd"] = self.parent.job.get(artifacts.FOLDER) or kwargs.get("cwd")
         words = cmd[cmd.index("-f") :]  # before it stands the Python of a kernel spec, maybe another one
         try:
             forks.warm()
@@ -218,7 +226,7 @@ def _execute(order: JobSpec) -> None:
             parameters=order.parameters,
             kernel_name="python3",
             progress_bar=False,
-            cwd=str(folder),
+            request_save_on_cell_execute=False,  # else all of it is written anew before and after each cell
             config=KERNEL_CONFIG,
             kernel_manager_class=type("JobKernelManager", (WarmKernelManager,), {"job": job}),
         )

@@ -1,5 +1,5 @@
-"""Run a study: what is fresh left alone, the rest done here one after another or side by side on workers,
-what broke said in one sentence.
+"""Run a study: what is fresh left alone, the rest done side by side here or on workers, what broke said in
+one sentence.
 
 Each notebook is executed in a kernel of its own and saved in its stage's folder; DONE is written when it came
 to its end. A job that is interrupted goes on from its checkpoints the next time. Before anything is computed,
@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pandas as pd
@@ -30,7 +31,7 @@ from asdlib import errors, io, settings
 from asdlib.data.store import training_clips
 from asdlib.detectors import SYSTEMS
 from asdlib.detectors.exposure import check_machines
-from asdlib.models import precision
+from asdlib.models import precision, training
 from asdlib.studies import artifacts, dask, forks, report, sweeps
 from asdlib.studies import notebook as kernels
 from asdlib.studies.jobs import Job, job_state, plan
@@ -38,6 +39,7 @@ from asdlib.studies.notebook import JobResult, JobSpec, KernelLostError, export
 from asdlib.studies.study import OVERRIDES, Run, Stage
 from asdlib.viz import pages, tables
 
+JOB_GB = 3.0  # of memory that a job may take
 log = functools.partial(print, flush=True)  # a log file shows each line when it is said
 
 
@@ -65,7 +67,7 @@ class Progress:
     def __init__(self, planned: Sequence[Job], say: Callable[[str], None]):
         self.say, self.began, self.total = say, time.perf_counter(), len(planned)
         self.ended = sum(job.state == "fresh" for job in planned)
-        self.due = self.total - self.ended
+        self.due, self.begun = self.total - self.ended, self.ended
         self.rows = {job.key: [job.label, job.state, "", "; ".join(job.why)] for job in planned}
         self.files = {job.folder / kernels.PROGRESS: (job.label, job.key) for job in planned if job.why}
         self.read: dict[Path, int] = {}  # signs of each file that were told
@@ -112,7 +114,8 @@ class Progress:
 
     def begins(self, order: JobSpec) -> None:
         """A job was taken up."""
-        self._tell(order, "at work", "", f"[{self.ended + 1}/{self.total}] {order.label}")
+        self.begun += 1
+        self._tell(order, "at work", "", f"[{self.begun}/{self.total}] {order.label}")
 
     def ends(self, order: JobSpec, outcome: JobResult) -> None:
         """A job came to its end, good or bad."""
@@ -138,7 +141,7 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Executor:
-    """Where jobs are done: 0 workers and no scheduler: here, one after another."""
+    """Where jobs are done; 0 workers and no scheduler: here, see `at_once`."""
 
     workers: int = 0
     scheduler: str = ""
@@ -184,7 +187,7 @@ def run_study(
                 gpus = torch.cuda.device_count() if gpu else 0
                 client = stack.enter_context(dask.local(min(where.workers, len(orders)), gpus))
             if client is None:
-                _one_by_one(orders, progress)
+                _side_by_side(orders, at_once(gpu), progress)
             else:
                 say(f"{len(orders)} jobs on {len(client.scheduler_info(n_workers=-1)['workers'])} workers")
                 dask.spread(client, orders, gpu, progress.ends)
@@ -215,16 +218,49 @@ def _on_workers(client, opened: Sequence[Run]) -> bool:
     return offered
 
 
-def _one_by_one(orders: Sequence[JobSpec], progress: Progress) -> None:
-    for order in orders:
-        progress.begins(order)
+def at_once(gpu: bool) -> int:
+    """How many jobs are done at a time: one on a GPU, else one per core, fewer where memory is short."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    free_gb = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
+    return 1 if gpu else max(1, min(training.cores(), int(free_gb / JOB_GB)))
+
+
+def _side_by_side(orders: Sequence[JobSpec], most: int, progress: Progress) -> None:
+    """Do jobs in kernels of this process, so many at a time, each after those it needs; in their order, where
+    they can be.
+
+    raises : errors.InputError of the first job that cannot be finished, when those at work have ended
+    """
+    left, working, refusal = list(orders), {}, ""
+    with ThreadPoolExecutor(most) as pool:
         try:
-            outcome = kernels.run_job(order)
-        except KernelLostError as lost:
-            raise errors.InputError(str(lost)) from lost
-        progress.ends(order, outcome)
-        if outcome.refusal:
-            raise errors.InputError(outcome.refusal)
+            while working or (left and not refusal):
+                open_keys = {order.key for order in (*left, *working.values())}
+                for order in [] if refusal else [one for one in left if not open_keys & set(one.needs)]:
+                    if len(working) < most:
+                        left.remove(order)
+                        progress.begins(order)
+                        working[pool.submit(kernels.run_job, order)] = order
+                for future in wait(working, return_when=FIRST_COMPLETED).done:
+                    order = working.pop(future)
+                    outcome = _outcome(future)
+                    progress.ends(order, outcome)
+                    refusal = refusal or outcome.refusal
+        except BaseException:  # Ctrl-C among them
+            while working:  # one may only now be starting its kernel
+                kernels.kill_all()
+                for future in wait(working, timeout=0.2).done:
+                    del working[future]
+            raise
+    if refusal:
+        raise errors.InputError(refusal)
+
+
+def _outcome(future: Future) -> JobResult:
+    try:
+        return future.result()
+    except KernelLostError as lost:
+        return JobResult(0.0, str(lost))
 
 
 def _came_true(done: Sequence[Job]) -> None:

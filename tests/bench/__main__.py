@@ -5,7 +5,10 @@
 Without a name all stages are measured, each beside a plain reference in the same run and beside the limit of
 the hardware (how: `tests.bench.measure`). `--write` puts the table into reports/benchmarks.md. Some minutes
 on two cores; a machine with nothing else to do gives the better figures. The names in CHECKS are long
-experiments on synthetic machines, and run only when asked for.
+experiments on synthetic machines, and run only when asked for. By themselves, with arguments of their own:
+
+    python -m tests.bench study    where every second of a study goes
+    python -m tests.bench gpu      what is to be measured on a GPU, in one run
 """
 
 import argparse
@@ -25,6 +28,7 @@ from tests.bench import (
     autoencoder,
     cluster,
     data,
+    gpu,
     jobs,
     measure,
     oevae,
@@ -32,6 +36,7 @@ from tests.bench import (
     search,
     severity_zero,
     steps,
+    study,
 )
 
 STAGES = {
@@ -56,6 +61,7 @@ CHECKS = {
     "quality": quality.main,
     "cluster": cluster.main,
 }
+ALONE = {"study": study.main, "gpu": gpu.main}  # with their own arguments
 PAGE = home.CLONE / "reports" / "benchmarks.md"
 
 if importlib.util.find_spec("asdlib.analysis.tuning"):  # the tuner's arithmetic
@@ -83,6 +89,12 @@ def text(found: list[measure.Measure], device: torch.device) -> str:
 
 def main() -> int:
     """Measure what was asked for."""
+    if sys.argv[1:2] and sys.argv[1] in ALONE:
+        try:
+            return ALONE[sys.argv[1]](sys.argv[2:])
+        except errors.InputError as refusal:
+            print(refusal, file=sys.stderr)
+            return 2
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench",
         description=__doc__,
@@ -110,8 +122,6 @@ def main() -> int:
                 CHECKS[name]()
             else:
                 found += STAGES[name](device)
-        if device.type == "cuda" and "oevae_step" in (given.names or STAGES):
-            print(f"GPU idle within an epoch of OEVAE: {100 * steps.waits(device):.1f} %")
         if found:
             page = text(found, device)
             print(page)

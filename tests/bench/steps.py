@@ -22,7 +22,7 @@ from asdlib.models.precision import DTYPES
 from asdlib.studies import config
 from tests.bench import autoencoder
 from tests.bench.data import RATE, opened, recordings
-from tests.bench.measure import Measure, clock, compare, flops
+from tests.bench.measure import Measure, compare, flops
 from tests.sizes import Context, bound, detector_of
 
 CLIPS = {
@@ -321,21 +321,3 @@ def layouts(device: torch.device) -> list[Measure]:
                 )
             )
     return rows
-
-
-def waits(device: torch.device) -> float:
-    """Share of an OEVAE epoch in which a GPU is idle: wall time against the time of its kernels."""
-    context = study(device, oevae=oevae.OEVAESettings(batch=128))
-    detector, made = exposed(context)
-    net = detector._network()
-    optimizer, draws = (
-        torch.optim.Adam(net.parameters(), fused=True),
-        training.generator_for(0, device=device),
-    )
-    for _ in range(2):
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
-            began = clock(device)
-            for batch in made.batches(draws):
-                training.step(net, batch, optimizer, draws, torch.bfloat16)
-            wall = clock(device) - began
-    return 1 - sum(event.self_device_time_total for event in seen.key_averages()) / 1e6 / wall
