@@ -71,8 +71,8 @@ class Watch(threading.Thread):
         self.cpu_s, self.folder = {}, {}
 
     def run(self) -> None:
-        """Look twice a second until it is over."""
-        while not self.over.wait(0.5):
+        """Look once a second until it is over."""
+        while not self.over.wait(1.0):
             total = 0
             with contextlib.suppress(psutil.Error):
                 for process in self.top.children(recursive=True):
