@@ -659,6 +659,8 @@ def command() -> int:
     codecs.register_error("asdlib.plain", _plain)
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.reconfigure(errors="asdlib.plain")
+    # jsonschema, which checks notebooks, would make a grammar of addresses: 3 s for what no notebook holds
+    sys.modules.setdefault("rfc3987_syntax", None)
     code = main(early=True)
     for stream in (sys.stdout, sys.stderr):
         try:

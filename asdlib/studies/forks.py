@@ -78,8 +78,11 @@ def warm() -> None:
     modules = [
         ".".join(path.relative_to(package.parent).with_suffix("").parts)
         for path in sorted(package.rglob("[a-z]*.py"))
-        if path != package / "cli.py"  # it may be the main module, `python -m asdlib.cli`
+        # the first may be the main module, `python -m asdlib.cli`; no kernel needs the second
+        if path not in (package / "cli.py", package / "studies" / "dask.py")
     ]
     with _STARTING, apart():
-        forkserver.set_forkserver_preload(["ipykernel.kernelapp", "torchvision.models.resnet", *modules])
+        forkserver.set_forkserver_preload(
+            ["asdlib.studies.warmup", "ipykernel.kernelapp", "torchvision.models.resnet", *modules]
+        )
         forkserver.ensure_running()

@@ -32,7 +32,7 @@ from asdlib.data.store import training_clips
 from asdlib.detectors import SYSTEMS
 from asdlib.detectors.exposure import check_machines
 from asdlib.models import precision, training
-from asdlib.studies import artifacts, dask, forks, report, sweeps
+from asdlib.studies import artifacts, forks, report, sweeps
 from asdlib.studies import notebook as kernels
 from asdlib.studies.jobs import Job, job_state, plan
 from asdlib.studies.notebook import JobResult, JobSpec, KernelLostError, export
@@ -168,6 +168,8 @@ def run_study(
         for folder in (run.study_folder, run.reports):
             artifacts.remove_temp(folder)
         opened, client, gpu = sweeps.of(run), None, run.device.type == "cuda"
+        if where.scheduler or where.workers:
+            from asdlib.studies import dask  # here: it takes a second, which a run without it need not pay
         if where.scheduler:
             client = stack.enter_context(dask.existing(where.scheduler))
             gpu = _on_workers(client, list(opened.values()))
@@ -206,6 +208,8 @@ def _on_workers(client, opened: Sequence[Run]) -> bool:
     """What the jobs of a study are meant for is the workers' device, whatever the runner has.  returns :
     whether they ask for the resource GPU
     """
+    from asdlib.studies import dask
+
     chosen = opened[0].cfg.device
     device, offered = ("cpu", False) if chosen == "cpu" else dask.device_of(client)
     if chosen == "cuda" and device == "cpu":
