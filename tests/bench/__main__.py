@@ -3,7 +3,7 @@
     python -m tests.bench [NAME ...] [--device cpu|cuda] [--write]
 
 Without a name all stages are measured, each beside a plain reference in the same run and beside the limit of
-the hardware (how: `tests.bench.measure`). `--write` puts the table into reports/benchmarks.md. Some minutes
+the hardware (how: `tests.bench.measure`). `--write` puts the table into reports/rates.md. Some minutes
 on two cores; a machine with nothing else to do gives the better figures. The names in CHECKS are long
 experiments on synthetic machines, and run only when asked for. By themselves, with arguments of their own:
 
@@ -62,7 +62,7 @@ CHECKS = {
     "cluster": cluster.main,
 }
 ALONE = {"study": study.main, "gpu": gpu.main}  # with their own arguments
-PAGE = home.CLONE / "reports" / "benchmarks.md"
+PAGE = home.CLONE / "reports" / "rates.md"
 
 if importlib.util.find_spec("asdlib.analysis.tuning"):  # the tuner's arithmetic
     STAGES["tick"] = lambda device: search.tick(
