@@ -60,6 +60,8 @@ def cells(notebook, executed, parameters, kernel_manager_class, **_):
 
 def asd_here(*words):
     """In this process, cells of notebooks too; what it said as of a process."""
+    from asdlib.studies import runner  # here: most tests need no more than a command's words
+
     out, err = io.StringIO(), io.StringIO()
     with (
         contextlib.redirect_stdout(out),
@@ -68,6 +70,7 @@ def asd_here(*words):
     ):
         patch.setattr(papermill, "execute_notebook", cells)
         patch.setattr(forks, "warm", lambda: None)
+        patch.setattr(runner, "at_once", lambda gpu: 1)  # of cells in one process
         code = cli.main(list(map(str, words)))
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
