@@ -32,7 +32,7 @@ from asdlib.data.store import Clips, training_clips
 from asdlib.detectors import DETECTORS
 from asdlib.detectors.base import detect
 from asdlib.detectors.classifier import Classifier
-from asdlib.models import classifier, oevae, training
+from asdlib.models import classifier, oevae, precision, training
 from asdlib.models.autoencoder import Autoencoder, AutoencoderSettings, Vectors
 from asdlib.models.precision import DTYPES
 from asdlib.studies import config, study
@@ -219,8 +219,9 @@ def speeds(device: torch.device, until: float) -> list[dict[str, str | float]]:
     perf_counter after which nothing more is begun
     """
     cases, rows, plain = [case(device) for case in CASES], [], {}
-    eager = [("eager", kind, layout) for kind in DTYPES for layout in LAYOUTS]
-    compiled = [(mode, kind, "channels_last") for mode in COMPILED for kind in reversed(DTYPES)]
+    kinds = [kind for kind in DTYPES if kind in ("float32", precision.auto(device))]
+    eager = [("eager", kind, layout) for kind in kinds for layout in LAYOUTS]
+    compiled = [(mode, kind, "channels_last") for mode in COMPILED for kind in reversed(kinds)]
     todo = [(way, case) for way in eager for case in cases if case.images or way == eager[0]]
     todo += [(way, case) for way in compiled for case in cases[:2]]
     for (way, kind, layout), case in todo:

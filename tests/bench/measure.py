@@ -30,6 +30,8 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from asdlib.models import precision
+
 ROUNDS = 5
 CPU = torch.device("cpu")
 MATRIX, COPY = 2048, 2**27  # elements of a side; bytes
@@ -207,10 +209,8 @@ def table(measures: list[Measure]) -> pd.DataFrame:
 
 def machine(device: torch.device) -> str:
     """What it was measured on, in a line."""
-    rates = [
-        f"{str(dtype)[6:]} {matrix_rate(device, dtype) / 1e9:,.0f} GFLOP/s"
-        for dtype in (torch.float32, torch.bfloat16)
-    ]
+    kinds = ["float32", *["bf16"] * (precision.auto(device) == "bf16")]  # without units for it: a minute
+    rates = [f"{kind} {matrix_rate(device, precision.DTYPES[kind]) / 1e9:,.0f} GFLOP/s" for kind in kinds]
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     rates.append(f"copy {copy_rate(device) / 1e9:.1f} GB/s")
     return f"matrix products {', '.join(rates)}; {cores} cores, load average {load:.1f}"
