@@ -116,8 +116,7 @@ def limits(run, found: report.Findings) -> list[str]:
             for system, count in counted.items()
         ),
         *(
-            f"{row.system}: on fresh normal clips the share of false alarms is {row.verdict}, the threshold"
-            f" was set for {row.nominal}."
+            f"{row.system}: share of false alarms on fresh normal clips {row.verdict}, nominal {row.nominal}."
             for row in found.alarms.itertuples()
             if "too" in row.verdict
         ),

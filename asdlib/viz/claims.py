@@ -454,6 +454,7 @@ def calibration(alarms: pd.DataFrame, nominal: float) -> pd.DataFrame:
         rate, low, high = found.loc["test", ["rate", "low", "high"]]
         off = rate - nominal
         verdict = f"{abs(off):.3f} too {'many' if off > 0 else 'few'}"
+        verdict += ", not beyond chance" if low <= nominal <= high else ""
         verdict = "no normal test clips" if math.isnan(rate) else "as set" if abs(off) <= NEAR else verdict
         rows.append(
             {

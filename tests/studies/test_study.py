@@ -148,6 +148,30 @@ def test_what_a_gpu_computed_is_read_and_more_is_computed_here(small, monkeypatc
     assert len(times[0]) == 1 and len(times[1]) == 2 and times[1] == times[2]
 
 
+def test_a_clip_is_unseen_where_no_network_behind_the_system_saw_it(small):
+    changes = [
+        "systems=['baseline_knn', 'oevae']",
+        "oevae.k_scales=[]",
+        "oevae.epochs=1",
+        "oevae.holdout=0.3",
+    ]
+    views = "fusion.views=['baseline_knn', 'oevae/beta']"
+    run = study.open_run("smoke", [*small.overrides, *changes, views], small.home)
+    held_out = set()
+    for stage, _, machine in [job for job in study.jobs(run) if job[0].detectors]:
+        run.stage, run.machine = stage, machine
+        for name in run.detectors:
+            detector, _, _ = run.fit_or_load(name)
+            rows = detector.train_rows[detector.unseen] if name == "oevae" else []
+            held_out |= set(run.clips["clip"].iloc[rows])
+    scores = run.load_scores(run.cfg.systems)
+    found = scores[run.unseen(scores) & (scores["component"] == "score")]
+    train = set(run.clips["clip"][run.clips["split"] == "train"])
+    assert 0 < len(held_out) < len(train)
+    for system, expected in (("baseline_knn", train), ("oevae", held_out), ("fusion", held_out)):
+        assert set(found["clip"][found["system"] == system]) == expected
+
+
 def test_a_study_without_embeddings_has_no_space(small):
     assert study.Run(config.load("smoke", ["systems=['baseline_knn']"]), small.home, 0).spaces() == []
 
