@@ -556,8 +556,8 @@ def parser() -> argparse.ArgumentParser:
         "accepted",
         _accepted,
         "list or take back recordings that were accepted as normal",
-        "Reads what `asd score --accept` kept in runs/STUDY/accepted and prints it; with --revoke it takes"
-        " recordings back.",
+        "Reads what `asd score --accept` keeps in runs/STUDY/accepted and prints it; writes nothing, and with"
+        " --revoke takes recordings back.",
         "asd accepted demo --revoke new/a.wav",
         _option("study", study),
         _option(

@@ -48,7 +48,8 @@ def listed(folder: Path) -> pd.DataFrame:
 
 
 def of(folder: Path, machine: str, section: str) -> tuple[pd.DataFrame, list[np.ndarray]]:
-    """What was accepted of a machine (and section, where those are judged apart), and its samples, int16.
+    """What was accepted of a machine (and section, where those are judged apart), and its samples, int16
+    (n,) of each.
 
     raises : errors.InputError for a recording that is gone or altered
     """
@@ -97,7 +98,10 @@ def asked(run, ready: Scorer, paths: Sequence[str | Path]) -> tuple[pd.DataFrame
 
 
 def keep(folder: Path, table: pd.DataFrame, samples: Sequence[np.ndarray], rate: int) -> None:
-    """Add recordings to what was accepted; the list is written last.  rate : Hz"""
+    """Add recordings to what was accepted; the list is written last.
+
+    table, samples : of `asked`, samples int16 (n,) of each.  rate : Hz
+    """
     (folder / "accepted").mkdir(parents=True, exist_ok=True)
     for digest, wave in zip(table["digest"], samples, strict=True):
         soundfile.write(folder / "accepted" / f"{digest}.wav", wave, rate)

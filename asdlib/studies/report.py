@@ -251,10 +251,11 @@ def _withdrawn(clips: Sequence[str]) -> list[claims.Warning]:
     s = "s" * (len(clips) > 1)
     words = (
         f"{len(clips)} test clip{s} accepted as normal by hand count{'' if s else 's'} in no figure here"
-        f" (pages 03 to 05 still count {'them' if s else 'it'}): {claims.listed(clips)}. The scores here are"
-        " those without accepted references; asd score uses them."
+        f" (pages 03 to 05 still count {'them' if s else 'it'}): {claims.listed(clips)}. Without them there"
+        " are fewer false alarms to count. The scores here are those without accepted references; asd score"
+        " uses them."
     )
-    return [claims.Warning(False, f"{len(clips)} accepted clip{s} withdrawn", words)]
+    return [claims.Warning(True, f"{len(clips)} accepted clip{s} withdrawn", words)]
 
 
 def first_screen(found: Findings) -> tables.Html:

@@ -182,6 +182,6 @@ def test_a_false_alarm_of_a_study_is_accepted_withdrawn_and_revoked(smoke, tmp_p
     assert set(after.loc[after["clip"] == own["clip"].iloc[-1], "label"]) == {"unlabeled"}
     pd.testing.assert_frame_equal(after.drop(columns="label"), scores.drop(columns="label"))
     facts = json.loads((home / "reports" / "smoke" / "report.json").read_text())
-    assert ["1 accepted clip withdrawn", False] in facts["warnings"]
+    assert ["1 accepted clip withdrawn", True] in facts["warnings"]
     assert "revoked" in asd_here("accepted", "smoke", "--home", home, "--revoke", path).stdout
     assert ",anomaly," in asd_here(*strict).stdout
