@@ -1,5 +1,5 @@
-"""Why a recording was scored so, as a page: its log-mel with the segments and regions that made the score,
-and its nearest training clips.
+"""Why a recording was scored so, as a page: what changed in words, the score along the recording, its log-mel
+with the segments and regions that made the score, and its nearest training clips.
 
 Conventions
 -----------
@@ -27,8 +27,8 @@ import numpy as np
 import pandas as pd
 
 from asdlib import errors, io
-from asdlib.analysis import explain
-from asdlib.data.store import Clips, Store, training_rows
+from asdlib.analysis import changes, explain
+from asdlib.data.store import Clips, Store, in_memory, training_rows
 from asdlib.detectors.base import Detector
 from asdlib.detectors.nearest import SMALLEST_DB
 from asdlib.scoring import backends
@@ -37,6 +37,7 @@ from asdlib.studies import scorer
 from asdlib.viz import audio, embedding_plots, pages, tables
 
 NEAREST = 5  # training clips shown for each detector
+STRETCH_S = 2.0  # of a recording that are scored by themselves
 COLUMNS = ("file", "detector", "rank", "clip", "distance", "path")
 
 
@@ -102,6 +103,24 @@ def nearest(
     )
 
 
+def along(ready: scorer.Scorer, store: Store, row: int) -> np.ndarray:
+    """Score of each stretch of a recording as if it were all of it, above their mean, in standard deviations
+    of the training scores.
+
+    returns : float64 (stretches,), half of each shared with the next.  A stretch is shorter than the training
+        clips, so that only differences within the recording mean something
+    """
+    wave = store.int16(row)
+    length = min(round(STRETCH_S * store.rate), len(wave))
+    starts = np.arange(0, len(wave) - length + 1, max(length // 2, 1))
+    facts = store.clips.iloc[np.full(len(starts), row)].reset_index(drop=True)
+    facts["clip"] = [f"{number:09d}" for number in range(len(starts))]
+    parts = in_memory(facts, [wave[start : start + length] for start in starts], store.rate)
+    scores = ready.scores(parts)[ready.system, "score"]
+    train = ready.train[(ready.train["system"] == ready.system) & (ready.train["component"] == "score")]
+    return (scores - scores.mean()) / max(float(train["score"].std()), 1e-12)
+
+
 def write(
     run,
     ready: scorer.Scorer,
@@ -127,6 +146,7 @@ def write(
     )
     train = ready.train[ready.train["component"].isin(["alpha", "beta"])].groupby("component")["score"]
     usual = {name: (part.mean(), part.std()) for name, part in train}
+    normals = changes.Normals.of(run.store, ready.machine) if store is not None else None
     written = []
     for row in range(len(store) if store is not None else 0):
         place = int(store.clips["clip"].iloc[row])
@@ -137,16 +157,15 @@ def write(
             [nearest(name, known[name], store, row, ready.machine) for name in DISTANCES if name in known]
             or [pd.DataFrame()]
         )
-        clips = near.drop_duplicates("row") if len(near) else near
-        waves = {
-            shown: store.int16(row),
-            **{each.clip: run.store.int16(each.row) for each in clips.itertuples()},
-        }
+        change = normals.describe(store.int16(row) / 32768.0)
+        clips = dict.fromkeys([change.like, *(near["row"] if len(near) else [])])
+        waves = {shown: store.int16(row)}
+        waves |= {run.store.clips["clip"].iloc[each]: run.store.int16(each) for each in clips}
         gain = audio.common_gain([wave / 32768.0 for wave in waves.values()])
-        players = "".join(
+        players = [
             pages.player(wave / 32768.0, run.cfg.data.sample_rate, caption, gain)
             for caption, wave in waves.items()
-        )
+        ]
         above = "above" if told["decision"] == "anomaly" else "not above"
         said = (
             f"{ready.system} of {ready.name}: score {told['score']:.4g}, {above} the threshold"
@@ -156,8 +175,17 @@ def write(
         picture = embedding_plots.why(found, usual, title)._repr_html_()
         none = tables.Html("<p>None of the systems embeds clips.</p>")
         listed = tables.styled(near[["detector", "rank", "clip", "distance"]]) if len(near) else none
-        body = f"<p>{tables.escape(said)}</p>{picture}<h2>Nearest training clips</h2>{listed}"
-        io.write_text(folder / f"{name}.html", pages.page(title, f'{body}<div class="clips">{players}</div>'))
+        seconds, scored = len(store.int16(row)) / store.rate, along(ready, store, row)
+        stretches = embedding_plots.strip("score of each stretch (sd)", scored, 2.0, seconds)
+        body = (
+            f"<p>{tables.escape(said)}</p><h2>What changed</h2>{embedding_plots.change(change)}{stretches}"
+            f"{pages.legend('stretch that scores above the mean of all', 'below')}"
+            f'<div class="clips">{"".join(players[:2])}</div>'
+            '<p class="note">Beside it the normal training clip that sounds most alike.</p>'
+            f"<h2>By the detectors</h2>{picture}<h2>Nearest training clips</h2>{listed}"
+            f'<div class="clips">{"".join(players[2:])}</div>'
+        )
+        io.write_text(folder / f"{name}.html", pages.page(title, body))
         written.append(folder / f"{name}.html")
         lines = near.assign(file=shown).reindex(columns=list(COLUMNS))
         lines.to_csv(

@@ -34,13 +34,12 @@ from nbconvert.filters.markdown_mistune import MarkdownWithMath
 from traitlets.config import Config
 
 from asdlib import errors, features, io
-from asdlib.data.store import Clips, Store, training_clips
-from asdlib.detectors.nearest import NearestNeighbor
+from asdlib.analysis import changes
 from asdlib.evaluation import comparison, metrics
 from asdlib.scoring import fusion
 from asdlib.settings import digest, to_tree
 from asdlib.studies import artifacts, config
-from asdlib.viz import audio, claims, pages, report_plots, tables
+from asdlib.viz import audio, claims, embedding_plots, pages, report_plots, tables
 
 WALKS = ("04", "05")  # pages whose code is what they are about: it stands open
 FACES = [
@@ -406,41 +405,36 @@ def notable(places: pd.DataFrame, most: int) -> pd.DataFrame:
 
 def clip_cards(run, found: Findings) -> tables.Html:
     """Notable clips of the system of the findings, each beside the normal training clip that sounds most
-    alike: log-mel, player, score against the threshold.
+    alike: what changed in words, log-mel, player, score against the threshold.
 
-    run : study.Run; its setting report.players bounds the players.  Alike is by the features of
-    `detectors.nearest`, whatever the system.  Notebook: 09_report
+    run : study.Run; its setting report.players bounds the players.  Alike, and what changed, is by the sound
+        (`changes.Normals`), whatever the system.  Notebook: 09_report
     """
     shown = notable(found.places[found.places["system"] == found.system], run.cfg.report.players // 2)
     if shown.empty:
         return tables.Html('<p class="note">No test clips to listen to.</p>')
     row_of = {name: row for row, name in enumerate(run.clips["clip"])}
     shown["row"] = shown["clip"].map(row_of)
+    told = {}
     for machine, part in shown.groupby(run.clips["machine"].to_numpy()[shown["row"]]):
-        shown.loc[part.index, "like"] = _most_alike(run.store, machine, part["row"].to_numpy())
-    waves = {row: run.store.int16(int(row)) for row in {*shown["row"], *shown["like"].astype(int)}}
+        normals = changes.Normals.of(run.store, machine)
+        told |= {row: normals.describe(run.store.int16(row) / 32768.0) for row in part["row"]}
+    waves = {row: run.store.int16(row) for row in {*told, *(one.like for one in told.values())}}
     gain = audio.common_gain([wave / 32768.0 for wave in waves.values()])
     normals = found.places[(found.places["system"] == found.system) & (found.places["label"] == "normal")]
-    cards = [_card(run, row, waves, gain, found.places, normals) for row in shown.itertuples()]
+    cards = [_card(run, row, told[row.row], waves, gain, found.places, normals) for row in shown.itertuples()]
     words = f"All clips have one gain of {tables.signed(f'{20 * math.log10(gain):+.1f}')} dB."
     return tables.Html(f'<div class="cards">{"".join(cards)}</div><p class="note">{words}</p>')
 
 
-def _most_alike(store: Store, machine: str, rows: np.ndarray) -> np.ndarray:
-    """Of each clip the store row of the nearest normal training clip of its machine."""
-    own, _ = training_clips(store, [machine])
-    near = NearestNeighbor(n_mels=64).fit(own)
-    deviation = np.maximum(near.train.std(0), 1e-3)
-    away = ((near.embed(Clips(store, rows))[0] / deviation)[:, None] - (near.train / deviation)[None]) ** 2
-    return own.rows[away.sum(-1).argmin(1)]
-
-
-def _card(run, row, waves: dict, gain: float, places: pd.DataFrame, normals: pd.DataFrame) -> str:
-    rate, clips = run.cfg.data.sample_rate, run.clips
-    mels = [_log_mel(waves[number], rate) for number in (int(row.row), int(row.like))]
+def _card(
+    run, row, change: changes.Change, waves: dict, gain: float, places: pd.DataFrame, normals: pd.DataFrame
+) -> str:
+    rate, clips, pair = run.cfg.data.sample_rate, run.clips, (row.row, change.like)
+    mels = [_log_mel(waves[number], rate) for number in pair]
     limits = np.percentile(np.concatenate([mel.ravel() for mel in mels]), [2, 99.5])
     figures = []
-    for number, mel, name in zip((int(row.row), int(row.like)), mels, ("this clip", "normal, most alike")):
+    for number, mel, name in zip(pair, mels, ("this clip", "normal, most alike")):
         file = Path(clips["clip"][number]).name
         player = pages.sound(audio.vorbis(waves[number], rate, gain), f"{name}: {file}")
         figures.append(
@@ -469,7 +463,8 @@ def _card(run, row, waves: dict, gain: float, places: pd.DataFrame, normals: pd.
     told = f"{row.domain}, {row.label}; above the threshold for {flagged} of {all_of} systems"
     return (
         f'<article class="card"><h3>{tables.escape(row.machine)}: {row.kind}</h3><p>{tables.escape(told)}</p>'
-        f'{scale}<p class="note">{words}</p>{accept}<div class="pair">{"".join(figures)}</div></article>'
+        f'{scale}<p class="note">{words}</p>{embedding_plots.change(change, whole=False)}{accept}'
+        f'<div class="pair">{"".join(figures)}</div></article>'
     )
 
 

@@ -24,8 +24,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from asdlib.analysis import explain
-from asdlib.viz import plots, tables
+from asdlib.analysis import changes, explain
+from asdlib.viz import pages, plots, tables
 from asdlib.viz.plots import BLACK, BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, STYLE, VERMILION, Plot
 
 SHAPES = ("circle", "cross", "square", "triangle", "diamond", "plus", "down", "star")
@@ -291,6 +291,41 @@ def _shares(axis, branches: Mapping[str, float]) -> None:
     told = "classifier: share of each branch in the squared distance to the reference that decided"
     axis.set(xlim=(0, 1), yticks=[], xlabel=f"{told}\n{shares}")
     axis.grid(False)
+
+
+# ---------------------------------------------------------------- what changed
+
+MOST_DB = 15.0  # ends of the scales of a change
+CELLS = 120  # of a strip
+
+
+def strip(name: str, values: np.ndarray, limit: float, seconds: float) -> tables.Html:
+    """A course along a clip as a strip in orange (above 0) and purple, with its seconds below.
+
+    values : (n,), evenly over the clip; cells of a strip are their means.  limit : value of the full color
+    """
+    cells = np.array([part.mean() for part in np.array_split(values, min(CELLS, len(values)))])
+    top = seconds * (cells.argmax() + 0.5) / len(cells)
+    label = f"{name}: highest at {top:.1f} s of {seconds:.1f} s"
+    ticks = [(share, f"{share * seconds:.3g} s") for share in (0, 0.5, 1)]
+    return pages.rows([(name, pages.strip(cells, limit, label), f"± {limit:.3g}")], ticks)
+
+
+def change(found: changes.Change, whole: bool = True) -> tables.Html:
+    """What changed in a clip: in words, as a strip along the clip, and (whole) over time and frequency.
+
+    Notebook: 06_embeddings
+    """
+    seconds = len(found.course) * found.difference.hop_s
+    place = "the changed band" if found.hz == found.hz else "all bands"
+    parts = [f'<p class="change">{tables.escape(found.words)}</p>']
+    parts.append(strip(f"level of {place} (dB)", found.course, MOST_DB, seconds))
+    if whole:
+        title = "level above the usual level of the most similar normal clips"
+        limits = (-MOST_DB, MOST_DB)
+        parts.append(picture(found.difference, title=title, unit="dB", colors="PuOr_r", limits=limits))
+    parts.append(pages.legend("louder than usual in the most similar normal clips", "softer"))
+    return tables.Html("".join(parts))
 
 
 # ---------------------------------------------------------------- pictures

@@ -28,6 +28,7 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 REPORT = "09_report"
 STRIP = re.compile(r'<nav class="series".*?</nav>', re.DOTALL)
+ORANGE, PURPLE = "#e08214", "#8073ac"  # the arms of matplotlib's PuOr
 PAGE = re.compile(r"(?P<stage>\d\d_[a-z]+)(?:_(?!seed\d+$)(?P<machine>.+?))?(?:_seed(?P<seed>\d+))?")
 
 
@@ -193,6 +194,30 @@ def scale(
         f'<i class="dot {kind}" style="left:{at(x):.1f}%"></i>' for x, kind in dots if not math.isnan(x)
     ]
     return Html(f'<span class="scale" role="img" aria-label="{escape(label)}">{"".join(marks)}</span>')
+
+
+def strip(values: np.ndarray, limit: float, label: str) -> Html:
+    """A signed number along a clip as a row of colored cells: orange above 0, purple below, the ground at 0.
+
+    values : (cells,).  limit : value of the full color, > 0.  label : what a screen reader says
+    """
+    step, stops = 100 / len(values), []
+    for number, value in enumerate(values):
+        color = ORANGE if value > 0 else PURPLE
+        shade = f"{color}{round(255 * min(abs(value) / limit, 1)):02x}"
+        stops.append(f"{shade} {number * step:.1f}% {(number + 1) * step:.1f}%")
+    look = f"background:linear-gradient(90deg,{','.join(stops)})"
+    return Html(f'<span class="strip" role="img" aria-label="{escape(label)}" style="{look}"></span>')
+
+
+def legend(above: str, below: str) -> Html:
+    """What the two colors of `strip`, and of pictures in orange and purple, say."""
+    marks = ((ORANGE, above), (PURPLE, below))
+    return Html(
+        '<p class="note legend">'
+        + " ".join(f'<i style="background:{color}"></i> {escape(words)}' for color, words in marks)
+        + "</p>"
+    )
 
 
 def rows(lines: Sequence[tuple[str, Html, str]], ticks: Sequence[tuple[float, str]] = ()) -> Html:

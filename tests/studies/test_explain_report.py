@@ -13,7 +13,7 @@ from sizes import detector_of
 
 from asdlib import detectors, errors
 from asdlib.analysis import explain
-from asdlib.data.store import training_rows
+from asdlib.data.store import in_memory, training_rows
 from asdlib.detectors import base
 from asdlib.scoring import fusion
 from asdlib.studies import explain_report, scorer
@@ -97,11 +97,26 @@ def test_a_page_is_whole_by_itself(context, trained, tmp_path):
     pages = explain_report.write(run, ready, paths, table, tmp_path / "why", first=7)
     assert [page.name[:4] for page in pages] == ["0008"]  # nothing to explain of the missing one
     page = pages[0].read_text()
+    assert re.search(r'class="change">[^<]+normal training clips', page) and page.count('class="strip"') == 2
     assert f"score {table['score'][1]:.4g}" in page and table["decision"][1] in page and "<script" not in page
     assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!data:)", page) and page.count("<audio") >= 6
     near = pd.read_csv(tmp_path / "why" / "nearest.csv")
     asked = set(explain_report.DISTANCES) & set(scorer.detectors_of(*run.cfg.systems))
     assert set(near["detector"]) == asked and (near["file"] == str(paths[1])).all()
+
+
+def test_the_score_along_a_recording_is_that_of_its_stretches(context, trained, monkeypatch):
+    """By a slow loop: each stretch cut out and scored by itself."""
+    monkeypatch.setattr(explain_report, "STRETCH_S", 0.5)
+    _, ready = trained
+    row = base.machine_rows(context.store.clips, "pump", "test")[1]
+    store, _ = ready.decoded([context.store.clips["path"][row]])
+    scored, wave, alone = explain_report.along(ready, store, 0), store.int16(0), []
+    for start in (0, 4000, 8000):  # of 16000 samples
+        part = in_memory(store.clips.iloc[:1], [wave[start : start + 8000]], store.rate)
+        alone.append(ready.scores(part)["oevae", "score"][0])
+    train = ready.train.query("system == 'oevae' and component == 'score'")["score"]
+    np.testing.assert_allclose(scored, (np.array(alone) - np.mean(alone)) / train.std(), atol=1e-4)
 
 
 def test_a_page_says_the_remark_and_escapes_a_name_that_is_not_utf_8(trained, tmp_path):

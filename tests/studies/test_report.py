@@ -14,7 +14,6 @@ import pytest
 import soundfile
 
 from asdlib import errors, settings
-from asdlib.data.store import training_rows
 from asdlib.evaluation import metrics
 from asdlib.scoring import fusion
 from asdlib.scoring.thresholds import gamma_threshold
@@ -316,6 +315,8 @@ def test_cards_show_and_play_a_clip_beside_the_normal_one_most_alike(context):
         row = clips[clips["clip"].str.endswith(like) & (clips["machine"] == machine)].iloc[0]
         assert (row["split"], row["label"]) == ("train", "normal")
         assert re.search(r"score [+−]\d+\.\d, threshold [+−]\d+\.\d<", card)
+        assert re.search(r'class="change">[^<]+normal training clips[^<]+\.<', card)
+        assert card.count('class="strip"') == 1 and "softer" in card
         asked = re.search(r"<code>asd score t --machine (\w+) --accept (\S+)</code>", card)
         assert bool(asked) == ("false alarm" in card) and (not asked or (Path("/") / asked[2]).is_file())
     assert "false alarm</h3>" in shown
@@ -323,11 +324,6 @@ def test_cards_show_and_play_a_clip_beside_the_normal_one_most_alike(context):
     assert "No test clips" in report.clip_cards(
         none, report.findings(none, two_systems(none.clips, 1.0, 1.0))
     )
-
-
-def test_the_clip_most_alike_to_a_training_clip_is_itself(context):
-    rows = training_rows(context.store.clips, "saw")[[2, 7]]
-    assert report._most_alike(context.store, "saw", rows).tolist() == rows.tolist()
 
 
 def test_a_scale_puts_values_where_they_belong():

@@ -1,0 +1,365 @@
+"""What changed in a clip, in words: which kind of change, at which frequencies and moments, how unusual.
+
+Conventions
+-----------
+A clip is compared with the few normal training clips of its machine that sound most alike, and the
+difference with what training clips show among each other (each against those most like it, itself left out).
+So it is a description of the sound, the same for every system, and not of what a system computed. No label
+of a test clip and no other test clip has part in it.
+
+Levels in dB of the clip with mean 0 and variance 1, but for `level`, dB re full scale. Frequencies in Hz,
+times in s. A strength of 1 is what the most conspicuous 5 % of the training clips reach.
+Source: METHOD 8.8.  Notebooks: 06_embeddings, 09_report
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from asdlib import errors, features
+from asdlib.analysis.explain import Map
+from asdlib.data import store as stores
+
+BANDS, GROUPS, RATES = 96, 16, 32  # mel bands of the spectrum, of the envelopes; bins of the modulation rate
+ALIKE = 4  # normal clips that a clip is compared with
+FASTEST_HZ = 45.0  # of a swing of the loudness; what is faster are strikes
+MOST = 100  # training clips that are measured, evenly spaced in each domain
+KINDS = ("none", "tone", "band", "broadband", "impacts", "missing", "rhythm", "level")
+# measure and sign of what is looked for: more, or less
+SIGNS = [(name, 1) for name in ("mean", "low", "impulse", "modulation", "gap", "level")]
+SIGNS += [(name, -1) for name in ("mean", "deep", "level")]
+# smallest spread between training clips that is believed, dB
+SPREAD_DB = {
+    "mean": 0.4,
+    "low": 0.4,
+    "deep": 0.4,
+    "impulse": 0.2,
+    "modulation": 0.8,
+    "gap": 1.0,
+    "level": 0.5,
+}
+
+
+class Change(NamedTuple):
+    """What changed in a clip.
+
+    kind : one of KINDS.  hz, low_hz, high_hz : its middle and ends, NaN where it has no place
+    rate_hz : strikes or swings per second, NaN for other kinds.  amount_db : signed, above the normal clips
+    share : of the training clips that differ less at this place, 0 to 1.  normals : number of these clips
+    like : store row of the normal clip that sounds most alike
+    moments : (from, to) in s where the band is louder than the normal clips ever are, at most three, loudest
+        first; none where it is so nearly always or never
+    difference : level above the usual level of each band, dB.  course : its mean over the changed band,
+        (frames,), dB
+    """
+
+    kind: str
+    hz: float
+    low_hz: float
+    high_hz: float
+    rate_hz: float
+    amount_db: float
+    share: float
+    normals: int
+    like: int
+    moments: tuple[tuple[float, float], ...]
+    difference: Map
+    course: np.ndarray
+
+    @property
+    def words(self) -> str:
+        """The change in one or two sentences."""
+        if self.kind == "none":
+            return (
+                f"Nothing in level, spectrum, strikes or rhythm goes beyond what {self.normals} normal"
+                " training clips show among each other."
+            )
+        span = f"{_hz(self.low_hz)} to {_hz(self.high_hz)}"
+        place, amount = f"around {_hz(self.hz)}", f"{max(abs(self.amount_db), 1):.0f} dB"
+        louder = "louder" if self.amount_db > 0 else "softer"
+        rate = f"about {float(f'{self.rate_hz:.2g}'):g} times a second"
+        like = "than in the most similar normal clips"
+        said = {
+            "tone": f"A tone {place} is {amount} {louder} {like}",
+            "band": f"A band {place} ({span}) is {amount} {louder} {like}",
+            "broadband": f"All from {span} is louder, by up to {amount}, {like}",
+            "impacts": f"Strikes or bursts {place}, {rate}, stand out {amount} more {like}",
+            "missing": f"A component {place} is missing: {amount} softer {like}",
+            "rhythm": f"The loudness swings {rate}, {amount} more {like}, most {place}",
+            "level": f"The recording is {amount} {louder} than normal training clips usually are",
+        }[self.kind]
+        if self.kind == "missing" and math.isnan(self.hz):
+            at = f"at {self.moments[0][0]:.1f} s it is {amount} softer than one period before and after"
+            said = f"A beat of its rhythm is missing: {at}"
+        times = [f"{a:.1f} s" if b - a < 0.2 else f"{a:.1f} to {b:.1f} s" for a, b in sorted(self.moments)]
+        when = f" It is loudest there at {', '.join(times)}." if times and not math.isnan(self.hz) else ""
+        usual = f"{100 * self.share:.0f} % of {self.normals} normal training clips differ less"
+        usual = f"none of {self.normals} normal training clips differs as much" if self.share == 1 else usual
+        return f"{said}; {usual}.{when}"
+
+
+def _hz(hz: float) -> str:
+    return f"{hz / 1000:.2g} kHz" if hz >= 1000 else f"{hz:.2g} Hz" if hz < 100 else f"{round(hz, -1):.0f} Hz"
+
+
+def _windows(rate: int) -> tuple[int, int]:
+    """Samples of the windows of spectrum and envelopes, about 128 and 8 ms."""
+    slow, fast = (1 << round(math.log2(seconds * rate)) for seconds in (0.128, 0.008))
+    return slow, fast
+
+
+def _log_mel(wave: torch.Tensor, window: int, hop: int, bands: int, rate: int) -> np.ndarray:
+    found = features.log_mel(
+        wave, n_fft=window, win=window, hop=hop, n_mels=bands, low_hz=50.0, high_hz=rate / 2, rate=rate
+    )
+    return found[0, 0].numpy()
+
+
+def measure(wave: np.ndarray, rate: int) -> tuple[dict[str, np.ndarray], np.ndarray, float]:
+    """What is compared between clips.
+
+    wave : (samples,), full scale 1.  rate : Hz
+    returns : dB, by the names of SPREAD_DB; the log-mel (BANDS, frames), dB; where the deepest gap is, s.
+        mean, low (BANDS,): mean power over time and 10th percentile of the level in windows of 128 ms
+        deep, impulse (GROUPS,): in windows of 8 ms the 10th percentile, and the spectral kurtosis
+            10·log10(E P² / (E P)²) of the power over its mean within 100 ms
+        modulation (GROUPS, RATES): `features.modulation_spectrum` of these windows
+        gap, level (1,): the deepest missing beat, see `_gap`, and the level re full scale
+    """
+    short = np.resize(wave, max(len(wave), rate)) if len(wave) else np.zeros(rate)  # windows need some length
+    x = torch.as_tensor(short, dtype=torch.float64)[None]
+    level = 10 * math.log10(float(x.square().mean()) + 1e-12)
+    x, (slow, fast) = stores.standardize(x), _windows(rate)
+    mel = _log_mel(x, slow, slow // 2, BANDS, rate)
+    quick, frame_hz = _log_mel(x, fast, fast // 4, GROUPS, rate), rate / (fast // 4)
+    power = 10 ** (quick / 10)
+    power = power / ndimage.uniform_filter1d(power, int(0.1 * frame_hz), axis=1, mode="nearest")
+    modulation = features.modulation_spectrum(
+        torch.from_numpy(quick)[None], frame_hz=frame_hz, groups=GROUPS, bins=RATES
+    )
+    gap, at_s = _gap(quick.mean(0), frame_hz)
+    found = {
+        "mean": 10 * np.log10((10 ** (mel / 10)).mean(1)),
+        "low": np.percentile(mel, 10, axis=1),
+        "deep": np.percentile(quick, 10, axis=1),
+        "impulse": 10 * np.log10((power**2).mean(1) / power.mean(1) ** 2),
+        "modulation": modulation.numpy().reshape(GROUPS, RATES),
+        "gap": np.array([gap]),
+        "level": np.array([level]),
+    }
+    return found, mel, at_s
+
+
+def _gap(course: np.ndarray, frame_hz: float) -> tuple[float, float]:
+    """How far a periodic course falls below both its neighbors one period before and after, where these are
+    loud; dB, and the time in s. 0 where there is no period between 0.3 and 3 s.
+
+    course : dB, (frames,).  Beats may come 75 ms early or late
+    """
+    step = max(round(frame_hz / 100), 1)
+    course, frame_hz = course[: len(course) // step * step].reshape(-1, step).max(1), frame_hz / step
+    n, first, last = len(course), int(0.3 * frame_hz), min(int(3 * frame_hz), len(course) // 3)
+    if last <= first:
+        return 0.0, math.nan
+    wide = ndimage.maximum_filter1d(course, 7)
+    spectrum = np.abs(np.fft.rfft(wide - wide.mean(), 2 * n)) ** 2
+    alike = np.fft.irfft(spectrum)[:n] / (n - np.arange(n))
+    period = first + int(alike[first:last].argmax())
+    if alike[period] <= 0.4 * alike[0]:
+        return 0.0, math.nan
+    beat, here = ndimage.maximum_filter1d(course, 5), ndimage.maximum_filter1d(course, 15)
+    both = np.minimum(beat[: -2 * period], beat[2 * period :])
+    fall = np.where(both > np.percentile(wide, 75), both - here[period:-period], 0.0)
+    return float(fall.max()), (period + int(fall.argmax())) / frame_hz
+
+
+def _unmoved(values: np.ndarray) -> float:
+    """Mean over the narrowest interval with half of the values: the difference of what did not change."""
+    ordered = np.sort(values.ravel())
+    half = len(ordered) // 2
+    first = (ordered[half:] - ordered[: len(ordered) - half]).argmin()
+    return float(ordered[first : first + half + 1].mean())
+
+
+class Normals:
+    """What is usual: measures of normal training clips, and how far each lies from those most like it.
+
+    store : decoded recordings.  rows : int (n,), rows of the normal training clips of one machine
+    raises : errors.InputError for fewer than three clips
+    """
+
+    def __init__(self, store: stores.Store, rows: np.ndarray):
+        if len(rows) < 3:
+            raise errors.InputError(
+                f"{len(rows)} normal training clips came to describe a change by, expected at least 3; add"
+                " recordings"
+            )
+        self.rows, rate = np.asarray(rows), store.rate
+        self.rate, (slow, fast) = rate, _windows(rate)
+        ends = {"low_hz": 50.0, "high_hz": rate / 2, "rate": rate}
+        self.hz = features.band_hz(BANDS, n_fft=slow, **ends)
+        self.group_hz = features.band_hz(GROUPS, n_fft=fast, **ends)
+        edges = np.geomspace(features.SLOWEST_HZ, rate / (fast // 4) / 2, RATES + 1)
+        self.rate_hz = np.sqrt(edges[1:] * edges[:-1])
+        found = [measure(store.int16(row) / 32768.0, rate) for row in rows]
+        self.loudest = np.stack([np.percentile(mel, 97, axis=1) for _, mel, _ in found])
+        self.train = {name: np.stack([one[0][name] for one in found]) for name in SPREAD_DB}
+        residuals = [self._residual(one[0])[0] for one in found]
+        self.residuals = {name: np.stack([one[name] for one in residuals]) for name in SPREAD_DB}
+        self.spread = {
+            name: np.maximum(np.sqrt((self.residuals[name] ** 2).mean(0)), SPREAD_DB[name])
+            for name in SPREAD_DB
+        }
+        self.limits = dict.fromkeys(SIGNS, 1.0)
+        for keys in (*([key] for key in SIGNS), SIGNS):  # of many places one is always unusual, of kinds too
+            most = [max(self._strength(one, key).max() for key in keys) for one in residuals]
+            for key in keys:
+                self.limits[key] *= max(float(np.quantile(most, 0.95)), 1.0)
+
+    @classmethod
+    def of(cls, store: stores.Store, machine: str) -> Normals:
+        """Those of a machine: up to MOST of its normal training clips, the rarer domain first.
+
+        raises : errors.InputError for a machine with fewer than three
+        """
+        rows = stores.training_rows(store.clips, machine)
+        domain = store.clips["domain"].to_numpy()[rows]
+        domains = [rows[domain == name] for name in np.unique(domain)]
+        chosen, left = [], MOST
+        for number, part in enumerate(sorted(domains, key=len)):
+            take = min(len(part), left // (len(domains) - number))
+            chosen, left = [*chosen, *part[np.linspace(0, len(part) - 1, take).astype(int)]], left - take
+        return cls(store, np.sort(chosen))
+
+    def _strength(self, residual: dict[str, np.ndarray], key: tuple[str, int]) -> np.ndarray:
+        name, sign = key
+        return sign * residual[name] / self.spread[name] / self.limits[key]
+
+    def _residual(self, found: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Differences to the median of the ALIKE training clips that are most alike, and their numbers. A
+        training clip is not compared with itself.
+        """
+        away = np.zeros(len(self.loudest))
+        for name in ("mean", "low", "deep"):  # three quarters of the bands: a fault does not choose
+            square = np.sort((self.train[name] - found[name]) ** 2, axis=1)
+            away += square[:, : 3 * square.shape[1] // 4].mean(1)
+        away[away < 1e-12] = np.inf
+        near = np.argsort(away, kind="stable")[: min(ALIKE, len(away) - 1)]
+        residual = {name: found[name] - np.median(self.train[name][near], 0) for name in SPREAD_DB}
+        residual["level"] = found["level"] - np.median(self.train["level"], 0)  # no condition sets the level
+        for name in ("mean", "low", "deep"):
+            residual[name] = residual[name] - _unmoved(residual[name])
+        for name in ("mean", "low"):
+            residual[name] = ndimage.uniform_filter1d(residual[name], 3, mode="nearest")
+        return residual, near
+
+    def _find(self, residual: dict[str, np.ndarray]) -> tuple[str, str, int, tuple[int, ...]]:
+        """The most conspicuous change: its kind ("" for one that `_width` tells), the measure that shows it,
+        its sign, and where in the measure.
+
+        Sound that was added shows in the spectrum, and its width tells a tone from a band. Strikes show in
+        the impulsiveness of few bands; where most bands swing, or their quietest moments are quieter while
+        nothing was added, it is the rhythm.
+        """
+        strength = {key: self._strength(residual, key) for key in self.limits}
+        top = {key: float(values.max()) for key, values in strength.items()}
+        spectrum = max(("mean", "low"), key=lambda name: top[name, 1])
+        added, lost, gap = top[spectrum, 1], top["mean", -1], top["gap", 1]
+        level = max((1, -1), key=lambda sign: top["level", sign])
+        swing = "modulation" if top["modulation", 1] > top["impulse", 1] and added < 1.2 else "impulse"
+        best = max(added, lost, gap, top["level", level], top[swing, 1])
+        if best < 1:
+            return "none", "level", 1, (0,)
+        if gap >= min(best, max(2.0, 0.4 * best)):
+            return "missing", "gap", 1, (0,)
+        if top["level", level] == best:
+            return "level", "level", level, (0,)
+        if top[swing, 1] == best:
+            group = int(np.argmax(strength[swing, 1].reshape(GROUPS, -1).max(1)))
+            rate = int(strength["modulation", 1][group].argmax())
+            wide = (strength["impulse", 1] >= 0.5 * top["impulse", 1]).sum() >= 7 or top["deep", -1] > 0.7
+            slow = self.rate_hz[rate] < FASTEST_HZ and residual["impulse"].max() < 2.5
+            if wide and slow and top["mean", 1] < 1.5:
+                return "rhythm", "modulation", 1, (group, rate)
+            return "impacts", swing, 1, (group, rate)[: residual[swing].ndim]
+        if added < best:
+            return "missing", "mean", -1, (int(strength["mean", -1].argmax()),)
+        return "", spectrum, 1, (int(strength[spectrum, 1].argmax()),)
+
+    def _width(self, level: np.ndarray, residual: np.ndarray, at: int) -> str:
+        """tone, band or broadband, by where the power lies that was added around band `at`.
+
+        level : dB, of the clip.  residual : dB above the normal clips
+        """
+        more = np.maximum(10 ** (level / 10) - 10 ** ((level - residual) / 10), 0.0)
+        peak = max(at - 3, 0) + int(more[max(at - 3, 0) : at + 4].argmax())
+        beside = more[[max(peak - 2, 0), min(peak + 2, BANDS - 1)]].mean()
+        if beside < 0.45 * more[peak] and residual[at] > 3:
+            return "tone"
+        low, high = _run(residual, at)
+        return "broadband" if np.log2(self.hz[high] / self.hz[low]) > 1.4 else "band"
+
+    def describe(self, wave: np.ndarray) -> Change:
+        """What changed in a clip.  wave : (samples,), full scale 1, at the rate of the training clips
+
+        Source: METHOD 8.8.  Notebook: 06_embeddings
+        """
+        found, mel, gap_s = measure(wave, self.rate)
+        residual, near = self._residual(found)
+        kind, name, sign, at = self._find(residual)
+        kind = kind or self._width(found[name], residual[name], at[0])
+        amount, rate, hz, low, high = residual[name][at], math.nan, math.nan, math.nan, math.nan
+        if kind in ("impacts", "rhythm"):
+            rate = self.rate_hz[self._strength(residual, ("modulation", 1))[at[0]].argmax()]
+        if kind not in ("none", "level") and name != "gap":
+            values, axis, middle = residual[name], self.hz, at[0]
+            if kind == "impacts" and self._strength(residual, ("mean", 1)).max() >= 1:
+                values = residual["mean"]  # tells the place more finely than the few bands of the envelopes
+                middle = int(self._strength(residual, ("mean", 1)).argmax())
+            elif name in ("impulse", "modulation"):
+                values, axis = values.reshape(GROUPS, -1).max(1), self.group_hz
+            hz, (low, high) = axis[middle], axis[list(_run(sign * values, middle))]
+        bands = (self.hz >= low) & (self.hz <= high)
+        bands = bands if bands.any() else np.argsort(np.abs(self.hz - hz))[: BANDS if math.isnan(hz) else 1]
+        usual = np.median(self.train["mean"][near], 0)
+        usual = usual + _unmoved(found["mean"] - usual)
+        difference = Map(mel - usual[:, None], self.hz, _windows(self.rate)[0] // 2 / self.rate)
+        course, moments = difference.values[bands].mean(0), ((gap_s, gap_s),) * (name == "gap")
+        if sign > 0 and not math.isnan(hz):
+            loudest = (np.median(self.loudest[near], 0) - usual)[bands].mean()
+            moments = _moments(course - loudest, difference.hop_s)
+        differ = sign * self.residuals[name][(slice(None), *at)] < sign * amount
+        share = float(differ.mean())
+        return Change(
+            kind,
+            *map(float, (hz, low, high, rate, amount, share)),
+            len(self.loudest),
+            int(self.rows[near[0]]),
+            moments,
+            difference,
+            course,
+        )
+
+
+def _run(values: np.ndarray, at: int) -> tuple[int, int]:
+    """First and last of the neighbors of `at` whose values are at least half of its own."""
+    numbers, _ = ndimage.label(values >= values[at] / 2)
+    inside = np.flatnonzero(numbers == numbers[at])
+    return int(inside[0]), int(inside[-1])
+
+
+def _moments(above: np.ndarray, hop_s: float) -> tuple[tuple[float, float], ...]:
+    """The three stretches, from and to in s, where a course rises farthest above 0; none where it is above 0
+    for most of the time, never, or again and again.
+    """
+    numbers, count = ndimage.label(above > 0)
+    if not 1 <= count <= 5 or (above > 0).mean() > 0.4:
+        return ()
+    ends = [np.flatnonzero(numbers == number)[[0, -1]] for number in range(1, count + 1)]
+    ends.sort(key=lambda pair: -above[pair[0] : pair[1] + 1].max())
+    return tuple((float(first * hop_s), float(last * hop_s)) for first, last in ends[:3])
