@@ -27,6 +27,7 @@ from asdlib.data import store as stores
 
 BANDS, GROUPS, RATES = 96, 16, 32  # mel bands of the spectrum, of the envelopes; bins of the modulation rate
 ALIKE = 4  # normal clips that a clip is compared with
+GAP_DB = 6.0  # softer than its neighbors, and a beat is missing
 FASTEST_HZ = 45.0  # of a swing of the loudness; what is faster are strikes
 MOST = 100  # training clips that are measured, evenly spaced in each domain
 KINDS = ("none", "tone", "band", "broadband", "impacts", "missing", "rhythm", "level")
@@ -157,7 +158,7 @@ def measure(wave: np.ndarray, rate: int) -> tuple[dict[str, np.ndarray], np.ndar
 
 def _gap(course: np.ndarray, frame_hz: float) -> tuple[float, float]:
     """How far a periodic course falls below both its neighbors one period before and after, where these are
-    loud; dB, and the time in s. 0 where there is no period between 0.3 and 3 s.
+    loud; dB, and the time in s. 0 for less than GAP_DB, and without a period between 0.3 and 3 s.
 
     course : dB, (frames,).  Beats may come 75 ms early or late
     """
@@ -175,6 +176,8 @@ def _gap(course: np.ndarray, frame_hz: float) -> tuple[float, float]:
     beat, here = ndimage.maximum_filter1d(course, 5), ndimage.maximum_filter1d(course, 15)
     both = np.minimum(beat[: -2 * period], beat[2 * period :])
     fall = np.where(both > np.percentile(wide, 75), both - here[period:-period], 0.0)
+    if fall.max() < GAP_DB:
+        return 0.0, math.nan
     return float(fall.max()), (period + int(fall.argmax())) / frame_hz
 
 

@@ -307,7 +307,7 @@ def strip(name: str, values: np.ndarray, limit: float, seconds: float) -> tables
     cells = np.array([part.mean() for part in np.array_split(values, min(CELLS, len(values)))])
     top = seconds * (cells.argmax() + 0.5) / len(cells)
     label = f"{name}: highest at {top:.1f} s of {seconds:.1f} s"
-    ticks = [(share, f"{share * seconds:.3g} s") for share in (0, 0.5, 1)]
+    ticks = [(share, f"{round(share * seconds, 1):g} s") for share in (0, 0.5, 1)]
     return pages.rows([(name, pages.strip(cells, limit, label), f"± {limit:.3g}")], ticks)
 
 

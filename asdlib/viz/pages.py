@@ -215,7 +215,9 @@ def legend(above: str, below: str) -> Html:
     marks = ((ORANGE, above), (PURPLE, below))
     return Html(
         '<p class="note legend">'
-        + " ".join(f'<i style="background:{color}"></i> {escape(words)}' for color, words in marks)
+        + " ".join(
+            f'<span><i style="background:{color}"></i> {escape(words)}</span>' for color, words in marks
+        )
         + "</p>"
     )
 
