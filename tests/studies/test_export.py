@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from commands import asd, asd_here
-from test_scorer import ready, trained  # noqa: F401 — a fixture
+from test_scorer import VIEWS, ready, trained  # noqa: F401 — a fixture
 
 from asdlib import detectors, errors
 from asdlib.detectors import base
@@ -44,9 +44,11 @@ def scored_alike(context, one, path, machine="pump"):
     pd.testing.assert_frame_equal(export.load_detector(path, "cpu")(paths), one(paths), check_exact=True)
 
 
-@pytest.mark.parametrize("system", fusion.with_composed(detectors.SYSTEMS))
+@pytest.mark.parametrize("system", fusion.with_composed(detectors.SYSTEMS, VIEWS))
 def test_an_exported_detector_scores_as_its_study_to_the_bit(context, trained, system, tmp_path):  # noqa: F811
-    one = ready(context, trained, system)
+    cfg = context.cfg.replace(fusion=context.cfg.fusion.replace(views=VIEWS))
+    context = dataclasses.replace(context, cfg=cfg)
+    one = ready(context, (trained[0], fusion.systems(trained[1], cfg.fusion)), system)
     (tmp_path / "model_card.md").write_text("# Model card: of the study\n")
     told = export.write(run_of(context, trained[0], tmp_path), one, tmp_path / "out")
     assert "MB, written in" in told and "scores a clip of 1 s in" in told and "as its study" in told
