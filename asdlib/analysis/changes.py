@@ -193,13 +193,13 @@ class Normals:
     """What is usual: measures of normal training clips, and how far each lies from those most like it.
 
     store : decoded recordings.  rows : int (n,), rows of the normal training clips of one machine
-    raises : errors.InputError for fewer than three clips
+    raises : errors.InputError for a single clip, which has nothing to be compared with
     """
 
     def __init__(self, store: stores.Store, rows: np.ndarray):
-        if len(rows) < 3:
+        if len(rows) < 2:
             raise errors.InputError(
-                f"{len(rows)} normal training clips came to describe a change by, expected at least 3; add"
+                f"{len(rows)} normal training clips came to describe a change by, expected at least 2; add"
                 " recordings"
             )
         self.rows, rate = np.asarray(rows), store.rate
@@ -228,7 +228,7 @@ class Normals:
     def of(cls, store: stores.Store, machine: str) -> Normals:
         """Those of a machine: up to MOST of its normal training clips, the rarer domain first.
 
-        raises : errors.InputError for a machine with fewer than three
+        raises : errors.InputError for a machine with fewer than two
         """
         rows = stores.training_rows(store.clips, machine)
         domain = store.clips["domain"].to_numpy()[rows]

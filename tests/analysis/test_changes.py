@@ -129,10 +129,12 @@ def test_a_training_clip_is_compared_with_the_others_and_a_test_clip_with_traini
     assert one.words == other.words and one.amount_db == other.amount_db
 
 
-def test_too_few_clips_are_refused():
-    waves = [machine(np.random.default_rng(0), 1.0)] * 2
-    with pytest.raises(errors.InputError, match="2 normal training clips came to describe a change by"):
-        changes.Normals(in_memory(waves), np.arange(2))
+def test_two_normal_clips_will_do_and_one_is_refused():
+    waves = [machine(np.random.default_rng(seed), 1.0) for seed in range(2)]
+    two = changes.Normals(in_memory(waves), np.arange(2))
+    assert two.describe(waves[0] * 2).like in (0, 1)
+    with pytest.raises(errors.InputError, match="1 normal training clips came to describe a change by"):
+        changes.Normals(in_memory(waves[:1]), np.arange(1))
 
 
 @pytest.mark.parametrize("wave", [np.zeros(100), np.zeros(RATE), np.full(3 * RATE, 0.5)])
