@@ -1,4 +1,4 @@
-"""The classification-based detector: one network for all machines, and four back-ends on its embeddings.
+"""The classification-based detector: one network for all machines, and back-ends on its embeddings.
 
 The network learns which machine, attribute values and domain a normal training clip has; a clip whose
 embedding lies far from all training embeddings of its machine is anomalous. Classes come from training clips
