@@ -424,7 +424,8 @@ def clip_cards(run, found: Findings) -> tables.Html:
     normals = found.places[(found.places["system"] == found.system) & (found.places["label"] == "normal")]
     cards = [_card(run, row, told[row.row], waves, gain, found.places, normals) for row in shown.itertuples()]
     words = f"All clips have one gain of {tables.signed(f'{20 * math.log10(gain):+.1f}')} dB."
-    return tables.Html(f'<div class="cards">{"".join(cards)}</div><p class="note">{words}</p>')
+    legend = pages.legend(*embedding_plots.CHANGE_COLORS)
+    return tables.Html(f'{legend}<div class="cards">{"".join(cards)}</div><p class="note">{words}</p>')
 
 
 def _card(
@@ -459,8 +460,9 @@ def _card(
         path = Path(clips["path"][int(row.row)])
         path = path.relative_to(run.home) if path.is_relative_to(run.home) else path
         command = shlex.join(["asd", "score", run.cfg.name, "--machine", row.machine, "--accept", str(path)])
-        accept = f'<p class="note">Normal after all? <code>{tables.escape(command)}</code></p>'
-    told = f"{row.domain}, {row.label}; above the threshold for {flagged} of {all_of} systems"
+        said = f"<summary>Normal after all?</summary><code>{tables.escape(command)}</code>"
+        accept = f'<details class="note">{said}</details>'
+    told = f"{row.domain}, {row.label}; flagged by {flagged} of {all_of} systems"
     return (
         f'<article class="card"><h3>{tables.escape(row.machine)}: {row.kind}</h3><p>{tables.escape(told)}</p>'
         f'{scale}<p class="note">{words}</p>{embedding_plots.change(change, whole=False)}{accept}'

@@ -311,8 +311,12 @@ def strip(name: str, values: np.ndarray, limit: float, seconds: float) -> tables
     return pages.rows([(name, pages.strip(cells, limit, label), f"± {limit:.3g}")], ticks)
 
 
+CHANGE_COLORS = ("louder than usual in the most similar normal clips", "softer")  # for `pages.legend`
+
+
 def change(found: changes.Change, whole: bool = True) -> tables.Html:
-    """What changed in a clip: in words, as a strip along the clip, and (whole) over time and frequency.
+    """What changed in a clip: in words, as a strip along the clip, and (whole) over time and frequency, with
+    the legend.
 
     Notebook: 06_embeddings
     """
@@ -324,7 +328,7 @@ def change(found: changes.Change, whole: bool = True) -> tables.Html:
         title = "level above the usual level of the most similar normal clips"
         limits = (-MOST_DB, MOST_DB)
         parts.append(picture(found.difference, title=title, unit="dB", colors="PuOr_r", limits=limits))
-    parts.append(pages.legend("louder than usual in the most similar normal clips", "softer"))
+        parts.append(pages.legend(*CHANGE_COLORS))
     return tables.Html("".join(parts))
 
 
