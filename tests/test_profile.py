@@ -22,9 +22,9 @@ def test_the_innermost_frame_that_says_something_decides(inner, share):
     assert study.share((STACK + inner).split(";")) == share
 
 
-def test_the_seconds_of_each_process_are_divided_as_its_stacks_are_and_none_is_lost():
+def test_the_seconds_of_each_process_are_divided_as_its_stacks_are_and_none_is_lost(tmp_path):
     stacks = f'{STACK} 3\n{STACK};log_mel (asdlib/features.py:5) 1\nprocess 1:"asd";main (a.py:1) 9'
-    runs = Path("/home/x/runs")
+    runs = tmp_path / "runs"
     job = runs / "demo" / "seed0" / "03_baseline" / "fan"
     watch = types.SimpleNamespace(cpu_s={1: 5.0, 2: 8.0, 3: 0.5}, folder={1: Path("/"), 2: job, 3: Path("/")})
     found = study.works(stacks, watch, runs).groupby(["job", "share"])["seconds"].sum().to_dict()

@@ -201,7 +201,7 @@ class Detector(abc.ABC):
         if self.accepted:
             raise errors.InputError(f"{self.name} has accepted clips already; accept all of them at once")
         there, every, group = self.at(clips.store), np.arange(len(clips)), self.group_of(clips.table)
-        items = [there._compared(clips.rows[[i]]) for i in every]
+        items = [there.compared(clips.rows[[i]]) for i in every]
 
         def among(chosen: np.ndarray) -> Self:
             other, names = copy.copy(self), pd.unique(group[chosen])
@@ -416,7 +416,7 @@ class Detector(abc.ABC):
     def _prepare(self) -> None:  # noqa: B027
         """After training: make what scoring needs beside the network, such as references."""
 
-    def _compared(self, rows: np.ndarray) -> np.ndarray:
+    def compared(self, rows: np.ndarray) -> np.ndarray:
         """What is compared with references, of clips: (items, dim)."""
         return self._embed(rows)[0]
 

@@ -63,9 +63,6 @@ class Classifier(ClassifierTraining, Detector):
         self.trained_target = self.store.clips["domain"].to_numpy()[self.train_rows] == "target"
         self.train_vectors, self._backends = self.compared(self.train_rows), {}
 
-    def _compared(self, rows: np.ndarray) -> np.ndarray:
-        return self.compared(rows)
-
     def _accept(self) -> None:
         self._backends = {}
 

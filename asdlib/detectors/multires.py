@@ -133,7 +133,8 @@ class MultiResolution(Detector):
             ]
             self.scales[group] = [ZScore.fit(scores) for scores in self.left_out[own].T]
 
-    def _compared(self, rows: np.ndarray) -> np.ndarray:
+    def compared(self, rows: np.ndarray) -> np.ndarray:
+        """All views side by side, float64 (clips, features)."""
         return self._features(rows)
 
     _accept = _remember
