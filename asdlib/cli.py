@@ -760,6 +760,10 @@ def _score(args: argparse.Namespace) -> int:
         raise errors.InputError(
             "no file came, expected recordings, folders of them, or - and a list of paths on stdin"
         )
+    if (args.yes and not args.accept) or (args.accept and args.explain):
+        raise errors.InputError(
+            "--yes came without --accept, or --accept with --explain; add --accept, or leave one out"
+        )
     exported = (Path(args.study) / "manifest.json").is_file()
     if exported and (args.machine or args.system or args.seed is not None or args.explain or args.accept):
         raise errors.InputError(

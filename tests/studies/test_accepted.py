@@ -14,7 +14,7 @@ from commands import asd_here
 from test_export import run_of, scored_alike
 from test_scorer import ready, trained  # noqa: F401 — a fixture
 
-from asdlib import detectors, errors
+from asdlib import cli, detectors, errors
 from asdlib.data.store import Clips, in_memory
 from asdlib.detectors import base
 from asdlib.scoring.thresholds import gamma_threshold
@@ -185,3 +185,9 @@ def test_a_false_alarm_of_a_study_is_accepted_withdrawn_and_revoked(smoke, tmp_p
     assert ["1 accepted clip withdrawn", True] in facts["warnings"]
     assert "revoked" in asd_here("accepted", "smoke", "--home", home, "--revoke", path).stdout
     assert ",anomaly," in asd_here(*strict).stdout
+
+
+@pytest.mark.parametrize("words", [["--yes"], ["--accept", "--explain", "why"]])
+def test_options_that_do_not_go_together_are_refused(words, capsys):
+    assert cli.main(["score", "smoke", "a.wav", *words]) == 2
+    assert "--yes came without --accept, or --accept with --explain" in capsys.readouterr().err
