@@ -51,7 +51,7 @@ def _run(args: argparse.Namespace) -> None:
 
     from asdlib import io
     from asdlib.evaluation import comparison
-    from asdlib.studies import config, jobs, runner, sweeps
+    from asdlib.studies import config, jobs, runner, stages, sweeps
     from asdlib.studies import study as studies
     from asdlib.studies.report import claims_text, metrics_text
     from asdlib.viz import claims
@@ -59,7 +59,7 @@ def _run(args: argparse.Namespace) -> None:
     study, overrides = _asked(args)
     only = args.stages.split(",") if args.stages else []
     for name in only:
-        studies.stage_of(name)
+        stages.stage_of(name)
     run = studies.open_run(study, overrides, args.home)
     if args.dry_run:
         opened = sweeps.of(run)
@@ -78,7 +78,7 @@ def _run(args: argparse.Namespace) -> None:
         run, study, overrides, only, where=runner.Executor(args.workers, args.scheduler)
     )
     ending = []
-    if run.finished(*studies.jobs(run)[-1]):
+    if run.finished(*stages.jobs(run)[-1]):
         with io.refused(run.folder / "metrics.csv", "metrics"):
             found, controls = (pd.read_csv(run.folder / name) for name in ("metrics.csv", "controls.csv"))
             pairs = comparison.all_pairs(io.scores(run.folder / "scores.parquet"), run.cfg.metrics, run.seed)
@@ -234,7 +234,7 @@ def _open(args: argparse.Namespace) -> None:
     import subprocess
     import webbrowser
 
-    from asdlib.studies import home
+    from asdlib.studies import home, stages
     from asdlib.studies import study as studies
 
     run = studies.open(_name(args.study), args.home)
@@ -243,7 +243,7 @@ def _open(args: argparse.Namespace) -> None:
         print(page)
         webbrowser.open(page.as_uri())
         return
-    path = home.notebooks(args.home) / f"{studies.stage_of(args.notebook).notebook}.ipynb"
+    path = home.notebooks(args.home) / f"{stages.stage_of(args.notebook).notebook}.ipynb"
     subprocess.run([sys.executable, "-m", "jupyter", "lab", str(path)], check=False)
 
 
@@ -854,13 +854,14 @@ def _submit(args: argparse.Namespace) -> None:
     from asdlib.evaluation import challenge
     from asdlib.scoring.fusion import with_composed
     from asdlib.studies import scorer as scoring_files
+    from asdlib.studies import stages
     from asdlib.studies import study as studies
 
     run = studies.open(_name(args.study), args.home, args.seed, args.data_root)
     every, views = (run.cfg.systems, run.cfg.fusion.views), run.cfg.fusion.views
     known = list(with_composed(*every))
     system = errors.check_choice("system", args.system or scoring_files.final_system(*every), known)
-    scoring_files.refuse_stale(run, studies.jobs(run), scoring_files.detectors_of(system, views=views))
+    scoring_files.refuse_stale(run, stages.jobs(run), scoring_files.detectors_of(system, views=views))
     scores = io.scores(run.folder / "scores.parquet")
     files = challenge.write(args.out, run.clips, run.problems, scores, run.cfg.metrics, system, run.seed)
     print(f"{args.out}: {len(files)} files of {len(run.machines)} machines, system {system}, seed {run.seed}")

@@ -43,7 +43,8 @@ from asdlib.detectors.base import detect, machine_rows
 from asdlib.detectors.classifier import Classifier
 from asdlib.models import oevae, precision, training
 from asdlib.models.autoencoder import Autoencoder, Vectors
-from asdlib.studies import study
+from asdlib.studies import stages, study
+from asdlib.studies.run import Run
 
 PACKAGE = Path(cli.__file__).parent
 GPU = torch.device("cuda", 0)
@@ -361,7 +362,7 @@ def full(*_):
 
 def test_a_gpu_that_is_too_small_is_said_with_what_to_change(context, tmp_path, monkeypatch):
     monkeypatch.setattr(oevae.OEVAE, "loss", full)
-    run = study.Run(context.cfg, tmp_path, 0, study.stage_of("05"), "pump")
+    run = Run(context.cfg, tmp_path, 0, stages.stage_of("05"), "pump")
     run.__dict__["store"] = context.store
     advice = "use a smaller oevae.batch, classifier.batch or autoencoder.batch, or --device cpu"
     words = rf"^oevae of pump: the GPU has too little memory \({FULL}\); {advice}$"

@@ -46,7 +46,8 @@ from asdlib.data.store import Clips, _open, open_store
 from asdlib.evaluation import detectability, metrics
 from asdlib.models import training
 from asdlib.settings import to_tree
-from asdlib.studies import artifacts, config, report, study
+from asdlib.studies import artifacts, config, report, stages, study
+from asdlib.studies.run import Run
 from asdlib.studies.runner import parameters
 from asdlib.viz import plots, report_plots, tables
 
@@ -551,7 +552,7 @@ def finished(context, tmp_path_factory):
         ("oevae", "05", "pump"),
         ("classifier", "04", ""),
     ):
-        run = study.Run(context.cfg, home, 0, study.stage_of(stage), of or "pump")
+        run = Run(context.cfg, home, 0, stages.stage_of(stage), of or "pump")
         run.__dict__["store"] = context.store
         _, scores, _ = run.fit_or_load(name)
         scored = run.detector_folder(name, of, 0)

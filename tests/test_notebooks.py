@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from asdlib.studies import study
+from asdlib.studies import stages
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 BOOKS = sorted(NOTEBOOKS.glob("*.ipynb"))
@@ -74,7 +74,7 @@ def test_notebook_keeps_the_rules(path):
 
 
 def test_every_stage_has_its_notebook():
-    assert [stage.notebook for stage in study.STAGES] == [path.stem for path in BOOKS]
+    assert [stage.notebook for stage in stages.STAGES] == [path.stem for path in BOOKS]
 
 
 def breach(change):

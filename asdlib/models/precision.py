@@ -7,7 +7,7 @@ channels_last (`python -m tests.bench layouts`). Networks that are not in NETWOR
 
 `auto` is bf16 where the device multiplies bfloat16 matrices in hardware, else float32: the same machine
 always trains alike. What it comes to is part of the digest of what was trained with it. A runner decides it
-for all its jobs, on whatever machine they run (`StudyPaths.auto`).
+for all its jobs, on whatever machine they run (`Run.auto`).
 
 Source: METHOD 8.2. Notebooks: 04_classifier, 05_oevae.
 """

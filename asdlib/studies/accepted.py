@@ -81,7 +81,7 @@ def among(folder: Path, clips: pd.DataFrame) -> np.ndarray:
 def asked(run, ready: Scorer, paths: Sequence[str | Path]) -> tuple[pd.DataFrame, list[np.ndarray]]:
     """Recordings that are to be accepted, as `of` gives those that were.
 
-    run : study.Run.  ready : of `run.scorer`
+    run : run.Run.  ready : of `run.scorer`
     raises : errors.InputError for a file that cannot be scored, a training clip, and one that was accepted
     """
     train = run.clips[(run.clips["split"] == "train") & (run.clips["machine"] == ready.machine)]
@@ -134,7 +134,7 @@ def revoke(folder: Path, words: Sequence[str]) -> pd.DataFrame:
 def preview(run, before: Scorer, paths: Sequence[str | Path]) -> tuple[str, pd.DataFrame, list[np.ndarray]]:
     """What accepting recordings would change, in words; and the recordings, as `keep` takes them.
 
-    run : study.Run.  before : of `run.scorer`.  paths : recordings
+    run : run.Run.  before : of `run.scorer`.  paths : recordings
     returns : the threshold, their scores, and decisions on the study's test clips that would be others
     """
 
@@ -170,7 +170,7 @@ def preview(run, before: Scorer, paths: Sequence[str | Path]) -> tuple[str, pd.D
 def accept(run, ready: Scorer, paths: Sequence[str | Path], keep_them: bool = False) -> str:
     """Say what accepting recordings as normal changes, and keep them if that is wanted.
 
-    run : study.Run.  ready : of `run.scorer`.  Notebook: 06_embeddings
+    run : run.Run.  ready : of `run.scorer`.  Notebook: 06_embeddings
     raises : errors.InputError as `asked`, and while the study is being run
     """
     words, table, samples = preview(run, ready, paths)

@@ -131,7 +131,7 @@ def write(
 ) -> list[Path]:
     """Pages of recordings that were scored, and their lines in nearest.csv.
 
-    run : study.Run.  paths, scores : recordings and their rows of `ready(paths)`.  first : number of the
+    run : run.Run.  paths, scores : recordings and their rows of `ready(paths)`.  first : number of the
         first in the pages' names
     returns : the pages; none for a recording that could not be scored
     """

@@ -48,7 +48,7 @@ FOR_NOTEBOOKS = {"oevae": {"embeddings.safetensors"}}  # that scoring does not r
 def write(run, ready: Scorer, out: str | Path) -> str:
     """Export the detectors of a scorer.
 
-    run : study.Run.  ready : of `run.scorer`.  out : folder to make, or an empty one
+    run : run.Run.  ready : of `run.scorer`.  out : folder to make, or an empty one
     returns : in words what lies there, its size, and the seconds that exporting and scoring took
     raises : errors.InputError where `out` holds something, and where the folder would not score as the study
     """

@@ -24,7 +24,8 @@ from pathlib import Path
 from asdlib.data import index
 from asdlib.settings import digest
 from asdlib.studies import artifacts
-from asdlib.studies.study import STAGES, Run, Stage, jobs
+from asdlib.studies.run import Run
+from asdlib.studies.stages import STAGES, Stage, jobs
 
 MOST = 4  # reasons that are printed for a job
 

@@ -104,7 +104,7 @@ def data_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def limits(run, found: report.Findings) -> list[str]:
-    """What the results do not say, as far as the study's own data tell. run : study.Run"""
+    """What the results do not say, as far as the study's own data tell. run : run.Run"""
     counted = found.decisions[found.decisions["method"] == "empirical"].groupby("system")["machine"].nunique()
     place = "The results hold for these machines, microphones and places; another place is another sound."
     return [
@@ -126,7 +126,7 @@ def limits(run, found: report.Findings) -> list[str]:
 
 
 def text(run, found: report.Findings) -> str:
-    """The card. run : study.Run.  found : of `report.findings`"""
+    """The card. run : run.Run.  found : of `report.findings`"""
     cfg, share = run.cfg, 1 - run.cfg.metrics.decision_quantile
     changed = report.settings(cfg)
     changed = changed[

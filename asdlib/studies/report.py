@@ -217,7 +217,7 @@ class Findings:
 
 
 def findings(run, scores: pd.DataFrame) -> Findings:
-    """Measure, compare and word the scores of a study.  run : study.Run.  scores : of `Run.collect`"""
+    """Measure, compare and word the scores of a study.  run : run.Run.  scores : of `Run.collect`"""
     cfg, (table, controls) = run.cfg, run.measure(scores)
     decisions = metrics.decisions(scores, cfg.metrics)
     alarms = metrics.false_alarms(scores, run.unseen(scores), decisions, cfg.metrics.confidence)
@@ -304,7 +304,7 @@ def claims_table(found: Findings) -> tables.Html:
 def views_table(run, scores: pd.DataFrame) -> tables.Html:
     """The fusion of views beside itself without each of them, by Ω over all machines, paired.
 
-    run : study.Run.  scores : of `Run.collect`.  Notebook: 09_report
+    run : run.Run.  scores : of `Run.collect`.  Notebook: 09_report
     """
     cfg = run.cfg
     if not (scores["split"] == "test").any():
@@ -407,7 +407,7 @@ def clip_cards(run, found: Findings) -> tables.Html:
     """Notable clips of the system of the findings, each beside the normal training clip that sounds most
     alike: what changed in words, log-mel, player, score against the threshold.
 
-    run : study.Run; its setting report.players bounds the players.  Alike, and what changed, is by the sound
+    run : run.Run; its setting report.players bounds the players.  Alike, and what changed, is by the sound
         (`changes.Normals`), whatever the system.  Notebook: 09_report
     """
     shown = notable(found.places[found.places["system"] == found.system], run.cfg.report.players // 2)

@@ -36,7 +36,9 @@ from asdlib.studies import artifacts, forks, report, sweeps
 from asdlib.studies import notebook as kernels
 from asdlib.studies.jobs import Job, job_state, plan
 from asdlib.studies.notebook import JobResult, JobSpec, KernelLostError, export
-from asdlib.studies.study import OVERRIDES, Run, Stage
+from asdlib.studies.run import Run
+from asdlib.studies.stages import Stage
+from asdlib.studies.study import OVERRIDES
 from asdlib.viz import pages, tables
 
 JOB_GB = 3.0  # of memory that a job may take

@@ -281,7 +281,7 @@ class Scorer:
 def of(run, jobs: Sequence[tuple], machine: str = "", system: str = "") -> Scorer:
     """The scorer of one machine of a finished study, with what was accepted as normal.
 
-    run : study.Run.  jobs : study.jobs(run).  machine : "" is the study's only one; <machine>_<section> where
+    run : run.Run.  jobs : stages.jobs(run).  machine : "" is the study's only one; <machine>_<section> where
         sections are judged apart
     system : "" is `final_system`
     raises : errors.InputError for an unknown machine or system, and where something is not finished or out of

@@ -31,7 +31,8 @@ from asdlib.evaluation import comparison, metrics
 from asdlib.scoring import fusion
 from asdlib.settings import digest
 from asdlib.studies import config
-from asdlib.studies.study import Run, load
+from asdlib.studies.run import Run
+from asdlib.studies.study import load
 from asdlib.viz import plots, tables
 
 REFERENCE = "as the study"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from asdlib import cli, errors, io
-from asdlib.studies import artifacts, compare, config, home, study
+from asdlib.studies import artifacts, compare, config, home, stages, study
 
 ROOT = Path(__file__).resolve().parents[2]
 SERIES = sorted(
@@ -76,7 +76,7 @@ def test_studies_are_those_of_home(work, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for run in (study.open_run("mine", home=work), study.open_run("mine", [], str(work), 0)):
         assert (run.home, run.cfg.about, run.cfg.seeds) == (work, "mine", config.load("smoke").seeds)
-        assert run.notebook(study.STAGES[0]) == work / "notebooks" / "01_data.ipynb"
+        assert run.notebook(stages.STAGES[0]) == work / "notebooks" / "01_data.ipynb"
     with pytest.raises(errors.InputError, match="unknown study 'mine'"):
         study.open_run("mine")
     with pytest.raises(errors.InputError, match=f"mine was not run to its end in {work}"):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from asdlib.settings import digest
-from asdlib.studies import artifacts, study, sweeps
+from asdlib.studies import artifacts, stages, study, sweeps
 from asdlib.studies import jobs as graph
 
 SMALL = [
@@ -64,7 +64,7 @@ def test_training_waits_for_nothing_readers_for_what_they_read_and_the_last_for_
         needs = {by_key[key].stage.notebook[:2] for key in job.needs}
         if job.stage.detectors or job.stage.notebook < "03":
             assert not needs
-        elif job.stage is study.STAGES[-1]:
+        elif job.stage is stages.STAGES[-1]:
             assert set(job.needs) == set(by_key) - {job.key}
         else:  # 08 and 06 show the scores of other systems too
             expected = {"06": {"03", "04", "05"}, "07": {"05"}, "08": {"04", "05"}}[job.stage.notebook[:2]]

@@ -13,7 +13,9 @@ from asdlib.data.decode import sample_digest
 from asdlib.data.store import in_memory
 from asdlib.detectors import DETECTORS
 from asdlib.models import classifier, oevae
-from asdlib.studies import study
+from asdlib.studies import run as studies_run
+from asdlib.studies import stages
+from asdlib.studies.run import EMBEDDINGS, Run
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ STAGE_OF = dict.fromkeys(("baseline_knn", "multires", "pretrained", "autoencoder
 def compute(context, home, name, store=None, **settings):
     """A detector of the pump through the store by key; settings of its section, or nested as dicts."""
     cfg = context.cfg.replace(**{name: settings})
-    run = study.Run(cfg, home, 0, study.stage_of(STAGE_OF[name]), "pump")
+    run = Run(cfg, home, 0, stages.stage_of(STAGE_OF[name]), "pump")
     run.__dict__["store"] = context.store if store is None else store
     return run.fit_or_load(name)
 
@@ -121,7 +123,7 @@ def test_scores_after_a_change_are_those_of_a_fresh_computation(context, tmp_pat
 
 
 def test_what_beta_measures_moves_the_key_of_scores_and_not_that_of_training(context, tmp_path):
-    run = study.Run(context.cfg, tmp_path, 0, study.stage_of("05"), "pump")
+    run = Run(context.cfg, tmp_path, 0, stages.stage_of("05"), "pump")
     run.__dict__["store"] = context.store
     base, keys = context.cfg.oevae, set()
     changes = ({"layers": ("layer1",)}, {"pooling": "bands"}, {"backend": "local_density"})
@@ -162,13 +164,13 @@ def test_damaged_embeddings_are_made_again_and_that_is_said(context, tmp_path, c
     compute(context, tmp_path, "classifier")
     every = count()["embedded"]
     (shard,) = tmp_path.glob("runs/artifacts/classifier-*-embeddings-*")
-    content = (shard / study.EMBEDDINGS).read_bytes()
-    (shard / study.EMBEDDINGS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    content = (shard / EMBEDDINGS).read_bytes()
+    (shard / EMBEDDINGS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     compute(context, tmp_path, "classifier", backend="knn")
     seen = count()
     assert seen["trained"] == [] and 0 < len(seen["embedded"]) <= len(every)
-    assert f"{study.EMBEDDINGS} is damaged; embedded again" in capsys.readouterr().out
-    assert (shard / study.EMBEDDINGS).read_bytes() == content
+    assert f"{EMBEDDINGS} is damaged; embedded again" in capsys.readouterr().out
+    assert (shard / EMBEDDINGS).read_bytes() == content
 
 
 def test_embeddings_that_were_cut_short_are_made_again(context, tmp_path, count, monkeypatch):
@@ -177,7 +179,7 @@ def test_embeddings_that_were_cut_short_are_made_again(context, tmp_path, count,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(study, "save_file", torn)
+        patch.setattr(studies_run, "save_file", torn)
         compute(context, tmp_path, "classifier")
     count()
     _, scores, _ = compute(context, tmp_path, "classifier")
@@ -290,17 +292,17 @@ def test_outputs_counts_and_kernels_of_a_notebook_do_not_count(tmp_path):
     }
     path = tmp_path / "a.ipynb"
     path.write_text(json.dumps(book))
-    first = study.code_cells(path)
+    first = stages.code_cells(path)
     book["cells"][0] |= {
         "outputs": [{"output_type": "stream", "name": "stdout", "text": "1"}],
         "execution_count": 3,
     }
     book["metadata"] = {"kernelspec": {"name": "other"}, "widgets": {}}
     path.write_text(json.dumps(book, indent=4))
-    assert study.code_cells(path) == first
+    assert stages.code_cells(path) == first
     book["cells"][0]["source"] = ["x = 2"]
     path.write_text(json.dumps(book))
-    assert study.code_cells(path) != first
+    assert stages.code_cells(path) != first
 
 
 def test_a_damaged_network_is_trained_again(context, tmp_path, count):
@@ -316,7 +318,7 @@ def test_a_damaged_network_is_trained_again(context, tmp_path, count):
 
 def test_scores_of_other_code_are_used_with_a_note(context, tmp_path, package, capsys):
     compute(context, tmp_path / "home", "baseline_knn")
-    run = study.Run(context.cfg, tmp_path / "home", 0, study.stage_of("03"), "pump")
+    run = Run(context.cfg, tmp_path / "home", 0, stages.stage_of("03"), "pump")
     run.__dict__["store"] = context.store
     made = run.detector_folder("baseline_knn", "pump", 0)
     stage = run.stage_folder(run.stage, 0, "pump")

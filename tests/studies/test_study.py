@@ -9,7 +9,8 @@ import torch
 from asdlib import cli, errors, io
 from asdlib.data import synthetic
 from asdlib.models import training
-from asdlib.studies import artifacts, config, study
+from asdlib.studies import artifacts, config, stages, study
+from asdlib.studies.run import Run
 
 
 def run(name, *overrides):
@@ -21,7 +22,7 @@ def names(jobs):
 
 
 def test_stages_run_per_machine_and_per_seed():
-    found = names(study.jobs(run("demo", "seeds=[0, 1]")))
+    found = names(stages.jobs(run("demo", "seeds=[0, 1]")))
     expected = [
         "01  0",
         "02  0",
@@ -32,8 +33,8 @@ def test_stages_run_per_machine_and_per_seed():
 
 
 def test_stages_that_serve_no_system_of_the_study_are_left_out():
-    assert {name[:2] for name in names(study.jobs(run("real")))} == {"01", "02", "03", "09"}
-    assert {name[:2] for name in names(study.jobs(run("demo", "systems=['oevae']")))} == {
+    assert {name[:2] for name in names(stages.jobs(run("real")))} == {"01", "02", "03", "09"}
+    assert {name[:2] for name in names(stages.jobs(run("demo", "systems=['oevae']")))} == {
         "01",
         "02",
         "05",
@@ -42,7 +43,7 @@ def test_stages_that_serve_no_system_of_the_study_are_left_out():
         "08",
         "09",
     }
-    assert "06" in {name[:2] for name in names(study.jobs(run("demo", "systems=['classifier']")))}
+    assert "06" in {name[:2] for name in names(stages.jobs(run("demo", "systems=['classifier']")))}
 
 
 def test_a_stage_that_serves_nothing_is_refused_by_name():
@@ -50,9 +51,9 @@ def test_a_stage_that_serves_nothing_is_refused_by_name():
         errors.InputError,
         match=r"stage 05_oevae serves oevae, the study has baseline_knn, .*; add it to systems",
     ):
-        study.jobs(run("real"), ["05"])
+        stages.jobs(run("real"), ["05"])
     with pytest.raises(errors.InputError, match="unknown system 'oeva'; did you mean oevae"):
-        study.jobs(run("demo", "systems=['oeva']"))
+        stages.jobs(run("demo", "systems=['oeva']"))
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def test_what_a_gpu_computed_is_read_and_more_is_computed_here(small, monkeypatc
     """
     auto = [f"data.roots={[str(root) for root in small.roots]}", "precision='auto'"]
     run, gpu = study.open_run("smoke", auto, small.home), torch.device("cuda")
-    run.device, run.auto, run.stage, run.machine = gpu, "bf16", study.stage_of("05"), "fan"
+    run.device, run.auto, run.stage, run.machine = gpu, "bf16", stages.stage_of("05"), "fan"
     with monkeypatch.context() as patch:
         patch.setenv(io.HOLDS, str(run.study_folder))
         patch.setattr(training, "pick_device", lambda _: gpu)
@@ -158,7 +159,7 @@ def test_a_clip_is_unseen_where_no_network_behind_the_system_saw_it(small):
     views = "fusion.views=['baseline_knn', 'oevae/beta']"
     run = study.open_run("smoke", [*small.overrides, *changes, views], small.home)
     held_out = set()
-    for stage, _, machine in [job for job in study.jobs(run) if job[0].detectors]:
+    for stage, _, machine in [job for job in stages.jobs(run) if job[0].detectors]:
         run.stage, run.machine = stage, machine
         for name in run.detectors:
             detector, _, _ = run.fit_or_load(name)
@@ -173,7 +174,7 @@ def test_a_clip_is_unseen_where_no_network_behind_the_system_saw_it(small):
 
 
 def test_a_study_without_embeddings_has_no_space(small):
-    assert study.Run(config.load("smoke", ["systems=['baseline_knn']"]), small.home, 0).spaces() == []
+    assert Run(config.load("smoke", ["systems=['baseline_knn']"]), small.home, 0).spaces() == []
 
 
 def test_the_ensemble_needs_no_setting_and_takes_none():
@@ -200,7 +201,7 @@ def test_the_tuner_says_that_it_needs_oevae():
         errors.InputError,
         match=r"stage 08_tuning serves oevae, the study has baseline_knn, .*; add it to systems",
     ):
-        study.jobs(run("real"), ["08"])
+        stages.jobs(run("real"), ["08"])
 
 
 def test_other_settings_make_a_study_of_their_own_name(tmp_path):

@@ -9,7 +9,7 @@ from commands import asd, asd_here
 
 from asdlib import errors, schemas
 from asdlib.evaluation import metrics
-from asdlib.studies import jobs, study, sweeps
+from asdlib.studies import jobs, stages, study, sweeps
 
 TREE = """
 seeds = [0, 1]
@@ -73,7 +73,7 @@ def test_variants_of_one_short_name_are_told_apart():
 def test_a_job_lies_where_its_settings_put_it(toml, tmp_path):
     """The study's own where a variant does not touch it, and one folder for variants that agree."""
     opened = sweeps.of(study.open_run(toml, [], tmp_path))
-    three = study.stage_of("03")
+    three = stages.stage_of("03")
     place = {
         name: run.stage_folder(three, 1, "fan").relative_to(run.study_folder).as_posix()
         for name, run in opened.items()
@@ -97,14 +97,14 @@ def test_a_notebook_opens_the_variant_that_the_runner_means(toml, tmp_path):
     run = study.open_run(toml, given, tmp_path, seed=1)
     assert (run.cfg.autoencoder.epochs, run.cfg.fusion.normalize) == (4, "rank")
     meant = sweeps.of(study.open_run(toml, [], tmp_path))["epochs=4,normalize=rank"]
-    three = study.stage_of("03")
+    three = stages.stage_of("03")
     assert run.digest(three, 1, "fan") == meant.digest(three, 1, "fan") and meant.overrides == given
     assert run.scores_of(three, 1, "fan") == meant.scores_of(three, 1, "fan")
 
 
 def test_another_sweep_makes_the_report_stale_and_no_training(toml, tmp_path):
     one, other = (study.open_run(toml, given, tmp_path) for given in ([], ["sweep.oevae.epochs=[3]"]))
-    *before, report = study.STAGES
+    *before, report = stages.STAGES
     assert one.digest(report, 0) != other.digest(report, 0)
     assert [one.digest(stage, 0) for stage in before] == [other.digest(stage, 0) for stage in before]
 

@@ -1,0 +1,128 @@
+"""The notebooks of a study: how often each runs, and what it trains, reads and is shaped by.
+
+A `Stage` is one notebook; a job is a stage for one seed and machine. Source: METHOD 8.2. Notebooks: none
+(`run`, `jobs`, `runner`)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asdlib import errors
+from asdlib.detectors import SYSTEMS
+
+if TYPE_CHECKING:
+    from asdlib.studies.run import Run
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One notebook of the series: how often it runs, and the settings that shape what it writes."""
+
+    notebook: str
+    per_machine: bool
+    per_seed: bool
+    sections: tuple[str, ...]  # of the settings
+    detectors: tuple[str, ...] = ()  # that it trains
+    reads: tuple[str, ...] = ()  # detectors of earlier stages that it is of no use without
+    shows: tuple[str, ...] = ()  # others that it reads where the study has them
+
+    def serves(self, systems: Sequence[str]) -> bool:
+        """Whether a study of these systems has a use for the stage."""
+        for system in systems:
+            errors.check_choice("system", system, list(SYSTEMS))
+        about = self.detectors + self.reads
+        return not about or any(SYSTEMS[system] in about for system in systems)
+
+
+BASELINES = ("baseline_knn", "multires", "pretrained", "autoencoder")
+EVERY = (*BASELINES, "oevae", "classifier")
+SHOWN = (*EVERY, "fusion", "metrics", "report")
+STAGES = (
+    Stage("01_data", False, False, ("report", "oevae.condition")),
+    Stage(
+        "02_preprocessing",
+        False,
+        False,
+        ("report", "oevae.condition", "oevae.features", "oevae.smote", "classifier"),
+    ),
+    Stage("03_baseline", True, True, (*BASELINES, "metrics"), BASELINES),
+    Stage("04_classifier", False, True, ("classifier", "metrics"), ("classifier",)),
+    Stage("05_oevae", True, True, ("oevae", "fusion", "metrics"), ("oevae",)),
+    Stage(
+        "06_embeddings",
+        False,
+        True,
+        ("systems", "maps", *SHOWN),
+        reads=("oevae", "classifier"),
+        shows=BASELINES,
+    ),
+    Stage("07_latents", False, True, ("oevae",), reads=("oevae",)),
+    Stage(
+        "08_tuning",
+        False,
+        False,
+        ("systems", "seeds", "oevae", "classifier", "fusion", "metrics"),
+        reads=("oevae",),
+        shows=("classifier",),
+    ),
+    Stage(
+        "09_report",
+        False,
+        False,
+        ("name", "about", "include", "chosen_by", "systems", "seeds", *SHOWN),
+        shows=EVERY,
+    ),
+)
+
+
+def stage_of(notebook: str) -> Stage:
+    """The stage of a notebook's name or number.  raises : errors.InputError for an unknown one"""
+    for stage in STAGES:
+        if notebook in (stage.notebook, stage.notebook[:2]):
+            return stage
+    raise errors.InputError(
+        f"unknown stage {notebook!r}; known: {', '.join(stage.notebook for stage in STAGES)}"
+    )
+
+
+OUTPUTS = {
+    "08_tuning": ("tuned.toml",),
+    "09_report": ("clips.parquet", "scores.parquet", "metrics.csv", "controls.csv"),
+}  # of a stage, outside its folder
+
+
+def jobs(run: Run, only: Sequence[str] = ()) -> list[tuple[Stage, int, str]]:
+    """The notebooks of a study in order: (stage, seed, machine); stages that serve none of its systems are
+    left out.
+
+    raises : errors.InputError for such a stage that was asked for by name
+    """
+    chosen = [stage_of(name) for name in only]
+    for stage in chosen:
+        if not stage.serves(run.cfg.systems):
+            wanted = ", ".join(
+                system for system, name in SYSTEMS.items() if name in stage.detectors + stage.reads
+            )
+            raise errors.InputError(
+                f"stage {stage.notebook} serves {wanted}, the study has {', '.join(run.cfg.systems)}; add it"
+                " to systems"
+            )
+    chosen = chosen or [stage for stage in STAGES if stage.serves(run.cfg.systems)]
+    out = []
+    for stage in (stage for stage in STAGES if stage in chosen):
+        for seed in run.cfg.seeds if stage.per_seed else run.cfg.seeds[:1]:
+            out += [(stage, seed, machine) for machine in (run.machines if stage.per_machine else [""])]
+    return out
+
+
+def code_cells(notebook: Path) -> str:
+    """Digest of the code cells' sources of a notebook: outputs, counts, kernel and metadata do not count."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:16]
