@@ -787,9 +787,10 @@ def _score(args: argparse.Namespace) -> int:
 
 
 def _scored(args: argparse.Namespace, run, files: list[Path], ready) -> int:
-
-    from asdlib.studies import explain_report
     from asdlib.studies import scorer as scoring_files
+
+    if args.explain:
+        from asdlib.studies import explain_report  # here: drawing takes a second to import
 
     print(ready.about(), file=sys.stderr)
     bad, odd = 0, []

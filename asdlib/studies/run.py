@@ -240,9 +240,11 @@ class Run:
         return notebooks(self.home) / f"{stage.notebook}.ipynb"
 
     def shaped_by(self, stage: Stage, seed: int, machine: str = "") -> dict:
-        """Everything that shapes a stage, by name: settings, recordings, code, notebook, device, seed,
-        machine.
-        """
+        """Everything that shapes a stage, by name: code, and what `given_to` says."""
+        return self.given_to(stage, seed, machine) | {"code": artifacts.code_digest()}
+
+    def given_to(self, stage: Stage, seed: int, machine: str = "") -> dict:
+        """What shapes a stage beside code: settings, recordings, notebook, device, seed, machine."""
         cfg = self.cfg.model_dump()
         names = (*stage.sections, "precision")
         settings = {name: functools.reduce(dict.__getitem__, name.split("."), cfg) for name in names}
@@ -257,7 +259,6 @@ class Run:
             **({"accepted": known} if known else {}),
             "settings": settings,
             "recordings": self.store.fingerprint,
-            "code": artifacts.code_digest(),
             "notebook": code_cells(self.notebook(stage)),
             "device": self.device.type,
             "seed": seed if stage.per_seed else None,

@@ -321,7 +321,7 @@ def refuse_stale(run, jobs: Sequence[tuple], detectors: Sequence[str], machine: 
             odd += [] if all(run.has(name, of_machine, seed) for name in names) else [where]
     folder = run.stage_folder(stage, seed, of_machine)  # the last one gathers
     whole = (folder / "DONE").is_file() and not artifacts.corrupt_files(folder)
-    differ = artifacts.changes(folder, run.shaped_by(stage, seed, of_machine)) if whole else []
+    differ = artifacts.changes(folder, run.given_to(stage, seed, of_machine)) if whole else []
     differ = [words for words in differ if words != artifacts.ACCEPTED]  # of those the scorer knows itself
     old = differ and not artifacts.only_code(differ)
     odd += [where] if old or not whole or not (run.folder / "scores.parquet").is_file() else []
