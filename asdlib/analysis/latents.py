@@ -36,7 +36,7 @@ from safetensors.torch import load_file as load_tensors
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_selection import mutual_info_classif
 from sklearn.linear_model import LogisticRegression, RidgeCV
-from sklearn.metrics import balanced_accuracy_score, r2_score
+from sklearn.metrics import balanced_accuracy_score, r2_score, roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -302,9 +302,34 @@ def verdict(table: pd.DataFrame, alive: pd.DataFrame) -> str:
             f"z_c tells the domain {told} the embedding ({of_c:.2f} against {raw:.2f}, chance {chance:.2f})"
         )
     dead = count["z_c"] == 0 and not tie >= LOOSE
-    half = " α is a constant then, and scores nothing." if count["z_c"] == 0 else ""
+    half = " α is then nearly constant and tells nothing." if count["z_c"] == 0 else ""
     name = table["machine"].iloc[0]
     return f"{name}: {'this VAE is dead: ' if dead else ''}{'; '.join(words)}.{half}"
+
+
+def why_alpha(table: pd.DataFrame, value: float, low: float, high: float) -> str:
+    """Why α is below or above chance on one machine, in words: does it rank clips by the norm of h, and is
+    h of anomalies longer?
+
+    table : test clips with label, α and ‖h‖ (the mean norm of the clip's embeddings)
+    value, low, high : harmonic mean of the AUCs of α with its interval, NaN without labels.  Notebook:
+        05_oevae
+    """
+    follows = table["α"].corr(table["‖h‖"], "spearman")
+    verb = "ranks" if abs(follows) > 0.7 else "does not rank"
+    ranks = f"α {verb} clips by ‖h‖ (rank correlation {follows:+.2f})"
+    labeled = table[table["label"] != "unlabeled"]
+    if labeled["label"].nunique() < 2:
+        return f"{ranks}; without labels of both kinds there is no more to say."
+    side = (
+        "below chance" if high < 0.5 else "above chance" if low > 0.5 else "not distinguishable from chance"
+    )
+    auc = roc_auc_score(labeled["label"] == "anomaly", labeled["‖h‖"])
+    length = "shorter than" if auc < 0.45 else "longer than" if auc > 0.55 else "about as long as"
+    return (
+        f"α is {side} ({value:.2f} [{low:.2f}, {high:.2f}]). {ranks}; h of anomalies is {length} h of normal"
+        f" clips (AUC of ‖h‖ {auc:.2f})."
+    )
 
 
 def saturation(history: pd.DataFrame) -> str:

@@ -142,6 +142,24 @@ def panels(
     )
 
 
+def by_machine(machines: Sequence[str], height: float, label: str, alt: str, vector: bool = True):
+    """A figure and one axis per machine, up to four side by side; `label` of the y axes once in each row."""
+    columns = min(len(machines), 4)
+    rows = -(-len(machines) // columns)
+    figure, axes = panels(rows, columns, 0.5 + (height - 0.5) * rows, alt, vector=vector)
+    for spare in axes.ravel()[len(machines) :]:
+        spare.set_visible(False)
+    for first in axes[:, 0]:
+        first.set_ylabel(label)
+    return figure, axes.ravel()[: len(machines)]
+
+
+def log_axis(axis) -> None:
+    """A logarithmic y axis with plain numbers."""
+    axis.set_yscale("log")
+    axis.yaxis.set(major_formatter="{x:g}", minor_formatter=NullFormatter())
+
+
 def some(table: pd.DataFrame, what: str) -> pd.DataFrame:
     """The table, or a refusal if it has no row."""
     if table.empty:

@@ -95,7 +95,7 @@ def test_verdicts_say_what_is_dead_and_what_lives():
     assert "fan: this VAE is dead: z_d does not follow v" in say(
         dead
     ) and "0 of 5 channels of z_c are alive" in say(dead)
-    assert say(dead).endswith("α is a constant then, and scores nothing.")
+    assert say(dead).endswith("α is then nearly constant and tells nothing.")
     assert "dead" not in say(untied) and "z_d does not follow v" in say(untied)
 
 
@@ -168,6 +168,20 @@ def test_saturation_is_said():
         latents.saturation(history.assign(machine=0.2))
         == "The binary loss ends at 0.200 nats: the pseudo-anomalies still teach the extractor something."
     )
+
+
+def test_why_alpha_points_the_way_it_does():
+    length = np.arange(20.0)
+    short = pd.DataFrame({"label": np.where(length < 10, "anomaly", "normal"), "α": length, "‖h‖": length**2})
+    assert latents.why_alpha(short, 0.2, 0.1, 0.3) == (
+        "α is below chance (0.20 [0.10, 0.30]). α ranks clips by ‖h‖ (rank correlation +1.00); h of anomalies is"
+        " shorter than h of normal clips (AUC of ‖h‖ 0.00)."
+    )
+    even = short.assign(label=np.where(length % 2 == 0, "anomaly", "normal"), α=(7 * length) % 20)
+    told = latents.why_alpha(even, 0.48, 0.4, 0.6)
+    assert "not distinguishable from chance" in told and "α does not rank clips by ‖h‖" in told
+    assert "about as long as" in told
+    assert "without labels" in latents.why_alpha(short.assign(label="unlabeled"), np.nan, np.nan, np.nan)
 
 
 class Decoder(torch.nn.Module):

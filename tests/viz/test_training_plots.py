@@ -1,5 +1,5 @@
-"""Contract over MODEL_PLOTS: every figure draws, is labeled, repeats byte by byte, and copes with what is
-missing.
+"""Figures of networks, training and latents: each draws, is labeled, repeats byte by byte, and copes with
+what is missing.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from matplotlib.text import Text
 
 from asdlib import errors
 from asdlib.models import classifier, oevae
-from asdlib.viz import plots, training_plots
+from asdlib.viz import latent_plots, network_plots, plots, training_plots
 
 rng = np.random.default_rng(0)
 EPOCHS = np.arange(1, 5)
@@ -52,7 +52,7 @@ MEASURES = pd.DataFrame(
     [
         (m, s, of, "balanced accuracy", 0.8, 0.5)
         for m in ("fan", "valve")
-        for s in training_plots.SPACES
+        for s in latent_plots.SPACES
         for of in ("v", "domain")
     ],
     columns=["machine", "space", "of", "measure", "value", "chance"],
@@ -67,54 +67,60 @@ WALK = pd.DataFrame(
     }
 )
 INPUTS = {
-    "training_curves": (HISTORY, (3, 5)),
-    "kl_channels": (CHANNELS, "fan"),
-    "tie": (CLIPS,),
-    "knowledge": (MEASURES, "domain"),
-    "traversal": (WALK,),
-    "by_condition": (CLIPS,),
-    "interpolation": (
+    training_plots.oevae_curves: (HISTORY, (3, 5)),
+    latent_plots.kl_channels: (CHANNELS, "fan"),
+    latent_plots.tie: (CLIPS,),
+    latent_plots.knowledge: (MEASURES, "domain"),
+    latent_plots.traversal: (WALK,),
+    latent_plots.by_condition: (CLIPS,),
+    training_plots.interpolation: (
         rng.normal(size=(9, 2)),
         np.array(["source"] * 6 + ["target"] * 3),
         rng.normal(size=(4, 2)),
     ),
-    "network": (
-        [training_plots.Box("X", "1 × 8", 0, 0, "input"), training_plots.Box("h", "4", 0, 1)],
+    network_plots.network: (
+        [network_plots.Box("X", "1 × 8", 0, 0, "input"), network_plots.Box("h", "4", 0, 1)],
         [(0, 1)],
         "",
     ),
-    "exchange": (np.array([[0, 1], [1, 1]]), np.eye(2, 6), ["fft", "mel"]),
-    "steps": (pd.DataFrame({"step": EPOCHS, "L_machine": 0.7 / EPOCHS, "L_vae1": 100.0 / EPOCHS}),),
-    "priors": (),
-    "by_label": (CLIPS.assign(norm=CLIPS["score"] ** 2), "norm", "score"),
+    network_plots.exchange: (np.array([[0, 1], [1, 1]]), np.eye(2, 6), ["fft", "mel"]),
+    training_plots.steps: (
+        pd.DataFrame({"step": EPOCHS, "L_machine": 0.7 / EPOCHS, "L_vae1": 100.0 / EPOCHS}),
+    ),
+    latent_plots.priors: (),
+    latent_plots.by_label: (CLIPS.assign(norm=CLIPS["score"] ** 2), "norm", "score"),
 }
-NO_AXES = {"knowledge", "network", "exchange"}  # whose axes count machines, boxes or clips
+NO_AXES = {
+    latent_plots.knowledge,
+    network_plots.network,
+    network_plots.exchange,
+}  # whose axes count machines, boxes or clips
 
 
 def words(figure):
     return " | ".join(text.get_text() for text in figure.findobj(Text) if text.get_text())
 
 
-@pytest.mark.parametrize("name", training_plots.MODEL_PLOTS)
-def test_contract(name):
-    first, second = (training_plots.MODEL_PLOTS[name](*INPUTS[name]) for _ in range(2))
+@pytest.mark.parametrize("draw", INPUTS, ids=lambda draw: draw.__name__)
+def test_contract(draw):
+    first, second = (draw(*INPUTS[draw]) for _ in range(2))
     assert plots.image(first, "svg") == plots.image(second, "svg")
     assert plots.image(first, "png").startswith(b"\x89PNG") and "mathdefault" not in words(first)
-    assert first.alt or name == "network"
-    assert name in NO_AXES or any(axis.get_xlabel() for axis in first.axes)
+    assert first.alt or draw is network_plots.network
+    assert draw in NO_AXES or any(axis.get_xlabel() for axis in first.axes)
 
 
 def test_what_was_not_measured_is_left_out_or_said():
     bare = HISTORY[["epoch", "machine", "kl_d", "kl_c", "recon", "accuracy"]]
-    assert "held-out clips" not in words(training_plots.training_curves(bare, (3, 5)))
-    assert "not available" in words(training_plots.knowledge(MEASURES.assign(value=np.nan), "v"))
-    assert "no v" in words(training_plots.tie(CLIPS.assign(v=np.nan)))
+    assert "held-out clips" not in words(training_plots.oevae_curves(bare, (3, 5)))
+    assert "not available" in words(latent_plots.knowledge(MEASURES.assign(value=np.nan), "v"))
+    assert "no v" in words(latent_plots.tie(CLIPS.assign(v=np.nan)))
     training_plots.interpolation(np.zeros((3, 2)), np.array(["source"] * 3), np.zeros((0, 2)))
 
 
 def test_sixteen_machines_stand_in_rows_of_four():
     many = pd.concat([CLIPS.assign(machine=f"machine{i}") for i in range(6)])
-    figure = training_plots.by_condition(many)
+    figure = latent_plots.by_condition(many)
     assert len([axis for axis in figure.axes if axis.get_visible()]) == 6 and figure.get_figheight() > 5
     assert [axis.get_ylabel() for axis in figure.axes if axis.get_visible()] == [
         "α",
@@ -129,7 +135,7 @@ def test_sixteen_machines_stand_in_rows_of_four():
 def test_a_diagram_has_the_shapes_of_its_network_and_leaves_it_as_it_was():
     net = oevae.OEVAE(oevae.OEVAESettings(width=4, hidden=12, latent=8, domain_latent=3)).train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    told = words(training_plots.oevae_network(net, torch.zeros(2, 1, 32, 48)))
+    told = words(network_plots.oevae_network(net, torch.zeros(2, 1, 32, 48)))
     for shape in ("1 × 32 × 48", "4 × 16 × 24", "32 × 1 × 2", "3 | 5", "2 × 8"):
         assert shape in told
     assert net.training and all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
@@ -143,13 +149,13 @@ def test_a_diagram_of_the_classifier_names_its_branches(branches):
     )
     net = classifier.Classifier(settings, 5)
     inputs = classifier.branch_inputs(torch.randn(2, 16000), settings)
-    told = words(training_plots.classifier_network(net, inputs))
+    told = words(network_plots.classifier_network(net, inputs))
     assert all(f"e_{name}" in told for name in branches) and str(6 * len(branches)) in told
     assert "5 × 2" in told and ("FeatEx" in told) == (len(branches) > 1)
 
 
 def test_neighboring_priors_share_what_the_normal_distribution_says():
-    told = words(training_plots.priors((1.0, 5.0)))
+    told = words(latent_plots.priors((1.0, 5.0)))
     assert "k = 1 / d_min: 61.7 % shared" in told and "k = 5 / d_min: 1.2 % shared" in told
 
 
@@ -173,6 +179,13 @@ def test_a_live_curve_keeps_every_step_and_one_output(monkeypatch):
 
 def test_refusals():
     with pytest.raises(errors.InputError, match="traversal: an empty table came"):
-        training_plots.traversal(WALK.iloc[:0])
-    with pytest.raises(errors.InputError, match=r"points of shapes \(3, 5\) and \(0, 2\) came"):
-        training_plots.interpolation(np.zeros((3, 5)), np.zeros(3), np.zeros((0, 2)))
+        latent_plots.traversal(WALK.iloc[:0])
+
+
+def test_words_on_color_stay_dark_in_a_dark_color_scheme():
+    """On a pale ground the color of the page's text would be white on yellow."""
+    diagram = network_plots.network(*INPUTS[network_plots.network])
+    moved = network_plots.exchange(*INPUTS[network_plots.exchange])
+    on_color = [text for text in moved.findobj(Text) if text.get_text() == "clip 1" and text.get_bbox_patch()]
+    assert on_color and all(text.get_color() not in plots.SCHEME for text in on_color)
+    assert all(text.get_color() not in plots.SCHEME for text in diagram.findobj(Text) if text.get_text())
