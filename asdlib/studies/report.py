@@ -341,7 +341,7 @@ def alarm_table(found: Findings) -> tables.Html:
 
 
 ALARM_NOTE = (
-    "Share of normal clips above the threshold that no training saw. Held-out normals are training clips"
+    "Share above the threshold of normal clips that no training saw. Held-out normals are training clips"
     " scored by what was learned without them; thresholds were set on them. Where there are none, a network's"
     " threshold rests on clips that it saw, and may be too low. Test normals set nothing."
     f" “As set”: within {claims.NEAR:.2f} of the nominal share."

@@ -98,7 +98,7 @@ def _claim(own: pd.Series, shuffled: pd.Series, level: float) -> tuple[str, str]
     """The case of one value with its interval, and the words for it."""
     chance = shuffled["value"]  # what shuffled labels reach on average: of Ω, a little below 0.5
     if own["value"] < shuffled["low"] and own["high"] < chance:
-        return "below", "is below chance: the order of the scores is turned around"
+        return "below", "is below chance: normal clips score higher than anomalies"
     if own["value"] <= shuffled["high"] or own["low"] <= chance:  # luck of the labels, or of the clips drawn
         return "chance", "is not distinguishable from chance"
     if math.isnan(level):
@@ -106,10 +106,10 @@ def _claim(own: pd.Series, shuffled: pd.Series, level: float) -> tuple[str, str]
     reach = level_reach(level)
     alone = f"the level alone ({level:.3f})"
     if reach >= own["value"]:
-        return "level", (f"is above chance, but {alone} tells as much: no evidence of hearing faults")
+        return "level", f"is above chance, but {alone} does as well: no evidence that faults are detected"
     if reach > own["low"]:
         return "within", f"is above chance; its lead over {alone} lies within the interval"
-    return "above", f"is above chance and above what {alone} tells"
+    return "above", f"is above chance and above what {alone} reaches"
 
 
 def level_reach(level: float) -> float:
@@ -239,7 +239,7 @@ def headline(
         return f"{words}{_dead(dead, ' The')}"
     words = f"{name} has the highest {reached}"
     if row["case"] == "level":
-        words += ", but the level of the clips alone tells as much: no evidence of hearing faults"
+        words += ", but the level of the clips alone does as well: no evidence that faults are detected"
     elif row["case"] == "within":
         words += ", a lead over the level of the clips alone that lies within the interval"
     worse, alike = [], []
@@ -320,7 +320,7 @@ def warnings(
     warn(
         dead,
         "dead VAE",
-        "The VAE of OEVAE learnt nothing on {}: α is a constant there, and OEVAE scores by distances alone.",
+        "The VAE of OEVAE learned nothing on {}: α is nearly constant, and OEVAE scores by distances alone.",
     )
     both = pd.concat([own_scores(table), own_scores(controls)]).query("metric == 'hmean'")
     values = both.pivot(index="machine", columns="system", values="value")
@@ -329,8 +329,8 @@ def warnings(
         warn(
             list(leaks),
             "level alone is as good",
-            f"On {{}} the level of the clips alone tells faults as well as {system_name(system)}: no evidence"
-            " of hearing them.",
+            f"On {{}} the level of the clips alone does as well as {system_name(system)}: no evidence that"
+            " faults are detected.",
         )
     warn(
         [m for m in machines if m not in blind and not all(labeled[m])],

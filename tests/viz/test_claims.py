@@ -30,8 +30,8 @@ def claim_of(clips, scores):
     [
         (0.0, 0.0, "not distinguishable from chance"),
         (3.0, 0.0, "above what the level alone"),
-        (2.0, 9.0, "no evidence of hearing faults"),
-        (2.0, -9.0, "no evidence of hearing faults"),
+        (2.0, 9.0, "no evidence that faults are detected"),
+        (2.0, -9.0, "no evidence that faults are detected"),
         (-3.0, 0.0, "below chance"),
     ],
 )
@@ -215,7 +215,7 @@ def test_the_headline_names_the_best_what_it_is_like_and_what_is_at_chance():
 
 def test_the_headline_says_when_nothing_or_the_level_alone_explains_it():
     assert headline_of(0.0, 0.0)[0].startswith("No system is distinguishable from chance; ")
-    assert "the level of the clips alone tells as much" in headline_of(2.0, level_leak=9.0)[0]
+    assert "the level of the clips alone does as well" in headline_of(2.0, level_leak=9.0)[0]
     assert "it is better than every other system" in headline_of(5.0, 0.5)[0]
 
 
