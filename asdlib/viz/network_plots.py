@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from asdlib.models import branches, classifier, oevae
 from asdlib.viz import plots
-from asdlib.viz.plots import BLACK, BLUE, GRAY, ORANGE, STYLE, VERMILION, Plot
+from asdlib.viz.plots import BLACK, BLUE, DARK, GRAY, ORANGE, STYLE, VERMILION, Plot
 
 
 class Box(NamedTuple):
@@ -30,7 +30,6 @@ class Box(NamedTuple):
     kind: str = "layer"
 
 
-DARK = "#222222"  # of words on color: unlike black it is the same in a dark color scheme
 BOXES = {"input": GRAY, "layer": BLUE, "latent": ORANGE, "loss": VERMILION}
 
 

@@ -37,6 +37,7 @@ from asdlib.viz import tables
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, GRAY, BROWN = (
     "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #000000 #6E6E6E #7A4A1E".split()
 )
+DARK = "#222222"  # of words on a color: unlike black it is the same in a dark color scheme
 BELOW, CHANCE = {"loc": "outside lower center", "ncols": 5}, {"color": BLACK, "lw": 1, "ls": (0, (2, 2))}
 # system -> color, marker, line style, in the order in which systems are shown; other names take them in turn
 LOOKS = {
@@ -297,23 +298,13 @@ def losses(history: pd.DataFrame, label: str = "mean squared error") -> Plot:
     figure, axes = panels(1, 1, 3.0, f"{label} over epochs of {', '.join(looks)}", width=6.8)
     for name, part in history.groupby("name", sort=False):
         color, marker, line = looks[name]
-        axes[0, 0].plot(
-            part["epoch"],
-            part["loss"],
-            marker,
-            color=color,
-            ls=line,
-            ms=4,
-            markevery=max(len(part) // 10, 1),
-            label=name,
-        )
+        look = {"color": color, "ls": line, "ms": 4, "markevery": max(len(part) // 10, 1), "label": name}
+        axes[0, 0].plot(part["epoch"], part["loss"], marker, **look)
     axes[0, 0].set(xlabel="epoch", ylabel=label)
     axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
     if (history["loss"] > 0).all() and history["loss"].max() > 5 * history["loss"].min():
-        axes[0, 0].set_yscale("log")
-        axes[0, 0].yaxis.set(
-            major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter()
-        )
+        log_axis(axes[0, 0])
+        axes[0, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes[0, 0].legend()
     return figure
 
@@ -355,7 +346,7 @@ def side_by_side(
     colors: Colors = "magma",
     difference: bool = True,
 ) -> Plot:
-    """Time-frequency pictures beside each other on one color scale; last, the second less the first.
+    """Time-frequency pictures beside each other on one color scale; last, the second minus the first.
 
     pictures : title -> float (bins, frames); longer ones are cut to the shortest.  difference : whether to
         show it.  Notebooks: 02_preprocessing, 07_latents
@@ -371,14 +362,8 @@ def side_by_side(
             )
     frames = min(values.shape[1] for values in pictures.values())
     shown = {title: values[:, :frames] for title, values in pictures.items()}
-    figure, axes = panels(
-        1,
-        len(shown) + difference,
-        2.7,
-        f"{'; '.join(shown)}, {frames * hop_s:.1f} s",
-        share="y",
-        vector=False,
-    )
+    alt = f"{'; '.join(shown)}, {frames * hop_s:.1f} s"
+    figure, axes = panels(1, len(shown) + difference, 2.7, alt, share="y", vector=False)
     limits = limits_of(list(shown.values()), colors)
     for axis, (title, values) in zip(axes[0], shown.items()):
         picture = _picture(axis, values, frequencies_hz, hop_s, colors, limits)
@@ -389,14 +374,14 @@ def side_by_side(
         gap = other - one
         picture = _picture(axes[0, -1], gap, frequencies_hz, hop_s, "PuOr_r", limits_of([gap], "PuOr"))
         figure.colorbar(picture, ax=axes[0, -1], label=unit, pad=0.02, aspect=30)
-        axes[0, -1].set_title("second less first", fontsize=9)
+        axes[0, -1].set_title("second minus first", fontsize=9)
     axes[0, 0].set_ylabel("frequency (Hz)")
     return figure
 
 
 @matplotlib.rc_context(STYLE)
 def spectra(magnitudes: Mapping[str, np.ndarray], bin_hz: float) -> Plot:
-    """Two whole-clip spectra over each other, and below the second less the first, each the largest value of
+    """Two whole-clip spectra over each other, and below the second minus the first, each the largest value of
     about 400 stretches.  magnitudes : title -> float (bins,).  Notebook: 02_preprocessing
     """
     figure, axes = panels(2, 1, 3.8, f"magnitude spectra: {'; '.join(magnitudes)}", share="x")
@@ -410,7 +395,7 @@ def spectra(magnitudes: Mapping[str, np.ndarray], bin_hz: float) -> Plot:
     axes[1, 0].plot(hz, levels[1] - levels[0], color=BLACK, lw=0.9)
     axes[1, 0].axhline(0, **CHANCE)
     axes[0, 0].set(ylabel="magnitude (dB)", xlim=(0, hz[-1]))
-    axes[1, 0].set(ylabel="second less\nfirst (dB)", xlabel="frequency (Hz)")
+    axes[1, 0].set(ylabel="second minus\nfirst (dB)", xlabel="frequency (Hz)")
     figure.legend(**(BELOW | {"ncols": 2}))
     return figure
 
@@ -423,16 +408,10 @@ def waveform(
 
     samples : float (n,), full scale 1.  marks : (start s, stop s) of each segment
     """
-    figure, axes = panels(
-        2 if marks else 1,
-        1,
-        2.2 + 0.12 * len(marks),
-        f"waveform {title} with {len(marks)} segments",
-        share="x",
-    )
-    step = max(
-        len(samples) // 2000, 1
-    )  # an envelope of at most 2000 points looks the same and keeps the file small
+    alt = f"waveform {title} with {len(marks)} segments"
+    figure, axes = panels(2 if marks else 1, 1, 2.2 + 0.12 * len(marks), alt, share="x")
+    # an envelope of at most 2000 points looks the same and keeps the file small
+    step = max(len(samples) // 2000, 1)
     blocks = samples[: len(samples) // step * step].reshape(-1, step)
     axes[0, 0].fill_between(
         np.arange(len(blocks)) * step / sample_rate, blocks.min(1), blocks.max(1), color=BLUE, lw=0.4
@@ -440,7 +419,8 @@ def waveform(
     axes[0, 0].set(ylabel="amplitude\n(full scale 1)", title=title, xlim=(0, len(samples) / sample_rate))
     for i, (start, stop) in enumerate(marks):
         axes[1, 0].barh(i, stop - start, left=start, height=0.72, color=SKY, ec=BLUE, lw=0.8)
-        axes[1, 0].text((start + stop) / 2, i, str(i + 1), ha="center", va="center", fontsize=7)
+        words = {"ha": "center", "va": "center", "fontsize": 7, "color": DARK}
+        axes[1, 0].text((start + stop) / 2, i, str(i + 1), **words)
     if marks:
         axes[1, 0].set(yticks=[], ylabel="segment", ylim=(len(marks) - 0.4, -0.6))
     axes[-1, 0].set_xlabel("time (s)")
@@ -456,13 +436,8 @@ def spread(clips: pd.DataFrame, column: Literal["level_db", "seconds"]) -> Plot:
     """
     rows = list(some(clips, "clip table").groupby(["machine", "domain", "label"], sort=False))
     label = {"level_db": "level of the clip (dB re full scale)", "seconds": "length of the clip (s)"}[column]
-    figure, axes = panels(
-        1,
-        1,
-        0.9 + 0.27 * len(rows),
-        f"{label} of {len(clips)} clips per machine, domain and label",
-        vector=False,
-    )
+    alt = f"{label} of {len(clips)} clips per machine, domain and label"
+    figure, axes = panels(1, 1, 0.9 + 0.27 * len(rows), alt, vector=False)
     generator = np.random.default_rng(0)  # only moves points apart; the picture is the same every time
     for y, ((_, _, kind), part) in enumerate(rows):
         color, _, marker = KINDS[kind]
@@ -499,26 +474,10 @@ def counts(clips: pd.DataFrame) -> Plot:
             group = part.loc[(part["domain"] == domain) & (part["label"] == kind), "machine"]
             number = group.value_counts().reindex(machines, fill_value=0).to_numpy()
             bars = axis.barh(range(len(machines)), number, left=left, height=0.7, **looks[domain, kind])
-            axis.bar_label(
-                bars,
-                [str(n) if n > 0.06 * len(part) / len(machines) else "" for n in number],
-                label_type="center",
-                fontsize=8,
-            )
+            words = [str(n) if n > 0.06 * len(part) / len(machines) else "" for n in number]
+            axis.bar_label(bars, words, label_type="center", fontsize=8, color=DARK)
             left += number
         axis.set(title=split, xlabel="clips")
         _rows(axis, machines)
     figure.legend(handles=[Patch(**look, label=", ".join(group)) for group, look in looks.items()], **BELOW)
     return figure
-
-
-PLOTS = {
-    "metric_dots": metric_dots,
-    "roc": roc,
-    "losses": losses,
-    "waveform": waveform,
-    "spectra": spectra,
-    "side_by_side": side_by_side,
-    "spread": spread,
-    "counts": counts,
-}

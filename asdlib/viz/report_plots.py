@@ -220,6 +220,3 @@ def detectability_curves(curves: pd.DataFrame, level: float = detectability.LEVE
     axis.set_axis_off()
     axis.legend(handles=handles, loc="center left")
     return [*figures, figure]
-
-
-PLOTS = {"score_histograms": score_histograms}

@@ -54,7 +54,7 @@ def test_a_tone_stands_at_its_frequency(menu, name):
 def test_both_faces_show_the_pair(menu):
     bundle, _ = menu.view()._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
-    assert bundle["text/html"].count("<audio") == 2 and "second less first" not in bundle["text/html"]
+    assert bundle["text/html"].count("<audio") == 2 and "second minus first" not in bundle["text/html"]
     assert (
         'alt="normal, target, train clip 2; anomaly, target, severity 3, test clip 5' in bundle["text/html"]
     )
