@@ -18,7 +18,7 @@ from asdlib.evaluation import metrics
 from asdlib.models import oevae
 from asdlib.scoring import fusion, thresholds
 from asdlib.studies import config
-from asdlib.viz.widgets.tuner import Tuner
+from asdlib.viz.widgets.tuner_model import Tuner
 
 COMPONENTS = ("alpha", "alpha_k1", "alpha_k5", "alpha_kl", "beta", "beta_k1", "beta_k2", "beta_k4")
 CFG = config.StudySettings(

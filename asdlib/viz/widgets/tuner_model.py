@@ -1,0 +1,228 @@
+"""One point of ω, η, k and k_scale with all its metrics, what it gains over the default, and the file that
+keeps it.
+
+`Tuner` is a traitlets class without widgets: set `omega`, `eta`, `k`, `prior` or `system`, read `table()`,
+`curves()`, `bands()`, `gains()`, `map()`. A tick (`table`) costs less than 1 ms for 7 machines × 200 clips
+and equals recomputation by scikit-learn; curves are looked up in the `Sweep`, or made at once for an η that
+is not in it. `save` writes the point as a TOML file that any study can include, with the rule that chose it:
+a point chosen by hand was chosen in sight of test labels.
+
+Sources: METHOD 3.7, 8.5.  Notebook: 08_tuning
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import traitlets
+
+from asdlib import errors, io
+from asdlib.analysis import tuning as sweeps
+from asdlib.analysis.tuning import Choice, Parts
+
+BY_HAND = "hand, in sight of test labels: not a claim"
+BATCH = "a batch run"
+WORTH = 0.3  # rank correlation from which the training rule is worth a word
+
+
+class Tuner(traitlets.HasTraits):
+    """One point of a study.
+
+    parts, sweep : of `tuning.from_scores` and `tuning.open_sweep`;  seed : of the bootstrap
+    """
+
+    system = traitlets.Unicode(help="oevae or ensemble")
+    omega = traitlets.Float(min=0.0, max=1.0, help="weight of α in OEVAE")
+    eta = traitlets.Float(min=0.0, max=1.0, help="weight of OEVAE in the ensemble")
+    k = traitlets.Int(help="neighbors of β")
+    prior = traitlets.Unicode(help="k_scale of the prior")
+
+    def __init__(self, parts: Parts, sweep: sweeps.Sweep, seed: int = 0):
+        self.parts, self.sweep, self._weights = parts, sweep, sweeps.resamples(parts, seed)
+        self.rules = sweeps.rules(parts, sweep, seed)
+        self.worth, self._quality = sweeps.rule_validity(parts, sweep), sweeps.quality(parts, sweep)
+        self._made: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
+        self._usual = sweeps.default_replicates(parts, parts.systems[-1], self._weights)
+        super().__init__(system=parts.systems[-1], **parts.default._asdict())
+
+    @traitlets.validate("system", "k", "prior")
+    def _known(self, proposal):
+        known = {
+            "system": self.parts.systems,
+            "k": tuple(self.parts.betas),
+            "prior": tuple(self.parts.alphas),
+        }[proposal.trait.name]
+        if proposal.value not in known:
+            raise errors.InputError(
+                f"{proposal.trait.name}: got {proposal.value!r}, expected one of {', '.join(map(str, known))}"
+            )
+        return proposal.value
+
+    @property
+    def choice(self) -> Choice:
+        """The point."""
+        return Choice(self.omega, self.eta, self.k, self.prior)
+
+    def choose(self, choice: Choice) -> None:
+        """Go to a point, with one notification per trait that changed."""
+        with self.hold_trait_notifications():
+            self.omega, self.eta, self.k, self.prior = choice
+
+    def table(self) -> np.ndarray:
+        """All metrics of the point, float64 (machines + 1, 4): AUC source, AUC target, pAUC, hmean; the last
+        row is all, with Ω.
+        """
+        return self.parts.point(self.system, self.choice)
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        return list(self.parts.alphas).index(self.prior), list(self.parts.betas).index(self.k)
+
+    def slot(self) -> int:
+        """The slot of the sweep that is shown, or the nearest η's."""
+        return 0 if self.system == "oevae" else 1 + int(np.abs(self.sweep.etas - self.eta).argmin())
+
+    def _exact(self) -> bool:
+        return self.system == "oevae" or self.sweep.etas[self.slot() - 1] == self.eta
+
+    def _live(self) -> tuple[np.ndarray, np.ndarray]:
+        """Areas and bands over ω for an η that the sweep does not have; the last few are remembered."""
+        key = (self.eta, self.k, self.prior)
+        if key not in self._made:
+            parts = self.parts
+            oevae = parts.scaled(parts.oevae(self.prior, self.k, self.sweep.omegas[:, None, None, None]))
+            test = parts.over_seeds(parts.ensemble(oevae, self.eta)).test
+            areas = self.sweep.areas[(self.slot(), *self._place)] if self._exact() else parts.areas(test)
+            self._made = dict(list(self._made.items())[-20:]) | {
+                key: (areas, sweeps.band(parts, test[:: sweeps.EVERY], self._weights, self._usual))
+            }
+        return self._made[key]
+
+    def curves(self) -> np.ndarray:
+        """All metrics over ω at this η, k and prior: float64 (W, machines + 1, 4)."""
+        return self.parts.table(
+            self.sweep.areas[(self.slot(), *self._place)] if self._exact() else self._live()[0]
+        )
+
+    def _all_bands(self) -> np.ndarray:
+        """`tuning.band` at every fifth ω."""
+        ready = self.system == "oevae" or self.eta == self.parts.default.eta
+        return self.sweep.bands[(int(self.system == "ensemble"), *self._place)] if ready else self._live()[1]
+
+    def bands(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bootstrap bands of the curves: ω (V,) and low and high (V, 2, machines + 1, 4)."""
+        return self.sweep.omegas[:: sweeps.EVERY], self._all_bands()[:, :2]
+
+    def gains(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bands of the gain over the default, on the same resamples: as `bands`."""
+        return self.sweep.omegas[:: sweeps.EVERY], self._all_bands()[:, 2:]
+
+    def interval(self, gain: bool = False) -> np.ndarray:
+        """Low and high at the point, (2, machines + 1, 4): `bands` or `gains`, interpolated in ω."""
+        omegas, found = self.gains() if gain else self.bands()
+        i = min(int(np.searchsorted(omegas, self.omega, side="right")), len(omegas) - 1)
+        share = (self.omega - omegas[i - 1]) / (omegas[i] - omegas[i - 1])
+        return (1 - share) * found[i - 1] + share * found[i]
+
+    def gained(self, one: tuple[str, Choice], other: tuple[str, Choice]) -> np.ndarray:
+        """What one (system, point) gains over another over all machines: each metric with low and high, (4,
+        3).
+        """
+        parts = self.parts
+        boots = [sweeps.replicates(parts, parts.final(*x).test, self._weights)[:, -1] for x in (one, other)]
+        values = parts.point(*one)[-1] - parts.point(*other)[-1]
+        return np.stack([values, *sweeps.interval(parts, boots[0] - boots[1])], axis=1)
+
+    def map(self) -> tuple[np.ndarray, float | None]:
+        """Ω over prior, k and ω, (P, K, W), and the η that it is of (the nearest in the sweep; None for OEVAE
+        alone).
+        """
+        slot = self.slot()
+        return self._quality[slot], float(self.sweep.etas[slot - 1]) if slot else None
+
+    def reached(self, choice: Choice) -> np.ndarray:
+        """What a point reaches over all machines: Ω and its gain over the default, each with low and high, on
+        the same resamples; (2, 3).
+        """
+        system, parts = self.parts.systems[-1], self.parts
+        values = [parts.point(system, point)[-1, 3] for point in (choice, parts.default)]
+        boots = [
+            sweeps.replicates(parts, parts.final(system, point).test, self._weights)[:, -1, 3]
+            for point in (choice, parts.default)
+        ]
+        rows = ((values[0], boots[0]), (values[0] - values[1], boots[0] - boots[1]))
+        return np.array([[value, *sweeps.interval(parts, resampled)] for value, resampled in rows])
+
+    def verdict(self) -> str:
+        """Whether the training rule pointed towards better detection, in words."""
+        if np.isnan(self.worth):
+            return (
+                "without test labels and target training clips there is no telling whether the training rule"
+                " points the right way"
+            )
+        told = f"rank correlation of a small mismatch with a high Ω over all points: {self.worth:+.2f}; "
+        if self.worth < WORTH:
+            return told + "here the training rule does not point towards better detection: do not follow it"
+        return (
+            told
+            + "here the training rule points towards better detection; whether it does on other machines is"
+            " not known"
+        )
+
+    def chosen_by(self) -> str:
+        """The first rule that chooses the point, by name, or "hand"; a study that includes it keeps this. The
+        default of a study is as it was chosen for that study.
+        """
+        found = next((name for name, rule in self.rules.items() if rule.choice == self.choice), "hand")
+        return (self.parts.chosen_by or found) if found == "default" else found
+
+    def rule(self) -> str:
+        """By which rules the point is chosen, in words, or by hand."""
+        return (
+            "; and by ".join(
+                sweeps.named(rule.name) for rule in self.rules.values() if rule.choice == self.choice
+            )
+            or BY_HAND
+        )
+
+    def toml(self, by: str = "a person") -> str:
+        """The point as a file that a study can include. by : who writes it, for the file's head"""
+        return f"""\
+# chosen by {self.rule()}; written by {by}
+# include it: asd run STUDY --include FILE, or include = [...] in the study's file
+chosen_by = "{self.chosen_by()}"  # after oracle and hand the report makes no claim
+
+[fusion]
+omega = {self.omega!r}
+eta = {self.eta!r}
+
+[oevae]
+neighbors = {self.k}  # another k, or another k_scale, trains OEVAE again
+
+[oevae.condition]
+k_scale = {float(self.parts.scales[self.prior])!r}
+"""
+
+    def save(self, path: Path, by: str = "a person") -> None:
+        """Write `toml` whole or not at all. raises : errors.InputError where the folder cannot be written or
+        a run is at work in it
+        """
+        with io.locked(path.parent), io.wrap_os_errors(path.parent):
+            io.write_text(path, self.toml(by))
+
+    def keep(self, path: Path, included: tuple[str, ...] = ()) -> str:
+        """What a batch run writes: the default, for no rule has earned more; unless a person has chosen or
+        this run itself builds on the file.
+
+        included : the study's `include`.  returns : what was done, in words
+        """
+        if str(path) in included:
+            return f"{path.name} is included by this study and stays as it is"
+        if path.is_file() and f"; written by {BATCH}" not in path.read_text(encoding="utf-8"):
+            return f"{path.name} was written by a person and stays as it is"
+        before = self.choice
+        self.choose(self.rules["default"].choice)
+        self.save(path, BATCH)
+        self.choose(before)
+        return f"{path.name} holds the {sweeps.named('default')}"
