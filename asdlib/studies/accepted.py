@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import soundfile
 
-from asdlib import errors, io
+from asdlib import errors, io, schemas
 from asdlib.data.decode import sample_digest
 from asdlib.data.folders import shown
 from asdlib.data.store import machine_rows
@@ -170,15 +170,59 @@ def preview(run, before: Scorer, paths: Sequence[str | Path]) -> tuple[str, pd.D
 def accept(run, ready: Scorer, paths: Sequence[str | Path], keep_them: bool = False) -> str:
     """Say what accepting recordings as normal changes, and keep them if that is wanted.
 
-    run : run.Run.  ready : of `run.scorer`.  Notebook: 06_embeddings
+    run : run.Run.  ready : of `run.scorer`
     raises : errors.InputError as `asked`, and while the study is being run
     """
-    words, table, samples = preview(run, ready, paths)
-    lines = [ready.about(), words, "nothing was kept"]
-    if keep_them:
-        with io.locked(run.study_folder):
-            keep(run.study_folder, table, samples, run.cfg.data.sample_rate)
-        lines[-1] = f"kept; `asd accepted {run.cfg.name}` lists and revokes"
-        if among(run.study_folder, run.store.clips).any():
-            lines.append(f"test clips among them count until `asd run {run.cfg.name}` makes its report anew")
-    return "\n".join(lines)
+    words, *shown = preview(run, ready, paths)
+    return "\n".join([ready.about(), words, _kept(run, *shown) if keep_them else "nothing was kept"])
+
+
+def _kept(run, table: pd.DataFrame, samples: Sequence[np.ndarray]) -> str:
+    """Keep recordings; what follows from it, in words."""
+    with io.locked(run.study_folder):
+        keep(run.study_folder, table, samples, run.cfg.data.sample_rate)
+    words = f"kept; `asd accepted {run.cfg.name}` lists and revokes"
+    if among(run.study_folder, run.store.clips).any():
+        words += f"\ntest clips among them count until `asd run {run.cfg.name}` makes its report anew"
+    return words
+
+
+class Review:
+    """Clips of a finished study, accepted one by one: what would change is shown, then it may be kept.
+
+    run : study.Run.  Notebook: 06_embeddings
+    """
+
+    def __init__(self, run):
+        self.run, self._shown = run, None
+
+    def preview(self, row: int, system: str) -> str:
+        """What accepting a clip changes for one system, in words.  row : of the store
+
+        raises : errors.InputError as `scorer.of` and `asked`
+        """
+        self._shown = None
+        machine = schemas.by_references(self.run.clips)["machine"].iloc[row]
+        ready = self.run.scorer(machine, system)
+        words, *self._shown = preview(self.run, ready, [self.run.clips["path"].iloc[row]])
+        return f"{ready.about()}\n{words}"
+
+    def keep(self) -> str:
+        """Keep what was shown last.
+
+        raises : errors.InputError where nothing was, and while the study is being run
+        """
+        if self._shown is None:
+            raise errors.InputError("nothing was shown that could be kept; show a clip's effect first")
+        words, self._shown = _kept(self.run, *self._shown), None
+        return words
+
+    def listed(self) -> pd.DataFrame:
+        """As the function `listed`, of this study."""
+        return listed(self.run.study_folder)
+
+    def revoke(self, digest: str) -> str:
+        """Take a recording back; says which."""
+        with io.locked(self.run.study_folder):
+            [file] = revoke(self.run.study_folder, [digest])["file"]
+        return f"revoked: {file}"

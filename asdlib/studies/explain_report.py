@@ -19,6 +19,7 @@ Source: report 3.2; METHOD 3.4-3.6.  Used by: `asd score --explain`.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from asdlib import errors, io
+from asdlib import errors, io, schemas
 from asdlib.analysis import changes, explain
 from asdlib.data.store import Clips, Store, in_memory, training_rows
 from asdlib.detectors.base import Detector
@@ -114,11 +115,63 @@ def along(ready: scorer.Scorer, store: Store, row: int) -> np.ndarray:
     length = min(round(STRETCH_S * store.rate), len(wave))
     starts = np.arange(0, len(wave) - length + 1, max(length // 2, 1))
     facts = store.clips.iloc[np.full(len(starts), row)].reset_index(drop=True)
-    facts["clip"] = [f"{number:09d}" for number in range(len(starts))]
+    facts = facts.assign(clip=[f"{number:09d}" for number in range(len(starts))], split="test")
     parts = in_memory(facts, [wave[start : start + length] for start in starts], store.rate)
     scores = ready.scores(parts)[ready.system, "score"]
     train = ready.train[(ready.train["system"] == ready.system) & (ready.train["component"] == "score")]
     return (scores - scores.mean()) / max(float(train["score"].std()), 1e-12)
+
+
+def in_words(
+    change: changes.Change, scored: np.ndarray, seconds: float, players: Sequence[tables.Html]
+) -> tables.Html:
+    """What changed in a clip, in words, over time and frequency, with its score along the clip.
+
+    scored : of `along`.  seconds : of the clip.  players : of `pages.player`: the clip, and beside it the
+        normal training clip that sounds most alike
+    """
+    strip = embedding_plots.strip("score of each stretch (sd)", scored, 2.0, seconds)
+    legend = pages.legend("stretch that scores above the mean of all", "below")
+    return tables.Html(
+        f'{embedding_plots.change(change)}{strip}{legend}<div class="clips">{"".join(players)}</div>'
+        '<p class="note">Beside it the normal training clip that sounds most alike.</p>'
+    )
+
+
+class OfStudy:
+    """`in_words` of the clips of a study.
+
+    run : study.Run with trained detectors.  scores : its score table.  Notebook: 06_embeddings
+    """
+
+    def __init__(self, run, scores: pd.DataFrame):
+        self.run, self.scores, self.change = run, scores, functools.cache(self._change)
+        self._normals = functools.cache(lambda machine: changes.Normals.of(run.store, machine))
+
+    def _change(self, row: int) -> changes.Change:
+        normals = self._normals(self.run.clips["machine"].iloc[row])
+        return normals.describe(self.run.store.int16(row) / 32768.0)
+
+    def __call__(self, row: int, system: str) -> tables.Html:
+        """Row : of the store.  system : whose score is drawn along the clip
+
+        raises : errors.InputError for a machine with a single training clip
+        """
+        run, change = self.run, self.change(row)
+        clips, rate = run.clips, run.cfg.data.sample_rate
+        machine, section = clips[["machine", "section"]].iloc[row]
+        section = section if schemas.by_references(clips)["machine"].iloc[row] != machine else ""
+        needed = scorer.detectors_of(system, views=run.cfg.fusion.views)
+        found = {name: run.detector(name, machine) for name in needed}
+        ready = scorer.Scorer(run.cfg, found, self.scores, machine, system, run.seed, section)
+        shown = {"this clip": row, "normal, most alike": change.like}
+        waves = [run.store.int16(one) / 32768.0 for one in shown.values()]
+        gain = audio.common_gain(waves)
+        players = [
+            pages.player(wave, rate, f"{what}: {clips['clip'].iloc[one]}", gain)
+            for (what, one), wave in zip(shown.items(), waves)
+        ]
+        return in_words(change, along(ready, run.store, row), len(waves[0]) / rate, players)
 
 
 def write(
@@ -175,14 +228,11 @@ def write(
         picture = embedding_plots.why(found, usual, title)._repr_html_()
         none = tables.Html("<p>None of the systems embeds clips.</p>")
         listed = tables.styled(near[["detector", "rank", "clip", "distance"]]) if len(near) else none
-        seconds, scored = len(store.int16(row)) / store.rate, along(ready, store, row)
-        stretches = embedding_plots.strip("score of each stretch (sd)", scored, 2.0, seconds)
+        seconds = len(store.int16(row)) / store.rate
+        words = in_words(change, along(ready, store, row), seconds, players[:2])
         body = (
-            f"<p>{tables.escape(said)}</p><h2>What changed</h2>{embedding_plots.change(change)}{stretches}"
-            f"{pages.legend('stretch that scores above the mean of all', 'below')}"
-            f'<div class="clips">{"".join(players[:2])}</div>'
-            '<p class="note">Beside it the normal training clip that sounds most alike.</p>'
-            f"<h2>By the detectors</h2>{picture}<h2>Nearest training clips</h2>{listed}"
+            f"<p>{tables.escape(said)}</p><h2>What changed</h2>{words}<h2>By the detectors</h2>{picture}"
+            f"<h2>Nearest training clips</h2>{listed}"
             f'<div class="clips">{"".join(players[2:])}</div>'
         )
         io.write_text(folder / f"{name}.html", pages.page(title, body))

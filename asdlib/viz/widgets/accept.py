@@ -1,0 +1,84 @@
+"""Accepting clips as normal, below the embedding map: what would change is shown, then it is kept, and may be
+revoked.
+
+Class names for tests and styles: asd-accept, asd-accept-show, asd-accept-keep, asd-accept-words (read out),
+asd-accept-list, asd-accept-revoke.
+Source: METHOD 3.8.  Notebook: 06_embeddings
+"""
+
+from __future__ import annotations
+
+import html
+
+import ipywidgets
+
+from asdlib import errors
+from asdlib.viz.widgets import controls
+from asdlib.viz.widgets.map_model import EmbeddingMap
+
+
+class AcceptView(ipywidgets.VBox):
+    """Accepts the chosen clip of a map as normal. Only what was shown can be kept: another choice asks anew.
+
+    review : `asdlib.studies.accepted.Review`, who knows what accepting a clip does to the view's system
+    """
+
+    def __init__(self, model: EmbeddingMap, review):
+        self.model, self.review = model, review
+        self.words = controls.Region()
+        self.show = self._button("This is normal", "show", self._show, "Show what changes if it is accepted")
+        self.keep = self._button("Keep", "keep", self._keep, "Accept it as normal, as shown")
+        self.list = ipywidgets.VBox()
+        self.words.add_class("asd-accept-words")
+        self.list.add_class("asd-accept-list")
+        super().__init__([ipywidgets.HBox([self.show, self.keep]), self.words, self.list])
+        self.add_class("asd-accept")
+        model.observe(lambda _: self._forget(), ["row", "view"])
+        self._forget()
+        self._listed()
+
+    @staticmethod
+    def _button(label: str, name: str, act, tooltip: str) -> ipywidgets.Button:
+        button = ipywidgets.Button(description=label, tooltip=tooltip)
+        button.on_click(lambda _: act())
+        return button.add_class(f"asd-accept-{name}")
+
+    def _forget(self) -> None:
+        self.show.disabled, self.keep.disabled, self.words.value = self.model.row < 0, True, ""
+
+    def _say(self, act, *given) -> bool:
+        """Do something and say what it answers, or why it was refused."""
+        try:
+            words, refused = act(*given), False
+        except errors.InputError as refusal:
+            words, refused = str(refusal), True
+        self.words.value = f'<div class="asd-accept-text">{html.escape(words)}</div>'
+        return not refused
+
+    def _show(self) -> None:
+        before, self.show.description = self.show.description, "computing"
+        try:
+            self.keep.disabled = not self._say(self.review.preview, self.model.row, self.model.system)
+        finally:
+            self.show.description = before
+
+    def _keep(self) -> None:
+        self.keep.disabled = True
+        self._say(self.review.keep)
+        self._listed()
+
+    def _revoke(self, digest: str) -> None:
+        self._say(self.review.revoke, digest)
+        self._listed()
+
+    def _listed(self) -> None:
+        """What is accepted, each with a button that takes it back."""
+        lines = []
+        for one in self.review.listed().itertuples():
+            name = one.file.rsplit("/", 1)[-1]
+            button = self._button(
+                "Revoke", "revoke", lambda digest=one.digest: self._revoke(digest), f"Revoke {name}"
+            )
+            text = f"{html.escape(one.machine)}: {html.escape(name)}, accepted {html.escape(one.when)}"
+            lines.append(ipywidgets.HBox([button, ipywidgets.HTML(text)]))
+        self.list.children = lines

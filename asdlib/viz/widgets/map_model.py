@@ -1,0 +1,494 @@
+"""What an embedding map shows: clips laid out in two dimensions, colored, filtered, chosen, selected.
+
+Conventions
+-----------
+A view is a space (`projection.Space`), or one machine's part of it. A point is a clip or a segment. The
+chosen clip and the selected clips are kept by store row, so they are the same in both maps and stay where
+another view has them. Scores stand in standard deviations (sd) above the mean of the machine's normal
+training scores; a decision compares with the machine's threshold. Labels of test clips are shown, and enter
+no score. Color and shape say the same; where color is a number, the shape is the label.
+Source: METHOD 8.4, 8.5.  Notebook: 06_embeddings
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from traitlets import Dict, HasTraits, Int, List, Unicode
+
+from asdlib import errors, schemas
+from asdlib.analysis import projection
+from asdlib.data import index
+from asdlib.evaluation import detectability
+from asdlib.scoring import fusion
+from asdlib.viz import claims, embedding_plots, plots, tables
+from asdlib.viz.embedding_plots import COLORS, SHAPES, Points
+
+MOST_GROUPS = 16  # named values of a coloring; further ones are "other"
+DECISIONS = {  # of the clip's label and whether its score is above the threshold
+    "hit": (plots.VERMILION, "cross"),
+    "miss": (plots.ORANGE, "down"),
+    "false alarm": (plots.PURPLE, "triangle"),
+    "correct rejection": (plots.BLUE, "circle"),
+    "alarm": (plots.GREEN, "diamond"),
+    "no alarm": (plots.SKY, "square"),
+    "no threshold": (plots.GRAY, "plus"),
+    "training": (plots.GRAY, "circle"),
+}
+KNOWN = {  # as in all other figures
+    "domain": {
+        "source": (plots.BLUE, "circle"),
+        "target": (plots.ORANGE, "square"),
+        "unknown": (plots.GRAY, "diamond"),
+    },
+    "label": {
+        "normal": (plots.BLUE, "circle"),
+        "anomaly": (plots.VERMILION, "cross"),
+        "unlabeled": (plots.GRAY, "square"),
+    },
+    "decision": DECISIONS,
+}
+WHY = {
+    "most anomalous": "highest scores",
+    "missed": "anomalies below the threshold, lowest scores first",
+    "false alarms": "normal clips above the threshold, highest scores first",
+}
+FILTERS = ("machine", "split", "domain", "label", "decision", "attribute")
+CSV_COLUMNS = ["clip", "machine", "split", "domain", "label", "attributes"]
+
+
+class EmbeddingMap(HasTraits):
+    """All maps of a study and seed, with what is shown of them.
+
+    view, projection, items, color : by name; the choices are `views`, `projections`, `all_items`, `colors`;
+        set them by `choose`
+    beside : view of a second map, "": none
+    filters : name of FILTERS or "search" -> value; clips that do not pass are faint and cannot be chosen
+    row, segment : the chosen clip and segment; -1: none.  selected : store rows
+    spaces, xy : of `projection`.  table : the store's clip table.  scores : SCORE_COLUMNS of one seed.
+        decisions : of `metrics.decisions`
+    raises : errors.InputError without a space
+    """
+
+    view, projection, items, color, beside = Unicode(), Unicode(), Unicode(), Unicode(), Unicode()
+    row, segment = Int(-1), Int(-1)
+    filters, selected = Dict(), List(Int())
+
+    def __init__(
+        self,
+        spaces: Sequence[projection.Space],
+        xy: projection.Maps,
+        table: pd.DataFrame,
+        scores: pd.DataFrame,
+        decisions: pd.DataFrame,
+    ):
+        if not spaces:
+            raise errors.InputError(
+                "no embedding came, expected those of oevae or classifier; add one of them to the study's"
+                " systems and run it"
+            )
+        self.spaces, self.xy, self.table, self.scores = {s.name: s for s in spaces}, xy, table, scores
+        self._machine = table["machine"].to_numpy()
+        self._judged, self._referred = schemas.by_references(table)["machine"], schemas.by_references(scores)
+        self.views: dict[str, tuple[str, str]] = {}  # name -> space, machine ("": all)
+        for space in spaces:
+            machines = sorted(set(self._machine[space.rows]))
+            self.views[space.name + ", all machines" * (len(machines) > 1)] = (space.name, "")
+            if len(machines) > 1:
+                self.views |= {f"{space.name}, {name}": (space.name, name) for name in machines}
+        row_of = {name: row for row, name in enumerate(table["clip"])}
+        self.standing, self._components = self._standing(row_of), {}
+        tested = claims.standing(scores, decisions)
+        self._tested = tested.assign(row=tested["clip"].map(row_of).astype(int))
+        margins = self._tested.pivot_table(index="row", columns="system", values="above_threshold")
+        self.margins = margins.reindex(
+            range(len(table))
+        )  # above the threshold, sd; NaN: training, no threshold
+        keys = [f"attr_{key}" for key in index.attribute_keys(table)]
+        named = [[f"{key[5:]} {value}" * (value != "") for value in table[key]] for key in keys]
+        self.attributes = [", ".join(filter(None, row)) for row in zip(*named)] or [""] * len(table)
+        self._text = [f"{c} {a}".lower() for c, a in zip(table["clip"], self.attributes, strict=True)]
+        self.severity = (
+            detectability.severities(table).to_numpy() if "path" in table else np.full(len(table), np.nan)
+        )
+        first = next(iter(self.views))
+        made = [name for space, name, items in xy if space == self.views[first][0] and items == "clips"]
+        super().__init__(view=first, projection=made[0], items="clips", color="label")
+
+    def _standing(self, row_of: Mapping[str, int]) -> pd.DataFrame:
+        """Score of every clip in sd above the normal training mean; index: store row, a column per system."""
+        own = self._referred[self._referred["component"] == "score"]
+        train = own[own["split"] == "train"].groupby(["system", "machine"])["score"].agg(["mean", "std"])
+        own = own.join(train, on=["system", "machine"])
+        sd = (own["score"] - own["mean"]) / own["std"].where(own["std"] > 0)
+        own = own.assign(row=own["clip"].map(row_of), sd=sd)
+        return own.pivot_table(index="row", columns="system", values="sd")[fusion.in_order(own["system"])]
+
+    # ---------------------------------------------------------------- choices
+
+    @property
+    def space(self) -> projection.Space:
+        """The space of the view."""
+        return self.spaces[self.views[self.view][0]]
+
+    @property
+    def all_items(self) -> list[str]:
+        """`clips`, and `segments` where clips have several."""
+        return list(projection.ITEMS if self.space.segmented else projection.ITEMS[:1])
+
+    @property
+    def projections(self) -> list[str]:
+        """Projections that were made of the view's space and items."""
+        return [name for name in projection.PROJECTIONS if (self.space.name, name, self.items) in self.xy]
+
+    @property
+    def colors(self) -> list[str]:
+        """What the view can be colored by."""
+        return self.colors_of(self.view)
+
+    def colors_of(self, view: str) -> list[str]:
+        """What a view can be colored by."""
+        rows = self.rows(view)
+        names = ["machine"] * (len(set(self._machine[rows])) > 1) + ["domain", "label"]
+        names += [f"attribute {key}" for key in index.attribute_keys(self.table.iloc[rows])]
+        names += ["severity"] * bool(np.isfinite(self.severity[rows]).any())
+        return [*names, *(f"{what} {system}" for what in ("decision", "score") for system in self.standing)]
+
+    def rows(self, view: str) -> np.ndarray:
+        """Store rows of a view's clips."""
+        name, machine = self.views[view]
+        rows = self.spaces[name].rows
+        return rows[self._machine[rows] == machine] if machine else rows
+
+    @property
+    def shown(self) -> set[int]:
+        """Store rows of the clips in the shown maps."""
+        return set(self.rows(self.view)) | set(self.rows(self.beside) if self.beside else ())
+
+    def widest_attribute(self, view: str) -> str:
+        """The coloring by the view's attribute with most values that can still be named; "": no attribute."""
+        table = self.table.iloc[self.rows(view)]
+        counts = {key: table[f"attr_{key}"].nunique() for key in index.attribute_keys(table)}
+        few = {key: count for key, count in counts.items() if count <= MOST_GROUPS} or counts
+        return f"attribute {max(few, key=few.get)}" if few else ""
+
+    def choose(
+        self,
+        view: str = "",
+        items: str = "",
+        projection: str = "",
+        color: str = "",
+        beside: str | None = None,
+    ) -> None:
+        """Change what is shown; "" keeps it (beside: None keeps, "" takes the second map away).
+
+        What the new view does not have falls back to its first choice; clips that no shown map has are no
+        longer chosen or selected, and filters that it cannot have are dropped.
+        raises : errors.InputError for what the view asked for does not have
+        """
+        for name in (view, beside or ""):
+            if name:
+                errors.check_choice("view", name, list(self.views))
+        with self.hold_trait_notifications():
+            self.view, self.beside = view or self.view, self.beside if beside is None else beside
+            for name, wanted in (("items", items), ("projection", projection), ("color", color)):
+                there = {"items": "all_items"}.get(name, f"{name}s")
+                there = getattr(self, there)
+                if wanted:
+                    errors.check_choice(name, wanted, there)
+                wanted = wanted or getattr(self, name)
+                setattr(self, name, wanted if wanted in there else there[0])
+            self.filters = {
+                k: v for k, v in self.filters.items() if k == "search" or v in self.filter_values(k)
+            }
+            shown = self.shown
+            self.selected = [row for row in self.selected if row in shown]
+            if self.row not in shown:
+                self.row = self.segment = -1
+            self.segment = -1 if self.items == "clips" or self.row < 0 else max(self.segment, 0)
+
+    # ---------------------------------------------------------------- filters
+
+    @property
+    def system(self) -> str:
+        """Whose decisions are filtered and told: the view's system."""
+        return self.space.system
+
+    def decisions(self, rows: np.ndarray, system: str) -> np.ndarray:
+        """Decision of clips by a system, one of DECISIONS each."""
+        missing = np.full(len(self.table), np.nan)
+        margin = (self.margins[system].to_numpy() if system in self.margins else missing)[rows]
+        label = self.table["label"].to_numpy()[rows]
+        named = [("hit", "miss"), ("false alarm", "correct rejection"), ("alarm", "no alarm")]
+        kind = np.select([label == "anomaly", label == "normal"], [0, 1], 2)
+        found = np.array(named, dtype=object)[kind, np.where(margin > 0, 0, 1)]
+        found[np.isnan(margin)] = "no threshold"
+        found[self.table["split"].to_numpy()[rows] == "train"] = "training"
+        return found
+
+    def _values(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """What a filter compares, for each clip."""
+        if name == "decision":
+            return self.decisions(rows, self.system)
+        return self.table[name].to_numpy()[rows]
+
+    def filter_values(self, name: str) -> list[str]:
+        """Values that a filter can ask for in the view."""
+        rows = self.rows(self.view)
+        if name == "attribute":
+            table = self.table.iloc[rows]
+            keys = index.attribute_keys(table)
+            few = [key for key in keys if table[f"attr_{key}"].nunique() <= MOST_GROUPS]
+            return [
+                f"{key} {value}"
+                for key in few
+                for value in sorted(set(table[f"attr_{key}"]) - {""}, key=index.natural)
+            ]
+        found = set(self._values(name, rows))
+        return [one for one in KNOWN.get(name, ()) if one in found] or sorted(found)
+
+    def passing(self, rows: np.ndarray) -> np.ndarray:
+        """Which clips pass all filters, bool like rows; a search finds parts of the name and the
+        attributes.
+        """
+        keep = np.ones(len(rows), bool)
+        for name, value in self.filters.items():
+            if name == "search":
+                words = value.lower().split()
+                keep &= np.fromiter(
+                    (all(w in self._text[row] for w in words) for row in rows), bool, len(rows)
+                )
+            elif name == "attribute":
+                keep &= np.fromiter((value in self.attributes[r].split(", ") for r in rows), bool, len(rows))
+            else:
+                keep &= self._values(name, rows) == value
+        return keep
+
+    # ---------------------------------------------------------------- points
+
+    def points(
+        self, view: str = "", projection: str = "", items: str = "", color: str = ""
+    ) -> embedding_plots.Points:
+        """The points of a view; "" is what is shown now, or the nearest to it that the view has."""
+        other, view = bool(view) and view != self.view, view or self.view
+        name = self.views[view][0]
+        items = items or ("clips" if other else self.items)
+        made = [one for one in (projection, self.projection, "PCA") if (name, one, items) in self.xy]
+        color = color or self.color
+        color, projection = (color if color in self.colors_of(view) else "label"), made[0]
+        clip = self.spaces[name].of(items)[1]
+        row, xy = self.spaces[name].rows[clip], self.xy[name, projection, items].astype(float)
+        number = np.arange(len(clip)) - np.searchsorted(clip, clip) if items == "segments" else None
+        keep = np.isin(row, self.rows(view))
+        segment = number[keep] if number is not None else np.full(keep.sum(), -1)
+        row, xy = row[keep], xy[keep]
+        low, high = xy.min(0), xy.max(0)
+        span = np.maximum(high - low, 1e-12)
+        xy = (0.5 + (xy - (low + high) / 2) / (span.max() if projection == "PCA" else span)).astype("f4")
+        facts = {"x": xy[:, 0], "y": xy[:, 1], "row": row, "segment": segment, "color": color}
+        facts |= {"test": self.table["split"].to_numpy()[row] == "test", "projection": projection}
+        what, _, which = color.partition(" ")
+        if what == "decision":
+            return Points(**facts, **_groups(self.decisions(row, which), "decision"))
+        if what not in ("score", "severity"):
+            key = color.replace("attribute ", "attr_", 1)
+            return Points(**facts, **_groups(self.table[key].to_numpy()[row], key))
+        value = (
+            self.severity[row] if what == "severity" else self.standing[which].reindex(row).to_numpy(float)
+        )
+        known = value[np.isfinite(value)]
+        limits = tuple(np.quantile(known, [0.02, 0.98])) if len(known) else (0.0, 1.0)
+        limits = limits if limits[1] > limits[0] else (limits[0], limits[0] + 1.0)
+        groups = _groups(self.table["label"].to_numpy()[row], "label")
+        return Points(**facts, **groups, value=value, limits=limits)
+
+    def chosen(self, points: Points) -> int:
+        """Number of the chosen point, -1: none."""
+        same = points.row == self.row
+        if len(points.segment) and points.segment[0] >= 0:
+            same &= points.segment == max(self.segment, 0)
+        return int(np.argmax(same)) if self.row >= 0 and same.any() else -1
+
+    def pick(self, row: int, segment: int = -1) -> None:
+        """Choose a clip of the shown maps, and a segment where segments are shown."""
+        if row not in self.shown:
+            raise errors.InputError(
+                f"clip {row} came, expected one of the shown maps ({self.view}); choose a view that has it"
+            )
+        with self.hold_trait_notifications():
+            self.row, self.segment = int(row), int(segment if self.items == "clips" else max(segment, 0))
+
+    def mark(self, row: int) -> None:
+        """Select a clip, or take it out of the selection."""
+        self.selected = [r for r in self.selected if r != row] + [int(row)] * (row not in self.selected)
+
+    def step(self, right: int, up: int, points: Points | None = None) -> bool:
+        """Choose the nearest point within 45° of a direction that passes the filters; without a choice the
+        one nearest to the middle.
+
+        right, up : (1, 0), (-1, 0), (0, 1) or (0, -1).  points : of the map in which to step
+        returns : False where nothing lies that way
+        """
+        points = self.points() if points is None else points
+        at, passing = self.chosen(points), self.passing(points.row)
+        if at < 0:
+            away = (points.x - 0.5) ** 2 + (points.y - 0.5) ** 2
+        else:
+            dx, dy = (points.x - points.x[at]).astype(float), (points.y - points.y[at]).astype(float)
+            along, aside = dx * right + dy * up, np.abs(dx * up + dy * right)
+            away = np.where((along > 0) & (aside <= along), np.hypot(along, aside), np.inf)
+        away = np.where(passing, away, np.inf)
+        best = int(np.argmin(away))
+        if not np.isfinite(away[best]):
+            return False
+        self.pick(points.row[best], points.segment[best])
+        return True
+
+    # ---------------------------------------------------------------- facts of clips
+
+    def neighbors(self, n: int = 5) -> pd.DataFrame:
+        """The n training clips next to the chosen item in the embedding, leave-clip-out: row, clip, distance,
+        domain, attributes.
+        """
+        own = np.flatnonzero(self.space.rows[self.space.of(self.items)[1]] == self.row)
+        if not len(own):  # a clip of the second map
+            return self._near(self.spaces[self.views[self.beside][0]], "clips", self.row, n)
+        return self._near(self.space, self.items, self.row, n, max(self.segment, 0))
+
+    def neighbors_of(self, system: str, row: int, n: int = 5) -> pd.DataFrame:
+        """`neighbors` of any clip in the space of a system; without a row where the system has no place for
+        it.
+        """
+        for space in self.spaces.values():
+            if space.system == system and row in space.rows:
+                return self._near(space, "clips", row, n)
+        return pd.DataFrame(columns=["row", "clip", "distance", "domain", "attributes"])
+
+    def _near(self, space: projection.Space, items: str, row: int, n: int, segment: int = 0) -> pd.DataFrame:
+        item = int(np.flatnonzero(space.rows[space.of(items)[1]] == row)[segment])
+        rows, away = projection.nearest_training(space, items, item, self.table, n)
+        found = self.table.iloc[rows]
+        return pd.DataFrame(
+            {
+                "row": rows,
+                "clip": found["clip"].to_numpy(),
+                "distance": away,
+                "domain": found["domain"].to_numpy(),
+                "attributes": [self.attributes[row] or "no attribute" for row in rows],
+            }
+        )
+
+    def explained(self) -> float:
+        """Share of the variance of the view's space that its PCA keeps, 0..1."""
+        name, items = self.space.name, self.items
+        return projection.explained(self.spaces[name].of(items)[0], self.xy[name, "PCA", items])
+
+    def components(self, row: int) -> pd.DataFrame:
+        """Every component that scored a clip: system, component, score, sd from the mean of training clips,
+        share of training clips below.
+        """
+        machine, name, out = self._judged.iloc[row], self.table["clip"].iloc[row], []
+        if machine not in self._components:
+            mine = self._referred[self._referred["machine"] == machine]
+            parts = dict(iter(mine.groupby(["system", "component"], sort=False)))
+            self._components[machine] = {
+                key: (dict(zip(part["clip"], part["score"])), part.loc[part["split"] == "train", "score"])
+                for system in fusion.in_order(mine["system"])
+                for key, part in parts.items()
+                if key[0] == system
+            }
+        for key, (values, train) in self._components[machine].items():
+            if name in values:
+                train = train.to_numpy(float)
+                spread = train.std(ddof=1) if len(train) > 1 else np.nan
+                sd = (values[name] - train.mean()) / spread if spread > 0 else np.nan
+                below = float(np.mean(train < values[name])) if len(train) else np.nan
+                out.append((*key, values[name], sd, below))
+        return pd.DataFrame(out, columns=["system", "component", "score", "sd", "training below"])
+
+    def told(self, row: int) -> str:
+        """A clip in words: name, facts, score, decision."""
+        facts, sd = self.table.iloc[row], np.nan
+        if self.system in self.standing:
+            sd = self.standing[self.system].get(row, np.nan)
+        words = ", ".join(
+            [*facts[["machine", "split", "domain", "label"]], self.attributes[row] or "no attribute"]
+        )
+        scored = f" {self.system} {tables.signed(f'{sd:+.1f}')} sd" if np.isfinite(sd) else ""
+        [decision] = self.decisions(np.array([row]), self.system)
+        judged = "" if decision in ("training", "no threshold") else f", {decision}"
+        return (
+            f"{short(facts['clip'])}: {words}.{scored}{judged}."
+            if scored
+            else f"{short(facts['clip'])}: {words}."
+        )
+
+    def said(self) -> str:
+        """The chosen clip in one sentence, for the eye and for a screen reader."""
+        if self.row < 0:
+            return (
+                "No clip is chosen. Click a point, or use the arrow keys on the map; Enter plays, B switches"
+                " to the nearest normal clip, S selects, Escape clears the selection; plus, minus, 0 zoom."
+            )
+        near = self.neighbors(1)
+        part = f" Segment {self.segment + 1}." if self.segment >= 0 else ""
+        near = [
+            f" Nearest training clip at distance {one.distance:.3g}: {short(one.clip)}."
+            for one in near.itertuples()
+        ]
+        return self.told(self.row) + part + "".join(near)
+
+    def ranked_clips(self, system: str, n: int, machine: str = "") -> pd.DataFrame:
+        """The n test clips for each of WHY by one system: row, why, clip, machine, domain, label,
+        attributes, sd, above_threshold (sd).
+
+        machine : "" takes all.  Sorted from the most telling.  Without labels or a threshold there are
+            neither missed clips nor false alarms.  Notebook: 06_embeddings
+        """
+        table = self._tested[self._tested["system"] == system]
+        if machine:
+            table = table[self._machine[table["row"]] == machine]
+        high = table.sort_values("above_normal", ascending=False, kind="stable")
+        above = high["above_threshold"]
+        missed = high[(high["label"] == "anomaly") & (above <= 0)].iloc[::-1]
+        false = high[(high["label"] == "normal") & (above > 0)]
+        parts = zip(WHY, (high, missed, false), strict=True)
+        found = pd.concat([part.head(n).assign(why=why) for why, part in parts], ignore_index=True)
+        found["attributes"] = [self.attributes[row] or "no attribute" for row in found["row"]]
+        columns = ["row", "why", *CSV_COLUMNS[:2], *CSV_COLUMNS[3:], "above_normal", "above_threshold"]
+        return found[columns].rename(columns={"above_normal": "sd"})
+
+    def selection(self) -> pd.DataFrame:
+        """The selected clips: CSV_COLUMNS, and of each system its score (sd) and decision."""
+        rows = np.array(self.selected, int)
+        found = self.table.iloc[rows].assign(attributes=[self.attributes[row] for row in rows])[CSV_COLUMNS]
+        for system in self.standing:
+            found[f"{system} sd"] = self.standing[system].reindex(rows).to_numpy()
+            found[f"{system} decision"] = self.decisions(rows, system)
+        return found.reset_index(drop=True)
+
+
+def _groups(values: np.ndarray, key: str) -> dict:
+    """Group of each value, the names and their looks; known ones look as in all figures."""
+    found = set(map(str, values))
+    if key in KNOWN:
+        names = [name for name in KNOWN[key] if name in found]
+        looks = [KNOWN[key][name] for name in names]
+    else:
+        names = sorted(found - {""}, key=index.natural)
+        looks = [
+            (COLORS[i % len(COLORS)], SHAPES[(i + i // len(COLORS)) % len(SHAPES)]) for i in range(len(names))
+        ]
+        if len(names) > MOST_GROUPS or "" in found:
+            rest = ["other"] if len(names) > MOST_GROUPS else ["none"]
+            names, looks = names[:MOST_GROUPS] + rest, [*looks[:MOST_GROUPS], (plots.GRAY, "circle")]
+    place = {name: i for i, name in enumerate(names)}
+    group = np.array([place.get(str(value), len(names) - 1) for value in values])
+    return {"group": group, "names": names, "looks": looks}
+
+
+def short(clip: str) -> str:
+    """A clip's name without folder and ending."""
+    return clip.rsplit("/", 1)[-1].rsplit(".", 1)[0]
