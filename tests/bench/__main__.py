@@ -24,20 +24,7 @@ import torch
 from asdlib import errors, io
 from asdlib.studies import artifacts, home, model_card
 from asdlib.viz import tables
-from tests.bench import (
-    autoencoder,
-    cluster,
-    data,
-    gpu,
-    jobs,
-    measure,
-    oevae,
-    quality,
-    search,
-    severity_zero,
-    steps,
-    study,
-)
+from tests.bench import data, gpu, jobs, measure, null, quality, search, steps, study
 
 STAGES = {
     "decode": data.decode,
@@ -51,16 +38,9 @@ STAGES = {
     "metrics_grid": search.metrics_grid,
     "report": jobs.page,
     "kernel": jobs.kernel,
-    "layouts": steps.layouts,
+    "layouts": gpu.layouts,
 }
-CHECKS = {
-    "autoencoder": autoencoder.main,
-    "oevae": oevae.main,
-    "oevae_null": oevae.null,
-    "severity_zero": severity_zero.main,
-    "quality": quality.main,
-    "cluster": cluster.main,
-}
+CHECKS = {"null": null.main, "quality": quality.main}
 ALONE = {"study": study.main, "gpu": gpu.main}  # with their own arguments
 PAGE = home.CLONE / "reports" / "rates.md"
 

@@ -11,6 +11,7 @@ the minutes is named, not measured.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import functools
 import itertools
@@ -266,21 +267,31 @@ def idle(ours: Callable, device: torch.device) -> float:
     return 1 - sum(event.self_device_time_total for event in seen.key_averages()) / 1e6 / wall
 
 
+def layouts(device: torch.device) -> list[measure.Measure]:
+    """Both networks in both precisions: channels_last beside contiguous."""
+    rows = []
+    for make in CASES[:2]:
+        for kind, dtype in DTYPES.items():
+            case = make(device)
+            ready = next(case.batches(training.generator_for(0, device=device)))
+            nets = [copy.deepcopy(case.net).to(memory_format=LAYOUTS[name]) for name in sorted(LAYOUTS)]
+            ours, plain = (
+                steps.stepper(net, lambda ready=ready: ready, case.optimizer(net.parameters()), dtype)
+                for net in nets
+            )
+            about = {"says": "contiguous", "device": device, "rounds": 3, "note": "channels_last"}
+            name = f"{case.name}, {kind}"
+            rows.append(measure.compare(name, case.unit, ours, case.items, plain, **about))
+    return rows
+
+
 @torch.inference_mode()
 def encoders(device: torch.device) -> list[dict[str, str | float]]:
     """Embeddings without training: OEVAE's extractor clip after clip as a study does it, and YAMNet."""
-    detector, _ = steps.exposed(context(device))
-    detector.net, rows = detector._network().eval(), np.arange(SIZES[device.type].waves)
-    network = sizes.RandomYAMNet.load().to(device)
-    wave = torch.randn(SIZES[device.type].waves, 10 * RATE, device=device)
-
-    def passes() -> None:
-        detector._passes.clear()
-        detector._pass(rows)
-
-    done = {"device": device, "rounds": SIZES[device.type].rounds}
+    network, size = sizes.RandomYAMNet.load().to(device), SIZES[device.type]
+    wave, done = torch.randn(size.waves, 10 * RATE, device=device), {"device": device, "rounds": size.rounds}
     found = [
-        measure.compare("embedding of OEVAE", "segments", passes, 8 * len(rows), **done),
+        *steps.embedding(device),
         measure.compare("encoder YAMNet", "clips of 10 s", lambda: network(wave), len(wave), **done),
     ]
     return [

@@ -2,8 +2,10 @@
 
 import copy
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import soundfile
@@ -20,7 +22,6 @@ from asdlib.models.autoencoder import Autoencoder, AutoencoderSettings, Vectors
 from asdlib.models.classifier import Batch
 from asdlib.models.precision import DTYPES
 from asdlib.studies import config
-from tests.bench import autoencoder
 from tests.bench.data import RATE, opened, recordings
 from tests.bench.measure import Measure, compare, flops
 from tests.sizes import Context, bound, detector_of
@@ -179,6 +180,51 @@ def classifier_step(device: torch.device) -> list[Measure]:
     ]
 
 
+def plain_network() -> nn.Sequential:
+    sizes = [640, 128, 128, 128, 128, 8, 128, 128, 128, 128, 640]
+    layers = []
+    for a, b in itertools.pairwise(sizes):
+        layers += [nn.Linear(a, b), nn.BatchNorm1d(b, momentum=0.01, eps=1e-3), nn.ReLU()]
+    return nn.Sequential(*layers[:-2])
+
+
+def plain_steps(vectors: torch.Tensor, count: int, threads: int) -> float:
+    """Steps per second of the plain loop."""
+    torch.set_num_threads(threads)
+    net = plain_network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    with torch.autograd.set_detect_anomaly(True, check_nan=True):
+        order = torch.randperm(len(vectors))
+        for step in range(count + 5):
+            if step == 5:
+                began = time.perf_counter()
+            x = vectors[order[step * 256 : (step + 1) * 256]]
+            optimizer.zero_grad()
+            (net(x) - x).square().mean().backward()
+            optimizer.step()
+    return count / (time.perf_counter() - began)
+
+
+def our_steps(vectors: Vectors, count: int, trainings: int) -> float:
+    """Steps per second of all our trainings together."""
+
+    def train(number: int) -> None:
+        torch.set_num_threads(1)
+        net = nets[number]
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
+        order = torch.randperm(len(vectors))
+        for step in range(count):
+            optimizer.zero_grad()
+            net.loss(vectors[order[step * 256 : (step + 1) * 256]], None)["loss"].backward()
+            optimizer.step()
+
+    nets = [Autoencoder(AutoencoderSettings()) for _ in range(trainings)]
+    with ThreadPoolExecutor(trainings) as pool:
+        began = time.perf_counter()
+        list(pool.map(train, range(trainings)))
+        return trainings * count / (time.perf_counter() - began)
+
+
 def autoencoder_step(device: torch.device) -> list[Measure]:
     """60 steps of the official autoencoder on one core."""
     mel = features.baseline_mel(torch.randn(60, 10 * RATE, device=device))
@@ -187,7 +233,7 @@ def autoencoder_step(device: torch.device) -> list[Measure]:
         vectors[torch.arange(len(vectors), device=device)],
         torch.randperm(len(vectors), device=device),
     )
-    net, bare = Autoencoder(AutoencoderSettings()).to(device), autoencoder.plain_network().to(device)
+    net, bare = Autoencoder(AutoencoderSettings()).to(device), plain_network().to(device)
     optimizer, plain_optimizer = (
         torch.optim.Adam(net.parameters(), lr=1e-3, fused=True),
         torch.optim.Adam(bare.parameters(), lr=1e-3),
@@ -226,9 +272,9 @@ def autoencoder_step(device: torch.device) -> list[Measure]:
             compare(
                 "autoencoder, all cores",
                 "vectors",
-                lambda: autoencoder.our_steps(vectors, 60, cores),
+                lambda: our_steps(vectors, 60, cores),
                 60 * 256 * cores,
-                lambda: autoencoder.plain_steps(spread, 60, cores),
+                lambda: plain_steps(spread, 60, cores),
                 65 * 256,
                 timer=time.perf_counter,
                 says="the official loop with a thread per core",
@@ -273,51 +319,3 @@ def embedding(device: torch.device) -> list[Measure]:
             says="one segment at a time, contiguous",
         )
     ]
-
-
-def layouts(device: torch.device) -> list[Measure]:
-    """Both networks in both precisions: channels_last beside contiguous."""
-    rows, cfg = [], config.StudySettings()
-    for name in ("oevae", "classifier"):
-        for kind, dtype in DTYPES.items():
-            steps = []
-            for memory in (torch.channels_last, torch.contiguous_format):
-                torch.manual_seed(0)
-                if name == "oevae":
-                    net, n = oevae.OEVAE(cfg.oevae), 32
-                    batch = oevae.Batch(
-                        torch.randn(n, 1, 224, 126, device=device),
-                        torch.ones(n, device=device),
-                        torch.zeros(n, device=device),
-                        torch.zeros(n, device=device).bool(),
-                    )
-                else:
-                    context = study(device, classifier=classifier.ClassifierSettings(holdout=0.0))
-                    detector, n = detector_of(Classifier, context), CLIPS[device.type]
-                    bound(detector, context.store, np.arange(len(context.store)))._open()
-                    net, wave = detector.net, torch.randn(n, 12 * RATE, device=device)
-                    classes = len(detector.classes)
-                    batch = Batch(
-                        classifier.branch_inputs(wave, cfg.classifier),
-                        torch.eye(classes, device=device)[torch.arange(n) % classes],
-                    )
-                net = net.to(device, memory_format=memory)
-                steps.append(
-                    stepper(
-                        net, lambda batch=batch: batch, torch.optim.Adam(net.parameters(), fused=True), dtype
-                    )
-                )
-            rows.append(
-                compare(
-                    f"{name}, {kind}",
-                    "items",
-                    steps[0],
-                    n,
-                    steps[1],
-                    says="contiguous",
-                    device=device,
-                    rounds=3,
-                    note="channels_last",
-                )
-            )
-    return rows
