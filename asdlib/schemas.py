@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 DOMAINS = ("source", "target", "unknown")
 LABELS = ("normal", "anomaly", "unlabeled")
 SPLITS = ("train", "test")
+SUPPLEMENTAL = "supplemental"  # a third one, of clips that stand in no other table
 CLIP_COLUMNS = ("clip", "path", "machine", "section", "split", "domain", "label")
 SCORE_COLUMNS = (
     "system",
@@ -47,7 +48,7 @@ def clip_table(table: pd.DataFrame) -> pd.DataFrame:
             f"clip table lacks the columns {', '.join(missing)}; make it with asdlib.clips.index"
         )
     texts(table, CLIP_COLUMNS, "clip table")
-    for column, allowed in (("split", SPLITS), ("domain", DOMAINS), ("label", LABELS)):
+    for column, allowed in (("split", (*SPLITS, SUPPLEMENTAL)), ("domain", DOMAINS), ("label", LABELS)):
         wrong = set(table[column]) - set(allowed)
         if wrong:
             raise InputError(f"clip table: {column} has {sorted(wrong)}, expected {', '.join(allowed)}")

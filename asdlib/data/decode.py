@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torchaudio
-from pydantic import field_validator, model_validator
+from pydantic import SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from asdlib import errors, schemas
 from asdlib.data import audio_headers, index
@@ -57,6 +57,16 @@ class DataSettings(Settings):
         -1,
         63,
     )
+    supplemental: bool = setting(
+        False,
+        "supplemental recordings (2025 on: a machine without noise, noise without a machine) join the"
+        " pseudo-anomalies that OEVAE trains against, and nothing else",
+    )
+
+    @model_serializer(mode="wrap")
+    def _keys(self, plain: SerializerFunctionWrapHandler) -> dict:
+        """While it is off, `supplemental` is in no key: what was computed before it was known stays fresh."""
+        return {name: value for name, value in plain(self).items() if name != "supplemental" or value}
 
     @model_validator(mode="after")
     def _two_channels(self) -> DataSettings:

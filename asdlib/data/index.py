@@ -13,8 +13,8 @@ below a root. `section_00_source_train_normal_0001_vel_4_loc_A.wav` (2021 on; th
 be absent), `section_00_0001.wav` or `section_00_source_test_0001.wav` (evaluation clips without labels),
 `normal_id_02_00000001.wav` and `id_02_00000001.wav` (2020: the id is the section, all is source).
 `test_rename` (the evaluation clips under their true names) stands in for `test` where it exists. What lies in
-`supplemental` (2025 on: the machine without noise, or noise without the machine) is in no clip table, so that
-nothing is trained, tested or normalized with it unawares; `supplemental` lists it.
+`supplemental` (2025 on: the machine without noise, or noise without the machine) is in no table of training
+and test clips, so that nothing is trained, tested or normalized with it unawares; `supplemental` lists it.
 
 Attributes
 ----------
@@ -81,16 +81,19 @@ HIDDEN_ATTRIBUTES = re.compile(
 KEY = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 
 
-def index(roots: Sequence[str | Path], machines: Sequence[str] = ()) -> tuple[pd.DataFrame, pd.DataFrame]:
+def index(
+    roots: Sequence[str | Path], machines: Sequence[str] = (), beside: bool = False
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Clip table and problems of all machines below the roots.
 
     roots : folders that hold machine folders, or parents of such folders; a machine found below several is
         merged
     machines : names to keep; none: all
+    beside : whether supplemental recordings follow as clips of split "supplemental" (`data.supplemental`)
     returns : (clip table as in `schemas.clip_table` with one text column attr_<key> per attribute, sorted by
         clip; problems (path, reason, left_out), left_out = the clip is not in the table)
     raises : errors.InputError for a missing or unreadable root, no machine, an unknown machine, no usable
-        clip
+        clip, and for no supplemental recording where they are asked for
     Notebook: 01_data
     """
     problems: folders.Problems = []
@@ -128,6 +131,16 @@ def index(roots: Sequence[str | Path], machines: Sequence[str] = ()) -> tuple[pd
                 )
             )
         problems += [(str(folder), words, False) for words in sided.get(folder.name, ())]
+    if beside:
+        more = supplemental(roots)
+        more = more[more["machine"].isin(set(table["machine"]))]
+        if more.empty:
+            raise errors.InputError(
+                f"{_listed(roots)}: data.supplemental is on, expected recordings in a folder supplemental"
+                " beside train of a machine; add them or set data.supplemental = false"
+            )
+        more = more.assign(split=schemas.SUPPLEMENTAL, domain="unknown", label="unlabeled")
+        table = schemas.clip_table(pd.concat([table, more], ignore_index=True).fillna(""))
     return table, problem_table(problems)
 
 
@@ -141,6 +154,8 @@ def supplemental(roots: Sequence[str | Path]) -> pd.DataFrame:
     rows = []
     for folder in _machine_folders(roots, []):
         for path in _recordings(folder / "supplemental"):
+            if unreadable(path):
+                continue
             tokens = path.stem.split("_")
             section = re.match(r"section_(\d+)_", path.stem)
             said = {"machine", "noise"} & set(tokens)

@@ -2,8 +2,9 @@
 
 Conventions
 -----------
-Row i of `Store.clips` is item i of the store. Waveforms are float32 in [-1, 1), samples / 32768. Nothing
-waits for Python per clip: a batch is one gather on the device.
+Row i of `Store.clips` is item i of the store; supplemental clips follow, in a table of their own. Waveforms
+are float32 in [-1, 1), samples / 32768. Nothing waits for Python per clip: a batch is one gather on the
+device.
 
 A store on disk is samples-<fingerprint>.i16, clips.parquet, problems.parquet, files.json and, last and by
 rename, DONE.json. It is taken for whole only if DONE names these recordings (path, size, modification time),
@@ -58,11 +59,17 @@ class Store:
     count: torch.Tensor  # int64 (clips,): samples of every clip
     device: torch.device
     rate: int = 16000  # Hz
+    supplemental: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)  # by row, after `clips`
     _elsewhere: dict[str, Store] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         """Number of clips."""
         return len(self.clips)
+
+    @property
+    def every(self) -> pd.DataFrame:
+        """`clips`, then `supplemental`: a row for every item of the store."""
+        return pd.concat([self.clips, self.supplemental]) if len(self.supplemental) else self.clips
 
     def to(self, device: torch.device | str) -> Store:
         """The same store for a device, one for all who ask: samples move there if that leaves room to train,
@@ -135,11 +142,10 @@ class Store:
 
     def verify(self) -> None:
         """Read every sample against its digest; errors.InputError if one differs."""
-        for row, expected in enumerate(self.clips["digest"]):
+        for row, (clip, expected) in enumerate(self.every[["clip", "digest"]].to_numpy()):
             if sample_digest(self.int16(row)) != expected:
                 raise errors.InputError(
-                    f"{self.folder}: samples of {self.clips['clip'][row]} are damaged; delete the folder to"
-                    " decode again"
+                    f"{self.folder}: samples of {clip} are damaged; delete the folder to decode again"
                 )
 
 
@@ -272,16 +278,16 @@ def _decoder(folder: Path, data: DataSettings) -> Callable[[str], Decoded]:
         settings, files = json.loads((folder / FILES).read_text(encoding="utf-8"))
         old = stored(folder, data.sample_rate) if settings == _settings(data) else None
         if old is not None:
-            same = _stats(old.clips)
-            plain = ~old.clips["path"].isin(old.problems["path"])
-            rows = {path: row for row, path in enumerate(old.clips["path"]) if same[path] == files.get(path)}
+            same = _stats(old.every)
+            plain = ~old.every["path"].isin(old.problems["path"]).to_numpy()
+            rows = {path: row for row, path in enumerate(old.every["path"]) if same[path] == files.get(path)}
             rows = {path: row for path, row in rows.items() if plain[row]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # all is decoded
 
     def decoder(path: str) -> Decoded:
         if (row := rows.get(path)) is not None:
-            facts, samples = old.clips.iloc[row], old.int16(row)
+            facts, samples = old.every.iloc[row], old.int16(row)
             if sample_digest(samples) == facts["digest"]:
                 return Decoded(samples, level_db=float(facts["level_db"]), digest=facts["digest"])
         return decode.decode(path, data)
@@ -316,8 +322,9 @@ def _open(folder: Path, source: str | None, rate: int) -> Store | None:
         np.memmap(samples, dtype=np.int16, mode="c")
     )  # copy-on-write: torch warns of read-only memory
     count = torch.tensor(table["samples"].to_numpy(), dtype=torch.int64)
+    beside = table["split"] == schemas.SUPPLEMENTAL  # the last rows
     return Store(
-        table,
+        table[~beside].drop(columns="content", errors="ignore"),
         problems,
         done["fingerprint"],
         folder,
@@ -326,6 +333,7 @@ def _open(folder: Path, source: str | None, rate: int) -> Store | None:
         count,
         mapped.device,
         rate,
+        table[beside],
     )
 
 

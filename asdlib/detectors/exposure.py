@@ -6,9 +6,10 @@ Conventions
 An epoch visits every target segment (and every synthetic one) once, in batches of half target, half
 pseudo-anomalous segments. Pseudo-anomalies are normal training clips of all other machines of the store:
 machines are drawn uniformly, then one of the machine's segments; with `near` a part of them comes from the
-machines that sound most like the target. All draws of an epoch are made at its start from the epoch's
-generator; after that a batch is a gather by index, mixed, turned into log-mel and labeled on the device, and
-nothing waits for the host.
+machines that sound most like the target. Supplemental clips (`data.supplemental`) count as one more machine:
+noise of any machine, and clean sound of other machines than the target. All draws of an epoch are made at its
+start from the epoch's generator; after that a batch is a gather by index, mixed, turned into log-mel and
+labeled on the device, and nothing waits for the host.
 
 t is 1 for target segments and their mixtures with each other, 0 for pseudo-anomalies, between for a mixture
 of both (`mixup.outliers`), which therefore has no v and never reaches a VAE term.
@@ -28,7 +29,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from asdlib import augment, errors, features
+from asdlib import augment, errors, features, schemas
 from asdlib.data.index import attribute_keys
 from asdlib.data.store import BATCH_SAMPLES, Store, machine_statistics, segment_starts, standardize
 from asdlib.models import oevae
@@ -95,7 +96,7 @@ class SegmentFeatures:
 
     def items(self, rows: np.ndarray) -> Segments:
         """All segments of some clips, clip by clip."""
-        samples, count = self.store.clips["samples"].to_numpy()[rows], self.settings.segments
+        samples, count = self.store.every["samples"].to_numpy()[rows], self.settings.segments
         starts = {size: segment_starts(size, count, self.length) for size in np.unique(samples)}
         start = np.concatenate([starts[size] for size in samples])
         mean, std = (
@@ -364,6 +365,17 @@ def held_out(groups: np.ndarray, share: float, rng: np.random.Generator) -> np.n
         where = np.flatnonzero(groups == name)
         out[rng.permutation(where)[: min(max(round(share * len(where)), 1), len(where) - 1)]] = True
     return out
+
+
+def with_supplemental(store: Store, machine: str, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Store rows of all pseudo-anomalies of a machine, int (n,), and the machine each counts as, str (n,).
+
+    others : int (clips,), rows of clips of other machines, which supplemental clips follow
+    """
+    table = store.supplemental
+    rows = table.index[(table["content"] == "noise") | (table["machine"] != machine)] if len(table) else []
+    names = [*store.clips["machine"].iloc[others], *[schemas.SUPPLEMENTAL] * len(rows)]
+    return np.concatenate([others, rows]).astype(np.int64), np.array(names, dtype=object)
 
 
 def check_machines(table: pd.DataFrame, rows: np.ndarray, others: np.ndarray) -> None:

@@ -69,23 +69,24 @@ class OEVAETraining:
         s, clips, train_rows = self.settings, self.store.clips, self.train_rows
         exposure.check_machines(clips, train_rows, others)
         self._open()
+        names = sorted(set(clips["machine"].iloc[others]))
+        others, pool = exposure.with_supplemental(self.store, self.machine, others)
         if told := exposure.same_segments(self.front):
             print(told)
         rng = np.random.default_rng([self.seed, SPLIT])
         kept = exposure.held_out(clips["domain"].to_numpy()[train_rows], s.holdout, rng)
-        kept_others = exposure.held_out(clips["machine"].to_numpy()[others], s.holdout, rng)
+        kept_others = exposure.held_out(pool, s.holdout, rng)
         self.trained = ~kept
-        names = sorted(set(clips["machine"].iloc[others]))
         near = (
             exposure.nearest_machines(self.store, self.device, s.features, self.machine, names)
             if s.near > 0
             else []
         )
-        parts = []  # of the other machines: for training, and held out
+        parts, pool_of = [], dict(zip(others.tolist(), pool))  # for training, and held out
         for rows in (others[~kept_others], others[kept_others]):
             items = self.front.items(rows) if len(rows) else None
             items = items and items[items.distinct()]
-            machine = clips["machine"].to_numpy()[items.row.cpu().numpy()] if items else None
+            machine = np.array([pool_of[row] for row in items.row.tolist()]) if items else None
             parts.append((items, exposure.draw_weights(machine, near, s.near)) if items else None)
         target = self._target(train_rows[~kept])
         outliers = exposure.OutlierExposureBatches(self.front, s, target, *parts[0])

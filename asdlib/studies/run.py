@@ -117,7 +117,7 @@ class Run:
             return None
         if io.HOLDS in os.environ:  # of a job, whose runner found the store whole: no need to index again
             return store.stored(self.data_folder / "store", self.cfg.data.sample_rate)
-        table, problems = index.index(self.roots, self.cfg.data.machines)
+        table, problems = index.index(self.roots, self.cfg.data.machines, self.cfg.data.supplemental)
         return store.find_store(table, problems, self.data_folder / "store", self.cfg.data)
 
     @functools.cached_property
@@ -132,7 +132,7 @@ class Run:
             artifacts.remove_temp(self.data_folder)
             if self.synthetic and not self.roots[0].is_dir():
                 synthetic.write_tree(self.roots[0], self.cfg.synthetic, self.cfg.data.sample_rate)
-            table, problems = index.index(self.roots, self.cfg.data.machines)
+            table, problems = index.index(self.roots, self.cfg.data.machines, self.cfg.data.supplemental)
             return store.open_store(table, problems, self.data_folder / "store", self.cfg.data)
 
     def decode_again(self) -> None:
@@ -280,6 +280,8 @@ class Run:
         if not detector.uses_others:
             seen &= self.clips["machine"].isin(machines)
         clips = {which: _clips_digest(rows) for which, rows in self.clips[seen].groupby("machine")}
+        if detector.uses_others and len(self.store.supplemental):
+            clips[schemas.SUPPLEMENTAL] = _clips_digest(self.store.supplemental)
         return {
             "settings": {name: detector.training_settings(), "precision": self.precision_of(name)},
             "clips": clips,

@@ -3,6 +3,7 @@ changed.
 """
 
 import os
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -156,6 +157,30 @@ def test_long_recordings_are_cut_and_no_sample_stands_twice(tmp_path):
     again = importer.import_machine([tmp_path / "normal"], tmp_path / "root", "m2", clip_seconds=10.0)
     assert again.clips["seconds"].tolist() == [10.0, 2.0]  # a rest of a tenth is not
     assert "clips cut from one recording resemble each other" in done.text()
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac"])
+def test_a_long_recording_takes_no_more_memory_than_a_clip(ending, tmp_path, monkeypatch):
+    reads, read = [], soundfile.SoundFile.read
+
+    def counted(self, frames=-1, **how):
+        out = read(self, frames, **how)
+        reads.append(len(out))
+        return out
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counted)
+    x = np.random.default_rng(0).normal(0, 0.1, (48000 * 60, 2)).astype(np.float32)
+    soundfile.write(tmp_path / f"long.{ending}", x, 48000)
+    size, peaks = x.nbytes, []
+    del x
+    for seconds in (10.0, 2.0):
+        tracemalloc.start()
+        done = importer.import_machine([tmp_path], tmp_path / "root", f"m{seconds:g}", clip_seconds=seconds)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(done.clips) == 60 / seconds and max(reads) <= seconds * 48000
+        reads.clear()
+    assert max(peaks) < size / 2
 
 
 def test_what_cannot_be_used_is_left_out_and_told(pump, tmp_path):

@@ -5,22 +5,31 @@ resuming, the tie of z_d to v.
 import dataclasses
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import oracle
 import pandas as pd
 import pytest
+import soundfile
 import torch
 from sizes import TINY, Context, bound, detector_of, fit
 
 from asdlib import errors
 from asdlib.analysis import ablation, latents
+from asdlib.data import decode, synthetic
 from asdlib.data import index as clip_index
-from asdlib.data import synthetic
 from asdlib.data.condition import condition
-from asdlib.data.store import Clips, machine_statistics, open_store, segment_starts, standardize
+from asdlib.data.store import (
+    Clips,
+    machine_statistics,
+    open_store,
+    segment_starts,
+    standardize,
+    training_clips,
+)
 from asdlib.detectors import exposure, oevae_training
-from asdlib.detectors.base import detect, machine_rows
+from asdlib.detectors.base import detect, machine_rows, score_all
 from asdlib.detectors.oevae import OEVAE
 from asdlib.models import oevae as oevae_model
 from asdlib.scoring import fusion
@@ -457,6 +466,42 @@ def test_bfloat16_trains_and_scores_in_float32(context):
     fit(detector, context.store, machine_rows(context.store.clips, "pump", "train"))
     assert detector.embed(Clips(detector.store, detector.train_rows))[0].dtype == np.float32
     assert all(np.isfinite(values).all() for values in detector.training_components().values())
+
+
+def test_supplemental_clips_are_pseudo_anomalies_and_nothing_else(context, tmp_path):
+    root, data = tmp_path / "tones", decode.DataSettings(supplemental=True)
+    shutil.copytree(Path(context.store.clips["path"][0]).parents[2], root)
+    off = open_store(*clip_index.index([root]), tmp_path / "store", decode.DataSettings())
+    assert off.fingerprint == context.store.fingerprint and off.supplemental.empty
+    with pytest.raises(errors.InputError, match=r"data\.supplemental is on, expected recordings in a folder"):
+        clip_index.index([root], (), True)
+    rng, names = (
+        np.random.default_rng(0),
+        ("pump/supplemental/section_00_noise", "saw/supplemental/section_00_machine"),
+    )
+    for name in (*names, "pump/supplemental/section_00_machine"):
+        path = root / f"{name}_0000.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, 0.1 * rng.normal(size=16000), 16000)
+    store = open_store(*clip_index.index([root], (), True), tmp_path / "store", data)
+    pd.testing.assert_frame_equal(store.clips.drop(columns="path"), off.clips.drop(columns="path"))
+    assert len(store.supplemental) == 3
+    store.verify()
+    detectors = [
+        OEVAE(context.cfg.oevae, seed=0, device="cpu", precision="float32").fit(
+            *training_clips(one, ["pump"])
+        )
+        for one in (off, store)
+    ]
+    rows, pool = exposure.with_supplemental(store, "pump", np.array([3]))
+    assert [f"{name}_0000.wav" for name in names] == store.every["clip"].iloc[rows[1:]].tolist()
+    assert pool.tolist() == [store.clips["machine"][3], "supplemental", "supplemental"]
+    without, joined = (detector.training_table_ for detector in detectors)
+    assert joined["clip"].tolist() == without["clip"].tolist()
+    assert not np.allclose(joined["score"], without["score"])
+    assert max(detectors[1].references.parents.max(), *detectors[1].train_rows) < len(store)
+    scored = score_all(detectors[1], store, ["pump"])
+    assert set(scored["clip"]) == set(off.clips["clip"][off.clips["machine"] == "pump"])
 
 
 def test_one_machine_alone_is_refused(context):
