@@ -132,7 +132,7 @@ def slope(detector: OEVAE, rows, of: Literal["alpha", "beta"] = "beta") -> Slope
     for part in torch.arange(len(items)).split(front.settings.segments):
         x = front.log_mel(front.waves(items[part.to(items.row.device)])).detach().clone().requires_grad_(True)
         if of == "alpha":
-            vae = net.vae(net.embed(x))  # not net(x), which scales this gradient by λ for training
+            vae = detector.latent(x)  # not net(x), which scales this gradient by λ for training
             score = losses.alpha_scores(vae, domain=net.vae.domain)[detector.settings.alpha_mode]
         else:
             row = items.row[part.to(items.row.device)].cpu().numpy()  # of one clip

@@ -7,7 +7,8 @@ Components per clip, means over its segments, higher = more anomalous; the final
 (`fusion.systems`):
 
     alpha            the α of `oevae.alpha_mode`, or 0 where `alpha_fault` says that it tells nothing and
-                     `oevae.drop_alpha` is on; alpha_nll, alpha_kl, ...: every mode
+                     `oevae.drop_alpha` is on; it is that of the VAE which `oevae.alpha_vae` names
+    alpha_nll, ...   every mode, of the VAE that was trained with the extractor
     alpha_k<scale>   the same mode from a VAE refitted on the finished embeddings with that k_scale
     beta             mean distance to the k = `oevae.neighbors` nearest references, or the local density of
                      `oevae.backend`
@@ -74,6 +75,7 @@ class OEVAE(OEVAETraining, Detector):
     uses_others = True
     scoring_settings = (
         "alpha_mode",
+        "alpha_vae",
         "drop_alpha",
         "layers",
         "pooling",
@@ -125,6 +127,30 @@ class OEVAE(OEVAETraining, Detector):
         self.reference_group = self._reference_groups()
         if self.settings.backend == "local_density":
             self._refer(self._profiles(self._vectors(self.train_rows)))
+        if self._own_vae:
+            scale = self.settings.condition.k_scale
+            self.alpha_vae = self._refit(scale, self._vectors(self.train_rows), standardized=True)
+            self.held_out_alpha = self._held_out_alpha(self._alpha_pass)
+
+    @property
+    def _own_vae(self) -> bool:
+        """Whether α has a VAE of its own, `alpha_vae`, of the vectors that β measures."""
+        return self.settings.alpha_vae == "vectors"
+
+    def latent(self, x: torch.Tensor) -> losses.VAEOutput:
+        """The pass that α is read from, differentiable.  x : log-mel, float32 (n, 1, mels, frames)"""
+        return self.alpha_vae(self.vectors(x)) if self._own_vae else self.net.vae(self.net.embed(x))
+
+    @torch.inference_mode()
+    def _alpha_pass(self, rows: np.ndarray) -> ForwardPass:
+        """`_pass` with μ, ln σ² and α of the VAE that α is read from."""
+        found = self._pass(rows)
+        if not self._own_vae:
+            return found
+        out = self.alpha_vae(torch.as_tensor(self._vectors(rows), device=self.device))
+        alpha = losses.alpha_scores(out, domain=self.settings.domain_latent)
+        alpha = {mode: values.cpu().numpy() for mode, values in alpha.items()}
+        return found._replace(mu=out.mu.cpu().numpy(), logvar=out.logvar.cpu().numpy(), alpha=alpha)
 
     def _refer(self, profiles: np.ndarray) -> None:
         """References of the local density of each machine or section.  profiles : float32 (training clips,
@@ -297,7 +323,7 @@ class OEVAE(OEVAETraining, Detector):
         s, found = self.settings, self._pass(rows)
         items = {f"alpha_{mode}": values for mode, values in found.alpha.items()}
         dropped = s.drop_alpha and self.alpha_fault
-        items["alpha"] = np.zeros(len(found.clip)) if dropped else found.alpha[s.alpha_mode]
+        items["alpha"] = np.zeros(len(found.clip)) if dropped else self._alpha_pass(rows).alpha[s.alpha_mode]
         for scale in self.heads:
             values = losses.alpha_scores(self._refitted(scale, found.h), domain=s.domain_latent)[s.alpha_mode]
             items[f"alpha_k{scale:g}"] = values.cpu().numpy()
@@ -428,6 +454,9 @@ class OEVAE(OEVAETraining, Detector):
             save_file(whole, folder / f"{name}.safetensors")
         if self.settings.backend == "local_density":
             save_file({"profiles": self.profiles}, folder / PROFILES)
+        if self._own_vae:
+            state = {name: value.cpu().numpy() for name, value in self.alpha_vae.state_dict().items()}
+            save_file(state | self._alpha_facts(), folder / ALPHA_VAE)
 
     def _load(self, folder: Path) -> None:
         """What `_save` wrote."""
@@ -435,6 +464,14 @@ class OEVAE(OEVAETraining, Detector):
         self.reference_group = self._reference_groups()
         if self.settings.backend == "local_density":
             self._refer(io.tensors(folder / PROFILES, {"profiles": 2})["profiles"])
+        if self._own_vae:
+            state, s = io.tensors(folder / ALPHA_VAE, {"mean": 1}), self.settings
+            self._take_alpha_facts(state)
+            weights = {name: torch.from_numpy(state[name]) for name in state if not name.startswith("alpha/")}
+            sizes = (len(state["mean"]), s.hidden, s.latent, s.domain_latent)
+            self.alpha_vae = oevae.StandardizedVAE(*sizes).to(self.device).eval()
+            with io.refused(folder / ALPHA_VAE, "the VAE of α"):
+                self.alpha_vae.load_state_dict(weights)
 
     def standardization(self) -> dict[str, np.ndarray]:
         """`fixed` float64 (2,): mean and standard deviation of the machine."""
@@ -452,4 +489,5 @@ class OEVAE(OEVAETraining, Detector):
 
 
 EMBEDDINGS = "embeddings"  # of the file with a detector's tensors
+ALPHA_VAE = "alpha_vae.safetensors"  # where `oevae.alpha_vae` is "vectors"
 PROFILES = "profiles.safetensors"  # vectors of the training clips, where β is their local density

@@ -22,6 +22,7 @@ from asdlib.data.store import Store
 from asdlib.detectors import exposure
 from asdlib.models import losses, oevae, training
 from asdlib.models.oevae import VAE, VAEBatch
+from asdlib.scoring.distances import SMALLEST_DEVIATION
 
 # oneDNN's strided 1 x 1 convolution writes past its buffer where a channels_last input has fewer channels
 # than a vector register (its bug 6035); 16 is that of AVX-512
@@ -105,17 +106,19 @@ class OEVAETraining:
             evaluate=self._evaluation(train_rows[kept], *parts[1]) if kept.any() and parts[1] else None,
             precision=self.training_dtype,
         )
-        self.heads = {scale: self._refit(scale) for scale in s.k_scales}
-        self.held_out_alpha = self._held_out_alpha()
+        self.heads = {scale: self._refit(scale, self._pass(train_rows).h) for scale in s.k_scales}
+        self.held_out_alpha = self._held_out_alpha(self._pass)
 
-    def _held_out_alpha(self) -> dict[str, float]:
+    def _held_out_alpha(self, read: Callable[[np.ndarray], ForwardPass]) -> dict[str, float]:
         """On segments of held-out clips: channels of z_c that move (`alive`), and by `alpha_mode` the
         correlation of α with the norm of h, 0 for a constant; empty without held-out clips.
+
+        read : gives the pass of the VAE that α is read from
         """
         kept = self.train_rows[~self.trained]
         if not len(kept):
             return {}
-        found = self._pass(kept)
+        found = read(kept)
         norm = np.linalg.norm(found.h, axis=1)
         alive = (found.mu[:, self.settings.domain_latent :].var(0) > ALIVE).sum()
         follows = {
@@ -267,18 +270,22 @@ class OEVAETraining:
             h, mu, logvar, alpha, np.repeat(np.arange(len(rows)), self.settings.features.segments)
         )
 
-    def _refit(self, k_scale: float) -> VAE:
-        """A VAE for another k_scale, on the embeddings of the clips that the network was trained on."""
-        found, count = self._pass(self.train_rows), self.settings.features.segments
+    def _refit(self, k_scale: float, h: np.ndarray, *, standardized: bool = False) -> VAE:
+        """A VAE for a k_scale, on the segments of the clips that the network was trained on.
+
+        h : float32 (segments, dim), vectors of all training clips.  standardized : see `refit`
+        """
+        count = self.settings.features.segments
         prior, conditioned = (
             np.repeat(values[self.trained], count) for values in self._prior(self.train_rows, k_scale)
         )
-        h = found.h[np.repeat(self.trained, count)]
+        h = h[np.repeat(self.trained, count)]
         h, prior, conditioned = (
             torch.as_tensor(values, device=self.device) for values in (h, prior, conditioned)
         )
         what = f"VAE of {self.machine}, k_scale {k_scale:g}"
-        return refit(h, prior, conditioned, self.settings, seed=self.seed + REFIT, what=what)
+        how = {"seed": self.seed + REFIT, "what": what, "standardized": standardized}
+        return refit(h, prior, conditioned, self.settings, **how)
 
     def _save_training(self, folder: Path) -> None:
         """Weights, refitted VAEs, and which training clips the network saw."""
@@ -288,8 +295,19 @@ class OEVAETraining:
             for scale, vae in self.heads.items()
             for name, value in vae.state_dict().items()
         }
-        facts = {f"alpha/{name}": np.array([value]) for name, value in self.held_out_alpha.items()}
-        save_file(heads | facts | {"trained": self.trained.astype(np.uint8)}, folder / "refits.safetensors")
+        save_file(
+            heads | self._alpha_facts() | {"trained": self.trained.astype(np.uint8)},
+            folder / "refits.safetensors",
+        )
+
+    def _alpha_facts(self) -> dict[str, np.ndarray]:
+        """`held_out_alpha` as it is kept in files."""
+        return {f"alpha/{name}": np.array([value]) for name, value in self.held_out_alpha.items()}
+
+    def _take_alpha_facts(self, state: dict[str, np.ndarray]) -> None:
+        """As of `_alpha_facts`, among other tensors."""
+        facts = {name: float(value[0]) for name, value in state.items() if name.startswith("alpha/")}
+        self.held_out_alpha = {name.removeprefix("alpha/"): value for name, value in facts.items()}
 
     def _load_training(self, folder: Path) -> None:
         """What `_save_training` wrote."""
@@ -301,11 +319,7 @@ class OEVAETraining:
         if len(self.trained) != len(self.train_rows):
             count = len(self.trained)
             raise errors.InputError(f"{folder}: is of {count} training clips, not of these; {io.AGAIN}")
-        self.held_out_alpha = {
-            name.partition("/")[2]: float(value[0])
-            for name, value in state.items()
-            if name.startswith("alpha/")
-        }
+        self._take_alpha_facts(state)
         for scale in s.k_scales:
             self.heads[scale] = VAE(self.net.dim, s.hidden, s.latent, s.domain_latent).to(self.device).eval()
             own = {name: value for name, value in state.items() if name.startswith(f"{scale:g}/")}
@@ -327,17 +341,22 @@ def refit(
     *,
     seed: int,
     what: str = "VAE",
+    standardized: bool = False,
 ) -> VAE:
     """A new VAE on finished embeddings, to study other conditions or another k within seconds.
 
     h : float32 (n, dim), embeddings of normal training segments, on the device
     prior, conditioned : (n,) k·v, and whether there is a v
     settings : sizes, batch, lr, refit_epochs
+    standardized : whether each dimension is brought to mean 0 and deviation 1 over h first
     returns : the VAE in evaluation mode.  Source: report 4.2 (the choice of k).  Notebooks: 05_oevae,
         08_tuning
     """
     with training.seeded_init(seed):
-        vae = VAE(h.shape[1], settings.hidden, settings.latent, settings.domain_latent).to(h.device)
+        kind = oevae.StandardizedVAE if standardized else VAE
+        vae = kind(h.shape[1], settings.hidden, settings.latent, settings.domain_latent).to(h.device)
+    if standardized:
+        vae.fit_scale(h, SMALLEST_DEVIATION)
     n, size = len(h), settings.batch
     training.fit(
         vae,

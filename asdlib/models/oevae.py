@@ -116,6 +116,11 @@ class OEVAESettings(Settings):
     alpha_mode: Literal["nll", "expected_nll", "kl", "recon", "neg_elbo"] = setting(
         "nll", "α of the score (report 3.2; METHOD 3.4); all are kept"
     )
+    alpha_vae: Literal["joint", "vectors"] = setting(
+        "joint",
+        "whose α it is: of the VAE trained with f_FE on its output (report 3.2), or of one fitted afterwards"
+        " to the vectors that β measures, standardized per dimension (METHOD 3.10)",
+    )
     drop_alpha: bool = setting(
         True,
         "α is 0, and so leaves the fusion, where held-out clips show that no channel of z_c moves or that α"
@@ -309,6 +314,28 @@ class VAE(nn.Module):
             self(batch.h, generator), batch, torch.ones(len(batch.h), dtype=torch.bool, device=batch.h.device)
         )
         return {"loss": total, **parts}
+
+
+class StandardizedVAE(VAE):
+    """A VAE that sees each dimension of its input less `mean` and divided by `deviation`, both (dim,).
+
+    `fit_scale` sets them; h and ĥ of its output are in these units.
+    """
+
+    def __init__(self, dim: int, hidden: int, latent: int, domain: int):
+        super().__init__(dim, hidden, latent, domain)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("deviation", torch.ones(dim))
+
+    def fit_scale(self, h: Tensor, smallest: float) -> None:
+        """Take mean and standard deviation (population; at least `smallest`) of h (n, dim)."""
+        deviation, mean = torch.std_mean(h, 0, correction=0)
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation.clamp(min=smallest))
+
+    def forward(self, h: Tensor, generator: torch.Generator | None = None) -> losses.VAEOutput:
+        """As `VAE`, for h (n, dim) in its own units."""
+        return super().forward((h - self.mean) / self.deviation, generator)
 
 
 class OEVAE(nn.Module):

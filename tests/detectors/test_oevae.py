@@ -16,7 +16,7 @@ import torch
 from sizes import TINY, Context, bound, detector_of, fit
 
 from asdlib import errors
-from asdlib.analysis import ablation, latents
+from asdlib.analysis import ablation, explain, latents
 from asdlib.data import decode, synthetic
 from asdlib.data import index as clip_index
 from asdlib.data.condition import condition
@@ -31,8 +31,9 @@ from asdlib.data.store import (
 from asdlib.detectors import exposure, oevae_training
 from asdlib.detectors.base import detect, machine_rows, score_all
 from asdlib.detectors.oevae import OEVAE
+from asdlib.models import losses
 from asdlib.models import oevae as oevae_model
-from asdlib.scoring import fusion
+from asdlib.scoring import fusion, pooling
 from asdlib.studies import config
 
 
@@ -747,6 +748,93 @@ def test_refusals_of_layers():
     with pytest.raises(errors.InputError, match="setting layers: got 'layer5', expected one of 'layer1'"):
         TINY.replace(layers=("layer5",))
     assert TINY.replace(layers="layer1").layers == ("layer1",)
+
+
+# ---------------------------------------------------------------- α of a VAE of its own
+
+OWN_VAE = {"alpha_vae": "vectors", "alpha_mode": "neg_elbo", "layers": ("layer1",), "pooling": "bands"}
+
+
+def alpha_by_loops(vae, v, domain):
+    """−ELBO without z_d of one vector, from the weights, in float64."""
+    w = {name: value.double().numpy() for name, value in vae.state_dict().items()}
+    h = [(x - m) / s for x, m, s in zip(v.tolist(), w["mean"], w["deviation"])]
+
+    def layer(x, name):
+        return [
+            sum(a * b for a, b in zip(row, x)) + c for row, c in zip(w[f"{name}.weight"], w[f"{name}.bias"])
+        ]
+
+    def two(x, part):
+        return layer([max(value, 0.0) for value in layer(x, f"{part}.0")], f"{part}.2")
+
+    out = two(h, "encoder")
+    mu, logvar = out[: len(out) // 2], out[len(out) // 2 :]
+    kl = sum(0.5 * (np.exp(s) + m**2 - 1 - s) for m, s in zip(mu[domain:], logvar[domain:]))
+    return kl + sum((a - b) ** 2 for a, b in zip(h, two(mu, "decoder")))
+
+
+def test_alpha_of_the_vectors_by_loops(beside, trained):
+    detector = beside(**OWN_VAE)
+    rows = machine_rows(trained.store.clips, "pump", "test")[:4]
+    own, known = detector._vectors(detector.train_rows), np.repeat(detector.trained, 3)
+    assert not known.all()
+    np.testing.assert_allclose(detector.alpha_vae.mean, own[known].mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(detector.alpha_vae.deviation, np.maximum(own[known].std(0), 1e-3), rtol=1e-4)
+    found = detector.components(Clips(detector.store, rows))
+    for i, row in enumerate(rows):
+        segments = detector.embed(Clips(detector.store, [row]))[0].astype(float)
+        expected = np.mean([alpha_by_loops(detector.alpha_vae, v, 3) for v in segments])
+        assert found["oevae", "alpha"][i] == pytest.approx(expected, rel=1e-4)
+    alone = detector.components(Clips(detector.store, rows[2:3]))
+    assert alone["oevae", "alpha"][0] == found["oevae", "alpha"][2]  # no test clip moves another's score
+    of_report = trained.components(Clips(trained.store, rows))
+    for mode in ("nll", "neg_elbo"):  # readings of the VAE trained with the extractor stay
+        np.testing.assert_array_equal(found["oevae", f"alpha_{mode}"], of_report["oevae", f"alpha_{mode}"])
+    kept = np.repeat(~detector.trained, 3)
+    with torch.inference_mode():
+        mu = detector.alpha_vae(torch.from_numpy(own[kept])).mu[:, 3:]
+    assert detector.held_out_alpha["alive"] == (mu.var(0, correction=0) > 0.01).sum()
+
+
+def test_the_unit_of_a_dimension_does_not_matter_to_a_standardized_vae():
+    h = torch.randn(60, 6, generator=generator())
+    unit, known = torch.tensor([1e-2, 1.0, 8.0, 64.0, 512.0, 2.0]), torch.zeros(60, dtype=torch.bool)
+    settings = TINY.replace(refit_epochs=2)
+
+    def alpha(x, **how):
+        vae = oevae_training.refit(x, torch.zeros(60), known, settings, seed=0, **how)
+        with torch.inference_mode():
+            return losses.alpha_scores(vae(x), domain=3)["neg_elbo"].numpy()
+
+    moved = h * unit + 5
+    np.testing.assert_allclose(alpha(moved, standardized=True), alpha(h, standardized=True), rtol=2e-3)
+    assert not np.allclose(alpha(moved), alpha(h), rtol=0.5)
+
+
+def test_a_vae_of_the_vectors_is_saved_and_its_slope_is_what_a_small_change_does(context, tmp_path):
+    detector = fitted(context, epochs=1, k_scales=(), holdout=0.3, **OWN_VAE)
+    detector.save(tmp_path)
+    again = OEVAE.load(tmp_path, Clips(detector.store, detector.train_rows), device="cpu")
+    rows = machine_rows(context.store.clips, "pump", "test")[:3]
+    for key, values in detector.components(Clips(detector.store, rows)).items():
+        np.testing.assert_array_equal(again.components(Clips(detector.store, rows))[key], values)
+    assert again.held_out_alpha == detector.held_out_alpha
+    found = explain.slope(detector, rows[:1], "alpha")
+    x = torch.from_numpy(found.log_mel[0][:, None]).double()
+    detector.net.double(), detector.alpha_vae.double()
+    step, ways = 1e-3, torch.zeros_like(x)
+    ways[1, 0, 6, 9] = step
+    with torch.inference_mode():
+        high, low = (
+            losses.alpha_scores(
+                detector.alpha_vae(pooling.bands(detector.net.stages(mel)["layer1"].double())), domain=3
+            )["neg_elbo"].double()
+            for mel in (x + ways, x - ways)
+        )
+    expected = float((high - low)[1]) / (2 * step)
+    scale = float(np.abs(found.per_db[0, 1]).max())
+    assert found.per_db[0, 1, 6, 9] == pytest.approx(expected, abs=0.02 * scale)
 
 
 # ---------------------------------------------------------------- the tie of z_d to v, without an extractor
