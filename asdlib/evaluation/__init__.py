@@ -1,1 +1,1 @@
-"""From score tables to numbers: ROC areas, official metrics, comparisons, detectability, challenge files."""
+"""Evaluation of score tables: ROC areas, official metrics, comparisons, detectability, challenge files."""

@@ -1,5 +1,4 @@
-"""Challenge files: written as the official evaluator reads them, checked before it would trip over them, and
-evaluated as it does.
+"""Challenge submissions: written, validated and scored as by the official evaluator.
 
 Conventions
 -----------
@@ -9,13 +8,13 @@ Conventions
     TRUTH/ground_truth_domain/...                     file.wav,0|1         1: target
     TRUTH/ground_truth_attributes/...                 file.wav,name with attributes
 
-The official evaluator sorts lines by name and matches them by position: wrong names are accepted silently, a
-missing file skips the whole system with exit code 0, a header, a short file or NaN crash it. `faults` finds
-all of that by name, before.
+The official evaluator sorts lines by name and matches them by position. It silently accepts wrong names,
+skips the whole system with exit code 0 if a file is missing, and crashes on a header, a short file or NaN.
+`faults` reports all of these beforehand.
 
 The official score is Ω of `asdlib.evaluation.metrics`: the harmonic mean of AUC source, AUC target and pAUC
-of all machines. Precision, recall and F1 of a domain use its clips alone. Its own ci95 is wrong (METHOD 7.3);
-intervals here are bootstrap intervals over test clips.
+over all machines. Precision, recall and F1 of a domain use only its clips. The evaluator's ci95 is wrong
+(METHOD 7.3); intervals here are bootstrap intervals over test clips.
 
 Source: METHOD 7.3 (official evaluator, README).  Used by: `asd submit`, `asd evaluate`.
 """
@@ -75,14 +74,14 @@ def write(
     system: str,
     seed: int,
 ) -> list[Path]:
-    """Score and decision files of every machine of a study, checked; all of them or none.
+    """Write validated score and decision files for every machine of a study, all or none.
 
-    folder : new or empty.  clips, problems : of the store; recordings in test folders that were left out are
-        refused
-    scores : score table with train and test rows of `system`, component score, and `seed`; the threshold
-        comes from the train rows
-    returns : the files.  raises : errors.InputError with the list of what the official evaluator would skip,
-        swallow or crash on
+    folder : new or empty
+    clips, problems : from the store; excluded recordings in test folders raise an error
+    scores : score table with train and test rows of `system`, component score, and `seed`; thresholds come
+        from the train rows
+    returns : the files
+    raises : errors.InputError listing everything the official evaluator would skip, misread or crash on
     """
     folder, test = Path(folder), clips[clips["split"] == "test"]
     own = scores[(scores["system"] == system) & (scores["component"] == "score") & (scores["seed"] == seed)]
@@ -120,7 +119,7 @@ def write(
 
 
 def _gaps(clips: pd.DataFrame, problems: pd.DataFrame, own: pd.DataFrame) -> list[str]:
-    """What is missing before a line is written."""
+    """Problems found before writing: missing or non-finite scores, excluded recordings, absent machines."""
     test, out = clips[clips["split"] == "test"], []
     for machine in sorted(set(clips["machine"]) - set(test["machine"])):
         out.append(f"{machine}: no test clip; run the study without it (--machines)")
@@ -147,7 +146,7 @@ def _gaps(clips: pd.DataFrame, problems: pd.DataFrame, own: pd.DataFrame) -> lis
 
 
 def expected_names(clips: pd.DataFrame) -> dict[Key, set[str]]:
-    """(machine, section) -> names of its test clips, from a clip table."""
+    """(machine, section) -> file names of its test clips, from a clip table."""
     test = clips[clips["split"] == "test"]
     return {
         key: {os.path.basename(clip) for clip in rows["clip"]}
@@ -159,10 +158,10 @@ def expected_names(clips: pd.DataFrame) -> dict[Key, set[str]]:
 
 
 def faults(folder: str | Path, expected: Mapping[Key, Collection[str]]) -> list[str]:
-    """What the official evaluator would skip, swallow or crash on, a sentence each; empty: nothing.
+    """Everything the official evaluator would skip, misread or crash on, one sentence each; empty if none.
 
-    folder : of a submission.  expected : (machine, section) -> names of its test clips, or full names where
-        they may stand instead
+    folder : submission folder.  expected : (machine, section) -> accepted names of its test clips, plain or
+        with attributes
     """
     folder, out = Path(folder), []
     if not folder.is_dir():
@@ -221,7 +220,7 @@ def _number(text: str) -> bool:
 
 
 def _lines(path: Path) -> list[list[str]]:
-    """Fields of every line; ValueError for another encoding."""
+    """CSV fields per line; raises ValueError if not UTF-8."""
     text = path.read_bytes().decode("utf-8-sig")
     return [line for line in csv.reader(text.splitlines())]
 
@@ -233,10 +232,10 @@ def _values(path: Path, full: Mapping[str, str]) -> dict[str, float]:
 def ground_truth(folder: str | Path) -> pd.DataFrame:
     """Labels and domains of all test clips, from the evaluator's folders.
 
-    folder : holds ground_truth_data and ground_truth_domain, and maybe ground_truth_attributes
+    folder : contains ground_truth_data and ground_truth_domain, optionally ground_truth_attributes
     returns : machine, section, name, label (normal, anomaly), domain (source, target), full (name with
-        attributes, or the name again)
-    raises : errors.InputError with the list of what is missing or does not fit together
+        attributes, else name)
+    raises : errors.InputError listing missing or inconsistent files
     """
     folder, tables, wrong = Path(folder), [], []
     for path in sorted((folder / "ground_truth_data").glob("ground_truth_*_test.csv")):
@@ -287,14 +286,15 @@ def ground_truth(folder: str | Path) -> pd.DataFrame:
 def evaluate(
     folder: str | Path, truth: str | Path, settings: metrics.MetricsSettings, seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The official result of a submission.
+    """Official result of a submission.
 
-    folder : of `write`, or of any other system.  truth : the evaluator's ground truth folders.  seed : of the
-        bootstrap
-    returns : (metric table of system = the folder's name, machine "all" and metric omega is the official
-        score; RESULT_COLUMNS, where domain is source or target and machine "all" holds the harmonic means
-        over machines). Machines of several sections stand as <machine>_<section>
-    raises : errors.InputError with the list of faults
+    folder : submission of `write` or of any other system.  truth : ground-truth folder.  seed : bootstrap
+        seed
+    returns : (metric table, quality table). The system is named after the folder; machine "all" with metric
+        omega is the official score. The quality table has RESULT_COLUMNS with domain source or target; its
+        machine "all" holds harmonic means over machines. Machines with several sections appear as
+        <machine>_<section>
+    raises : errors.InputError listing all faults
     """
     folder, clips = Path(folder), ground_truth(truth)
     expected, full = {}, {}
@@ -341,18 +341,18 @@ def _safe_lines(path: Path) -> list[list[str]]:
     try:
         return _lines(path)
     except (OSError, ValueError, csv.Error):
-        return []  # `faults` says so
+        return []  # reported by `faults`
 
 
 def _quality(flagged: np.ndarray, anomalous: np.ndarray) -> tuple[float, float, float]:
-    """Precision, recall and F1, 0 where nothing was flagged or hit (METHOD 7.3)."""
+    """Precision, recall and F1; 0 if undefined (METHOD 7.3).  flagged, anomalous : bool (n,)"""
     hit, said, true = float((flagged & anomalous).sum()), float(flagged.sum()), float(anomalous.sum())
     precision, recall = hit / max(said, 1.0), hit / max(true, 1.0)
     return precision, recall, 2 * precision * recall / max(precision + recall, np.finfo(float).eps)
 
 
 def result_text(table: pd.DataFrame, quality: pd.DataFrame) -> str:
-    """The official result for a terminal, in percent with intervals in brackets."""
+    """Official result formatted for the terminal, in percent with intervals in brackets."""
     values = table.set_index(["machine", "metric"])[["value", "low", "high"]] * 100
     lines = [
         f"{'machine':20} {'AUC source':>22} {'AUC target':>22} {'pAUC':>22}   P / R / F1 source     P / R /"

@@ -1,6 +1,4 @@
-"""Two systems on the same clips: paired differences with bootstrap intervals and p-values, corrected after
-Holm (1979).
-"""
+"""Paired comparison of systems: bootstrap intervals and Holm-corrected p-values (Holm 1979)."""
 
 from __future__ import annotations
 
@@ -16,15 +14,14 @@ from asdlib.evaluation.metrics import _Block, _Resamples
 from asdlib.scoring import fusion
 
 PAIRED_COLUMNS = ("system_a", "system_b", "machine", "metric", "value", "low", "high", "p")
-REFERENCE = "multires"  # the system without training that every other one is held against
+REFERENCE = "multires"  # training-free system used as reference
 
 
 class Pairs:
-    """Is one system better than another by more than chance? Differences of any two systems on the same
-    resamples.
+    """Paired differences of any two systems on shared bootstrap resamples.
 
-    A system is evaluated once, however many it is compared with.
-    scores : score table;  seed : of the resamples;  component : of every system.  Notebook: 09_report
+    Each system is evaluated only once.
+    scores : score table;  seed : resampling seed;  component : compared component.  Notebook: 09_report
         (through `tables`)
     """
 
@@ -39,7 +36,7 @@ class Pairs:
                 self._runs.setdefault(system, []).append(blocks)
 
     def _side(self, system: str) -> tuple[np.ndarray, np.ndarray]:
-        """Values and resamples of a system's metrics, means over its training seeds."""
+        """Metric values and resampled values of a system, averaged over its training seeds."""
         if system not in self._sides:
             found = []
             for blocks in self._runs[system]:
@@ -53,15 +50,15 @@ class Pairs:
         return self._sides[system]
 
     def omega(self, system: str) -> float:
-        """Official score of a system over all machines, mean over its training seeds."""
+        """Official score of a system over all machines, averaged over its training seeds."""
         return float(self._side(system)[0][-1])
 
     def __call__(self, system_a: str, system_b: str) -> pd.DataFrame:
-        """Differences a - b; every metric is averaged over the training seeds of its system first.
+        """Differences a - b, each metric averaged over training seeds first.
 
-        returns : PAIRED_COLUMNS; value, interval, and p: twice the smaller share of resamples on either side
-            of zero (a two-sided bootstrap p-value, not below 2 / (resamples + 1))
-        raises : errors.InputError where a system is unknown or the two did not score the same clips
+        returns : PAIRED_COLUMNS; p is the two-sided bootstrap p-value, twice the smaller share of resamples
+            on either side of zero, at least 2 / (resamples + 1)
+        raises : errors.InputError for an unknown system, or systems that scored different clips
         """
         runs = [
             run
@@ -91,15 +88,14 @@ def paired(
     seed: int,
     component: str = "score",
 ) -> pd.DataFrame:
-    """Differences of two systems, see `Pairs`.  Notebook: 09_report"""
+    """Paired differences of two systems, see `Pairs`.  Notebook: 09_report"""
     return Pairs(scores, settings, seed, component)(system_a, system_b)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """p-values of one family, corrected after Holm (1979): reject where the result is below the level for the
-    whole family.
+    """Holm-corrected p-values of one family (Holm 1979), to compare with the family-wise level.
 
-    p : (m,), NaN where there is none, which do not count.  returns : (m,), in [p, 1]
+    p : (m,), NaN entries are ignored.  returns : (m,), in [p, 1]
     """
     p = np.asarray(p, float)
     order = np.argsort(p)  # NaN last
@@ -110,8 +106,9 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def enough(pairs: int, settings: metrics.MetricsSettings) -> metrics.MetricsSettings:
-    """Settings with as many resamples as the correction for so many pairs needs: the smallest p is then half
-    of what it must be.
+    """Settings with enough resamples for Holm correction over `pairs` pairs.
+
+    The smallest attainable p-value is then half of what significance requires.
     """
     return settings.replace(
         bootstrap=max(settings.bootstrap, math.ceil(4 * pairs / (1 - settings.confidence)))
@@ -119,17 +116,15 @@ def enough(pairs: int, settings: metrics.MetricsSettings) -> metrics.MetricsSett
 
 
 def over_all(pair: pd.DataFrame) -> pd.DataFrame:
-    """Of a table of `comparison.Pairs` the row that a claim is made on: Ω over all machines; no row where it
-    is not available.
-    """
+    """Row for Ω over all machines in a table of `comparison.Pairs`; empty if not available."""
     return pair[(pair["machine"] == "all") & (pair["metric"] == "omega") & pair["value"].notna()]
 
 
 def all_pairs(scores: pd.DataFrame, settings: metrics.MetricsSettings, seed: int) -> pd.DataFrame:
-    """Every two systems compared over all machines, by Ω, as one family.
+    """All pairwise comparisons by Ω over all machines, Holm-corrected as one family.
 
-    scores : SCORE_COLUMNS.  seed : of the resamples
-    returns : PAIRED_COLUMNS, and p_holm, corrected for all of them; no row without labeled test clips
+    scores : SCORE_COLUMNS.  seed : resampling seed
+    returns : PAIRED_COLUMNS and p_holm; empty without labeled test clips
     Notebook: 09_report
     """
     tested = fusion.in_order(scores["system"][scores["split"] == "test"])

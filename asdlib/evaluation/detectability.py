@@ -1,25 +1,20 @@
-"""Detectability: how the AUC grows with the severity of a fault, and the severity from which a system is of
-use.
+"""Detectability: AUC as a function of fault severity, and the severity at which a system reaches a given AUC.
 
-Task
-----
-Where recordings carry the severity of their faults, a single AUC hides most of what there is to know: it is a
-mean over the severities that somebody happened to record. Here every severity gets its own AUC, and every
-system the severity at which it reaches a given one.
+An overall AUC averages over whichever severities were recorded. Where severities are known, this module
+computes one AUC per severity.
 
 Conventions
 -----------
-Severities come from `<machine>/severity.csv` (file_name, severity), as `asdlib.data.synthetic` writes it;
-other recordings may carry one too. They are read here and in the report only, never in training,
-normalization or selection. AUC of a severity: all normal test clips of the machine, both domains, against its
-anomalies of that severity; 0.5 is chance. Machine "all" is the harmonic mean over machines, at the severities
-that all of them have; every value is the mean over the training seeds of its system. Intervals: percentile
-bootstrap, stratified by domain, label and severity, on the same resamples for all systems.
+Severities come from `<machine>/severity.csv` (file_name, severity), written by `asdlib.data.synthetic` or
+provided with other recordings. They are used here and in the report only, never in training, normalization or
+selection. The AUC of a severity compares all normal test clips of the machine, both domains, with its
+anomalies of that severity; chance is 0.5. Machine "all" is the harmonic mean over machines, at the severities
+common to all; values are means over the training seeds of a system. Intervals: percentile bootstrap,
+stratified by domain, label and severity, with the same resamples for all systems.
 
-The severity that reaches an AUC is read off a curve that never falls (isotonic regression on the AUCs,
-weighted by the number of anomalies), by straight lines between the tested severities and from severity 0,
-where a fault is nothing and the AUC is 0.5. A resample that never reaches it counts as infinite: then the
-interval ends in "not reached", not in a number beyond what was tested.
+The severity that reaches an AUC is read off an isotonic regression of the AUCs (weighted by number of
+anomalies), interpolated linearly between tested severities and from AUC 0.5 at severity 0. Resamples that
+never reach it count as infinite, so an interval may end in "not reached" but never beyond the tested range.
 
 Source: METHOD 8.1, 3.8. Notebook: 09_report.
 """
@@ -37,18 +32,19 @@ import pandas as pd
 from asdlib import errors, schemas
 from asdlib.evaluation import metrics, roc
 
-LEVEL = 0.75  # AUC from which a system counts as detecting: halfway between chance and perfection
+LEVEL = 0.75  # AUC that counts as detection: halfway between chance and perfect
 CURVE_COLUMNS = ("system", "machine", "severity", "value", "low", "high", "anomalies")
 REACH_COLUMNS = ("system", "machine", "severity", "low", "high", "tested")
 
 
 def severities(clips: pd.DataFrame) -> pd.Series:
-    """Severity of the fault of each clip, NaN where none is known.
+    """Fault severity of each clip, NaN if unknown.
 
-    clips : clip table; <machine>/severity.csv is looked for beside the folder that holds a clip
+    clips : clip table; <machine>/severity.csv is expected next to the folder that contains the clip
     returns : float (n_clips,), index `clip`
-    raises : errors.InputError for a severity.csv without its columns, or with severities that are no numbers
-        >= 0.  Notebook: 09_report
+    raises : errors.InputError for a severity.csv with missing columns or severities that are not numbers >=
+        0.
+        Notebook: 09_report
     """
     found: dict[str, float] = {}
     for folder in dict.fromkeys(Path(path).parent.parent for path in clips["path"]):
@@ -75,7 +71,7 @@ def severities(clips: pd.DataFrame) -> pd.Series:
 
 
 class _Curves(NamedTuple):
-    """AUC by severity of one system, NaN where there is none; the last machine is "all"."""
+    """AUC by severity of one system, NaN where not available; the last machine is "all"."""
 
     values: np.ndarray  # (machines + 1, severities)
     boots: np.ndarray  # (B, machines + 1, severities)
@@ -84,8 +80,9 @@ class _Curves(NamedTuple):
 def _one(
     scores: np.ndarray, normal: np.ndarray, kind: np.ndarray, levels: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-    """AUC of each severity, (B, severities), with clip weights (B, n); kind (n,): severity of each clip, NaN
-    for normals.
+    """AUC per severity for B weightings, (B, severities).
+
+    weights : clip weights (B, n).  kind : (n,) severity of each clip, NaN for normal clips
     """
     out = np.full((len(weights), len(levels)), np.nan)
     low, w_low = scores[normal], weights[:, normal].astype(float)
@@ -98,9 +95,7 @@ def _one(
 
 
 def _weights(domain: np.ndarray, normal: np.ndarray, kind: np.ndarray, n: int, seed: list[int]) -> np.ndarray:
-    """Resamples within every (domain, severity), the normal clips counting as a severity of their own: int
-    (n, clips).
-    """
+    """Bootstrap weights, int (n, clips), stratified by (domain, severity); normal clips are one stratum."""
     group = np.where(normal, -1.0, kind)
     used = normal | ~np.isnan(kind)
     out = np.zeros((n, len(domain)), np.int16)
@@ -114,7 +109,7 @@ def _weights(domain: np.ndarray, normal: np.ndarray, kind: np.ndarray, n: int, s
 def _evaluate(
     scores: pd.DataFrame, settings: metrics.MetricsSettings, seed: int
 ) -> tuple[list[str], np.ndarray, np.ndarray, dict[str, _Curves]]:
-    """Machines, severities, number of anomalies (machines, severities), curves by system."""
+    """Machines, severities, anomaly counts (machines, severities), and curves by system."""
     test = scores[
         (scores["component"] == "score") & (scores["split"] == "test") & (scores["label"] != "unlabeled")
     ]
@@ -136,7 +131,7 @@ def _evaluate(
                 kind = np.where(normal, np.nan, part["severity"].to_numpy(float))
                 domain = part["domain"].to_numpy().astype(str)
                 key = (machine, *part["clip"])
-                if key not in drawn:  # all systems and seeds that scored the same clips share their resamples
+                if key not in drawn:  # shared by all systems and seeds that scored the same clips
                     many = _weights(
                         domain, normal, kind, settings.bootstrap, [seed, zlib.crc32(machine.encode()), 2]
                     )
@@ -152,14 +147,13 @@ def _evaluate(
 def curves(
     scores: pd.DataFrame, settings: metrics.MetricsSettings, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """AUC by severity of every system and machine, and the severity at which each reaches `LEVEL`.
+    """AUC by severity per system and machine, and the severity at which each reaches `LEVEL`.
 
-    scores : score table with a column severity (`severities` of its clips, NaN for normal ones);  seed : of
-        the resamples
-    returns : CURVE_COLUMNS, and REACH_COLUMNS: severity and interval (inf: not reached) and the largest
-        severity tested. Empty tables where
-        no labeled anomaly has a severity.  raises : errors.InputError without the column severity.
-            Notebook: 09_report
+    scores : score table with a column severity (from `severities`, NaN for normal clips);  seed : resampling
+        seed
+    returns : CURVE_COLUMNS, and REACH_COLUMNS with severity, interval (inf: not reached) and largest tested
+        severity; both empty if no labeled anomaly has a severity
+    raises : errors.InputError without the column severity.  Notebook: 09_report
     """
     schemas.score_table(scores)
     if "severity" not in scores:
@@ -186,16 +180,16 @@ def curves(
             point = reach(levels[at], value[None], number[at])[0]
             ends = np.quantile(
                 reach(levels[at], boots, number[at]), [tail, 1 - tail], method="inverted_cdf"
-            )  # no arithmetic with inf
+            )  # no interpolation with inf
             reached.append((system, name, point, *ends, levels[at][-1]))
     return pd.DataFrame(rows, columns=list(CURVE_COLUMNS)), pd.DataFrame(reached, columns=list(REACH_COLUMNS))
 
 
 def rising(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Isotonic regression of each row: the nearest curve that never falls, by weighted squares.
+    """Weighted isotonic regression of each row.
 
-    values : (B, n);  weights : (n,), > 0;  returns : (B, n), by the max-min formula, since n is small and B
-        is not
+    values : (B, n);  weights : (n,), > 0;  returns : (B, n). Uses the max-min formula, vectorized over B as n
+        is small
     """
     n = values.shape[-1]
     sums = np.concatenate([np.zeros((len(values), 1)), np.cumsum(values * weights, axis=1)], axis=1)
@@ -213,9 +207,9 @@ def rising(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def reach(severity: np.ndarray, auc: np.ndarray, weights: np.ndarray, level: float = LEVEL) -> np.ndarray:
-    """The severity at which rising curves reach a level, inf where they do not.
+    """Severity at which rising curves reach a level, inf if never.
 
-    severity : (n,), rising, >= 0;  auc : (B, n);  weights : (n,), anomalies behind each;  level : > 0.5
+    severity : (n,), ascending, >= 0;  auc : (B, n);  weights : (n,), number of anomalies;  level : > 0.5
     returns : (B,), NaN for rows with NaN
     """
     known = severity > 0
@@ -225,7 +219,7 @@ def reach(severity: np.ndarray, auc: np.ndarray, weights: np.ndarray, level: flo
         axis=1,
     )
     out = np.full(len(auc), np.inf)
-    for left in range(len(x) - 2, -1, -1):  # from the right, so that the first crossing is the last written
+    for left in range(len(x) - 2, -1, -1):  # right to left, so that the first crossing overwrites later ones
         crosses = (y[:, left] < level) & (y[:, left + 1] >= level)
         share = (level - y[crosses, left]) / (y[crosses, left + 1] - y[crosses, left])
         out[crosses] = x[left] + share * (x[left + 1] - x[left])

@@ -1,26 +1,24 @@
-"""Metric tables: AUC, partial AUC, omega, bootstrap intervals, paired differences, decisions and controls.
+"""Metric tables: AUC, partial AUC, omega, bootstrap intervals, decisions and controls.
 
 Conventions
 -----------
-Only rows of split `test` with a label count. Values are fractions in [0, 1]. auc_source, auc_target and pauc
-are those of `asdlib.evaluation.roc`;
+Only labeled rows of split `test` count. Values are fractions in [0, 1]. auc_source, auc_target and pauc are
+defined in `asdlib.evaluation.roc`;
 
     hmean        harmonic mean of the three, each floored at the float epsilon
     omega        machine "all": harmonic mean over machines x 3, the official score
 
-Where a machine has several sections, each section counts as a machine, <machine>_<section>
-(`schemas.by_section`): its metrics, its threshold (from the training clips of `schemas.by_references`) and
-its resamples are its own, as in the official evaluation of 2020 to 2022.
+If a machine has several sections, each counts as a machine <machine>_<section> (`schemas.by_section`) with
+its own metrics, threshold (from the training clips of `schemas.by_references`) and resamples, as in the
+official evaluation of 2020 to 2022.
 
-NaN means not available, never a guess: a metric whose normals or anomalies are absent. An hmean, an omega and
-any other value of "all" is the mean over what is available, as in the published toolkits; `tables.reasons`
-says what is missing. Machines without a single labeled test clip, such as the evaluation set before its
-ground truth, have rows of NaN.
+NaN means not available: the normals or anomalies of a metric are absent. hmean, omega and the values of "all"
+are means over the available values, as in the published toolkits; `tables.reasons` lists what is missing.
+Machines without labeled test clips (the evaluation set before its ground truth) have NaN rows.
 
-Intervals are percentile intervals of a bootstrap stratified by domain and label. The resamples depend on the
-machine, its clips and the bootstrap seed only, never on the scores: all systems see the same ones, which is
-what `paired` needs. They speak of other test clips of the same machines, not of other machines or other
-trainings.
+Intervals are percentile bootstrap intervals, stratified by domain and label. Resamples depend only on the
+machine, its clips and the bootstrap seed, not on the scores, so all systems share them, as paired comparison
+requires. The intervals cover variation over test clips, not over machines or training runs.
 
 Source: METHOD 7.3 (official evaluator), 7.5 (threshold), 7.6 (Table 1). Notebooks: 03_baseline, 08_tuning,
 09_report.
@@ -43,7 +41,7 @@ from asdlib.settings import Settings, setting
 
 
 class MetricsSettings(Settings):
-    """Official metrics, intervals, decisions (METHOD 3.8)."""
+    """Official metrics, intervals and decisions (METHOD 3.8)."""
 
     max_fpr: float = setting(0.1, "largest false positive rate of the partial AUC (METHOD 7.3)", 0.001, 1.0)
     bootstrap: int = setting(2000, "stratified resamples behind every interval", 20, 1000000)
@@ -59,7 +57,7 @@ DECISION_COLUMNS = (
     *("normal", "anomaly", "precision", "recall", "f1", "seed"),
 )
 ALARM_COLUMNS = ("system", "clips", "normals", "rate", "low", "high")
-SILENCE_DB = -200.0  # level of digital silence in the level control, instead of minus infinity
+SILENCE_DB = -200.0  # finite stand-in for the level of digital silence
 
 PAPER_SYSTEMS = ("baseline_mse", "baseline_mahala", "oevaes")
 PAPER_TABLE1 = {  # percent; machine: (AUC_source, AUC_target, pAUC) of each of PAPER_SYSTEMS
@@ -87,7 +85,7 @@ class _Block(NamedTuple):
 
 
 def _blocks(scores: pd.DataFrame) -> dict[_Key, list[_Block]]:
-    """(system, component, seed) -> its machines, from the test rows of a `schemas.by_section` table."""
+    """(system, component, seed) -> blocks per machine, from the test rows of a `schemas.by_section` table."""
     test = scores[scores["split"] == "test"]
     codes = {
         name: pd.factorize(test[name], sort=True)
@@ -110,14 +108,14 @@ def _blocks(scores: pd.DataFrame) -> dict[_Key, list[_Block]]:
 
 
 class _Resamples:
-    """Bootstrap weights by machine; made once for all systems that scored the same clips."""
+    """Bootstrap weights per machine, cached for all systems that scored the same clips."""
 
     def __init__(self, n: int, seed: int):
         self.n, self.seed, self.made = n, seed, {}
 
     def __call__(self, block: _Block) -> np.ndarray:
         key = (block.machine, block.domain.tobytes(), block.label.tobytes())
-        if key not in self.made:  # crc32: machines with equally many clips must not share their resamples
+        if key not in self.made:  # crc32: different resamples for machines with equal clip counts
             self.made[key] = bootstrap_weights(
                 block.domain, block.label, self.n, [self.seed, zlib.crc32(block.machine.encode())]
             )
@@ -127,7 +125,7 @@ class _Resamples:
 def _evaluate(
     blocks: list[_Block], settings: MetricsSettings, resamples: _Resamples
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Values (machines, 3) and their resamples (B, machines, 3)."""
+    """Metric values (machines, 3) and resampled values (B, machines, 3)."""
     values = np.stack([grid(b.scores, b.domain, b.label, settings.max_fpr) for b in blocks])
     boots = np.stack(
         [bootstrap(b.scores, b.domain, b.label, resamples(b), settings.max_fpr) for b in blocks], axis=1
@@ -136,15 +134,16 @@ def _evaluate(
 
 
 def _names(machines: list[str]) -> list[tuple[str, str]]:
-    """(machine, metric) in the order of `with_means`."""
+    """(machine, metric) pairs in the order of `with_means`."""
     return [(m, name) for m in machines for name in (*THREE, "hmean")] + [
         ("all", name) for name in (*THREE, "omega")
     ]
 
 
 def with_means(values: np.ndarray) -> np.ndarray:
-    """(..., machines, 3) -> (..., (machines + 1) * 4): hmean beside each machine's three, then the three and
-    Ω of "all".  Notebook: 08_tuning
+    """Append means: (..., machines, 3) -> (..., (machines + 1) * 4), hmean per machine, then "all" with Ω.
+
+    Notebook: 08_tuning
     """
     per_machine = np.concatenate([values, harmonic(values)[..., None]], axis=-1)
     lead = values.shape[:-2]
@@ -155,14 +154,15 @@ def with_means(values: np.ndarray) -> np.ndarray:
 
 
 def _interval(replicates: np.ndarray, confidence: float) -> np.ndarray:
-    """(2, columns): the central share `confidence` of (B, columns); NaN for columns that have NaN."""
+    """Central `confidence` interval (2, columns) of (B, columns); NaN for columns that contain NaN."""
     tail = (1 - confidence) / 2
     return np.quantile(replicates, [tail, 1 - tail], axis=0)
 
 
 def _rows(key: _Key, machines: list[str], columns: np.ndarray) -> pd.DataFrame:
-    """Metric table of one (system, component, seed); columns : (3, n) value, low, high in the order of
-    `_names`.
+    """Metric table of one (system, component, seed).
+
+    columns : (3, n) value, low, high in the order of `_names`
     """
     rows = pd.DataFrame(_names(machines), columns=["machine", "metric"])
     value, low, high = columns
@@ -176,11 +176,10 @@ def _stack(tables: list[pd.DataFrame], columns: tuple[str, ...]) -> pd.DataFrame
 
 
 def table(scores: pd.DataFrame, settings: MetricsSettings, seed: int) -> pd.DataFrame:
-    """Metrics with intervals of every system, component and training seed, per machine and for "all".
+    """Metrics with intervals per system, component and training seed, per machine and for "all".
 
-    scores : score table;  seed : of the bootstrap
-    returns : metric table (schemas.METRIC_COLUMNS); what is NaN and when is said at the top of this module.
-        Notebook: 09_report
+    scores : score table;  seed : bootstrap seed
+    returns : metric table (schemas.METRIC_COLUMNS); see the module docstring for NaN.  Notebook: 09_report
     """
     scores = schemas.by_section(schemas.score_table(scores))
     resamples, tables, blocks_of = _Resamples(settings.bootstrap, seed), [], _blocks(scores)
@@ -190,7 +189,7 @@ def table(scores: pd.DataFrame, settings: MetricsSettings, seed: int) -> pd.Data
             np.full((len(machines), 3), np.nan),
             np.full((settings.bootstrap, len(machines), 3), np.nan),
         )
-        if blocks:  # a machine without test clips keeps its rows, not available
+        if blocks:  # machines without test clips keep NaN rows
             where = [machines.index(block.machine) for block in blocks]
             values[where], boots[:, where] = _evaluate(blocks, settings, resamples)
         columns = np.vstack([with_means(values), _interval(with_means(boots), settings.confidence)])
@@ -205,18 +204,17 @@ def evaluate(
 
     Parameters
     ----------
-    scores : SCORE_COLUMNS, for example of `Detector.score`; rows of the component `score` and split `test`
-        count
-    bootstrap : resamples behind each interval.  confidence : of the intervals, in (0, 1).  seed : of the
-        resamples
+    scores : SCORE_COLUMNS, for example from `Detector.score`; only component `score` and split `test` count
+    bootstrap : number of resamples
+    confidence : coverage of the intervals, in (0, 1)
+    seed : resampling seed
 
     Returns
     -------
     METRIC_COLUMNS: AUC source, AUC target, pAUC and their harmonic mean per machine (and section), and over
-    all machines the official
-    score (metric "omega"); fractions in [0, 1], NaN where normals or anomalies are absent.  Source: METHOD
-    7.3
-    raises : errors.InputError for a table without a final score
+    all machines the official score (metric "omega"); fractions in [0, 1], NaN where normals or anomalies are
+    absent
+    raises : errors.InputError for a table without a final score.  Source: METHOD 7.3
     """
     settings = MetricsSettings(bootstrap=bootstrap, confidence=confidence)
     final = scores[scores["component"] == "score"]
@@ -229,9 +227,7 @@ def evaluate(
 
 
 def paper_table1() -> pd.DataFrame:
-    """Table 1 of the report (METHOD 7.6) as a metric table in fractions, systems paper_<column>, without
-    intervals.
-    """
+    """Table 1 of the report (METHOD 7.6) as a metric table in fractions, without intervals."""
     tables = []
     for column, name in enumerate(PAPER_SYSTEMS):
         values = np.array([PAPER_TABLE1[machine][column] for machine in PAPER_TABLE1]) / 100
@@ -244,14 +240,13 @@ def paper_table1() -> pd.DataFrame:
 
 
 def decisions(scores: pd.DataFrame, settings: MetricsSettings) -> pd.DataFrame:
-    """Threshold, precision, recall and F1 of component `_score`: one threshold per machine, counted per
-    domain.
+    """Threshold, precision, recall and F1 of the final score: one threshold per machine, counts per domain.
 
-    returns : DECISION_COLUMNS, domain in source | target | all (all labeled clips); train_above is the share
-        of training clips above the threshold. Precision is 0 where nothing was flagged (as in the official
-        evaluator); all three are NaN where a domain lacks normals or anomalies, or the machine has no
-        training scores (method none). A machine without test clips has its threshold, no more. F1 of a domain
-        uses only its clips (METHOD 7.3).
+    returns : DECISION_COLUMNS with domain source | target | all (all labeled clips); train_above is the share
+        of training clips above the threshold. Precision is 0 if nothing is flagged (as in the official
+        evaluator); all three are NaN if a domain lacks normals or anomalies, or the machine has no training
+        scores (method none). Machines without test clips have only a threshold. F1 of a domain uses only its
+        clips (METHOD 7.3).
     """
     own = schemas.score_table(scores[scores["component"] == "score"])
     scores, references = schemas.by_section(own), schemas.by_references(own)
@@ -263,7 +258,7 @@ def decisions(scores: pd.DataFrame, settings: MetricsSettings) -> pd.DataFrame:
     rows, nothing = [], (np.empty(0, object), np.empty(0, "U7"), np.empty(0, "U10"), np.empty(0))
     for system, seed, machine in sorted(
         scores.groupby(["system", "seed", "machine"]).groups
-    ):  # without test clips there is a threshold too
+    ):  # machines without test clips have a threshold too
         blocks = found.setdefault((system, "score", int(seed)), [])
         if machine not in {block.machine for block in blocks}:
             blocks.append(_Block(machine, *nothing))
@@ -299,13 +294,14 @@ def decisions(scores: pd.DataFrame, settings: MetricsSettings) -> pd.DataFrame:
 def false_alarms(
     scores: pd.DataFrame, unseen: pd.Series, decisions: pd.DataFrame, confidence: float = 0.95
 ) -> pd.DataFrame:
-    """How often a system calls a normal clip anomalous that no training saw, over all machines.
+    """False positive rates on held-out training clips and normal test clips, over all machines.
 
-    scores : score table.  unseen : bool, its rows of training clips that no network behind the system was
-        trained on.  decisions : of `decisions`, whose thresholds count
-    returns : ALARM_COLUMNS: clips is "held out" (training clips, leave-clip-out), "source" and "target" (test
-        clips of that domain) or "test" (all of them); normals counts clips, rate is the share above their
-        machine's threshold, mean over seeds, with its Wilson interval; NaN without clips
+    scores : score table
+    unseen : bool, marks rows of training clips on which no network of the system was trained
+    decisions : from `decisions`
+    returns : ALARM_COLUMNS; clips is "held out" (training clips, leave-clip-out), "source", "target" or
+        "test" (both domains); normals is the number of clips; rate is the share above their machine's
+        threshold, averaged over seeds, with its Wilson interval; NaN without clips
     """
     own = schemas.by_section(scores.assign(held_out=unseen)[scores["component"] == "score"])
     own = own[(own["label"] == "normal") & (own["held_out"] | (own["split"] == "test"))]
@@ -331,14 +327,13 @@ def false_alarms(
 
 
 def controls(clips: pd.DataFrame, scores: pd.DataFrame, settings: MetricsSettings, seed: int) -> pd.DataFrame:
-    """Two controls beside every result, because a dataset can leak its labels.
+    """Two controls for label leakage in a dataset.
 
-    clips : clip table with the column level_db;  scores : score table;  seed : of resamples and shuffles
-    returns : metric table of two systems.
-        control_level, component score: the level of the clip alone as the score, with bootstrap intervals.
-        Far from 0.5 on either side, the recordings tell the labels without any machine being understood.
-        control_shuffled, component <system>: mean and central range (settings.confidence) of each metric when
-        the labels are shuffled within each domain. A result inside the range is chance.
+    clips : clip table with the column level_db;  scores : score table;  seed : seed of resamples and shuffles
+    returns : metric table of two systems. control_level, component score: the clip's level as score, with
+        bootstrap intervals. Far from 0.5 on either side, the level alone reveals the labels.
+        control_shuffled, component <system>: mean and central range (settings.confidence) of each metric with
+        labels shuffled within each domain. A result inside the range is chance.
     raises : errors.InputError for a clip table without level_db
     """
     if "level_db" not in schemas.clip_table(clips):
@@ -356,7 +351,7 @@ def controls(clips: pd.DataFrame, scores: pd.DataFrame, settings: MetricsSetting
     for (system, _, run), blocks in _blocks(own).items():
         parts = []
         for b in blocks:
-            stream = [seed, zlib.crc32(b.machine.encode()), 1]  # 1: not the stream of the bootstrap
+            stream = [seed, zlib.crc32(b.machine.encode()), 1]  # 1: a stream other than the bootstrap's
             parts.append(shuffled(b.scores, b.domain, b.label, settings.shuffles, stream, settings.max_fpr))
         every = with_means(np.stack(parts, axis=1))
         columns = np.vstack([every.mean(0), _interval(every, settings.confidence)])

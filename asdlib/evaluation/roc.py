@@ -1,5 +1,4 @@
-"""Areas under ROC curves: the official metrics on arrays, for whole grids of score vectors and for bootstrap
-resamples.
+"""Official ROC areas on arrays, vectorized over score vectors and bootstrap resamples.
 
 Conventions
 -----------
@@ -10,9 +9,9 @@ Higher score = more anomalous. Values are fractions in [0, 1], not percent.
     pauc         all clips, area up to a false positive rate of 0.1, standardized after McClish (chance 0.5,
                  perfect 1)
 
-NaN means not available: the normals or the anomalies of a metric are absent. Clips of unknown domain count in
-pauc, and as anomalies everywhere; clips without a label count nowhere. `asdlib.evaluation.metrics` makes
-tables of these numbers.
+NaN means not available: the normals or anomalies of a metric are absent. Clips of unknown domain count in
+pauc, and as anomalies everywhere; unlabeled clips are ignored. `asdlib.evaluation.metrics` builds tables of
+these values.
 
 Source: METHOD 7.3 (official evaluator); McClish 1989. Notebooks: 03_baseline, 08_tuning, 09_report.
 """
@@ -27,10 +26,9 @@ THREE = ("auc_source", "auc_target", "pauc")
 
 
 def harmonic(values: np.ndarray, axis: int | None = -1) -> np.ndarray:
-    """Harmonic mean with every value floored at the float epsilon, as the official evaluator does.
+    """Harmonic mean with values floored at the float epsilon, as in the official evaluator.
 
-    values : (..., n) along axis; NaN is not available and does not count.  returns : (...,), NaN where no
-        value is available
+    values : (..., n) along axis; NaN values are ignored.  returns : (...,), NaN if all values are NaN
     """
     inverse = 1.0 / np.maximum(np.asarray(values, float), np.finfo(float).eps)
     there = ~np.isnan(inverse)
@@ -39,12 +37,12 @@ def harmonic(values: np.ndarray, axis: int | None = -1) -> np.ndarray:
 
 
 def grid(scores: np.ndarray, domain: np.ndarray, label: np.ndarray, max_fpr: float = 0.1) -> np.ndarray:
-    """The three official metrics of one machine for any number of score vectors.
+    """Official metrics of one machine for any number of score vectors.
 
     scores : (..., n_clips), for example (51 omegas, 32 k, 200)
     domain, label : (n_clips,) of str, as in the score table
     returns : float64 (..., 3) in the order of THREE; NaN where normals or anomalies are absent
-    raises : errors.InputError for NaN or infinite scores, or lengths that differ
+    raises : errors.InputError for non-finite scores or mismatched lengths
     """
     scores, domain, label = np.asarray(scores, float), np.asarray(domain), np.asarray(label)
     if scores.shape[-1:] != domain.shape or domain.shape != label.shape:
@@ -61,7 +59,7 @@ def grid(scores: np.ndarray, domain: np.ndarray, label: np.ndarray, max_fpr: flo
 
 
 def kinds(domain: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Masks (4, n_clips), bool: anomalies, source normals, target normals, all normals."""
+    """Boolean masks (4, n_clips): anomalies, source normals, target normals, all normals."""
     normal = label == "normal"
     return np.stack(
         [label == "anomaly", normal & (domain == "source"), normal & (domain == "target"), normal]
@@ -69,26 +67,27 @@ def kinds(domain: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def areas(scores: np.ndarray, kinds: np.ndarray, max_fpr: float = 0.1) -> np.ndarray:
-    """The three metrics of g score vectors at once, without checks: the inner step of `grid`, and a whole
-    tick of the tuner.
+    """Official metrics of g score vectors, without validation.
 
-    scores : finite float (g, n).  kinds : (4, g or 1, n) of `kinds`; clips of no kind count nowhere, so that
-        machines with fewer clips can be filled up
+    scores : finite float (g, n).  kinds : (4, g or 1, n), from `kinds`; clips in no mask are ignored and can
+        serve as padding
     returns : float64 (g, 3); NaN where normals or anomalies are absent.  Notebook: 08_tuning
     """
     order = np.argsort(-scores, axis=1)
     falling = np.take_along_axis(scores, order, axis=1)
     tied = falling[:, 1:] == falling[:, :-1]
-    at = np.zeros((4, len(scores), scores.shape[1] + 1))  # clips at or above each threshold
+    at = np.zeros(
+        (4, len(scores), scores.shape[1] + 1)
+    )  # number of number of clips at or above each threshold
     np.cumsum(np.take_along_axis(kinds, order[None], axis=2), axis=2, out=at[..., 1:])
-    if (
-        tied.any()
-    ):  # tied clips form one sloped segment of a curve: its end is a vertex, the others repeat one
+    if tied.any():  # ties form one sloped segment: only its end is a vertex
         np.copyto(at[..., 1:-1], 0, where=tied)
         np.maximum.accumulate(at, axis=2, out=at)
     steps, (hits, *_, before), total = np.diff(at), at[..., :-1], at[..., -1]
     rise, width = steps[0], steps[3]
-    inside = np.clip(max_fpr * total[3][:, None] - before, 0, width)  # of each segment's width
+    inside = np.clip(
+        max_fpr * total[3][:, None] - before, 0, width
+    )  # part part of each segment's width below max_fpr below max_fpr
     area = np.empty((3, len(scores)))
     area[:2] = np.einsum("kgn,gn->kg", steps[1:3], hits + 0.5 * rise)
     area[2] = np.einsum("gn,gn->g", inside, hits + 0.5 * rise * inside / np.maximum(width, 1))
@@ -99,7 +98,7 @@ def areas(scores: np.ndarray, kinds: np.ndarray, max_fpr: float = 0.1) -> np.nda
 
 
 def _mcclish(area: np.ndarray, max_fpr: float) -> np.ndarray:
-    """Partial area -> chance 0.5, perfect 1 (McClish 1989), as scikit-learn standardizes it."""
+    """Standardized partial area, chance 0.5, perfect 1 (McClish 1989), as in scikit-learn."""
     least = 0.5 * max_fpr**2
     return 0.5 * (1 + (area - least) / (max_fpr - least))
 
@@ -108,9 +107,9 @@ def _mcclish(area: np.ndarray, max_fpr: float) -> np.ndarray:
 
 
 def bootstrap_weights(domain: np.ndarray, label: np.ndarray, n: int, seed: int | list[int]) -> np.ndarray:
-    """How often each clip occurs in each of n resamples, drawn with replacement within every (domain, label).
+    """Clip counts of n bootstrap resamples, drawn with replacement within every (domain, label).
 
-    returns : int16 (n, n_clips); whole columns of 0 for clips without a label. Equal input, equal resamples
+    returns : int16 (n, n_clips), 0 for unlabeled clips; deterministic for equal input
     """
     rng = np.random.default_rng(seed)
     domain, label = np.asarray(domain), np.asarray(label)
@@ -127,7 +126,7 @@ def bootstrap_weights(domain: np.ndarray, label: np.ndarray, n: int, seed: int |
 def bootstrap(
     scores: np.ndarray, domain: np.ndarray, label: np.ndarray, weights: np.ndarray, max_fpr: float = 0.1
 ) -> np.ndarray:
-    """The three metrics of one score vector in every resample; weights of 1 give the point value.
+    """Official metrics of one score vector in every resample; weights of 1 give the point estimate.
 
     scores, domain, label : (n_clips,);  weights : (B, n_clips) from `bootstrap_weights`;  returns : float64
         (B, 3)
@@ -146,11 +145,12 @@ def _weighted(
     kinds: np.ndarray,
     max_fpr: float,
 ) -> np.ndarray:
-    """Weighted areas by matrix products: anomalies `high` (na,) with weights (B, na), normals `low` (nn,)
-    with (B, nn); `kinds` (2, nn) marks the source and the target normals. The order of the clips is the same
-    in all resamples: compared once, then only counted. `areas` with counts in place of kinds would do it
-    too, but make `metrics.table` of 6 systems × 4 machines × 200 clips with 1,000 resamples cost 1.5 times as
-    much (0.35 s against 0.23 s on one thread).
+    """Weighted areas (B, 3) by matrix products.
+
+    Anomalies `high` (na,) with weights (B, na), normals `low` (nn,) with (B, nn); `kinds` (2, nn) marks
+    source and target normals. Clips are compared once, since their order is the same in all resamples. Using
+    `areas` with counts as masks makes `metrics.table` 1.5 times slower (6 systems × 4 machines × 200 clips,
+    1,000 resamples: 0.35 s against 0.23 s on one thread).
     """
     w_high, w_low = w_high.astype(float), w_low.astype(float)
     out = np.full((len(w_high), 3), np.nan)
@@ -167,9 +167,7 @@ def _weighted(
         width = np.add.reduceat(width, first, axis=1)
     before = np.cumsum(width, axis=1) - width
     limit = max_fpr * w_low.sum(1)[:, None]
-    reach = max(
-        1, int((before < limit).any(0).sum())
-    )  # the rest of the curve lies beyond max_fpr in every resample
+    reach = max(1, int((before < limit).any(0).sum()))  # beyond max_fpr in every resample
     values, width = -values[:reach], width[:, :reach]
     inside = np.clip(limit - before[:, :reach], 0, width)
     height, ties = w_high @ (high[:, None] > values).astype(float), high[:, None] == values
@@ -180,8 +178,9 @@ def _weighted(
 
 
 def weighted_auc(high: np.ndarray, w_high: np.ndarray, low: np.ndarray, w_low: np.ndarray) -> np.ndarray:
-    """AUC of anomalies `high` (na,) against normals `low` (nn,), with float weights (B, na) and (B, nn):
-    float64 (B,).
+    """Weighted AUC of anomalies `high` (na,) against normals `low` (nn,), float64 (B,).
+
+    w_high, w_low : float weights (B, na) and (B, nn)
     """
     above = 0.5 * ((high[:, None] > low).astype(float) + (high[:, None] >= low))
     return np.einsum("bj,bj->b", w_high @ above, w_low) / (w_high.sum(1) * w_low.sum(1))
@@ -195,8 +194,7 @@ def shuffled(
     seed: int | list[int],
     max_fpr: float = 0.1,
 ) -> np.ndarray:
-    """The three metrics of one score vector under n random permutations of the labels within each domain:
-    what chance gives.
+    """Official metrics of one score vector under n label permutations within each domain (chance level).
 
     scores, domain, label : (n_clips,);  returns : float64 (n, 3)
     """

@@ -1,5 +1,7 @@
-"""From embeddings to clip scores: distances, back-ends, fusion, thresholds. `KNN`, `KMeansCosine`,
-`LocalDensity`, `StandardizedDensity` and `Mahalanobis` work on anyone's arrays.
+"""From embeddings to clip scores: distances, back-ends, fusion, thresholds.
+
+`KNN`, `KMeansCosine`, `LocalDensity`, `StandardizedDensity` and `Mahalanobis` accept arbitrary embedding
+arrays.
 """
 
 import importlib

@@ -1,24 +1,25 @@
-"""Back-ends: anomaly scores of embeddings that a trained network made, one machine at a time.
+"""Back-ends: anomaly scores from the embeddings of a trained network, per machine.
 
 Conventions
 -----------
-Embeddings are rows; every back-end but the last first brings them to unit length; all compute in float64.
-`target` marks the training clips of the target domain; all others (source, or of unknown domain) count as
-source. One item per clip.
+Embeddings are rows, one per clip. All back-ends compute in float64 and, except `standardized_density`,
+normalize embeddings to unit length first. `target` marks the training clips of the target domain; all others
+(source or unknown domain) count as source.
 
-A back-end is made from the training embeddings of one machine, is called with the embeddings of other clips,
-and scores its own clips by `training`, leave-clip-out: no clip is among its own references, in whatever form.
+A back-end is constructed from the training embeddings of one machine and called with the embeddings of other
+clips. `training` scores its own training clips leave-clip-out: neither a clip nor anything derived from it is
+among its references.
 
 | name            | score                                                                               |
 |-----------------|-------------------------------------------------------------------------------------|
 | `kmeans`        | smallest 1 − cosine to k-means centers of the source clips and to each target clip  |
 | `knn`           | Euclidean distance to the nearest training clip of either domain                    |
-| `smote_knn`     | the same with SMOTE items of the target domain among the references                 |
+| `smote_knn`     | `knn` with SMOTE items of the target domain added to the references                 |
 | `local_density` | smallest distance to a reference, divided by that reference's distance to its K nearest |
-| `standardized_density` | the same (mean of the 2 smallest, K = 2) of vectors divided by their deviation |
+| `standardized_density` | mean of the 2 smallest such ratios (K = 2), embeddings divided by their deviation |
 
-The network saw the training clips while it learnt, whatever the back-end leaves out; the detector raises
-their scores to the level of the clips that were held out (`thresholds.as_unseen`). Notebook 04_classifier
+Leaving a clip out of the references does not undo that the network was trained on it. The detector therefore
+raises the training scores to the level of the held-out clips (`thresholds.as_unseen`); notebook 04_classifier
 shows by how much.
 
 Sources: METHOD 3.5, 3.9, 4.13, 5.8. Notebooks: 04_classifier, 06_embeddings.
@@ -48,7 +49,7 @@ FEWEST = 3  # training clips of a machine: one to be scored, one reference, and 
 
 
 class Backend(Protocol):
-    """What every back-end answers to; scores are float64, one per row, higher = more anomalous."""
+    """Interface of a back-end; scores are float64, one per row, higher = more anomalous."""
 
     def __init__(
         self, train: np.ndarray, target: np.ndarray, settings: classifier.ClassifierSettings, seed: int
@@ -59,20 +60,21 @@ class Backend(Protocol):
         ...
 
     def training(self) -> np.ndarray:
-        """Scores of the training clips, leave-clip-out."""
+        """Leave-clip-out scores of the training clips, (n_train,)."""
         ...
 
     def gap(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """Each row less the reference that decides its score, as the back-end compares them, (n, dim).
+        """Difference between each row and the reference that determines its score, (n, dim).
 
-        own : (n,) position of the row among the training clips, which is then no reference of its own; -1 for
-            new clips.  Notebook: 06_embeddings
+        Computed in the back-end's own space (normalized or standardized).
+        own : (n,) index of the row among the training clips, excluded from its references; -1 for new clips
+        Notebook: 06_embeddings
         """
         ...
 
 
 def unit(embedding: np.ndarray) -> np.ndarray:
-    """Rows of unit length, float64; a row of zeros stays one."""
+    """L2-normalized rows, float64; all-zero rows stay zero."""
     x = np.asarray(embedding, np.float64)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
@@ -88,38 +90,38 @@ def _references(train: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(n_a, n_b) Euclidean distances of unit rows: √(2 − 2·cosine)."""
+    """Euclidean distances √(2 − 2·cosine) between unit rows, (n_a, n_b)."""
     return np.sqrt(np.maximum(2.0 - 2.0 * a @ b.T, 0.0))
 
 
 def _decisive(away: np.ndarray, references: np.ndarray, parents: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Of each row of distances (n, references) the nearest reference with another parent than `own`.  parents
-    : (references, any number), -1: none
+    """Nearest reference per row, excluding those derived from the clip `own`.
+
+    away : distances (n, references).  parents : (references, any number) clip indices, -1 for none
     """
     barred = ((parents[None] == own[:, None, None]) & (own >= 0)[:, None, None]).any(2)
     return references[np.where(barred, np.inf, away).argmin(1)]
 
 
 def centers(x: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    """k-means centers of unit rows, brought back to unit length.
+    """k-means centers of unit rows, normalized to unit length.
 
-    The cited code leaves them as means, shorter than 1, so that 1 − ⟨e, c⟩ is larger for a wide cluster than
-    for a narrow one at the same angle, and larger than for a single target clip: no cosine distance (METHOD
-    5.9). Here it is one.
-    x : (n, dim).  returns : (clusters or fewer, dim)
+    The cited code keeps the cluster means, which are shorter than 1. There 1 − ⟨e, c⟩ is no cosine distance:
+    at the same angle it is larger for a wide cluster than for a narrow one or a single target clip (METHOD
+    5.9).
+    x : (n, dim).  returns : (at most `clusters`, dim)
     """
     clusters = min(clusters, len(np.unique(x, axis=0)))
-    with training.one_thread():  # threads would add up a cluster in the order in which they come to their end
+    with training.one_thread():  # multi-threaded sums depend on the order in which threads finish
         return unit(KMeans(clusters, n_init=1, random_state=seed).fit(x).cluster_centers_)
 
 
 class KMeansCosine:
-    """Smallest 1 − cosine to the centers of the source clips and to all target clips, 0 to 2.  Source: METHOD
-    3.5, 5.8.
+    """Smallest 1 − cosine to the source centers and all target clips, in [0, 2].  Source: METHOD 3.5, 5.8.
 
-    For `training` the source clips are dealt to 10 folds; those of a fold are scored by centers of the other
-    folds, and a target clip by all centers and the other target clips. Exact leave-one-out would need a
-    k-means per clip.
+    `training` uses 10-fold cross-validation over the source clips: each fold is scored against centers of the
+    other folds. Target clips are scored against all centers and the other target clips. Exact leave-one-out
+    would need one k-means fit per clip.
     """
 
     def __init__(
@@ -137,18 +139,18 @@ class KMeansCosine:
         )
 
     def __call__(self, test: np.ndarray) -> np.ndarray:
-        """Scores (n,) of test embeddings (n, dim): cosine distance to the nearest center or target clip."""
+        """Cosine distance (n,) of test embeddings (n, dim) to the nearest center or target clip."""
         schemas.embeddings(test, self.x)
         return (1.0 - unit(test) @ np.vstack([self.centers, self.x[self.target]]).T).min(1)
 
     def gap(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """Each row less the center or target clip next to it; a source clip's share in the centers stays."""
+        """Difference to the nearest center or target clip; centers include the source clip itself."""
         references = np.vstack([self.centers, self.x[self.target]])
         parents = np.concatenate([np.full(len(self.centers), -1), np.flatnonzero(self.target)])[:, None]
         return unit(test) - _decisive(1.0 - unit(test) @ references.T, references, parents, own)
 
     def training(self) -> np.ndarray:
-        """Scores of the training clips, leave-clip-out."""
+        """Leave-clip-out scores of the training clips, (n_train,)."""
         to_target = 1.0 - self.x @ self.x[self.target].T
         to_target[np.flatnonzero(self.target), np.arange(to_target.shape[1])] = np.inf
         best = to_target.min(1, initial=np.inf)
@@ -157,7 +159,9 @@ class KMeansCosine:
         fold[np.random.default_rng(self.seed).permutation(source)] = np.arange(len(source)) % min(
             FOLDS, max(len(source), 1)
         )
-        for number in range(-1, fold.max() + 1):  # -1: the target clips, which no center contains
+        for number in range(
+            -1, fold.max() + 1
+        ):  # -1: the target clips; centers are fitted to source clips only
             scored = fold == number
             made = self.centers if number < 0 else self._fit((fold >= 0) & ~scored)
             if len(made):
@@ -166,9 +170,7 @@ class KMeansCosine:
 
 
 class Nearest:
-    """Distance to the nearest training clip, 0 to 2: source and target pooled, which is the smaller of the
-    two domains' distances.
-    """
+    """Distance to the nearest training clip of either domain, in [0, 2]."""
 
     def __init__(
         self, train: np.ndarray, target: np.ndarray, settings: classifier.ClassifierSettings, seed: int
@@ -177,26 +179,25 @@ class Nearest:
         self.references, self.parents = self.x, np.arange(len(self.x))[:, None]
 
     def __call__(self, test: np.ndarray) -> np.ndarray:
-        """Scores (n,) of test embeddings (n, dim): distance to the nearest reference."""
+        """Distance (n,) of test embeddings (n, dim) to the nearest reference."""
         return knn_distances(unit(test), self.references, k_max=1)[:, 0]
 
     def gap(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """Each row less the reference next to it: a training clip or a synthetic item."""
+        """Difference to the nearest training clip or synthetic item."""
         return unit(test) - _decisive(
             distances(unit(test), self.references), self.references, self.parents, own
         )
 
     def training(self) -> np.ndarray:
-        """Scores of the training clips among the others and the items that are no child of theirs."""
+        """Leave-clip-out scores, (n_train,); synthetic items derived from a clip are excluded with it."""
         clip = np.arange(len(self.x))
         return knn_distances(self.x, self.references, k_max=1, test_clip=clip, train_clip=self.parents)[:, 0]
 
 
 class SmoteNearest(Nearest):
-    """`knn` with synthetic target clips: SMOTE between unit embeddings (ratio 0.2, k 2), brought back to unit
-    length.  METHOD 5.8.
+    """`knn` with SMOTE target clips between unit embeddings (ratio 0.2, k 2), renormalized.  METHOD 5.8.
 
-    A machine with fewer than two target clips gets none, and is scored as by `knn`.
+    Equal to `knn` for a machine with fewer than two target clips.
     """
 
     def __init__(
@@ -213,11 +214,11 @@ class SmoteNearest(Nearest):
 
 
 class LocalDensity:
-    """Smallest ‖x − r‖ / d_K(r), d_K(r) the mean distance of reference r to its K nearest references.
+    """Smallest ‖x − r‖ / d_K(r), with d_K(r) the mean distance of reference r to its K nearest references.
     Source: METHOD 5.8.
 
-    The smallest of the divided distances, not the divided smallest. K is at most the number of references
-    left for r.
+    The minimum is taken over the ratios, not over the distances. K is capped at the number of remaining
+    references.
     """
 
     def __init__(
@@ -226,12 +227,14 @@ class LocalDensity:
         self.x, _ = _references(train, target)
         self.between = distances(self.x, self.x)
         np.fill_diagonal(self.between, np.inf)
-        self.k = min(settings.density_neighbors, len(self.x) - 2)  # also when a clip is left out
+        self.k = min(
+            settings.density_neighbors, len(self.x) - 2
+        )  # one fewer, so that K neighbors remain when a clip is left out
         self.order = np.argsort(self.between, axis=1)[:, : self.k + 1]
         self.near = np.take_along_axis(self.between, self.order, axis=1)
 
     def __call__(self, test: np.ndarray) -> np.ndarray:
-        """Scores (n,) of test embeddings (n, dim): the least distance, each relative to local density."""
+        """Smallest density-relative distance (n,) of test embeddings (n, dim)."""
         schemas.embeddings(test, self.x)
         return (distances(unit(test), self.x) / self._density).min(1)
 
@@ -240,13 +243,13 @@ class LocalDensity:
         return np.maximum(self.near[:, : self.k].mean(1), SMALLEST_DENSITY)
 
     def gap(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """Less the training clip at the smallest divided distance; densities are those of all of them."""
+        """Difference to the training clip with the smallest ratio; densities include all training clips."""
         return unit(test) - _decisive(
             distances(unit(test), self.x) / self._density, self.x, np.arange(len(self.x))[:, None], own
         )
 
     def training(self) -> np.ndarray:
-        """Scores of the training clips; a clip is missing among the neighbors of its references too."""
+        """Leave-clip-out scores, (n_train,); each clip is also excluded from the other densities."""
         n, first, more = len(self.x), self.near[:, : self.k].sum(1), self.near[:, self.k]
         total = np.broadcast_to(
             first, (n, n)
@@ -258,8 +261,8 @@ class LocalDensity:
 
 
 class StandardizedDensity:
-    """`distances.density_scores`: local density where each dimension counts in units of its deviation over
-    the training clips, as in `multires`; nothing is brought to unit length.  Source: METHOD 3.6, 3.10
+    """Density scores of `multires` (`distances.density_scores`): standardized, not unit-length embeddings.
+    Source: METHOD 3.6, 3.10
     """
 
     def __init__(
@@ -274,13 +277,13 @@ class StandardizedDensity:
         return density_scores(test, self.references)
 
     def gap(self, test: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """Less the training clip at the smallest divided distance; densities are those of all of them."""
+        """Difference to the training clip with the smallest ratio; densities include all training clips."""
         x, references = np.asarray(test, np.float64) / self.references.deviation, self.references
         away = cdist(x, references.x) / references.density
         return x - _decisive(away, references.x, np.arange(len(references.x))[:, None], own)
 
     def training(self) -> np.ndarray:
-        """Scores of the training clips; a clip is missing in deviations and densities too."""
+        """Leave-clip-out scores, (n_train,); each clip is also excluded from deviations and densities."""
         return density_scores_left_out(self.train)
 
 

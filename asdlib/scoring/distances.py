@@ -1,10 +1,10 @@
-"""Anomaly scores: how unlike the normal training sounds a clip is.
+"""Distance-based anomaly scores: how far a clip lies from the normal training sounds.
 
 Conventions
 -----------
-Higher is more anomalous, for every score. A score sees normal training items only; it never sees another test
-item. Training clips are scored leave-clip-out: the items of a clip are never among its own references.
-Embeddings are float32 (items, dim) with a clip number per item (several items of one clip share it).
+Higher is more anomalous. A score depends on normal training items only, never on another test item. Training
+clips are scored leave-clip-out: the items of a clip are never among its own references. Embeddings are
+float32 (items, dim) with a clip number per item; several items may share one clip.
 Sources: report 3.2, Eq. 5; METHOD 3.4, 3.5, 3.6, 5.8, 7.5. Notebooks: 03_baseline, 04_classifier, 05_oevae.
 """
 
@@ -33,17 +33,16 @@ def knn_distances(
     """Euclidean distances to the k_max nearest training embeddings, ascending.
 
     test, train : float32 (n_test, dim) and (n_train, dim)
-    test_clip, train_clip : int, clip numbers; where both are given, references of the item's own clip are
-        left out. An interpolated reference has several parents, train_clip (n_train, parents), and is left
-        out for each of them
+    test_clip, train_clip : int clip numbers; if both are given, references from the item's own clip are
+        excluded. For interpolated references pass train_clip (n_train, parents); they are excluded for each
+        parent
     returns : float64 (n_test, k_max), >= 0; column j − 1 is the j-th nearest.  Source: report 3.2.
         Notebooks: 03_baseline, 05_oevae
-    raises : errors.InputError when fewer than k_max references remain
+    raises : errors.InputError if fewer than k_max references remain
 
-    Exact, although the search is a float32 matrix product: the distances of the k_max + SPARE best are
-    computed again from the differences in float64, and where the bound of the product's rounding does not
-    rule out that a better one was missed (many references equally far), the row is searched by a float64
-    product.
+    The result is exact. A float32 matrix product finds k_max + SPARE candidates, whose distances are
+    recomputed in float64 from differences. Rows where the rounding bound cannot rule out a missed neighbor
+    (many nearly equal distances) are searched again in float64.
     """
     schemas.embeddings(test, train)
     if k_max > len(train):
@@ -56,7 +55,7 @@ def knn_distances(
         else _Own(np.asarray(test_clip), np.reshape(train_clip, (len(train), -1)))
     )
     exact = train.astype(np.float64)
-    center = exact.mean(0)  # cancels in every difference, and takes with it most of what float32 would round
+    center = exact.mean(0)  # centering cancels in differences and reduces float32 rounding errors
     exact -= center
     norms = np.einsum("ij,ij->i", exact, exact)
     rounded, norms32 = exact.astype(np.float32), norms.astype(np.float32)
@@ -92,8 +91,9 @@ def _nearest(
     near: int,
     left_out: tuple[np.ndarray, np.ndarray] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """|r|² − 2⟨x, r⟩, the squared distance less |x|², of the `near` best references r of each item x,
-    ascending, and their numbers.
+    """Squared distances less |x|², ascending, and indices of the `near` best references per item.
+
+    Computed as |r|² − 2⟨x, r⟩ for items x and references r.
     """
     partial = (items.dtype.type(-2) * items) @ references.T
     partial += norms
@@ -106,16 +106,14 @@ def _nearest(
 
 
 def _squares(items: np.ndarray, references: np.ndarray, reached: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Squared distances of items to the references found, from their differences, ascending; infinite where
-    `reached` is.
-    """
+    """Squared distances to the references `found`, ascending; infinite where `reached` is."""
     gaps = references[found]
     gaps -= items[:, None]
     return np.sort(np.where(np.isinf(reached), np.inf, np.einsum("ijk,ijk->ij", gaps, gaps)), axis=1)
 
 
 class _Own:
-    """Which references an item may not see.  test_clip : int (n_test,);  parents : int (n_train, parents)"""
+    """References excluded per item.  test_clip : int (n_test,);  parents : int (n_train, parents)"""
 
     def __init__(self, test_clip: np.ndarray, parents: np.ndarray):
         self.clip, kin = test_clip, parents.ravel()
@@ -123,7 +121,7 @@ class _Own:
         self.sorted, self.reference = kin[self.order], self.order // parents.shape[1]
 
     def __call__(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(place in `items`, reference) of every pair that is left out."""
+        """Index pairs (position in `items`, reference) to exclude."""
         clip = self.clip[items]
         first, last = (np.searchsorted(self.sorted, clip, side) for side in ("left", "right"))
         count = last - first
@@ -132,38 +130,37 @@ class _Own:
 
 
 def knn_score(distances: np.ndarray, k: int) -> np.ndarray:
-    """Mean of the k smallest of sorted distances (n, k_max ≥ k) → (n,).  Source: report 4.2.  Notebook:
-    05_oevae
-    """
+    """Mean of the k smallest of sorted distances (n, k_max ≥ k) → (n,).  Source: report 4.2"""
     return distances[:, :k].mean(axis=1)
 
 
 class DensityReferences(NamedTuple):
-    """What `density_scores` compares with: float64, made by `density_references`."""
+    """References of `density_scores`, float64; see `density_references`."""
 
-    x: np.ndarray  # (n, dim) references, each dimension in units of its deviation
+    x: np.ndarray  # (n, dim) standardized references
     deviation: np.ndarray  # (dim,)
     density: np.ndarray  # (n,) mean distance of each reference to its nearest other references
 
 
-SMALLEST_DEVIATION = 1e-3  # a dimension that varies less is as good as constant
-SMALLEST_DENSITY = 1e-6  # distance below which references are copies of each other
+SMALLEST_DEVIATION = 1e-3  # lower bound; dimensions that vary less are treated as constant
+SMALLEST_DENSITY = 1e-6  # lower bound; closer references are treated as duplicates
 
 
 def density_references(train: np.ndarray, *, neighbors: int = 2) -> DensityReferences:
-    """Training embeddings, standardized, each with the distance at which it has its neighbors.
+    """Standardized training embeddings, each with its mean distance to its nearest neighbors.
+
+    Each dimension is divided by its population standard deviation over `train`, at least 1e-3.
 
     Parameters
     ----------
-    train : float (n, dim), n at least 3; one row per item.  neighbors : K, others whose distance is averaged;
-        n - 2 where there are fewer
+    train : float (n, dim), one row per item, n >= 3
+    neighbors : number of neighbors averaged, at most n - 2
 
     Raises
     ------
-    errors.InputError for embeddings of another shape, not finite, or fewer than 3
+    errors.InputError for a wrong shape, non-finite values, or fewer than 3 rows
 
-    Each dimension is divided by its (population) standard deviation over `train`, at least 1e-3.  Source:
-    METHOD 3.6, 5.8.  Notebook: 03_baseline
+    Source: METHOD 3.6, 5.8.  Notebook: 03_baseline
     """
     x, neighbors = _density_items(train, 1, neighbors)
     deviation = np.maximum(x.std(0), SMALLEST_DEVIATION)
@@ -174,23 +171,25 @@ def density_references(train: np.ndarray, *, neighbors: int = 2) -> DensityRefer
 
 
 def density_scores(test: np.ndarray, references: DensityReferences, *, k: int = 2) -> np.ndarray:
-    """Mean of the k smallest distances to a reference, each divided by that reference's own distance to its
-    neighbors.
+    """Mean of the k smallest ratios of the distance to a reference and that reference's neighbor distance.
+
+    References in sparse regions (a domain with few clips) thus reach farther than those in dense regions.
 
     Parameters
     ----------
-    test : float (n, dim).  references : of `density_references`.  k : at most the number of references
+    test : float (n, dim)
+    references : from `density_references`
+    k : number of ratios averaged, at most the number of references
 
     Returns
     -------
-    float64 (n,), >= 0; about 1 for an item that lies among the references
+    float64 (n,), >= 0; about 1 for an item among the references
 
     Raises
     ------
-    errors.InputError for embeddings of another width, not finite, or fewer than k references
+    errors.InputError for a wrong width, non-finite values, or fewer than k references
 
-    A reference in a sparse place (a domain of few clips) is reached from farther away than one in a dense
-    place.  Source: METHOD 3.6, 5.8.  Notebook: 03_baseline
+    Source: METHOD 3.6, 5.8.  Notebook: 03_baseline
     """
     schemas.embeddings(test, references.x)
     _enough(len(references.x), k)
@@ -199,31 +198,33 @@ def density_scores(test: np.ndarray, references: DensityReferences, *, k: int = 
 
 
 def density_scores_left_out(train: np.ndarray, *, k: int = 2, neighbors: int = 2) -> np.ndarray:
-    """Score of each training item as `density_scores` would give it if the item had never been seen.
+    """Leave-one-out `density_scores` of the training items.
+
+    Each item is removed from the references, their neighbors, and the deviations.
 
     Parameters
     ----------
-    train : float (n, dim), n at least 3 and more than k.  k, neighbors : see `density_scores` and
-        `density_references`
+    train : float (n, dim), n >= 3 and n > k
+    k, neighbors : see `density_scores` and `density_references`
 
     Returns
     -------
-    float64 (n,), >= 0: the item is left out of the references, of their neighbors, and of the deviations
+    float64 (n,), >= 0
 
     Raises
     ------
-    errors.InputError for embeddings of another shape, not finite, or too few
+    errors.InputError for a wrong shape, non-finite values, or too few rows
 
-    Exact. The deviations without item i differ a little from those of all items. The squared distances that
-    they give are never below 1 - 1/n times the usual ones, so the neighbors of a reference are sought among
-    its usual ones, and among all items only where this bound does not exclude a nearer one.
+    Exact: deviations without item i shrink squared distances by at most the factor 1 - 1/n. Neighbors are
+    therefore searched among those under the full deviations first, and among all items only where this bound
+    is insufficient.
     Source: METHOD 3.6, 5.8.  Notebook: 03_baseline
     """
     x, neighbors = _density_items(train, k, neighbors)
     n, dim = x.shape
     x = x - x.mean(0)
     square = x * x
-    variance = (square.sum(0) - square) / (n - 1) - (x / (n - 1)) ** 2  # row i: of the items other than i
+    variance = (square.sum(0) - square) / (n - 1) - (x / (n - 1)) ** 2  # row i: variance without item i
     usual = np.maximum(x.std(0), SMALLEST_DEVIATION)
     weight = (usual / np.sqrt(np.maximum(variance, SMALLEST_DEVIATION**2))) ** 2
     x = x / usual
@@ -235,7 +236,7 @@ def density_scores_left_out(train: np.ndarray, *, k: int = 2, neighbors: int = 2
     np.put_along_axis(beyond, found, np.inf, axis=1)
     beyond = (1 - 1 / n) * beyond.min(
         1
-    ) ** 2  # what is not among the found is no nearer, whichever item is left out
+    ) ** 2  # lower bound for all items not in `found`, whichever item is left out
     gaps = ((x[found] - x[:, None]) ** 2).reshape(n * near, dim)
     scores = np.empty(n)
     step = max(1, BLOCK_BYTES // (8 * n * max(dim, near)))
@@ -257,7 +258,7 @@ def density_scores_left_out(train: np.ndarray, *, k: int = 2, neighbors: int = 2
 
 
 class GaussianReferences(NamedTuple):
-    """What `mahalanobis_scores` compares with: float64, made by `gaussian_references`."""
+    """Gaussian fit used by `mahalanobis_scores`, float64; see `gaussian_references`."""
 
     mean: np.ndarray  # (dim,)
     deviation: np.ndarray  # (dim,)
@@ -265,18 +266,18 @@ class GaussianReferences(NamedTuple):
 
 
 def gaussian_references(train: np.ndarray, *, shrinkage: float = 0.1) -> GaussianReferences:
-    """Mean, deviations and correlations of training embeddings, the latter shrunk towards none.
+    """Mean, deviations and shrunk correlations of training embeddings.
 
     Parameters
     ----------
-    train : float (n, dim), n at least 3; one row per item
-    shrinkage : share of the identity in the correlation matrix, in (0, 1]; with 1 only the deviations count
+    train : float (n, dim), one row per item, n >= 3
+    shrinkage : weight of the identity in the correlation matrix, in (0, 1]; 1 ignores correlations
 
     Raises
     ------
-    errors.InputError for embeddings of another shape, not finite, or fewer than 3
+    errors.InputError for a wrong shape, non-finite values, or fewer than 3 rows
 
-    Deviations are those of the population, at least 1e-3.  Source: METHOD 3.6.  Notebook: 03_baseline
+    Population standard deviations, at least 1e-3.  Source: METHOD 3.6.  Notebook: 03_baseline
     """
     x, _ = _density_items(train, 1, 2)
     mean = x.mean(0)
@@ -292,8 +293,9 @@ def _gaussian(mean: np.ndarray, covariance: np.ndarray, shrinkage: float) -> Gau
 def mahalanobis_scores(test: np.ndarray, references: GaussianReferences) -> np.ndarray:
     """Mahalanobis distance to the mean of the training embeddings, float64 (n,), >= 0.
 
-    test : float (n, dim).  references : of `gaussian_references`.  raises : errors.InputError for embeddings
-        of another width, or not finite.  Source: METHOD 3.6.  Notebook: 03_baseline
+    test : float (n, dim).  references : from `gaussian_references`
+    raises : errors.InputError for a wrong width or non-finite values.  Source: METHOD 3.6.  Notebook:
+        03_baseline
     """
     schemas.embeddings(test, references.mean[None])
     gap = (np.asarray(test, np.float64) - references.mean) / references.deviation
@@ -301,10 +303,10 @@ def mahalanobis_scores(test: np.ndarray, references: GaussianReferences) -> np.n
 
 
 def mahalanobis_scores_left_out(train: np.ndarray, *, shrinkage: float = 0.1) -> np.ndarray:
-    """Score of each training item as `mahalanobis_scores` would give it if the item had never been seen.
+    """Leave-one-out `mahalanobis_scores` of the training items, float64 (n,).
 
-    train, shrinkage : see `gaussian_references`.  returns : float64 (n,): the item is left out of mean,
-        deviations and correlations; a factorization per item
+    train, shrinkage : see `gaussian_references`. Each item is removed from mean, deviations and correlations,
+        at one Cholesky factorization per item
     """
     x, _ = _density_items(train, 1, 2)
     center, n = x.mean(0), len(x)
@@ -318,7 +320,7 @@ def mahalanobis_scores_left_out(train: np.ndarray, *, shrinkage: float = 0.1) ->
 
 
 def _density_items(train: np.ndarray, k: int, neighbors: int) -> tuple[np.ndarray, int]:
-    """Training items in float64, and the neighbors that each has left when another one is left out."""
+    """Validated float64 training items, and the number of neighbors that leaves room for leave-one-out."""
     x = np.asarray(train, np.float64)
     schemas.embeddings(x, x)
     _enough(len(x) - 1, max(k, 2))
@@ -333,15 +335,13 @@ def _enough(references: int, k: int) -> None:
 
 
 def _exact_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(n_a, n_b) Euclidean distances from differences: that of two rows is the same whatever other rows there
-    are.
-    """
+    """Euclidean distances (n_a, n_b) from differences, so that each is independent of the other rows."""
     direct = "donot_use_mm_for_euclid_dist"
     return torch.cdist(torch.from_numpy(a), torch.from_numpy(b), compute_mode=direct).numpy()
 
 
 def _mean_smallest(away: np.ndarray, k: int, least: float = 0.0) -> np.ndarray:
-    """Mean of the k smallest values of each row, at least `least`, (n, m) → (n,)."""
+    """Mean of the k smallest values per row, clipped below at `least`, (n, m) → (n,)."""
     return np.maximum(np.sort(np.partition(away, k - 1, axis=1)[:, :k], axis=1).mean(1), least)
 
 
@@ -354,10 +354,10 @@ def precision(moments: np.ndarray, n_vectors: int) -> np.ndarray:
     """Inverse of the official residual covariance of one domain.
 
     moments : (bands, bands) sum of dᵀd over residual rows, batch means removed
-    n_vectors : input vectors, of several residual rows each; the official divisor is n_vectors − 1, hence
-        about 5 × the usual covariance, a constant that changes no order
+    n_vectors : number of input vectors, each with several residual rows; the official divisor n_vectors − 1
+        makes the covariance about 5 times the usual one, which does not affect the ranking
     returns : (bands, bands).  Source: METHOD 7.5.  Notebook: 03_baseline
-    raises : errors.InputError when there are too few vectors for an inverse
+    raises : errors.InputError if the covariance is singular
     """
     covariance = moments / max(n_vectors - 1, 1)
     if np.linalg.matrix_rank(covariance, hermitian=True) < len(covariance):

@@ -1,15 +1,14 @@
-"""Back-ends on anyone's embeddings, with PyOD's names: fitted to vectors of normal items, they score vectors.
-
-Conventions
------------
-Higher is more anomalous (scikit-learn's `score_samples` has the opposite sign). A vector that is scored never
-depends on another one that is scored, and `decision_scores_` of the fitted vectors leave each vector out of
-its own references.
+"""Back-ends with PyOD's interface for arbitrary embeddings.
 
     scores = KNN(k=2).fit(train).decision_function(test)
 
-They are what the detectors use: `distances`, `backends` and `thresholds`.  Source: METHOD 5.8; Wilkinghoff et
-al. (local density).
+Conventions
+-----------
+Higher is more anomalous (scikit-learn's `score_samples` has the opposite sign). Scored vectors do not
+influence each other, and `decision_scores_` excludes each fitted vector from its own references. The
+detectors use the same implementations (`distances`, `backends`, `thresholds`).
+
+Source: METHOD 5.8; Wilkinghoff et al. (local density).
 """
 
 from __future__ import annotations
@@ -25,23 +24,22 @@ from asdlib.scoring import backends, distances, thresholds
 
 
 class Estimator:
-    """What every back-end on arrays answers to.
+    """Base class of the back-ends on arrays.
 
     Raises
     ------
-    errors.InputError for arrays of another shape or width, not finite or too few, and before `fit`
+    errors.InputError for a wrong shape or width, non-finite values, too few vectors, or a call before `fit`
     """
 
     contamination = 0.1
 
     def fit(self, x: np.ndarray, target: np.ndarray | None = None) -> Self:
-        """Remember normal vectors.
+        """Fit to normal vectors.
 
         Parameters
         ----------
         x : float (n, dim)
-        target : bool (n,), which of them belong to the target domain; None: none.  Read by `KMeansCosine`
-            only
+        target : bool (n,), marks vectors of the target domain; None for none. Only `KMeansCosine` uses it
         """
         x = _vectors(x)
         domain = np.zeros(len(x), bool) if target is None else np.asarray(target, bool)
@@ -55,7 +53,7 @@ class Estimator:
         return self
 
     def decision_function(self, x: np.ndarray) -> np.ndarray:
-        """Score of each vector, float64 (n,).  x : float (n, dim)"""
+        """Anomaly scores, float64 (n,).  x : float (n, dim)"""
         if not hasattr(self, "x_"):
             raise errors.InputError(f"this {type(self).__name__} is not fitted; call fit first")
         x = _vectors(x)
@@ -66,11 +64,11 @@ class Estimator:
         return self._score(x)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """1 where the score lies above `threshold_`, else 0: int (n,)."""
+        """Labels, int (n,): 1 for scores above `threshold_`, else 0.  x : float (n, dim)"""
         return (self.decision_function(x) > self.threshold_).astype(int)
 
     def get_params(self, deep: bool = True) -> dict:
-        """The arguments that make an equal estimator."""
+        """Constructor arguments, as in scikit-learn."""
         return {
             name: getattr(self, name)
             for name in inspect.signature(type(self).__init__).parameters
@@ -78,11 +76,11 @@ class Estimator:
         }
 
     def __sklearn_clone__(self) -> Self:
-        """An unfitted back-end of the same settings, for scikit-learn's `clone`."""
+        """Unfitted copy, for scikit-learn's `clone`."""
         return type(self)(**self.get_params())
 
     def __repr__(self) -> str:
-        """The class with its settings."""
+        """Class name with its parameters."""
         params = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
         return f"{type(self).__name__}({params})"
 
@@ -98,8 +96,8 @@ class KNN(Estimator):
 
     Parameters
     ----------
-    k : neighbors, at least 1
-    contamination : share of normal items that the threshold lets through, in (0, 1)
+    k : number of neighbors, at least 1
+    contamination : expected false positive rate at `threshold_`, in (0, 1)
 
     Source: report 3.2, Eq. 5.
     """
@@ -117,13 +115,13 @@ class KNN(Estimator):
 
 
 class KMeansCosine(Estimator):
-    """Smallest 1 - cosine to k-means centers of the source vectors and to every single target vector, 0 to 2.
+    """Smallest 1 - cosine to the k-means centers of the source vectors and to every target vector, in [0, 2].
 
     Parameters
     ----------
-    clusters : k-means centers
-    seed : of k-means
-    contamination : share of normal items that the threshold lets through, in (0, 1)
+    clusters : number of k-means centers
+    seed : k-means seed
+    contamination : expected false positive rate at `threshold_`, in (0, 1)
     """
 
     def __init__(self, clusters: int = 16, seed: int = 0, contamination: float = 0.1):
@@ -142,13 +140,12 @@ class KMeansCosine(Estimator):
 
 
 class LocalDensity(Estimator):
-    """Smallest distance to a reference over that reference's mean distance to its own k nearest references,
-    of unit vectors.
+    """Smallest distance to a reference over its mean distance to its k nearest references (unit vectors).
 
     Parameters
     ----------
-    k : neighbors of a reference, at least 1
-    contamination : share of normal items that the threshold lets through, in (0, 1)
+    k : neighbors per reference, at least 1
+    contamination : expected false positive rate at `threshold_`, in (0, 1)
     """
 
     def __init__(self, k: int = 2, contamination: float = 0.1):
@@ -163,14 +160,15 @@ class LocalDensity(Estimator):
 
 
 class StandardizedDensity(Estimator):
-    """Mean of the k smallest distances to a fitted vector, each over that vector's mean distance to its own
-    nearest ones; every dimension in units of its standard deviation.
+    """Mean of the k smallest ratios of the distance to a fitted vector and its mean neighbor distance.
+
+    Every dimension is divided by its standard deviation.
 
     Parameters
     ----------
-    k : fitted vectors whose divided distance is averaged, at least 1
-    neighbors : of a fitted vector, at least 1
-    contamination : share of normal items that the threshold lets through, in (0, 1)
+    k : number of ratios averaged, at least 1
+    neighbors : neighbors per fitted vector, at least 1
+    contamination : expected false positive rate at `threshold_`, in (0, 1)
 
     Source: METHOD 3.6.
     """
@@ -188,12 +186,12 @@ class StandardizedDensity(Estimator):
 
 
 class Mahalanobis(Estimator):
-    """Mahalanobis distance to the mean of the fitted vectors, with correlations shrunk towards none.
+    """Mahalanobis distance to the mean of the fitted vectors, with shrunk correlations.
 
     Parameters
     ----------
-    shrinkage : share of the identity in the correlation matrix, in (0, 1]
-    contamination : share of normal items that the threshold lets through, in (0, 1)
+    shrinkage : weight of the identity in the correlation matrix, in (0, 1]
+    contamination : expected false positive rate at `threshold_`, in (0, 1)
 
     Source: METHOD 3.6.
     """

@@ -1,28 +1,20 @@
-"""Fusion: one scale from normal training scores, then the weights omega and eta.
-
-Task
-----
-Scores of different kinds (a log-likelihood, a distance, a cosine) become comparable, then they are added with
-weights:
+"""Score fusion: normalization by normal training scores, then a weighted sum.
 
     OEVAE  = omega * alpha + (1 - omega) * beta          omega of Eq. 6, default 0.5
     system = eta * OEVAE + (1 - eta) * classifier        default 0.5, one value for all machines
 
 Conventions
 -----------
-A scale is fitted to the normal *training* scores of the same machine (and section, `schemas.by_references`)
-and training seed, leave-clip-out scores, and to nothing else. It is a fixed increasing function afterwards,
-so a test clip's score never depends on another test clip, and the AUC of a single part is the same before and
-after. Higher is more anomalous.
+A scale is fitted to the leave-clip-out scores of the normal *training* clips of the same machine (and
+section, `schemas.by_references`) and training seed, and to nothing else. It is a fixed increasing function,
+so a test clip's score never depends on another test clip and normalization leaves the AUC of a single part
+unchanged. Higher is more anomalous.
 
-`MODES` at the foot lists the scales. Each has `fit(train)` and is then called with scores of any shape.
-`COMPOSED` lists the systems that are made of others: they are in a study wherever all their parts are, and
-need no setting. OEVAE is brought to the scale of its own training scores again before it meets the classifier
-(METHOD 4.12), for a sum of two standardized parts is not standardized. The system FUSED is made of the views
-that the setting `fusion.views` names, see `fuse_views`.
-
-Ensembles over training seeds are systems too: `oevae_seeds` is the mean over the seeds of the scaled scores
-of `oevae`, seed ALL_SEEDS.
+`MODES` lists the scales: `fit(train)` returns a callable for scores of any shape. `COMPOSED` lists the fused
+systems, which exist in a study whenever all their parts do. OEVAE is normalized again before it is combined
+with the classifier (METHOD 4.12), because a sum of standardized parts is not standardized. FUSED combines the
+views named in the setting `fusion.views` (`fuse_views`). Seed ensembles are systems too: `oevae_seeds` is the
+mean scaled score of `oevae` over the seeds, with seed ALL_SEEDS.
 
 Source: METHOD 3.7, 4.11, 4.12. Notebooks: 05_oevae, 08_tuning, 09_report.
 """
@@ -44,7 +36,7 @@ from asdlib.settings import Many, Settings, setting
 
 
 class FusionSettings(Settings):
-    """How scores become comparable and are combined (METHOD 3.7)."""
+    """Normalization and combination of scores (METHOD 3.7)."""
 
     normalize: Literal["zscore", "none", "rank", "gamma"] = setting(
         "zscore", "scale from normal training scores (METHOD 3.7)"
@@ -70,53 +62,53 @@ class FusionSettings(Settings):
         return views
 
 
-ALL_SEEDS = -1  # the value of `seed` in rows that are means over the training seeds
-SEEDS = "_seeds"  # ending of the systems that are such means
+ALL_SEEDS = -1  # value of `seed` for means over the training seeds
+SEEDS = "_seeds"  # name suffix of such systems
 KEYS = ["machine", "section", "split", "domain", "label", "clip", "seed"]
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Scores as they are (Eq. 6 as printed)."""
+    """Unscaled scores (Eq. 6 as printed)."""
 
     @classmethod
     def fit(cls, train: np.ndarray) -> Identity:
-        """The scale of training scores (n,)."""
+        """Ignore the training scores."""
         return cls()
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
-        """The scores (n,) themselves, as float64."""
+        """Unchanged scores (n,) as float64."""
         return np.asarray(scores, float)
 
 
 @dataclass(frozen=True)
 class Rank:
-    """Share of training scores below, equal ones counted half (mid-rank), in [0, 1].
+    """Mid-rank among the training scores, in [0, 1].
 
-    All scores above the largest training score become 1: this scale does not tell far from very far.
+    All scores above the largest training score become 1.
     """
 
     reference: np.ndarray
 
     @classmethod
     def fit(cls, train: np.ndarray) -> Rank:
-        """The scale of training scores (n,)."""
+        """Store training scores (n,)."""
         return cls(np.sort(train))
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
-        """Mid-ranks (n,) of scores (n,) among the training scores."""
+        """Mid-ranks (n,) of scores (n,)."""
         below = np.searchsorted(self.reference, scores, side="left")
         up_to = np.searchsorted(self.reference, scores, side="right")
         return (below + up_to) / (2 * len(self.reference))
 
 
 def fit_scale(train_scores: np.ndarray, mode: str) -> Identity | ZScore | Rank | Gamma:
-    """The scale of one component on one machine.
+    """Fit the scale of one component on one machine.
 
     train_scores : (n,) leave-clip-out scores of normal training clips
     mode : a name in MODES
     returns : an increasing function of scores of any shape
-    raises : errors.InputError for an unknown mode, no training score, or one that is not finite
+    raises : errors.InputError for an unknown mode, or missing or non-finite training scores
     """
     errors.check_choice("normalize mode", mode, list(MODES))
     train = np.asarray(train_scores, float).ravel()
@@ -133,11 +125,11 @@ def fit_scale(train_scores: np.ndarray, mode: str) -> Identity | ZScore | Rank |
 
 
 def combine(parts: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
-    """Weighted sum of parts on one scale.
+    """Weighted sum of normalized parts.
 
-    parts : name -> scores, shapes that broadcast
-    weights : name -> weight, one for each part; an array (51, 1) of omegas gives a whole grid (51, n) at once
-    raises : errors.InputError for parts without weights, and the other way round
+    parts : name -> scores, of broadcastable shapes
+    weights : name -> weight, with the same keys; omegas of shape (51, 1) give a grid (51, n)
+    raises : errors.InputError if the keys differ
     """
     if set(parts) != set(weights) or not parts:
         raise errors.InputError(
@@ -147,14 +139,13 @@ def combine(parts: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np
 
 
 def aligned(scores: pd.DataFrame, parts: Iterable[tuple[str, str]], mode: str) -> pd.DataFrame:
-    """Components side by side on one scale, fitted per machine, section and seed to the rows of split
-    `train`.
+    """Components side by side, normalized per machine, section and seed by the rows of split `train`.
 
     scores : score table
     parts : (system, component) pairs
     returns : a row per clip and seed: machine, section, split, domain, label, clip, seed, then one column
-        system/component for each part
-    raises : errors.InputError where a part is missing, or two parts did not score the same clips
+        system/component per part
+    raises : errors.InputError for a missing part, or parts that scored different clips
     """
     columns = {}
     for system, component in parts:
@@ -187,12 +178,12 @@ def aligned(scores: pd.DataFrame, parts: Iterable[tuple[str, str]], mode: str) -
 def fuse(
     scores: pd.DataFrame, system: str, weights: Mapping[tuple[str, str], float], mode: str
 ) -> pd.DataFrame:
-    """Component `_score` of a system made of weighted parts; test and train rows, per seed.
+    """Final score of a weighted system, per seed, for test and train rows.
 
     weights : {("oevae", "alpha"): omega, ("oevae", "beta"): 1 - omega}, or {("oevae", "score"): eta,
         ("classifier", "score"): 1 - eta}
     mode : a name in MODES
-    returns : score table of the new system only; add it with pandas.concat.  Notebooks: 05_oevae, 08_tuning
+    returns : score table of the new system only.  Notebooks: 05_oevae, 08_tuning
     """
     table = aligned(scores, weights, mode)
     named = {"/".join(part): weight for part, weight in weights.items()}
@@ -201,12 +192,12 @@ def fuse(
 
 
 def systems(scores: pd.DataFrame, settings: FusionSettings) -> pd.DataFrame:
-    """The score table with the final `_score` of every system of COMPOSED, and of FUSED, whose parts are in
-    it; earlier final scores of it are replaced.
+    """Score table with the final score of every system of COMPOSED, and of FUSED, whose parts are present.
 
-    scores : score table with alpha and beta of `oevae`, and where there is one with `_score` of `classifier`
-    returns : a new table. Nothing is trained: a changed ω or η costs no more than this call.  Notebooks:
-        05_oevae, 08_tuning, 09_report
+    Existing final scores of these systems are replaced. No training is involved, so ω and η can be changed
+    cheaply.
+    scores : score table with alpha and beta of `oevae`, and optionally the score of `classifier`
+    returns : a new table.  Notebooks: 05_oevae, 08_tuning, 09_report
     """
     for system, (one, other, weight) in COMPOSED.items():
         found = (
@@ -225,10 +216,10 @@ def systems(scores: pd.DataFrame, settings: FusionSettings) -> pd.DataFrame:
 
 
 def average_seeds(scores: pd.DataFrame, source: str, system: str, mode: str) -> pd.DataFrame:
-    """Ensemble over training seeds: the mean of the scores of system `source`, each seed on its own scale.
+    """Seed ensemble: mean score of system `source`, each seed normalized separately.
 
     returns : score table of `system` with seed ALL_SEEDS
-    raises : errors.InputError where the seeds did not score the same clips
+    raises : errors.InputError if the seeds scored different clips
     """
     table = aligned(scores, [(source, "score")], mode)
     keys = [key for key in KEYS if key != "seed"]
@@ -243,10 +234,10 @@ def average_seeds(scores: pd.DataFrame, source: str, system: str, mode: str) -> 
 
 
 def seed_ensembles(scores: pd.DataFrame, mode: str) -> pd.DataFrame:
-    """The score table with <system>_seeds for every system that several seeds trained to different scores.
+    """Score table with <system>_seeds added for every system whose scores differ between seeds.
 
-    returns : a new table; unchanged for one seed, and without a row for what no seed changes (nearest
-        neighbors of features).  Notebook: 09_report
+    returns : a new table; deterministic systems (nearest neighbors of features) get no row.  Notebook:
+        09_report
     """
     found = [scores]
     for system, part in scores[scores["component"] == "score"].groupby("system", sort=False):
@@ -257,22 +248,18 @@ def seed_ensembles(scores: pd.DataFrame, mode: str) -> pd.DataFrame:
 
 
 def view_part(view: str) -> tuple[str, str]:
-    """(system, component) of a view, "oevae/beta"; of a system its final score."""
+    """(system, component) of a view such as "oevae/beta"; component defaults to `score`."""
     system, _, component = view.partition("/")
     return system, component or "score"
 
 
 def parts(system: str, views: Sequence[str] = ()) -> tuple[tuple[str, str], ...]:
-    """(system, component) of what a system's final score is made of; none for a detector's own.  views : of
-    the settings
-    """
+    """(system, component) pairs that a composed system combines, else ().  views : setting `fusion.views`"""
     return tuple(map(view_part, views)) if system == FUSED else COMPOSED.get(system, ())[:2]
 
 
 def with_composed(systems: Iterable[str], views: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names of systems, followed by those of COMPOSED, and FUSED, that can be made of them.  views : of the
-    settings
-    """
+    """System names plus the composed systems they allow.  views : setting `fusion.views`"""
     names = list(dict.fromkeys(systems))
     for system, (one, other, _) in COMPOSED.items():
         if {one[0], other[0]} <= set(names) and system not in names:
@@ -282,12 +269,12 @@ def with_composed(systems: Iterable[str], views: Sequence[str] = ()) -> tuple[st
     return tuple(names)
 
 
-# system: part with the weight, the other part, name of the weight; a part that is composed itself comes first
+# system: weighted part, other part, name of the weight; systems come after the composed systems they use
 COMPOSED = {
     "oevae": (("oevae", "alpha"), ("oevae", "beta"), "omega"),
     "ensemble": (("oevae", "score"), ("classifier", "score"), "eta"),
 }
-FUSED = "fusion"  # the system that is made of views
+FUSED = "fusion"  # system built from `fusion.views`
 MODES = {"zscore": ZScore, "none": Identity, "rank": Rank, "gamma": Gamma}
 SYSTEMS = (
     "baseline_knn",
@@ -299,38 +286,38 @@ SYSTEMS = (
     "classifier",
     "ensemble",
     FUSED,
-)  # in the order they are shown
+)  # in display order
 ORDER = [name + ending for name in SYSTEMS for ending in ("", SEEDS)]
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names without repetition: systems in their usual order, others after them as they came."""
+    """Unique system names in display order; unknown names follow in input order."""
     return sorted(dict.fromkeys(names), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
 
 WAYS = ("mean", "min", "max", "weighted")
-STAND_IN = "stand-in"  # split of the clips that stand in for anomalies, see `view_weights`
+STAND_IN = "stand-in"  # split of pseudo-anomalies, see `view_weights`
 
 
 def fuse_views(scores: pd.DataFrame, views: Iterable[str], how: str = "mean", name: str = "") -> pd.DataFrame:
-    """One system of several views: mean, minimum, maximum or weighted mean of their z-scores.
+    """Fuse views into one system by the mean, minimum, maximum or weighted mean of their z-scores.
 
-    The scale of each is that of its own leave-clip-out training scores, by machine, section and seed; no
-    label and no other test clip is read.
+    Each view is normalized by its leave-clip-out training scores, per machine, section and seed. Uses no
+    labels and no other test clip.
 
     Parameters
     ----------
-    scores : score table with all of the views, of the same clips
-    views : systems, or <system>/<component>
-    how : one of WAYS. The minimum calls a clip anomalous where all views do, the maximum where one does;
-        `weighted` takes `view_weights`
-    name : of the system that is made; "": `how` and the views
+    scores : score table that contains all views on the same clips
+    views : <system> or <system>/<component>
+    how : one of WAYS. The minimum flags a clip if all views do, the maximum if any does; `weighted` uses
+        `view_weights`
+    name : name of the new system; default: `how` and the views
 
     Returns
     -------
-    Score table of the new system, component `score`, of the same clips. Source: METHOD 3.7
-    raises : errors.InputError for an unknown way, a view that is missing or scored other clips, and
-        `weighted` without stand-ins
+    Score table of the new system, component `score`. Source: METHOD 3.7
+    raises : errors.InputError for an unknown `how`, a missing view, different clips, or `weighted` without
+        stand-ins
     """
     views = list(views)
     errors.check_choice("fusion of views", how, WAYS)
@@ -346,22 +333,22 @@ def fuse_views(scores: pd.DataFrame, views: Iterable[str], how: str = "mean", na
 
 
 def view_weights(scores: pd.DataFrame, systems: Iterable[str]) -> pd.DataFrame:
-    """Weights of views learned without labels: how well each tells stand-ins for anomalies from normal clips.
+    """View weights learned without labels from how well each view separates stand-ins from normal clips.
 
-    A view's weight is 2·AUC − 1 (0 where the AUC is below one half) of stand-ins against the training clips'
-    leave-clip-out scores; a view that knows nothing of the machine has about 0. Weights of a machine sum to
-    1, and are equal where no view is above one half.
+    A view's weight is max(0, 2·AUC − 1), with the AUC of stand-ins against the leave-clip-out scores of the
+    training clips. Weights of a machine are normalized to sum to 1; they are equal if no view exceeds an AUC
+    of 0.5.
 
     Parameters
     ----------
-    scores : score table with the component `score` of every system, of training clips and of stand-ins (split
-        "stand-in", `detectors.base.stand_ins`); other rows are not read
+    scores : score table with component `score` of every system for training clips and stand-ins (split
+        "stand-in", `detectors.base.stand_ins`); other rows are ignored
     systems : the views
 
     Returns
     -------
     A row per machine (or <machine>_<section>) and seed, a column per system. Source: METHOD 3.7
-    raises : errors.InputError where a system has no training clip or no stand-in of a machine
+    raises : errors.InputError if a system has no training clip or no stand-in of a machine
     """
     systems, found = list(systems), {}
     table = schemas.by_references(scores[scores["component"] == "score"])
@@ -386,7 +373,7 @@ def view_weights(scores: pd.DataFrame, systems: Iterable[str]) -> pd.DataFrame:
 def leave_one_view_out(
     scores: pd.DataFrame, systems: Iterable[str], how: str = "mean", name: str = ""
 ) -> pd.DataFrame:
-    """`fuse_views` of all views, and of all but each: what a fused result owes to every one of its views.
+    """`fuse_views` of all views, and of all but each: the contribution of every view.
 
     returns : score table of `name` and of "<name> without <view>" for each view
     raises : errors.InputError for fewer than two views, and as `fuse_views`

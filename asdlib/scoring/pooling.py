@@ -1,14 +1,14 @@
-"""Pooling: feature maps of a network to one vector per item.
+"""Pooling of network feature maps into one vector per item.
 
 Conventions
 -----------
-A feature map is (channels, frequency, time). Standard deviations are those of the population (divisor n), so
-that a single frame or bin has none.
+A feature map is (channels, frequency, time). Standard deviations are population ones (divisor n), hence 0 for
+a single frame or bin.
 
 | name       | vector                                                             | length          |
 |------------|--------------------------------------------------------------------|-----------------|
 | `mean`     | mean over frequency and time                                       | channels        |
-| `mean_std` | the same, std over time of the mean over frequency, and the other way round | 3 · channels |
+| `mean_std` | mean; std over time of the frequency mean; std over frequency of the time mean | 3 · channels |
 | `bands`    | mean and std over time of the mean over each of 8 frequency bands  | 2 · 8 · channels |
 
 Source: METHOD 3.10. Notebook: 05_oevae
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from asdlib import errors
 
-BANDS = 8  # frequency bands of `bands`; a map with fewer bins has a band per bin
+BANDS = 8  # at most; maps with fewer bins get one band per bin
 
 
 def mean(maps: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def mean(maps: Tensor) -> Tensor:
 def mean_std(maps: Tensor) -> Tensor:
     """Mean, std over time and std over frequency, (n, 3 · channels).
 
-    maps : float (n, channels, frequency, time). The stds are those of the mean over the other axis.
+    maps : float (n, channels, frequency, time). Each std is that of the mean over the other axis.
     """
     over_time, over_frequency = maps.mean(2), maps.mean(3)
     return torch.cat(
@@ -41,10 +41,9 @@ def mean_std(maps: Tensor) -> Tensor:
 
 
 def bands(maps: Tensor) -> Tensor:
-    """Mean and std over time of 8 frequency bands, (n, 2 · bands · channels).
+    """Mean and std over time per frequency band, (n, 2 · bands · channels).
 
-    maps : float (n, channels, frequency, time). Bands are as equal as whole bins allow; fewer than 8 bins
-        make as many bands.
+    maps : float (n, channels, frequency, time), split into min(8, frequency) bands of nearly equal width
     """
     parts = maps.tensor_split(min(BANDS, maps.shape[2]), 2)
     course = torch.cat([part.mean(2) for part in parts], 1)  # (n, bands · channels, time)
@@ -55,16 +54,16 @@ POOLING = {"mean": mean, "mean_std": mean_std, "bands": bands}
 
 
 def pool(maps: list[Tensor], name: str) -> Tensor:
-    """Vectors of one or several layers side by side, float (n, dim).
+    """Pooled vectors of one or several layers, concatenated, float (n, dim).
 
     Parameters
     ----------
-    maps : of each layer float (n, channels, frequency, time)
+    maps : per layer, float (n, channels, frequency, time)
     name : one of POOLING
 
     Raises
     ------
-    errors.InputError for another name, or a map of another number of axes
+    errors.InputError for an unknown name or a map that is not 4-dimensional
     """
     pooled = POOLING[errors.check_choice("pooling", name, list(POOLING))]
     for one in maps:
