@@ -1,4 +1,5 @@
-"""Networks. Each is a `torch.nn.Module` with `loss(batch, generator) -> dict of scalar tensors`, whose entry
-`loss` is what `asdlib.models.training` descends and whose other entries are logged; nothing here knows of
-files, studies or clips. `encoders` are networks that others have trained: frozen, without a loss.
+"""Networks: `torch.nn.Module`s with `loss(batch, generator) -> dict of scalar tensors`.
+
+`asdlib.models.training` minimizes the entry `loss` and logs the others. Networks are independent of files,
+studies and clips. `encoders` holds frozen pretrained networks, without a loss.
 """

@@ -1,9 +1,8 @@
-"""The official autoencoder baseline: 640 → 4 × 128 → 8 → 4 × 128 → 640, BatchNorm and ReLU after every layer
-but the last.
+"""The official autoencoder baseline: 640 → 4 × 128 → 8 → 4 × 128 → 640 units.
 
-Input vectors are 5 consecutive log-mel frames of 128 bands, frame-major. They are never materialised: in a
-spectrogram stored frames first, the 5 x 128 values that start at a frame lie in a row, so a batch is one
-strided gather. Sources: METHOD 3.6, 7.5. Notebook: 03_baseline.
+BatchNorm and ReLU follow every layer but the last. Input vectors are 5 consecutive log-mel frames of 128
+bands, frame-major. They are not materialized: in a frame-major spectrogram the 5 x 128 values of a vector are
+contiguous, so a batch is one strided gather. Sources: METHOD 3.6, 7.5. Notebook: 03_baseline.
 """
 
 from __future__ import annotations
@@ -42,14 +41,14 @@ class AutoencoderSettings(Settings):
     )
 
 
-BN_MOMENTUM, BN_EPS = 0.01, 1e-3  # as the official code sets them (Keras' defaults)
+BN_MOMENTUM, BN_EPS = 0.01, 1e-3  # as in the official code (Keras defaults)
 
 
 class Vectors:
-    """All input vectors of a set of clips, as a view of their log-mels; clips may differ in length.
+    """Input vectors of a set of clips of any lengths, as a strided view of their log-mels.
 
     mel : float32 (frames of all clips, bands), contiguous
-    lengths : frames of each clip, in the order of `mel`
+    lengths : number of frames per clip, in the order of `mel`
     frames : consecutive frames per vector
     """
 
@@ -72,12 +71,12 @@ class Vectors:
         return len(self.clip)
 
     def __getitem__(self, index: torch.Tensor) -> torch.Tensor:
-        """Vectors (n, frames · bands) by number; vector i belongs to clip `clip[i]`."""
+        """Vectors (n, frames · bands) by index; vector i belongs to clip `clip[i]`."""
         return self._rows[self._start[index]]
 
 
 class Autoencoder(nn.Module):
-    """The official network (METHOD 7.5): 267,928 parameters at the defaults.
+    """The official network (METHOD 7.5), 267,928 parameters at the defaults.
 
     forward : float32 (n, frames · bands) → reconstruction of the same shape
     """
@@ -92,11 +91,9 @@ class Autoencoder(nn.Module):
         self.layers = nn.Sequential(*layers[:-2])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The reconstruction (n, frames · bands) of vectors of that shape."""
+        """Reconstruction of vectors (n, frames · bands), same shape."""
         return self.layers(x)
 
     def loss(self, batch: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Mean squared error of a batch of vectors (n, frames · bands), for training; draws nothing from the
-        generator.
-        """
+        """Mean squared error of a batch (n, frames · bands); `generator` is unused."""
         return {"loss": nn.functional.mse_loss(self(batch), batch)}

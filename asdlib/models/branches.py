@@ -1,10 +1,10 @@
-"""Branches of the classifier: whole-clip spectrum and spectrogram (or phase), each to one embedding.
+"""Branches of the classifier: whole-clip spectrum, and spectrogram or phase, each mapped to an embedding.
 
-The layer tables of METHOD 5.2 and 5.3 (Wilkinghoff 2024), with PReLU for every ReLU (report 3.1). Adopted
-from Keras, where the cited code was written: asymmetric `same` padding (the extra cell comes last), BatchNorm
-with momentum 0.99 (0.01 here, its start divided out) and eps 1e-3, Glorot-uniform kernels, no biases
-anywhere. Not adopted: Keras' PReLU with one slope per element starting at 0; here one slope per channel
-starting at 0.25, in the squeeze-excitation too (METHOD 5.10).
+Layers as in METHOD 5.2 and 5.3 (Wilkinghoff 2024), with PReLU for every ReLU (report 3.1). Adopted from the
+cited Keras code: asymmetric `same` padding (extra cell last), BatchNorm with momentum 0.99 (0.01 in torch,
+initial values divided out) and eps 1e-3, Glorot-uniform kernels, no biases. Not adopted: Keras' PReLU with
+one slope per element starting at 0; here one slope per channel starting at 0.25, also in squeeze-excitation
+(METHOD 5.10).
 
 Notebook: 04_classifier.
 """
@@ -17,19 +17,17 @@ from torch import Tensor, nn
 
 BN_MOMENTUM, BN_EPS = 0.01, 1e-3
 SE_RATIO = 16
-STAGES = ("block2", "block3", "block4", "block5")  # of a spectrogram branch (METHOD 5.3)
+STAGES = ("block2", "block3", "block4", "block5")  # stages of a spectrogram branch (METHOD 5.3)
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Cells before and after that make the output ceil(size / stride) long: 7/2 on 374 is 2 before and 3
-    after.
-    """
+    """Padding (before, after) for output length ceil(size / stride), for example (2, 3) for 7/2 on 374."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
 
 def _pad_same(x: Tensor, kernel: int, stride: int) -> tuple[Tensor, list[int]]:
-    """Pad x where `same` is asymmetric; and the symmetric padding left for the convolution, per axis."""
+    """Pad x where `same` is asymmetric; also return the symmetric padding left to the convolution."""
     before_after = [same_padding(size, kernel, stride) for size in x.shape[2:]]
     if all(before == after for before, after in before_after):
         return x, [before for before, _ in before_after]
@@ -37,7 +35,7 @@ def _pad_same(x: Tensor, kernel: int, stride: int) -> tuple[Tensor, list[int]]:
 
 
 class SameConv1d(nn.Conv1d):
-    """Convolution without bias, output ceil(length / stride) long."""
+    """Convolution without bias, output length ceil(length / stride)."""
 
     def __init__(self, n_in: int, n_out: int, kernel: int, stride: int = 1):
         super().__init__(n_in, n_out, kernel, stride, bias=False)
@@ -50,7 +48,7 @@ class SameConv1d(nn.Conv1d):
 
 
 class SameConv2d(nn.Conv2d):
-    """Square convolution without bias, output ceil(size / stride) on both axes."""
+    """Square convolution without bias, output size ceil(size / stride) on both axes."""
 
     def __init__(self, n_in: int, n_out: int, kernel: int, stride: int = 1):
         super().__init__(n_in, n_out, kernel, stride, bias=False)
@@ -70,20 +68,19 @@ def dense(n_in: int, n_out: int) -> nn.Linear:
 
 
 class FromTheFirstStep:
-    """BatchNorm whose running statistics do not remember the mean 0 and variance 1 that they started from.
+    """BatchNorm whose running statistics exclude their initial mean 0 and variance 1.
 
-    At a momentum of 0.01 the start still weighs 0.99^t after t steps, 37 % after 100: a short training would
-    be evaluated by statistics that no batch ever had. Divided by 1 − 0.99^t they are averages over batches
-    alone, as Adam's moments are; after the thousands of steps of the cited trainings the difference is
-    nothing.
+    At momentum 0.01 the initial values still weigh 0.99^t after t steps (37 % after 100), which distorts
+    evaluation after a short training. Dividing by 1 − 0.99^t removes them, like Adam's bias correction; after
+    the thousands of steps of the cited trainings the difference vanishes.
 
-    debias : whether it does so; False is torch's own
+    debias : whether to correct; False is torch's behavior
     """
 
     debias = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize x, same shape: by the batch in training, else by the running statistics."""
+        """Normalize x, same shape: by batch statistics in training, else by running statistics."""
         if self.training or not self.debias:
             return super().forward(x)
         start = torch.pow(1 - self.momentum, self.num_batches_tracked.float())
@@ -96,11 +93,11 @@ class FromTheFirstStep:
 
 
 class BatchNorm1d(FromTheFirstStep, nn.BatchNorm1d):
-    """Over (n, channels)."""
+    """For (n, channels)."""
 
 
 class BatchNorm2d(FromTheFirstStep, nn.BatchNorm2d):
-    """Over (n, channels, height, width)."""
+    """For (n, channels, height, width)."""
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
@@ -108,7 +105,7 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 
 
 class SqueezeExcite(nn.Module):
-    """Channels weighted by a gate that sees their means: (n, channels, ...) to the same shape."""
+    """Channel gating by channel means, same shape (n, channels, ...)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -118,16 +115,15 @@ class SqueezeExcite(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The channels of (n, channels, ...), each times its gate in (0, 1)."""
+        """Scale each channel of (n, channels, ...) by its gate in (0, 1)."""
         gate = self.gate(x.flatten(2).mean(2))
         return x * gate.view(*gate.shape, *[1] * (x.ndim - 2))
 
 
 class SpectrumBranch(nn.Module):
-    """Whole-clip magnitude spectrum (n, 1, bins) to an embedding (n, dim): three strided convolutions, five
-    dense layers.
+    """Whole-clip spectrum (n, 1, bins) to embedding (n, dim): three strided convolutions, five dense layers.
 
-    bins : half the samples of a clip; the dense layers tie the branch to it.  Source: METHOD 5.2
+    bins : half the samples of a clip; fixed by the dense layers.  Source: METHOD 5.2
     """
 
     def __init__(self, bins: int, dim: int = 128):
@@ -171,8 +167,9 @@ class Stem(nn.Module):
 
 
 class FirstBlock(nn.Module):
-    """Blocks 2a and 2b: x + residual at 16 channels; only 2b normalizes x first and has its activation before
-    BatchNorm.
+    """Blocks 2a and 2b: x + residual at 16 channels.
+
+    Only 2b normalizes x first and applies its activation before BatchNorm.
     """
 
     def __init__(self, channels: int, *, second: bool):
@@ -194,8 +191,9 @@ class FirstBlock(nn.Module):
 
 
 class Block(nn.Module):
-    """Blocks 3a to 5b: x ← BN(x), then skip + residual; with a stride the skip is max-pooled and brought to
-    n_out channels.
+    """Blocks 3a to 5b: x ← BN(x), then skip + residual.
+
+    With stride 2 the skip is max-pooled and projected to n_out channels.
     """
 
     def __init__(self, n_in: int, n_out: int, stride: int):
@@ -209,7 +207,7 @@ class Block(nn.Module):
             SameConv2d(n_out, n_out, 3),
             SqueezeExcite(n_out),
         )
-        # ceil_mode is Keras' `same` for a 2 x 2 pool: a last odd row is a window of its own
+        # ceil_mode is Keras' `same` for a 2 x 2 pool: an odd last row forms its own window
         self.skip = (
             nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), SameConv2d(n_in, n_out, 1))
             if stride == 2
@@ -223,13 +221,12 @@ class Block(nn.Module):
 
 
 class SpectrogramBranch(nn.Module):
-    """Spectrogram or phase (n, channels, bins, frames) to an embedding (n, dim): the residual network of
-    METHOD 5.3.
+    """Residual network of METHOD 5.3: spectrogram or phase (n, channels, bins, frames) to embedding (n, dim).
 
-    center_time : subtract each bin's mean over time first (magnitudes); off for phase, where a mean of
-        wrapped angles has no meaning (METHOD 6.1)
-    The last map is pooled by its maximum over all time: the table's MaxPool(18, 1) up to 18 s, and no tie to
-    a clip length.
+    center_time : subtract each bin's mean over time (magnitudes); False for phase, where a mean of wrapped
+        angles is meaningless (METHOD 6.1)
+    The last map is max-pooled over all time: equal to the published MaxPool(18, 1) up to 18 s, for any clip
+    length.
     """
 
     def __init__(self, channels: int, bins: int, dim: int = 128, *, center_time: bool):
@@ -248,7 +245,7 @@ class SpectrogramBranch(nn.Module):
         self.head = nn.Sequential(BatchNorm1d(128 * rows, BN_EPS, BN_MOMENTUM), dense(128 * rows, dim))
 
     def stages(self, x: Tensor) -> dict[str, Tensor]:
-        """The maps (n, channels, rows, columns) that blocks 2 to 5 leave, of 16 to 128 channels."""
+        """Outputs of blocks 2 to 5, (n, channels, rows, columns) with 16 to 128 channels."""
         if self.center_time:
             x = x - x.mean(3, keepdim=True)
         x = self.bin_norm(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
@@ -263,9 +260,7 @@ class SpectrogramBranch(nn.Module):
 
 
 def regularized(module: nn.Module) -> list[nn.Parameter]:
-    """Kernels that the L2 penalty covers: convolutions and dense layers outside squeeze-excitation (METHOD
-    5.2, 5.9).
-    """
+    """L2-penalized kernels: convolutions and dense layers outside squeeze-excitation (METHOD 5.2, 5.9)."""
     if isinstance(module, SqueezeExcite):
         return []
     own = [module.weight] if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)) else []

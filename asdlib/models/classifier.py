@@ -1,13 +1,12 @@
-"""The classification-based model: one branch per feature, one embedding, two sub-cluster AdaCos heads.
+"""Classification-based model: one branch per feature, a joint embedding, two sub-cluster AdaCos heads.
 
-One network for all machines learns which machine, attribute values and domain a normal clip has (C classes of
-training clips); the embedding before the heads is what is scored. Heads: `plain` over C classes on the joined
-embedding, `featex` over (B + 1)·C classes on the same embeddings exchanged between clips (METHOD 5.6). Loss =
-plain + weight · featex + l2 · Σ‖W‖².
+One network for all machines predicts machine, attribute values and domain of a normal clip (C classes of
+training clips); anomaly scores use the embedding before the heads. Heads: `plain` over C classes on the
+concatenated embedding, `featex` over (B + 1)·C classes on embeddings exchanged between clips (METHOD 5.6).
+Loss = plain + weight · featex + l2 · Σ‖W‖².
 
 Branches by name: `fft` whole-clip magnitude spectrum; `mel` mel spectrogram; `stft<n>` linear spectrogram
-with n_fft n and hop n/2 (any number of them, each its own branch); `phase` STFT phase through the same
-network as a spectrogram.
+with n_fft n and hop n/2 (any number of them); `phase` STFT phase, through the same network as a spectrogram.
 Sources: report 3.1; METHOD 3.5, 5.  Notebook: 04_classifier.
 """
 
@@ -128,17 +127,15 @@ class ClassifierSettings(Settings):
 
     @property
     def inner(self) -> bool:
-        """Whether the back-ends compare stages within the branches instead of the embedding."""
+        """Whether back-ends use inner stages of the branches instead of the embedding."""
         return self.layers != ("embedding",)
 
 
-SMALLEST_MAP = 5  # bins and frames: less leaves nothing after the stem's valid 3 x 3 pool
+SMALLEST_MAP = 5  # bins and frames: smaller maps are empty after the stem's valid 3 x 3 pool
 
 
 class Batch(NamedTuple):
-    """features : branch name -> float32 (n, ...), as `branch_inputs` makes them; y : float (n, C), soft
-    labels.
-    """
+    """features : branch name -> float32 (n, ...), from `branch_inputs`; y : float (n, C), soft labels."""
 
     features: dict[str, Tensor]
     y: Tensor
@@ -152,16 +149,16 @@ def _phase(wave: Tensor, s: ClassifierSettings, rate: int) -> Tensor:
     return features.phase(wave, representation=s.phase_repr, n_fft=s.n_fft, hop=s.hop_length)
 
 
-# (waveforms (n, samples), settings, rate) -> (n, 1, bins, frames), or of `fft` (n, 1, bins)
+# (waveforms (n, samples), settings, rate) -> (n, 1, bins, frames), or (n, 1, bins) for `fft`
 BRANCHES = {"fft": lambda wave, s, rate: features.spectrum(wave), "mel": _mel, "phase": _phase}
 
 
 def branch_inputs(
     wave: Tensor, settings: ClassifierSettings, rate: int = features.SAMPLE_RATE
 ) -> dict[str, Tensor]:
-    """Every branch's input from waveforms (n, samples), on their device, in the order of `settings.branches`.
+    """Inputs of all branches from waveforms (n, samples), in the order of `settings.branches`.
 
-    raises : errors.InputError for a branch of another name, or waveforms too short for it
+    raises : errors.InputError for an unknown branch, or waveforms too short for it
     """
     return {
         name: BRANCHES[name](wave, settings, rate)
@@ -172,12 +169,11 @@ def branch_inputs(
 
 
 class Classifier(nn.Module):
-    """forward : branch inputs -> embedding float32 (n, dim · branches), branch by branch in the order of the
-    settings.
+    """Branch inputs -> embedding float32 (n, dim · branches), concatenated in the order of the settings.
 
-    settings : branches, clip_seconds (which fixes every input's shape), widths, heads
+    settings : branches, clip_seconds (which fixes input shapes), widths, heads
     classes : C, number of training classes
-    Initial values come from torch's global generator: seed it first.
+    Weights are initialized from torch's global generator: seed it first.
     """
 
     def __init__(self, settings: ClassifierSettings, classes: int, rate: int = features.SAMPLE_RATE):
@@ -212,7 +208,7 @@ class Classifier(nn.Module):
             )
 
     def embed_branches(self, inputs: dict[str, Tensor]) -> list[Tensor]:
-        """One embedding (n, dim) per branch, float32."""
+        """Embedding (n, dim) of each branch, float32."""
         embeddings = []
         for name, expected in self.shapes.items():
             if name not in inputs:
@@ -231,15 +227,15 @@ class Classifier(nn.Module):
         return embeddings
 
     def stages(self, inputs: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Of each spectrogram or phase branch, by its name, the maps of its stages (`branches.STAGES`)."""
+        """Stage outputs (`branches.STAGES`) of each spectrogram or phase branch, by branch name."""
         return {name: self.branches[name].stages(inputs[name]) for name in self.shapes if name != "fft"}
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        """The embeddings of all branches side by side, (n, width), from each branch's input by its name."""
+        """Concatenated branch embeddings (n, width), from branch inputs by name."""
         return torch.cat(self.embed_branches(inputs), 1)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """`loss` and its parts, and for the log the mean largest cosine and the scale of the plain head."""
+        """`loss` and its terms; and for the log the mean largest cosine and the scale of the plain head."""
         embeddings = self.embed_branches(batch.features)
         joined = torch.cat(embeddings, 1)
         parts = {"plain": self.plain(joined, batch.y)}
@@ -258,5 +254,5 @@ class Classifier(nn.Module):
         return {"loss": total, **parts}
 
     def class_probabilities(self, inputs: dict[str, Tensor]) -> Tensor:
-        """(n, C) probabilities of the plain head, for the accuracy on held-out clips."""
+        """Class probabilities of the plain head (n, C), for held-out accuracy."""
         return self.plain.class_log_prob(self.plain.cosines(self(inputs))).exp()

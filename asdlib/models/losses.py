@@ -1,12 +1,12 @@
-"""Losses: sub-cluster AdaCos for the classifier, the terms of the OEVAE.
+"""Losses: sub-cluster AdaCos for the classifier, and the terms of OEVAE.
 
 Conventions
 -----------
-Losses are float32 scalars whatever the precision of the network. Labels are soft: float (n, classes), rows
-sum to 1. VAE terms are sums over dimensions and means over the samples that `normal` marks (report Eq. 3, 4;
-METHOD 4.3): a pseudo-anomaly, or a mixture with one, never reaches them. Symbols follow the report: h =
-f_FE(X), z = (z_d, z_c) with z_d the first `domain` of the latent channels, prior N(k·v, 1) for each channel
-of z_d and N(0, 1) for z_c.
+Losses are float32 scalars at any network precision. Labels are soft: float (n, classes), rows sum to 1. VAE
+terms are summed over dimensions and averaged over the samples marked by `normal` (report Eq. 3, 4; METHOD
+4.3), which excludes pseudo-anomalies and mixtures with them. Symbols follow the report: h = f_FE(X), z =
+(z_d, z_c) with z_d the first `domain` latent channels, prior N(k·v, 1) for each channel of z_d and N(0, 1)
+for z_c.
 
 Sources: METHOD 5.6, 5.7 (Wilkinghoff 2021, 2024), report Eq. 1-4, METHOD 3.4, 3.5, 4.1-4.3, 6.2.
 Notebooks: 04_classifier, 05_oevae.
@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from asdlib import errors
 
-# a latent channel whose mean KL is below this carries nothing (Burda et al. 2016 use a like threshold)
+# mean KL below which a latent channel is inactive (Burda et al. 2016 use a similar threshold)
 ACTIVE_NATS = 0.01
 
 
 def initial_scale(classes: int, subclusters: int) -> float:
-    """√2 · ln(C·S − 1): 10.988 for 148 classes of 16 sub-clusters.  Source: METHOD 5.7
+    """Fixed scale √2 · ln(C·S − 1): 10.988 for 148 classes of 16 sub-clusters.  Source: METHOD 5.7
 
-    raises : errors.InputError for a single class of a single sub-cluster
+    raises : errors.InputError for fewer than 3 centers
     """
     if classes * subclusters < 3:
         raise errors.InputError(
@@ -43,17 +43,16 @@ def initial_scale(classes: int, subclusters: int) -> float:
 class SubClusterAdaCos(nn.Module):
     """Softmax over cosines to C·S centers, summed per class, against soft labels.
 
-    p_j = Σ_k exp(s·cos θ_jk) / Σ_lm exp(s·cos θ_lm), loss = mean_i −Σ_j y_ij ln p_ij, by log-softmax and
-    logsumexp.
+    p_j = Σ_k exp(s·cos θ_jk) / Σ_lm exp(s·cos θ_lm), loss = mean_i −Σ_j y_ij ln p_ij, computed by log-softmax
+    and logsumexp.
 
     dim, classes, subclusters : embedding width, C, S; center j·S + k is sub-cluster k of class j
-    trainable : whether the centers learn; otherwise they stay as drawn (Glorot uniform) and are no parameters
+    trainable : whether the centers are parameters, or fixed at their Glorot-uniform initialization
     scale : "fixed" keeps s = √2·ln(C·S − 1); "adaptive" sets s before each training step, without gradient,
         to (m + ln B) / cos(min(π/4, θ_med)), where m + ln B is the log of the batch mean of Σ exp(s·cos θ)
-        over all centers and θ_med the median over the batch of n_i Σ_j y_ij Σ_k θ_ijk, n_i the number of
-        non-zero labels. θ_med sums over the S sub-clusters and so exceeds π/4 for any S >= 2: the rule then
-        is s = √2·(m + ln B), and the angle matters
-        only for S = 1, plain AdaCos.  Source: METHOD 5.7
+        over all centers and θ_med the batch median of n_i Σ_j y_ij Σ_k θ_ijk, n_i the number of non-zero
+        labels. As θ_med sums over the S sub-clusters, it exceeds π/4 for any S >= 2: then s = √2·(m + ln B),
+        and the angle matters only for S = 1, plain AdaCos.  Source: METHOD 5.7
     """
 
     def __init__(
@@ -70,23 +69,21 @@ class SubClusterAdaCos(nn.Module):
         self.register_buffer("scale", torch.tensor(initial_scale(classes, subclusters)))
 
     def cosines(self, e: Tensor) -> Tensor:
-        """(n, C·S) cosines between embeddings (n, dim) and centers."""
+        """Cosines between embeddings (n, dim) and centers, (n, C·S)."""
         return F.linear(F.normalize(e.float()), F.normalize(self.centers))
 
     def class_log_prob(self, cosines: Tensor) -> Tensor:
-        """(n, C) ln p of each class at the present scale."""
+        """Log-probability of each class at the current scale, (n, C)."""
         return (
             F.log_softmax(self.scale * cosines, 1).unflatten(1, (self.classes, self.subclusters)).logsumexp(2)
         )
 
     @torch.no_grad()
     def adapted_scale(self, cosines: Tensor, y: Tensor) -> Tensor:
-        """The adaptive rule's next scale, from one batch.  Shapes as in `cosines` and `forward`."""
+        """Next scale of the adaptive rule, from one batch.  Shapes as in `cosines` and `forward`."""
         log_mean = torch.logsumexp((self.scale * cosines).flatten(), 0) - math.log(len(cosines))
         angle = torch.acos(cosines.clamp(-1 + 1e-7, 1 - 1e-7))
-        per_center = y.repeat_interleave(
-            self.subclusters, 1
-        )  # centers are grouped by class, so labels repeat in place
+        per_center = y.repeat_interleave(self.subclusters, 1)  # centers are grouped by class
         median = ((y > 0).sum(1) * (per_center * angle).sum(1)).median()
         return log_mean / torch.cos(median.clamp(max=math.pi / 4)) + 1e-7
 
@@ -117,17 +114,17 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """The same x; the gradient that flows back through it is multiplied by `factor` (λ of Eq. 1 at the border
-    of f_FE).
+    """Identity whose backward pass multiplies the gradient by `factor` (λ of Eq. 1 at the output of f_FE).
 
-    x : any shape (...,).  returns : the same
+    x : any shape (...,).  returns : same shape
     """
     return _ScaleGradient.apply(x, factor)
 
 
 def machine_loss(logit: Tensor, t: Tensor) -> Tensor:
-    """Binary cross-entropy of logits (n,) with t in [0, 1], 1 = target machine: Eq. 2 in its bounded form
-    (METHOD 4.1), >= 0.
+    """Binary cross-entropy of logits (n,) and t (n,) in [0, 1], 1 = target machine, >= 0.
+
+    Bounded form of Eq. 2 (METHOD 4.1)
     """
     return F.binary_cross_entropy_with_logits(logit.float(), t.float())
 
@@ -141,21 +138,20 @@ def attribute_loss(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor, prior_mean: Tensor | float = 0.0) -> Tensor:
-    """KL(N(μ, σ²) ‖ N(prior_mean, 1)) per element, in nats, >= 0: ½(σ² + (μ − m)² − 1 − ln σ²).  Source: Eq.
-    3, METHOD 6.2
+    """KL(N(μ, σ²) ‖ N(m, 1)) per element, in nats, >= 0: ½(σ² + (μ − m)² − 1 − ln σ²).
+
+    mu, logvar, prior_mean : broadcastable shapes (...,).  Source: Eq. 3, METHOD 6.2
     """
     return 0.5 * (logvar.exp() + (mu - prior_mean).square() - 1 - logvar)
 
 
 def mean_over(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of values (n,) where mask (n,) is True; 0, without gradient, where it is True nowhere."""
+    """Mean of values (n,) where mask (n,) is True; 0 without gradient if the mask is empty."""
     return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
 
 
 class VAEOutput(NamedTuple):
-    """One pass through the VAE: mu, logvar, z float (n, latent); h (what it was given) and h_hat float (n,
-    dim).
-    """
+    """Mu, logvar, z : float (n, latent).  h, h_hat : float (n, dim), input and reconstruction."""
 
     mu: Tensor
     logvar: Tensor
@@ -173,13 +169,12 @@ class VAETerms(NamedTuple):
 
 
 def vae_terms(out: VAEOutput, prior: Tensor, *, domain: int, normal: Tensor, conditioned: Tensor) -> VAETerms:
-    """Eq. 3 and 4: sums over dimensions, means over normal samples.
+    """Terms of Eq. 3 and 4, summed over dimensions and averaged over normal samples.
 
-    prior : float (n,), k·v of each sample, the same for all channels of z_d; not read where `conditioned` is
-        False
-    domain : channels of z_d
-    normal : bool (n,), target machine only; conditioned : bool (n,), has a v. A normal sample without v
-        enters KL_c and the reconstruction, not KL_d.
+    prior : float (n,), k·v per sample, shared by all channels of z_d; ignored where `conditioned` is False
+    domain : number of channels of z_d
+    normal : bool (n,), target machine only; conditioned : bool (n,), v known. Normal samples without v enter
+        KL_c and the reconstruction error, but not KL_d.
     """
     mu, logvar = out.mu.float(), out.logvar.float()
     mean = torch.where(conditioned, prior, 0).unsqueeze(1)
@@ -193,8 +188,9 @@ def vae_terms(out: VAEOutput, prior: Tensor, *, domain: int, normal: Tensor, con
 def kl_per_channel(
     out: VAEOutput, prior: Tensor, *, domain: int, normal: Tensor, conditioned: Tensor
 ) -> Tensor:
-    """(latent,) mean KL of each channel in nats, for the log; a channel below `ACTIVE_NATS` is dead.
-    Arguments: `vae_terms`
+    """Mean KL per latent channel in nats, (latent,); channels below `ACTIVE_NATS` are inactive.
+
+    Arguments as in `vae_terms`
     """
     mean = torch.zeros_like(out.mu, dtype=torch.float32)
     mean[:, :domain] = torch.where(conditioned, prior, 0).unsqueeze(1)
@@ -205,15 +201,14 @@ def kl_per_channel(
 
 
 def alpha_scores(out: VAEOutput, *, domain: int) -> dict[str, Tensor]:
-    """Anomaly score α of each sample in every `alpha_mode`, at z = μ (deterministic); higher is more
-    anomalous.
+    """Anomaly score α per sample in every `alpha_mode`, at z = μ (deterministic); higher is more anomalous.
 
     returns : mode -> float32 (n,)
         nll           −ln N(μ_c; 0, I), the report's α
         expected_nll  its mean over the posterior, ½(‖μ_c‖² + Σσ_c²) + const
         kl            KL_c
-        recon         ‖h − ĥ‖², where ĥ was decoded from μ
-        neg_elbo      kl + recon, the objective of Eq. 3-4 without z_d, for which a test clip has no v
+        recon         ‖h − ĥ‖², with ĥ decoded from μ
+        neg_elbo      kl + recon, the objective of Eq. 3-4 without z_d, whose prior needs v
 
     Source: report 3.2; METHOD 6.2.  Notebook: 05_oevae
     """

@@ -1,10 +1,10 @@
-"""OEVAE: an extractor that tells the target machine from others, and a VAE on its output, trained together.
+"""OEVAE: an extractor that separates the target machine from others, and a VAE on its output.
 
-f_FE is torchvision's ResNet-18 with one input channel, g_machine one linear layer, the VAE 512 → 256 → (μ, ln
-σ²) of 64 channels → 256 → 512 with z_d the first 8 of them (Eq. 1-4). The VAE sees normal samples of the
-target machine only. With `vae_grad = "split"` λ scales the gradient that passes from the VAE into f_FE and
-the VAE's own parameters get the whole of it; with "literal" λ scales the VAE's loss, as Eq. 1 is printed
-(METHOD 4.2: Adam then hardly moves the VAE).
+Both are trained jointly. f_FE is torchvision's ResNet-18 with one input channel, g_machine a linear layer,
+the VAE 512 → 256 → (μ, ln σ²) of 64 channels → 256 → 512, whose first 8 channels are z_d (Eq. 1-4). The VAE
+sees normal samples of the target machine only. With `vae_grad = "split"` λ scales the gradient from the VAE
+into f_FE, while the VAE's own parameters receive the full gradient; with "literal" λ scales the VAE's loss,
+as Eq. 1 is printed (METHOD 4.2: Adam then hardly moves the VAE).
 
 Sources: report 3.2 and 4.2; METHOD 3.4, 4, 6.2, 6.3.  Notebooks: 05_oevae, 07_latents.
 """
@@ -26,7 +26,7 @@ from asdlib.settings import Many, Settings, setting
 
 
 class OEVAEFeatureSettings(Settings):
-    """What OEVAE sees of a clip (report 4.2)."""
+    """OEVAE's segments and log-mel features (report 4.2)."""
 
     segments: int = setting(8, "equally spaced segments per clip (report 4.2)", 1, 1000)
     segment_s: float = setting(2.0, "s (report 4.2)", 0.05, 60.0)
@@ -164,17 +164,17 @@ class OEVAESettings(Settings):
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")  # stages of the extractor, from input to output
 
-# beyond any useful posterior; keeps exp finite for pseudo-anomalies, which the VAE never learns from
+# beyond any useful posterior; keeps exp finite for pseudo-anomalies, on which the VAE is not trained
 LOGVAR_LIMIT = 20.0
 
 
 class Batch(NamedTuple):
     """x : float32 (n, 1, mels, frames), log-mel of segments
-    t : float (n,), 1 target machine, 0 pseudo-anomaly, between for a mixture of the two
-    prior : float (n,), k·v; conditioned : bool (n,), whether the sample has a v
-    attributes : float (n, A) soft labels of the attribute head, rows of pseudo-anomalies 0; None without such
-        a head
-    kl_weight : weight of the KL terms, below 1 during warm-up; a scalar tensor keeps it on the device
+    t : float (n,), 1 target machine, 0 pseudo-anomaly, in between for a mixture of the two
+    prior : float (n,), k·v; conditioned : bool (n,), whether v is known
+    attributes : float (n, A) soft labels of the attribute head, 0 for pseudo-anomalies; None without the head
+    kl_weight : weight of the KL terms, below 1 during warm-up; a scalar tensor avoids a device
+        synchronization
     """
 
     x: Tensor
@@ -195,9 +195,7 @@ class VAEBatch(NamedTuple):
 
 
 class Output(NamedTuple):
-    """h : float32 (n, dim); logit : (n,), > 0 for the target machine; attributes : (n, A) logits or None; vae
-    : one pass.
-    """
+    """h : float32 (n, dim); logit : (n,), > 0 for the target machine; attributes : (n, A) logits or None."""
 
     h: Tensor
     logit: Tensor
@@ -206,14 +204,12 @@ class Output(NamedTuple):
 
 
 def resnet18(width: int = 64) -> nn.Module:
-    """ResNet-18 of torchvision for one input channel, pooled features (n, 8 · width) as output.
+    """ResNet-18 of torchvision with one input channel and pooled features (n, 8 · width) as output.
 
-    width : channels of the first stage. 64 is the network as published; otherwise its stages are replaced by
-        narrower or wider ones of the same blocks.
+    width : channels of the first stage; 64 is the published network, other values rebuild its stages from the
+        same blocks
     """
-    from torchvision.models import (
-        resnet,
-    )  # here: it takes a second, which a run that trains nothing need not pay
+    from torchvision.models import resnet  # imported here because it takes a second
 
     net = resnet.resnet18()
     net.conv1 = _initialized(nn.Conv2d(1, width, 7, 2, 3, bias=False))
@@ -238,7 +234,7 @@ def _stage(block: type[nn.Module], n_in: int, n_out: int, stride: int) -> nn.Seq
 
 
 def _initialized(module: nn.Module) -> nn.Module:
-    """Convolutions drawn as torchvision draws a ResNet's."""
+    """Initialize convolutions as torchvision's ResNet does."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -246,10 +242,10 @@ def _initialized(module: nn.Module) -> nn.Module:
 
 
 def load_pretrained(net: nn.Module, file: str = "") -> None:
-    """ImageNet weights from disk into `resnet18(64)`; the first layer's three color kernels are summed.
+    """Load ImageNet weights from disk into `resnet18(64)`, summing the color kernels of the first layer.
 
-    file : path of the weights; empty: torch.hub's folder. Nothing is ever downloaded here.
-    raises : errors.InputError for a file that is missing or holds something else
+    file : path of the weights; empty: torch.hub's folder. Nothing is downloaded
+    raises : errors.InputError for a missing or unsuitable file
     """
     from torchvision.models import resnet
 
@@ -265,7 +261,7 @@ def load_pretrained(net: nn.Module, file: str = "") -> None:
         state["conv1.weight"] = state["conv1.weight"].sum(1, keepdim=True)
         kept = {name: value for name, value in state.items() if not name.startswith("fc.")}
         net.load_state_dict(kept)
-    except Exception as error:  # torch raises many kinds for a file that is none of its own
+    except Exception as error:  # torch raises many types for foreign files
         kind = type(error).__name__
         raise errors.InputError(
             f"oevae.pretrained: {path} does not hold torchvision's resnet18 ({kind}); fetch {url}"
@@ -273,9 +269,9 @@ def load_pretrained(net: nn.Module, file: str = "") -> None:
 
 
 class VAE(nn.Module):
-    """dim → hidden → (μ, ln σ²) of `latent` channels → hidden → dim, the first `domain` channels are z_d.
+    """dim → hidden → (μ, ln σ²) of `latent` channels → hidden → dim; the first `domain` channels are z_d.
 
-    forward : h (n, dim) -> losses.VAEOutput; with a generator z is drawn, without one z = μ
+    forward : h (n, dim) -> losses.VAEOutput; z is sampled if a generator is given, else z = μ
     """
 
     def __init__(self, dim: int, hidden: int, latent: int, domain: int):
@@ -285,7 +281,7 @@ class VAE(nn.Module):
         self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, dim))
 
     def forward(self, h: Tensor, generator: torch.Generator | None = None) -> losses.VAEOutput:
-        """Encode and decode embeddings h (n, dim); z is drawn with the generator, without one it is μ."""
+        """Encode and decode embeddings h (n, dim); z is sampled with the generator, else z = μ."""
         mu, logvar = self.encoder(h).chunk(2, 1)
         logvar = logvar.clamp(-LOGVAR_LIMIT, LOGVAR_LIMIT)
         z = mu
@@ -297,9 +293,7 @@ class VAE(nn.Module):
     def terms(
         self, out: losses.VAEOutput, batch: Batch | VAEBatch, normal: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_vae1 + L_vae2 over the normal samples, and its parts with the number of active channels for the
-        log.
-        """
+        """L_vae1 + L_vae2 over the normal samples, and its terms and active channel count for the log."""
         mask = {"domain": self.domain, "normal": normal, "conditioned": batch.conditioned}
         terms = losses.vae_terms(out, batch.prior, **mask)
         active = (losses.kl_per_channel(out, batch.prior, **mask) > losses.ACTIVE_NATS).sum().float()
@@ -309,7 +303,7 @@ class VAE(nn.Module):
         }
 
     def loss(self, batch: VAEBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """The VAE alone on embeddings that stay as they are, to refit it for another k within seconds."""
+        """Loss of the VAE alone on fixed embeddings, to refit it for another k."""
         total, parts = self.terms(
             self(batch.h, generator), batch, torch.ones(len(batch.h), dtype=torch.bool, device=batch.h.device)
         )
@@ -339,11 +333,11 @@ class StandardizedVAE(VAE):
 
 
 class OEVAE(nn.Module):
-    """The joint network of one target machine.
+    """Joint network of one target machine.
 
     settings : width, VAE sizes, λ, vae_grad, pretrained
-    attributes : classes of the attribute head; it exists where this and settings.attribute_weight are above 0
-    Initial values come from torch's global generator: seed it first.
+    attributes : number of classes of the attribute head; no head if this or settings.attribute_weight is 0
+    Weights are initialized from torch's global generator: seed it first.
     """
 
     def __init__(self, settings: OEVAESettings, attributes: int = 0):
@@ -360,10 +354,10 @@ class OEVAE(nn.Module):
         self.vae = VAE(self.dim, settings.hidden, settings.latent, settings.domain_latent)
         self.register_buffer(
             "steps", torch.zeros(())
-        )  # of training so far; part of the state, so that a resumed warm-up goes on
+        )  # training steps so far; a buffer, so that warm-up resumes from a checkpoint
 
     def embed(self, x: Tensor) -> Tensor:
-        """f_FE(X): log-mel (n, 1, mels, frames) to float32 (n, dim)."""
+        """Embeddings f_FE(X): log-mel (n, 1, mels, frames) to float32 (n, dim)."""
         if x.ndim != 4 or x.shape[1] != 1:
             raise errors.InputError(
                 f"log-mel segments came as {tuple(x.shape)}, expected (n, 1, mels, frames)"
@@ -371,10 +365,11 @@ class OEVAE(nn.Module):
         return self.extractor(x).float()
 
     def stages(self, x: Tensor) -> dict[str, Tensor]:
-        """Output of each stage of f_FE by its name in LAYERS, float32 (n, channels, frequency, time).
+        """Outputs of the extractor stages by name in LAYERS, float32 (n, channels, frequency, time).
 
-        x : float32 (n, 1, mels, frames). The first stage has `width` channels at a quarter of the bins and
-            frames; each further one twice the channels and half of both. The mean of the last is `embed`.
+        x : float32 (n, 1, mels, frames). The first stage has `width` channels at a quarter of the resolution;
+            each further stage doubles the channels and halves the resolution. The mean of the last equals
+            `embed`.
         """
         net, out = self.extractor, {}
         x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
@@ -384,11 +379,11 @@ class OEVAE(nn.Module):
         return out
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Output:
-        """Embedding, logits of both heads and VAE of log-mel segments (n, 1, mels, frames)."""
+        """Embedding, logits of both heads and VAE output for log-mel segments (n, 1, mels, frames)."""
         h = self.embed(x)
         with torch.autocast(
             x.device.type, enabled=False
-        ):  # the heads are small and their gradients span 1e-7
+        ):  # the heads are small, and λ scales gradients by about 1e-7
             split = self.settings.vae_grad == "split"
             vae = self.vae(losses.scale_gradient(h, self.settings.lambda_vae) if split else h, generator)
             return Output(
@@ -396,14 +391,12 @@ class OEVAE(nn.Module):
             )
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Eq. 1 as `loss`, and for the log its parts, the separation accuracy and the number of active latent
-        channels.
-        """
+        """Eq. 1 as `loss`; also its terms, separation accuracy and active latent channels for the log."""
         out = self(batch.x, generator)
         if self.training:
             self.steps += 1
         parts = {"machine": losses.machine_loss(out.logit, batch.t)}
-        vae, more = self.vae.terms(out.vae, batch, batch.t == 1)  # a mixture with a pseudo-anomaly has t < 1
+        vae, more = self.vae.terms(out.vae, batch, batch.t == 1)  # excludes mixtures with pseudo-anomalies
         total = parts["machine"] + (
             vae if self.settings.vae_grad == "split" else self.settings.lambda_vae * vae
         )
@@ -420,6 +413,6 @@ class OEVAE(nn.Module):
 
     @torch.no_grad()
     def score(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Embeddings (n, dim) for β and, at z = μ, every α of `losses.alpha_scores`, each (n,)."""
+        """Embeddings (n, dim) for β, and every α of `losses.alpha_scores` at z = μ, each (n,)."""
         out = self(x)
         return out.h, losses.alpha_scores(out.vae, domain=self.vae.domain)

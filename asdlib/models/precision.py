@@ -1,13 +1,13 @@
-"""In which precision the large networks are trained: as set, or as a rule says from what the machine has.
+"""Training precision of the large networks: as set, or derived from the hardware.
 
 Conventions
 -----------
-`float32` and `bf16` (bfloat16 autocast; weights, optimizer and all scores stay float32) are both computed
-channels_last (`python -m tests.bench layouts`). Networks that are not in NETWORKS are trained in float32.
+`float32` and `bf16` (bfloat16 autocast; weights, optimizer and scores stay float32) both use channels_last
+(`python -m tests.bench layouts`). Networks not in NETWORKS are trained in float32.
 
-`auto` is bf16 where the device multiplies bfloat16 matrices in hardware, else float32: the same machine
-always trains alike. What it comes to is part of the digest of what was trained with it. A runner decides it
-for all its jobs, on whatever machine they run (`Run.auto`).
+`auto` means bf16 on devices with hardware bfloat16 matrix multiplication, else float32. The resolved value is
+part of the digest of the trained result. A runner resolves it once for all its jobs, on any machine
+(`Run.auto`).
 
 Source: METHOD 8.2. Notebooks: 04_classifier, 05_oevae.
 """
@@ -31,7 +31,7 @@ NETWORKS = ("oevae", "classifier")
 
 
 def auto(device: torch.device) -> str:
-    """`bf16` if a device of this machine has units for it, else `float32`."""
+    """`bf16` if the device has hardware support for it, else `float32`."""
     if device.type == "cuda":
         has = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -41,10 +41,10 @@ def auto(device: torch.device) -> str:
 
 
 def of(name: str, cfg: config.StudySettings, device: torch.device, ordered: str = "") -> str:
-    """`float32` or `bf16` for the training of detector `name`.
+    """`float32` or `bf16` for training detector `name`.
 
-    ordered : what `auto` is where another machine decided it; empty: what it is on this one.  Notebooks:
-        04_classifier, 05_oevae
+    ordered : value of `auto` as resolved on another machine; empty: resolve here.  Notebooks: 04_classifier,
+        05_oevae
     """
     if name not in NETWORKS:
         return "float32"

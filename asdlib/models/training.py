@@ -1,11 +1,10 @@
-"""Training: one loop for every network.
+"""Training loop shared by all networks.
 
-The loop knows a model with `loss(batch, generator)`, and a function that yields an epoch's batches from a
-generator. Everything random in an epoch comes from a generator seeded by (seed, epoch), so an interrupted
-training goes on from the last checkpoint to the same weights as an unbroken one. Logged terms stay on the
-device until an epoch ends. Checkpoints are written beside and renamed, and read with `weights_only=True`.
-Torch's training ends in this module. Sources: METHOD 3.4, 3.5, 3.6, 8.2. Notebooks: 03_baseline,
-04_classifier, 05_oevae.
+A model provides `loss(batch, generator)`; a function yields an epoch's batches from a generator. Randomness
+of an epoch comes from a generator seeded by (seed, epoch), so a training resumed from a checkpoint reaches
+the same weights as an uninterrupted one. Logged terms stay on the device until the end of the epoch.
+Checkpoints are written atomically and loaded with `weights_only=True`. Sources: METHOD 3.4, 3.5, 3.6, 8.2.
+Notebooks: 03_baseline, 04_classifier, 05_oevae.
 """
 
 from __future__ import annotations
@@ -34,7 +33,10 @@ Batches = Callable[[torch.Generator], Iterator]
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a setting `auto`, `cpu` or `cuda`; a GPU that is asked for and missing is refused."""
+    """Device for `auto`, `cpu` or `cuda`.
+
+    raises : errors.InputError for `cuda` without a GPU
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise errors.InputError("device cuda was asked for, but torch sees no GPU; use --device auto or cpu")
     device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
@@ -44,15 +46,15 @@ def pick_device(name: str) -> torch.device:
 
 
 def _repeatable_gpu() -> None:
-    """The same seed gives the same numbers on a GPU, and float32 means float32.
+    """Make GPU results deterministic for a given seed, and disable TF32.
 
-    Operations that have no such form on a GPU warn; none of a detector's has (tests/test_gpu.py).
+    Operations without a deterministic GPU version only warn; no detector uses one (tests/test_gpu.py).
     """
     os.environ.setdefault(
         "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # sums of matrix products in one order; read when the first one begins
+    )  # deterministic cuBLAS; read at the first matrix product
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what was not written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # no code here reads uninitialized memory
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
@@ -61,7 +63,10 @@ def memory_in_words(
     what: str,
     advice: str = "use a smaller oevae.batch, classifier.batch or autoencoder.batch, or --device cpu",
 ):
-    """A GPU that is too small for `what` is a refusal (errors.InputError) that says what to change."""
+    """Convert a CUDA out-of-memory error during `what` into a sentence with advice.
+
+    raises : errors.InputError in place of torch.OutOfMemoryError
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -70,7 +75,7 @@ def memory_in_words(
 
 
 def generator_for(seed: int, *path: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for one purpose: equal (seed, path) give equal draws, different ones unrelated draws."""
+    """Generator for one purpose: equal (seed, path) give equal streams, others independent ones."""
     mixed = 0x9E3779B97F4A7C15
     for number in (seed, *path):
         mixed = (mixed ^ (number + 0x9E3779B9)) * 0xBF58476D1CE4E5B9 % 2**64
@@ -80,29 +85,27 @@ def generator_for(seed: int, *path: int, device: torch.device | str = "cpu") -> 
 
 @contextlib.contextmanager
 def seeded_init(seed: int, *path: int):
-    """Weights that torch draws inside this block come from (seed, path) and leave the global generator as it
-    was.
-    """
+    """Seed weight initialization in the block by (seed, path); restores the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator_for(seed, *path).initial_seed())
         yield
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Number of CPU cores available to this process."""
     return len(os.sched_getaffinity(0))
 
 
 @functools.cache
 def _pools() -> threadpoolctl.ThreadpoolController:
-    return threadpoolctl.ThreadpoolController()  # finding the libraries takes milliseconds, so once
+    return threadpoolctl.ThreadpoolController()  # cached: finding the libraries takes milliseconds
 
 
 @contextlib.contextmanager
 def one_thread():
-    """Arithmetic of this block runs on one thread: sums are then added in one order, and results are equal
-    bit for bit, however many threads the machine, a notebook or an environment variable would give to torch,
-    numpy or scikit-learn.
+    """Run the block single-threaded, so that sums have a fixed order and results are bit-identical.
+
+    Applies to torch, numpy and scikit-learn, whatever thread counts the machine or environment sets.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -116,8 +119,7 @@ def one_thread():
 def shuffled_batches(
     count: int, batch: int, generator: torch.Generator, device: torch.device
 ) -> Iterator[torch.Tensor]:
-    """Index batches that visit 0 … count − 1 once in random order; a last batch of one item joins the batch
-    before it.
+    """Random index batches covering 0 … count − 1 once; a single last item joins the previous batch.
 
     yields : int64 (batch,) on the device
     """
@@ -129,16 +131,17 @@ def shuffled_batches(
         yield order[start:stop]
 
 
-PROGRESS = "ASDLIB_PROGRESS"  # environment of a study's kernel: the file that gets a line for each epoch
-CURVE = (  # of the loss over time: width, height in pixels
+PROGRESS = "ASDLIB_PROGRESS"  # environment variable of a study's kernel: progress file, one line per epoch
+CURVE = (  # loss curve, size in pixels
     '<svg viewBox="-2 -2 304 64" width="304" height="64" role="img" aria-label="loss over time"><polyline'
     ' fill="none" stroke="currentColor" points="{points}"/></svg><div>{line}</div>'
 )
 
 
 class Progress:
-    """How far a training is: a loss curve that grows in a notebook, one line that is rewritten in a terminal,
-    a line for each epoch in the file that the environment variable PROGRESS names.
+    """Training progress: a live loss curve in a notebook, a rewritten line in a terminal.
+
+    Each epoch also appends a line to the file named by the environment variable PROGRESS.
     """
 
     def __init__(self, what: str, total: int, done: int = 0):
@@ -150,13 +153,13 @@ class Progress:
             self._handle = display({"text/plain": f"{what}: starting"}, raw=True, display_id=True)
 
     def step(self, epoch: int, loss: torch.Tensor) -> None:
-        """Show the loss of a step, at most once a second: reading it waits for the device."""
+        """Show the loss of a step, at most once a second because reading it synchronizes the device."""
         spent = time.perf_counter() - self.began
         if self._handle is not None and not self.file and (not self.curve or spent > self.curve[-1][0] + 1):
             self._draw(f"{self.what}: epoch {epoch + 1} of {self.total}", float(loss))
 
     def update(self, done: int, loss: float) -> None:
-        """Say that `done` epochs of `total` are done."""
+        """Report that `done` of `total` epochs are complete."""
         spent = time.perf_counter() - self.began
         left = spent / (done - self.first) * (self.total - done)
         line = f"{self.what}: {done}/{self.total}, loss {loss:.4g}, {spent:.0f} s"
@@ -172,7 +175,7 @@ class Progress:
             print("\r" + line, end="\n" if done == self.total else "", file=sys.stderr, flush=True)
 
     def _draw(self, line: str, loss: float) -> None:
-        """The curve so far, on a logarithmic scale where all losses are positive."""
+        """Draw the curve so far, on a logarithmic scale if all losses are positive."""
         self.curve.append((time.perf_counter() - self.began, loss))
         heights = [y for _, y in self.curve]
         heights = [math.log(y) for y in heights] if min(heights) > 0 else heights
@@ -192,9 +195,7 @@ def step(
     generator: torch.Generator,
     precision: torch.dtype,
 ) -> dict[str, torch.Tensor]:
-    """One update of the weights; the terms that `loss` names, on the device. With bfloat16 the loss is
-    computed under autocast.
-    """
+    """One optimizer step; returns the loss terms on the device. bfloat16 computes the loss under autocast."""
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(generator.device.type, precision, enabled=precision != torch.float32):
         terms = model.loss(batch, generator)
@@ -215,15 +216,15 @@ def fit(
     evaluate: Callable[[], dict[str, float]] | None = None,
     precision: torch.dtype = torch.float32,
 ) -> pd.DataFrame:
-    """Train for a number of epochs, or go on from a checkpoint.
+    """Train for a number of epochs, resuming from a checkpoint if there is one.
 
-    model : answers to `loss(batch, generator)`
-    batches : from a generator, one epoch's batches, on the device
-    checkpoint : file that holds the last finished epoch; None trains without one
-    precision : torch.bfloat16 computes the losses under autocast; weights and optimizer stay float32
-    evaluate : called in evaluation mode after each epoch; what it measures joins the history
-    returns : history, one row per epoch with the mean of every term that `loss` names, and seconds
-    raises : errors.InputError when the loss stops being finite
+    model : provides `loss(batch, generator)`
+    batches : yields one epoch's batches on the device, from a generator
+    checkpoint : file with the last finished epoch; None disables checkpoints
+    precision : torch.bfloat16 computes the loss under autocast; weights and optimizer stay float32
+    evaluate : called in evaluation mode after each epoch; its results are added to the history
+    returns : history, one row per epoch with the mean of every loss term, and seconds
+    raises : errors.InputError if the loss becomes non-finite
     """
     history: list[dict] = []
     if checkpoint is not None and checkpoint.is_file():
@@ -263,21 +264,19 @@ def fit(
 
 def _save_torch(state: dict, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = io.BytesIO()  # torch words a full disk as an internal error; a plain write does not
+    content = io.BytesIO()  # torch.save masks the OSError of a full disk
     torch.save(state, content)
     with atomic_write(path) as part:
         part.write_bytes(content.getbuffer())
 
 
 def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> list[dict]:
-    """State of the last finished epoch. A file torn by a crash of the machine means training from the start,
-    and is said.
-    """
+    """Restore the last finished epoch and return its history; training restarts if unreadable."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
     try:
         state = torch.load(
             path, weights_only=True, map_location="cpu"
-        )  # an optimizer that counts its steps on the host goes on doing so
+        )  # keeps step counters of the optimizer on the host
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         return state["history"]
@@ -292,13 +291,16 @@ def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> l
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Weights as safetensors, written beside and renamed."""
+    """Write weights as safetensors, atomically."""
     with atomic_write(path) as part:
         part.write_bytes(save({name: value.contiguous() for name, value in model.state_dict().items()}))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Weights of `save_weights` back into a model of the same shape; a torn or foreign file is refused."""
+    """Load weights written by `save_weights` and switch to evaluation mode.
+
+    raises : errors.InputError for a damaged file or another model
+    """
     try:
         found = load_file(path)
         model.load_state_dict(found)

