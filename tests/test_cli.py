@@ -138,7 +138,9 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(smoke, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "the same command goes on" in err and "Traceback" not in err
+    assert (
+        process.returncode == 130 and "run the same command again to resume" in err and "Traceback" not in err
+    )
     again = asd_here(*words)
     assert again.returncode == 0, again.stderr
     for machine in ("fan", "gearbox"):

@@ -70,7 +70,7 @@ def test_arguments_of_an_import_are_checked_before_anything_is_read(words, said,
 def test_a_number_of_workers_is_not_negative(capsys):
     with pytest.raises(SystemExit):
         cli.main(["run", "smoke", "--workers", "-1"])
-    assert "expected a whole number, 0 or more" in capsys.readouterr().err
+    assert "expected a whole number >= 0" in capsys.readouterr().err
 
 
 def test_the_users_matplotlibrc_changes_no_figure(caplog):

@@ -187,7 +187,13 @@ def test_a_false_alarm_of_a_study_is_accepted_withdrawn_and_revoked(smoke, tmp_p
     assert ",anomaly," in asd_here(*strict).stdout
 
 
-@pytest.mark.parametrize("words", [["--yes"], ["--accept", "--explain", "why"]])
-def test_options_that_do_not_go_together_are_refused(words, capsys):
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--yes"], "--yes given without --accept; add --accept"),
+        (["--accept", "--explain", "why"], "--accept given with --explain; leave one of them out"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(words, said, capsys):
     assert cli.main(["score", "smoke", "a.wav", *words]) == 2
-    assert "--yes came without --accept, or --accept with --explain" in capsys.readouterr().err
+    assert said in capsys.readouterr().err

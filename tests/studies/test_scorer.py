@@ -235,7 +235,7 @@ def test_what_is_printed(context, trained, tmp_path, monkeypatch, capsys):
         and "asd: 1 of 3 files could not be scored" in err
     )
     assert (
-        f"asd: 1 of 3 files have a remark, see the last column; the first: {tmp_path}/a.wav: silent (-120 dB"
+        f"asd: 1 of 3 files have a remark (last column), first: {tmp_path}/a.wav: silent (-120 dB"
         " re full scale)" in err
     )
 

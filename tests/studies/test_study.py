@@ -206,7 +206,7 @@ def test_the_tuner_says_that_it_needs_oevae():
 
 def test_other_settings_make_a_study_of_their_own_name(tmp_path):
     args = cli.parser().parse_args(["run", "smoke", "--home", str(tmp_path), "--set", "oevae.epochs=3"])
-    name, overrides = cli._asked(args)
+    name, overrides = cli._study_and_overrides(args)
     run = study.open_run(name, overrides, tmp_path)
     assert run.cfg.name == "smoke--epochs-3" and run.study_folder == tmp_path / "runs" / "smoke--epochs-3"
     assert run.reports == tmp_path / "reports" / "smoke--epochs-3"
@@ -228,7 +228,7 @@ def test_other_settings_make_a_study_of_their_own_name(tmp_path):
 )
 def test_only_what_changes_the_settings_changes_the_name(words, expected, tmp_path):
     args = cli.parser().parse_args(["run", "smoke", "--home", str(tmp_path), *words])
-    assert study.load(*cli._asked(args), tmp_path).name == expected
+    assert study.load(*cli._study_and_overrides(args), tmp_path).name == expected
 
 
 def test_a_setting_that_is_the_studys_own_is_no_change(tmp_path):
@@ -236,7 +236,7 @@ def test_a_setting_that_is_the_studys_own_is_no_change(tmp_path):
     args = cli.parser().parse_args(
         ["run", "smoke", "--home", str(tmp_path), "--set", f"oevae.epochs={epochs}"]
     )
-    assert study.load(*cli._asked(args), tmp_path).name == "smoke"
+    assert study.load(*cli._study_and_overrides(args), tmp_path).name == "smoke"
 
 
 def test_a_changed_study_is_known_by_its_name(tmp_path):
