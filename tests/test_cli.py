@@ -353,7 +353,7 @@ def test_files_have_the_scores_that_the_study_gave_them(smoke, tmp_path):
     assert "study smoke has the machines fan, gearbox; say which one with --machine" in said(
         asd_here("score", "smoke", "--home", smoke, paths[0])
     )
-    assert "seed 7 came, the study has 0" in said(
+    assert "unknown seed 7; study smoke has 0" in said(
         asd_here("score", "smoke", "--home", smoke, "--seed", "7", "--machine", "fan", paths[0])
     )
 

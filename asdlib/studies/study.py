@@ -1,10 +1,10 @@
-"""Open a study: by name for `asd run`, as it was computed for scoring and reading, or from a notebook.
+"""Open a study: to compute it, to read its results, or from a notebook.
 
-    run = open_run("demo", ["oevae.epochs=2"])      to be computed, with settings of one's own
-    run = open("demo")                              as its last `asd run` computed it
+    run = open_run("demo", ["oevae.epochs=2"])       to compute it, with these settings changed
+    run = open("demo")                               finished, as its last `asd run` computed it
     run = open_notebook("05_oevae", study=..., ...)  the second cell of every notebook
 
-A notebook opened by hand works on the study itself, or, with other settings, on a variant beside it.
+A notebook run interactively works on the study itself or, with changed settings, on a variant of it.
 Source: METHOD 8.2, 8.3. Notebooks: all (second cell).
 """
 
@@ -29,8 +29,8 @@ from asdlib.studies.home import home_folder
 from asdlib.studies.run import Run
 from asdlib.studies.stages import jobs, stage_of
 
-OVERRIDES = "overrides.json"  # in a study's folder: what it was run with, beside study.txt
-LONGEST, CHANGED = 80, "--"  # signs of a name made of settings; what stands before them
+OVERRIDES = "overrides.json"  # in a study's folder: the overrides it was run with; study.txt names the study
+LONGEST, CHANGED = 80, "--"  # most characters of a derived name; separates the study's name from its changes
 
 
 def open_run(
@@ -38,10 +38,10 @@ def open_run(
 ) -> Run:
     """Open a study by name (see notebooks/studies) or TOML path.
 
-    home : holds runs/ and reports/; default as of `asdlib.studies.home`
     overrides : `name=value`
-    raises : errors.InputError for an unknown study, setting or system, and for seeds or systems that stand
-        there twice
+    home : folder with runs/ and reports/; default: see `asdlib.studies.home`
+    seed : default: the study's first
+    raises : errors.InputError for an unknown study, setting or system, and for duplicate seeds or systems
     """
     study, overrides = origin(study, overrides, home)
     cfg = load(study, overrides, home)
@@ -51,15 +51,16 @@ def open_run(
 
 
 def load(study: str, overrides: Sequence[str] = (), home: str | Path = "") -> config.StudySettings:
-    """Settings of a study (config.load) whose systems are known and whose seeds and systems stand there once;
-    others are refused.
+    """Load the settings of a study (`config.load`) and check its systems.
+
+    raises : errors.InputError as in `open_run`
     """
     cfg = config.load(*origin(study, overrides, home), home)
     for system in cfg.systems:
         if system in (*fusion.COMPOSED, fusion.FUSED) and system not in SYSTEMS:
             parts = " and ".join(name for name, _ in fusion.parts(system)) or "the systems of fusion.views"
             raise errors.InputError(
-                f"setting systems: {system} is made wherever {parts} are among the systems; name those and"
+                f"setting systems: {system} is computed automatically from {parts}; list those systems and"
                 " leave it out"
             )
         name = SYSTEMS[errors.check_choice("system", system, list(SYSTEMS))]
@@ -70,10 +71,10 @@ def load(study: str, overrides: Sequence[str] = (), home: str | Path = "") -> co
 
 
 def origin(study: str, overrides: Sequence[str], home: str | Path) -> tuple[str, list[str]]:
-    """The file and the overrides behind a study's name.
+    """Return the study file and the overrides that a study's name stands for.
 
-    A study that was run with overrides has no file: its name stands for the study and the overrides that it
-    was run with. Those that come now follow them.
+    A study that was run with overrides has no file of its own: its name stands for the original study and
+    those overrides, followed by the given ones.
     """
     if study.endswith(".toml") or study in config.study_names(home):
         return study, list(overrides)
@@ -86,7 +87,7 @@ def origin(study: str, overrides: Sequence[str], home: str | Path) -> tuple[str,
 
 
 def change_name(name: str, overrides: Sequence[str]) -> str:
-    """Name of a study that is run with other settings: `demo--epochs-3` for oevae.epochs=3."""
+    """Return the name of a study run with overrides: `demo--epochs-3` for oevae.epochs=3."""
     parts = []
     for text in sorted(overrides):
         key, _, value = text.partition("=")
@@ -98,91 +99,92 @@ def change_name(name: str, overrides: Sequence[str]) -> str:
 
 
 def open(study: str, home: str | Path = "", seed: int | None = None, roots: Sequence[str | Path] = ()) -> Run:
-    """A study that was run to its end, with the settings it was run with: `open("demo").score(["clip.wav"],
-    machine="fan")`.
+    """Open a finished study with the settings of its last run.
+
+        open("demo").score(["clip.wav"], machine="fan")
 
     study : name or TOML path
-    home : holds runs/ and reports/; default as of `asdlib.studies.home`
-    seed : one of the study's, none: the first
-    roots : where the recordings are now, if they were moved; none: where the last run read them
-    raises : errors.InputError where it was never run to its end; what is out of date is told when it is asked
-        for (`Run.scorer`)
+    home : folder with runs/ and reports/; default: see `asdlib.studies.home`
+    seed : one of the study's seeds; default: the first
+    roots : folders of the recordings, if they were moved since the last run
+    raises : errors.InputError if the study never finished. Outdated results are reported when they are used
+        (`Run.scorer`)
     """
     home, name = home_folder(home), load(study, (), home).name
     try:
-        came = json.loads((home / "runs" / name / "09_report" / "params.json").read_text(encoding="utf-8"))
+        params = json.loads((home / "runs" / name / "09_report" / "params.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise errors.InputError(
-            f"study {name} was not run to its end in {home}; run `asd run {name}` first, or name its folder"
-            " by --home"
+            f"study {name} is not finished in {home}; run `asd run {name}` first, or give its folder with"
+            " --home"
         ) from error
-    file = study if study.endswith(".toml") and not os.path.exists(came["study"]) else came["study"]
-    overrides = [*came["overrides"], *_roots(home / "runs" / name, roots), 'device="auto"']
-    return _of_its_seeds(_as_computed(open_run(file, overrides, home, seed)))
+    file = study if study.endswith(".toml") and not os.path.exists(params["study"]) else params["study"]
+    overrides = [*params["overrides"], *_roots(home / "runs" / name, roots), 'device="auto"']
+    return _check_seed(_with_recorded_device(open_run(file, overrides, home, seed)))
 
 
 def _roots(folder: Path, given: Sequence[str | Path]) -> list[str]:
-    """The override that says where a study's recordings are now; none where its last run had none."""
+    """Return the override of data.roots: the given folders, else that of the last run, else none."""
     if given:
         return [f"data.roots={json.dumps([str(Path(root).resolve()) for root in given])}"]
     try:
-        last = json.loads((folder / OVERRIDES).read_text(encoding="utf-8"))
-        return [text for text in map(str, last) if text.startswith("data.roots=")][-1:]
+        overrides = json.loads((folder / OVERRIDES).read_text(encoding="utf-8"))
+        return [text for text in map(str, overrides) if text.startswith("data.roots=")][-1:]
     except (OSError, ValueError, TypeError):
         return []
 
 
-def _as_computed(run: Run) -> Run:
-    """The run, meant for the device that the study was computed on and in its precision, whatever this
-    machine has: it is read, and computes `here` what is new.
+def _with_recorded_device(run: Run) -> Run:
+    """Set the device and precision that the study was computed with, so that its stored keys are found.
+
+    New results are computed on `Run.local_device`.
     """
     for job in reversed(jobs(run)):
         try:
-            facts = json.loads((run.stage_folder(*job) / "manifest.json").read_text(encoding="utf-8"))
-            run.device, run.auto = (
-                torch.device({"cpu": "cpu", "cuda": "cuda"}[facts["device"]]),
-                str(facts["auto"]),
-            )
+            manifest = json.loads((run.stage_folder(*job) / "manifest.json").read_text(encoding="utf-8"))
+            device = torch.device({"cpu": "cpu", "cuda": "cuda"}[manifest["device"]])
+            run.device, run.auto = device, str(manifest["auto"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
         break
     return run
 
 
-def _by_hand(run: Run) -> Run:
-    """A run for a notebook that was opened by hand: the study itself, or, where its settings are others than
-    those the study was run with, a variant beside it, which says so. Nothing of the study is written over
-    either way.
+def _interactive(run: Run) -> Run:
+    """Return the run for a notebook opened interactively.
+
+    With the settings of the finished study this is the study itself, else a variant, and the differences are
+    printed. Results of the study are never overwritten.
     """
     job = (run.stage, run.seed, run.machine)
     try:
         base = open(run.cfg.name if run.study_file is None else run.study_file, run.home)
-    except errors.InputError:  # never run to its end
-        return _as_computed(run) if run.cfg.device == "auto" else run
-    was, now = (settings_tree.flat(to_tree(one.cfg)) for one in (base, run))
-    differ = {name: value for name, value in now.items() if was.get(name) != value}
-    differ.pop("device", None)
-    if differ:
-        words = "; ".join(f"{name} = {value} (the study: {was.get(name)})" for name, value in differ.items())
-        print(f"your change to {run.cfg.name}: {words}. What is computed lies beside the study, which stays.")
+    except errors.InputError:  # never finished
+        return _with_recorded_device(run) if run.cfg.device == "auto" else run
+    before, after = (settings_tree.flat(to_tree(each.cfg)) for each in (base, run))
+    changed = {name: value for name, value in after.items() if before.get(name) != value}
+    changed.pop("device", None)
+    if changed:
+        text = "; ".join(f"{name} = {value} (study: {before.get(name)})" for name, value in changed.items())
+        print(f"your change to {run.cfg.name}: {text}. Results go to a variant; the study stays as it is.")
         name = f"change-{settings_tree.digest(run.cfg)[:8]}"
-        again = run.study_file, run.overrides
+        source = run.study_file, run.overrides
         run = Run(run.cfg, run.home, run.seed, variant=name, base=base)
-        run.study_file, run.overrides = again
+        run.study_file, run.overrides = source
         if run.cfg.device == "auto":
             run.device, run.auto = base.device, base.auto
-        run.changed = differ
+        run.changed = changed
     elif run.cfg.device == "auto":
-        run = _as_computed(run)
+        run = _with_recorded_device(run)
     run.stage, run.seed, run.machine = job
     return run
 
 
-def _of_its_seeds(run: Run) -> Run:
-    """The run, or a refusal if the study does not have its seed."""
+def _check_seed(run: Run) -> Run:
+    """Return the run if its seed is one of the study's, else raise InputError."""
     if run.seed not in run.cfg.seeds:
         raise errors.InputError(
-            f"seed {run.seed} came, the study has {', '.join(map(str, run.cfg.seeds))}; take one of them"
+            f"unknown seed {run.seed}; study {run.cfg.name} has {', '.join(map(str, run.cfg.seeds))}"
         )
     return run
 
@@ -190,31 +192,33 @@ def _of_its_seeds(run: Run) -> Run:
 def open_notebook(
     notebook: str, *, study: str, overrides: list, home: str, seed: int = 0, machine: str = ""
 ) -> Run:
-    """The second cell of every notebook: check the parameters' names and types, then open the study.
+    """Validate the parameters of a notebook and open its study; the second cell of every notebook.
 
-    machine : "" takes the first machine of the study
-    raises : errors.InputError for a wrong type, an unknown machine, or a seed of which there is nothing to
-        read
+    machine : default: the first machine of the study
+    raises : errors.InputError for a wrong type, an unknown machine, or a seed without results to read
     """
-    came = {"study": study, "overrides": overrides, "home": home, "seed": seed, "machine": machine}
-    for (name, value), kind in zip(came.items(), (str, list, str, int, str), strict=True):
-        if type(value) is not kind:
+    params = {"study": study, "overrides": overrides, "home": home, "seed": seed, "machine": machine}
+    for (name, value), expected in zip(params.items(), (str, list, str, int, str), strict=True):
+        if type(value) is not expected:
             raise errors.InputError(
-                f"parameter {name}: got {value!r} ({type(value).__name__}), expected {kind.__name__}"
+                f"parameter {name}: got {value!r} ({type(value).__name__}), expected {expected.__name__}"
             )
     run = open_run(study, overrides, home, seed)
     run.stage = stage_of(notebook)
     if run.stage.per_seed and run.stage.reads:
-        _of_its_seeds(run)
+        _check_seed(run)
     run.machine = errors.check_choice("machine", machine, run.machines) if machine else run.machines[0]
     if io.HOLDS in os.environ:
-        if run.device.type != (ordered := os.environ.get(artifacts.DEVICE, run.device.type)):
-            here = f"the job is meant for {ordered} and came to a worker that computes on {run.device.type}"
-            raise errors.InputError(f"{here}; start workers of one kind, or add --device cpu")
+        wanted = os.environ.get(artifacts.DEVICE, run.device.type)
+        if run.device.type != wanted:
+            raise errors.InputError(
+                f"the job is for {wanted}, but this worker computes on {run.device.type}; use workers with"
+                " the same kind of device, or add --device cpu"
+            )
         run.auto = os.environ.get(artifacts.PRECISION, "")
         artifacts.lock_dir(run.own_folder)
     else:
-        run = _by_hand(run)
+        run = _interactive(run)
     torch.set_num_threads(1)  # two spinning threads on two busy cores are ten times slower than one
-    threadpoolctl.threadpool_limits(1)  # numpy's too: by hand is computed what a study computes
+    threadpoolctl.threadpool_limits(1)  # numpy too; interactively as well, so that results equal the study's
     return run

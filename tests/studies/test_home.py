@@ -79,7 +79,7 @@ def test_studies_are_those_of_home(work, tmp_path, monkeypatch):
         assert run.notebook(stages.STAGES[0]) == work / "notebooks" / "01_data.ipynb"
     with pytest.raises(errors.InputError, match="unknown study 'mine'"):
         study.open_run("mine")
-    with pytest.raises(errors.InputError, match=f"mine was not run to its end in {work}"):
+    with pytest.raises(errors.InputError, match=f"mine is not finished in {work}"):
         study.open("mine", work)
     with pytest.raises(errors.InputError, match=f"no study 'mine' in {work}/runs"):
         compare.load("mine", work)

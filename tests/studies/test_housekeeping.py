@@ -111,4 +111,4 @@ def test_a_misspelt_command_is_answered_with_the_closest(words, capsys):
 
 def test_a_study_that_was_never_run_cannot_be_opened(tmp_path, capsys):
     assert cli.main(["open", "smoke", "--home", str(tmp_path)]) == 2
-    assert "was not run to its end" in capsys.readouterr().err
+    assert "is not finished in" in capsys.readouterr().err

@@ -322,7 +322,7 @@ def test_one_thread_is_one_thread():
 
 def test_a_study_that_was_not_run_is_refused(tmp_path):
     with pytest.raises(
-        errors.InputError, match=r"study smoke was not run to its end in .*; run `asd run smoke` first"
+        errors.InputError, match=r"study smoke is not finished in .*; run `asd run smoke` first"
     ):
         study.open("smoke", tmp_path)
     with pytest.raises(errors.InputError, match="unknown study 'smok'; did you mean smoke"):

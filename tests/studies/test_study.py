@@ -88,7 +88,7 @@ def test_a_seed_that_the_study_does_not_have_is_refused_where_there_is_nothing_t
         "home": str(small.home),
     }
     for notebook in ("06_embeddings", "07_latents"):
-        with pytest.raises(errors.InputError, match="seed 0 came, the study has 3, 4; take one of them"):
+        with pytest.raises(errors.InputError, match="unknown seed 0; study smoke has 3, 4"):
             study.open_notebook(notebook, **given, seed=0)
     assert (
         study.open_notebook("06_embeddings", **given, seed=4).seed == 4
@@ -108,9 +108,7 @@ def test_a_job_that_came_to_a_worker_of_another_device_is_refused_before_it_comp
     monkeypatch.setenv(artifacts.DEVICE, "cuda")
     with pytest.raises(
         errors.InputError,
-        match=(
-            "the job is meant for cuda and came to a worker that computes on cpu; start workers of one kind"
-        ),
+        match="the job is for cuda, but this worker computes on cpu; use workers with the same kind",
     ):
         study.open_notebook("05_oevae", **given, machine="fan")
     monkeypatch.setenv(artifacts.DEVICE, "cpu")
@@ -180,14 +178,11 @@ def test_a_study_without_embeddings_has_no_space(small):
 def test_the_ensemble_needs_no_setting_and_takes_none():
     with pytest.raises(
         errors.InputError,
-        match=(
-            "ensemble is made wherever oevae and classifier are among the systems; name those and leave"
-            " it out"
-        ),
+        match="ensemble is computed automatically from oevae and classifier; list those systems and leave it",
     ):
         study.open_run("demo", ["systems=['oevae', 'classifier', 'ensemble']"])
     with pytest.raises(
-        errors.InputError, match=r"fusion is made wherever the systems of fusion\.views are among"
+        errors.InputError, match=r"fusion is computed automatically from the systems of fusion\.views; list"
     ):
         study.open_run("demo", ["systems=['oevae', 'fusion']"])
     with pytest.raises(errors.InputError, match=r"unknown system in fusion\.views 'multirez'.*multires"):
