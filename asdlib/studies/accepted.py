@@ -190,7 +190,7 @@ def _kept(run, table: pd.DataFrame, samples: Sequence[np.ndarray]) -> str:
 class Review:
     """Clips of a finished study, accepted one by one: what would change is shown, then it may be kept.
 
-    run : study.Run.  Notebook: 06_embeddings
+    run : run.Run.  Notebook: 06_embeddings
     """
 
     def __init__(self, run):

@@ -141,7 +141,7 @@ def in_words(
 class OfStudy:
     """`in_words` of the clips of a study.
 
-    run : study.Run with trained detectors.  scores : its score table.  Notebook: 06_embeddings
+    run : run.Run with trained detectors.  scores : its score table.  Notebook: 06_embeddings
     """
 
     def __init__(self, run, scores: pd.DataFrame):
