@@ -1,7 +1,6 @@
-"""Detectors: a network or a feature, its training and its back-ends, as one thing that scores clips; `base`
-says what each answers to.
+"""Detectors: a network or feature, its training and its back-ends behind one interface (`base`).
 
-`base.detect` fits one to the training clips of some machines and scores all their clips. Notebooks:
+`base.detect` fits a detector to the training clips of some machines and scores all their clips. Notebooks:
 03_baseline, 04_classifier, 05_oevae.
 """
 
@@ -21,4 +20,4 @@ DETECTORS: dict[str, type[Detector]] = {
 }
 SYSTEMS = {
     system: detector.name for detector in DETECTORS.values() for system in detector.systems
-}  # system: its detector
+}  # system -> detector

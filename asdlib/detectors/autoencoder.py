@@ -1,4 +1,4 @@
-"""The baselines: a nearest neighbor without training, and the official autoencoder with its two scores.
+"""The official autoencoder baseline with its two scores.
 
 Sources: METHOD 3.6, 7.5. Notebook: 03_baseline.
 """
@@ -24,11 +24,10 @@ EVAL_CLIPS = 64  # per block of the scoring pass: 10 MB of log-mel
 class Autoencoder(AutoencoderTraining, Detector):
     """The official autoencoder: `baseline_mse` and `baseline_mahala` (selective Mahalanobis).
 
-    The score of a test clip comes from a network trained on all training clips. A training clip would look
-    too normal to that network, so it is scored by one trained on the other folds (stratified by domain) for
-    as many steps, covariances included. Two trainings end at different errors, so such a score is brought to
-    the network of the test clips: times the ratio of the two networks' median scores on the clips that both
-    were trained on.
+    Test clips are scored by a network trained on all training clips, to which training clips look too normal.
+    Training clips are therefore scored by cross-fitting: a network and covariances from the other folds
+    (stratified by domain), trained for as many steps. As two trainings end at different errors, these scores
+    are rescaled by the ratio of the two networks' median scores on the clips that both were trained on.
     """
 
     name, Settings, systems = (
@@ -43,8 +42,9 @@ class Autoencoder(AutoencoderTraining, Detector):
     def _residuals(
         self, net: autoencoder.Autoencoder, precisions: dict[str, np.ndarray], rows: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Means over each clip's vectors: `error` (clips,), `residual` (clips, n_mels), and per domain the
-        quadratic form per frame (clips,).
+        """Means over each clip's vectors: `error` (clips,) and `residual` (clips, n_mels).
+
+        With `mahala = "per_frame"` also the quadratic form of each domain, (clips,).
         """
         s, device = self.settings, self.device
         matrices = {
@@ -99,41 +99,39 @@ class Autoencoder(AutoencoderTraining, Detector):
         }
 
     def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean residual of each clip per band, dB: float32 (clips, n_mels), and one item per clip."""
+        """Mean residual of each clip per band, dB: float32 (clips, n_mels); one item per clip."""
         return self._residuals(self.net, {}, rows)["residual"].astype(np.float32), np.arange(len(rows))
 
     @clip_by_clip
     def _scores(self, rows: np.ndarray) -> Scores:
-        """Both scores of clips outside training, and the two distances behind the selective one."""
+        """Both scores of new clips, and the two distances behind the selective one."""
         return self._score(self.net, self.precisions, rows)
 
     def _training_scores(self) -> Scores:
-        """Both scores of each training clip, by networks and covariances that never saw it (one clip alone:
-        by its own).
-        """
+        """Both scores of each training clip, from the other folds (a single clip: from itself)."""
         out: Scores = {}
         own = self._score(self.net, self.precisions, self.train_rows)
         for number, (net, precisions, _) in enumerate(self.by_fold or [(self.net, self.precisions, None)]):
             held_out = self.fold == number
             for key, values in self._score(net, precisions, self.train_rows).items():
-                both = ~held_out if (~held_out).any() else held_out  # clips that both networks know
+                both = ~held_out if (~held_out).any() else held_out  # clips seen by both networks
                 ratio = np.median(own[key][both]) / max(np.median(values[both]), np.finfo(float).tiny)
                 out.setdefault(key, np.empty(len(held_out)))[held_out] = ratio * values[held_out]
         return out
 
-    @training.one_thread()  # so that an inverse is the same to the bit in every process
+    @training.one_thread()  # bit-identical inverses in every process
     def _prepare(self) -> None:
-        """Inverse covariances of the residuals, of each network."""
+        """Compute each network's inverse residual covariances."""
         groups = np.unique(self.group)
         self.precisions = inverses(self.moments, groups)
         self.by_fold = [(net, inverses(moments, groups), history) for net, moments, history in self.of_folds]
 
 
 def inverses(moments: dict[str, Moments], groups: Sequence[str]) -> dict[str, np.ndarray]:
-    """Inverse residual covariance of each group and domain, "<group>/<domain>": float64 (n_mels, n_mels).
+    """Inverse residual covariance per group and domain, "<group>/<domain>": float64 (n_mels, n_mels).
 
-    A domain without training clips takes the other's (the official rule), and so does one with too few for an
-    inverse; a group without any takes another's.  raises : errors.InputError where there is none at all
+    A domain with no training clips, or too few for an inverse, uses the other domain's (the official rule); a
+    group without any uses another group's.  raises : errors.InputError if there is none at all
     """
     found, refused = {}, None
     for name, (matrix, count) in moments.items():

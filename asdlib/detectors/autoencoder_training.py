@@ -1,6 +1,6 @@
-"""Fit of the official autoencoder: one network on all training clips and one per fold, and residual moments.
+"""Training of the official autoencoder on all training clips and per fold, and residual moments.
 
-`autoencoder.Autoencoder` adds the scores; nothing here knows of them.
+Scores are added by `autoencoder.Autoencoder`.
 Sources: METHOD 3.6, 7.5. Notebook: 03_baseline.
 """
 
@@ -19,15 +19,14 @@ from asdlib.data.store import Store, frames_of
 from asdlib.models import autoencoder, training
 from asdlib.models.autoencoder import Vectors
 
-EVAL_VECTORS = 4096  # per block of a pass without gradients: 10 MB
-Moments = tuple[np.ndarray, int]  # float64 (n_mels, n_mels), and the vectors it sums over
+EVAL_VECTORS = 4096  # vectors per inference block: 10 MB
+Moments = tuple[np.ndarray, int]  # float64 (n_mels, n_mels), and the number of vectors summed
 
 
 class AutoencoderTraining:
-    """What the autoencoder learns: `net` and its `moments` from all training clips; `of_folds`, the same of
-    networks that did not see one fold.
+    """Learned state: `net` and its `moments` from all training clips, `of_folds` the same without one fold.
 
-    The fields declared here are those of `base.Detector`.
+    The annotated attributes belong to `base.Detector`.
     """
 
     settings: autoencoder.AutoencoderSettings
@@ -40,27 +39,23 @@ class AutoencoderTraining:
     history: pd.DataFrame
 
     def log_mel(self, rows: np.ndarray) -> tuple[torch.Tensor, list[int]]:
-        """Log-mel of clips of its store, end to end, float32 (frames, n_mels), dB, and the frames of each
-        clip.
-        """
+        """Concatenated log-mels of clips, float32 (frames, n_mels), dB, and the number of frames per clip."""
         s = self.settings
         shape = {"n_fft": s.n_fft, "hop": s.hop_length, "n_mels": s.n_mels, "rate": self.store.rate}
         return frames_of(self.store, self.device, rows, lambda wave: features.baseline_mel(wave, **shape))
 
     def _train(self, others: np.ndarray) -> None:
-        """Train on all training clips and on each of the folds; on the CPU one training per core, each with
-        one thread.
-        """
+        """Train on all training clips and per fold; on the CPU one single-threaded training per core."""
         s = self.settings
         domain = self._domains()
         self.fold = fold_of(domain, s.folds)
         vectors = Vectors(*self.log_mel(self.train_rows), s.frames)
         work = []
-        for number in range(self.fold.max() + 2):  # 0: all clips
+        for number in range(self.fold.max() + 2):  # 0: trained on all clips
             if (seen := self.fold != number - 1).any():
                 with training.seeded_init(
                     self.seed, number
-                ):  # weights are drawn from torch's global generator, so not in a thread
+                ):  # uses torch's global generator, hence not in a thread
                     net = autoencoder.Autoencoder(s).to(self.device)
                 work.append((net, vectors, np.where(seen, domain, ""), number))
         with ThreadPoolExecutor(1 if self.device.type == "cuda" else training.cores()) as pool:
@@ -70,10 +65,11 @@ class AutoencoderTraining:
     def _train_one(
         self, net: autoencoder.Autoencoder, vectors: Vectors, domain: np.ndarray, number: int
     ) -> tuple[autoencoder.Autoencoder, dict[str, Moments], pd.DataFrame]:
-        """Train one network and measure the residual covariances. domain : of each clip, "" for those that it
-        must not see.
+        """Train one network and measure its residual covariances.
+
+        domain : (clips,), "" for clips excluded from training
         """
-        torch.set_num_threads(1)  # a thread has its own count
+        torch.set_num_threads(1)  # the setting is per thread
         s, device = self.settings, vectors.clip.device
         seen = torch.as_tensor(domain != "", device=device)[vectors.clip].nonzero()[:, 0]
         split = training.generator_for(self.seed, number, device=device)
@@ -88,9 +84,7 @@ class AutoencoderTraining:
                 for index in training.shuffled_batches(len(used), s.batch, generator, device)
             ),
             torch.optim.Adam(net.parameters(), lr=s.lr, fused=True),
-            epochs=round(
-                s.epochs * len(vectors) / len(seen)
-            ),  # as many steps on fewer clips: scores of one scale
+            epochs=round(s.epochs * len(vectors) / len(seen)),  # equal number of steps, for comparable scores
             seed=self.seed,
             what=f"autoencoder {machine}" + (f", fold {number} of {s.folds}" if number else ""),
             checkpoint=self.checkpoints and self.checkpoints / f"checkpoint{number}.pt",
@@ -99,7 +93,7 @@ class AutoencoderTraining:
         return net, self._moments(net, vectors, used, domain), history
 
     def _error(self, net: autoencoder.Autoencoder, vectors: Vectors, index: torch.Tensor) -> float:
-        """Mean squared error over some vectors."""
+        """Mean squared error over vectors."""
         sums = [
             (x - net(x)).square().mean(1).sum() for x in (vectors[part] for part in index.split(EVAL_VECTORS))
         ]
@@ -109,8 +103,9 @@ class AutoencoderTraining:
     def _moments(
         self, net: autoencoder.Autoencoder, vectors: Vectors, used: torch.Tensor, domain: np.ndarray
     ) -> dict[str, Moments]:
-        """Sums of products of the residuals per group and domain, "<group>/<domain>", over the vectors it was
-        trained on: batch means removed batch by batch, as the official code does; and their count.
+        """Second moments of the training residuals and vector counts, per "<group>/<domain>".
+
+        Batch means are removed per batch, as in the official code.
         """
         s, kind = (
             self.settings,
@@ -143,7 +138,7 @@ class AutoencoderTraining:
         return np.where(domain == "target", "target", "source")
 
     def _save_training(self, folder: Path) -> None:
-        """Weights and moments of the network of all clips (0) and of those of the folds (1 ...)."""
+        """Save weights and moments: 0 for the network of all clips, 1 ... for the folds."""
         arrays = {}
         for number, (net, moments, _) in enumerate([(self.net, self.moments, None), *self.of_folds]):
             training.save_weights(net, folder / f"weights{number}.safetensors")
@@ -152,7 +147,7 @@ class AutoencoderTraining:
         save_file(arrays, folder / "moments.safetensors")
 
     def _load_training(self, folder: Path) -> None:
-        """What `_save_training` wrote."""
+        """Load what `_save_training` wrote."""
         self.fold = fold_of(self._domains(), self.settings.folds)
         arrays, size, found = io.tensors(folder / "moments.safetensors", {}), self.settings.n_mels, []
         for number in range(len(list(folder.glob("weights*.safetensors")))):
@@ -170,10 +165,10 @@ class AutoencoderTraining:
 
 
 def fold_of(domain: np.ndarray, folds: int) -> np.ndarray:
-    """Fold number of each clip: the clips of a domain are dealt out in turn, so that each fold holds its
-    share.
+    """Fold of each clip; clips of a domain are assigned round-robin, so folds are stratified.
 
-    domain : str (clips,).  folds : how many, at most as many as clips.  returns : int (clips,), from 0
+    domain : str (clips,).  folds : number of folds, capped at the number of clips.  returns : int (clips,),
+        from 0
     """
     folds = min(folds, len(domain))
     out = np.empty(len(domain), int)

@@ -1,11 +1,11 @@
-"""The contract of detectors, and the pieces that several of them share.
+"""Detector interface and shared helpers.
 
 Conventions
 -----------
-A detector is fitted to normal training clips and scores any clips. The names are PyOD's: `fit`,
+A detector is fitted to normal training clips and scores any clips. The interface is PyOD's: `fit`,
 `decision_function`, `decision_scores_`, `threshold_`, `predict`, `get_params`. Higher is more anomalous
-(scikit-learn's `score_samples` has the opposite sign). Everything is by (machine, section): references,
-scales and thresholds are those of the clip's machine, or of its section where a machine has several.
+(scikit-learn's `score_samples` has the opposite sign). References, scales and thresholds are per machine, or
+per section if a machine has several.
 
     detector = OEVAE(epochs=20, seed=0).fit(clips.train("fan"), others=clips.train(without="fan"))
     detector.embed(clips.test("fan"))               # vectors, and the clip of each
@@ -13,11 +13,10 @@ scales and thresholds are those of the clip's machine, or of its section where a
     detector.score(clips.test("fan"))               # score table: components and the fused score
     detector.decision_function(clips.test("fan"))   # the fused score alone
 
-Fit, embed and score are three steps: `fit` trains, `embed` runs the network, and what follows needs
-embeddings only. A score of one clip never depends on another clip that is scored. Training clips are scored
-leave-clip-out: they are none of their own references. Where the network saw them (classifier, OEVAE) their
-scores are somewhat low all the same; they are raised to the level of held-out clips (`as_unseen` of
-`asdlib.scoring.thresholds`).
+Fit, embed and score are separate steps: `fit` trains, `embed` runs the network, and scoring needs embeddings
+only. A clip's score never depends on other scored clips. Training clips are scored leave-clip-out: they are
+not among their own references. If the network was trained on them (classifier, OEVAE), their scores are still
+too low and are raised to the level of held-out clips (`as_unseen` of `asdlib.scoring.thresholds`).
 """
 
 from __future__ import annotations
@@ -49,33 +48,34 @@ SETTINGS_FILE, TRAINING_FILE, HISTORY_FILE = "detector.json", "training_scores.p
 
 
 class Detector(abc.ABC):
-    """What every detector answers to.
+    """Base class of all detectors.
 
     Parameters
     ----------
-    settings : of the detector's own class of settings; None takes the defaults
-    seed : of everything random
-    device : "auto" (a GPU where there is one), "cpu" or "cuda"
-    precision : of training: "auto" (bf16 where the device has matrix units for it), "float32" or "bf16";
-        scores are always float32
-    contamination : share of normal clips that the threshold lets through as false alarms, in (0, 1)
-    system : whose score `decision_function` gives, one of `systems`; "" is the last of them
-    checkpoints : folder for the state after each epoch, so that a training that was cut short goes on; None
-        keeps none
-    fields : single fields of the settings, by name; a nested group may be given as a dict
+    settings : instance of the detector's settings class; None for the defaults
+    seed : seed of all randomness
+    device : "auto" (GPU if available), "cpu" or "cuda"
+    precision : training precision, "auto" (bf16 with hardware support), "float32" or "bf16"; scores are
+        always float32
+    contamination : expected false positive rate at the threshold, in (0, 1)
+    system : system scored by `decision_function`, one of `systems`; "" for the last of them
+    checkpoints : folder for per-epoch checkpoints, to resume an interrupted training; None for no checkpoints
+    fields : individual settings by name; a nested group may be given as a dict
 
     Raises
     ------
-    errors.InputError for an unknown name, with a suggestion, and for values out of range
+    errors.InputError for unknown names, with a suggestion, and values out of range
     """
 
     name: ClassVar[str]
     Settings: ClassVar[type[Settings]]
-    systems: ClassVar[tuple[str, ...]]  # whose scores it makes
-    scoring_settings: ClassVar[tuple[str, ...]] = ()  # read by scoring alone: changing one trains nothing
-    training_module: ClassVar[str]  # whose code shapes what is learned
-    uses_others: ClassVar[bool] = False  # whether clips of other machines take part in training
-    accepted: Mapping[str, np.ndarray] = {}  # items (n, dim) of accepted clips by machine or section
+    systems: ClassVar[tuple[str, ...]]  # systems that it scores
+    scoring_settings: ClassVar[
+        tuple[str, ...]
+    ] = ()  # used in scoring only: changing them needs no retraining
+    training_module: ClassVar[str]  # code that determines the training result
+    uses_others: ClassVar[bool] = False  # whether training uses clips of other machines
+    accepted: Mapping[str, np.ndarray] = {}  # machine or section -> items (n, dim) of accepted clips
     history: pd.DataFrame
 
     def __init__(
@@ -113,69 +113,64 @@ class Detector(abc.ABC):
 
         Parameters
         ----------
-        clips : of the machine, or of all machines for a detector that shares one network
-        others : normal clips of other machines, from the same store, for a detector that needs them
+        clips : training clips of one machine, or of all machines for a detector with a shared network
+        others : normal clips of other machines from the same store, if the detector needs them
 
         Raises
         ------
-        errors.InputError for no clip, clips that are not normal ones, and for what the detector itself needs
+        errors.InputError for no clips, clips that are not normal, and unmet requirements of the detector
         """
         self.train(clips, others)
         self._prepare()
         return self
 
     def train(self, clips: Clips, others: Clips | None = None) -> Self:
-        """The first half of `fit`: the network alone, without what scoring needs beside it."""
+        """First half of `fit`: train the network only, without preparing scoring."""
         _check_training(clips)
         self._bind(clips)
         self._train(np.empty(0, np.int64) if others is None else _of_store(others, clips.store))
         return self
 
     def embed(self, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors of the items of each clip, float32 (items, dim), and the position of each item's clip, int
-        (items,).
-        """
+        """Item embeddings float32 (items, dim), and the clip position of each item, int (items,)."""
         return self.at(clips.store)._embed(clips.rows)
 
     def embedding_inputs(self) -> dict | None:
-        """What shapes the embeddings beside the trained network, by name; None for a detector that embeds
-        clips anew whenever it scores, such as one of plain features.
+        """Everything besides the trained network that determines the embeddings, by name.
+
+        None for detectors that recompute embeddings whenever they score (plain features).
         """
         return None
 
     def embedded(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """All that scoring reads of the network's pass over clips, by name, (clips, ...); the network runs
-        only where that was not done yet.  rows : int (clips,), of the store
+        """Network outputs that scoring uses, name -> (clips, ...), computed once per clip.
+
+        rows : int (clips,), store rows
         """
         raise NotImplementedError
 
     def take_embedded(self, rows: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
-        """Take over what `embedded` gave for the same clips, so that the network runs on them no more."""
+        """Set cached results of `embedded`, so that the network does not run on these clips again."""
         raise NotImplementedError
 
     @classmethod
     def check(cls, settings: Settings) -> None:
-        """Refuse settings that name what only the detector's own modules know, such as a back-end."""
+        """Validate settings against registries outside the settings class, such as back-ends."""
         return
 
     def components(self, clips: Clips) -> Scores:
-        """Every score of clips, float64 (clips,) by (system, component); training clips are scored as new
-        ones here.
-        """
+        """All scores of clips, (system, component) -> float64 (clips,); training clips count as new ones."""
         return self.at(clips.store)._scores(clips.rows)
 
     @property
     def unseen(self) -> np.ndarray:
-        """Which training clips are scored by nothing that was trained on them, bool (training clips,): all,
-        but for a network that saw them.
-        """
+        """Mask of training clips on which no network was trained, bool (training clips,)."""
         return np.ones(len(self.train_rows), bool)
 
     def training_components(self, *, as_seen: bool = False) -> Scores:
-        """Every score of the training clips, leave-clip-out; those that the network saw are raised to the
-        level of unseen ones.
+        """All leave-clip-out scores of the training clips, raised to the level of unseen clips.
 
-        as_seen : leave them where the network puts them
+        as_seen : return the scores without that correction
         """
         scores, unseen = self._training_scores(), self.unseen
         if as_seen or unseen.all():
@@ -189,13 +184,13 @@ class Detector(abc.ABC):
         return out
 
     def accept(self, clips: Clips) -> Self:
-        """A copy that has further normal clips, of another store, among its references. Nothing is trained.
+        """Copy with additional normal clips of another store among the references; nothing is retrained.
 
-        Each of them is scored once as a training clip is, by the training clips and the others that are
-        accepted; these scores join `training_table_`, in which the training clips keep theirs. A detector
-        without references, such as the autoencoder, counts these scores and nothing else.
+        Each accepted clip is scored against the training clips and the other accepted clips; its score is
+        added to `training_table_`, where training clips keep their scores. Detectors without references, such
+        as the autoencoder, only gain these scores.
 
-        raises : errors.InputError for a detector that has accepted clips: accept all of them at once
+        raises : errors.InputError if clips were accepted before: accept all of them at once
         """
         self._fitted()
         if self.accepted:
@@ -222,9 +217,9 @@ class Detector(abc.ABC):
     # ---------------------------------------------------------------- PyOD's names
 
     def score(self, clips: Clips) -> pd.DataFrame:
-        """Score table of clips (schemas.SCORE_COLUMNS): the components, and the fused score of each system.
+        """Score table of clips (schemas.SCORE_COLUMNS): components, and the fused score of each system.
 
-        A clip that the detector was trained on has its leave-clip-out score.
+        Training clips of the detector get their leave-clip-out scores.
         """
         self._fitted()
         own = (
@@ -238,24 +233,24 @@ class Detector(abc.ABC):
         return fused[fused["clip"].isin(clips.table["clip"])].reset_index(drop=True)
 
     def decision_function(self, clips: Clips) -> np.ndarray:
-        """Fused score of each clip, float64 (clips,), higher = more anomalous; one clip moves no other."""
+        """Fused score of each clip, float64 (clips,), higher = more anomalous, independent of other clips."""
         return self._final(self.score(clips), clips.table["clip"])
 
     def predict(self, clips: Clips) -> np.ndarray:
-        """1 for clips above the threshold of their machine and section, else 0: int (clips,)."""
+        """Labels, int (clips,): 1 above the threshold of the clip's machine and section, else 0."""
         limits = {name: limit.value for name, limit in self.thresholds_.items()}
         group = self.group_of(clips.table)
         return (self.decision_function(clips) > np.array([limits[name] for name in group])).astype(int)
 
     @functools.cached_property
     def training_table_(self) -> pd.DataFrame:
-        """Score table of the training clips, leave-clip-out."""
+        """Leave-clip-out score table of the training clips."""
         self._fitted()
         return score_table(self.store.clips, self.train_rows, self.training_components(), self.seed)
 
     @functools.cached_property
     def decision_scores_(self) -> np.ndarray:
-        """Fused score of each training clip, leave-clip-out, float64 (training clips,)."""
+        """Fused leave-clip-out scores of the training clips, float64 (training clips,)."""
         return self._final(
             fusion.systems(self.training_table_, fusion.FusionSettings()),
             self.store.clips["clip"].iloc[self.train_rows],
@@ -263,9 +258,7 @@ class Detector(abc.ABC):
 
     @functools.cached_property
     def thresholds_(self) -> dict[str, thresholds.Threshold]:
-        """Threshold by machine, or by <machine>_<section> where a machine has several: see
-        `thresholds.gamma_threshold`.
-        """
+        """Threshold per machine, or per <machine>_<section>; see `thresholds.gamma_threshold`."""
         scores = self.decision_scores_
         return {
             name: thresholds.gamma_threshold(scores[self.group == name], 1 - self.contamination)
@@ -274,7 +267,7 @@ class Detector(abc.ABC):
 
     @property
     def threshold_(self) -> float:
-        """The threshold, where the detector was fitted to one machine and section; else see `thresholds_`."""
+        """Threshold of a detector fitted to a single machine and section; otherwise use `thresholds_`."""
         if len(self.thresholds_) > 1:
             raise errors.InputError(
                 f"{self.name} was fitted to {', '.join(self.thresholds_)}, each with its own threshold; see"
@@ -283,7 +276,7 @@ class Detector(abc.ABC):
         return next(iter(self.thresholds_.values())).value
 
     def get_params(self, deep: bool = True) -> dict:
-        """The settings and keywords that make an equal detector, by name."""
+        """Settings and constructor keywords by name, as in scikit-learn."""
         rest = {
             "seed": self.seed,
             "device": self.device_name,
@@ -302,16 +295,16 @@ class Detector(abc.ABC):
         return sorted([*own, *cls.Settings.model_fields])
 
     def set_params(self, **params) -> Self:
-        """Change settings and keywords by name; the detector is to be fitted anew."""
+        """Set settings and keywords by name, as in scikit-learn; requires a new fit."""
         self.__dict__ = type(self)(**(self.get_params() | params)).__dict__
         return self
 
     def __sklearn_clone__(self) -> Self:
-        """An unfitted detector of the same settings, for scikit-learn's `clone`."""
+        """Unfitted copy, for scikit-learn's `clone`."""
         return type(self)(**self.get_params())
 
     def __repr__(self) -> str:
-        """The class with the settings that differ from its defaults."""
+        """Class name with non-default settings."""
         keywords = inspect.signature(Detector.__init__).parameters
         default = dict(self.Settings()) | {name: one.default for name, one in keywords.items()}
         changed = [f"{name}={value!r}" for name, value in self.get_params().items() if value != default[name]]
@@ -320,22 +313,20 @@ class Detector(abc.ABC):
     # ---------------------------------------------------------------- files
 
     def save(self, folder: str | Path) -> None:
-        """Write a fitted detector into a folder, made where it is missing: settings as JSON, arrays as
-        safetensors.
-        """
+        """Save a fitted detector to a folder, created if missing: settings as JSON, arrays as safetensors."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.save_training(folder)
         self.save_scoring(folder)
 
     def save_training(self, folder: str | Path) -> None:
-        """Write what was learned, and the training history, into a folder that exists."""
+        """Save the trained state and training history to an existing folder."""
         self._fitted()
         if len(self.history):
             io.write_table(Path(folder) / HISTORY_FILE, self.history)
         self._save_training(Path(folder))
 
     def save_scoring(self, folder: str | Path) -> None:
-        """Write settings, scores of the training clips, and what scoring needs beside the network."""
+        """Save settings, training scores, and the scoring state."""
         self._fitted()
         folder = Path(folder)
         facts = {
@@ -351,7 +342,7 @@ class Detector(abc.ABC):
         self._save(folder)
 
     def restore(self, folder: str | Path, clips: Clips) -> Self:
-        """Take over what `save` wrote, for the very training clips that it was fitted to.
+        """Load what `save` wrote, for the same training clips.
 
         Raises
         ------
@@ -360,7 +351,7 @@ class Detector(abc.ABC):
         return self.restore_training(folder, clips).restore_scoring(folder)
 
     def restore_training(self, folder: str | Path, clips: Clips) -> Self:
-        """Take over what `save_training` wrote, for the training clips that it was trained on."""
+        """Load what `save_training` wrote, for the same training clips."""
         _check_training(clips)
         self._bind(clips)
         self._load_training(Path(folder))
@@ -369,19 +360,19 @@ class Detector(abc.ABC):
         return self
 
     def restore_scoring(self, folder: str | Path) -> Self:
-        """Take over what `save_scoring` wrote; the training is there already."""
+        """Load what `save_scoring` wrote, after `restore_training`."""
         self._load(Path(folder))
         self.__dict__["training_table_"] = io.scores(Path(folder) / TRAINING_FILE)
         return self
 
     @classmethod
     def load(cls, folder: str | Path, clips: Clips, device: str = "auto") -> Self:
-        """A fitted detector from a folder of `save`.
+        """Load a fitted detector.
 
         Parameters
         ----------
-        folder : what `save` wrote
-        clips : the training clips that it was fitted to
+        folder : folder written by `save`
+        clips : the training clips it was fitted to
         """
         path = Path(folder) / SETTINGS_FILE
         try:
@@ -399,29 +390,30 @@ class Detector(abc.ABC):
         return cls(settings, device=device, **rest).restore(folder, clips)
 
     def standardization(self) -> dict[str, np.ndarray]:
-        """What waveforms are standardized by that was measured on the sound of training clips, by name; {}
-        where each clip is standardized by itself. No file of `save` holds it.
+        """Waveform statistics measured on training audio, by name; {} if each clip is standardized by itself.
+
+        Not stored by `save`.
         """
         return {}
 
     def take_standardization(self, arrays: dict[str, np.ndarray]) -> None:
-        """Take over what `standardization` gave, where the training clips have no sound to measure."""
+        """Set the result of `standardization`, for use without training audio."""
         raise NotImplementedError
 
     # ---------------------------------------------------------------- what a detector fills in
 
     def _train(self, others: np.ndarray) -> None:  # noqa: B027
-        """Train on `self.train_rows` of `self.store`; others : rows of other machines' normal clips."""
+        """Train on `self.train_rows` of `self.store`; others : rows of normal clips of other machines."""
 
     def _prepare(self) -> None:  # noqa: B027
-        """After training: make what scoring needs beside the network, such as references."""
+        """Build the scoring state, such as references, after training."""
 
     def compared(self, rows: np.ndarray) -> np.ndarray:
-        """What is compared with references, of clips: (items, dim)."""
+        """Items of clips that are compared with the references, (items, dim)."""
         return self._embed(rows)[0]
 
     def _accept(self) -> None:  # noqa: B027
-        """Make the references of this copy anew, with the items of `accepted` among them."""
+        """Rebuild the references of this copy, including `accepted`."""
 
     @abc.abstractmethod
     def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
@@ -433,38 +425,38 @@ class Detector(abc.ABC):
     def _training_scores(self) -> Scores: ...
 
     def _save_training(self, folder: Path) -> None:  # noqa: B027
-        """Write what `_train` learned."""
+        """Save the state learned by `_train`."""
 
     def _load_training(self, folder: Path) -> None:  # noqa: B027
-        """Read what `_save_training` wrote."""
+        """Load what `_save_training` wrote."""
 
     def _save(self, folder: Path) -> None:  # noqa: B027
-        """Write what `_prepare` made, where making it again takes long."""
+        """Save what `_prepare` built, if rebuilding is slow."""
 
     def _load(self, folder: Path) -> None:
-        """Read what `_save` wrote."""
+        """Load what `_save` wrote."""
         self._prepare()
 
     def training_settings(self) -> dict:
-        """The settings that shape the trained network and the embeddings, by name."""
+        """Settings that determine the trained network and the embeddings, by name."""
         return {
             name: value for name, value in to_tree(self.settings).items() if name not in self.scoring_settings
         }
 
     @property
     def training_dtype(self) -> torch.dtype:
-        """Precision of training steps."""
+        """Dtype of the training steps."""
         kind = auto(self.device) if self.precision == "auto" else self.precision
         return DTYPES[kind if self.name in NETWORKS else "float32"]
 
     def _moved(self, other: Self) -> None:  # noqa: B027 — most detectors have nothing to adapt
-        """Adapt a copy of this detector to its other store: what depends on store rows."""
+        """Adapt a copy of this detector, and its state that depends on store rows, to another store."""
 
     def at(self, store: Store) -> Self:
-        """The detector for the clips of a store: itself, or a copy that shares what was learnt and reads the
-        other store's clips.
+        """Detector for the clips of a store: itself, or a copy that shares the learned state.
 
-        Its `home` is the detector on the store it was trained on, whose training clips the other store lacks.
+        The copy's `home` is the detector on its training store.
+        raises : errors.InputError for another sample rate
         """
         self._fitted()
         if store is self.store:
@@ -495,7 +487,10 @@ class Detector(abc.ABC):
 
 
 def configured(cls: type[Settings], settings: Settings | None, fields: dict) -> Settings:
-    """Settings of a class with some fields replaced, checked: unknown names, types and ranges are refused."""
+    """Settings of a class with some fields replaced, validated.
+
+    raises : errors.InputError for another class, unknown names, wrong types and values out of range
+    """
     base = cls() if settings is None else settings
     if not isinstance(base, cls):
         raise errors.InputError(f"settings: got {type(base).__name__}, expected {cls.__name__}")
@@ -529,11 +524,10 @@ def _of_store(others: Clips, store: Store) -> np.ndarray:
 
 
 def clip_by_clip(scores: Callable[[object, np.ndarray], Scores]) -> Callable[[object, np.ndarray], Scores]:
-    """A detector's `_scores(rows)` that takes one clip after the other, on one thread.
+    """Decorator for `_scores(rows)` that scores one clip at a time on one thread.
 
-    Matrix products and convolutions of another shape may differ in the last bit. One clip at a time, a clip
-    has the same score to the bit whatever stands beside it: in its study, in a later `asd score`, alone or
-    among others.
+    Matrix products and convolutions may differ in the last bit for other batch shapes; this makes a clip's
+    score bit-identical in its study, in a later `asd score`, alone or among others.
     """
 
     @functools.wraps(scores)
@@ -548,8 +542,8 @@ def clip_by_clip(scores: Callable[[object, np.ndarray], Scores]) -> Callable[[ob
 def score_table(clips: pd.DataFrame, rows: np.ndarray, scores: Scores, seed: int) -> pd.DataFrame:
     """Scores of the clips at `rows` as a score table (schemas.SCORE_COLUMNS).
 
-    rows : int (clips,).  scores : (system, component) -> float (clips,).  raises : errors.InputError for
-        scores that are not finite
+    rows : int (clips,).  scores : (system, component) -> float (clips,)
+    raises : errors.InputError for non-finite scores
     """
     facts = clips.iloc[rows][["machine", "section", "split", "domain", "label", "clip"]]
     parts = [
@@ -562,24 +556,23 @@ def score_table(clips: pd.DataFrame, rows: np.ndarray, scores: Scores, seed: int
 def stand_ins(
     detector: Detector, store: Store, machine: str, *, most: int = 200, seed: int = 0
 ) -> pd.DataFrame:
-    """Scores of clips that stand in for anomalies of a machine: training clips of other machines, as if they
-    were its own.
+    """Scores of pseudo-anomalies of a machine: training clips of other machines, treated as its own.
 
-    What `fusion.view_weights` learns from; they are rows to add to the detector's score table. No test clip
-    and no label is read. OEVAE and the classifier saw these clips in training, as other machines.
+    Rows for the detector's score table, from which `fusion.view_weights` learns. No test clip and no label is
+    used. OEVAE and the classifier were trained on these clips, as other machines.
 
     Parameters
     ----------
     detector : fitted to the machine, or to several
     store : clips of the machine and of others
-    machine : whose anomalies they stand in for
-    most : clips, drawn by `seed`; all detectors get the same ones
+    machine : machine whose anomalies are imitated
+    most : maximum number of clips, drawn by `seed`; the same for all detectors
 
     Returns
     -------
-    Score table: split stand-in, label anomaly, machine, section and domain of the machine, clip "<machine>:
-    <clip>"
-    raises : errors.InputError where the store has no other machine
+    Score table with split stand-in, label anomaly, machine, section and domain of the machine, clip
+    "<machine>: <clip>"
+    raises : errors.InputError if the store has no other machine
     """
     table, own = store.clips, training_rows(store.clips, machine)
     others = np.flatnonzero(
@@ -600,10 +593,10 @@ def stand_ins(
 
 
 def detect(detector: Detector, store: Store, machines: Sequence[str]) -> pd.DataFrame:
-    """Fit a detector to the training clips of the machines (one, or all that share a network) and score all
-    their clips.
+    """Fit a detector to the training clips of some machines and score all their clips.
 
-    returns : score table of the components; test rows as a clip alone would be scored, train rows
+    machines : one machine, or several that share a network
+    returns : score table of the components; test clips are scored independently, training clips
         leave-clip-out
     raises : errors.InputError for a machine without training clips
     """
@@ -612,7 +605,7 @@ def detect(detector: Detector, store: Store, machines: Sequence[str]) -> pd.Data
 
 
 def score_all(detector: Detector, store: Store, machines: Sequence[str]) -> pd.DataFrame:
-    """Scores of all clips of some machines by a detector that is trained; see `detect`."""
+    """Scores of all clips of some machines by a trained detector; see `detect`."""
     detector._prepare()
     test = np.concatenate([machine_rows(store.clips, machine, "test") for machine in machines])
     tables = [detector.training_table_]

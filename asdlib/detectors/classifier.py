@@ -1,20 +1,20 @@
-"""The classification-based detector: one network for all machines, and back-ends on its embeddings.
+"""Classification-based detector: one network for all machines, and back-ends on its embeddings.
 
-The network learns which machine, attribute values and domain a normal training clip has; a clip whose
-embedding lies far from all training embeddings of its machine is anomalous. Classes come from training clips
-only: an attribute value that first occurs in a test clip never becomes one (METHOD 5.4). A class is held out
-in part (`classifier.holdout`, the whole part of that share, so classes of few clips keep them all) for the
-accuracy that is logged; nothing is selected by it.
+The network predicts machine, attribute values and domain of a normal training clip; a clip whose embedding is
+far from all training embeddings of its machine is anomalous. Classes come from training clips only: attribute
+values that first occur in test clips are ignored (METHOD 5.4). Part of each class is held out
+(`classifier.holdout`, rounded down, so small classes are kept whole) for the logged accuracy; it is not used
+for selection.
 
-With `classifier.smote.space = "logmel"` synthetic items take part in training (`synthetic`).
+With `classifier.smote.space = "logmel"` synthetic items are added to training (`synthetic`).
 
-Clips are tiled or cropped to `clip_seconds`: in training from a random place that is drawn anew every epoch,
-for embeddings from the start (METHOD 5.1). A tiled clip starts anywhere in the room that its last copy
-leaves. Waveforms are standardized (`classifier.wave_norm`, METHOD 3.2) before they are mixed: with none, as
-in the cited code, a recording at half the gain scores as an anomaly.
+Clips are tiled or cropped to `clip_seconds`: from a random start drawn anew every epoch in training, from the
+beginning for embeddings (METHOD 5.1). Tiled clips start at random within the slack of their last copy.
+Waveforms are standardized (`classifier.wave_norm`, METHOD 3.2) before mixup: without, as in the cited code, a
+recording at half the gain would score as an anomaly.
 
-Components of the scores: every back-end of `asdlib.scoring.backends`, and `_score`, the one chosen by
-`classifier.backend`. Sources: report 3.1; METHOD 3.5, 5. Notebook: 04_classifier.
+Components: every back-end of `asdlib.scoring.backends`, and `_score` of `classifier.backend`. Sources: report
+3.1; METHOD 3.5, 5. Notebook: 04_classifier.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ EMBEDDINGS = "embeddings.safetensors"
 
 
 class Classifier(ClassifierTraining, Detector):
-    """System `classifier`. Rows may be of several machines: the network is shared, the back-ends belong to
-    one machine (or section) each.
-    """
+    """Detector `classifier`: one network for all machines, back-ends per machine (or section)."""
 
     name, Settings, systems = "classifier", classifier.ClassifierSettings, ("classifier",)
     training_module = "asdlib.detectors.classifier_training"
@@ -50,16 +48,16 @@ class Classifier(ClassifierTraining, Detector):
 
     @classmethod
     def check(cls, settings: classifier.ClassifierSettings) -> None:
-        """Refuse an unknown back-end."""
+        """Check the name of the back-end.  raises : errors.InputError"""
         errors.check_choice("classifier.backend", settings.backend, list(backends.BACKENDS))
 
     def training_settings(self) -> dict:
-        """SMOTE of log-mels takes part in training; SMOTE of embeddings belongs to a back-end."""
+        """Settings that affect training; SMOTE on embeddings only affects a back-end."""
         chosen, smote = super().training_settings(), self.settings.smote
         return chosen if smote.space == "embed" else chosen | {"smote": to_tree(smote)}
 
     def _prepare(self) -> None:
-        """Embeddings of the training clips, which the back-ends refer to."""
+        """Compute the training embeddings."""
         self.trained_target = self.store.clips["domain"].to_numpy()[self.train_rows] == "target"
         self.train_vectors, self._backends = self.compared(self.train_rows), {}
 
@@ -67,8 +65,9 @@ class Classifier(ClassifierTraining, Detector):
         self._backends = {}
 
     def _vectors(self, rows: np.ndarray) -> np.ndarray:
-        """Embeddings of clips, (clips, dim · branches), each computed once: training clips in blocks, which
-        are always the same, any other clip alone.
+        """Embeddings of clips, (clips, dim · branches), cached.
+
+        Training clips are computed in fixed blocks, other clips one by one.
         """
         for block in self._new(rows, self.embeddings):
             self.embeddings.update(zip(block.tolist(), self._embed(block)[0]))
@@ -80,9 +79,9 @@ class Classifier(ClassifierTraining, Detector):
         return [*([new[own]] if own.any() else []), *new[~own, None]]
 
     def parts(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """What the back-ends compare, by the branch it comes from, float32 (clips, dim of the branch): its
-        columns of the embedding, or its stages pooled (none of `fft`), each computed once as embeddings are.
-        Notebook: 04_classifier
+        """Vectors compared by the back-ends per branch, float32 (clips, dim of the branch), cached.
+
+        A branch's columns of the embedding, or its pooled stages (not for `fft`).  Notebook: 04_classifier
         """
         s = self.settings
         if not s.inner:
@@ -98,11 +97,11 @@ class Classifier(ClassifierTraining, Detector):
         return pooling.pool([stages[name] for name in self.settings.layers], self.settings.pooling)
 
     def compared(self, rows: np.ndarray) -> np.ndarray:
-        """`parts` side by side, float32 (clips, dim). Notebook: 04_classifier"""
+        """Concatenated `parts`, float32 (clips, dim). Notebook: 04_classifier"""
         return np.concatenate(list(self.parts(rows).values()), axis=1)
 
     def embedding_inputs(self) -> dict:
-        """Nothing but the network for the embedding of a clip's start."""
+        """Crops, layers, pooling and code; empty for the embedding of a clip's beginning."""
         s, found = self.settings, {}
         if s.crops > 1:
             found["crops"] = s.crops
@@ -111,14 +110,12 @@ class Classifier(ClassifierTraining, Detector):
         return found
 
     def embedded(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """`embedding` float32 (clips, dim · branches), and where stages are compared `inner_<branch>` of
-        each, (clips, dim of the branch).
-        """
+        """`embedding` float32 (clips, dim · branches); with stages `inner_<branch>` (clips, branch dim)."""
         inner = self.parts(rows) if self.settings.inner else {}
         return {"embedding": self._vectors(rows)} | {f"inner_{name}": x for name, x in inner.items()}
 
     def take_embedded(self, rows: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
-        """Embeddings of clips, as of `embedded`."""
+        """Set embeddings from `embedded`."""
         self.embeddings.update(zip(rows.tolist(), arrays["embedding"]))
         inner = {name[6:]: x for name, x in arrays.items() if name.startswith("inner_")}
         for i, row in enumerate(rows.tolist() if inner else ()):
@@ -127,8 +124,9 @@ class Classifier(ClassifierTraining, Detector):
     def _made(
         self, machine: str, columns: slice | np.ndarray, names: Sequence[str]
     ) -> dict[str, backends.Backend]:
-        """Back-ends of a machine, on some columns of its training embeddings. Accepted clips are references
-        one by one, as target clips are.
+        """Back-ends of a machine on some columns of its training embeddings.
+
+        Accepted clips are individual references, like target clips.
         """
         own = self.group == machine
         more = self.accepted.get(machine, self.train_vectors[:0])
@@ -139,14 +137,14 @@ class Classifier(ClassifierTraining, Detector):
             return {name: backends.BACKENDS[name](*parts) for name in names}
 
     def _by_machine(self, rows: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """(machine or section, positions in rows); one that was not trained on is refused."""
+        """Yield (machine or section, positions in rows); raises errors.InputError for one not trained on."""
         of = self.group_of(self.store.clips.iloc[rows])
         for machine in np.unique(of):
             errors.check_choice("machine of a trained classifier", machine, sorted(set(self.group)))
             yield machine, np.flatnonzero(of == machine)
 
     def _backends_of(self, machine: str) -> dict[str, backends.Backend]:
-        """All back-ends of one machine, made when they are first asked for."""
+        """All back-ends of one machine, cached."""
         if machine not in self._backends:
             self._backends[machine] = self._made(machine, slice(None), list(backends.BACKENDS))
         return self._backends[machine]
@@ -158,7 +156,7 @@ class Classifier(ClassifierTraining, Detector):
 
     @clip_by_clip
     def _scores(self, rows: np.ndarray) -> Scores:
-        """Score of clips that are not training clips, by every back-end of their machine."""
+        """Scores of new clips by every back-end of their machine."""
         vectors = self.compared(rows)
         values = {name: np.empty(len(rows)) for name in backends.BACKENDS}
         for machine, where in self._by_machine(rows):
@@ -168,13 +166,11 @@ class Classifier(ClassifierTraining, Detector):
 
     @property
     def unseen(self) -> np.ndarray:
-        """The held-out training clips."""
+        """Held-out training clips."""
         return self.kept_out
 
     def _training_scores(self) -> Scores:
-        """Score of each training clip, leave-clip-out in the back-ends; the network saw all but the held-out
-        ones.
-        """
+        """Leave-clip-out scores of the training clips; the network saw all but the held-out ones."""
         values = {name: np.empty(len(self.train_rows)) for name in backends.BACKENDS}
         for machine, where in self._by_machine(self.train_rows):
             for name, backend in self._backends_of(machine).items():
@@ -182,13 +178,11 @@ class Classifier(ClassifierTraining, Detector):
         return self._named(values)
 
     def branch_scores(self, rows: np.ndarray) -> Scores:
-        """What each branch carries: scores by the chosen back-end on parts of the embeddings that were
-        already made.
+        """Scores by the chosen back-end on parts of the existing embeddings, to compare branches.
 
-        returns : components `all branches`, `only <branch>` (its columns of the embedding and nothing else,
-            in training clips and in the clips scored alike) and `without <branch>` (all other columns). The
-            network is not trained again: a branch by itself is judged
-            as it learnt beside the others, which may have left work to them.  Notebook: 04_classifier
+        returns : components `all branches`, `only <branch>` (only its columns of the embedding, for training
+            and scored clips alike) and `without <branch>` (all other columns). The network is not retrained,
+            so branches are evaluated as trained jointly.  Notebook: 04_classifier
         """
         s, parts = self.settings, self.parts(rows)
         column = np.repeat(np.arange(len(parts)), [x.shape[1] for x in parts.values()])
@@ -205,12 +199,12 @@ class Classifier(ClassifierTraining, Detector):
         return out
 
     def branch_parts(self, rows: np.ndarray) -> np.ndarray:
-        """What each branch adds to the squared distance between a clip and the reference that decides its
-        score, in the space in which the back-end compares them.
+        """Each branch's share of the squared distance to the reference that determines the score.
 
-        returns : float64 (clips, branches), >= 0, in the order of `classifier.branches`, 0 for one that is
-            not compared; the sum of a row is, for `kmeans`, twice the score. Training clips are no reference
-            of their own.  Notebook: 06_embeddings
+        Measured in the space in which the back-end compares vectors.
+        returns : float64 (clips, branches), >= 0, in the order of `classifier.branches`, 0 for branches not
+            compared; for `kmeans` a row sums to twice the score. Training clips are not their own reference.
+            Notebook: 06_embeddings
         """
         rows, parts = np.asarray(rows), self.parts(np.asarray(rows))
         vectors, out = np.concatenate(list(parts.values()), axis=1), np.zeros((len(rows), len(parts)))
@@ -218,7 +212,7 @@ class Classifier(ClassifierTraining, Detector):
         for machine, where in self._by_machine(rows):
             train = (
                 self.train_rows[self.group == machine] if len(self.train_rows) else self.train_rows
-            )  # none of another store
+            )  # empty for another store
             place = {row: i for i, row in enumerate(train.tolist())}
             own = np.array([place.get(row, -1) for row in rows[where].tolist()])
             gap = self._backends_of(machine)[self.settings.backend].gap(vectors[where], own)
@@ -229,12 +223,12 @@ class Classifier(ClassifierTraining, Detector):
         return every
 
     def _save(self, folder: Path) -> None:
-        """Every embedding made, as `embedded` gives them, and `clip` int64 (n,), store rows."""
+        """Save all computed embeddings as given by `embedded`, and `clip` int64 (n,), store rows."""
         rows = np.array(sorted(self.embeddings), dtype=np.int64)
         save_file(self.embedded(rows) | {"clip": rows}, folder / EMBEDDINGS)
 
     def _load(self, folder: Path) -> None:
-        """What `_save` wrote; embeddings of other training clips than these are refused."""
+        """Load what `_save` wrote.  raises : errors.InputError if training clips are missing"""
         found = _read(folder)
         self.take_embedded(found.pop("clip"), found)
         if not set(self.train_rows.tolist()) <= set(self.embeddings):
@@ -244,12 +238,12 @@ class Classifier(ClassifierTraining, Detector):
         self._prepare()
 
     def standardization(self) -> dict[str, np.ndarray]:
-        """`mean` and `std` float32 (clips of the store,): those of each clip's machine."""
+        """`mean` and `std` float32 (clips of the store,) of each clip's machine."""
         arrays = {"mean": self.mean.cpu().numpy(), "std": self.std.cpu().numpy()}
         return arrays if self.settings.wave_norm == "machine" else {}
 
     def take_standardization(self, arrays: dict[str, np.ndarray]) -> None:
-        """As of `standardization`."""
+        """Set statistics from `standardization`."""
         self.mean, self.std = (torch.from_numpy(arrays[name]).to(self.device) for name in ("mean", "std"))
 
     def _moved(self, other: Classifier) -> None:
@@ -260,14 +254,13 @@ class Classifier(ClassifierTraining, Detector):
                 errors.check_choice("machine of a trained classifier", machine, sorted(row_of))
             rows = torch.tensor([row_of[machine] for machine in other.machines], device=self.mean.device)
             other.mean, other.std = self.mean[rows], self.std[rows]
-        other.train_rows = np.empty(0, np.int64)  # none of the other store's clips was trained on
+        other.train_rows = np.empty(0, np.int64)  # no training clips in the other store
 
 
 def load_embeddings(folder: Path) -> tuple[list[int], np.ndarray]:
-    """Store rows and their embeddings float32 (n, dim · branches) of a finished classifier, without its
-    network.
+    """Store rows and embeddings float32 (n, dim · branches) of a finished classifier, without its network.
 
-    raises : errors.InputError for a file that is missing, torn or foreign
+    raises : errors.InputError for a missing, damaged or foreign file
     """
     found = _read(folder)
     return found["clip"].tolist(), found["embedding"]
@@ -285,8 +278,9 @@ def _read(folder: Path) -> dict[str, np.ndarray]:
 
 
 def ablations(settings: classifier.ClassifierSettings) -> dict[str, classifier.ClassifierSettings]:
-    """Settings of the short trainings that notebook 04 compares: `full`, and each regularizer taken out; none
-    if `ablation` is 0.
+    """Settings of the short trainings compared in notebook 04: `full`, and without each regularizer.
+
+    Empty if `ablation` is 0.
     """
     if not settings.ablation:
         return {}

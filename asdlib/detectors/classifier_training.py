@@ -1,6 +1,6 @@
-"""Fit and embed of the classification-based detector: classes, batches, training, embeddings.
+"""Training of the classification-based detector: classes, batches, training loop, embeddings.
 
-`classifier.Classifier` adds the scores; nothing here knows of them.
+Scores are added by `classifier.Classifier`.
 
 Sources: report 3.1; METHOD 3.5, 5. Notebook: 04_classifier.
 """
@@ -22,12 +22,13 @@ from asdlib.data.store import BATCH_SAMPLES, Store, machine_statistics, segment_
 from asdlib.models import classifier, training
 from asdlib.models.classifier import Batch
 
-WEIGHTS, SPLIT = 4, 5  # streams of the seed: initial weights, held-out clips
-FEWEST_CLIPS = 3  # training clips of a machine: one to be scored, one reference, and that one's neighbor
+WEIGHTS, SPLIT = 4, 5  # random streams: initial weights, held-out clips
+FEWEST_CLIPS = 3  # per machine: the scored clip, a reference, and its neighbor
 
 
 def held_out(classes: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """A bool (n,): the whole part of `share` of each class's clips, drawn by the seed, never all of them.
+    """Held-out mask, bool (n,): floor(share · size) clips of each class, drawn by the seed.
+
     classes : int or str (n,)
     """
     out = np.zeros(len(classes), bool)
@@ -39,9 +40,9 @@ def held_out(classes: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 class ClassifierTraining:
-    """What the classifier learns: `net`, its `classes`, `kept_out` bool (training clips,) and `history`.
+    """State learned by the classifier: `net`, `classes`, `kept_out` bool (training clips,) and `history`.
 
-    The fields declared here are those of `base.Detector`.
+    The annotated attributes belong to `base.Detector`.
     """
 
     settings: classifier.ClassifierSettings
@@ -54,7 +55,7 @@ class ClassifierTraining:
     history: pd.DataFrame
 
     def _open(self) -> None:
-        """Classes, the held-out clips, and a network with fresh weights."""
+        """Set up classes, held-out clips, and a network with initial weights."""
         self._read(self.store)
         names = training_classes(self.store.clips)[self.train_rows]
         self.classes, self.codes = np.unique(names.to_numpy(dtype=object).astype(str), return_inverse=True)
@@ -64,7 +65,7 @@ class ClassifierTraining:
                 " take classifier out of systems"
             )
         for machine, count in zip(*np.unique(self.machines[self.train_rows], return_counts=True)):
-            if count < FEWEST_CLIPS:  # said before hours of training, not after
+            if count < FEWEST_CLIPS:  # fail before training, not after
                 raise errors.InputError(
                     f"machine {machine} has {count} training clip{'s' * int(count > 1)}, the classifier's"
                     f" back-ends expect at least {FEWEST_CLIPS}; add recordings or leave it out with"
@@ -79,19 +80,20 @@ class ClassifierTraining:
         self._pairs: augment.MixPairs | None = None
 
     def _read(self, store: Store) -> None:
-        """Take clips from a store from now on."""
+        """Use the clips of a store."""
         self.rate, self.resident, self.machines = (
             store.rate,
             store.to(self.device),
             store.clips["machine"].to_numpy(),
         )
         self.length = round(self.settings.clip_seconds * self.rate)
-        self.embeddings: dict[int, np.ndarray] = {}  # store row: its embedding
-        self.inner: dict[int, dict[str, np.ndarray]] = {}  # store row: branch: its pooled stages
+        self.embeddings: dict[int, np.ndarray] = {}  # store row -> embedding
+        self.inner: dict[int, dict[str, np.ndarray]] = {}  # store row -> branch -> pooled stages
 
     def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """For wave_norm = "machine": mean and std of its machine's training clips for every clip of the
-        store, (clips,) on the device.
+        """Mean and std of the training clips of each store clip's machine, (clips,) on the device.
+
+        Only for wave_norm = "machine", otherwise 0 and 1.
         """
         mean, std = np.zeros(len(self.machines), np.float32), np.ones(len(self.machines), np.float32)
         of = self.machines[self.train_rows]
@@ -101,9 +103,7 @@ class ClassifierTraining:
         return torch.from_numpy(mean).to(self.device), torch.from_numpy(std).to(self.device)
 
     def _waves(self, rows: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-        """Standardized waveforms of `clip_seconds`, float32 (n, samples): by themselves, by their machine, or
-        as they are.  rows, starts : (n,)
-        """
+        """Waveforms of `clip_seconds`, float32 (n, samples), standardized.  rows, starts : (n,)"""
         wave = self.resident.segments(rows, starts, self.length)
         if self.settings.wave_norm == "none":
             return wave
@@ -115,7 +115,7 @@ class ClassifierTraining:
         )
 
     def _train(self, others: np.ndarray) -> None:
-        """Train on the training clips of all machines, less the held-out ones."""
+        """Train on the training clips of all machines, excluding the held-out ones."""
         self._open()
         s = self.settings
         self.history = training.fit(
@@ -131,12 +131,11 @@ class ClassifierTraining:
         )
 
     def synthetic(self) -> augment.MixPairs:
-        """SMOTE items of training, as pairs of positions among the training clips that are not held out; none
-        but for `smote.space` = "logmel".
+        """SMOTE items for training, as pairs of indices into the training clips that are not held out.
 
-        Within a machine every class of two clips or more is brought to `smote.ratio` of the largest one.
-        Neighbors are sought among the log-mels of the class's clips, from their start; a class of few clips
-        has as many neighbors as there are. Source: report 2.2, 4.2; METHOD 4.13
+        Empty unless `smote.space` = "logmel". Within a machine, every class of two or more clips is
+        oversampled to `smote.ratio` of the largest class. Neighbors are searched among log-mels of the
+        beginning of the class's clips; k is capped by the class size. Source: report 2.2, 4.2; METHOD 4.13
         """
         s = self.settings.smote
         if self._pairs is None:
@@ -151,7 +150,7 @@ class ClassifierTraining:
                 own = np.flatnonzero(codes == code)
                 mels = self._log_mels(used[own])
                 x = np.zeros((len(own) + largest, mels.shape[1]), np.float32)
-                x[: len(own)] = mels  # of the largest class only the number counts
+                x[: len(own)] = mels  # only the size of the largest class matters
                 of_class, clips = np.arange(len(x)) < len(own), np.arange(len(x))
                 made = augment.smote(
                     x, of_class, clips, ratio=s.ratio, k=min(s.k, len(own) - 1), seed=self.seed
@@ -166,7 +165,7 @@ class ClassifierTraining:
 
     @torch.inference_mode()
     def _log_mels(self, rows: np.ndarray) -> np.ndarray:
-        """Log-mel of clips from their start, float32 (clips, bands · frames)."""
+        """Log-mels of the beginning of clips, float32 (clips, bands · frames)."""
         s, out = self.settings, []
         shape = {"n_fft": s.n_fft, "win": s.n_fft, "hop": s.hop_length, "n_mels": s.n_mels}
         for index in self._blocks(rows):
@@ -176,20 +175,21 @@ class ClassifierTraining:
         return np.concatenate(out)
 
     def _batches(self, generator: torch.Generator) -> Iterator[Batch]:
-        """One epoch: every clip once, from its place of this epoch, mixed, as features and soft labels; and
-        every synthetic item once, its branch inputs interpolated by one weight between those of its parents,
-        never mixed with another. Nothing here waits for a GPU.
+        """Batches of one epoch, without host synchronization.
+
+        Every clip occurs once, cropped at this epoch's start and mixed. Every synthetic item occurs once, its
+        branch inputs interpolated between those of its parents by one weight, without mixup.
         """
         s, device, home = self.settings, self.device, self.resident.samples.device
         used, pairs = np.flatnonzero(~self.kept_out), self.synthetic()
         real, made = len(used), len(pairs)
-        # clips, then first, then second parents
+        # clips, first parents, second parents
         clip = torch.cat([torch.arange(real), pairs.first, pairs.second])
         rows = torch.from_numpy(self.train_rows[used])[clip].to(home)
         labels = F.one_hot(torch.from_numpy(self.codes[used]), len(self.classes)).float()[clip].to(device)
         weight = torch.cat([torch.ones(real), pairs.weight]).to(device)
         count = self.resident.count[rows]
-        room = (self.length + count - 1) // count * count - self.length  # of the copies that cover the length
+        room = (self.length + count - 1) // count * count - self.length  # slack of the tiled copies
         place = torch.rand(len(rows), generator=generator, device=generator.device, dtype=torch.float64).to(
             home
         )
@@ -202,7 +202,7 @@ class ClassifierTraining:
                 plain = new[blend.first] | new[blend.second]
                 blend = dataclasses.replace(blend, weight=torch.where(plain, 1.0, blend.weight))
             inputs = classifier.branch_inputs(blend.of(wave), s, self.rate)
-            if made:  # of a clip the other parent is the clip itself, at weight 0
+            if made:  # a real clip is its own other parent, at weight 0
                 other = torch.where(index >= real, index + made, index)
                 second = classifier.branch_inputs(self._waves(rows[other], starts[other]), s, self.rate)
                 share = weight[index.to(device)]
@@ -217,7 +217,7 @@ class ClassifierTraining:
             yield torch.as_tensor(block, device=self.resident.samples.device)
 
     def _inputs(self, rows: np.ndarray, crop: int = 0) -> Iterator[dict[str, torch.Tensor]]:
-        """Branch inputs of clips, in blocks that fit: from the start, or another of the `crops`."""
+        """Branch inputs of clips in blocks, from the beginning or at another of the `crops`."""
         for index in self._blocks(rows):
             counts = self.resident.count[index].tolist()
             starts = [segment_starts(count, self.settings.crops, self.length)[crop] for count in counts]
@@ -228,9 +228,7 @@ class ClassifierTraining:
     def _over_crops(
         self, rows: np.ndarray, of: Callable[[dict[str, torch.Tensor]], torch.Tensor]
     ) -> np.ndarray:
-        """Mean over the crops of each clip of what `of` makes of branch inputs, float32 (clips, dim). Always
-        computed in float32.
-        """
+        """Mean of `of(inputs)` over the crops of each clip, float32 (clips, dim), in full precision."""
         crops = [
             np.concatenate([of(inputs).cpu().numpy() for inputs in self._inputs(rows, crop)])
             for crop in range(self.settings.crops)
@@ -238,7 +236,7 @@ class ClassifierTraining:
         return np.mean(crops, axis=0)
 
     def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Embedding of each clip before the heads, float32 (clips, dim · branches), and one item per clip."""
+        """Clip embeddings before the heads, float32 (clips, dim · branches); one item per clip."""
         return self._over_crops(rows, self.net), np.arange(len(rows))
 
     @torch.inference_mode()
@@ -254,11 +252,10 @@ class ClassifierTraining:
 
     @torch.inference_mode()
     def accuracy(self) -> pd.DataFrame:
-        """How often the plain head names the machine and the class of held-out training clips.
+        """Accuracy of the plain head on held-out training clips, for machine and class.
 
-        returns : machine, clips (held out), machine_accuracy (the likeliest class is of this machine),
-            class_accuracy; no row for a
-            machine without held-out clips.  Notebook: 04_classifier
+        returns : machine, clips (held out), machine_accuracy (most likely class is of this machine),
+            class_accuracy; no row for a machine without held-out clips.  Notebook: 04_classifier
         """
         columns = ["machine", "clips", "machine_accuracy", "class_accuracy"]
         if not self.kept_out.any():
@@ -274,10 +271,10 @@ class ClassifierTraining:
         return table.reset_index()[columns]
 
     def _save_training(self, folder: Path) -> None:
-        """The weights."""
+        """Save the weights."""
         training.save_weights(self.net, folder / "weights.safetensors")
 
     def _load_training(self, folder: Path) -> None:
-        """What `_save_training` wrote."""
+        """Load what `_save_training` wrote."""
         self._open()
         training.load_weights(self.net, folder / "weights.safetensors")

@@ -1,18 +1,17 @@
-"""Outlier exposure: segments of the target machine against as many of other machines, batch by batch on the
-device.
+"""Outlier exposure: batches of target segments and as many segments of other machines.
 
 Conventions
 -----------
 An epoch visits every target segment (and every synthetic one) once, in batches of half target, half
-pseudo-anomalous segments. Pseudo-anomalies are normal training clips of all other machines of the store:
-machines are drawn uniformly, then one of the machine's segments; with `near` a part of them comes from the
-machines that sound most like the target. Supplemental clips (`data.supplemental`) count as one more machine:
-noise of any machine, and clean sound of other machines than the target. All draws of an epoch are made at its
-start from the epoch's generator; after that a batch is a gather by index, mixed, turned into log-mel and
-labeled on the device, and nothing waits for the host.
+pseudo-anomalous segments. Pseudo-anomalies are normal training clips of all other machines of the store: a
+machine is drawn uniformly, then one of its segments; with `near` a share comes from the machines that sound
+most similar to the target. Supplemental clips (`data.supplemental`) count as one more machine: noise of any
+machine, and clean sound of other machines. All draws of an epoch are made at its start from the epoch's
+generator. Batches are then gathered by index, mixed, transformed to log-mels and labeled on the device
+without host synchronization.
 
-t is 1 for target segments and their mixtures with each other, 0 for pseudo-anomalies, between for a mixture
-of both (`mixup.outliers`), which therefore has no v and never reaches a VAE term.
+t is 1 for target segments and mixtures of them, 0 for pseudo-anomalies, and in between for a mixture of both
+(`mixup.outliers`), which has no v and is excluded from the VAE terms.
 
 Sources: report 4.2; METHOD 3.2, 3.4, 3.9, 4.3, 4.8, 4.9, 4.21, 6.3.  Notebook: 05_oevae
 """
@@ -34,14 +33,13 @@ from asdlib.data.index import attribute_keys
 from asdlib.data.store import BATCH_SAMPLES, Store, machine_statistics, segment_starts, standardize
 from asdlib.models import oevae
 
-NEAREST = 0.25  # of the other machines, at least one, count as near
-LISTEN = 32  # clips of a machine that are compared to find the nearest machines
+NEAREST = 0.25  # share of the other machines that count as near, at least one
+LISTEN = 32  # clips per machine compared to find the nearest machines
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Segments of clips, tensors (n,) on the device: store row, first sample, mean and std that standardize
-    them.
+    """Segments of clips as tensors (n,) on the device: store row, first sample, standardization mean and std.
 
     whole : whether every segment lies within its clip
     """
@@ -57,18 +55,16 @@ class Segments:
         return len(self.row)
 
     def __getitem__(self, index: Tensor) -> Segments:
-        """The segments at these positions (n,)."""
+        """Select segments by index (n,)."""
         return Segments(self.row[index], self.start[index], self.mean[index], self.std[index], self.whole)
 
     def distinct(self) -> Tensor:
-        """Positions of all segments but those that repeat the one before: a clip no longer than a segment has
-        only one.
-        """
+        """Indices of segments that differ from their predecessor (short clips repeat the same segment)."""
         new = (self.row.diff() != 0) | (self.start.diff() != 0)
         return torch.cat([new.new_ones(1), new]).nonzero()[:, 0]
 
     def joined(self, other: Segments) -> Segments:
-        """These, then the others."""
+        """Concatenation with other segments."""
         pairs = [
             torch.cat([getattr(self, name), getattr(other, name)]) for name in ("row", "start", "mean", "std")
         ]
@@ -76,10 +72,10 @@ class Segments:
 
 
 class SegmentFeatures:
-    """From store rows to segments, and from segments to the log-mel that the network sees (OEVAEFeatures).
+    """Segments of store rows, and their log-mels as network input (OEVAEFeatures).
 
-    train_rows : the target machine's training clips; with wave_norm = "machine" their one mean and std
-        standardize everything, pseudo-anomalies too (METHOD 6.3)
+    train_rows : training clips of the target machine; with wave_norm = "machine" their mean and std
+        standardize all segments, including pseudo-anomalies (METHOD 6.3)
     """
 
     def __init__(self, store: Store, device: torch.device, settings, train_rows: np.ndarray):
@@ -89,7 +85,7 @@ class SegmentFeatures:
         self.fixed = machine_statistics(store, train_rows) if self.settings.wave_norm == "machine" else None
 
     def on(self, store: Store) -> SegmentFeatures:
-        """The same front for the clips of another store, standardized as before."""
+        """Same features for another store, with unchanged standardization."""
         other = copy.copy(self)
         other.store = store.to(self.store.device)
         return other
@@ -109,7 +105,7 @@ class SegmentFeatures:
         return Segments(row, start, mean, std, bool((samples >= self.length).all()))
 
     def _statistics(self, rows: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and std of each whole clip, or the machine's."""
+        """Mean and std of each clip, or of the machine."""
         mean, std = (np.full(len(rows), value, np.float32) for value in self.fixed or (0.0, 1.0))
         for size in np.unique(samples) if self.fixed is None else []:
             where = np.flatnonzero(samples == size)
@@ -125,7 +121,7 @@ class SegmentFeatures:
         )
 
     def log_mel(self, waves: Tensor) -> Tensor:
-        """float32 (n, 1, mels, frames), dB."""
+        """Log-mels of waveforms (n, samples), float32 (n, 1, mels, frames), dB."""
         s = self.settings
         shape = {
             "n_fft": s.n_fft,
@@ -139,7 +135,7 @@ class SegmentFeatures:
 
     @torch.inference_mode()
     def all_log_mels(self, items: Segments) -> Tensor:
-        """Log-mel of many segments, block by block."""
+        """Log-mels of many segments, computed in blocks."""
         step = max(1, BATCH_SAMPLES // self.length)
         return torch.cat(
             [
@@ -150,13 +146,11 @@ class SegmentFeatures:
 
 
 def attribute_labels(table: pd.DataFrame, v: np.ndarray) -> np.ndarray:
-    """What the attribute head tells apart: float32 (clips, classes), 1 for each attribute value, or section,
-    that a clip has.
+    """Labels of the attribute head, float32 (clips, classes): 1 for each attribute value of a clip.
 
     table : rows of the target machine's training clips.  v : (clips,) their condition
-    Columns are the pairs of attribute key and value; without any, the sections; with a single one, the values
-    of v, which
-    stand for an attribute there (report 4.1).  Source: L_section, METHOD 6.3, 3.9
+    Columns are (attribute key, value) pairs; without attributes, the sections; with a single section, the
+    values of v as a substitute (report 4.1).  Source: L_section, METHOD 6.3, 3.9
     """
     keys = attribute_keys(table)
     named = (
@@ -177,9 +171,7 @@ def attribute_labels(table: pd.DataFrame, v: np.ndarray) -> np.ndarray:
 def nearest_machines(
     store: Store, device: torch.device, settings, machine: str, others: list[str]
 ) -> list[str]:
-    """Of the other machines, those whose mean log-mel over their first training clips is closest to the
-    target's; nearest first.
-    """
+    """Machines with the mean log-mel (first training clips) closest to the target's, nearest first."""
     table = store.clips
     normal = (table["split"] == "train") & (table["label"] == "normal")
     centers = {}
@@ -192,10 +184,9 @@ def nearest_machines(
 
 
 def draw_weights(machine: np.ndarray, near: list[str], share: float) -> np.ndarray:
-    """Probability of each pseudo-anomalous item, (n,): machines alike, then items alike; `share` of it on the
-    near machines.
+    """Sampling probability of each pseudo-anomalous item, (n,): uniform over machines, then over their items.
 
-    machine : (n,) machine of each item
+    machine : (n,) machine of each item.  near, share : probability mass reserved for the near machines
     """
     names, code, counts = np.unique(machine, return_inverse=True, return_counts=True)
     is_near = np.isin(names, near)
@@ -205,10 +196,10 @@ def draw_weights(machine: np.ndarray, near: list[str], share: float) -> np.ndarr
 
 @dataclass(frozen=True)
 class Target:
-    """The target machine's training items, tensors (n,) on the device; synthetic items stand last.
+    """Training items of the target machine, tensors (n,) on the device; synthetic items last.
 
-    prior : float, k·v; conditioned : bool; labels : float (n, A); mels : log-mel of the synthetic items, None
-        without
+    prior : float, k·v; conditioned : bool; labels : float (n, A); mels : log-mels of the synthetic items, or
+        None
     """
 
     items: Segments
@@ -222,12 +213,12 @@ class Target:
         return len(self.items)
 
     def with_synthetic(self, blend: augment.MixPairs, mels: Tensor) -> Target:
-        """The same and new items interpolated between pairs of them (SMOTE in log-mel space)."""
+        """Copy with items interpolated between pairs added (SMOTE in log-mel space)."""
         same = torch.zeros(len(self), dtype=torch.int64, device=self.prior.device)
         prior, conditioned = blend.condition(self.prior, self.conditioned, same)
         parents = self.items[
             blend.first.to(same.device)
-        ]  # stand for the new items where a row is needed; their sound is never used
+        ]  # provides store rows for the new items; its audio is not used
         new = (
             torch.cat([self.prior, prior]),
             torch.cat([self.conditioned, conditioned]),
@@ -237,7 +228,7 @@ class Target:
 
 
 def same_segments(front: SegmentFeatures) -> str:
-    """What to say where all segments of every clip of the store start at its first sample; "" elsewhere."""
+    """Notice for a store without clips longer than a segment, else ""."""
     s = front.settings
     if s.segments == 1 or front.store.clips["samples"].max() > front.length:
         return ""
@@ -248,7 +239,7 @@ def same_segments(front: SegmentFeatures) -> str:
 
 
 class OutlierExposureBatches:
-    """The batches of one target machine's training.
+    """Training batches of one target machine.
 
     others, weights : items of the other machines and their probabilities, float64 (m,)
     """
@@ -284,16 +275,15 @@ class OutlierExposureBatches:
         return -(-len(self.target) // self.half)
 
     def draw_others(self, n: int, generator: torch.Generator) -> Tensor:
-        """Positions in `others` of n pseudo-anomalies, int64 (n,)."""
+        """Indices into `others` of n pseudo-anomalies, int64 (n,)."""
         dice = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
         return torch.searchsorted(self.cumulative, dice).clamp_(max=len(self.others) - 1)
 
     def plan(self, generator: torch.Generator) -> tuple[Tensor, augment.MixPairs]:
-        """One epoch: items (2n,) in the order of the batches, target before pseudo-anomalous in each, and who
-        is mixed with whom.
+        """Item indices of one epoch (2n,) in batch order, target first in each batch, and their mixup pairs.
 
-        Partners are of the same batch; without `mixup.outliers` target segments mix among themselves, and so
-        do the others.
+        Partners come from the same batch; without `mixup.outliers` also from the same side (target or
+        pseudo-anomalous).
         """
         n, device, mix = len(self.target), self.t.device, self.settings.mixup
         order = torch.randperm(n, generator=generator, device=device)
@@ -305,11 +295,11 @@ class OutlierExposureBatches:
         blend = augment.draw_mixup(2 * n, prob=mix.prob, beta=mix.beta, generator=generator, groups=groups)
         plain = (
             self.made[index[blend.first]] | self.made[index[blend.second]]
-        )  # a synthetic item has no sound that could be mixed
+        )  # synthetic items have no waveform to mix
         return index, dataclasses.replace(blend, weight=torch.where(plain, 1.0, blend.weight))
 
     def batches(self, generator: torch.Generator, kl_weight=lambda: 1.0) -> Iterator[oevae.Batch]:
-        """One epoch's batches.  kl_weight : gives the weight of the KL terms of the next step"""
+        """Batches of one epoch.  kl_weight : returns the KL weight of the next step"""
         index, blend = self.plan(generator)
         for low in range(0, len(index), 2 * self.half):
             part = slice(low, min(low + 2 * self.half, len(index)))
@@ -317,7 +307,7 @@ class OutlierExposureBatches:
             yield self.batch(index[part], mixed, kl_weight())
 
     def batch(self, index: Tensor, blend: augment.MixPairs, kl_weight=1.0) -> oevae.Batch:
-        """Items by position, mixed: sound, t, prior and labels move together."""
+        """Batch of items by index, with waveforms, t, prior and labels mixed consistently."""
         x = self.front.log_mel(blend.of(self.front.waves(self.items[index])))
         if self.target.mels is not None:
             first = len(self.target) - len(self.target.mels)
@@ -333,9 +323,9 @@ class OutlierExposureBatches:
 def target_items(
     front: SegmentFeatures, rows: np.ndarray, prior: np.ndarray, conditioned: np.ndarray, labels: np.ndarray
 ) -> Target:
-    """Items of some of the target machine's training clips.
+    """Items of training clips of the target machine.
 
-    prior, conditioned : (clips,) of `prior_means`.  labels : float32 (clips, A) of `attribute_labels`
+    prior, conditioned : (clips,) from `prior_means`.  labels : float32 (clips, A) from `attribute_labels`
     """
     items, count = front.items(rows), front.settings.segments
     spread = (
@@ -347,7 +337,7 @@ def target_items(
 
 
 def prior_means(v: np.ndarray, k: float, center: float) -> tuple[np.ndarray, np.ndarray]:
-    """k·(v − center), float32 (n,), and whether there is a v at all, bool (n,).
+    """Prior means k·(v − center), float32 (n,), and whether v is known, bool (n,).
 
     v : (n,), NaN where unknown.  center : 0 as printed, or the mean of v over the training clips
         (`condition.center`, METHOD 4.5)
@@ -357,8 +347,9 @@ def prior_means(v: np.ndarray, k: float, center: float) -> tuple[np.ndarray, np.
 
 
 def held_out(groups: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Clips kept out of training, bool (clips,): `share` of each group (domain, machine), at least one where
-    there are two or more.
+    """Held-out mask, bool (clips,): `share` of each group, at least one clip of two or more.
+
+    groups : (clips,) domain or machine
     """
     out = np.zeros(len(groups), bool)
     for name in np.unique(groups) if share > 0 else []:
@@ -370,7 +361,7 @@ def held_out(groups: np.ndarray, share: float, rng: np.random.Generator) -> np.n
 def with_supplemental(store: Store, machine: str, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Store rows of all pseudo-anomalies of a machine, int (n,), and the machine each counts as, str (n,).
 
-    others : int (clips,), rows of clips of other machines, which supplemental clips follow
+    others : int (clips,), rows of clips of other machines; supplemental clips are appended
     """
     table = store.supplemental
     rows = table.index[(table["content"] == "noise") | (table["machine"] != machine)] if len(table) else []
@@ -379,9 +370,9 @@ def with_supplemental(store: Store, machine: str, others: np.ndarray) -> tuple[n
 
 
 def check_machines(table: pd.DataFrame, rows: np.ndarray, others: np.ndarray) -> None:
-    """Refuse (errors.InputError) training clips of several machines, and pseudo-anomalies that are none.
+    """Check that training clips are of one machine and pseudo-anomalies are normal clips of others.
 
-    rows, others : int (clips,) of the store
+    rows, others : int (clips,) of the store.  raises : errors.InputError
     """
     machine = table["machine"].iloc[rows].unique()
     if len(machine) != 1:

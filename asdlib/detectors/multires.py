@@ -1,5 +1,5 @@
-"""Multi-resolution density: statistics of log-mels at several resolutions and a modulation spectrum, compared
-with the training clips. Nothing is trained. Notebook: 03_baseline
+"""Density of log-mel statistics at several resolutions and a modulation spectrum. Training-free.
+Notebook: 03_baseline
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ class MultiResolutionSettings(Settings):
 
     @property
     def finest(self) -> int:
-        """Place of the shortest window."""
+        """Index of the shortest window."""
         return self.n_fft.index(min(self.n_fft))
 
     @property
     def views(self) -> dict[str, int]:
-        """Features of each view, by its name."""
+        """Number of features per view, by name."""
         found = {f"mel{n_fft}": 2 * n_mels for n_fft, n_mels in zip(self.n_fft, self.n_mels)}
         if self.modulation_groups:
             found["modulation"] = self.modulation_groups * self.modulation_bins
@@ -79,29 +79,27 @@ class MultiResolutionSettings(Settings):
 
     @property
     def parts(self) -> list[tuple[str, str]]:
-        """(view, back-end) of each score that the final one is the mean of."""
+        """(view, back-end) of each score that is averaged into the final one."""
         kinds = ("density", "mahalanobis") if self.backend == "both" else (self.backend,)
         return list(itertools.product(self.views, kinds))
 
 
-LOW_HZ, HIGH_HZ = 50.0, 8000.0  # of the mel bands; at low rates up to half the rate
+LOW_HZ, HIGH_HZ = 50.0, 8000.0  # range of the mel bands, capped at half the sample rate
 
 
 class MultiResolution(Detector):
-    """Mean over views of how far a clip lies from the training clips, relative to how far these lie apart.
-    Nothing is trained.
+    """Mean over views of a clip's distance to the training clips, relative to their local density.
 
-    Views of a clip of mean 0 and variance 1: mean and standard deviation over time of a log-mel at each
-    window, and the modulation spectrum of its level in groups of bands. In each view every feature is
-    divided by its standard deviation over the training clips, and the score is the mean of the k smallest
-    distances to a training clip, each divided by that clip's mean distance to its own nearest ones
-    (`density_scores`); `multires.backend` offers the Mahalanobis distance instead, or both. The scores, each
-    less the mean and over the standard deviation of the training clips' own scores, are averaged: 0 is a
-    usual normal clip, 1 a standard deviation above.
+    Training-free. Views of a standardized clip: mean and standard deviation over time of a log-mel at each
+    window, and the modulation spectrum of its level in groups of bands. Each feature is divided by its
+    standard deviation over the training clips. A view's score is the mean of the k smallest distances to a
+    training clip, each divided by that clip's mean distance to its nearest neighbors (`density_scores`);
+    `multires.backend` selects the Mahalanobis distance instead, or both. View scores are z-scored by the
+    training clips' own scores and averaged: 0 is a typical normal clip, 1 is one standard deviation above.
 
-    A training clip is scored without being a reference, a neighbor of one, or part of the deviations.
-    Features and scores are float64. Components: the score of each view, by Mahalanobis distance
-    "<view>_mahalanobis", and `score`.
+    When scored, a training clip is excluded from references, neighbors and deviations. Features and scores
+    are float64. Components: the score of each view ("<view>_mahalanobis" for Mahalanobis distances), and
+    `score`.
 
     Source: METHOD 3.6, 3.10.  Notebook: 03_baseline
     """
@@ -111,9 +109,9 @@ class MultiResolution(Detector):
     training_module = "asdlib.features"
     scoring_settings = ("backend", "k", "neighbors")
 
-    @training.one_thread()  # sums are then the same to the bit in every process
+    @training.one_thread()  # bit-identical sums in every process
     def _prepare(self) -> None:
-        """Remember the training clips' features and score them."""
+        """Compute and score the training features."""
         self.train = self._features(self.train_rows)
         self.left_out = np.empty((len(self.train), len(self.settings.parts)))
         for group in np.unique(self.group):
@@ -122,7 +120,7 @@ class MultiResolution(Detector):
         self._remember()
 
     def _remember(self) -> None:
-        """Of each group and view: the references, and the scale of the training clips' scores."""
+        """Build references and score scales per group and view."""
         neighbors, self.references, self.scales = self.settings.neighbors, {}, {}
         for group in np.unique(self.group):
             own = self.group == group
@@ -134,13 +132,13 @@ class MultiResolution(Detector):
             self.scales[group] = [ZScore.fit(scores) for scores in self.left_out[own].T]
 
     def compared(self, rows: np.ndarray) -> np.ndarray:
-        """All views side by side, float64 (clips, features)."""
+        """Concatenated views, float64 (clips, features)."""
         return self._features(rows)
 
     _accept = _remember
 
     def _parts(self, vectors: np.ndarray) -> list[tuple[np.ndarray, str]]:
-        """Features of a view, (n, dim), and the back-end that scores them, of every score."""
+        """Features (n, dim) and back-end of every score."""
         views = dict(zip(self.settings.views, self.split(vectors)))
         return [(views[view], kind) for view, kind in self.settings.parts]
 
@@ -160,12 +158,13 @@ class MultiResolution(Detector):
         return np.stack(found, axis=1)
 
     def split(self, vectors: np.ndarray) -> list[np.ndarray]:
-        """Embeddings (n, features) as those of each view, (n, dim)."""
+        """Split embeddings (n, features) into views, each (n, dim)."""
         return np.split(vectors, np.cumsum(list(self.settings.views.values()))[:-1], axis=1)
 
     def _features(self, rows: np.ndarray) -> np.ndarray:
-        """All views of clips side by side, dB: float64 (clips, features). Clips of one length go together;
-        one shorter than the longest window is repeated until it fills it.
+        """Concatenated views of clips, dB: float64 (clips, features).
+
+        Clips of equal length are batched; clips shorter than the longest window are repeated to fill it.
         """
         samples = np.maximum(self.store.clips["samples"].to_numpy()[rows], max(self.settings.n_fft))
         out = np.empty((len(rows), sum(self.settings.views.values())))
@@ -192,12 +191,12 @@ class MultiResolution(Detector):
         return torch.cat(found, dim=1)
 
     def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All views side by side, dB: float32 (clips, features), and one item per clip."""
+        """Concatenated views, dB: float32 (clips, features); one item per clip."""
         return self._features(rows).astype(np.float32), np.arange(len(rows))
 
     @clip_by_clip
     def _scores(self, rows: np.ndarray) -> Scores:
-        """Scores of clips that are not training clips."""
+        """Scores of new clips."""
         [group] = self.group_of(self.store.clips.iloc[rows])  # one clip at a time
         found = [
             density_scores(x, references, k=self.settings.k)
@@ -208,11 +207,11 @@ class MultiResolution(Detector):
         return self._named(np.stack(found, axis=1), np.array([group]))
 
     def _training_scores(self) -> Scores:
-        """Score of each training clip against the others."""
+        """Leave-one-out scores of the training clips."""
         return self._named(self.left_out, self.group)
 
     def _named(self, scores: np.ndarray, group: np.ndarray) -> Scores:
-        """Scores (clips, parts) by name, with the mean of the standardized ones."""
+        """Scores (clips, parts) by name, and their standardized mean."""
         final = np.empty(len(scores))
         for one in np.unique(group):
             own = group == one
@@ -223,13 +222,13 @@ class MultiResolution(Detector):
         return {("multires", name): column for name, column in zip([*names, "score"], [*scores.T, final])}
 
     def _save(self, folder: Path) -> None:
-        """The references and the training clips' scores, as safetensors."""
+        """Save references and training scores as safetensors."""
         tensors = {"train": self.train, "left_out": self.left_out}
         (folder / "references.safetensors").write_bytes(save(tensors))
 
     @training.one_thread()
     def _load(self, folder: Path) -> None:
-        """What `save` wrote."""
+        """Load what `_save` wrote."""
         found = io.tensors(folder / "references.safetensors", {"train": 2, "left_out": 2})
         self.train, self.left_out = found["train"], found["left_out"]
         self._remember()

@@ -22,15 +22,14 @@ class NearestNeighborSettings(Settings):
     k: int = setting(2, "neighbors whose distance is averaged (METHOD 3.6)", 1, 100)
 
 
-SMALLEST_DB = 1e-3  # a feature that varies less is as good as constant
+SMALLEST_DB = 1e-3  # lower bound; features that vary less are treated as constant
 
 
 class NearestNeighbor(Detector):
-    """Mean distance to the k nearest training clips on [mean, standard deviation over time] of a log-mel.
-    Nothing is trained.
+    """Mean distance to the k nearest training clips on the mean and std over time of a log-mel.
 
-    Each of the 2 · n_mels features is divided by its standard deviation over the training clips, so that no
-    band rules by its size; for a training clip, over the other training clips.
+    Training-free. Each of the 2 · n_mels features is divided by its standard deviation over the training
+    clips, so that no band dominates; for a training clip, over the other training clips.
     """
 
     name, Settings, systems = "baseline_knn", NearestNeighborSettings, ("baseline_knn",)
@@ -39,13 +38,11 @@ class NearestNeighbor(Detector):
     scoring_settings = ("k",)
 
     def _prepare(self) -> None:
-        """Remember the training clips' features."""
+        """Compute the training features."""
         self.train, _ = self._embed(self.train_rows)
 
     def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation over time per band, dB: float32 (clips, 2 · n_mels), and one item per
-        clip.
-        """
+        """Mean and std over time per band, dB: float32 (clips, 2 · n_mels); one item per clip."""
         n_mels, rate = self.settings.n_mels, self.store.rate
         mel, lengths = frames_of(
             self.store,
@@ -59,7 +56,7 @@ class NearestNeighbor(Detector):
 
     @clip_by_clip
     def _scores(self, rows: np.ndarray) -> Scores:
-        """Score of clips that are not training clips."""
+        """Scores of new clips."""
         [group] = self.group_of(self.store.clips.iloc[rows])  # one clip at a time
         train = self.train[self.group == group]
         train = np.concatenate([train, self.accepted.get(group, train[:0])])
@@ -68,7 +65,7 @@ class NearestNeighbor(Detector):
         return {("baseline_knn", "score"): knn_score(distances, self.settings.k)}
 
     def _training_scores(self) -> Scores:
-        """Score of each training clip against the others, scaled by the others."""
+        """Leave-one-out scores of the training clips; the scaling also leaves out the clip."""
         scores = np.empty(len(self.train))
         for group in np.unique(self.group):
             scores[self.group == group] = self._leave_one_out(self.train[self.group == group])
@@ -84,16 +81,16 @@ class NearestNeighbor(Detector):
             )
         mean = (x.sum(0) - x) / (n - 1)
         variance = ((x * x).sum(0) - x * x) / (n - 1) - mean * mean
-        weight = 1.0 / np.maximum(variance, SMALLEST_DB**2)  # (n, dim): row i as clip i sees the others
+        weight = 1.0 / np.maximum(variance, SMALLEST_DB**2)  # (n, dim): row i without clip i
         square = (weight * x * x).sum(1)[:, None] - 2.0 * (weight * x) @ x.T + weight @ (x * x).T
         np.fill_diagonal(square, np.inf)
         distances = np.sqrt(np.maximum(np.sort(square, axis=1)[:, : self.settings.k], 0.0))
         return knn_score(distances, self.settings.k)
 
     def _save(self, folder: Path) -> None:
-        """The references, as safetensors."""
+        """Save the references as safetensors."""
         (folder / "references.safetensors").write_bytes(save({"train": self.train}))
 
     def _load(self, folder: Path) -> None:
-        """What `save` wrote."""
+        """Load what `_save` wrote."""
         self.train = io.tensors(folder / "references.safetensors", {"train": 2})["train"]

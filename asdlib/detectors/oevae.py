@@ -1,29 +1,27 @@
-"""OEVAE as a detector: one joint network per target machine, its latent likelihood α and the
-nearest-neighbor distance β.
+"""OEVAE detector: one joint network per target machine, latent likelihood α and nearest-neighbor distance β.
 
 Conventions
 -----------
-Components per clip, means over its segments, higher = more anomalous; the final `_score` is their fusion
+Components per clip, averaged over its segments, higher = more anomalous; the final `_score` is their fusion
 (`fusion.systems`):
 
-    alpha            the α of `oevae.alpha_mode`, or 0 where `alpha_fault` says that it tells nothing and
-                     `oevae.drop_alpha` is on; it is that of the VAE which `oevae.alpha_vae` names
-    alpha_nll, ...   every mode, of the VAE that was trained with the extractor
-    alpha_k<scale>   the same mode from a VAE refitted on the finished embeddings with that k_scale
+    alpha            the α of `oevae.alpha_mode`, or 0 if `alpha_fault` finds it uninformative and
+                     `oevae.drop_alpha` is on; from the VAE selected by `oevae.alpha_vae`
+    alpha_nll, ...   every mode, from the VAE trained with the extractor
+    alpha_k<scale>   the same mode from a VAE refitted on the final embeddings with that k_scale
     beta             mean distance to the k = `oevae.neighbors` nearest references, or the local density of
                      `oevae.backend`
     beta_k<k>        the mean distance for k = 1, 2, 4
 
-β measures distances between vectors: the extractor's output, or outputs of its inner stages, pooled over
-frequency and time (`oevae.layers`, `oevae.pooling`). None of it takes part in training.
+β uses the extractor's output, or outputs of its inner stages, pooled over frequency and time (`oevae.layers`,
+`oevae.pooling`). These settings do not affect training.
 
-References of β are vectors of the machine's normal training segments, of SMOTE items between them and of
-mixtures of their waveforms. With `oevae.backend = "local_density"` they are those of the training clips, each
-the mean over its segments, without synthetic ones (`density_scores`); the score then belongs to the clip,
-and each of its segments has it. Training clips are scored leave-clip-out by β: a clip's own segments, and
-every reference made with one of them, are left out. The network has seen them (all but `oevae.holdout`), and
-so have the refitted VAEs: their α of every kind and their β are brought to the level of those that were held
-out (`thresholds.as_unseen`).
+References of β are the vectors of the machine's normal training segments, of SMOTE items between them and of
+waveform mixtures. With `oevae.backend = "local_density"` they are the training clips' mean vectors, without
+synthetic items (`density_scores`); all segments of a clip then share its score. Training clips are scored
+leave-clip-out by β: a clip's segments and every reference derived from them are excluded. As network and
+refitted VAEs were trained on these clips (except `oevae.holdout`), their α and β are corrected to the level
+of held-out clips (`thresholds.as_unseen`).
 
 Sources: report 3.2, 4.2; METHOD 3.2-3.4, 3.9, 3.10, 4, 6.2, 6.3.  Notebooks: 05_oevae, 06_embeddings,
 07_latents, 08_tuning
@@ -53,13 +51,14 @@ from asdlib.scoring.distances import (
     to_clips,
 )
 
-NO_ROW = -(2**31)  # parent of references that no store has as a clip
-KEPT_K = (1, 2, 4)  # neighbors whose β is kept beside the chosen one (report 4.2)
+NO_ROW = -(2**31)  # parent index of references that are not clips of the store
+KEPT_K = (1, 2, 4)  # additional k for which β is stored (report 4.2)
 
 
 class MemoryBank(NamedTuple):
-    """What β measures distances to: h float32 (n, dim), of `OEVAE.vectors`; parents int64 (n, 2), store rows
-    of the clips behind each; target bool (n,).
+    """References of β: h float32 (n, dim), parents int64 (n, 2) store rows, target bool (n,).
+
+    h comes from `OEVAE.vectors`.
     """
 
     h: np.ndarray
@@ -68,7 +67,7 @@ class MemoryBank(NamedTuple):
 
 
 class OEVAE(OEVAETraining, Detector):
-    """The joint outlier-exposed extractor and VAE of one target machine (METHOD 3.4)."""
+    """Joint outlier-exposed extractor and VAE of one target machine (METHOD 3.4)."""
 
     name, Settings, systems = "oevae", oevae.OEVAESettings, ("oevae",)
     training_module = "asdlib.detectors.oevae_training"
@@ -86,7 +85,7 @@ class OEVAE(OEVAETraining, Detector):
     )
 
     def training_settings(self) -> dict:
-        """SMOTE of embeddings makes references; SMOTE of log-mels takes part in training."""
+        """Settings that affect training; SMOTE on embeddings only affects references."""
         chosen = super().training_settings()
         return chosen if chosen["smote"]["space"] == "logmel" else chosen | {"smote": {"space": "embed"}}
 
@@ -95,16 +94,14 @@ class OEVAE(OEVAETraining, Detector):
         self._inner: dict[int, np.ndarray] = {}
 
     def embedding_inputs(self) -> dict:
-        """Nothing but the network, where β measures its last layer."""
+        """Layers, pooling and code behind β's vectors; empty if they are the network's output."""
         s = self.settings
         if self._is_last:
             return {}
         return {"layers": s.layers, "pooling": s.pooling, "code": io.code(type(self).__module__)}
 
     def embedded(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Each segment's h, mu, logvar and α of every mode (`ForwardPass`), (clips, segments, ...), and
-        `inner`, what β measures where it is not h.
-        """
+        """Forward pass per segment (`ForwardPass`), (clips, segments, ...); `inner` if β does not use h."""
         found = self._pass(rows)
         arrays = {"h": found.h, "mu": found.mu, "logvar": found.logvar}
         arrays |= {f"alpha_{mode}": values for mode, values in found.alpha.items()}
@@ -112,7 +109,7 @@ class OEVAE(OEVAETraining, Detector):
         return {name: values.reshape(len(rows), -1, *values.shape[1:]) for name, values in arrays.items()}
 
     def take_embedded(self, rows: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
-        """Passes of clips, as of `embedded`."""
+        """Set forward passes from `embedded`."""
         modes = [name for name in arrays if name.startswith("alpha_")]
         for i, row in enumerate(rows.tolist()):
             alpha = {mode.removeprefix("alpha_"): arrays[mode][i] for mode in modes}
@@ -122,7 +119,7 @@ class OEVAE(OEVAETraining, Detector):
                 self._inner[row] = arrays["inner"][i]
 
     def _prepare(self) -> None:
-        """The references of β."""
+        """Build the references of β."""
         self.references = self._made_references()
         self.reference_group = self._reference_groups()
         if self.settings.backend == "local_density":
@@ -134,16 +131,16 @@ class OEVAE(OEVAETraining, Detector):
 
     @property
     def _own_vae(self) -> bool:
-        """Whether α has a VAE of its own, `alpha_vae`, of the vectors that β measures."""
+        """Whether α comes from a separate VAE (`alpha_vae`) on β's vectors."""
         return self.settings.alpha_vae == "vectors"
 
     def latent(self, x: torch.Tensor) -> losses.VAEOutput:
-        """The pass that α is read from, differentiable.  x : log-mel, float32 (n, 1, mels, frames)"""
+        """VAE output from which α is computed, differentiable.  x : log-mel, float32 (n, 1, mels, frames)"""
         return self.alpha_vae(self.vectors(x)) if self._own_vae else self.net.vae(self.net.embed(x))
 
     @torch.inference_mode()
     def _alpha_pass(self, rows: np.ndarray) -> ForwardPass:
-        """`_pass` with μ, ln σ² and α of the VAE that α is read from."""
+        """`_pass` with μ, ln σ² and α of the VAE selected by `oevae.alpha_vae`."""
         found = self._pass(rows)
         if not self._own_vae:
             return found
@@ -153,9 +150,7 @@ class OEVAE(OEVAETraining, Detector):
         return found._replace(mu=out.mu.cpu().numpy(), logvar=out.logvar.cpu().numpy(), alpha=alpha)
 
     def _refer(self, profiles: np.ndarray) -> None:
-        """References of the local density of each machine or section.  profiles : float32 (training clips,
-        dim)
-        """
+        """Build local-density references per machine or section.  profiles : float32 (training clips, dim)"""
         self.profiles, self._left_out = profiles, {}
         self.densities = {
             name: density_references(profiles[self.group == name]) for name in np.unique(self.group)
@@ -163,7 +158,7 @@ class OEVAE(OEVAETraining, Detector):
 
     def _accept(self) -> None:
         for group, h in self.accepted.items():
-            new, bank = np.unique(h, axis=0), self.references  # a short clip's segments are one and the same
+            new, bank = np.unique(h, axis=0), self.references  # segments of a short clip are identical
             parents, target = np.full((len(new), 2), NO_ROW), np.full(len(new), False)
             self.references = MemoryBank(
                 *(np.concatenate(pair) for pair in zip(bank, (new, parents, target), strict=True))
@@ -174,8 +169,7 @@ class OEVAE(OEVAETraining, Detector):
                 self.densities = self.densities | {group: density_references(train)}
 
     def vectors(self, x: torch.Tensor) -> torch.Tensor:
-        """What β measures distances between, float32 (n, dim), differentiable: `layers` of the extractor
-        pooled by `pooling`.
+        """Vectors of β, float32 (n, dim), differentiable: extractor `layers` pooled by `pooling`.
 
         x : log-mel of segments, float32 (n, 1, mels, frames).  dim : channels of the layers times 1 (mean), 3
             (mean_std) or up to 16 (bands).  Source: METHOD 3.10, 4.14
@@ -187,22 +181,21 @@ class OEVAE(OEVAETraining, Detector):
         return pooling.pool([stages[name] for name in s.layers], s.pooling)
 
     def untrained(self) -> oevae.OEVAE:
-        """The network before its first step, in evaluation mode: what `epochs = 0` leaves (seeded weights,
-        BatchNorm without statistics).
+        """Network before training, in evaluation mode; as with `epochs = 0`.
 
-        Notebook: 05_oevae
+        Seeded weights, initial BatchNorm statistics.  Notebook: 05_oevae
         """
         return self._network().eval()
 
     @property
     def _is_last(self) -> bool:
-        """Whether β's vectors are the extractor's output, as in the report."""
+        """Whether β uses the extractor's output, as in the report."""
         return self.settings.layers == oevae.LAYERS[-1:] and self.settings.pooling == "mean"
 
     @training.one_thread()
     @torch.inference_mode()
     def _vectors(self, rows: np.ndarray) -> np.ndarray:
-        """Vectors of the segments of clips, float32 (segments, dim), each clip computed once and alone."""
+        """Vectors of the segments of clips, float32 (segments, dim), computed clip by clip and cached."""
         if self._is_last:
             return self._pass(rows).h
         for row in rows:
@@ -212,14 +205,12 @@ class OEVAE(OEVAETraining, Detector):
         return np.concatenate([self._inner[int(row)] for row in rows])
 
     def _profiles(self, vectors: np.ndarray) -> np.ndarray:
-        """Mean over the segments of each clip, (segments, dim) → float32 (clips, dim)."""
+        """Mean over each clip's segments, (segments, dim) → float32 (clips, dim)."""
         each = vectors.reshape(-1, self.settings.features.segments, vectors.shape[1])
         return each.mean(1, dtype=np.float64).astype(np.float32)
 
     def _made_references(self) -> MemoryBank:
-        """Vectors of the training segments, of SMOTE items between them and of mixtures of their
-        waveforms.
-        """
+        """Vectors of the training segments, of SMOTE items between them and of waveform mixtures."""
         s, device = self.settings, self.device
         items = self.front.items(self.train_rows)
         used = items.distinct()
@@ -251,9 +242,7 @@ class OEVAE(OEVAETraining, Detector):
         return MemoryBank(*(np.concatenate(values) for values in zip(*parts)))
 
     def _reference_groups(self) -> np.ndarray:
-        """Group of each reference, str (references,); "" for a mixture of clips of two groups, which is a
-        reference of none.
-        """
+        """Group of each reference, str (references,); "" (unused) for mixtures across groups."""
         first, second = self.group[np.searchsorted(self.train_rows, self.references.parents)].T
         return np.where(first == second, first, "")
 
@@ -261,7 +250,7 @@ class OEVAE(OEVAETraining, Detector):
     def _parents(
         blend: augment.MixPairs, rows: np.ndarray, domain: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Both parents' rows, and whether the heavier parent is of the target domain."""
+        """Store rows of both parents, and whether the heavier parent is of the target domain."""
         heavier = np.where(blend.weight.numpy() >= 0.5, blend.first.numpy(), blend.second.numpy())
         return blend.parents(rows), domain[heavier] == "target"
 
@@ -282,23 +271,21 @@ class OEVAE(OEVAETraining, Detector):
         return self.heads[scale](torch.as_tensor(h, device=self.device))
 
     def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors of each segment, float32 (segments, dim), and the position of its clip; f_FE (8 · width)
-        but for other `layers` or `pooling`.
-        """
+        """Segment vectors, float32 (segments, dim), and clip positions."""
         return self._vectors(rows), np.repeat(np.arange(len(rows)), self.settings.features.segments)
 
     @clip_by_clip
     def _scores(self, rows: np.ndarray) -> Scores:
-        """Components of clips that are not training clips."""
+        """Components of new clips."""
         return self._components(rows, own_clips=False)
 
     @property
     def unseen(self) -> np.ndarray:
-        """The held-out training clips."""
+        """Held-out training clips."""
         return ~self.trained
 
     def _training_scores(self) -> Scores:
-        """Components of the training clips, leave-clip-out."""
+        """Leave-clip-out components of the training clips."""
         return self._components(self.train_rows, own_clips=True)
 
     def _components(self, rows: np.ndarray, own_clips: bool) -> Scores:
@@ -308,10 +295,10 @@ class OEVAE(OEVAETraining, Detector):
         }
 
     def segment_scores(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Every component of each segment, float64 (clips, segments): what `components` and
-        `training_components(as_seen=True)` take the mean of.
+        """Every component per segment, float64 (clips, segments).
 
-        Notebook: 06_embeddings
+        Their means over segments are `components` and `training_components(as_seen=True)`.  Notebook:
+        06_embeddings
         """
         return {
             name: values.astype(float).reshape(len(rows), -1)
@@ -319,7 +306,7 @@ class OEVAE(OEVAETraining, Detector):
         }
 
     def _items(self, rows: np.ndarray, own_clips: bool) -> dict[str, np.ndarray]:
-        """Every component of each segment, (segments,), clip by clip."""
+        """Every component per segment, (segments,), clip by clip."""
         s, found = self.settings, self._pass(rows)
         items = {f"alpha_{mode}": values for mode, values in found.alpha.items()}
         dropped = s.drop_alpha and self.alpha_fault
@@ -337,7 +324,7 @@ class OEVAE(OEVAETraining, Detector):
     def _densities(self, profiles: np.ndarray, group: np.ndarray, own: np.ndarray | None) -> np.ndarray:
         """Local density of each clip among the training clips of its machine or section, (clips,).
 
-        profiles : float32 (clips, dim).  own : store row of each clip, left out where it was trained on; None
+        profiles : float32 (clips, dim).  own : store rows, excluded from the references if trained on; None
             for new clips
         """
         out = np.empty(len(profiles))
@@ -352,23 +339,23 @@ class OEVAE(OEVAETraining, Detector):
         return out
 
     def _of_training(self, group: str) -> np.ndarray:
-        """Local density of the training clips of a machine or section, leave-clip-out, (clips,)."""
+        """Leave-clip-out local density of the training clips of a machine or section, (clips,), cached."""
         if group not in self._left_out:
             self._left_out[group] = density_scores_left_out(self.profiles[self.group == group])
         return self._left_out[group]
 
     def place(self, row: int, group: str) -> int:
-        """Position of a clip among the training clips of a machine or section; -1 for any other clip.
+        """Index of a store row among the training clips of a machine or section, or -1.
 
-        row : of the store.  group : machine or section
+        row : store row.  group : machine or section
         """
         (found,) = np.nonzero(self.train_rows[self.group == group] == row) if len(self.train_rows) else ([],)
         return int(found[0]) if len(found) else -1
 
     def _neighbors(self, h: np.ndarray, group: np.ndarray, own: np.ndarray | None) -> dict[int, np.ndarray]:
-        """β of each item for every k, from one sorted search per set of references.
+        """β of each item for every k, with one search per set of references.
 
-        group : machine or section of each item.  own : store row of each item's clip, left out of its
+        group : machine or section of each item.  own : store row of each item's clip, excluded from its
             references; None for new clips
         """
         every = sorted({*KEPT_K, self.settings.neighbors})
@@ -380,7 +367,7 @@ class OEVAE(OEVAETraining, Detector):
                 clip = None if own is None else own[here]
                 most = max(
                     self.settings.neighbors, min(every[-1], self._fewest(chosen))
-                )  # few clips: the k kept beside are as large as can be
+                )  # cap the additional k if clips are few
                 found.append(
                     knn_distances(
                         h[here], self.references.h[chosen], k_max=most, test_clip=clip, train_clip=parents
@@ -391,8 +378,9 @@ class OEVAE(OEVAETraining, Detector):
         return out
 
     def groups(self, k: int, group: str) -> list[np.ndarray]:
-        """Which references β is asked of, bool (references,): all of a machine or section, or those of each
-        domain, if k of each remain for every clip.
+        """Reference masks for β, bool (references,): all of a machine or section, or one per domain.
+
+        Domains are separate if configured and at least k references of each remain for every clip.
         """
         own = self.reference_group == group
         if self.settings.neighbor_domains == "min":
@@ -401,7 +389,7 @@ class OEVAE(OEVAETraining, Detector):
         return [own]
 
     def _fewest(self, group: np.ndarray) -> int:
-        """References of a group that remain when the clip with most of them is left out."""
+        """Smallest number of references of a group that remains when a clip is left out."""
         parents = self.references.parents[group]
         counts = np.unique(
             np.concatenate([parents[:, 0], parents[parents[:, 0] != parents[:, 1], 1]]), return_counts=True
@@ -409,12 +397,11 @@ class OEVAE(OEVAETraining, Detector):
         return len(parents) - int(counts.max(initial=0))
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """What notebooks and the tuner read instead of a model, of all normal training and all test clips of
-        the machine.
+        """Tensors of all normal training and all test clips of the machine, for notebooks and the tuner.
 
         embedding (n, dim), z_mean, z_logvar (n, latent), z_mean_k<scale>, z_logvar_k<scale>, clip (n,) store
-        row of the segment's clip; rows (m,) of the machine's clips, rising, and for each v (NaN: unknown),
-        prior (k·v) and trained (1: the network was trained on it).
+        row per segment; per clip, ascending: rows (m,), v (NaN: unknown), prior (k·v) and trained (1: used in
+        training).
         """
         table = self.store.clips
         test = np.flatnonzero((table["machine"] == self.machine) & (table["split"] == "test"))
@@ -447,9 +434,9 @@ class OEVAE(OEVAETraining, Detector):
         return out
 
     def _save(self, folder: Path) -> None:
-        """References, and embeddings.safetensors with `tensors`."""
+        """Save references, and embeddings.safetensors with `tensors`."""
         for name, content in (("references", self.references._asdict()), (EMBEDDINGS, self.tensors())):
-            # the writer takes no notice of strides
+            # save_file ignores strides
             whole = {key: np.ascontiguousarray(values) for key, values in content.items()}
             save_file(whole, folder / f"{name}.safetensors")
         if self.settings.backend == "local_density":
@@ -459,7 +446,7 @@ class OEVAE(OEVAETraining, Detector):
             save_file(state | self._alpha_facts(), folder / ALPHA_VAE)
 
     def _load(self, folder: Path) -> None:
-        """What `_save` wrote."""
+        """Load what `_save` wrote."""
         self.references = MemoryBank(**io.tensors(folder / "references.safetensors", {}))
         self.reference_group = self._reference_groups()
         if self.settings.backend == "local_density":
@@ -474,20 +461,20 @@ class OEVAE(OEVAETraining, Detector):
                 self.alpha_vae.load_state_dict(weights)
 
     def standardization(self) -> dict[str, np.ndarray]:
-        """`fixed` float64 (2,): mean and standard deviation of the machine."""
+        """`fixed` float64 (2,): mean and standard deviation of the machine; {} for wave_norm "clip"."""
         return {} if self.front.fixed is None else {"fixed": np.array(self.front.fixed)}
 
     def take_standardization(self, arrays: dict[str, np.ndarray]) -> None:
-        """As of `standardization`."""
+        """Set statistics from `standardization`."""
         self.front.fixed = tuple(arrays["fixed"].tolist())
 
     def _moved(self, other: OEVAE) -> None:
         other.front, other._passes, other._inner = self.front.on(other.store), {}, {}
         other.train_rows = np.empty(0, np.int64)
-        parents = self.references.parents + len(other.store)  # none of the other store's clips is a parent
+        parents = self.references.parents + len(other.store)  # so that no clip of the other store is a parent
         other.references = self.references._replace(parents=parents)
 
 
-EMBEDDINGS = "embeddings"  # of the file with a detector's tensors
-ALPHA_VAE = "alpha_vae.safetensors"  # where `oevae.alpha_vae` is "vectors"
-PROFILES = "profiles.safetensors"  # vectors of the training clips, where β is their local density
+EMBEDDINGS = "embeddings"  # name of the file with `OEVAE.tensors`
+ALPHA_VAE = "alpha_vae.safetensors"  # for `oevae.alpha_vae = "vectors"`
+PROFILES = "profiles.safetensors"  # training clip vectors for local density

@@ -1,6 +1,6 @@
-"""Fit and embed of OEVAE: outlier-exposed training, VAEs of other k_scales, and the forward pass.
+"""Training of OEVAE: outlier-exposed network, VAEs refitted for other k_scales, and the forward pass.
 
-`oevae.OEVAE` adds the scores; nothing here knows of them.
+Scores are added by `oevae.OEVAE`.
 
 Sources: report 3.2, 4.2; METHOD 3.2-3.4, 3.9, 4, 6.2, 6.3.  Notebook: 05_oevae
 """
@@ -24,18 +24,19 @@ from asdlib.models import losses, oevae, training
 from asdlib.models.oevae import VAE, VAEBatch
 from asdlib.scoring.distances import SMALLEST_DEVIATION
 
-# oneDNN's strided 1 x 1 convolution writes past its buffer where a channels_last input has fewer channels
-# than a vector register (its bug 6035); 16 is that of AVX-512
+# oneDNN's strided 1 x 1 convolution writes past its buffer if a channels_last input has fewer channels
+# than a vector register (oneDNN bug 6035): 16 for AVX-512
 NARROWEST_CHANNELS_LAST = 16
-EVAL_ITEMS = 256  # segments per forward pass when nothing is learnt
-FOLLOWS = 0.95  # correlation of α with the norm of h above which α tells nothing else
-ALIVE = 0.01  # variance of μ over items below which a channel carries nothing (Burda et al. 2016)
-INIT, SPLIT, EVALUATE, MIX, REFIT = range(101, 106)  # purposes of random draws, beside the epochs
+EVAL_ITEMS = 256  # segments per inference pass
+FOLLOWS = 0.95  # correlation of α with the norm of h above which α is redundant
+ALIVE = 0.01  # variance of μ over items below which a channel is inactive (Burda et al. 2016)
+INIT, SPLIT, EVALUATE, MIX, REFIT = range(101, 106)  # random streams besides the epochs
 
 
 class ForwardPass(NamedTuple):
-    """Segments through the network: h (n, dim), mu, logvar (n, latent), α mode -> (n,), all float32; clip int
-    (n,), position in the rows.
+    """Network outputs: h (n, dim), mu, logvar (n, latent), α mode -> (n,), all float32.
+
+    clip : int (n,), position of each segment's clip in the rows
     """
 
     h: np.ndarray
@@ -46,10 +47,9 @@ class ForwardPass(NamedTuple):
 
 
 class OEVAETraining:
-    """What OEVAE learns: `net`, `heads` (k_scale: VAE), `trained` bool (training clips,), `held_out_alpha`
-    and `history`.
+    """State learned by OEVAE: `net`, `heads` (k_scale -> VAE), `trained`, `held_out_alpha` and `history`.
 
-    The fields declared here are those of `base.Detector`.
+    `trained` is bool (training clips,). The annotated attributes belong to `base.Detector`.
     """
 
     settings: oevae.OEVAESettings
@@ -63,9 +63,9 @@ class OEVAETraining:
     history: pd.DataFrame
 
     def _train(self, others: np.ndarray) -> None:
-        """Train against clips of other machines, then the VAEs of the other k_scales.
+        """Train against clips of other machines, then fit the VAEs of the other k_scales.
 
-        raises : errors.InputError for clips of several machines, and without those of another one
+        raises : errors.InputError for clips of several machines, or no clips of another one
         """
         s, clips, train_rows = self.settings, self.store.clips, self.train_rows
         exposure.check_machines(clips, train_rows, others)
@@ -83,7 +83,7 @@ class OEVAETraining:
             if s.near > 0
             else []
         )
-        parts, pool_of = [], dict(zip(others.tolist(), pool))  # for training, and held out
+        parts, pool_of = [], dict(zip(others.tolist(), pool))  # items for training, and held-out ones
         for rows in (others[~kept_others], others[kept_others]):
             items = self.front.items(rows) if len(rows) else None
             items = items and items[items.distinct()]
@@ -110,10 +110,10 @@ class OEVAETraining:
         self.held_out_alpha = self._held_out_alpha(self._pass)
 
     def _held_out_alpha(self, read: Callable[[np.ndarray], ForwardPass]) -> dict[str, float]:
-        """On segments of held-out clips: channels of z_c that move (`alive`), and by `alpha_mode` the
-        correlation of α with the norm of h, 0 for a constant; empty without held-out clips.
+        """Diagnostics on held-out clips: active z_c channels (`alive`), correlation of α and the norm of h.
 
-        read : gives the pass of the VAE that α is read from
+        The correlation is given per alpha mode, 0 for a constant α; empty without held-out clips.
+        read : forward pass of the VAE from which α is computed
         """
         kept = self.train_rows[~self.trained]
         if not len(kept):
@@ -129,7 +129,7 @@ class OEVAETraining:
 
     @property
     def alpha_fault(self) -> str:
-        """Why α tells nothing by the held-out clips, in words; "" where it may, or none was held out."""
+        """Reason why α is uninformative on held-out clips; "" if it is not, or without held-out clips."""
         found, mode = self.held_out_alpha, self.settings.alpha_mode
         if not found:
             return ""
@@ -140,7 +140,7 @@ class OEVAETraining:
         return ""
 
     def _open(self) -> None:
-        """What follows from the training clips alone: condition, features, classes of the attribute head."""
+        """Derive condition, features and attribute classes from the training clips."""
         s, clips, train_rows = self.settings, self.store.clips, self.train_rows
         self.machine = str(clips["machine"].iloc[train_rows[0]])
         choice = {"choice": s.condition.attribute, "missing": s.condition.missing, "bins": s.condition.bins}
@@ -168,7 +168,7 @@ class OEVAETraining:
         return net.to(self.device, memory_format=torch.contiguous_format if narrow else torch.channels_last)
 
     def _target(self, rows: np.ndarray) -> exposure.Target:
-        """Training items of the target machine, with synthetic ones where SMOTE works on log-mels."""
+        """Training items of the target machine, with synthetic ones for SMOTE on log-mels."""
         s, smote = self.settings, self.settings.smote
         labels = self.labels[np.searchsorted(self.train_rows, rows)]
         target = exposure.target_items(self.front, rows, *self._prior(rows, s.condition.k_scale), labels)
@@ -180,8 +180,9 @@ class OEVAETraining:
         return target
 
     def _smote(self, x: np.ndarray | torch.Tensor, items: exposure.Segments) -> augment.MixPairs:
-        """SMOTE between the items of each domain (and section). One clip gets no items, few clips choose
-        among as many as there are.
+        """SMOTE between the items of each domain (and section).
+
+        A single clip yields no items; k is capped if there are few clips.
         """
         smote, (domain, rows) = self.settings.smote, self._groups(items)
         domain = domain.astype(object) + self.group[np.searchsorted(self.train_rows, rows)]
@@ -201,16 +202,14 @@ class OEVAETraining:
         return augment.MixPairs(place[blend.first], place[blend.second], blend.weight)
 
     def _groups(self, items: exposure.Segments) -> tuple[np.ndarray, np.ndarray]:
-        """Domain and clip of each item."""
+        """Domain and store row of each item."""
         rows = items.row.cpu().numpy()
         return self.store.clips["domain"].to_numpy()[rows], rows
 
     def _evaluation(
         self, kept: np.ndarray, others: exposure.Segments, weights: np.ndarray
     ) -> Callable[[], dict[str, float]]:
-        """Measures separation on clips that are not trained on, and how many latent channels move over the
-        normal ones.
-        """
+        """Function that measures held-out separation and active latent channels on normal clips."""
         items = self.front.items(kept)
         labels = torch.zeros(len(items), 0, device=self.device)
         normal = exposure.Target(
@@ -241,8 +240,9 @@ class OEVAETraining:
     @training.one_thread()
     @torch.inference_mode()
     def _pass(self, rows: np.ndarray) -> ForwardPass:
-        """Clips through the network in float32, each computed once: one after the other (see `clip_by_clip`),
-        on a GPU training clips in blocks.
+        """Forward pass in float32, cached per clip.
+
+        Computed clip by clip (see `clip_by_clip`); on a GPU training clips in blocks.
         """
         count, new = self.settings.features.segments, rows[~np.isin(rows, list(self._passes))]
         own, size = (
@@ -271,7 +271,7 @@ class OEVAETraining:
         )
 
     def _refit(self, k_scale: float, h: np.ndarray, *, standardized: bool = False) -> VAE:
-        """A VAE for a k_scale, on the segments of the clips that the network was trained on.
+        """VAE for a k_scale, fitted to segments of the clips used in training.
 
         h : float32 (segments, dim), vectors of all training clips.  standardized : see `refit`
         """
@@ -288,7 +288,7 @@ class OEVAETraining:
         return refit(h, prior, conditioned, self.settings, **how)
 
     def _save_training(self, folder: Path) -> None:
-        """Weights, refitted VAEs, and which training clips the network saw."""
+        """Save weights, refitted VAEs, and the training mask."""
         training.save_weights(self.net, folder / "weights.safetensors")
         heads = {
             f"{scale:g}/{name}": np.ascontiguousarray(value.cpu().numpy())
@@ -301,16 +301,16 @@ class OEVAETraining:
         )
 
     def _alpha_facts(self) -> dict[str, np.ndarray]:
-        """`held_out_alpha` as it is kept in files."""
+        """`held_out_alpha` as tensors for saving."""
         return {f"alpha/{name}": np.array([value]) for name, value in self.held_out_alpha.items()}
 
     def _take_alpha_facts(self, state: dict[str, np.ndarray]) -> None:
-        """As of `_alpha_facts`, among other tensors."""
+        """Restore `held_out_alpha` from saved tensors."""
         facts = {name: float(value[0]) for name, value in state.items() if name.startswith("alpha/")}
         self.held_out_alpha = {name.removeprefix("alpha/"): value for name, value in facts.items()}
 
     def _load_training(self, folder: Path) -> None:
-        """What `_save_training` wrote."""
+        """Load what `_save_training` wrote."""
         self._open()
         self.net = self._network()
         training.load_weights(self.net, folder / "weights.safetensors")
@@ -343,14 +343,13 @@ def refit(
     what: str = "VAE",
     standardized: bool = False,
 ) -> VAE:
-    """A new VAE on finished embeddings, to study other conditions or another k within seconds.
+    """Fit a new VAE to fixed embeddings, to study other conditions or k within seconds.
 
     h : float32 (n, dim), embeddings of normal training segments, on the device
-    prior, conditioned : (n,) k·v, and whether there is a v
+    prior, conditioned : (n,) k·v, and whether v is known
     settings : sizes, batch, lr, refit_epochs
-    standardized : whether each dimension is brought to mean 0 and deviation 1 over h first
-    returns : the VAE in evaluation mode.  Source: report 4.2 (the choice of k).  Notebooks: 05_oevae,
-        08_tuning
+    standardized : whether to standardize each dimension of h first
+    returns : the VAE in evaluation mode.  Source: report 4.2 (choice of k).  Notebooks: 05_oevae, 08_tuning
     """
     with training.seeded_init(seed):
         kind = oevae.StandardizedVAE if standardized else VAE

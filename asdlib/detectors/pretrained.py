@@ -1,6 +1,4 @@
-"""Embeddings of a network that others have trained, compared with the training clips; nothing is trained.
-Notebook: 03_baseline
-"""
+"""Density of pretrained embeddings relative to the training clips. Training-free. Notebook: 03_baseline"""
 
 from __future__ import annotations
 
@@ -49,15 +47,13 @@ class PretrainedSettings(Settings):
 
 
 class Pretrained(Detector):
-    """How far the embedding of a clip lies from those of the training clips, relative to how far these lie
-    apart. Nothing is trained.
+    """Local density of a clip's pretrained embedding among those of the training clips. Training-free.
 
-    A clip of mean 0 and variance 1 goes through the encoder; the mean and standard deviation of its
-    embeddings over time, together brought to unit length, are compared with those of the training clips: the
-    smallest distance to a reference, divided by that reference's mean distance to its nearest ones
-    (`scoring.LocalDensity`). A training clip is scored without being a reference or a neighbor of one.
-
-    Embeddings are kept by the digest of the clip's samples, and saved with the scores.
+    A standardized clip is encoded; mean and standard deviation of its embeddings over time, jointly
+    normalized to unit length, are compared with those of the training clips: smallest distance to a
+    reference, divided by that reference's mean distance to its nearest neighbors (`scoring.LocalDensity`). A
+    training clip is excluded from references and their neighbors when scored. Embeddings are cached by the
+    digest of the clip's samples and saved with the scores.
 
     Source: METHOD 3.11.  Notebook: 03_baseline
     """
@@ -69,22 +65,25 @@ class Pretrained(Detector):
 
     @classmethod
     def check(cls, settings: PretrainedSettings) -> None:
-        """Refuse an encoder whose weights are not there."""
+        """Check that the encoder's weights are available.
+
+        raises : errors.InputError for missing weights
+        """
         ENCODERS[settings.encoder].file(settings.weights)
 
     @functools.cached_property
     def network(self) -> Encoder:
-        """The encoder, loaded when the first clip is embedded."""
+        """Encoder, loaded on first use."""
         s = self.settings
         return ENCODERS[s.encoder].load(s.weights, s.sha256).to(self.device)
 
     @functools.cached_property
     def known(self) -> dict[str, np.ndarray]:
-        """Embeddings (2 · dim,) by the digest of a clip's samples."""
+        """Embeddings (2 · dim,) by digest of a clip's samples."""
         return {}
 
     def _prepare(self) -> None:
-        """Remember the training clips' embeddings."""
+        """Compute the training embeddings and references."""
         self.train_vectors, _ = self._embed(self.train_rows)
         self._accept()
 
@@ -96,7 +95,7 @@ class Pretrained(Detector):
             self.references[group] = clone(density).fit(train)
 
     def embedding_inputs(self) -> dict:
-        """How the encoder's output becomes an embedding."""
+        """Code that turns the encoder's output into an embedding."""
         return {"code": io.code(type(self).__module__)}
 
     def embedded(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -104,11 +103,11 @@ class Pretrained(Detector):
         return {"embedding": self._embed(rows)[0]}
 
     def take_embedded(self, rows: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
-        """Embeddings of clips, as of `embedded`."""
+        """Set embeddings from `embedded`."""
         self.known.update(zip(self.store.clips["digest"].to_numpy()[rows], arrays["embedding"]))
 
     def _embed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation over time: float32 (clips, 2 · dim), and one item per clip."""
+        """Mean and standard deviation over time, float32 (clips, 2 · dim); one item per clip."""
         digests = self.store.clips["digest"].to_numpy()[rows]
         for row, digest in zip(rows, digests):
             if digest not in self.known:
@@ -117,7 +116,7 @@ class Pretrained(Detector):
 
     @training.one_thread()
     def _clip(self, row: int) -> np.ndarray:
-        """Embedding of one clip, which is repeated where it is too short: (2 · dim,)."""
+        """Embedding of one clip, (2 · dim,); short clips are repeated."""
         rate, encoder = self.store.rate, self.network
         least = -(-encoder.shortest * rate // encoder.rate)
         length = max(int(self.store.clips["samples"].iloc[row]), least)
@@ -127,25 +126,25 @@ class Pretrained(Detector):
 
     @clip_by_clip
     def _scores(self, rows: np.ndarray) -> Scores:
-        """Score of clips that are not training clips."""
+        """Scores of new clips."""
         [group] = self.group_of(self.store.clips.iloc[rows])  # one clip at a time
         return {("pretrained", "score"): self.references[group].decision_function(self._embed(rows)[0])}
 
     def _training_scores(self) -> Scores:
-        """Score of each training clip against the others."""
+        """Leave-clip-out scores of the training clips."""
         scores = np.empty(len(self.train_rows))
         for group, references in self.references.items():
             scores[self.group == group] = references.decision_scores_
         return {("pretrained", "score"): scores}
 
     def _save(self, folder: Path) -> None:
-        """The embeddings that are known, as safetensors."""
+        """Save the cached embeddings as safetensors."""
         digests = np.array([list(bytes.fromhex(digest)) for digest in self.known], np.uint8)
         tensors = {"digest": digests, "embedding": np.stack(list(self.known.values()))}
         (folder / "embeddings.safetensors").write_bytes(save(tensors))
 
     def _load(self, folder: Path) -> None:
-        """What `save` wrote."""
+        """Load what `_save` wrote."""
         found = io.tensors(folder / "embeddings.safetensors", {"digest": 2, "embedding": 2})
         self.known.update(zip([bytes(row).hex() for row in found["digest"]], found["embedding"]))
         self._prepare()

@@ -311,9 +311,9 @@ class VAE(nn.Module):
 
 
 class StandardizedVAE(VAE):
-    """A VAE that sees each dimension of its input less `mean` and divided by `deviation`, both (dim,).
+    """VAE with standardized inputs; h and ĥ of its output are standardized too.
 
-    `fit_scale` sets them; h and ĥ of its output are in these units.
+    mean, deviation : (dim,) buffers, set by `fit_scale`
     """
 
     def __init__(self, dim: int, hidden: int, latent: int, domain: int):
@@ -322,13 +322,13 @@ class StandardizedVAE(VAE):
         self.register_buffer("deviation", torch.ones(dim))
 
     def fit_scale(self, h: Tensor, smallest: float) -> None:
-        """Take mean and standard deviation (population; at least `smallest`) of h (n, dim)."""
+        """Set mean and population standard deviation (at least `smallest`) from h (n, dim)."""
         deviation, mean = torch.std_mean(h, 0, correction=0)
         self.mean.copy_(mean)
         self.deviation.copy_(deviation.clamp(min=smallest))
 
     def forward(self, h: Tensor, generator: torch.Generator | None = None) -> losses.VAEOutput:
-        """As `VAE`, for h (n, dim) in its own units."""
+        """`VAE.forward` for unscaled h (n, dim)."""
         return super().forward((h - self.mean) / self.deviation, generator)
 
 

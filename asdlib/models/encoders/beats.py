@@ -78,9 +78,7 @@ class BEATs(Encoder):
 
     def forward(self, wave: torch.Tensor) -> torch.Tensor:
         """Embeddings.  wave : float32 (n, samples) at 16 kHz, at least `shortest` → (n, times, 768)"""
-        patches = (
-            self.patch_embedding(self.log_mel(wave)[:, None]).flatten(2).mT
-        )  # ordered by time, then frequency
+        patches = self.patch_embedding(self.log_mel(wave)[:, None]).flatten(2).mT  # time-major, low to high
         x = self.post_extract_proj(self.layer_norm(patches))
         near = F.gelu(self.encoder["pos_conv"](x.mT)[..., : x.shape[1]]).mT
         x = self.encoder["layer_norm"](x + near)
