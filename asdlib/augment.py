@@ -1,18 +1,17 @@
-"""Augmentation: new training items from pairs of old ones, and exchanged branches.
+"""Augmentation: mixup, SMOTE and feature exchange.
 
 Conventions
 -----------
-A `MixPairs` says which two items make a new one and at what weight; whatever belongs to the items (sound,
-feature, soft label, condition v) is blended by the same `MixPairs`, so a label can never part from its sound.
-Soft labels are float (n, classes) with rows that sum to 1. Draws come from the generator that is passed in
-(for speed one on the CPU: only a few numbers per item are drawn); the blending itself runs where the data
-are.
+A `MixPairs` holds pairs of items and their weights. Everything that belongs to the items (waveform, feature,
+soft label, condition v) is mixed by the same `MixPairs`, so labels stay consistent with the audio. Soft
+labels are float (n, classes) with rows that sum to 1. Random numbers come from the generator passed in
+(preferably on the CPU, as only a few numbers per item are drawn); mixing runs on the device of the data.
 
 mixup : Zhang et al. 2018; waveforms of one batch, per item with a probability (report 2.1; METHOD 5.5, 6.3)
 SMOTE : Chawla et al. 2002; items of one class, never two of one clip (report 2.2; METHOD 4.13)
-FeatEx: Wilkinghoff 2024; branch embeddings change places between items (report 3.1; METHOD 5.6)
+FeatEx: Wilkinghoff 2024; branch embeddings exchanged between items (report 3.1; METHOD 5.6)
 
-Notebook: 02_preprocessing (shown and heard), 04_classifier and 05_oevae (used).
+Notebook: 02_preprocessing (demonstrated), 04_classifier and 05_oevae (used).
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ class SmoteSettings(Settings):
 class MixPairs:
     """New items as weighted pairs: weight · item[first] + (1 − weight) · item[second].
 
-    first, second : int64 (m,), positions of the two parents
-    weight : float32 (m,) in [0, 1]; exactly 1 for an item that stays as it is
+    first, second : int64 (m,), indices of the two parents
+    weight : float32 (m,) in [0, 1]; exactly 1 for unmixed items
     """
 
     first: Tensor
@@ -66,22 +65,21 @@ class MixPairs:
         return len(self.first)
 
     def of(self, values):
-        """The new items' values, from the old items' values.
+        """Values of the new items, interpolated from those of their parents.
 
-        values : Tensor or float ndarray (n, ...); returns : the same kind, (m, ...), on the same device
+        values : Tensor or float ndarray (n, ...); returns : same type, (m, ...), on the same device
         """
         items = torch.as_tensor(values)
         first, second = self.first.to(items.device), self.second.to(items.device)
         weight = self.weight.to(items.device, items.dtype).reshape(-1, *[1] * (items.ndim - 1))
-        mixed = torch.lerp(items[second], items[first], weight)  # equal parents give exactly their value
+        mixed = torch.lerp(items[second], items[first], weight)  # exact for equal parents
         return mixed.numpy() if isinstance(values, np.ndarray) else mixed
 
     def condition(self, v: Tensor, valid: Tensor, machine: Tensor) -> tuple[Tensor, Tensor]:
-        """Conditions v of the new items: blended as the sound is; only where both parents have one and are of
-        one machine.
+        """Conditions v of the new items, valid only if both parents have one and belong to the same machine.
 
-        v : float (n,); valid : bool (n,), whether the item has a v; machine : int (n,), code of its machine
-        returns : v (m,), 0 where there is none, and valid (m,).  Source: METHOD 4.3, 4.8
+        v : float (n,); valid : bool (n,), whether the item has a v; machine : int (n,) machine codes
+        returns : v (m,), 0 if not valid, and valid (m,).  Source: METHOD 4.3, 4.8
         """
         first, second = self.first.to(v.device), self.second.to(v.device)
         alone = self.weight.to(v.device) == 1
@@ -90,7 +88,7 @@ class MixPairs:
         return torch.where(valid_new, self.of(torch.where(valid, v, 0)), 0), valid_new
 
     def parents(self, clips: np.ndarray) -> np.ndarray:
-        """(m, 2) clips that each new item was made from: both must be left out when either is scored."""
+        """Clips of both parents of each new item, (m, 2), for leave-clip-out exclusion."""
         clips = np.asarray(clips)
         return np.stack([clips[self.first.cpu().numpy()], clips[self.second.cpu().numpy()]], axis=1)
 
@@ -104,15 +102,13 @@ def draw_mixup(
     partners: str = "permutation",
     groups: Tensor | None = None,
 ) -> MixPairs:
-    """Who is mixed with whom: per item, with probability `prob`, a weight from Beta(beta, beta) and a
-    partner.
+    """Draw mixup pairs: per item, with probability `prob`, a partner and a weight from Beta(beta, beta).
 
     n : items in the batch
     beta : 1 is the uniform distribution (METHOD 5.5); 0.2 keeps most mixtures near one parent (METHOD 6.3)
-    partners : "permutation" (random; an item may draw itself) or "reversed" (item i with n − 1 − i, as the
-        cited code does)
-    groups : int (n,), partners come from the same group: target segments among themselves, pseudo-anomalies
-        among themselves
+    partners : "permutation" (random; may be the item itself) or "reversed" (item i with n − 1 − i, as in the
+        cited code)
+    groups : int (n,); partners come from the same group, for example target segments or pseudo-anomalies
     raises : errors.InputError for values out of range
     """
     if not 0 <= prob <= 1 or not beta > 0:
@@ -122,11 +118,7 @@ def draw_mixup(
     device = generator.device
     chosen = torch.rand(n, generator=generator, device=device) < prob
     weight = torch.rand(n, generator=generator, device=device)
-    if (
-        beta != 1
-        # torch's own Beta takes no generator: the inverse distribution function turns the uniform draw into
-        # one
-    ):
+    if beta != 1:  # inverse transform sampling, since torch's Beta takes no generator
         weight = torch.from_numpy(special.betaincinv(beta, beta, weight.double().cpu().numpy())).to(weight)
     first = torch.arange(n, device=device)
     if errors.check_choice("choice of mixup partners", partners, ("permutation", "reversed")) == "reversed":
@@ -146,14 +138,14 @@ def draw_mixup(
             group + torch.rand(n, generator=generator, device=device, dtype=torch.float64)
         )
         second = torch.empty_like(first)
-        second[torch.argsort(group, stable=True)] = shuffled  # group by group, in order against shuffled
+        second[torch.argsort(group, stable=True)] = shuffled  # pairs sorted and shuffled items group by group
     return MixPairs(first, torch.where(chosen, second, first), torch.where(chosen, weight, 1.0))
 
 
 def mixup(
     x: Tensor, y: Tensor, *, prob: float, generator: torch.Generator, beta: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """A batch and its soft labels, mixed by one draw of `draw_mixup`.
+    """Mixup of a batch and its soft labels, with pairs from `draw_mixup`.
 
     x : float (n, ...), waveforms or features; y : float (n, classes)
     returns : both, same shapes.  Source: METHOD 5.5.  For conditions v use `draw_mixup` and
@@ -169,15 +161,14 @@ def mixup(
 def featex(
     branches: Sequence[Tensor], y: Tensor, *, prob: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Feature exchange: with probability `prob` an item keeps its first branch and takes the others from
-    other items.
+    """Feature exchange: with probability `prob` an item takes all branches but the first from other items.
 
-    branches : B >= 2 embeddings (n, dim_b) of the same items; the first one stays (the spectrum in the cited
+    branches : B >= 2 embeddings (n, dim_b) of the same items; the first is kept (the spectrum in the cited
         code)
     y : float (n, C), soft labels
-    returns : joined embedding (n, sum of dim_b) and labels (n, (B + 1)·C), where row i is
+    returns : concatenated embedding (n, sum of dim_b) and labels (n, (B + 1)·C), where row i is
         kept      [y_i, 0, ..., 0]
-        exchanged [0, y_i/B, y_perm2(i)/B, ..., y_permB(i)/B], permB drawn anew for each branch
+        exchanged [0, y_i/B, y_perm2(i)/B, ..., y_permB(i)/B], with a new permutation per branch
 
     Source: METHOD 5.6 (general form).  Notebook: 04_classifier
     raises : errors.InputError for fewer than two branches, or y of another length
@@ -199,22 +190,20 @@ def featex(
 
 
 def smote(x, classes: Sequence, clips: Sequence, *, ratio: float, k: int, seed: int) -> MixPairs:
-    """SMOTE: brings every class that is smaller than ratio × the largest one up to that size, between
-    different clips.
+    """SMOTE between different clips: oversample every class to ratio × the size of the largest class.
 
-    x : Tensor or ndarray (n, ...), the space in which neighbors are sought (embedding or log-mel; flattened)
+    x : Tensor or ndarray (n, ...), space of the neighbor search (embedding or log-mel; flattened)
     classes : (n,) class of each item, usually its domain, so that the target domain grows
-    clips : (n,) clip of each item: two segments of one clip are never interpolated
-    ratio : 0.2 brings 10 target items beside 990 source items to 198; 0 adds nothing
-    k : neighbors to choose from, the k nearest items of other clips in the same class
+    clips : (n,) clip of each item; two segments of one clip are never interpolated
+    ratio : for example, 0.2 extends 10 target items next to 990 source items to 198; 0 adds nothing
+    k : number of nearest neighbors to choose from, in other clips of the same class
     returns : MixPairs of the new items only; `MixPairs.of(x)` gives their vectors, `MixPairs.condition` their
         v
-    raises : errors.InputError where a class to be grown has one clip only, or fewer than k items in other
+    raises : errors.InputError if a class to be oversampled has a single clip, or fewer than k items in other
         clips
 
-    Of each pair the heavier parent stands first. Parents and weights are drawn as imbalanced-learn draws
-    them: with one item
-    per clip the result is that library's own on x.  Source: METHOD 4.13, 5.8.
+    The parent with the larger weight comes first. Draws follow imbalanced-learn: with one item per clip the
+    result equals that library's on x.  Source: METHOD 4.13, 5.8.
     """
     classes, clips = np.asarray(classes), np.asarray(clips)
     flat = torch.as_tensor(x).flatten(1).cpu().numpy()
@@ -239,7 +228,7 @@ def smote(x, classes: Sequence, clips: Sequence, *, ratio: float, k: int, seed: 
 
 
 def _other_clips(x: np.ndarray, clips: np.ndarray, k: int, name) -> np.ndarray:
-    """(n, k): positions of each item's k nearest items of other clips, nearest first."""
+    """Indices of each item's k nearest items of other clips, nearest first, (n, k)."""
     _, code, sizes = np.unique(clips, return_inverse=True, return_counts=True)
     if len(sizes) < 2:
         raise errors.InputError(
@@ -252,9 +241,8 @@ def _other_clips(x: np.ndarray, clips: np.ndarray, k: int, name) -> np.ndarray:
             f"SMOTE of {name}: {k} neighbors asked, an item has {most} in other clips; set smote.k to {most}"
             " or less"
         )
-    reach = min(
-        len(x), k + int(sizes.max())
-    )  # enough to hold k strangers even if all of the own clip come first
+    # holds k items of other clips even if all of the own clip come first
+    reach = min(len(x), k + int(sizes.max()))
     found = NearestNeighbors(n_neighbors=reach).fit(x).kneighbors(x, return_distance=False)
     strange = code[found] != code[:, None]
     order = np.argsort(~strange, axis=1, kind="stable")[:, :k]

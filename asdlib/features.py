@@ -1,19 +1,20 @@
-"""Features: what the models see of a waveform.
+"""Input features of the models, computed from waveforms.
 
-A batch of waveforms float32 (n, samples) goes in, features float32 come out, computed on the device of the
-batch (`log_mel` and `modulation_spectrum` compute in float64 what comes in float64):
+A batch of waveforms float32 (n, samples) is transformed to float32 features on the device of the batch
+(`log_mel` and `modulation_spectrum` keep float64 inputs in float64):
 
-| function              | shape                          | unit                              | read by     |
+| function              | shape                          | unit                              | used by     |
 |-----------------------|--------------------------------|-----------------------------------|-------------|
 | `log_mel`             | (n, 1, mels, frames)           | dB, 10·log10 of mel power         | OEVAE, kNN  |
 | `modulation_spectrum` | (n, groups · bins)             | dB, 10·log10 of dB² per frame     | multires    |
-| `baseline_mel`        | (n, frames, mels), frame-major | dB, as the official code reads it | autoencoder |
+| `baseline_mel`        | (n, frames, mels), frame-major | dB, as in the official code       | autoencoder |
 | `spectrum`            | (n, 1, samples // 2)           | linear magnitude                  | classifier  |
 | `spectrogram`         | (n, 1, bins, frames)           | linear or mel magnitude           | classifier  |
 | `phase`               | (n, 1 or 2, bins, frames)      | see `PHASE`                       | classifier  |
 
-Filter banks and windows are made once per setting and device. Sources: report 4.2; METHOD 3.2, 5.2, 5.3, 6.1,
-7.5. Notebook: 02_preprocessing.
+Filter banks and windows are cached per setting and device. Sources: report 4.2; METHOD 3.2, 5.2, 5.3, 6.1,
+7.5.
+Notebook: 02_preprocessing.
 """
 
 from __future__ import annotations
@@ -30,12 +31,7 @@ import torchaudio
 from asdlib import errors, schemas
 
 SAMPLE_RATE = 16000
-CHUNK = (
-    2**17
-    # samples whose spectra a CPU makes at a time: 1 MB, which stays in the cache of a core; twice as fast as
-    # a
-    # batch at once
-)
+CHUNK = 2**17  # samples per block on a CPU: spectra of 1 MB fit into a core's cache, twice as fast
 POWER_FLOOR = 1e-10  # -100 dB: below the noise of 16-bit sound after standardization
 
 
@@ -52,7 +48,7 @@ def _mel_bank(
 def _fine_mel_bank(
     n_fft: int, n_mels: int, low_hz: float, high_hz: float, rate: int, device: torch.device
 ) -> torch.Tensor:
-    """The HTK triangles of `_mel_bank` in float64, (mels, bins); torchaudio makes them in float32."""
+    """HTK filter bank of `_mel_bank` computed in float64 (torchaudio uses float32), (mels, bins)."""
     low, high = (math.log10(1 + hz / 700) for hz in (low_hz, high_hz))
     left, middle, right = (
         700 * (10 ** np.linspace(low, high, n_mels + 2)[i : n_mels + i, None] - 1) for i in range(3)
@@ -65,8 +61,9 @@ def _fine_mel_bank(
 def band_hz(
     n_mels: int, *, n_fft: int, low_hz: float, high_hz: float, rate: int = SAMPLE_RATE, slaney: bool = False
 ) -> np.ndarray:
-    """Center of gravity of each mel band, Hz, float64 (n_mels,), rising; for the axes of figures.  slaney :
-    the bank of `baseline_mel`
+    """Centroid of each mel band in Hz, float64 (n_mels,), ascending; for the axes of figures.
+
+    slaney : use the filter bank of `baseline_mel`
     """
     bank = _mel_bank(n_fft, n_mels, low_hz, high_hz, rate, slaney, torch.device("cpu")).double().numpy()
     return (np.arange(len(bank)) * rate / n_fft) @ bank / np.maximum(bank.sum(0), 1e-12)
@@ -80,7 +77,7 @@ def _window(length: int, device: torch.device, dtype: torch.dtype = torch.float3
 def _stft(
     wave: torch.Tensor, n_fft: int, hop: int, win: int, center: bool, pad_mode: str = "reflect"
 ) -> torch.Tensor:
-    """Complex STFT (n, bins, frames); `win` samples of Hann window, zero-padded to n_fft."""
+    """Complex STFT (n, bins, frames) with a Hann window of `win` samples, zero-padded to n_fft."""
     if not center and wave.shape[1] < n_fft:
         raise errors.InputError(
             f"waveforms of {wave.shape[1]} samples came, expected at least n_fft = {n_fft}; use longer clips"
@@ -103,7 +100,7 @@ def _power(spec: torch.Tensor) -> torch.Tensor:
 
 
 def _in_pieces(wave: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """make(wave), on a CPU a few waveforms at a time."""
+    """make(wave), computed in blocks of a few waveforms on a CPU."""
     if wave.is_cuda or wave.numel() <= CHUNK:
         return make(wave)
     return torch.cat([make(part) for part in wave.split(max(1, CHUNK // wave.shape[1]))])
@@ -120,12 +117,14 @@ def log_mel(
     high_hz: float = 7800.0,
     rate: int = SAMPLE_RATE,
 ) -> torch.Tensor:
-    """Log-mel spectrogram in dB, centered frames: 2 s at the defaults become 224 x 126.
+    """Log-mel spectrogram in dB with centered frames; 224 x 126 for 2 s at the defaults.
 
     wave : float32 or float64 (n, samples)
-    n_fft, win, hop : samples (64 ms and 16 ms at 16 kHz; n_fft 2048 with win 1024 gives a bank of full rank)
-    returns : of the type of `wave`, (n, 1, n_mels, 1 + samples // hop), >= -100 dB.  Source: report 4.2;
-        METHOD 4.10.  Notebook: 02_preprocessing
+    n_fft, win, hop : samples (64 ms and 16 ms at 16 kHz; n_fft 2048 with win 1024 gives a full-rank filter
+        bank)
+    returns : dtype of `wave`, (n, 1, n_mels, 1 + samples // hop), >= -100 dB.  Source: report 4.2; METHOD
+        4.10.
+        Notebook: 02_preprocessing
     """
     schemas.waves(wave)
     if wave.dtype == torch.float64:
@@ -137,24 +136,22 @@ def log_mel(
 
 
 SLOWEST_HZ = 0.5  # lowest modulation: one period in 2 s
-LINES = 4  # of the zero-padded spectrum within the narrowest bin of `modulation_spectrum`, at least
+LINES = 4  # minimum number of FFT lines in the narrowest bin of `modulation_spectrum`
 
 
 def modulation_spectrum(
     mel: torch.Tensor, *, frame_hz: float, groups: int = 8, bins: int = 14, low_hz: float = SLOWEST_HZ
 ) -> torch.Tensor:
-    """How strongly groups of mel bands rise and fall, and how fast: log power spectrum of their level over
-    time.
+    """Modulation spectrum: log power spectrum over time of the level of groups of mel bands.
 
+    The mean level is subtracted, and the course zero-padded until every bin holds at least four FFT lines, so
+    that clips of any length have the same bins.
     mel : dB, float (n, mels, frames).  frame_hz : frames per second
-    groups : bands are averaged (in dB) to so many neighboring groups of as equal a size as can be, at most
-        mels
+    groups : number of groups of neighboring bands of nearly equal size, averaged in dB; at most mels
     bins : geometric bins between low_hz and frame_hz / 2, each the mean over its lines of |FFT|² / frames
-    returns : dB, of the type of `mel`, (n, groups · bins), group by group, each from slow to fast; >= -100 dB
-    raises : errors.InputError for more groups than bands, and for frames too slow to show low_hz
-
-    The level is taken less its mean over time, and padded with zeros until every bin holds four lines or
-    more: clips of any length have the same bins.  Source: METHOD 3.6.  Notebook: 03_baseline
+    returns : dB, dtype of `mel`, (n, groups · bins), group by group, slow to fast; >= -100 dB
+    raises : errors.InputError for more groups than bands, or a frame rate too low for low_hz
+    Source: METHOD 3.6.  Notebook: 03_baseline
     """
     n, n_mels, frames = mel.shape
     if not 1 <= groups <= n_mels:
@@ -180,11 +177,11 @@ def modulation_spectrum(
 def baseline_mel(
     wave: torch.Tensor, *, n_fft: int = 1024, hop: int = 512, n_mels: int = 128, rate: int = SAMPLE_RATE
 ) -> torch.Tensor:
-    """The official baseline's log-mel: Slaney bank, power 2, zero-padded ends, 10·log10(max(mel, 2.2e-16)).
+    """Log-mel of the official baseline: Slaney bank, power 2, zero-padded ends, 10·log10(max(mel, 2.2e-16)).
 
     wave : float32 (n, samples) in [-1, 1), not standardized
-    returns : float32 (n, 1 + samples // hop, n_mels), frames first so that 5 frames in a row are 640 values
-        in a row.
+    returns : float32 (n, 1 + samples // hop, n_mels), frame-major so that 5 consecutive frames are 640
+        contiguous values.
         Source: METHOD 7.5.  Notebook: 03_baseline
     """
     schemas.waves(wave)
@@ -196,7 +193,7 @@ def baseline_mel(
 
 
 def spectrum(wave: torch.Tensor) -> torch.Tensor:
-    """Magnitude spectrum of the whole clip, first half without Nyquist; linear, not normalized.
+    """Magnitude spectrum of the whole clip without the Nyquist bin; linear, not normalized.
 
     wave : float32 (n, samples)
     returns : float32 (n, 1, samples // 2), bin width 1 / duration Hz.  Source: METHOD 5.2.  Notebook:
@@ -215,10 +212,9 @@ def spectrogram(
     n_mels: int = 128,
     rate: int = SAMPLE_RATE,
 ) -> torch.Tensor:
-    """Linear magnitude over time, no padding: 374 frames for 12 s at the defaults.
+    """Linear magnitude spectrogram without padding: 374 frames for 12 s at the defaults.
 
-    kind : `stft` gives n_fft // 2 + 1 linear bins (the cited code), `mel` n_mels bands of it (the report's
-        word)
+    kind : `stft` for n_fft // 2 + 1 linear bins (the cited code), `mel` for n_mels mel bands (the report)
     returns : float32 (n, 1, bins, frames).  Source: METHOD 5.3, 4.15.  Notebook: 02_preprocessing
     """
     schemas.waves(wave)
@@ -231,7 +227,7 @@ def spectrogram(
 
 
 def _wrap(angle: torch.Tensor) -> torch.Tensor:
-    """Angle in rad to [-π, π)."""
+    """Wrap angles in rad to [-π, π)."""
     return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
 
 
@@ -240,16 +236,12 @@ def _phase_angle(spec: torch.Tensor, n_fft: int, hop: int) -> torch.Tensor:
 
 
 def _advance(spec: torch.Tensor, n_fft: int, hop: int) -> torch.Tensor:
-    """Complex frame-to-frame product, turned back by the 2π·bin·hop/n_fft that a tone at the bin's center
-    advances.
-    """
+    """Complex frame-to-frame product without the advance 2π·bin·hop/n_fft of a tone at the bin center."""
     bins = torch.arange(spec.shape[1], device=spec.device, dtype=torch.float64)
     expected = torch.remainder(2 * math.pi * bins * hop / n_fft, 2 * math.pi).to(torch.float32)
     turn = torch.polar(torch.ones_like(expected), -expected)
     product = spec[:, :, 1:] * spec[:, :, :-1].conj() * turn[:, None]
-    return torch.cat(
-        [product[:, :, :1], product], dim=2
-    )  # the first frame repeats its only difference: frames stay aligned
+    return torch.cat([product[:, :, :1], product], dim=2)  # repeated first frame keeps frames aligned
 
 
 def _phase_cossin(spec: torch.Tensor, n_fft: int, hop: int) -> torch.Tensor:
@@ -264,7 +256,7 @@ def _phase_if(spec: torch.Tensor, n_fft: int, hop: int) -> torch.Tensor:
 
 
 def _phase_gd(spec: torch.Tensor, n_fft: int, hop: int) -> torch.Tensor:
-    # The window's center alone gives a delay of n_fft/2 samples, a turn of -π per bin; it is taken out before
+    # The window center alone causes a delay of n_fft/2 samples, -π per bin; it is removed before
     # wrapping.
     step = torch.angle(spec[:, 1:] * spec[:, :-1].conj())
     delay = _wrap(-step - math.pi) / math.pi
@@ -278,8 +270,9 @@ def phase(
 
     representation : `angle` wrapped phase / π (`paper`); `cossin` cosine and sine of the frame-to-frame phase
         difference, weighted by log(1 + magnitude) (`best`, two channels); `if` that difference / π, 0 for a
-        tone at the bin's center; `gd` group delay relative to the frame's center, / (n_fft / 2) samples
-    returns : float32 (n, 1 or 2, n_fft // 2 + 1, frames), [-1, 1] but for `cossin`.  Source: METHOD 3.2, 6.1.
+        tone at the bin center; `gd` group delay relative to the frame center, / (n_fft / 2) samples
+    returns : float32 (n, 1 or 2, n_fft // 2 + 1, frames), in [-1, 1] except `cossin`.  Source: METHOD 3.2,
+        6.1.
         Notebook: 02_preprocessing
     """
     schemas.waves(wave)

@@ -1,10 +1,8 @@
-"""Tables and tensors read back: what stands in a file of ours is checked as if a stranger had written it.
+"""File I/O: atomic writes, locks, validated reads of tables and tensors, and code digests.
 
-Task
-----
-A file that a crash, a disk or a person changed is refused in one sentence, whatever the library below says of
-it, and before it takes the memory that it asks for. Nothing here can run code: tables are parquet, tensors
-are safetensors, and neither holds objects of Python.
+Files are validated on reading as if untrusted: damaged or modified files raise an `errors.InputError`,
+whatever the library below reports, and before claimed sizes are allocated. No file can execute code: tables
+are parquet, tensors safetensors, neither of which stores Python objects.
 
 Source: METHOD 8.6 (integrity, hostile input). Notebooks: all (through `study`)
 """
@@ -31,26 +29,30 @@ from safetensors.numpy import load_file
 from asdlib import errors, schemas
 
 PACKAGE = Path(__file__).resolve().parent
-MOST_ROWS, MOST_BYTES = 2**22, 2**30  # of a table, as it says of itself
+MOST_ROWS, MOST_BYTES = 2**22, 2**30  # limits on the size a table claims
 AGAIN = "delete the folder it lies in and give the same command again"
 
 
 @contextlib.contextmanager
 def refused(path: Path, what: str) -> Iterator[None]:
-    """Whatever goes wrong inside this block becomes the refusal that `path` does not hold `what`."""
+    """Convert any exception in the block into the error that `path` does not hold `what`.
+
+    raises : errors.InputError
+    """
     try:
         yield
     except errors.InputError:
         raise
-    except Exception as error:  # parquet, safetensors and torch raise many kinds for torn and foreign files
+    except (
+        Exception
+    ) as error:  # parquet, safetensors and torch raise many types for damaged and foreign files
         raise errors.InputError(f"{path}: does not hold {what} ({type(error).__name__}); {AGAIN}") from error
 
 
 def table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
-    """A parquet table that has at least these columns, each once.
+    """Read a parquet table that has at least these columns, each once.
 
-    raises : errors.InputError for a file that is no such table, or that claims more than 4 million rows or 1
-        GB
+    raises : errors.InputError for other files, or one that claims more than 4 million rows or 1 GB
     """
     with refused(path, "a table"):
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -64,9 +66,7 @@ def table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
                 f"{path}: claims {rows} rows and {size} bytes, expected at most {MOST_ROWS} and {MOST_BYTES};"
                 f" {AGAIN}"
             )
-        pyarrow.parquet.read_table(path).validate(
-            full=True
-        )  # pandas would find texts that are none when they are used, and not here
+        pyarrow.parquet.read_table(path).validate(full=True)  # pandas validates strings only on use
         found = pd.read_parquet(path)
         missing = [name for name in columns if name not in found.columns]
         if missing or not found.columns.is_unique:
@@ -77,16 +77,15 @@ def table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def scores(path: Path) -> pd.DataFrame:
-    """A score table (`schemas.score_table`)."""
+    """Read a score table (`schemas.score_table`)."""
     return schemas.score_table(table(path, schemas.SCORE_COLUMNS))
 
 
 def tensors(path: Path, dimensions: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Tensors of a safetensors file.
+    """Read the tensors of a safetensors file.
 
-    dimensions : the tensors that must be there, with their number of dimensions; those of numbers must be
-        finite
-    raises : errors.InputError for a file that does not hold them
+    dimensions : required tensors and their number of dimensions; floating-point ones must be finite
+    raises : errors.InputError for a file that does not contain them
     """
     with refused(path, "the tensors of this detector"):
         found = load_file(path)
@@ -102,14 +101,12 @@ def tensors(path: Path, dimensions: Mapping[str, int]) -> dict[str, np.ndarray]:
     return found
 
 
-HOLDS = "ASDLIB_HOLDS"  # environment of a job's kernel: the study folder that its runner has locked
+HOLDS = "ASDLIB_HOLDS"  # environment variable of a job's kernel: study folder locked by its runner
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A file to write that becomes `path` when the block ends well, and is gone when it does not: `path` is
-    never half there.
-    """
+    """Yield a temporary file that replaces `path` if the block succeeds and is removed otherwise."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
@@ -119,34 +116,35 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file by rename."""
+    """Write a small text file atomically."""
     with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a table as parquet or csv (by the path's ending), by rename."""
+    """Write a table as parquet or csv (by the suffix of the path), atomically."""
     with atomic_write(path) as part:
         table.to_csv(part, index=False) if path.suffix == ".csv" else table.to_parquet(part, index=False)
 
 
 @functools.cache
 def _content(path: Path, size: int, modified: int) -> str:
-    """Digest of a file's content; read once per process and state of the file."""
+    """Digest of a file's content, cached per process and file state."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
 
 def content(path: Path) -> list:
-    """[size, digest of the content] of a file, as DONE keeps them."""
+    """[size, content digest] of a file, as stored in DONE."""
     stat = path.stat()
     return [stat.st_size, _content(path, stat.st_size, stat.st_mtime_ns)]
 
 
 @contextlib.contextmanager
 def wrap_os_errors(folder: Path) -> Iterator[None]:
-    """Disk full and missing permissions inside this block become one sentence.  raises : errors.InputError in
-    place of an OSError
+    """Convert OSErrors inside the block (disk full, permissions) into one sentence.
+
+    raises : errors.InputError in place of an OSError
     """
     try:
         yield
@@ -155,14 +153,13 @@ def wrap_os_errors(folder: Path) -> Iterator[None]:
         raise errors.InputError(f"{what}; free space or choose a folder you may write with --home") from error
 
 
-NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems without flock: some NFS, Lustre
+# without flock: some NFS, Lustre
+NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @functools.cache
 def _lock(folder: Path) -> filelock.BaseFileLock:
-    """The lock of a folder, one for all who ask in this process; a file made exclusively where there is no
-    flock, and a line says so.
-    """
+    """Lock of a folder, shared within this process; without flock an exclusive file, with a notice."""
     path = folder / ".lock"
     with open(path, "a", encoding="utf-8") as file:
         try:
@@ -177,11 +174,10 @@ def _lock(folder: Path) -> filelock.BaseFileLock:
 
 @contextlib.contextmanager
 def locked(folder: Path, what: str = "run of this study", wait: bool = False) -> Iterator[None]:
-    """Hold a study for one process and the kernels that it starts; another process is told so instead of
-    writing there too.
+    """Hold a folder's lock for this process and the kernels that it starts.
 
-    wait : until whoever holds it has done, instead of a refusal
-    raises : errors.InputError where another process holds it
+    wait : wait for the lock instead of raising
+    raises : errors.InputError if another process holds it
     """
     if os.environ.get(HOLDS) == str(folder):
         yield
@@ -190,7 +186,7 @@ def locked(folder: Path, what: str = "run of this study", wait: bool = False) ->
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)
         try:
-            lock.acquire(timeout=-1 if wait else 0)  # once more where this process holds it already
+            lock.acquire(timeout=-1 if wait else 0)  # reentrant within this process
         except filelock.Timeout as error:
             or_else = f", or delete {lock.lock_file} where none is" * isinstance(lock, filelock.SoftFileLock)
             raise errors.InputError(
@@ -204,8 +200,8 @@ def locked(folder: Path, what: str = "run of this study", wait: bool = False) ->
 
 # ---------------------------------------------------------------- code
 
-# Modules whose code shapes no result: how files are written, checked, shown and run, and how recordings are
-# found and decoded, which the digests of their samples and the clip table stand for.
+# Modules whose code does not affect results: file I/O, validation, display, execution. Finding and decoding
+# recordings is covered by the sample digests and the clip table.
 NEUTRAL = (
     "errors",
     "io",
@@ -219,7 +215,7 @@ NEUTRAL = (
 
 @functools.cache
 def _module(name: str) -> tuple[str, frozenset[str]]:
-    """Digest of a module's syntax tree without docstrings, and the modules of the package that it imports."""
+    """Digest of a module's syntax tree without docstrings, and the package modules it imports."""
     path = PACKAGE.parent.joinpath(*name.split("."))
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     tree, imports = ast.parse(path.read_bytes()), set()
@@ -239,8 +235,7 @@ def _module(name: str) -> tuple[str, frozenset[str]]:
 
 @functools.cache
 def code(*modules: str) -> dict[str, str]:
-    """Digests of the code behind some modules, by module: their own and of all that they import, less
-    NEUTRAL.
+    """Code digests of some modules and all their imports, except NEUTRAL, by module.
 
     Docstrings, comments and layout do not count.
     """
@@ -258,7 +253,7 @@ def code(*modules: str) -> dict[str, str]:
 
 @functools.cache
 def code_digest() -> str:
-    """Digest of the code of the whole package, docstrings and comments aside: what pages are made by."""
+    """Digest of the package's code without docstrings and comments, to identify what produced a page."""
     files = sorted(PACKAGE.rglob("*.py"))
     names = [
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")

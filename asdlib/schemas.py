@@ -1,6 +1,6 @@
-"""Columns of the clip, score and metric tables and shapes of arrays, checked where they cross a border.
+"""Columns of the clip, score and metric tables and array shapes, validated at module boundaries.
 
-Tables and arrays that do not hold to them are refused with one sentence (`errors.InputError`).
+Invalid tables and arrays raise an `errors.InputError`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DOMAINS = ("source", "target", "unknown")
 LABELS = ("normal", "anomaly", "unlabeled")
 SPLITS = ("train", "test")
-SUPPLEMENTAL = "supplemental"  # a third one, of clips that stand in no other table
+SUPPLEMENTAL = "supplemental"  # split of clips used only as pseudo-anomalies
 CLIP_COLUMNS = ("clip", "path", "machine", "section", "split", "domain", "label")
 SCORE_COLUMNS = (
     "system",
@@ -35,12 +35,13 @@ SCORE_COLUMNS = (
 METRIC_COLUMNS = ("system", "component", "machine", "metric", "value", "low", "high", "seed")
 
 
-FEWEST_OF_SECTION = 3  # training clips: one to be scored, its reference, and that one's neighbor
+FEWEST_OF_SECTION = 3  # training clips: the scored clip, its reference, and the reference's neighbor
 
 
 def clip_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The clip table as every stage may assume it: columns, known values, unique clips; others are refused.
-    Returned unchanged.
+    """Validate a clip table: columns, known values, unique clips. Returned unchanged.
+
+    raises : errors.InputError
     """
     missing = [name for name in CLIP_COLUMNS if name not in table]
     if missing:
@@ -62,9 +63,12 @@ def clip_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def texts(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
-    """Columns of a table that hold text and nothing else; others are refused."""
+    """Check that columns of a table hold only text.
+
+    raises : errors.InputError
+    """
     for column in columns:
-        every = table[column].dtype == "str"  # pandas' own column of texts needs no look at each
+        every = table[column].dtype == "str"  # string columns need no check per value
         wrong = (
             None if every else next((value for value in table[column] if not isinstance(value, str)), None)
         )
@@ -73,8 +77,9 @@ def texts(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
 
 
 def score_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The score table as it crosses the border to metrics: columns, finite scores, one row per clip and
-    component; others are refused.
+    """Validate a score table: columns, finite scores, unique clip, component and seed. Returned unchanged.
+
+    raises : errors.InputError
     """
     missing = [name for name in SCORE_COLUMNS if name not in table]
     if missing:
@@ -99,7 +104,10 @@ def score_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def waves(batch, samples: int | None = None):
-    """A batch of waveforms: float, (n, samples), finite length > 0; else refused. Returned unchanged."""
+    """Validate a batch of waveforms (n, samples) with samples > 0. Returned unchanged.
+
+    samples : expected length, if any.  raises : errors.InputError
+    """
     if batch.ndim != 2 or batch.shape[1] == 0:
         raise InputError(f"waveforms came as {tuple(batch.shape)}, expected (n, samples) with samples > 0")
     if samples is not None and batch.shape[1] != samples:
@@ -110,7 +118,7 @@ def waves(batch, samples: int | None = None):
 
 
 def embeddings(test: np.ndarray, train: np.ndarray) -> None:
-    """Two sets of embeddings that can be compared: two-dimensional, same width, finite, train not empty.
+    """Check that two embedding arrays are comparable: 2-dimensional, same width, finite, train not empty.
 
     test : (n, dim).  train : (m, dim).  raises : errors.InputError
     """
@@ -129,26 +137,22 @@ def embeddings(test: np.ndarray, train: np.ndarray) -> None:
 
 
 def by_section(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with each section of a machine that has several as a machine of its own, named
-    <machine>_<section>.
+    """Table in which each section of a machine with several sections is a machine <machine>_<section>.
 
     Metrics, thresholds and intervals are per machine and section, as in the official evaluation of DCASE 2020
     to 2022.
-    table : with the columns machine and section.  returns : a new table, or the same one where nothing
-        changes
-    raises : errors.InputError where such a name is the name of another machine
+    table : with the columns machine and section.  returns : a new table, or `table` if nothing changes
+    raises : errors.InputError if such a name is taken by another machine
     """
     return _apart(table, table.groupby("machine")["section"].nunique().gt(1))
 
 
 def by_references(table: pd.DataFrame) -> pd.DataFrame:
-    """As `by_section`, but a machine stays whole where one of its sections has fewer than `FEWEST_OF_SECTION`
-    training clips.
+    """`by_section`, except for machines with a section of fewer than `FEWEST_OF_SECTION` training clips.
 
-    A clip is compared with the training clips, and brought to the scale of the training scores, that have its
-    name here: such a
-    section has nothing to be judged by, and its machine's clips are judged together.  table : clip or score
-    table
+    Clips are compared with, and normalized by, the training clips of the same resulting name. A section with
+    too few of them has no usable references, so its machine is not split.
+    table : clip or score table
     """
     sections = table.groupby("machine")["section"].nunique()
     if sections.lt(2).all():

@@ -1,9 +1,8 @@
-"""Settings: frozen pydantic models that check names, types and ranges whenever one is made.
+"""Settings: frozen pydantic models that validate names, types and ranges on construction.
 
-A section is a subclass of `Settings` whose fields come from `setting`; a setting has one type. What is wrong
-is refused in one sentence with what was expected and, for a misspelt name, with a suggestion; a check over
-several fields is a validator that raises the whole sentence. `digest` turns settings into the name of what
-they made.
+A section is a subclass of `Settings` whose fields are made by `setting`. Errors are one sentence with the
+expected value and, for a misspelled name, a suggestion; checks across fields are validators that raise the
+whole sentence. `digest` identifies results by their settings.
 
 Source: METHOD 8.2. Notebooks: all (through `config`).
 """
@@ -27,11 +26,11 @@ def _several(value: object) -> tuple:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
-Many = Annotated[tuple[T, ...], pydantic.BeforeValidator(_several)]  # a list, or one value alone, will do
+Many = Annotated[tuple[T, ...], pydantic.BeforeValidator(_several)]  # accepts a list or a single value
 
 
 def setting(default, doc: str, low: float | None = None, high: float | None = None):
-    """A field with its explanation and, for numbers, the closed range of values it may take."""
+    """Field with a description and, for numbers, a closed range of values."""
     return pydantic.Field(default, description=doc, ge=low, le=high)
 
 
@@ -49,20 +48,20 @@ class Settings(pydantic.BaseModel):
         except pydantic.ValidationError as error:
             raise errors.InputError(_sentence(type(self), error.errors(include_url=False)[0])) from None
 
-    __init__.__pydantic_base_init__ = True  # sections inside are not made by it: one refusal, the whole path
+    __init__.__pydantic_base_init__ = True  # nested sections bypass __init__: one error, full path
 
     def replace(self, /, **changes) -> Self:
-        """A checked copy with some fields changed; a section may be given as a dict of what changes in it.
+        """Validated copy with some fields changed; a nested section may be given as a dict of changes.
 
-        raises : errors.InputError as for a new one
+        raises : errors.InputError as for construction
         """
         return type(self)(**merged(self.model_dump(), changes))
 
 
 def _sentence(cls: type[Settings], error: typing.Mapping) -> str:
-    """One of pydantic's errors in the project's words."""
+    """Message for a pydantic validation error."""
     kind, value = error["type"], error["input"]
-    if kind == "value_error":  # of a validator, which says all of it
+    if kind == "value_error":  # raised by a validator with a complete message
         return str(error["ctx"]["error"])
     *sections, last = [part for part in error["loc"] if isinstance(part, str)]
     for section in sections:
@@ -91,16 +90,16 @@ def _sentence(cls: type[Settings], error: typing.Mapping) -> str:
 
 
 def describe_value(value: object) -> str:
-    """A value for a sentence: its literal, shortened; what cannot be written is named by its type."""
+    """Literal of a value for error messages, shortened; its type if it has no usable literal."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # numbers of thousands of digits, nests of thousands of lists
+    except (ValueError, RecursionError):  # huge integers, deeply nested lists
         return f"a {type(value).__name__} of great length"
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def merged(under: dict, over: dict) -> dict:
-    """Two nested dicts merged; where both have a value, `over` wins. Neither is changed."""
+    """Merge two nested dicts into a new one; values of `over` win."""
     both = {
         key: (
             merged(under[key], value)
@@ -113,18 +112,18 @@ def merged(under: dict, over: dict) -> dict:
 
 
 def to_tree(settings: Settings) -> dict:
-    """Nested dict of settings, ready for JSON."""
+    """Settings as a nested dict, ready for JSON."""
     return json.loads(json.dumps(settings.model_dump()))
 
 
 def digest(*parts) -> str:
-    """Hexadecimal digest (16 digits) of settings and JSON-able values: equal content, equal digest."""
+    """Hexadecimal digest (16 digits) of settings and JSON-serializable values."""
     plain = [part.model_dump() if isinstance(part, Settings) else part for part in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def flat(tree: dict, where: str = "") -> dict:
-    """Nested settings as one dict, by dotted name."""
+    """Flatten nested settings to a dict of dotted names."""
     out = {}
     for name, value in tree.items():
         out |= flat(value, f"{where}{name}.") if isinstance(value, dict) else {f"{where}{name}": value}

@@ -18,6 +18,5 @@ DETECTORS: dict[str, type[Detector]] = {
     detector.name: detector
     for detector in (NearestNeighbor, MultiResolution, Pretrained, Autoencoder, OEVAE, Classifier)
 }
-SYSTEMS = {
-    system: detector.name for detector in DETECTORS.values() for system in detector.systems
-}  # system -> detector
+# system -> detector
+SYSTEMS = {system: detector.name for detector in DETECTORS.values() for system in detector.systems}

@@ -53,9 +53,8 @@ class AutoencoderTraining:
         work = []
         for number in range(self.fold.max() + 2):  # 0: trained on all clips
             if (seen := self.fold != number - 1).any():
-                with training.seeded_init(
-                    self.seed, number
-                ):  # uses torch's global generator, hence not in a thread
+                # uses torch's global generator, hence not in a thread
+                with training.seeded_init(self.seed, number):
                     net = autoencoder.Autoencoder(s).to(self.device)
                 work.append((net, vectors, np.where(seen, domain, ""), number))
         with ThreadPoolExecutor(1 if self.device.type == "cuda" else training.cores()) as pool:

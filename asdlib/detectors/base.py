@@ -70,9 +70,8 @@ class Detector(abc.ABC):
     name: ClassVar[str]
     Settings: ClassVar[type[Settings]]
     systems: ClassVar[tuple[str, ...]]  # systems that it scores
-    scoring_settings: ClassVar[
-        tuple[str, ...]
-    ] = ()  # used in scoring only: changing them needs no retraining
+    # used in scoring only: changing them needs no retraining
+    scoring_settings: ClassVar[tuple[str, ...]] = ()
     training_module: ClassVar[str]  # code that determines the training result
     uses_others: ClassVar[bool] = False  # whether training uses clips of other machines
     accepted: Mapping[str, np.ndarray] = {}  # machine or section -> items (n, dim) of accepted clips

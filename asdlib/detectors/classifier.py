@@ -210,9 +210,8 @@ class Classifier(ClassifierTraining, Detector):
         vectors, out = np.concatenate(list(parts.values()), axis=1), np.zeros((len(rows), len(parts)))
         first = np.cumsum([0, *(x.shape[1] for x in parts.values())])[:-1]
         for machine, where in self._by_machine(rows):
-            train = (
-                self.train_rows[self.group == machine] if len(self.train_rows) else self.train_rows
-            )  # empty for another store
+            # empty for another store
+            train = self.train_rows[self.group == machine] if len(self.train_rows) else self.train_rows
             place = {row: i for i, row in enumerate(train.tolist())}
             own = np.array([place.get(row, -1) for row in rows[where].tolist()])
             gap = self._backends_of(machine)[self.settings.backend].gap(vectors[where], own)

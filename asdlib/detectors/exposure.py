@@ -216,9 +216,8 @@ class Target:
         """Copy with items interpolated between pairs added (SMOTE in log-mel space)."""
         same = torch.zeros(len(self), dtype=torch.int64, device=self.prior.device)
         prior, conditioned = blend.condition(self.prior, self.conditioned, same)
-        parents = self.items[
-            blend.first.to(same.device)
-        ]  # provides store rows for the new items; its audio is not used
+        # provides store rows for the new items; its audio is not used
+        parents = self.items[blend.first.to(same.device)]
         new = (
             torch.cat([self.prior, prior]),
             torch.cat([self.conditioned, conditioned]),
@@ -293,9 +292,8 @@ class OutlierExposureBatches:
         place = torch.argsort(side, stable=True)
         index, groups = torch.cat([order, drawn])[place], (batch if mix.outliers else side)[place]
         blend = augment.draw_mixup(2 * n, prob=mix.prob, beta=mix.beta, generator=generator, groups=groups)
-        plain = (
-            self.made[index[blend.first]] | self.made[index[blend.second]]
-        )  # synthetic items have no waveform to mix
+        # synthetic items have no waveform to mix
+        plain = self.made[index[blend.first]] | self.made[index[blend.second]]
         return index, dataclasses.replace(blend, weight=torch.where(plain, 1.0, blend.weight))
 
     def batches(self, generator: torch.Generator, kl_weight=lambda: 1.0) -> Iterator[oevae.Batch]:

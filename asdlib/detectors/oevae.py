@@ -365,9 +365,8 @@ class OEVAE(OEVAETraining, Detector):
             for chosen in self.groups(every[-1], name):
                 parents = None if own is None else self.references.parents[chosen]
                 clip = None if own is None else own[here]
-                most = max(
-                    self.settings.neighbors, min(every[-1], self._fewest(chosen))
-                )  # cap the additional k if clips are few
+                # cap the additional k if clips are few
+                most = max(self.settings.neighbors, min(every[-1], self._fewest(chosen)))
                 found.append(
                     knn_distances(
                         h[here], self.references.h[chosen], k_max=most, test_clip=clip, train_clip=parents

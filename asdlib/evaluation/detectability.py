@@ -178,9 +178,8 @@ def curves(
                 (system, name, *row) for row in zip(levels[at], value, low, high, number[at], strict=True)
             ]
             point = reach(levels[at], value[None], number[at])[0]
-            ends = np.quantile(
-                reach(levels[at], boots, number[at]), [tail, 1 - tail], method="inverted_cdf"
-            )  # no interpolation with inf
+            # no interpolation with inf
+            ends = np.quantile(reach(levels[at], boots, number[at]), [tail, 1 - tail], method="inverted_cdf")
             reached.append((system, name, point, *ends, levels[at][-1]))
     return pd.DataFrame(rows, columns=list(CURVE_COLUMNS)), pd.DataFrame(reached, columns=list(REACH_COLUMNS))
 

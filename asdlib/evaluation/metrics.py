@@ -256,9 +256,8 @@ def decisions(scores: pd.DataFrame, settings: MetricsSettings) -> pd.DataFrame:
         for key, part in references[own["split"] == "train"].groupby(["system", "seed", "machine"])["score"]
     }
     rows, nothing = [], (np.empty(0, object), np.empty(0, "U7"), np.empty(0, "U10"), np.empty(0))
-    for system, seed, machine in sorted(
-        scores.groupby(["system", "seed", "machine"]).groups
-    ):  # machines without test clips have a threshold too
+    # machines without test clips have a threshold too
+    for system, seed, machine in sorted(scores.groupby(["system", "seed", "machine"]).groups):
         blocks = found.setdefault((system, "score", int(seed)), [])
         if machine not in {block.machine for block in blocks}:
             blocks.append(_Block(machine, *nothing))

@@ -76,18 +76,16 @@ def areas(scores: np.ndarray, kinds: np.ndarray, max_fpr: float = 0.1) -> np.nda
     order = np.argsort(-scores, axis=1)
     falling = np.take_along_axis(scores, order, axis=1)
     tied = falling[:, 1:] == falling[:, :-1]
-    at = np.zeros(
-        (4, len(scores), scores.shape[1] + 1)
-    )  # number of number of clips at or above each threshold
+    # number of clips at or above each threshold
+    at = np.zeros((4, len(scores), scores.shape[1] + 1))
     np.cumsum(np.take_along_axis(kinds, order[None], axis=2), axis=2, out=at[..., 1:])
     if tied.any():  # ties form one sloped segment: only its end is a vertex
         np.copyto(at[..., 1:-1], 0, where=tied)
         np.maximum.accumulate(at, axis=2, out=at)
     steps, (hits, *_, before), total = np.diff(at), at[..., :-1], at[..., -1]
     rise, width = steps[0], steps[3]
-    inside = np.clip(
-        max_fpr * total[3][:, None] - before, 0, width
-    )  # part part of each segment's width below max_fpr below max_fpr
+    # part of each segment's width below max_fpr
+    inside = np.clip(max_fpr * total[3][:, None] - before, 0, width)
     area = np.empty((3, len(scores)))
     area[:2] = np.einsum("kgn,gn->kg", steps[1:3], hits + 0.5 * rise)
     area[2] = np.einsum("gn,gn->g", inside, hits + 0.5 * rise * inside / np.maximum(width, 1))

@@ -352,9 +352,8 @@ class OEVAE(nn.Module):
             nn.Linear(self.dim, attributes) if attributes and settings.attribute_weight > 0 else None
         )
         self.vae = VAE(self.dim, settings.hidden, settings.latent, settings.domain_latent)
-        self.register_buffer(
-            "steps", torch.zeros(())
-        )  # training steps so far; a buffer, so that warm-up resumes from a checkpoint
+        # training steps so far; a buffer, so that warm-up resumes from a checkpoint
+        self.register_buffer("steps", torch.zeros(()))
 
     def embed(self, x: Tensor) -> Tensor:
         """Embeddings f_FE(X): log-mel (n, 1, mels, frames) to float32 (n, dim)."""
@@ -381,9 +380,8 @@ class OEVAE(nn.Module):
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Output:
         """Embedding, logits of both heads and VAE output for log-mel segments (n, 1, mels, frames)."""
         h = self.embed(x)
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # the heads are small, and λ scales gradients by about 1e-7
+        # the heads are small, and λ scales gradients by about 1e-7
+        with torch.autocast(x.device.type, enabled=False):
             split = self.settings.vae_grad == "split"
             vae = self.vae(losses.scale_gradient(h, self.settings.lambda_vae) if split else h, generator)
             return Output(

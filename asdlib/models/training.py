@@ -50,9 +50,8 @@ def _repeatable_gpu() -> None:
 
     Operations without a deterministic GPU version only warn; no detector uses one (tests/test_gpu.py).
     """
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # deterministic cuBLAS; read at the first matrix product
+    # deterministic cuBLAS; read at the first matrix product
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # no code here reads uninitialized memory
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -274,9 +273,8 @@ def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> l
     """Restore the last finished epoch and return its history; training restarts if unreadable."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
     try:
-        state = torch.load(
-            path, weights_only=True, map_location="cpu"
-        )  # keeps step counters of the optimizer on the host
+        # keeps step counters of the optimizer on the host
+        state = torch.load(path, weights_only=True, map_location="cpu")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         return state["history"]

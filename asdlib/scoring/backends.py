@@ -159,9 +159,8 @@ class KMeansCosine:
         fold[np.random.default_rng(self.seed).permutation(source)] = np.arange(len(source)) % min(
             FOLDS, max(len(source), 1)
         )
-        for number in range(
-            -1, fold.max() + 1
-        ):  # -1: the target clips; centers are fitted to source clips only
+        # -1: the target clips; centers are fitted to source clips only
+        for number in range(-1, fold.max() + 1):
             scored = fold == number
             made = self.centers if number < 0 else self._fit((fold >= 0) & ~scored)
             if len(made):
@@ -227,9 +226,8 @@ class LocalDensity:
         self.x, _ = _references(train, target)
         self.between = distances(self.x, self.x)
         np.fill_diagonal(self.between, np.inf)
-        self.k = min(
-            settings.density_neighbors, len(self.x) - 2
-        )  # one fewer, so that K neighbors remain when a clip is left out
+        # one fewer, so that K neighbors remain when a clip is left out
+        self.k = min(settings.density_neighbors, len(self.x) - 2)
         self.order = np.argsort(self.between, axis=1)[:, : self.k + 1]
         self.near = np.take_along_axis(self.between, self.order, axis=1)
 
@@ -251,9 +249,8 @@ class LocalDensity:
     def training(self) -> np.ndarray:
         """Leave-clip-out scores, (n_train,); each clip is also excluded from the other densities."""
         n, first, more = len(self.x), self.near[:, : self.k].sum(1), self.near[:, self.k]
-        total = np.broadcast_to(
-            first, (n, n)
-        ).copy()  # (clip left out, reference): sum over the K nearest that remain
+        # (clip left out, reference): sum over the K nearest that remain
+        total = np.broadcast_to(first, (n, n)).copy()
         reference = np.repeat(np.arange(n), self.k)
         left_out = self.order[:, : self.k].ravel()
         total[left_out, reference] += more[reference] - self.between[left_out, reference]

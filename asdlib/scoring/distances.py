@@ -99,9 +99,8 @@ def _nearest(
     partial += norms
     if left_out is not None:
         partial[left_out] = np.inf
-    reached, found = torch.topk(
-        torch.from_numpy(partial), near, largest=False
-    )  # five times faster than numpy's argpartition
+    # five times faster than numpy's argpartition
+    reached, found = torch.topk(torch.from_numpy(partial), near, largest=False)
     return reached.numpy(), found.numpy()
 
 
@@ -234,9 +233,8 @@ def density_scores_left_out(train: np.ndarray, *, k: int = 2, neighbors: int = 2
     found = np.argpartition(away, near - 1, axis=1)[:, :near]
     beyond = away.copy()
     np.put_along_axis(beyond, found, np.inf, axis=1)
-    beyond = (1 - 1 / n) * beyond.min(
-        1
-    ) ** 2  # lower bound for all items not in `found`, whichever item is left out
+    # lower bound for all items not in `found`, whichever item is left out
+    beyond = (1 - 1 / n) * beyond.min(1) ** 2
     gaps = ((x[found] - x[:, None]) ** 2).reshape(n * near, dim)
     scores = np.empty(n)
     step = max(1, BLOCK_BYTES // (8 * n * max(dim, near)))

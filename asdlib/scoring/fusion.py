@@ -276,7 +276,7 @@ COMPOSED = {
 }
 FUSED = "fusion"  # system built from `fusion.views`
 MODES = {"zscore": ZScore, "none": Identity, "rank": Rank, "gamma": Gamma}
-SYSTEMS = (
+SYSTEMS = (  # in display order
     "baseline_knn",
     "multires",
     "pretrained",
@@ -286,7 +286,7 @@ SYSTEMS = (
     "classifier",
     "ensemble",
     FUSED,
-)  # in display order
+)
 ORDER = [name + ending for name in SYSTEMS for ending in ("", SEEDS)]
 
 

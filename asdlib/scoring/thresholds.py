@@ -82,9 +82,8 @@ class ZScore:
     def fit(cls, train: np.ndarray) -> ZScore:
         """Fit to training scores (n,)."""
         mean, std = float(np.mean(train)), float(np.std(train))
-        return cls(
-            mean, std if std > 1e-12 * abs(mean) else 1.0
-        )  # equal scores have a std of about 1e-16 from rounding
+        # equal scores have a std of about 1e-16 from rounding
+        return cls(mean, std if std > 1e-12 * abs(mean) else 1.0)
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         """Standardized scores (n,)."""
