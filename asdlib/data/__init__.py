@@ -1,3 +1,1 @@
-"""From folders of recordings to resident audio: index, decoding, store, conditions, import, download,
-synthetic machines.
-"""
+"""Recordings: index, decoding, store, conditions, import, download, synthetic machines."""

@@ -1,21 +1,20 @@
-"""Open a recording with exactly the audio that its file holds, and say where header and file disagree.
+"""Open recordings with exactly the audio in the file, and report headers that disagree with it.
 
-libsndfile reads a torn file to its end, and one whose header names too little only that far, without a word;
-headers of streams, of recorders that lost power and of files beyond 4 GiB it reads as they are. So the length
-that a header names is read here first (RIFF, RIFX, RF64, BW64, W64, AIFF, 8SVX, CAF, AU, NIST; the last page
-of Ogg) and held against the file:
+libsndfile silently reads a truncated file to its end, and stops early if the header states too short a
+length; headers of streams, of recorders that lost power and of files beyond 4 GiB are taken literally.
+Therefore the length in the header (RIFF, RIFX, RF64, BW64, W64, AIFF, 8SVX, CAF, AU, NIST; last page of Ogg)
+is first compared with the file:
 
-    what the header names                              what is done
-    -------------------------------------------------
-    ---------------------------------------------------------
-    the audio that is there, with or without chunks    read
-    0, -1, or what writers to a pipe put there         read to the end of the file, with a remark
-    more than is there                                 refused as truncated, with both numbers
+    length in the header                               action
+    -------------------------------------------------  ---------------------------------------------
+    the audio present, with or without other chunks    read
+    0, -1, or a placeholder written to pipes           read to the end of the file, with a remark
+    more than present                                  rejected as truncated, with both numbers
     less by a multiple of 4 GiB                        read to the true length, with a remark
-    less, and what follows is no chunk                 read as far as named, with a remark
+    less, and no chunk follows                         read as far as stated, with a remark
 
-FLAC and MP3 are checked by libsndfile; a FLAC stream without its length is counted. Other formats are read as
-libsndfile reads them.
+FLAC and MP3 are checked by libsndfile; a FLAC stream without length is counted. Other formats are left to
+libsndfile.
 """
 
 from __future__ import annotations
@@ -33,15 +32,12 @@ from typing import BinaryIO, NamedTuple
 
 import soundfile
 
-MOST_CHUNKS = 1000  # before the audio, and behind it
-OPEN_LENGTHS = (
-    (2**31 - 2**24 - 2**6, 2**31 + 2**12),
-    (2**32 - 2**16, 2**32),
-    (2**62, 2**64),
-)  # from, below: sox, arecord, ffmpeg and others
-WRAP, SLACK = 2**32, 2**20  # bytes; chunks behind audio beyond 4 GiB
-MOST_NAMED = 2**31 - 1  # bytes: some of libsndfile's readers take four bytes for a signed number
-OGG_TAIL = 2**17  # bytes, two pages of the largest size
+MOST_CHUNKS = 1000  # limit before and after the audio
+# [from, below): placeholders of sox, arecord, ffmpeg and others
+OPEN_LENGTHS = ((2**31 - 2**24 - 2**6, 2**31 + 2**12), (2**32 - 2**16, 2**32), (2**62, 2**64))
+WRAP, SLACK = 2**32, 2**20  # bytes; SLACK: chunks after audio beyond 4 GiB
+MOST_NAMED = 2**31 - 1  # bytes: some of libsndfile's readers use signed 32-bit sizes
+OGG_TAIL = 2**17  # bytes: two pages of maximum size
 RAW_BYTES = {
     "PCM_S8": 1,
     "PCM_U8": 1,
@@ -56,8 +52,10 @@ RAW_BYTES = {
 
 
 class Chunks(NamedTuple):
-    """How chunks are laid out: struct format of a size, bytes of a name, place of the first, alignment, does
-    a size count the head.
+    """Chunk layout of a format.
+
+    Size format (struct), bytes of a name, offset of the first chunk, alignment, whether sizes include the
+    chunk header.
     """
 
     size: str
@@ -78,12 +76,14 @@ CHUNKED = {
     b"riff": Chunks("<Q", 16, 40, 8, counted=True),
 }
 OPEN = "its header leaves the length open, it was read to the end of the file"
-AUDIO = (b"data", b"SSND", b"BODY")  # names of the chunk with the audio; in W64 the first four bytes
+AUDIO = (b"data", b"SSND", b"BODY")  # names of the audio chunk; in W64 the first four bytes
 
 
 class Found(NamedTuple):
-    """Audio data of a file: offset, length in the header, whether only chunks follow it, the size field and
-    what that field counts beside the audio.
+    """Audio data of a file.
+
+    Offset, length in the header, whether only chunks follow, and the size field: (offset, struct format,
+    bytes it counts besides the audio).
     """
 
     start: int
@@ -93,9 +93,7 @@ class Found(NamedTuple):
 
 
 class _Part:
-    """`length` bytes of a file from `start` on, some of them replaced (`changed`: place -> bytes), as a file
-    for soundfile.
-    """
+    """File object for `length` bytes from `start`, some replaced (`changed`: position -> bytes)."""
 
     def __init__(self, file: BinaryIO, start: int, length: int, changed: dict[int, bytes]):
         self.file, self.start, self.length, self.changed, self.at = file, start, length, changed, 0
@@ -120,9 +118,7 @@ class _Part:
 
 
 class _Forward(soundfile.SoundFile):
-    """A file that is read from its first sample to its last: a FLAC stream of unknown length refuses any seek
-    at its end.
-    """
+    """Non-seekable sound file: FLAC streams of unknown length cannot seek to their end."""
 
     def seekable(self) -> bool:
         return False
@@ -130,18 +126,17 @@ class _Forward(soundfile.SoundFile):
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[soundfile.SoundFile, str]]:
-    """A recording, open, with all of its audio and no byte of anything else; and where its header disagrees
-    with the file ("": nowhere).
+    """Open a recording with exactly its audio; also yield a remark on its header, or "".
 
-    raises : ValueError in words for an empty or truncated file; OSError and soundfile.LibsndfileError for
-        what cannot be read
+    raises : ValueError for an empty or truncated file; OSError or soundfile.LibsndfileError for an unreadable
+        one
     """
     stat = path.stat()
     if stat.st_size == 0:
         raise ValueError("empty file, expected audio; record or download it again")
     with path.open("rb") as file, contextlib.ExitStack() as stack:
         magic = file.read(4)
-        changed = {0: b"RF64"} if magic == b"BW64" else {}  # libsndfile knows the one name only
+        changed = {0: b"RF64"} if magic == b"BW64" else {}  # libsndfile does not know BW64
         start, length, remark, found = 0, stat.st_size, "", _found(file, magic, stat.st_size)
         if found is not None:
             start = found.start
@@ -159,9 +154,8 @@ def opened(path: Path) -> Iterator[tuple[soundfile.SoundFile, str]]:
             yield stack.enter_context(soundfile.SoundFile(os.fsencode(path))), ""
             return
         named = length
-        if (
-            found and found.field
-        ):  # libsndfile is shown the file up to the end of its audio, under a header that names that end
+        # present the file up to the end of its audio, with a matching header
+        if found and found.field:
             at, kind, more = found.field
             named = min(length, MOST_NAMED - more) if struct.calcsize(kind) == 4 else length
             changed[at] = struct.pack(kind, named + more)
@@ -170,7 +164,7 @@ def opened(path: Path) -> Iterator[tuple[soundfile.SoundFile, str]]:
 
 
 def _raw(head: soundfile.SoundFile, file: BinaryIO, start: int, length: int) -> soundfile.SoundFile:
-    """Audio that no size of its header can name, read by what the header says of its samples."""
+    """Open audio larger than its header's size field as raw samples of the format in the header."""
     if head.subtype not in RAW_BYTES:
         raise ValueError(
             f"{length} bytes of {head.subtype} audio, more than its header can name; convert it to WAV or"
@@ -191,8 +185,9 @@ def _raw(head: soundfile.SoundFile, file: BinaryIO, start: int, length: int) -> 
 
 
 def _length(found: Found, there: int) -> tuple[int, str]:
-    """Bytes of audio to read, and what to say of it. there : bytes from the first of the audio to the end of
-    the file
+    """Number of audio bytes to read, and a remark.
+
+    there : bytes from the start of the audio to the end of the file
     """
     named = found.named
     if 0 <= named <= there and found.clean:
@@ -217,7 +212,7 @@ def _length(found: Found, there: int) -> tuple[int, str]:
 
 
 def _found(file: BinaryIO, magic: bytes, size: int) -> Found | None:
-    """Where the audio of a file is and what its header names; None where that is libsndfile's to say."""
+    """Audio position and length in the header; None for formats left to libsndfile."""
     if magic in CHUNKED:
         return _chunked(file, CHUNKED[magic], size)
     if magic in (b".snd", b"dns."):
@@ -229,14 +224,14 @@ def _found(file: BinaryIO, magic: bytes, size: int) -> Found | None:
         text = file.read(1024)
         words = (b"NIST_1A", b"sample_count -i", b"channel_count -i", b"sample_n_bytes -i")
         told = [re.search(rb"%s\s+(\d{1,15})\b" % word, text) for word in words]
-        if all(told) and b"embedded" not in text:  # compressed
+        if all(told) and b"embedded" not in text:  # not for compressed audio
             start, named = int(told[0][1]), math.prod(int(one[1]) for one in told[1:])
             return Found(start, named, start + named == size, None)
     return None
 
 
 def _chunked(file: BinaryIO, layout: Chunks, size: int) -> Found | None:
-    wide = None  # place of the 64-bit size of RF64
+    wide = None  # offset of the 64-bit size of RF64
     for number, (name, start, length) in enumerate(_walk(file, layout, layout.first)):
         if number == MOST_CHUNKS:
             raise ValueError(
@@ -258,9 +253,7 @@ def _chunked(file: BinaryIO, layout: Chunks, size: int) -> Found | None:
 
 
 def _walk(file: BinaryIO, layout: Chunks, at: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, first byte and bytes of the content of each chunk from a place on; less than 0 bytes where the
-    size says nothing.
-    """
+    """Yield (name, content offset, content length) per chunk; negative length for invalid sizes."""
     head = layout.name + struct.calcsize(layout.size)
     while True:
         file.seek(at)
@@ -274,7 +267,7 @@ def _walk(file: BinaryIO, layout: Chunks, at: int) -> Iterator[tuple[bytes, int,
 
 
 def _only_chunks(file: BinaryIO, layout: Chunks, at: int, size: int) -> bool:
-    """Whether nothing but whole chunks lies between a place and the end of the file."""
+    """Whether only complete chunks lie between an offset and the end of the file."""
     for name, start, length in itertools.islice(_walk(file, layout, at), MOST_CHUNKS):
         if not all(32 <= letter < 127 for letter in name[:4]) or not 0 <= length <= size - start:
             return False
@@ -289,7 +282,7 @@ def _number(file: BinaryIO, at: int, kind: str) -> int:
 
 
 def _ogg(file: BinaryIO, size: int) -> tuple[int, str]:
-    """End of the last page of an Ogg file and what to say of it."""
+    """End of the last page of an Ogg file, and a remark."""
     first = max(size - OGG_TAIL, 0)
     file.seek(first)
     tail = file.read()
@@ -310,9 +303,7 @@ def _ogg(file: BinaryIO, size: int) -> tuple[int, str]:
 
 
 def _flac_total(file: BinaryIO) -> tuple[int, int]:
-    """The five bytes of a FLAC header with the number of samples: what else they hold, and that number; 0:
-    unknown.
-    """
+    """FLAC header field of five bytes: other bits, and number of samples (0 if unknown)."""
     file.seek(21)
     both = int.from_bytes(file.read(5), "big")
     return both >> 36 << 36, both % 2**36
@@ -320,6 +311,6 @@ def _flac_total(file: BinaryIO) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=64)
 def _counted(path: bytes, size: int, changed_ns: int) -> int:
-    """Samples of a FLAC file that does not name them."""
+    """Number of samples of a FLAC file without that number in its header."""
     with _Forward(path) as file:
         return sum(iter(lambda: len(file.read(2**16, dtype="int16", always_2d=True)), 0))

@@ -1,10 +1,11 @@
-"""Condition v: the number per clip to which the OEVAE ties its attribute channels, and the prior's scale k.
+"""Condition v, the number per clip to which OEVAE ties its attribute channels, and the prior scale k.
 
 Conventions
 -----------
-v is a float per clip of one machine. How values become numbers is learnt from the machine's training clips
-only; a test clip whose value cannot be expressed in those terms has v = NaN. d_min is the smallest difference
-between two distinct training values of v, and k = k_scale / d_min (5 / 3 for speeds of 31, 34 and 40 V).
+v is a float per clip of one machine. The mapping from attribute values to numbers is learned from the
+machine's training clips only; test clips with values outside it have v = NaN. d_min is the smallest
+difference between two distinct training values of v, and k = k_scale / d_min (5 / 3 for speeds of 31, 34 and
+40 V).
 
 Source: METHOD 3.3, 4.4-4.7. Notebooks: 01_data, 05_oevae, 07_latents
 """
@@ -25,7 +26,7 @@ from asdlib.settings import Settings, setting
 
 
 class ConditionSettings(Settings):
-    """The condition v that the latent space is tied to (METHOD 3.3)."""
+    """Condition v of the latent space (METHOD 3.3)."""
 
     attribute: str = setting(
         "random",
@@ -51,11 +52,11 @@ NUMBER = re.compile(r"([A-Za-z]*)([-+]?\d+(?:[.,]\d+)?)([A-Za-z]*)")  # 1.5 or 1
 
 @dataclass(frozen=True)
 class Condition:
-    """v of one machine: `v` indexed like the machine's rows of the clip table, its origin and why."""
+    """v of one machine, indexed like its rows of the clip table, with its origin."""
 
     machine: str
     key: str  # attribute key, "power" or "zero"
-    v: pd.Series  # float, NaN where a clip's value is not known
+    v: pd.Series  # float, NaN if unknown
     d_min: float  # > 0
     reason: str
 
@@ -69,12 +70,11 @@ def condition(
 ) -> Condition:
     """Values v of all clips of one machine.
 
-    choice : "random" (one key by the seed among those with two or more values in training clips of the source
-        domain, or in all where none is of the source; a key that tells the domains apart and nothing else is
-        no condition, METHOD 4.6), "most_values" (the numeric key with most training values), or the name of
-        an attribute key
-    missing : what to take where no key can serve: "power" (level_db in quantile bins of the training clips)
-        or "zero"
+    choice : "random" (a key drawn by the seed among those with two or more values in source-domain training
+        clips, or in all training clips if none is of the source; keys that only separate the domains are no
+        condition, METHOD 4.6), "most_values" (the numeric key with most training values), or an attribute key
+    missing : fallback without a usable key, "power" (level_db in quantile bins of the training clips) or
+        "zero"
     bins : number of quantile bins of the power
     raises : errors.InputError for an unknown machine or key, a machine without training clips, or power
         without level_db
@@ -112,7 +112,7 @@ def condition(
 def _choose(
     choice: str, values: dict[str, list[str]], varying: set[str], known: list[str], rng: np.random.Generator
 ) -> tuple[str | None, str]:
-    """The key and why, or None and why not.  varying : keys with two or more values in the source domain"""
+    """Selected key, or None, and the reason.  varying : keys with two or more values in the source domain"""
     several = sorted(key for key in values if len(values[key]) >= 2)
     if choice not in ("random", "most_values"):
         errors.check_choice("attribute key", choice, ["random", "most_values", *known])
@@ -147,9 +147,7 @@ def _choose(
 
 
 def _affixes(values: list[str]) -> tuple[str, str] | None:
-    """The text before and after the number, if all values are a number within the same text (31V, 34V); else
-    None.
-    """
+    """Common prefix and suffix if all values are a number within the same text (31V, 34V), else None."""
     matches = [NUMBER.fullmatch(value) for value in values]
     around = {(match[1], match[3]) for match in matches if match}
     return around.pop() if all(matches) and len(around) == 1 else None

@@ -1,15 +1,15 @@
-"""From a recording to mono int16 samples, and what is wrong with it in words.
+"""Decoding of recordings to mono int16 samples, with reports of problems.
 
 Conventions
 -----------
 A clip is mono int16 at the study's sample rate. `level_db` is the mean power of the raw clip in dB re full
-scale (a full-scale square wave has 0 dB, floor -120 dB), before any standardization.
+scale (0 dB: full-scale square wave; floor -120 dB), before standardization.
 
-What leaves a clip out: unreadable or truncated files, no sample, NaN or infinite samples, more than 33
-million samples, another rate (unless data.resample), a missing channel. What is reported and kept: a header
-that disagrees with the file (`audio_headers`), clipping (runs of 3 or more samples at full scale), silence
-(-90 dB or less, the last bit of 16) and an offset without sound, in the chosen channel or in all, audio that
-repeats another clip's (silent ones excepted).
+Clips are left out if unreadable, truncated, empty, non-finite, longer than 33 million samples, of another
+rate (unless data.resample), or without the selected channel. Reported but kept: a header that disagrees with
+the file (`audio_headers`), clipping (runs of 3 or more full-scale samples), silence (-90 dB or less, the last
+of 16 bits) and DC offset without sound, in the selected channel or in all, and audio that duplicates another
+clip (except silence).
 
 Source: METHOD 3.2, 4.4. Notebook: 01_data
 """
@@ -37,7 +37,7 @@ from asdlib.settings import Many, Settings, setting
 
 
 class DataSettings(Settings):
-    """Which recordings, and how they are decoded."""
+    """Selection and decoding of recordings."""
 
     roots: Many[str] = setting(
         (), "folders that hold <machine>/train and <machine>/test; none: the [synthetic] machines are made"
@@ -65,7 +65,7 @@ class DataSettings(Settings):
 
     @model_serializer(mode="wrap")
     def _keys(self, plain: SerializerFunctionWrapHandler) -> dict:
-        """While it is off, `supplemental` is in no key: what was computed before it was known stays fresh."""
+        """Omit `supplemental` while it is off, so that digests of earlier results stay valid."""
         return {name: value for name, value in plain(self).items() if name != "supplemental" or value}
 
     @model_validator(mode="after")
@@ -88,40 +88,35 @@ class DataSettings(Settings):
         return roots
 
 
-SHORTEST_S = 0.15  # s; below, five frames of the autoencoder do not fit
-MOST_SAMPLES = (
-    2**25
-)  # of all channels, before and after resampling: 35 minutes at 16 kHz, decoded in less than 1 GB
-MOST_TAPS = (
-    2**24
-)  # of a resampler's filters: rates without a common divisor take gigabytes (44101 to 16000 Hz: 12 GB)
+SHORTEST_S = 0.15  # s; the autoencoder needs five frames
+# over all channels, before and after resampling: 35 minutes at 16 kHz, below 1 GB
+MOST_SAMPLES = 2**25
+# resampling filter size: coprime rates need gigabytes (44101 to 16000 Hz: 12 GB)
+MOST_TAPS = 2**24
 FULL_SCALE = 32768
 FLOOR_DB = -120.0
 SILENT_DB = -90.0
-CLIPPED_RUN = 3  # samples; a single sample at full scale is a loud moment, three in a row are a cut top
+CLIPPED_RUN = 3  # consecutive full-scale samples that count as clipping
 COLUMNS = ("samples", "seconds", "level_db", "digest")
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """One recording: samples int16 (n,), or why there are none (`refused`); `remarks` are problems of a clip
-    that is kept.
-    """
+    """Decoded recording: samples int16 (n,), or why it is `refused`; `remarks` on usable clips."""
 
     samples: np.ndarray | None
     refused: str = ""
     remarks: tuple[str, ...] = ()
     level_db: float = math.nan
     digest: str = ""
-    rate: int = 0  # Hz, of the file
+    rate: int = 0  # Hz, original rate of the file
 
 
 def decode(path: str | Path, data: DataSettings, span: tuple[int, int] | None = None) -> Decoded:
-    """One recording (WAV, FLAC or what else libsndfile reads; any bits and channels) as mono int16 at
-    data.sample_rate.
+    """Decode a recording (any format of libsndfile) to mono int16 at data.sample_rate.
 
-    span : first sample and number of samples of a part, at the recording's own rate; none: all of it
-    returns : Decoded; no exception for bad files, their problem is worded in `refused`. Notebook: 01_data
+    span : (first sample, number of samples) to read, at the recording's own rate; None for all
+    returns : Decoded; bad files raise no exception but set `refused`. Notebook: 01_data
     """
     try:
         samples, rate, remarks = _read(Path(path), data, span)
@@ -138,24 +133,22 @@ def decode(path: str | Path, data: DataSettings, span: tuple[int, int] | None = 
 
 
 def sample_digest(samples: np.ndarray) -> str:
-    """Digest of int16 samples: equal audio, equal digest.  samples : int16 (n,).  returns : hexadecimal, 32
-    digits
-    """
+    """Digest of int16 samples (n,), 32 hexadecimal digits."""
     return hashlib.blake2b(np.ascontiguousarray(samples).data, digest_size=16).hexdigest()
 
 
 def reason(error: Exception) -> str:
-    """What a library or the system says went wrong, without numbers and path."""
+    """Error message of a library or the system, without numbers and path."""
     return (
         str(getattr(error, "error_string", "") or getattr(error, "strerror", "") or error).strip().rstrip(".")
     )
 
 
 def shape(path: str | Path, shortest_s: float = SHORTEST_S) -> tuple[int, int, int]:
-    """Samples, rate in Hz and channels of a recording, without decoding it.
+    """Number of samples, rate in Hz and number of channels of a recording, without decoding it.
 
-    shortest_s : s
-    raises : ValueError in words for a file that cannot be read, is truncated or shorter
+    shortest_s : minimum duration, s
+    raises : ValueError for an unreadable, truncated or shorter file
     """
     try:
         with audio_headers.opened(Path(path)) as (file, remark):
@@ -179,9 +172,7 @@ def _check_length(frames: int, rate: int, shortest_s: float, remark: str) -> Non
 
 
 def _read(path: Path, data: DataSettings, span: tuple[int, int] | None) -> tuple[np.ndarray, int, list[str]]:
-    """Mono int16 at the study's rate, the recording's own rate, and remarks on its header and channels;
-    ValueError in words.
-    """
+    """Mono int16 at the study's rate, original rate, and remarks.  Raises ValueError with the reason."""
     with audio_headers.opened(path) as (file, remark):
         first, frames = span or (0, file.frames)
         rate, channels = file.samplerate, file.channels
@@ -221,9 +212,8 @@ def _read(path: Path, data: DataSettings, span: tuple[int, int] | None) -> tuple
             f"{int((~np.isfinite(wave)).sum())} samples are NaN or infinite, expected finite ones; record or"
             " export it again"
         )
-    remarks = [
-        text for text in (remark if first == 0 else "", _dead(every, data.channel)) if text
-    ]  # a header is told once, with the first part
+    # report the header once, with the first part
+    remarks = [text for text in (remark if first == 0 else "", _dead(every, data.channel)) if text]
     if data.subtract >= 0:
         both = every[:, [data.channel, data.subtract]].T.astype(np.float32) / (FULL_SCALE if exact else 1)
         wave, exact = subtracted(*torch.from_numpy(both)).numpy(), False
@@ -238,11 +228,11 @@ def _read(path: Path, data: DataSettings, span: tuple[int, int] | None) -> tuple
 
 
 def subtracted(near: torch.Tensor, far: torch.Tensor, n_fft: int = 2048) -> torch.Tensor:
-    """The near microphone's sound without what the far one hears of it: per frequency, over the whole clip,
-    H = Σ C·conj(F) / Σ |F|² and Y = C − H·F of the spectra C of near and F of far.
+    """Near-microphone signal minus its estimate from the far microphone, by one transfer function per clip.
 
-    near, far : float32 (n,).  n_fft : samples of a window; a transfer function should be shorter than that
-    returns : float32 (n,); near itself where far is silent. Source: METHOD 3.1
+    H = Σ C·conj(F) / Σ |F|² and Y = C − H·F per frequency, from the spectra C of near and F of far.
+    near, far : float32 (n,).  n_fft : window length in samples, longer than the transfer function
+    returns : float32 (n,); near itself if far is silent. Source: METHOD 3.1
     """
     n_fft = min(n_fft, 2 ** (len(near).bit_length() - 1))
     how = {"n_fft": n_fft, "hop_length": n_fft // 4, "window": torch.hann_window(n_fft, dtype=torch.float64)}
@@ -252,11 +242,11 @@ def subtracted(near: torch.Tensor, far: torch.Tensor, n_fft: int = 2048) -> torc
 
 
 def microphones(path: str | Path, data: DataSettings) -> dict[str, np.ndarray]:
-    """What the near and the far microphone of a recording hear, and near without what far hears of it.
+    """Near and far microphone signals of a recording, and near with far subtracted.
 
-    data : near is data.channel, far is data.subtract, or the first other channel where none is subtracted
-    returns : float32 (n,) in [-1, 1) by "near", "far" and "near without far"; empty for a recording of one
-        channel, or one that cannot be read any more. Notebook: 02_preprocessing
+    data : near is data.channel, far is data.subtract, or the first other channel if that is -1
+    returns : float32 (n,) in [-1, 1) by "near", "far" and "near without far"; empty for a single-channel or
+        unreadable recording. Notebook: 02_preprocessing
     """
     try:
         channels = shape(path)[2]
@@ -274,8 +264,7 @@ def microphones(path: str | Path, data: DataSettings) -> dict[str, np.ndarray]:
 
 
 def levels(wave: np.ndarray) -> tuple[float, float]:
-    """Level of a channel, and of what is left of it without its mean: dB re full scale; the floor where they
-    are no numbers.
+    """Level of a channel with and without its mean, in dB re full scale; the floor for non-finite values.
 
     wave : (n,), int16 or float in [-1, 1]
     """
@@ -292,11 +281,12 @@ def levels(wave: np.ndarray) -> tuple[float, float]:
 
 
 def _dead(every: np.ndarray, channel: int) -> str:
-    """What to say of a chosen channel without sound, and which one has the most; "" for one with sound.
+    """Message for a selected channel without sound, naming the loudest channel; "" for one with sound.
+
     every : (n, channels)
     """
     wave = every[:, channel]
-    if levels(wave[::16])[1] > SILENT_DB + 20:  # nearly always, and told at once
+    if levels(wave[::16])[1] > SILENT_DB + 20:  # fast path for nearly all clips
         return ""
     level, sound = levels(wave)
     if sound > SILENT_DB:
@@ -330,7 +320,7 @@ def _clipped(samples: np.ndarray) -> int:
 def _decode_all(
     table: pd.DataFrame, decoder: Callable[[str], Decoded], threads: int | None
 ) -> Iterator[Decoded]:
-    """Decoded clips in the order of the table, a few ahead at any time, so that memory stays small."""
+    """Decoded clips in table order, with a bounded number decoded ahead to limit memory."""
     threads = threads or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(threads) as pool:
         waiting: collections.deque = collections.deque()
@@ -350,16 +340,16 @@ def inspect(
     keep: Callable[[np.ndarray], object] = lambda samples: None,
     decoder: Callable[[str], Decoded] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Decode every clip of a table once: what it is, and what is wrong with it.
+    """Decode every clip of a table and collect facts and problems.
 
-    keep : called with the samples of every usable clip, in order
-    returns : (usable clips with samples, seconds, level_db and digest; problems, the new ones after the old)
-    Notebook: 01_data
-    keep takes int16 (n,); threads: as many as cores; decoder: None is `decode`
+    keep : called with the int16 samples (n,) of every usable clip, in order
+    threads : number of decoder threads; None for one per core.  decoder : None for `decode`
+    returns : (usable clips with samples, seconds, level_db and digest; problems, new ones appended).
+        Notebook: 01_data
     """
     table = schemas.clip_table(table).drop(columns=list(COLUMNS), errors="ignore")
     found, usable, facts = [], [], []
-    first: dict[str, tuple[str, str]] = {}  # digest -> (clip, split) of its first appearance
+    first: dict[str, tuple[str, str]] = {}  # digest -> (clip, split) of its first occurrence
     for clip, path, split, decoded in zip(
         table["clip"],
         table["path"],

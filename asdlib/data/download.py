@@ -1,14 +1,14 @@
-"""Recordings of the challenge from their public records: fetched, verified, and unpacked into folders.
+"""Download of challenge recordings from their public records, with verification and unpacking.
 
-A record lists its archives with checksums. pooch fetches and verifies each one, going on where an earlier
-call stopped. Files are written by rename and the marker of an archive comes last, so that nothing half done
-is taken for finished; what is in place is not asked for again.
+A record lists its archives with checksums. pooch fetches and verifies each archive and resumes interrupted
+downloads. Files are written atomically and the marker of an archive last, so that partial results are never
+taken for complete; files in place are not requested again.
 
     ROOT/dev_data/raw/<machine>/{train,test}     part dev
     ROOT/eval_data/raw/<machine>/{train,test}    parts additional (train) and eval (test)
-    ROOT/.download                               lists, archives on their way, markers
+    ROOT/.download                               lists, partial archives, markers
 
-The checksums are the server's own: with a mirror they protect from damage, not from the mirror.
+Checksums come from the server: they protect against damage, but not against a malicious mirror.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from asdlib import errors, io
 
 ZENODO = "https://zenodo.org"
 DEV, EVAL = "dev_data/raw", "eval_data/raw"
-RECORDS = {  # of each year: development, additional training and evaluation recordings
+RECORDS = {  # per year: development, additional training and evaluation recordings
     2020: (3678171, 3727685, 3841772),
     2021: (4562016, 4660992, 4884786),
     2022: (6355122, 6462969, 6586456),
@@ -49,16 +49,16 @@ DATASETS = {
 ARCHIVE = re.compile(  # in 2020 eval_data_train_fan.zip, later eval_data_fan_train.zip
     r"(?:dev|eval)(?:_data)?(?:_(?:train|test))?_([A-Za-z0-9-]+)(?:_(?:train|test))?(?:_r(\d{1,3}))?\.zip"
 )
-TRUE_NAME = re.compile(  # those of RoboticArm lack the word test
+TRUE_NAME = re.compile(  # RoboticArm lacks the word test
     r"(section_\d+_(?:source|target)_)(?:test_)?((?:normal|anomaly)_\d+(?:_[\w.+-]{1,150})?\.wav)", re.ASCII
 )
 RETRIES, BLOCK = 4, 2**16  # pooch pauses for 1, 2, 3, ... s before a retry; bytes written at a time
-UNPACKED = 1.6  # size of the files by size of the archive, about
-MOST_RATIO, ALWAYS_FITS = 20, 2**26  # recordings deflate to a half at most; 64 MB are never a bomb
+UNPACKED = 1.6  # approximate size of the files relative to the archive
+MOST_RATIO, ALWAYS_FITS = (20, 2**26)  # zip bomb limits; recordings compress to about half
 
 
 class Archive(NamedTuple):
-    """An archive of a record. `checksum` is "md5:..."; its machine goes into `folder`, below the root."""
+    """Archive of a record. `checksum` is "md5:..."; the machine is unpacked into `folder` below the root."""
 
     key: str
     machine: str
@@ -78,23 +78,23 @@ def download(
     truth: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Path]:
-    """Bring the recordings of a challenge year below `root` up to date.
+    """Download the recordings of a challenge year below `root`, or complete them.
 
     Parameters
     ----------
-    dataset, parts : of DATASETS; no part means all of them.
+    dataset, parts : from DATASETS; no part means all.
     machines : names to fetch; none means all.
-    mirror : address of another server with the API of Zenodo.
+    mirror : address of another server with Zenodo's API.
     truth : list of the true names of evaluation clips, see `rename_eval`.
-    say : how to print a line.
+    say : function that prints a line.
 
     Returns
     -------
-    The folders to give to --data-root.
+    Folders to pass to --data-root.
 
     Raises
     ------
-    errors.InputError : whatever went wrong, in one sentence; the same call goes on from what was fetched.
+    errors.InputError : for any failure; calling again resumes the download.
     """
     known = DATASETS[errors.check_choice("data set", dataset, list(DATASETS))]
     chosen = [known[errors.check_choice("part", part, list(known))] for part in parts or known]
@@ -119,14 +119,14 @@ def download(
 
 
 def _archives(url: str, work: Path, folder: str) -> list[Archive]:
-    """The latest archives of a record. A good list of them is kept: a published record does not change."""
+    """Latest archives of a record. A valid list is cached, since published records do not change."""
     path = work / f"{re.sub('[^0-9A-Za-z]+', '_', url)}.json"
     _fetch(url, path)
     latest: dict[str, tuple[int, Archive]] = {}
     try:
         for entry in (entries := json.loads(path.read_bytes())["files"]):
             if not (found := ARCHIVE.fullmatch(entry["key"])):
-                continue  # descriptions and pictures
+                continue  # descriptions and images
             where = f"{url}/files/{found[0]}/content"
             one = Archive(found[0], found[1], int(entry["size"]), entry["checksum"], where, folder)
             if not 0 < one.size < 2**40 or not re.fullmatch("md5:[0-9a-f]{32}", one.checksum):
@@ -142,7 +142,7 @@ def _archives(url: str, work: Path, folder: str) -> list[Archive]:
 
 
 def _finished(work: Path, archive: Archive, root: Path) -> bool:
-    """True if an archive's marker is there and every file it names has the size it had."""
+    """Whether an archive's marker exists and all files it lists have their size."""
     try:
         sizes = json.loads((work / f"{archive.key}.json").read_text(encoding="utf-8"))["files"]
         return all((root / archive.folder / name).stat().st_size == size for name, size in sizes.items())
@@ -151,9 +151,9 @@ def _finished(work: Path, archive: Archive, root: Path) -> bool:
 
 
 def _bring(todo: Sequence[Archive], work: Path, root: Path, say: Callable) -> None:
-    """Fetch archives one by one and put their files in place; refused where they would not fit."""
+    """Fetch and unpack archives one by one.  raises : errors.InputError for insufficient disk space"""
     need = UNPACKED * sum(one.size for one in todo) + max((one.size for one in todo), default=0)
-    need -= sum(path.stat().st_size for path in work.glob("*.zip*"))  # what is here already
+    need -= sum(path.stat().st_size for path in work.glob("*.zip*"))  # partial downloads
     if need > (free := shutil.disk_usage(work).free):
         words = f"about {need / 1e9:.1f} GB are needed, {free / 1e9:.1f} are free"
         raise errors.InputError(f"{root}: {words}; free some, or choose --parts or --machines")
@@ -168,14 +168,14 @@ def _bring(todo: Sequence[Archive], work: Path, root: Path, say: Callable) -> No
 
 
 def _fetch(url: str, path: Path, checksum: str | None = None) -> None:
-    """Fetch a file with pooch; one with a checksum goes on from what an earlier call left of it."""
+    """Fetch a file with pooch; downloads with a checksum resume where an earlier call stopped."""
     part = path.with_name(f"{path.name}.part")
 
     def resumed(url: str, target: str, _) -> None:
         with part.open("ab" if checksum else "wb") as file:
 
             def begin(response, **_) -> None:
-                if response.status_code in (200, 416):  # all of it comes, or the part here is none of it
+                if response.status_code in (200, 416):  # complete response, or invalid partial file
                     file.truncate(0)
                 response.ok or response.close()
 
@@ -205,15 +205,15 @@ def _fetch(url: str, path: Path, checksum: str | None = None) -> None:
 
 
 def unpack(path: Path, folder: Path, machine: str) -> dict[str, int]:
-    """Write the files of an archive that a stranger made below `folder`/`machine`, as plain files.
+    """Unpack an untrusted archive below `folder`/`machine`, as plain files.
 
     Returns
     -------
-    Size of each file, by its path below `folder`; names count from the machine's folder in the archive on.
+    Size of each file by path below `folder`; paths start at the machine's folder in the archive.
 
     Raises
     ------
-    errors.InputError : for an archive that is damaged or, before anything is written, not trusted.
+    errors.InputError : for a damaged archive, or an unsafe one before anything is written.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -249,18 +249,18 @@ def _place(info: zipfile.ZipInfo, machine: str) -> str:
 
 
 def rename_eval(folder: Path, truth: Path, say: Callable[[str], None] = print) -> None:
-    """Copy evaluation clips to their true names in <machine>/test_rename, which `index.index` takes for test.
+    """Copy evaluation clips to their true names in <machine>/test_rename, which `index.index` uses as test.
 
     Parameters
     ----------
-    folder : of machines.
+    folder : folder of machines.
     truth : the organizers' list (eval_data_list_2024.csv): a line with a machine, then lines NAME,TRUE_NAME;
-        a true name without `test` (RoboticArm) gets it.
-    say : how to print a line.
+        `test` is added to true names that lack it (RoboticArm).
+    say : function that prints a line.
 
     Raises
     ------
-    errors.InputError : for a list of another form, or one that lacks a clip.
+    errors.InputError : for an invalid list, or one that lacks a clip.
     """
     names: dict[str, dict[str, str]] = {}
     machine = ""

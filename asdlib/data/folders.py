@@ -1,11 +1,10 @@
-"""The walk through folders of recordings that `asd import`, `asd index` and `asd score` share: what it enters
-and what it passes over.
+"""Directory walk shared by `asd import`, `asd index` and `asd score`.
 
 Conventions
 -----------
-What is hidden (a name that begins with a dot) or belongs to a system (`SYSTEM`) is passed over. Links are
-followed, each once, after everything that lies below the root itself; one that leads back to where it lies is
-not. A link to nothing, and a folder that cannot be read, is a problem.
+Hidden entries (leading dot) and system folders (`SYSTEM`) are skipped. Links are followed once each, after
+everything below the root itself; a link to one of its own parent folders is not followed. Dangling links and
+unreadable folders are reported as problems.
 
 Source: METHOD 8.6.  Used by: `asdlib.data.index`, `asdlib.data.importer`, `asdlib.studies.scorer`.
 """
@@ -26,34 +25,34 @@ SYSTEM = {
     "lost+found",
     "@eadir",
 }
-FFMPEG = ".m4a .aac .wma .amr .mp4 .3gp .mka .webm .ape .wv .ac3 .dts".split()  # not libsndfile's
+FFMPEG = ".m4a .aac .wma .amr .mp4 .3gp .mka .webm .ape .wv .ac3 .dts".split()  # not supported by libsndfile
 FOREIGN = [*FFMPEG, ".raw", ".pcm", ".mp3", ".ogg", ".opus", ".aif", ".aiff", ".wav", ".flac"]
 HIDDEN = "hidden or of the system"
 IMPORTED = "imported.csv"
 IMPORTED_HEADER = "file,source,start_s,seconds,made"
 
-Problems = list[tuple[str, str, bool]]  # path, reason, whether it is left out
+Problems = list[tuple[str, str, bool]]  # path, reason, left_out
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder of this name is passed over: hidden, or of a system."""
+    """Whether a file or folder name is hidden or belongs to the system."""
     return name.startswith(".") or name.lower() in SYSTEM
 
 
 def shown(path: str | Path) -> str:
-    """A path as text that any file can hold: what is not UTF-8 in its name is escaped."""
+    """Printable path, with invalid UTF-8 escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def dangling(path: str | Path) -> str:
-    """What to say of a link to nothing; "" for everything else."""
+    """Message for a dangling link, else ""."""
     if not os.path.islink(path) or os.path.exists(path):
         return ""
     return f"dangling link: there is no {shown(os.readlink(path))}; put it back or remove the link"
 
 
 def imported(folder: Path) -> bool:
-    """Whether a folder is a machine that `asd import` has made."""
+    """Whether a folder is a machine written by `asd import`."""
     try:
         with open(folder / IMPORTED, encoding="utf-8") as file:
             return file.readline().startswith(IMPORTED_HEADER)
@@ -64,18 +63,17 @@ def imported(folder: Path) -> bool:
 def walk(
     root: str | Path, problems: Problems, passed: Counter | None = None
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Folders from a root on, top down, each with the names of its folders and files in alphabetical order.
+    """Walk folders top-down, like `os.walk`, with names in alphabetical order.
 
     Parameters
     ----------
-    root : where to begin; its own name may be any
-    problems : gets dangling links and folders that cannot be read
-    passed : counts what is hidden or of a system
+    root : start folder, of any name
+    problems : receives dangling links and unreadable folders
+    passed : counts hidden and system entries
 
     Yields
     ------
-    (folder, names of folders, names of files); what is removed from the names of folders is not entered, as
-    with `os.walk`.
+    (folder, folder names, file names); removing folder names prunes the walk
     """
     top, trees, followed = os.path.realpath(root), deque([str(root)]), set()
     while trees:
@@ -107,13 +105,14 @@ def walk(
             stack += [os.path.join(folder, name) for name in reversed(names) if name not in links]
             real = os.path.realpath(folder) if links else ""
             for name in links:
-                if (real, name) not in followed:  # a folder behind several links holds its own links once
+                # links inside a folder that is reachable by several paths are followed once
+                if (real, name) not in followed:
                     followed.add((real, name))
                     _follow(os.path.join(folder, name), real, top, trees, problems)
 
 
 def _follow(link: str, folder: str, top: str, trees: deque[str], problems: Problems) -> None:
-    """Put a link into the trees to be walked, unless it leads back to a folder that it lies in."""
+    """Queue the target of a link, unless it contains the link itself."""
     target = os.path.realpath(link)
     if not within(folder, target):
         trees.append(link)
@@ -131,19 +130,20 @@ def _follow(link: str, folder: str, top: str, trees: deque[str], problems: Probl
 
 
 def within(path: str, folder: str) -> bool:
-    """Whether a real path is a folder or lies in it."""
+    """Whether a real path is a folder or lies inside it."""
     return os.path.commonpath((path, folder)) == folder
 
 
 def below(root: str | Path, endings: Collection[str], problems: Problems, passed: Counter) -> Iterator[Path]:
-    """Files with one of these endings from a root on; machines that `asd import` has made are passed over,
-    unless the root is or lies in one.
+    """Files with given suffixes below a root, without machines written by `asd import`.
+
+    Such machines are read only if the root is one or lies in one.
 
     Parameters
     ----------
-    endings : in lower case, with their dot
-    problems : as of `walk`, and such machines
-    passed : counts the other files by their endings, and what is hidden
+    endings : lower-case suffixes with their dot
+    problems : as in `walk`, plus skipped machines
+    passed : counts other files by suffix, and hidden entries
     """
     for folder, names, files in walk(root, problems, passed):
         if folder != Path(root) and IMPORTED in files and imported(folder):
@@ -164,9 +164,9 @@ def below(root: str | Path, endings: Collection[str], problems: Problems, passed
 
 
 def passed_over(endings: Mapping[str, int]) -> str:
-    """How many files of which ending were passed over, with a hint where they are audio; "" for none.
+    """Summary of skipped files by suffix, with a conversion hint for audio; "" for none.
 
-    endings : ending in lower case, "" for none -> number of files
+    endings : lower-case suffix ("" for none) -> number of files
     """
     if not endings:
         return ""

@@ -1,19 +1,16 @@
-"""From recordings as people have them to a machine in the challenge's layout.
+"""Import of arbitrary recordings as a machine in the challenge's layout.
 
-Task
-----
-Folders, single files and lists (csv) become ROOT/<machine>/train and ROOT/<machine>/test with challenge
-names, which every study reads. Nothing existing is changed: a recording that fits is linked (or copied), any
-other is decoded, brought to one channel and one rate, and written as 16-bit WAV; long ones are cut into clips
-where that is asked for, a clip at a time, so that hours take no more memory than a clip. What libsndfile
-cannot read is converted by ffmpeg where that is installed.
+Folders, files and lists (csv) become ROOT/<machine>/train and ROOT/<machine>/test with challenge names.
+Sources are not modified: a suitable recording is linked (or copied), any other is decoded, converted to one
+channel and the sample rate, and written as 16-bit WAV. Long recordings can be cut into clips, one at a time
+to limit memory. Formats unknown to libsndfile are converted by ffmpeg, if installed.
 
-A machine that an earlier import made is added to: numbers go on, audio that it holds or once held is known by
-its content and left out, and a link whose recording was moved is put right.
+Importing into a machine made by an earlier import extends it: numbering continues, audio that it contains or
+once contained is recognized by content and skipped, and links to moved recordings are repaired.
 
-What a recording is, says `asdlib.data.sources`. Clips cut from one recording never stand on both sides of a
-study, but they resemble each other: thresholds from them are a little too tight, which the report of the
-import says too.
+`asdlib.data.sources` determines what a recording is. Clips cut from one recording never end up in both
+training and test, but they are similar: thresholds from them are slightly too tight, as the import report
+states.
 
 Source: METHOD 7.1, 7.2, 8.6.  Used by: `asd import`.
 """
@@ -39,16 +36,20 @@ from asdlib import errors
 from asdlib.data import decode, folders, index
 from asdlib.data.sources import FACTS, SOUNDS, found
 
-SHORTEST_S, LONGEST_S = 1.0, 2000.0  # s, of clips
-REMOVED = "removed"  # in the column made of imported.csv: a clip that somebody took away
+SHORTEST_S, LONGEST_S = 1.0, 2000.0  # s, range of clip lengths
+REMOVED = "removed"  # value of the column `made` in imported.csv for a clip that was deleted
 PLACE = ("file", "source", "start_s", "seconds", "made", "digest")
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did. clips : a row per clip made (PLACE, split, label, domain, section, said,
-    attributes); problems : path, reason, left_out; notes : how the sources were read, a sentence each;
-    earlier : clips of the machine from imports before; planned : nothing was decoded or written.
+    """Result of an import.
+
+    clips : a row per new clip (PLACE, split, label, domain, section, said, attributes)
+    problems : path, reason, left_out
+    notes : how the sources were interpreted, one sentence each
+    earlier : clips from earlier imports
+    planned : whether this was a dry run
     """
 
     folder: Path
@@ -60,12 +61,12 @@ class Imported:
 
     @property
     def every(self) -> pd.DataFrame:
-        """Clips of the machine, those of earlier imports first."""
+        """All clips of the machine, those of earlier imports first."""
         out = self.earlier["file"].isin(self.clips["file"]) | (self.earlier["made"] == REMOVED)
         return _joined(self.earlier[~out], self.clips)
 
     def table(self) -> str:
-        """What would become what, a line for each folder and kind of clip."""
+        """Planned clips as text, one block per folder and kind of clip."""
         rows = self.clips.assign(folder=[os.path.dirname(path) for path in self.clips["source"]])
         out = []
         for (folder, *kind, said), clips in rows.groupby(
@@ -77,7 +78,7 @@ class Imported:
         return "\n".join(out)
 
     def text(self) -> str:
-        """The report for a terminal."""
+        """Report for the terminal."""
         table = self.clips
         what = "would become " if self.planned else "added " if len(self.earlier) else ""
         out = [f"{self.folder}: {what}{len(table)} clips, {table['seconds'].sum():.0f} s"]
@@ -124,7 +125,7 @@ class Imported:
         return "\n".join([*out, *self._grouped("remarks", self.problems[~self.problems["left_out"]])])
 
     def _grouped(self, what: str, rows: pd.DataFrame, most: int = 10) -> list[str]:
-        """Problems as lines of a report, those of one reason together, the most frequent first."""
+        """Report lines of problems, grouped by reason, most frequent first."""
         if rows.empty:
             return []
         groups = (
@@ -141,7 +142,7 @@ class Imported:
 
 
 def _joined(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """Rows of two tables of clips, with "" where one lacks an attribute."""
+    """Concatenated clip tables, with "" for missing attributes."""
     parts = [part for part in (first, second) if len(part)] or [second]
     return pd.concat(parts, ignore_index=True).fillna("")
 
@@ -159,17 +160,17 @@ def import_machine(
     accept: Sequence[str] = (),
     dry_run: bool = False,
 ) -> Imported:
-    """Make ROOT/<machine> of recordings, or add them to it; all of it or nothing.
+    """Create ROOT/<machine> from recordings, or extend it; all or nothing.
 
-    sources : folders, audio files and .csv lists.  rate : Hz.  channel : of recordings with several
-    clip_seconds : s; longer recordings are cut into clips of this length, a rest of half of it or more
-        becomes a clip too; 0: never
-    copy : whole copies instead of links.  license : of the recordings, written to LICENSE.txt for the model
-        card
-    accept : names of folders that say nothing about the recordings in them
-    dry_run : say what would become what; nothing is decoded or written
-    raises : errors.InputError for a folder of that name that no import made, no training recording, a folder
-        that cannot be read or written
+    sources : folders, audio files and .csv lists
+    rate : Hz.  channel : channel of multi-channel recordings
+    clip_seconds : s; longer recordings are cut into clips of this length, keeping a remainder of at least
+        half of it; 0 disables cutting
+    copy : copy recordings instead of linking them.  license : of the recordings, written to LICENSE.txt
+    accept : names of folders to ignore when interpreting paths
+    dry_run : report the plan without decoding or writing
+    raises : errors.InputError for an existing folder that no import made, no training recording, or an
+        unreadable or unwritable folder
     """
     folder = Path(root) / machine
     if not re.fullmatch(r"[\w-]+", machine) or machine in index.SPLIT_OF or not index.usable_name(machine):
@@ -212,7 +213,7 @@ def import_machine(
                     f" train{back}{first}"
                 )
             if not dry_run:
-                beside.mkdir(exist_ok=True)  # where nothing was new
+                beside.mkdir(exist_ok=True)  # missing if nothing was new
                 _write_lists(beside, done, license)
                 beside.chmod(0o755)
                 _put_in_place(beside, folder)
@@ -225,8 +226,9 @@ def import_machine(
 
 
 def _earlier(folder: Path, rate: int) -> tuple[pd.DataFrame, list[str]]:
-    """Clips of a machine by its imported.csv, those that are gone marked as REMOVED, and what to say of them;
-    none where the machine is new.
+    """Clips in a machine's imported.csv, deleted ones marked REMOVED, and notes; empty for a new machine.
+
+    raises : errors.InputError for a folder that no import made, a damaged list, or another sample rate
     """
     if not (folder.exists() or folder.is_symlink()):
         return pd.DataFrame(columns=[*PLACE, *FACTS[1:]]), []
@@ -250,7 +252,7 @@ def _earlier(folder: Path, rate: int) -> tuple[pd.DataFrame, list[str]]:
         ) from error
     if now != rate:
         raise errors.InputError(f"{folder} has clips at {now} Hz, --rate {rate} came; give --rate {now}")
-    if "digest" not in rows:  # of an earlier version
+    if "digest" not in rows:  # written by an earlier version
         data = decode.DataSettings(sample_rate=rate, resample=True)
         rows.insert(5, "digest", [decode.decode(folder / file, data).digest for file in rows["file"]])
     lost = pd.Series([not os.path.lexists(folder / file) for file in rows["file"]], dtype=bool)
@@ -265,7 +267,7 @@ def _earlier(folder: Path, rate: int) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _put_in_place(beside: Path, folder: Path) -> None:
-    """A new machine by rename; what is added to one file by file, its list last."""
+    """Rename a new machine into place, or move files into an existing one, its list last."""
     if not folder.exists():
         os.rename(beside, folder)
         return
@@ -287,9 +289,9 @@ def _written(
     target: Path,
     earlier: pd.DataFrame,
 ) -> pd.DataFrame:
-    """Links, copies and decoded clips under challenge names; what cannot be used goes to the problems.
+    """Write clips under challenge names as links, copies or decoded files; append to `problems`.
 
-    target : of the machine, in the end.  earlier : clips that it has
+    target : final machine folder.  earlier : its existing clips
     """
     numbers = _next_numbers(target, earlier)
     known = {row["digest"]: row for row in earlier.to_dict("records")}
@@ -353,12 +355,12 @@ def _write(out: Path, path: Path, made: str, samples: np.ndarray, rate: int) -> 
 
 
 def _next_numbers(target: Path, earlier: pd.DataFrame) -> Counter:
-    """Number of the next clip of each (section, split, label, domain) that a machine has or had."""
+    """Next clip number per (section, split, label, domain), counting existing and deleted clips."""
     numbers: Counter = Counter()
     there = [path.relative_to(target).as_posix() for path in target.glob("t*/*.wav")]
     for file in {*earlier["file"], *there}:
         split, name = Path(file).parts
-        with contextlib.suppress(ValueError):  # a name that no import gives
+        with contextlib.suppress(ValueError):  # not a name written by an import
             clip, _ = index.read_name(Path(name).stem, split)
             kind = (clip["section"], split, clip["label"], clip["domain"])
             number = index.SECTION_NAME.fullmatch(Path(name).stem)
@@ -368,8 +370,9 @@ def _next_numbers(target: Path, earlier: pd.DataFrame) -> Counter:
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[Path]:
-    """A recording itself, or for the while what ffmpeg makes of one that libsndfile does not read; ValueError
-    in words.
+    """Yield a path readable by libsndfile: the recording itself, or a temporary ffmpeg conversion.
+
+    raises : ValueError if ffmpeg fails
     """
     if path.suffix.lower() in SOUNDS:
         yield path
@@ -387,8 +390,9 @@ def _readable(path: Path) -> Iterator[Path]:
 
 
 def _spans(path: Path, clip_seconds: float) -> tuple[list[tuple[int, int, int, int]], bool]:
-    """(first sample, samples, rate, channels) of every clip of a recording, and whether there is one, the
-    whole; ValueError in words.
+    """(first sample, samples, rate, channels) per clip, and whether the recording is kept whole.
+
+    raises : ValueError for an unusable recording
     """
     frames, rate, channels = decode.shape(path, SHORTEST_S)
     length = round(clip_seconds * rate)
@@ -404,9 +408,7 @@ def _spans(path: Path, clip_seconds: float) -> tuple[list[tuple[int, int, int, i
 
 
 def _name(section: str, split: str, label: str, domain: str, number: int, attributes: dict[str, str]) -> str:
-    """A challenge name that `clips` reads back to the same facts; attributes that no name can carry stand in
-    the csv alone.
-    """
+    """Challenge name that `index` parses to the same facts; other attributes are only in the csv."""
     if label == "unlabeled":
         return f"section_{section}_{'' if domain == 'unknown' else f'{domain}_{split}_'}{number:04}.wav"
     ending = "_".join(f"{key}_{value}" for key, value in attributes.items()) or index.NO_ATTRIBUTE
@@ -418,9 +420,7 @@ def _name(section: str, split: str, label: str, domain: str, number: int, attrib
 
 
 def _write_lists(folder: Path, done: Imported, license: str) -> None:
-    """attributes_00.csv where there are attributes, imported.csv: where every clip comes from and what was
-    left out, LICENSE.txt.
-    """
+    """Write attributes_00.csv (if any), imported.csv (origins and what was left out) and LICENSE.txt."""
     every = done.every
     keys = index.attribute_keys(every)
     if keys:

@@ -1,10 +1,7 @@
-"""From folders of recordings to the clip table: machines, labels, domains, attributes, training classes.
+"""Index of recordings: folders to a clip table with machines, labels, domains and attributes.
 
-Task
-----
-Find the machines below one or several roots, read what their file names and attribute lists say about every
-clip, and say in words what is wrong with any of them. Nothing here opens a recording; `asdlib.data.store`
-does.
+Machines are searched below one or several roots; file names and attribute lists are parsed, and problems
+reported. Recordings are not opened here but in `asdlib.data.store`.
 
 Layouts (challenge years 2020 to 2026)
 --------------------------------------
@@ -12,20 +9,21 @@ A machine is a folder that holds recordings in `train`, `test`, `source_test` or
 below a root. `section_00_source_train_normal_0001_vel_4_loc_A.wav` (2021 on; the token `train` or `test` may
 be absent), `section_00_0001.wav` or `section_00_source_test_0001.wav` (evaluation clips without labels),
 `normal_id_02_00000001.wav` and `id_02_00000001.wav` (2020: the id is the section, all is source).
-`test_rename` (the evaluation clips under their true names) stands in for `test` where it exists. What lies in
-`supplemental` (2025 on: the machine without noise, or noise without the machine) is in no table of training
-and test clips, so that nothing is trained, tested or normalized with it unawares; `supplemental` lists it.
+`test_rename` (the evaluation clips under their true names) replaces `test` if it exists. Recordings in
+`supplemental` (2025 on: the machine without noise, or noise without the machine) are in no table of training
+and test clips, so that they are not trained on, tested or used for normalization by accident; `supplemental`
+lists them.
 
 Attributes
 ----------
-The rows of `attributes_*.csv` decide; a clip without a row is read from the end of its name, in one of these
-forms: `vel_4_loc_A` (key and value in turn), `weight15_BckgF` (every token a key with its value),
-`noAttribute` or nothing. An ending of any other form (`mic_pos_A`, `wt_200_damage1`) is ambiguous: such a
-clip is reported and kept out, never guessed. One exception: the 2021 layout (`source_test`, `target_test`)
-has free words there, taken whole as the value of one attribute `condition`. Values stay text exactly as
-written. Rows that contradict each other or have a cell too few are said and not used. A machine whose
-training clips all say `noAttribute` has no attributes in its test clips either: what their names may tell was
-hidden from the participants. Lists of ground-truth attributes are never read.
+Rows of `attributes_*.csv` take precedence; a clip without a row is parsed from the end of its name, in one of
+these forms: `vel_4_loc_A` (alternating key and value), `weight15_BckgF` (every token a key with its value),
+`noAttribute` or nothing. Any other ending (`mic_pos_A`, `wt_200_damage1`) is ambiguous: the clip is reported
+and left out, never guessed. One exception: in the 2021 layout (`source_test`, `target_test`) the whole ending
+is the value of one attribute `condition`. Values are kept as text. Contradictory or incomplete rows are
+reported and ignored. If all training clips of a machine have `noAttribute`, its test clips have no attributes
+either: what their names may contain was hidden from the participants. Lists of ground-truth attributes are
+never read.
 
 Source: METHOD 3.1, 3.3, 4.5-4.7, 5.4, 7.1, 7.2. Notebook: 01_data
 """
@@ -45,18 +43,14 @@ from asdlib import errors, schemas
 from asdlib.data import folders, lists
 
 AUDIO = (".wav", ".flac")
-UNREADABLE = (
-    "Cc",
-    "Cs",
-    "Zl",
-    "Zp",
-)  # Unicode categories: control characters, what was no UTF-8, ends of lines
-LONGEST_NAME = 100  # bytes of a machine's name, which becomes part of the names of files
+# Unicode categories: control characters, invalid UTF-8, line and paragraph separators
+UNREADABLE = ("Cc", "Cs", "Zl", "Zp")
+LONGEST_NAME = 100  # bytes; machine names become part of file names
 NAME_RULE = (
     f"expected a machine's name of at most {LONGEST_NAME} bytes other than all, which stands for all machines"
     " in tables"
 )
-MOST_KEYS = 100  # attributes of one machine
+MOST_KEYS = 100  # attributes per machine
 SPLIT_OF = {
     "train": "train",
     "test": "test",
@@ -75,9 +69,8 @@ SECTION_NAME = re.compile(
 ID_NAME = re.compile(r"(?:(?P<label>normal|anomaly)_)?id_(?P<section>\d+)_(?P<number>\d+)")
 JOINED = re.compile(r"([A-Za-z]*[a-z])(\d+(?:\.\d+)?[A-Za-z]?|[A-Z]\d*)")
 ATTRIBUTES = re.compile(r"attributes_\d+\.csv", re.IGNORECASE)
-HIDDEN_ATTRIBUTES = re.compile(
-    r"attributes_\d+_\w+\.csv"
-)  # attributes_00_test_correspondence.csv and the like: the truth about test clips
+# ground truth of test clips, such as attributes_00_test_correspondence.csv
+HIDDEN_ATTRIBUTES = re.compile(r"attributes_\d+_\w+\.csv")
 KEY = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 
 
@@ -88,12 +81,12 @@ def index(
 
     roots : folders that hold machine folders, or parents of such folders; a machine found below several is
         merged
-    machines : names to keep; none: all
-    beside : whether supplemental recordings follow as clips of split "supplemental" (`data.supplemental`)
-    returns : (clip table as in `schemas.clip_table` with one text column attr_<key> per attribute, sorted by
-        clip; problems (path, reason, left_out), left_out = the clip is not in the table)
+    machines : names to keep; empty for all
+    beside : append supplemental recordings as clips of split "supplemental" (`data.supplemental`)
+    returns : (clip table as in `schemas.clip_table`, sorted by clip, with a text column attr_<key> per
+        attribute; problems (path, reason, left_out), left_out: the clip is not in the table)
     raises : errors.InputError for a missing or unreadable root, no machine, an unknown machine, no usable
-        clip, and for no supplemental recording where they are asked for
+        clip, or missing supplemental recordings if requested
     Notebook: 01_data
     """
     problems: folders.Problems = []
@@ -147,9 +140,8 @@ def index(
 def supplemental(roots: Sequence[str | Path]) -> pd.DataFrame:
     """Supplemental recordings of all machines below the roots: clip, path, machine, section and content.
 
-    content : "machine" without noise, or "noise" without the machine, as the name says; "unknown" where it
-        says neither.  They may serve as noise for augmentation or as pseudo-anomalies, never as test clips.
-    Notebook: 01_data
+    content : "machine" without noise, or "noise" without the machine, from the name; else "unknown".  Usable
+        as noise for augmentation or as pseudo-anomalies, never as test clips.  Notebook: 01_data
     """
     rows = []
     for folder in _machine_folders(roots, []):
@@ -166,10 +158,10 @@ def supplemental(roots: Sequence[str | Path]) -> pd.DataFrame:
 
 
 def one_sided(table: pd.DataFrame) -> dict[str, list[str]]:
-    """Machines of which the test clips, all of them labeled, are all normal or all anomalous (or those of a
-    section): machine -> words.
+    """Warnings for machines or sections whose labeled test clips are all normal or all anomalous.
 
     table : columns machine, section, split and label
+    returns : machine -> messages; machines with unlabeled test clips are ignored
     """
     said: dict[str, list[str]] = {}
     test = table[table["split"] == "test"]
@@ -188,7 +180,7 @@ def one_sided(table: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def problem_table(rows: Sequence[tuple[str, str, bool]]) -> pd.DataFrame:
-    """Problems (path, reason, left_out) as a table, also when there are none."""
+    """Problems (path, reason, left_out) as a table, possibly empty."""
     rows = [(folders.shown(path), reason, left_out) for path, reason, left_out in rows]
     return pd.DataFrame(rows, columns=list(PROBLEM_COLUMNS)).astype(
         {"path": "str", "reason": "str", "left_out": bool}
@@ -200,7 +192,7 @@ def _listed(roots: Sequence[str | Path]) -> str:
 
 
 def usable_name(machine: str) -> bool:
-    """Whether a machine may be called so, by NAME_RULE."""
+    """Whether a machine name satisfies NAME_RULE."""
     return machine != "all" and len(os.fsencode(machine)) <= LONGEST_NAME
 
 
@@ -243,12 +235,12 @@ def _machine_folders(roots: Sequence[str | Path], problems: list) -> list[Path]:
 
 
 def _names(folder: Path, problems: list | None = None) -> list[str]:
-    """Names in a folder that are not hidden, in order; none where there is no such folder."""
+    """Sorted names of visible entries of a folder; empty if it does not exist."""
     try:
         return sorted(name for name in os.listdir(folder) if not folders.hidden(name))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except OSError as error:  # while machines are being looked for, the walk meets the same folder and tells
+    except OSError as error:  # without `problems`, the walk over machines reports the same folder
         if problems is not None:
             problems.append(
                 (str(folder), f"folder cannot be read ({error.strerror}); check its permissions", True)
@@ -261,7 +253,7 @@ def _recordings(folder: Path, problems: list | None = None) -> list[Path]:
 
 
 def _say_others(folder: Path, problems: folders.Problems) -> None:
-    """Say what else a folder of clips holds: audio in other formats, and folders of recordings."""
+    """Report other contents of a clip folder: audio in unsupported formats, and folders of recordings."""
     others = [folder / name for name in _names(folder) if not name.lower().endswith(AUDIO)]
     endings = Counter(path.suffix.lower() for path in others if path.suffix.lower() in folders.FOREIGN)
     if endings:
@@ -281,8 +273,9 @@ def _say_others(folder: Path, problems: folders.Problems) -> None:
 
 
 def _ending_forms(machines: Sequence[Path]) -> dict[str, str]:
-    """How the endings of a machine's names are to be read: 'words' (2021), 'hidden' (test clips of
-    noAttribute machines) or 'pairs'.
+    """How to parse name endings per machine: 'words', 'hidden' or 'pairs'.
+
+    'words' for the 2021 layout, 'hidden' for test clips of noAttribute machines
     """
     forms = {}
     for name in {folder.name for folder in machines}:
@@ -298,7 +291,7 @@ def _ending_forms(machines: Sequence[Path]) -> dict[str, str]:
 
 
 def _machine_clips(folder: Path, form: str, problems: list) -> Iterator[dict[str, str]]:
-    """Rows of the clip table of one machine folder; what cannot be read goes to the problems."""
+    """Yield clip-table rows of one machine folder; unusable files are added to `problems`."""
     rows, listed = _attribute_lists(folder, problems)
     met: set[str] = set()
     for place, split in SPLIT_OF.items():
@@ -350,7 +343,7 @@ def _machine_clips(folder: Path, form: str, problems: list) -> Iterator[dict[str
 
 
 def unreadable(path: str | Path) -> str:
-    """What to say of a path that no table can hold; "" for others."""
+    """Message for a path that no table can store, else ""."""
     odd = any(unicodedata.category(letter) in UNREADABLE for letter in str(path))
     return (
         "name is not valid UTF-8 or has control characters, expected readable letters; rename it"
@@ -360,12 +353,11 @@ def unreadable(path: str | Path) -> str:
 
 
 def read_name(stem: str, split: str) -> tuple[dict[str, str], str]:
-    """(section, domain and label; ending) of a challenge file name without its extension.
+    """(Section, domain and label; ending) of a challenge file name without suffix.
 
-    stem : "section_00_source_train_normal_0001_vel_4", "normal_id_02_00000001".  split : of the folder that
-        the file lies in.
-    raises : ValueError, in words, for a name of another form or one that contradicts the folder.  Source:
-        METHOD 7.2
+    stem : "section_00_source_train_normal_0001_vel_4", "normal_id_02_00000001".  split : split of the file's
+        folder
+    raises : ValueError for another form, or a contradiction to the folder.  Source: METHOD 7.2
     """
     by_id = ID_NAME.fullmatch(stem)
     if by_id:
@@ -391,10 +383,10 @@ def read_name(stem: str, split: str) -> tuple[dict[str, str], str]:
 
 
 def read_ending(ending: str, form: str) -> dict[str, str]:
-    """Attributes (key -> value) from the end of a file name; form "pairs" (key_value_key_value) or "words"
-    (2021: all of it is one value).
+    """Attributes (key -> value) from the end of a file name.
 
-    raises : ValueError, in words, for an ending that can be read in more than one way.  Source: METHOD 7.2
+    form : "pairs" (key_value_key_value) or "words" (2021: a single value)
+    raises : ValueError for an ambiguous ending.  Source: METHOD 7.2
     """
     ending = ending.rstrip("_")
     if ending in ("", NO_ATTRIBUTE):
@@ -422,8 +414,8 @@ def read_ending(ending: str, form: str) -> dict[str, str]:
 
 
 def _attribute_lists(folder: Path, problems: list) -> tuple[dict[str, dict[str, str]], set[tuple[str, str]]]:
-    """Attributes by file stem from the machine's attributes_*.csv, and the (section, split) they list."""
-    rows: dict[str, tuple[str, dict[str, str]]] = {}  # the place of a row and what it says
+    """Attributes by file stem from attributes_*.csv, and the (section, split) pairs they list."""
+    rows: dict[str, tuple[str, dict[str, str]]] = {}  # position of a row and its attributes
     listed: set[tuple[str, str]] = set()
     disagree: set[str] = set()
     for path in [folder / name for name in _names(folder) if name.lower().startswith("attributes")]:
@@ -453,7 +445,7 @@ def _attribute_lists(folder: Path, problems: list) -> tuple[dict[str, dict[str, 
 
 
 def _attribute_rows(path: Path, problems: list) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Place ('attributes_00.csv:3'), file stem and attributes of every row of a list that can be read."""
+    """Yield (position such as 'attributes_00.csv:3', file stem, attributes) per valid row of a list."""
     try:
         header, lines = lists.read(path)
         if not header or header[0].lower() != "file_name":
@@ -486,8 +478,7 @@ def attribute_keys(table: pd.DataFrame) -> list[str]:
 
 
 def training_classes(table: pd.DataFrame) -> pd.Series:
-    """Class of every training clip: machine, section, attribute values and domain (METHOD 5.4), never of a
-    test clip.
+    """Class of every training clip: machine, section, attribute values and domain (METHOD 5.4).
 
     returns : str, indexed like the training rows of the table, for instance 'fan/00/m-n=X/source'. Notebook:
         04_classifier
@@ -519,8 +510,8 @@ def natural(text: str) -> list[tuple[float, str]]:
 def summary(table: pd.DataFrame, problems: pd.DataFrame) -> dict:
     """Counts, attribute values per domain, training classes, durations and problems, ready for JSON.
 
-    Attribute values are those of all clips whose domain is known; `seconds` is [shortest, longest], or None
-    before the clips were decoded (`asdlib.data.store.inspect`). Notebook: 01_data
+    Attribute values are those of clips with a known domain; `seconds` is [shortest, longest], or None before
+    decoding (`asdlib.data.store.inspect`). Notebook: 01_data
     """
     classes = training_classes(table)
     machines = {}
@@ -557,7 +548,7 @@ def summary(table: pd.DataFrame, problems: pd.DataFrame) -> dict:
 
 
 def summary_text(content: dict, most: int = 20) -> str:
-    """The summary as lines for a terminal, with at most `most` problems spelt out."""
+    """Summary formatted for the terminal, with at most `most` problems."""
     lines = [
         f"{'machine':16} {'train s/t':>12} {'test source n/a':>16} {'target n/a':>12} {'no label':>9}"
         f" {'classes':>8} {'seconds':>12}"

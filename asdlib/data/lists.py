@@ -1,9 +1,7 @@
-"""Lists that people save as csv, by hand, from Excel or from a program: read in the forms they have, refused
-in words in any other.
+"""Tolerant reading of csv lists saved from text editors, Excel or programs.
 
-UTF-8 (with or without its mark) or UTF-16 with its mark; comma, semicolon or tab between the cells, as the
-header has most of them or as a first line `sep=;` says; any ends of lines. Cells stay text, without the
-blanks around them.
+Accepts UTF-8 (with or without BOM) or UTF-16 with BOM; comma, semicolon or tab as separator, the most
+frequent in the header or as declared by a first line `sep=;`; any line endings. Cells are stripped text.
 
 Source: METHOD 8.6.  Used by: `asdlib.data.index`, `asdlib.data.importer`.
 """
@@ -15,19 +13,19 @@ import io
 import re
 from pathlib import Path
 
-MOST_BYTES, LONGEST_HEADER = 2**26, 2**16  # of a list
+MOST_BYTES, LONGEST_HEADER = 2**26, 2**16  # limits for a list
 
 
 def read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Header and rows of a list; lines without any text are no rows.
+    """Header and rows of a list, without blank lines.
 
     Returns
     -------
-    (cells of the header; number of the line and cells of every row)
+    (header cells; line number and cells of every row)
 
     Raises
     ------
-    OSError, or ValueError in words, for a file that is no such list
+    OSError, or ValueError with the reason
     """
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(
@@ -40,7 +38,7 @@ def read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 
 def columns(path: Path) -> set[str]:
-    """Names in the header of a file that may be a list, in lower case; none where it cannot be read."""
+    """Lower-case column names of a possible list; empty if it cannot be read."""
     try:
         with open(path, "rb") as file:
             lines = _text(file.read(LONGEST_HEADER), "ignore").split("\n")[:3]
@@ -51,7 +49,7 @@ def columns(path: Path) -> set[str]:
 
 def _rows(text: str) -> list[tuple[int, list[str]]]:
     first = next((line for line in text.split("\n") if line.strip()), "")
-    named = re.fullmatch(r'"?sep=(.)"?', first)  # Excel's own way to say it
+    named = re.fullmatch(r'"?sep=(.)"?', first)  # written by Excel
     if named:
         first = text.partition(first)[2].lstrip("\n").partition("\n")[0]
     reader = csv.reader(

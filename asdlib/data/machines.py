@@ -1,19 +1,17 @@
-"""Mechanisms: how fans, gearboxes, valves, slide rails and bearings sound, healthy and with a fault.
+"""Sound models of fans, gearboxes, valves, slide rails and bearings, healthy and with a fault.
 
 Conventions
 -----------
-A mechanism is a function of a `Take` (one machine, its condition, the random streams of one clip). It returns
-two arrays: the healthy sound, and what its fault adds to it at depth 1. Whatever belongs to the individual
-machine comes from `take.constants` and `take.make`, whatever belongs to the clip from `take.rng`, whatever
-belongs to the fault from `take.flaw`; so a fault never moves the healthy sound, and at depth 0 nothing is
-left of it.
+A model is a function of a `Take` (one machine, its condition, the random streams of one clip). It returns two
+arrays: the healthy sound, and the contribution of the fault at depth 1. `take.constants` and `take.make`
+belong to the individual machine, `take.rng` to the clip, `take.flaw` to the fault; so a fault never changes
+the healthy sound and vanishes at depth 0.
 
-Whatever turns is read from one angle, so that blade passes, teeth, bearing strikes and sidebands keep their
-orders while the speed wanders. Impacts are impulses that ring the resonances of a body. A new kind of machine
-is one function and one entry of MACHINES at the foot; `asdlib.data.synthetic` puts the machines in rooms and
-writes them down.
+Rotating parts share one angle, so blade passes, teeth, bearing strikes and sidebands keep their orders while
+the speed varies. Impacts are impulses that excite body resonances. A new kind of machine is one function and
+one entry in MACHINES. `asdlib.data.synthetic` adds rooms and writes the files.
 
-Units: s, Hz, revolutions, mm; amplitudes are free, the listener scales them to the RMS of the healthy sound.
+Units: s, Hz, revolutions, mm; amplitudes are arbitrary, scaled later to the RMS of the healthy sound.
 Source: METHOD 8.1; attribute keys after METHOD 7.1. Notebook: 01_data.
 """
 
@@ -26,24 +24,24 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import fft
 
-TABLE = 1 << 16  # samples of one revolution in a wave table
+TABLE = 1 << 16  # samples per revolution in a wave table
 
 
 @dataclass(frozen=True)
 class Take:
-    """A mechanism's state: one machine, its condition, and the random streams of one clip."""
+    """Input of a model: one machine, its condition, and the random streams of one clip."""
 
     n: int  # samples
     rate: int  # Hz
     domain: str
     attributes: dict[str, str]
-    constants: dict  # of this individual machine
-    make: np.random.Generator  # further constants of this machine, equal in every clip
+    constants: dict  # constants of the individual machine
+    make: np.random.Generator  # stream for further machine constants, equal in every clip
     rng: np.random.Generator  # this clip
-    flaw: np.random.Generator  # this clip's fault, apart from `rng` so that the healthy part never notices it
+    flaw: np.random.Generator  # this clip's fault, separate from `rng`
     fault: str = ""  # name of the fault, or "" for none
-    depth: float = 0.0  # strength of the fault: severity times the fault's own scale
-    roughness: float = 0.5  # 0 to 1: how much of the noisy parts there is in this clip
+    depth: float = 0.0  # fault strength: severity times the fault's scale
+    roughness: float = 0.5  # 0 to 1: strength of the noise components
 
     @property
     def f(self) -> np.ndarray:
@@ -52,33 +50,33 @@ class Take:
 
 
 def bins(n: int, rate: int) -> np.ndarray:
-    """Frequencies of the rfft bins in Hz, (n // 2 + 1,); the first is 1 Hz, not 0, for logarithms."""
+    """Frequencies of the rfft bins in Hz, (n // 2 + 1,); the first is 1 Hz instead of 0, for logarithms."""
     return np.maximum(fft.rfftfreq(n, 1 / rate), 1.0)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of machine: its sound, what differs between individuals, its attribute values, its faults."""
+    """Kind of machine: sound model, ranges of its constants, attribute values, faults."""
 
-    sound: Callable[[Take], tuple[np.ndarray, np.ndarray]]  # -> healthy (n,), what the fault adds (n,)
-    constants: dict[str, tuple]  # (low, high) of integers or floats, or several such pairs
+    sound: Callable[[Take], tuple[np.ndarray, np.ndarray]]  # -> healthy (n,), fault contribution (n,)
+    constants: dict[str, tuple]  # (low, high) of ints or floats, or several such pairs
     attributes: dict[str, dict[str, tuple[str, ...]]]  # domain -> key -> values; empty: noAttribute
     faults: dict[str, float]  # name -> amplitude at severity 1
     snr_db: float  # healthy machine over background
-    # how far the target's microphone, room and noise are from the source's, in asdlib.data.synthetic's units
+    # domain shift of microphone, room and noise, in units of asdlib.data.synthetic
     shift: float
 
 
 def stream(*key) -> np.random.Generator:
-    """The random stream that belongs to a key of plain values, the same on every machine."""
+    """Random generator for a key of plain values, platform-independent."""
     return np.random.default_rng(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:16]))
 
 
 def constants(kind: str, name: str, seed: int) -> dict:
-    """The constants of one individual machine, for example {"blades": 7, "speed_hz": 24.1, ...}.
+    """Constants of one individual machine, for example {"blades": 7, "speed_hz": 24.1, ...}.
 
-    kind : a key of MACHINES; name : the machine's name in the tree; seed : of the study
-    returns : a number, or an array of numbers, per entry of the kind's `constants`; units are in the names
+    kind : key of MACHINES; name : machine name in the tree; seed : seed of the study
+    returns : a number, or an array of numbers, per entry of the kind's `constants`; names contain the units
     """
     rng = stream(seed, name, "constants")
 
@@ -91,27 +89,24 @@ def constants(kind: str, name: str, seed: int) -> dict:
     }
 
 
-# ---- what mechanisms are made of
+# ---- building blocks
 # -----------------------------------------------------------------------------------
 def drift(take: Take, per_s: float = 2.0) -> np.ndarray:
-    """A slow random course with standard deviation near 1, (n,): random knots, `per_s` of them a second,
-    joined by lines.
-    """
+    """Slow random curve, (n,), std near 1: `per_s` random knots per second, linearly interpolated."""
     knots = int(np.ceil(take.n / take.rate * per_s)) + 2
     at = np.arange(take.n) * per_s / take.rate + take.rng.uniform()
     return 1.2 * np.interp(at, np.arange(knots), take.rng.standard_normal(knots))
 
 
 def turn(take: Take, speed: float, wander: float) -> np.ndarray:
-    """Angle in revolutions, (n,), of a shaft at `speed` rev/s that wanders by the relative standard deviation
-    `wander`.
-    """
+    """Angle in revolutions, (n,), of a shaft at `speed` rev/s with relative standard deviation `wander`."""
     return take.rng.uniform() + np.cumsum(speed * (1 + wander * drift(take))) / take.rate
 
 
 def cycle(turns: np.ndarray, orders: np.ndarray, amplitudes: np.ndarray, phases: np.ndarray) -> np.ndarray:
-    """Sum of cosines of whole orders of an angle `turns` (n,), read from a table of one revolution; the
-    others (lines,), phases in rad.
+    """Sum of cosines at integer orders of an angle `turns` (n,), from a one-revolution wave table.
+
+    orders, amplitudes, phases : (lines,), phases in revolutions
     """
     spectrum = np.zeros(TABLE // 2 + 1, complex)
     np.add.at(spectrum, np.asarray(orders, int), amplitudes * np.exp(2j * np.pi * phases) * TABLE / 2)
@@ -119,8 +114,9 @@ def cycle(turns: np.ndarray, orders: np.ndarray, amplitudes: np.ndarray, phases:
 
 
 def resonances(f: np.ndarray, centers: np.ndarray, q: float, floor: float = 0.0) -> np.ndarray:
-    """Transfer function of a few resonances (peak 1 each, causal) over a flat `floor`, complex (bins,), at f
-    (bins,) Hz.
+    """Causal transfer function of resonances (peak 1) over a flat `floor`, complex (bins,).
+
+    f : (bins,), Hz.  centers : resonance frequencies, Hz
     """
     ratio = f[None] / np.asarray(centers, float)[:, None]
     damped = 1j * ratio / q
@@ -128,19 +124,17 @@ def resonances(f: np.ndarray, centers: np.ndarray, q: float, floor: float = 0.0)
 
 
 def hump(f: np.ndarray, center: float, octaves: float) -> np.ndarray:
-    """Magnitude, (bins,) at f (bins,) Hz, of a smooth band around `center`, `octaves` wide (one standard
-    deviation to each side).
-    """
+    """Gaussian band in log-frequency around `center`, magnitude (bins,) at f (bins,) Hz; std `octaves`."""
     return np.exp(-0.5 * (np.log2(f / center) / octaves) ** 2)
 
 
 def through(x: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """The wave x (n,) through the filter `response` (n // 2 + 1,)."""
+    """Filter the wave x (n,) by `response` (n // 2 + 1,)."""
     return fft.irfft(fft.rfft(x) * response, len(x))
 
 
 def colored(rng: np.random.Generator, response: np.ndarray, n: int) -> np.ndarray:
-    """Gaussian noise of RMS 1 with the magnitude spectrum |response|, (n,)."""
+    """Gaussian noise (n,) of RMS 1 with magnitude spectrum |response|."""
     spectrum = rng.standard_normal((2, len(response)), dtype=np.float32)
     noise = fft.irfft((spectrum[0] + 1j * spectrum[1]) * response, n)
     return noise / rms(noise)
@@ -157,16 +151,14 @@ def passes(turns: np.ndarray) -> np.ndarray:
 
 
 def impulses(n: int, at: np.ndarray, force: np.ndarray | float) -> np.ndarray:
-    """Impulses at the samples `at` (those outside the clip are dropped), (n,)."""
+    """Impulse train (n,) with impulses at samples `at`; those outside the clip are dropped."""
     at, force = np.broadcast_arrays(np.asarray(at, int), force)
     inside = (at >= 0) & (at < n)
     return np.bincount(at[inside], np.asarray(force, float)[inside], minlength=n)
 
 
 def bearing_strikes(take: Take, turns: np.ndarray, order: float, response: np.ndarray) -> np.ndarray:
-    """A pitted bearing: a strike each time a ball passes the pit, slipping a little, heavier on the loaded
-    side. RMS 1, (n,).
-    """
+    """Strikes of balls on a pitted race, RMS 1, (n,), with slight slip and more force in the loaded zone."""
     at = passes(turns * order)
     at = at + take.flaw.normal(0, 0.03 * take.n / max(len(at), 1), len(at)).astype(int)
     force = take.flaw.uniform(0.6, 1.4, len(at)) * (
@@ -176,10 +168,13 @@ def bearing_strikes(take: Take, turns: np.ndarray, order: float, response: np.nd
     return ringing / rms(ringing)
 
 
-# ---- the machines: healthy sound, and what the fault adds to it
+# ---- the machines
 # ------------------------------------------------------
 def fan(take: Take) -> tuple[np.ndarray, np.ndarray]:
-    """Axial fan: blade-pass harmonics of uneven blades, turbulence cut by the blades. Hidden speed steps."""
+    """Axial fan: blade-pass harmonics of uneven blades, and turbulence modulated by the blades.
+
+    Speed varies in discrete steps that are not recorded as an attribute.
+    """
     c, f, blades = take.constants, take.f, take.constants["blades"]
     turns = turn(take, c["speed_hz"] * take.rng.choice(FAN_STEPS[take.domain]), 0.004)
     orders = np.arange(1, 6 * blades + 1)
@@ -194,9 +189,8 @@ def fan(take: Take) -> tuple[np.ndarray, np.ndarray]:
     swish = 1 + 0.25 * np.cos(2 * np.pi * blades * turns)
     healthy = blade_tones + c["air"] * (0.85 + 0.3 * take.roughness) * swish * air
     fault = np.zeros(take.n)
-    if (
-        take.fault == "imbalance"
-    ):  # a heavy blade: the hub shakes once a turn and swings every tone and the air with it
+    # a heavy blade modulates all sound once per turn
+    if take.fault == "imbalance":
         fault = np.cos(2 * np.pi * (turns + take.flaw.uniform())) * healthy
     elif take.fault == "rubbing":  # one blade touches the shroud over a tenth of a turn
         touch = np.maximum(np.cos(2 * np.pi * (turns + take.flaw.uniform())), 0.0) ** 12
@@ -207,8 +201,9 @@ def fan(take: Take) -> tuple[np.ndarray, np.ndarray]:
 
 
 def gearbox(take: Take) -> tuple[np.ndarray, np.ndarray]:
-    """Two gears: mesh harmonics with sidebands from uneven teeth; `spd` turns the shaft (rev/s), `load` (%)
-    presses the teeth.
+    """Gear pair: mesh harmonics with sidebands from uneven teeth.
+
+    Attributes: `spd` shaft speed (rev/s), `load` tooth load (%)
     """
     c, f, teeth = take.constants, take.f, take.constants["teeth"]
     load = float(take.attributes["load"]) / 100
@@ -226,13 +221,11 @@ def gearbox(take: Take) -> tuple[np.ndarray, np.ndarray]:
     body = resonances(f, c["body_hz"], 5.0, floor=0.25)
     healthy = through(mesh + shaft + c["rolling"] * (0.85 + 0.3 * take.roughness) * rolling, body)
     fault = np.zeros(take.n)
-    if take.fault == "broken tooth":  # once a turn the teeth meet with a bang
+    if take.fault == "broken tooth":  # a bang once per turn
         at = passes(turns + take.flaw.uniform())
         bang = through(impulses(take.n, at, take.flaw.uniform(0.7, 1.3, len(at))), body)
         fault = bang / rms(bang)
-    elif (
-        take.fault == "eccentric"
-    ):  # the wheel sits off its center: the mesh swells and fades with the wheel's turn
+    elif take.fault == "eccentric":  # an off-center wheel modulates the mesh once per wheel turn
         fault = through(mesh * np.cos(2 * np.pi * (wheel + take.flaw.uniform())), body)
     elif take.fault == "bearing":
         fault = bearing_strikes(take, turns, 4.43, resonances(f, c["body_hz"][-2:], 12.0))
@@ -240,8 +233,9 @@ def gearbox(take: Take) -> tuple[np.ndarray, np.ndarray]:
 
 
 def valve(take: Take) -> tuple[np.ndarray, np.ndarray]:
-    """Solenoid valve: `pat` says when in a cycle it opens and shuts; each click rings the body, each opening
-    lets air go.
+    """Solenoid valve: clicks excite the body, openings release air.
+
+    Attribute: `pat` open/shut pattern of a cycle
     """
     c, f = take.constants, take.f
     period = c["cycle_s"] * take.rate
@@ -253,11 +247,11 @@ def valve(take: Take) -> tuple[np.ndarray, np.ndarray]:
     )
     pressure = 0.6 + 0.8 * take.roughness
     ring = resonances(f, c["body_hz"], 18.0)
-    second = at + int(c["bounce_s"] * take.rate)  # the armature bounces once
+    second = at + int(c["bounce_s"] * take.rate)  # one bounce of the armature
     decay = np.exp(-np.arange(take.n) / (0.06 * take.rate))
     hiss = colored(take.rng, hump(f, c["hiss_hz"], 0.8), take.n)
 
-    def puff(strength):  # air that goes after each opening
+    def puff(strength):  # air released after each opening
         return through(impulses(take.n, at[:, ::2], strength[:, ::2]), fft.rfft(decay))
 
     def clicks(strength):
@@ -266,14 +260,13 @@ def valve(take: Take) -> tuple[np.ndarray, np.ndarray]:
 
     healthy = clicks(force)
     fault = np.zeros(take.n)
-    if take.fault == "missing click":  # some strokes fail: the armature sticks and hums instead
+    if take.fault == "missing click":  # some strokes fail: the armature sticks and hums
         inside = (at >= 0) & (at < take.n)
         turn_to_fail = np.argsort(np.argsort(take.flaw.uniform(size=at.size) + ~inside.ravel())).reshape(
             at.shape
         )
-        stuck = force * np.clip(
-            take.depth * inside.sum() - turn_to_fail, 0.0, 1.0
-        )  # depth is how many fail, not how much
+        # depth is the share of failing strokes
+        stuck = force * np.clip(take.depth * inside.sum() - turn_to_fail, 0.0, 1.0)
         hum = cycle(
             100 / take.rate * np.arange(take.n),
             np.arange(1, 13),
@@ -281,9 +274,9 @@ def valve(take: Take) -> tuple[np.ndarray, np.ndarray]:
             take.flaw.uniform(size=12),
         )
         fault = (0.4 * hum * puff(stuck) - clicks(stuck)) / max(take.depth, 1e-9)
-    elif take.fault == "leak":  # air goes all the time, more or less as the seat wears
+    elif take.fault == "leak":  # continuous air flow; depends on seat wear
         fault = colored(take.flaw, hump(f, take.flaw.uniform(0.8, 1.25) * c["hiss_hz"], 0.6), take.n)
-    elif take.fault == "chatter":  # the armature strikes again and again before it rests
+    elif take.fault == "chatter":  # repeated strikes before the armature rests
         lag = (np.cumsum(take.flaw.uniform(0.010, 0.035, (*at.shape, 6)), -1) * take.rate).astype(int)
         fault = 40.0 * through(
             impulses(take.n, at[..., None] + lag, force[..., None] * 0.8 ** np.arange(6)), ring
@@ -292,17 +285,18 @@ def valve(take: Take) -> tuple[np.ndarray, np.ndarray]:
 
 
 def stroke(vel: float, ac: float, length_mm: float) -> tuple[float, float]:
-    """Top speed in mm/s and duration in s of one stroke that speeds up, cruises and brakes.
+    """Top speed in mm/s and duration in s of a stroke with acceleration, cruise and braking.
 
-    vel : mm/s wanted; ac : acceleration in units of 9.81 m/s2; length_mm : of the rail
+    vel : target speed, mm/s; ac : acceleration in units of 9.81 m/s2; length_mm : length of the rail
     """
     top = min(vel, float(np.sqrt(ac * 9810 * length_mm)))
     return top, length_mm / top + top / (ac * 9810)
 
 
 def slider(take: Take) -> tuple[np.ndarray, np.ndarray]:
-    """Slide rail: a carriage speeds up at `ac`, cruises at `vel` (mm/s), brakes, rests and goes back; motor,
-    balls, friction.
+    """Slide rail: a carriage accelerates at `ac`, cruises at `vel` (mm/s), brakes, rests and returns.
+
+    Sound of motor, balls and friction.
     """
     c, f = take.constants, take.f
     vel, ac = float(take.attributes["vel"]), float(take.attributes["ac"])
@@ -328,22 +322,23 @@ def slider(take: Take) -> tuple[np.ndarray, np.ndarray]:
         (motor + 0.5 * balls) * np.minimum(rel, 1.0) ** 0.5 + 1.5 * friction * rel + knocks, body
     )
     fault = np.zeros(take.n)
-    if take.fault == "dry rail":  # without oil the carriage sticks and slips: a squeal while it is fast
+    if take.fault == "dry rail":  # stick-slip without oil: a squeal at high speed
         squeal = colored(take.flaw, resonances(f, take.flaw.uniform(1800, 4200, 2), 40.0), take.n)
         fault = squeal * rel * (1 + np.cos(2 * np.pi * path / (3 * c["ball_mm"])))
-    elif take.fault == "pitted rail":  # strikes wherever the carriage passes a pit
+    elif take.fault == "pitted rail":  # strikes when the carriage passes a pit
         where = c["rail_mm"] * np.sort(take.flaw.uniform(0.1, 0.9, 8))
         at = np.concatenate([passes((path - offset) / c["rail_mm"]) for offset in where])
         fault = through(impulses(take.n, at, take.flaw.uniform(0.5, 1.0, len(at)) * 40.0 * rel[at]), body)
-    elif take.fault == "loose carriage":  # play: the carriage rattles when it starts and stops
+    elif take.fault == "loose carriage":  # play: rattling at start and stop
         lag = (np.cumsum(take.flaw.uniform(0.008, 0.03, (len(ends), 5)), 1) * take.rate).astype(int)
         fault = through(impulses(take.n, ends[:, None] + lag, 40.0 * 0.8 ** np.arange(5)[None]), body)
     return healthy, fault
 
 
 def bearing(take: Take) -> tuple[np.ndarray, np.ndarray]:
-    """Ball bearing on a motor: shaft lines at `vel` (rev/s), cage and rolling noise; `loc` is where the
-    microphone stands.
+    """Ball bearing on a motor: shaft lines, cage and rolling noise.
+
+    Attributes: `vel` shaft speed (rev/s), `loc` microphone position
     """
     c, f = take.constants, take.f
     vel = float(take.attributes["vel"])
@@ -363,14 +358,14 @@ def bearing(take: Take) -> tuple[np.ndarray, np.ndarray]:
     if take.fault in ("inner race", "outer race"):
         order = c["balls"] * (0.6 if take.fault == "inner race" else 0.4)
         fault = bearing_strikes(take, turns, order, resonances(f, c["body_hz"][-2:], 12.0) * place)
-    elif take.fault == "dry":  # no grease: metal on metal, rising and falling with the cage
+    elif take.fault == "dry":  # metal on metal, modulated by the cage
         grind = colored(take.flaw, hump(f, take.flaw.uniform(3000, 5000), 0.5), take.n)
         fault = through(grind * (1 + np.cos(2 * np.pi * 0.4 * turns)), place)
     return healthy, fault
 
 
-FAN_STEPS = {"source": (0.9, 1.0, 1.1), "target": (0.95,)}  # of the rated speed
-PATTERNS = {  # of a cycle: when the valve opens, shuts, opens, ...
+FAN_STEPS = {"source": (0.9, 1.0, 1.1), "target": (0.95,)}  # factors of the rated speed
+PATTERNS = {  # times of opening, shutting, opening, ... within a cycle
     "00": (0.0, 0.5),
     "01": (0.0, 0.25, 0.5, 0.75),
     "02": (0.0, 0.15, 0.3, 0.7),  # source

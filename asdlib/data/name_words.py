@@ -1,12 +1,11 @@
-"""What the names of a recording and of its folders say: split, label, domain, and which of several machines
-of a kind.
+"""Split, label, domain and section from the names of recordings and their folders.
 
 Conventions
 -----------
-A name says what its words say: `NormalSound_IND` normal, `engine2_broken` anomaly, `not_ok` anomaly,
-`test_normal` both test and normal. Of several folders that name a split the innermost counts; labels and
-domains that contradict each other are refused. Words of validation (`val`, `dev`, `eval`) are read as test:
-such clips are not trained on.
+Names are interpreted word by word: `NormalSound_IND` is normal, `engine2_broken` and `not_ok` anomalous,
+`test_normal` both test and normal. The innermost folder with a split determines it; contradictory labels or
+domains raise an error. Words for validation (`val`, `dev`, `eval`) count as test, so such clips are not
+trained on.
 
 Source: METHOD 8.6.  Used by: `asdlib.data.importer`.
 """
@@ -31,8 +30,9 @@ WORDS = {
     ),
     "domain": {"source": "source", "target": "target"},
 }
-WHOLE = {"dev": "test", "valid": "test"}  # of folders that are called just so
+WHOLE = {"dev": "test", "valid": "test"}  # only as the whole folder name
 NOT = {"not", "non", "no", "un", "without"}
+# words without meaning
 PLAIN = {
     "data",
     "set",
@@ -47,8 +47,8 @@ PLAIN = {
     "recordings",
     "wav",
     "raw",
-}  # say nothing
-CONDITIONS = {  # of public data sets, which become attributes: MIMII's -6_dB_pump, ToyADMOS' case1
+}
+CONDITIONS = {  # attributes in folder names of public data sets: MIMII's -6_dB_pump, ToyADMOS' case1
     "snr": re.compile(r"(-?\d+)_?dB(?:_.+)?", re.IGNORECASE),
     "case": re.compile(r"case_?(\d+)", re.IGNORECASE),
 }
@@ -58,12 +58,12 @@ MACHINE_ID = re.compile(r"(?:id|section)[ _-]?(\d+)", re.IGNORECASE)
 
 
 def words(name: str) -> list[str]:
-    """Words and numbers of a name in lower case: 'NormalSound_2' is normal, sound, 2."""
+    """Lower-case words and numbers of a name: 'NormalSound_2' is normal, sound, 2."""
     return re.findall(r"\d+|[^\W\d_]+", re.sub(r"(?<=[^\W\d_A-Z])(?=[A-Z])", " ", name).lower())
 
 
 def label(name: str) -> set[str]:
-    """Labels that a name says: none, one or, where it contradicts itself, both."""
+    """Labels in a name: none, one, or both if contradictory."""
     found, before = {"anomaly"} if HEAVY_LOAD.fullmatch(name) else set(), ""
     for word in words(name):
         if word in WORDS["label"]:
@@ -74,17 +74,16 @@ def label(name: str) -> set[str]:
 
 
 def value(what: str, text: str) -> str:
-    """Split, label or domain that a cell of a list says, every word of it known; "" for anything else. what :
-    of `WORDS`
+    """Split, label or domain in a cell of a list, if unambiguous and all words are known, else "".
+
+    what : key of `WORDS`
     """
     told = folder(text).get(what, set()) if understood(text) else set()
     return told.pop() if len(told) == 1 else ""
 
 
 def folder(name: str) -> dict[str, set[str]]:
-    """What the name of a folder says: of split, label and domain each what it says, left out where it says
-    nothing.
-    """
+    """Values of split, label and domain in the name of a folder; keys without a value are omitted."""
     own = words(name)
     split = {WORDS["split"][word] for word in own if word in WORDS["split"]} | (
         {WHOLE[name.lower()]} if name.lower() in WHOLE else set()
@@ -95,7 +94,7 @@ def folder(name: str) -> dict[str, set[str]]:
 
 
 def understood(name: str) -> bool:
-    """Whether every word of a folder's name is known here, so that it says all that it is meant to say."""
+    """Whether all words of a folder name are known."""
     known = {*WORDS["split"], *WORDS["label"], *WORDS["domain"], *WHOLE, *NOT, *PLAIN}
     return all(word in known or word.isdigit() for word in words(name)) or any(
         pattern.fullmatch(name) for pattern in (MACHINE_ID, HEAVY_LOAD, *CONDITIONS.values())
@@ -103,18 +102,17 @@ def understood(name: str) -> bool:
 
 
 def read(stem: str, folders: list[str], top: list[str]) -> dict[str, str]:
-    """Split, label and domain by the names of a recording and its folders, as far as they say it.
+    """Split, label and domain from the names of a recording and its folders, as far as given.
 
     Parameters
     ----------
-    stem : of the file
-    folders : below the place that was named, outermost first
-    top : names of that place itself; they count where nothing below says more, and only if they are such
-        words and nothing else
+    stem : file name without suffix
+    folders : folders below the source, outermost first
+    top : names of the source itself; used only as a fallback, and only if all their words are known
 
     Raises
     ------
-    ValueError, in words, for names that contradict each other
+    ValueError for contradictory names
     """
     told = [folder(name) for name in folders]
     above = [folder(name) for name in top if words(name) and understood(name)]
@@ -135,14 +133,13 @@ def read(stem: str, folders: list[str], top: list[str]) -> dict[str, str]:
 
 
 def conditions(folders: list[str]) -> dict[str, str]:
-    """Attributes that folders in the layouts of public data sets are named by: {"snr": "-6"}."""
+    """Attributes in folder names of public data sets, for example {"snr": "-6"}."""
     found = [(key, pattern.fullmatch(name)) for name in folders for key, pattern in CONDITIONS.items()]
     return {key: match[1] for key, match in found if match}
 
 
 def section(folders: list[str], parent: str) -> str:
-    """Machine of a kind by the innermost folder like id_02: the name above it and its number ('pump/02'); ""
-    for none.
+    """Section from the innermost folder like id_02: parent name and number ('pump/02'), or "".
 
     folders : outermost first.  parent : name of the folder above the first
     """
@@ -154,8 +151,9 @@ def section(folders: list[str], parent: str) -> str:
 
 
 def sections(named: set[str]) -> dict[str, str]:
-    """Section number by name ('pump/02', '/02' without a kind, or ""): the number in the name, or consecutive
-    numbers where two kinds share one.
+    """Section number by name ('pump/02', '/02' without parent, or "").
+
+    Uses the number in the name, or consecutive numbers if two parents share one.
     """
     known = sorted(named - {""})
     numbers = {name: name.rpartition("/")[2] for name in known}

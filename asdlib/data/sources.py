@@ -1,21 +1,20 @@
-"""What recordings there are in the sources of an import, and what each of them is: normal or not, for
-training or for the test.
+"""Discovery of recordings in the sources of an import, and their split, label, domain and section.
 
-What a recording is, is read from (the first that says it)
-----------------------------------------------------------
-1. a csv with the columns path and label, and as they are known split, domain, section and attributes (every
-further column), wherever it
-   stands among the sources; of a file that two rows describe differently nothing is used;
-2. the challenge's own layout (`index.index`), with its attribute lists;
-3. a challenge name anywhere in the file name (`x_section_00_source_train_normal_0001_vel_4.wav`);
-4. the words in the names of folders, and those for normal and anomaly in the file name too (`name_words`);
-5. nothing: it is taken as a normal training recording, and the report says so.
+The first of these that applies determines what a recording is
+--------------------------------------------------------------
+1. a csv with the columns path and label, and optionally split, domain, section and attributes (further
+columns),
+   anywhere among the sources; files with contradictory rows are left out;
+2. the challenge's layout (`index.index`), with its attribute lists; 3. a challenge name within the file name
+(`x_section_00_source_train_normal_0001_vel_4.wav`); 4. words in folder names, and words for normal and
+anomaly in the file name too (`name_words`); 5. otherwise it counts as a normal training recording, and the
+report says so.
 
-A normal recording outside a test folder is for training, an anomalous one always for the test, one without a
-label in a test folder stays unlabeled. What contradicts itself is left out, never guessed. So is what
-nothing is known about but the name of its folder, if that name is not understood and lies inside train or
-beside folders that are (`accept` takes such names as saying nothing), and what a csv beside it does not list.
-Folders like id_02 become sections, which are judged apart.
+Normal recordings outside test folders are for training, anomalous ones always for testing; recordings without
+a label in a test folder stay unlabeled. Contradictions are left out, never guessed. Also left out are
+recordings known only by a folder name that is not understood, if that folder is inside train or next to
+folders that are understood (`accept` lists names to ignore), and recordings next to a csv that does not list
+them. Folders like id_02 become sections, evaluated separately.
 
 Source: METHOD 7.1, 7.2, 8.6.  Used by: `asdlib.data.importer`; `asdlib.studies.scorer` (which files are
 recordings).
@@ -45,19 +44,19 @@ SOUNDS = tuple(
 CHALLENGE = re.compile(r"section_\d+_(?:source|target)_(?P<split>train|test)_(?:normal|anomaly)_\d+(?:_.*)?$")
 FACTS = ("path", "split", "label", "domain", "section", "said")
 LIST_COLUMNS = ("path", "label", "split", "domain", "section")
-ALIKE = {"file_name": "path"}  # another word for a column
-UNKNOWN = ("nan", "na", "n/a", "#n/a", "null")  # how programs write that there is no value
+ALIKE = {"file_name": "path"}  # synonyms of column names
+UNKNOWN = ("nan", "na", "n/a", "#n/a", "null")  # missing values as written by programs
 
 
 def found(
     sources: Sequence[str | Path], accept: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, folders.Problems, list[str]]:
-    """Every recording of the sources once, what is wrong with others, and how the sources were read.
+    """Recordings of the sources, each once, with problems and notes.
 
     Parameters
     ----------
     sources : folders, audio files and .csv lists
-    accept : names of folders that say nothing about the recordings in them
+    accept : names of folders to ignore when interpreting paths
 
     Returns
     -------
@@ -65,7 +64,7 @@ def found(
 
     Raises
     ------
-    errors.InputError for a source that does not exist, an unreadable list, or no recording at all
+    errors.InputError for a missing source, an unreadable list, or no recordings
     """
     places = [Path(source) for source in sources]
     for place in places:
@@ -84,25 +83,23 @@ def found(
 
 
 class _Search:
-    """What the sources of an import hold: lists first, which govern what they name, then folders and single
-    files.
-    """
+    """Search of the sources: lists first, which take precedence, then folders and files."""
 
     def __init__(self, accept: frozenset[str]):
         self.accept = accept
         self.sounds = (*SOUNDS, *(folders.FFMPEG if shutil.which("ffmpeg") else ()))
-        self.rows: dict[str, dict] = {}  # by the real path of the recording
+        self.rows: dict[str, dict] = {}  # real path -> row
         self.listed: dict[str, tuple[Path, Path]] = {}  # real path -> (its path, the list that names it)
         self.lists: set[str] = set()
-        self.met: set[str] = set()  # in folders
-        self.torn: set[str] = set()  # whose names disagree
+        self.met: set[str] = set()  # real paths found in folders
+        self.torn: set[str] = set()  # real paths with contradictory names
         self.problems: folders.Problems = []
         self.passed: Counter = Counter()
-        self.names: dict[str, str] = {}  # of folders -> what they say
+        self.names: dict[str, str] = {}  # folder name -> its meaning
         self.notes: list[str] = []
 
     def result(self, sources: str) -> tuple[pd.DataFrame, folders.Problems, list[str]]:
-        """See `found`."""
+        """Return value of `found`."""
         passed = folders.passed_over(self.passed)
         if not self.rows:
             first = (
@@ -137,7 +134,7 @@ class _Search:
         return table, self.problems, [*self.notes, *filter(None, notes)]
 
     def read_lists(self, paths: Sequence[Path]) -> None:
-        """What lists say; a file that they describe in two ways is left out."""
+        """Read lists; files with contradictory rows are left out."""
         said: dict[str, list[tuple[str, dict | None]]] = {}
         for path in paths:
             if os.path.realpath(path) in self.lists:
@@ -149,7 +146,7 @@ class _Search:
         for real, rows in said.items():
             (first, facts), *others = rows
             if any(row is None for _, row in rows):
-                continue  # told
+                continue  # already reported
             for where, row in others:
                 differ = [
                     key
@@ -171,11 +168,11 @@ class _Search:
                 self.rows[real] = facts
 
     def read_place(self, source: Path) -> None:
-        """Recordings of a folder, or one file, that no list names."""
+        """Add recordings of a folder, or a single file, that no list contains."""
         known, refused = self._challenge(source)
         machines = {os.path.dirname(os.path.dirname(path)) for path in known}
         mine: set[str] = set()
-        unread: list[Path] = []  # lists of labels that are not among the sources
+        unread: list[Path] = []  # possible label lists that are not among the sources
         files = (
             folders.below(source, (*self.sounds, ".csv"), self.problems, self.passed)
             if source.is_dir()
@@ -205,7 +202,7 @@ class _Search:
         self._doubt(source, mine & set(self.rows), unread)
 
     def say_unlisted(self) -> None:
-        """Leave out, in words, what lies beside listed recordings and comes from no other source."""
+        """Leave out recordings next to listed ones that are in no list and no other source."""
         beside = {file.parent: path for file, path in self.listed.values()}
         known = {*self.listed, *self.met}
         for folder, path in beside.items():
@@ -222,8 +219,9 @@ class _Search:
         self.problems.append((ascii(str(path)) if index.unreadable(path) else str(path), reason, True))
 
     def _add(self, real: str, row: dict) -> None:
-        """A recording; of one that has several names, the name that says something counts, and names that
-        disagree none.
+        """Add a recording; of several names of one file the informative one counts.
+
+        raises : ValueError for contradictory names, which exclude the file
         """
         old = self.rows.get(real)
         if real in self.torn:
@@ -237,14 +235,15 @@ class _Search:
             raise ValueError("another of its names says something else of it; remove one")
 
     def _challenge(self, source: Path) -> tuple[dict[str, dict], dict[str, str]]:
-        """What the challenge's layout says of recordings, and which of them it refuses and why; its other
-        remarks become problems.
+        """Rows by path in the challenge's layout, and reasons by rejected path.
+
+        Other remarks are added to the problems.
         """
         if not source.is_dir():
             return {}, {}
         try:
             table, problems = index.index([source])
-        except errors.InputError:  # not laid out like that
+        except errors.InputError:  # not in this layout
             return {}, {}
         self.problems += [
             (row.path, row.reason, False)
@@ -257,7 +256,7 @@ class _Search:
         )
 
     def _row(self, path: Path, source: Path, known: dict, refused: dict, machines: set[str]) -> dict:
-        """Facts of a recording; ValueError, in words, for one that cannot be used."""
+        """Facts of a recording.  raises : ValueError with the reason if it cannot be used"""
         wrong = index.unreadable(path.absolute())
         if wrong or path.suffix.lower() not in self.sounds:
             raise ValueError(
@@ -317,8 +316,9 @@ class _Search:
         return {"path": str(path)} | _settled(said) | {"section": section, "strange": strange} | attributes
 
     def _note_names(self, inner: list[str], top: list[str]) -> None:
-        """Keep what names of folders say, or that they say nothing that is understood; those at the top where
-        none below says anything.
+        """Record what folder names mean, or that they are not understood.
+
+        Top-level names count only if no name below has a meaning.
         """
         for name in inner if any(map(name_words.folder, inner)) else [*top, *inner]:
             known = name_words.understood(name)
@@ -331,9 +331,7 @@ class _Search:
                 self.names[name] = says
 
     def _doubt(self, source: Path, mine: set[str], unread: Sequence[Path]) -> None:
-        """Leave out those recordings of a source that would be trained on although something says that they
-        may not be normal.
-        """
+        """Leave out recordings that would be used for training but may not be normal."""
         spoken = any(self.rows[real]["said"] != "nothing" for real in mine)
         here = os.path.realpath(source)
         governing = next(
@@ -379,7 +377,7 @@ class _Search:
 
 
 def _settled(said: dict[str, str]) -> dict[str, str]:
-    """What follows from what is said; ValueError where an anomaly would be trained on."""
+    """Complete split, label and domain from those given.  raises : ValueError for an anomaly in training"""
     split = said.get("split", "test" if said.get("label") == "anomaly" else "train")
     label = said.get("label", "normal" if split == "train" else "unlabeled")
     if split == "train" and label == "anomaly":
@@ -397,8 +395,9 @@ def _settled(said: dict[str, str]) -> dict[str, str]:
 
 
 def _list_rows(path: Path, problems: folders.Problems) -> Iterator[tuple[str, Path, dict | None]]:
-    """Place of a row (list.csv:3), its file and what it says; None for a row that says what cannot be. Paths
-    are relative to the list.
+    """Yield (position such as list.csv:3, file, facts) per row, facts None for an invalid row.
+
+    Paths are relative to the list.
     """
     try:
         header, lines = lists.read(path)
@@ -455,7 +454,7 @@ def _list_rows(path: Path, problems: folders.Problems) -> Iterator[tuple[str, Pa
 
 
 def _list_facts(path: Path, row: dict[str, str], file: Path) -> dict[str, str]:
-    """What a row says of a file; ValueError in words."""
+    """Facts of a list row.  raises : ValueError with the reason"""
     if not os.path.isfile(file):
         raise ValueError(
             f"{path.name} lists it, but {folders.dangling(file) or 'there is no such file; correct the list'}"
@@ -474,7 +473,7 @@ def _list_facts(path: Path, row: dict[str, str], file: Path) -> dict[str, str]:
     if section and not section.isdecimal():
         raise ValueError(f"{path.name} says section {section!r}, expected a number or nothing")
     if not said.get("label") and "split" not in said:
-        said["split"] = "test"  # a list that leaves the label open does not say normal
+        said["split"] = "test"  # a row without a label is not assumed normal
     named = (
         f"/{int(section):02}"
         if section

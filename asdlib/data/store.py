@@ -1,16 +1,15 @@
-"""The resident store: all decoded clips in one int16 array, and waveforms taken from it by index.
+"""Resident store: all decoded clips in one int16 array, with waveforms gathered by index.
 
 Conventions
 -----------
 Row i of `Store.clips` is item i of the store; supplemental clips follow, in a table of their own. Waveforms
-are float32 in [-1, 1), samples / 32768. Nothing waits for Python per clip: a batch is one gather on the
-device.
+are float32 in [-1, 1), samples / 32768. A batch is one gather on the device, without Python code per clip.
 
-A store on disk is samples-<fingerprint>.i16, clips.parquet, problems.parquet, files.json and, last and by
-rename, DONE.json. It is taken for whole only if DONE names these recordings (path, size, modification time),
-this table and these settings, and the tables and the size of the samples agree with it; `Store.verify` reads
-all samples against their digests (a study does so before it computes anything). Where some recordings are
-new, changed or touched, these alone are decoded.
+On disk a store consists of samples-<fingerprint>.i16, clips.parquet, problems.parquet, files.json and
+DONE.json, which is written last and atomically. A store is valid only if DONE matches the recordings (path,
+size, modification time), table and settings, and the tables and sample size match DONE. `Store.verify` checks
+all samples against their digests; a study does so before computing. Only new, changed or touched recordings
+are decoded again.
 
 Source: METHOD 3.2, 4.9, 8.2. Notebooks: 01_data, 02_preprocessing
 """
@@ -39,27 +38,27 @@ TABLES = {
     "clips": (*schemas.CLIP_COLUMNS, "samples", "level_db", "digest"),
     "problems": index.PROBLEM_COLUMNS,
 }
-FILES = "files.json"  # settings, and size and time of every recording, that samples were decoded with
-# of a GPU that are left to training; full size in float32, 64 clips of 12 s in five branches take 10.5 GB of
+FILES = "files.json"  # decoding settings, and size and modification time of every recording
+# GPU memory reserved for training: 64 clips of 12 s in five branches in float32 take 10.5 GB of
 # activations
 TRAINING_BYTES = 12e9
-SMALL = 0.1  # of the free memory: a store of no more is moved whatever is left
+SMALL = 0.1  # a store below this share of the free memory is always moved
 
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """Decoded clips: tables, and all samples in one memory-mapped int16 array. Made by `open_store`."""
+    """Decoded clips: tables, and all samples in one memory-mapped int16 array. Created by `open_store`."""
 
     clips: pd.DataFrame
     problems: pd.DataFrame
     fingerprint: str
     folder: Path
-    samples: torch.Tensor  # int16 (all,), on the CPU mapped from the file, or on the device
-    offset: torch.Tensor  # int64 (clips,): first sample of every clip
-    count: torch.Tensor  # int64 (clips,): samples of every clip
+    samples: torch.Tensor  # int16 (all samples,), memory-mapped on the CPU or on the device
+    offset: torch.Tensor  # int64 (clips,): first sample per clip
+    count: torch.Tensor  # int64 (clips,): samples per clip
     device: torch.device
     rate: int = 16000  # Hz
-    supplemental: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)  # by row, after `clips`
+    supplemental: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)  # rows after `clips`
     _elsewhere: dict[str, Store] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
@@ -68,15 +67,17 @@ class Store:
 
     @property
     def every(self) -> pd.DataFrame:
-        """`clips`, then `supplemental`: a row for every item of the store."""
+        """`clips` followed by `supplemental`, a row per item of the store."""
         return pd.concat([self.clips, self.supplemental]) if len(self.supplemental) else self.clips
 
     def to(self, device: torch.device | str) -> Store:
-        """The same store for a device, one for all who ask: samples move there if that leaves room to train,
-        else batches do, and a line says so.
+        """Store on a device, cached per device.
+
+        Samples are moved if that leaves enough memory for training; otherwise batches are moved, with a
+        notice.
         """
         device = torch.device(device)
-        if device.type == self.device.type:  # a process computes on one GPU, with its number or without
+        if device.type == self.device.type:  # cuda and cuda:0 are the same: a process uses one GPU
             return self
         if device.type not in self._elsewhere:
             size, free = self.samples.nbytes, _free_bytes(device)
@@ -93,12 +94,11 @@ class Store:
         return self._elsewhere[device.type]
 
     def segments(self, rows, starts, length: int, *, whole: bool | None = None) -> torch.Tensor:
-        """Segments by index, gathered at once on the device; a segment that runs past its clip's end goes on
-        at its start.
+        """Gather segments by index on the device; a segment that exceeds its clip wraps around to the start.
 
         rows, starts : int (n,) tensors, arrays or lists: row of `clips`, first sample
-        whole : whether every segment lies within its clip, where it is known; None looks, and a GPU has to
-            wait for the answer
+        whole : whether all segments lie within their clips; None checks this on a CPU only, to avoid a GPU
+            synchronization
         returns : float32 (n, length) on the store's device, in [-1, 1). Source: METHOD 3.2. Notebook:
             02_preprocessing
         """
@@ -106,9 +106,9 @@ class Store:
         rows = torch.as_tensor(rows, dtype=torch.int64, device=home)
         starts = torch.as_tensor(starts, dtype=torch.int64, device=home)
         offset, count = self.offset[rows], self.count[rows]
-        if whole is None:  # a GPU is not made to wait for the answer
+        if whole is None:  # avoids a GPU synchronization
             whole = home.type == "cpu" and bool((starts + length <= count).all())
-        if whole:  # plain rows of a sliding view: no table of indices, no division
+        if whole:  # rows of a sliding view: faster than an index table
             batch = self.samples.unfold(0, length, 1)[offset + starts]
         else:
             within = (starts[:, None] + torch.arange(length, device=home)) % count[:, None]
@@ -118,8 +118,7 @@ class Store:
     def audio(
         self, rows, *, device: torch.device | str | None = None, length: int | None = None, start: int = 0
     ) -> torch.Tensor:
-        """Whole clips, float32 (n, samples) in [-1, 1); with `length`, tiled or cropped to it from sample
-        `start`.
+        """Whole clips, float32 (n, samples) in [-1, 1); with `length`, tiled or cropped from sample `start`.
 
         raises : errors.InputError for clips of different lengths without `length`. Notebook: 02_preprocessing
         """
@@ -136,12 +135,12 @@ class Store:
         return batch if device is None else batch.to(device)
 
     def int16(self, row: int) -> np.ndarray:
-        """Samples of one clip as decoded, int16 (n,), on the CPU."""
+        """Decoded samples of one clip, int16 (n,), on the CPU."""
         first, count = int(self.offset[row]), int(self.count[row])
         return self.samples[first : first + count].cpu().numpy()
 
     def verify(self) -> None:
-        """Read every sample against its digest; errors.InputError if one differs."""
+        """Check all samples against their digests.  raises : errors.InputError for a mismatch"""
         for row, (clip, expected) in enumerate(self.every[["clip", "digest"]].to_numpy()):
             if sample_digest(self.int16(row)) != expected:
                 raise errors.InputError(
@@ -150,7 +149,7 @@ class Store:
 
 
 def _free_bytes(device: torch.device) -> float:
-    """Memory that a GPU has left, with what torch holds and does not use; without limit elsewhere."""
+    """Free GPU memory including torch's unused cache; infinite on other devices."""
     if device.type != "cuda":
         return math.inf
     return (
@@ -163,16 +162,15 @@ def _free_bytes(device: torch.device) -> float:
 def find_store(
     table: pd.DataFrame, problems: pd.DataFrame, folder: str | Path, data: DataSettings
 ) -> Store | None:
-    """The store of a clip table in `folder` if it is there, whole and of these very recordings; nothing is
-    written. Notebook: 01_data
+    """Existing store of a clip table in `folder` if valid for these recordings, else None. Read-only.
+
+    Notebook: 01_data
     """
     return _open(Path(folder), _source(table, problems, data), data.sample_rate)
 
 
 def stored(folder: str | Path, rate: int) -> Store | None:
-    """The store in a folder as it is, for who knows that it is of the right recordings; None where it is not
-    whole.
-    """
+    """Store in a folder without checking its recordings; None if it is not valid."""
     return _open(Path(folder), None, rate)
 
 
@@ -183,11 +181,10 @@ def open_store(
     data: DataSettings,
     threads: int | None = None,
 ) -> Store:
-    """The store of a clip table in `folder`: opened if it is there, whole and of these very recordings, else
-    decoded.
+    """Store of a clip table in `folder`, opened if valid for these recordings, else decoded.
 
-    threads : of the decoder; none: as many as cores
-    raises : errors.InputError if no clip is usable or the folder cannot be written; no half store is left.
+    threads : number of decoder threads; None for one per core
+    raises : errors.InputError if no clip is usable or the folder is not writable; no partial store is left.
         Notebook: 01_data
     """
     folder = Path(folder)
@@ -247,31 +244,33 @@ def _build(
 
 
 def _source(table: pd.DataFrame, problems: pd.DataFrame, data: DataSettings) -> str:
-    """Digest of what shapes a store: recordings by path, size and time, table, problems, settings."""
+    """Digest of what determines a store: recordings (path, size, time), table, problems, settings."""
     stats = list(_stats(table).values())
     return digest(stats, _settings(data), table.to_csv(index=False), problems.to_csv(index=False))
 
 
 def _stats(table: pd.DataFrame) -> dict[str, list[int]]:
-    """Size and modification time of each recording, by its path."""
+    """Size and modification time of each recording, by path."""
     stats = {}
     for path in table["path"]:
         try:
             stat = os.stat(path)
             stats[path] = [stat.st_size, stat.st_mtime_ns]
-        except OSError:  # a recording that vanished is left out by the decoder, in words
+        except OSError:  # the decoder reports a recording that vanished
             stats[path] = []
     return stats
 
 
 def _settings(data: DataSettings) -> list:
-    """The settings that shape decoded samples."""
+    """Settings that affect decoded samples."""
     return [data.sample_rate, data.resample, data.channel, *[data.subtract] * (data.subtract >= 0)]
 
 
 def _decoder(folder: Path, data: DataSettings) -> Callable[[str], Decoded]:
-    """Decodes a recording, or takes it from the store that is there, where the file has the size and time
-    that it had, nothing was odd about it, and its samples are whole.
+    """Decode function that reuses samples of the existing store.
+
+    Samples are reused if the file's size and time are unchanged, it had no problems, and the samples match
+    their digest.
     """
     rows: dict[str, int] = {}
     try:
@@ -283,7 +282,7 @@ def _decoder(folder: Path, data: DataSettings) -> Callable[[str], Decoded]:
             rows = {path: row for row, path in enumerate(old.every["path"]) if same[path] == files.get(path)}
             rows = {path: row for path, row in rows.items() if plain[row]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # all is decoded
+        pass  # decode everything
 
     def decoder(path: str) -> Decoded:
         if (row := rows.get(path)) is not None:
@@ -296,14 +295,12 @@ def _decoder(folder: Path, data: DataSettings) -> Callable[[str], Decoded]:
 
 
 def _fingerprint(decoded: pd.DataFrame) -> str:
-    """Digest by content: the clips with the digests of their samples, wherever the files lie."""
+    """Content digest: clips with the digests of their samples, independent of file locations."""
     return digest(decoded.drop(columns="path").to_csv(index=False))
 
 
 def _open(folder: Path, source: str | None, rate: int) -> Store | None:
-    """The store in the folder, or None if it is of other recordings (source None: of any), torn or not
-    there.
-    """
+    """Store in a folder, or None if it is of other recordings (source None: any), damaged or missing."""
     try:
         done = json.loads((folder / "DONE.json").read_text(encoding="utf-8"))
         if source not in (None, done["source"]):
@@ -318,11 +315,10 @@ def _open(folder: Path, source: str | None, rate: int) -> Store | None:
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    mapped = torch.from_numpy(
-        np.memmap(samples, dtype=np.int16, mode="c")
-    )  # copy-on-write: torch warns of read-only memory
+    # copy-on-write avoids torch's warning about read-only memory
+    mapped = torch.from_numpy(np.memmap(samples, dtype=np.int16, mode="c"))
     count = torch.tensor(table["samples"].to_numpy(), dtype=torch.int64)
-    beside = table["split"] == schemas.SUPPLEMENTAL  # the last rows
+    beside = table["split"] == schemas.SUPPLEMENTAL  # supplemental rows come last
     return Store(
         table[~beside].drop(columns="content", errors="ignore"),
         problems,
@@ -340,11 +336,9 @@ def _open(folder: Path, source: str | None, rate: int) -> Store | None:
 def in_memory(
     table: pd.DataFrame, samples: Sequence[np.ndarray], rate: int, problems: pd.DataFrame | None = None
 ) -> Store:
-    """A store of clips that were decoded already and lie in no folder: what `asd score` hands to the
-    detectors.
+    """Store of decoded clips without a folder, as used by `asd score`.
 
-    table : clip table.  samples : int16 (n,) of each clip.  rate : Hz.  problems : what is wrong with the
-        recordings
+    table : clip table.  samples : int16 (n,) per clip.  rate : Hz.  problems : problems of the recordings
     """
     count = torch.tensor([len(part) for part in samples], dtype=torch.int64)
     joined = torch.from_numpy(np.concatenate(samples))
@@ -355,23 +349,23 @@ def in_memory(
 
 @dataclass(frozen=True, eq=False)
 class Clips:
-    """Some clips of a store: what a detector is fitted to, embeds and scores.
+    """Selection of clips of a store, to fit a detector, embed and score.
 
     Parameters
     ----------
     store : decoded recordings and their clip table
-    rows : int (n,), rows of the store; the order is kept
+    rows : int (n,), store rows; order is preserved
     """
 
     store: Store
     rows: np.ndarray
 
     def __len__(self) -> int:
-        """Number of clips that were chosen."""
+        """Number of selected clips."""
         return len(self.rows)
 
     def __repr__(self) -> str:
-        """How many clips, of which machines, at which rate."""
+        """Number of clips, machines and sample rate."""
         return (
             f"Clips({len(self)} clips of {', '.join(self.machines) or 'no machine'} at {self.store.rate} Hz)"
         )
@@ -383,7 +377,7 @@ class Clips:
 
     @property
     def problems(self) -> pd.DataFrame:
-        """What is wrong with the recordings of the store: path, reason, left_out."""
+        """Problems of the store's recordings: path, reason, left_out."""
         return self.store.problems
 
     @property
@@ -392,23 +386,21 @@ class Clips:
         return sorted(self.table["machine"].unique())
 
     def where(self, mask) -> Clips:
-        """The clips at which a boolean (n,) is true, in the order they have."""
+        """Clips selected by a boolean mask (n,)."""
         return Clips(self.store, self.rows[np.asarray(mask, bool)])
 
     def train(self, machine: str = "", *, without: str = "") -> Clips:
-        """Normal training clips of one machine ("": of all), or of all machines but one.
+        """Normal training clips of one machine ("": all), or of all machines but one.
 
         Raises
         ------
-        errors.InputError for a machine that these clips do not have
+        errors.InputError for an unknown machine
         """
         own = self._of(machine, without)
         return own.where((own.table["split"] == "train") & (own.table["label"] == "normal"))
 
     def test(self, machine: str = "") -> Clips:
-        """Test clips of one machine ("": of all); errors.InputError for a machine that these clips do not
-        have.
-        """
+        """Test clips of one machine ("": all).  raises : errors.InputError for an unknown machine"""
         own = self._of(machine)
         return own.where(own.table["split"] == "test")
 
@@ -434,23 +426,25 @@ def load_dcase(
     subtract: int = -1,
     cache: str | Path | None = None,
 ) -> Clips:
-    """Recordings in the layout of DCASE Task 2 (2020 on), decoded and resident.
+    """Load and decode recordings in the layout of DCASE Task 2 (2020 on).
 
     Parameters
     ----------
-    roots : folder, or folders, that hold <machine>/train and <machine>/test at any depth
-    machines : names to keep; none: all that are found
-    sample_rate : Hz.  resample : bring other rates to it; otherwise such clips are left out
-    channel : which one of recordings with several.  subtract : the far microphone's, see `decode.subtracted`
-    cache : folder for the decoded samples, which are then mapped and found again; None keeps them in memory
+    roots : folder or folders that contain <machine>/train and <machine>/test at any depth
+    machines : names to keep; empty for all
+    sample_rate : Hz
+    resample : resample other rates; otherwise such clips are left out
+    channel : channel of multi-channel recordings
+    subtract : channel of the far microphone, see `decode.subtracted`; -1 for none
+    cache : folder for a memory-mapped store, reused by later calls; None keeps samples in memory
 
     Returns
     -------
-    Clips; `Clips.problems` lists what is odd and what was left out, with the reason
+    Clips; `Clips.problems` lists anomalies of the files and clips left out, with reasons
 
     Raises
     ------
-    errors.InputError where no clip is usable, in one sentence
+    errors.InputError if no clip is usable
     """
     data = DataSettings(sample_rate=sample_rate, resample=resample, channel=channel, subtract=subtract)
     table, problems = index.index([roots] if isinstance(roots, (str, Path)) else list(roots), list(machines))
@@ -472,20 +466,21 @@ def from_arrays(
     sample_rate: int = 16000,
     channel: int = 0,
 ) -> Clips:
-    """Waveforms that you have as arrays, as clips for detectors.
+    """Clips from waveform arrays.
 
     Parameters
     ----------
-    waves : one per clip, (samples,) or (channels, samples); int16, or float in [-1, 1] (kept as 16 bits)
-    table : a row per wave, with any of clip, machine, section, split, domain, label and attr_<key>; what is
-        missing is filled in: machine "machine", section "00", split "train", domain "source", label "normal"
-        in training and "unlabeled" in test
-    sample_rate : Hz, of all waves.  channel : which one of waves with several
+    waves : one per clip, (samples,) or (channels, samples); int16, or float in [-1, 1] (stored as 16 bits)
+    table : a row per wave, with any of clip, machine, section, split, domain, label and attr_<key>; defaults:
+        machine "machine", section "00", split "train", domain "source", label "normal" for training and
+        "unlabeled" for test clips
+    sample_rate : Hz
+    channel : channel of multi-channel waves
 
     Raises
     ------
-    errors.InputError for no wave, a wave of another shape, too short, not finite or beyond [-1, 1], and for a
-    table of another length
+    errors.InputError for no waves, a wrong shape, too short, non-finite or out-of-range waves, or a table of
+    another length
     """
     given = pd.DataFrame(index=range(len(waves))) if table is None else table.reset_index(drop=True)
     if not len(waves) or len(given) != len(waves):
@@ -546,8 +541,7 @@ def _as_int16(wave: np.ndarray, name: str, rate: int, channel: int) -> np.ndarra
 
 
 def segment_starts(n_samples: int, n_segments: int = 8, length: int = 32000) -> np.ndarray:
-    """First samples of equally spaced segments: the first at 0, the last flush right; all 0 for clips that
-    must be tiled.
+    """First samples of equally spaced segments, the last flush right; all 0 for clips that must be tiled.
 
     returns : int64 (n_segments,), hop = (n_samples - length) // (n_segments - 1). Source: METHOD 3.2, 4.9
     """
@@ -561,12 +555,11 @@ def segment_starts(n_samples: int, n_segments: int = 8, length: int = 32000) -> 
 def standardize(
     waves: torch.Tensor, mean: float | torch.Tensor | None = None, std: float | torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Waveforms with mean 0 and variance 1: each row by itself, or all by the mean and std given (METHOD 3.2,
-    wave_norm).
+    """Standardize waveforms to mean 0 and variance 1, per row or by given statistics (METHOD 3.2, wave_norm).
 
-    waves : float32 (n, samples); mean, std : a number, or (n,) one per row, both or neither
-    returns : float32 (n, samples); a silent row becomes zeros, never NaN. Notebook: 02_preprocessing
-    raises : errors.InputError for waveforms of another shape, or one of mean and std without the other
+    waves : float32 (n, samples); mean, std : a number, or (n,) per row; both or neither
+    returns : float32 (n, samples); silent rows become zeros. Notebook: 02_preprocessing
+    raises : errors.InputError for a wrong shape, or only one of mean and std
     """
     schemas.waves(waves)
     if (mean is None) != (std is None):
@@ -576,21 +569,19 @@ def standardize(
     mean, std = (
         torch.as_tensor(value, dtype=waves.dtype, device=waves.device).reshape(-1, 1) for value in (mean, std)
     )
-    return (waves - mean) / std.clamp_min(1e-6)  # a thirtieth of the last bit
+    return (waves - mean) / std.clamp_min(1e-6)  # 1/30 of the least significant bit
 
 
 def machine_statistics(store: Store, rows: Sequence[int]) -> tuple[float, float]:
-    """Mean and std of all samples of the given clips (one machine's training clips), in units of the
-    waveforms.
+    """Mean and std over all samples of the given clips (training clips of a machine), in waveform units.
 
-    Exact: sums of integers, clip by clip. Source: METHOD 3.2, wave_norm = machine. Notebook: 02_preprocessing
-    raises : errors.InputError without a clip
+    Exact integer sums per clip. Source: METHOD 3.2, wave_norm = machine. Notebook: 02_preprocessing
+    raises : errors.InputError without clips
     """
     total = squares = number = 0
     for row in rows:
-        samples = store.int16(int(row)).astype(
-            np.float64
-        )  # sums below 2^53 are exact for clips up to 2^23 samples
+        # float64 sums are exact for clips up to 2^23 samples
+        samples = store.int16(int(row)).astype(np.float64)
         total += int(samples.sum())
         squares += int(samples @ samples)
         number += len(samples)
@@ -601,17 +592,17 @@ def machine_statistics(store: Store, rows: Sequence[int]) -> tuple[float, float]
     return total / number / FULL_SCALE, math.sqrt(squares * number - total * total) / number / FULL_SCALE
 
 
-# of waveform that become features at once: 6 MB, ten clips of 10 s, some 50 MB of spectra
+# waveform samples per feature batch: 6 MB, ten clips of 10 s, about 50 MB of spectra
 BATCH_SAMPLES = 1_600_000
 
 
 def frames_of(
     store: Store, device: torch.device, rows: np.ndarray, feature: Callable[[torch.Tensor], torch.Tensor]
 ) -> tuple[torch.Tensor, list[int]]:
-    """A frames-first feature of many clips of any lengths, end to end.
+    """Frame-major feature of clips of any lengths, concatenated.
 
     feature : waveforms (n, samples) → (n, frames, bands)
-    returns : float32 (frames of all clips, bands) on the device, and the frames of each clip
+    returns : float32 (frames of all clips, bands) on the device, and the number of frames per clip
     """
     if len(rows) == 1:
         made = feature(store.audio(rows, device=device))[0]
@@ -621,9 +612,8 @@ def frames_of(
     shapes = [feature(torch.zeros(1, int(size), device=device)).shape[1:] for size in sizes]
     lengths = np.array([shape[0] for shape in shapes])[which]
     ends = np.cumsum(lengths)
-    out = torch.empty(
-        int(ends[-1]), shapes[0][1], device=device
-    )  # one tensor, filled in place: no second copy
+    # filled in place to avoid a second copy
+    out = torch.empty(int(ends[-1]), shapes[0][1], device=device)
     for number, size in enumerate(sizes):
         where = np.flatnonzero(which == number)
         for part in np.array_split(where, math.ceil(len(where) * int(size) / BATCH_SAMPLES)):
@@ -633,9 +623,9 @@ def frames_of(
 
 
 def machine_rows(clips: pd.DataFrame, machine: str, split: str) -> np.ndarray:
-    """Store rows of a machine's training or test clips; training rows are normal ones only.
+    """Store rows of a machine's training (normal only) or test clips.
 
-    returns : int (clips,), rising
+    returns : int (clips,), ascending
     """
     keep = (clips["machine"] == machine) & (clips["split"] == split)
     if split == "train":
@@ -644,9 +634,9 @@ def machine_rows(clips: pd.DataFrame, machine: str, split: str) -> np.ndarray:
 
 
 def training_rows(clips: pd.DataFrame, machine: str) -> np.ndarray:
-    """Store rows of a machine's normal training clips; a machine without one is refused.
+    """Store rows of a machine's normal training clips.
 
-    returns : int (clips,), rising.  raises : errors.InputError
+    returns : int (clips,), ascending.  raises : errors.InputError for a machine without any
     """
     rows = machine_rows(clips, machine, "train")
     if len(rows) == 0:
@@ -657,7 +647,7 @@ def training_rows(clips: pd.DataFrame, machine: str) -> np.ndarray:
 
 
 def training_clips(store: Store, machines: Sequence[str]) -> tuple[Clips, Clips]:
-    """Normal training clips of some machines, and those of all other machines of the store.
+    """Normal training clips of some machines, and of all other machines of the store.
 
     raises : errors.InputError for a machine without training clips
     """
@@ -669,12 +659,10 @@ def training_clips(store: Store, machines: Sequence[str]) -> tuple[Clips, Clips]
 def reference_groups(
     clips: pd.DataFrame, train_rows: np.ndarray
 ) -> tuple[np.ndarray, Callable[[pd.DataFrame], np.ndarray]]:
-    """Which references a clip has: those of its machine, or of its section where sections are judged apart
-    (`schemas.by_references`).
+    """Reference group of clips: the machine, or the section (`schemas.by_references`).
 
     clips : clip table of the training clips' store.  train_rows : int (n,)
-    returns : the group of each training clip, str (n,), and a function that names the groups of the clips of
-        any clip table
+    returns : group of each training clip, str (n,), and a function from a clip table to its groups
     """
     train = schemas.by_references(clips)["machine"].to_numpy()[train_rows]
     groups = set(train)

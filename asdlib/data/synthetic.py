@@ -1,33 +1,29 @@
-"""Synthetic machines: recordings of modeled mechanisms in the DCASE 2024 layout, with known attributes and
-faults.
+"""Synthetic recordings of modeled machines in the DCASE 2024 layout, with known attributes and faults.
 
-Task
-----
-Studies, tests and tutorials need recordings whose truth is known: which speed, which load, which fault, how
-strong. Each machine is a mechanism (`asdlib.data.machines`: blades, teeth, strokes, clicks) heard through a
-room and a microphone, over colored background noise. No sound is taken from a recording, so a result on
-these machines says what a method can do, never how it does on real ones.
+Each machine is a sound model (`asdlib.data.machines`) with a room, a microphone and colored background noise.
+As no recorded sound is used, results on these machines show what a method can do, not how it performs on real
+ones.
 
 Conventions
 -----------
-A clip is drawn from (seed, machine, split, domain, label, number): it is the same whatever else is made
-beside it. The constants of a machine (blade count, teeth, resonances) belong to (seed, name):
-`ToyCar:gearbox` is the gearbox's physics under the name ToyCar, another individual. The target domain has
-attribute values, a microphone, a room and a noise color that the source domain never has.
+A clip is determined by (seed, machine, split, domain, label, number), independent of other clips. The
+constants of a machine (blade count, teeth, resonances) are determined by (seed, name): `ToyCar:gearbox` is a
+gearbox model under the name ToyCar, another individual. The target domain has its own attribute values,
+microphone, room and noise color.
 
-A fault is a difference added to the healthy sound, from a random stream of its own, and proportional to
-`severity`: at severity 0 it is exactly nothing, so that the anomalies are draws of the normal distribution.
-At 1 the official autoencoder finds it about as hard as recorded machines, at 3 it is blatant. A normal clip
-of the target scores higher than one of the source with most detectors: at severity 0 the AUC of each domain
-by itself and of all clips together is 0.5, while the official AUC_source and AUC_target (anomalies of both
-domains) lie a little above and below it. What differs between clips (noise level, placing, roughness, level)
-is drawn as Latin hypercubes of 25 clips: fair in small test sets too.
+A fault is an addition to the healthy sound from a separate random stream, proportional to `severity`: at
+severity 0 it vanishes, so anomalies are draws from the normal distribution. Severity 1 is about as hard for
+the official autoencoder as faults of recorded machines, severity 3 is blatant. As most detectors score normal
+target clips higher than source clips, at severity 0 the AUC within each domain and overall is 0.5, while the
+official AUC_source and AUC_target (anomalies of both domains) lie slightly above and below it. Clip-level
+variation (noise level, placement, roughness, level) uses Latin hypercubes of 25 clips, to be balanced in
+small test sets.
 
-The level of a clip is drawn anew for every clip, after the fault: it tells nothing about label, domain or
-attributes.
+The level of each clip is drawn independently after adding the fault: it carries no information on label,
+domain or attributes.
 
 Units: s, Hz, revolutions; amplitudes relative to the RMS of the healthy machine. Source: METHOD 7, 7.1, 8.1.2
-(names, csv form). Notebooks: 01_data, and every other one on the demo study.
+(names, csv form). Notebooks: 01_data, and the others on the demo study.
 """
 
 from __future__ import annotations
@@ -55,7 +51,7 @@ from asdlib.settings import Many, Settings, setting
 
 
 class SyntheticSettings(Settings):
-    """Machines made from physics, for studies without recordings."""
+    """Synthetic machines, for studies without recordings."""
 
     machines: Many[str] = setting(
         ("fan", "gearbox", "valve", "slider"),
@@ -88,24 +84,17 @@ class SyntheticSettings(Settings):
         return severity
 
 
-LEVEL_DB = (
-    -42.0,
-    -34.0,
-)  # RMS of a clip re full scale, drawn uniformly: 34 dB and more are left for the peaks
-LEAD_S = 0.15  # rendered before the clip starts and cut off, so that rooms and resonances have built up
-MIC_DB, TARGET_DB, PLACE_DB = (
-    2.0,
-    1.0,
-    0.7,
-)  # standard deviations at knots an octave apart: microphone, target's other one, placing
-TARGET_COLOR = 0.12  # steeper by 20 dB x this per decade of frequency
-SNR_SPREAD_DB = 1.5  # from clip to clip
+# RMS of a clip re full scale, drawn uniformly; at least 34 dB of headroom
+LEVEL_DB = (-42.0, -34.0)
+LEAD_S = 0.15  # rendered before the clip and cut off, to let rooms and resonances build up
+# standard deviations at octave-spaced knots: microphone, target shift, placement
+MIC_DB, TARGET_DB, PLACE_DB = (2.0, 1.0, 0.7)
+TARGET_COLOR = 0.12  # additional slope, times 20 dB per decade
+SNR_SPREAD_DB = 1.5  # between clips
 
 
 def _luck(seed: int, name: str, where: tuple) -> np.ndarray:
-    """Uniform numbers (12,) for what differs between clips; 25 clips in a row spread evenly over each, so
-    that few are fair.
-    """
+    """Uniform numbers (12,) for clip-level variation; each block of 25 clips is a Latin hypercube."""
     block, place = divmod(where[-1], 25)
     return qmc.LatinHypercube(12, rng=stream(seed, name, *where[:-1], "luck", block)).random(25)[place]
 
@@ -114,8 +103,9 @@ def _luck(seed: int, name: str, where: tuple) -> np.ndarray:
 def _room(
     name: str, domain: str, seed: int, shift: float, samples: int, rate: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of one machine in one domain, the same for all its clips: microphone in dB at knots an octave apart,
-    room, magnitude of the background noise; the latter per rfft bin of `samples`.
+    """Acoustics of one machine in one domain, shared by its clips.
+
+    returns : microphone response in dB at octave-spaced knots; room response and noise magnitude per rfft bin
     """
     own, rng, f = (
         stream(seed, name, "surroundings"),
@@ -134,9 +124,7 @@ def _room(
 def _surroundings(
     take: Take, name: str, seed: int, shift: float, placing: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What a clip is heard through: response of room and microphone, and magnitude of the background noise,
-    per rfft bin.
-    """
+    """Response of room and microphone, and magnitude of the background noise, per rfft bin of a clip."""
     knots, room, color = _room(name, take.domain, seed, shift, take.n, take.rate)
     microphone = np.interp(np.log2(take.f), np.arange(5, 14), knots + PLACE_DB * placing)
     return 10 ** (microphone / 20) * room, color
@@ -155,13 +143,13 @@ def render(
     rate: int,
     fault: str | None = None,
 ) -> np.ndarray:
-    """One clip.
+    """Render one clip.
 
-    kind, name : a key of MACHINES, and the machine's name in the tree
-    where : what tells this clip from the others of the machine: ("test", "source", "anomaly", 7), the number
-        last
-    severity : of the fault, >= 0; None for a normal clip. fault : its name; None: drawn from those of the
-        kind
+    kind, name : key of MACHINES, and machine name in the tree
+    where : identifies the clip within the machine, for example ("test", "source", "anomaly", 7); the number
+        comes last
+    severity : fault severity, >= 0; None for a normal clip. fault : its name; None to draw one of the kind's
+        faults
     returns : float64 (samples,), RMS within LEVEL_DB of full scale.  Notebook: 01_data
     """
     model, flaw = MACHINES[kind], stream(seed, name, *where, "fault")
@@ -183,8 +171,9 @@ def render(
 
 
 def _machines(entries: tuple[str, ...]) -> dict[str, str]:
-    """Name -> kind of the machines asked for: "fan", or "ToyCar:gearbox" for another gearbox under another
-    name.
+    """Machine name -> kind for entries such as "fan" or "ToyCar:gearbox".
+
+    raises : errors.InputError for invalid entries
     """
     found = {}
     for entry in entries:
@@ -208,9 +197,7 @@ def _machines(entries: tuple[str, ...]) -> dict[str, str]:
 def _plan(
     name: str, kind: str, settings: SyntheticSettings
 ) -> Iterator[tuple[str, tuple, dict[str, str], float | None]]:
-    """(file name, where, attributes, severity or None) of every clip of one machine; conditions in shuffled,
-    even shares.
-    """
+    """(file name, where, attributes, severity or None) per clip of a machine; conditions are balanced."""
     cells = [
         ("train", "source", "normal", settings.train_source),
         ("train", "target", "normal", settings.train_target),
@@ -254,7 +241,7 @@ def _write_machine(root: Path, name: str, kind: str, settings: SyntheticSettings
             samples=samples,
             rate=rate,
         )
-        memory = io.BytesIO()  # soundfile tells of a full disk by a failed assertion; a plain write tells why
+        memory = io.BytesIO()  # soundfile masks the error of a full disk
         soundfile.write(memory, clip, rate, subtype="PCM_16", format="WAV")
         (root / file_name).write_bytes(memory.getvalue())
 
@@ -276,14 +263,11 @@ def _write_machine(root: Path, name: str, kind: str, settings: SyntheticSettings
 
 
 def write_tree(out: Path, settings: SyntheticSettings, sample_rate: int = 16000) -> None:
-    """Write the machines of `settings` as a DCASE 2024 tree: wavs, <machine>/attributes_00.csv,
-    <machine>/severity.csv.
+    """Write synthetic machines as a DCASE 2024 tree, with attributes_00.csv and severity.csv per machine.
 
-    out : a folder that does not exist yet, or is empty; it appears under its name only when all of it is
-        written
+    out : new or empty folder; it is renamed into place when complete
     sample_rate : Hz; mono, 16 bit
-    raises : errors.InputError for a folder that is not empty, or a disk that is full or not
-        writable
+    raises : errors.InputError for a non-empty folder, or a disk that is full or not writable
     """
     machines, out = _machines(settings.machines), Path(out).absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
