@@ -52,7 +52,7 @@ ARCHIVE = re.compile(  # in 2020 eval_data_train_fan.zip, later eval_data_fan_tr
 TRUE_NAME = re.compile(  # RoboticArm lacks the word test
     r"(section_\d+_(?:source|target)_)(?:test_)?((?:normal|anomaly)_\d+(?:_[\w.+-]{1,150})?\.wav)", re.ASCII
 )
-RETRIES, BLOCK = 4, 2**16  # pooch pauses for 1, 2, 3, ... s before a retry; bytes written at a time
+RETRIES, BLOCK = 4, 2**16  # pooch waits 1, 2, 3, ... s before retries; bytes per write
 UNPACKED = 1.6  # approximate size of the files relative to the archive
 MOST_RATIO, ALWAYS_FITS = (20, 2**26)  # zip bomb limits; recordings compress to about half
 

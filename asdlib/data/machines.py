@@ -62,7 +62,7 @@ class Kind:
     constants: dict[str, tuple]  # (low, high) of ints or floats, or several such pairs
     attributes: dict[str, dict[str, tuple[str, ...]]]  # domain -> key -> values; empty: noAttribute
     faults: dict[str, float]  # name -> amplitude at severity 1
-    snr_db: float  # healthy machine over background
+    snr_db: float  # SNR of the healthy machine over background
     # domain shift of microphone, room and noise, in units of asdlib.data.synthetic
     shift: float
 
@@ -192,7 +192,7 @@ def fan(take: Take) -> tuple[np.ndarray, np.ndarray]:
     # a heavy blade modulates all sound once per turn
     if take.fault == "imbalance":
         fault = np.cos(2 * np.pi * (turns + take.flaw.uniform())) * healthy
-    elif take.fault == "rubbing":  # one blade touches the shroud over a tenth of a turn
+    elif take.fault == "rubbing":  # one blade touches the shroud during a tenth of a turn
         touch = np.maximum(np.cos(2 * np.pi * (turns + take.flaw.uniform())), 0.0) ** 12
         fault = touch * colored(take.flaw, hump(f, take.flaw.uniform(2200, 3800), 0.7), take.n)
     elif take.fault == "bearing":

@@ -89,7 +89,7 @@ class _Search:
         self.accept = accept
         self.sounds = (*SOUNDS, *(folders.FFMPEG if shutil.which("ffmpeg") else ()))
         self.rows: dict[str, dict] = {}  # real path -> row
-        self.listed: dict[str, tuple[Path, Path]] = {}  # real path -> (its path, the list that names it)
+        self.listed: dict[str, tuple[Path, Path]] = {}  # real path -> (path, list that contains it)
         self.lists: set[str] = set()
         self.met: set[str] = set()  # real paths found in folders
         self.torn: set[str] = set()  # real paths with contradictory names

@@ -18,7 +18,7 @@ from asdlib.models import autoencoder, training
 from asdlib.models.autoencoder import Vectors
 from asdlib.scoring.distances import mahalanobis, precision
 
-EVAL_CLIPS = 64  # per block of the scoring pass: 10 MB of log-mel
+EVAL_CLIPS = 64  # clips per inference block: 10 MB of log-mel
 
 
 class Autoencoder(AutoencoderTraining, Detector):

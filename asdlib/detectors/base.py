@@ -557,8 +557,8 @@ def stand_ins(
 ) -> pd.DataFrame:
     """Scores of pseudo-anomalies of a machine: training clips of other machines, treated as its own.
 
-    Rows for the detector's score table, from which `fusion.view_weights` learns. No test clip and no label is
-    used. OEVAE and the classifier were trained on these clips, as other machines.
+    `fusion.view_weights` learns from these rows of the score table. No test clip and no label is used. OEVAE
+    and the classifier were trained on these clips, as other machines.
 
     Parameters
     ----------
@@ -571,7 +571,10 @@ def stand_ins(
     -------
     Score table with split stand-in, label anomaly, machine, section and domain of the machine, clip
     "<machine>: <clip>"
-    raises : errors.InputError if the store has no other machine
+
+    Raises
+    ------
+    errors.InputError if the store has no other machine
     """
     table, own = store.clips, training_rows(store.clips, machine)
     others = np.flatnonzero(

@@ -214,7 +214,12 @@ def evaluate(
     METRIC_COLUMNS: AUC source, AUC target, pAUC and their harmonic mean per machine (and section), and over
     all machines the official score (metric "omega"); fractions in [0, 1], NaN where normals or anomalies are
     absent
-    raises : errors.InputError for a table without a final score.  Source: METHOD 7.3
+
+    Raises
+    ------
+    errors.InputError for a table without a final score
+
+    Source: METHOD 7.3
     """
     settings = MetricsSettings(bootstrap=bootstrap, confidence=confidence)
     final = scores[scores["component"] == "score"]

@@ -202,7 +202,7 @@ class Classifier(nn.Module):
         kind = {"subclusters": settings.subclusters, "scale": settings.scale}
         self.plain = losses.SubClusterAdaCos(width, classes, trainable=settings.train_centers, **kind)
         self.featex = None
-        if count > 1 and settings.featex_weight > 0:  # one branch has nothing to exchange
+        if count > 1 and settings.featex_weight > 0:  # FeatEx needs two branches
             self.featex = losses.SubClusterAdaCos(
                 width, classes * (count + 1), trainable=settings.train_featex_centers, **kind
             )

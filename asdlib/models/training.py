@@ -278,7 +278,7 @@ def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> l
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         return state["history"]
-    except Exception as error:  # torch raises many kinds for torn and foreign files
+    except Exception as error:  # torch raises many types for damaged and foreign files
         print(
             f"{path}: not readable as a checkpoint ({type(error).__name__}); training starts again",
             file=sys.stderr,

@@ -43,9 +43,9 @@ from asdlib.scoring.distances import (
     knn_distances,
 )
 
-FOLDS = 10  # of the source clips, for the k-means that score training clips
-SMALLEST_DENSITY = 1e-6  # distance between unit vectors below which references are copies of each other
-FEWEST = 3  # training clips of a machine: one to be scored, one reference, and that one's neighbor
+FOLDS = 10  # cross-validation folds of the source clips in `KMeansCosine.training`
+SMALLEST_DENSITY = 1e-6  # lower bound; closer unit vectors are treated as duplicates
+FEWEST = 3  # minimum training clips per machine: the scored clip, a reference, and its neighbor
 
 
 class Backend(Protocol):
@@ -249,7 +249,7 @@ class LocalDensity:
     def training(self) -> np.ndarray:
         """Leave-clip-out scores, (n_train,); each clip is also excluded from the other densities."""
         n, first, more = len(self.x), self.near[:, : self.k].sum(1), self.near[:, self.k]
-        # (clip left out, reference): sum over the K nearest that remain
+        # (clip left out, reference): sum over the K nearest remaining references
         total = np.broadcast_to(first, (n, n)).copy()
         reference = np.repeat(np.arange(n), self.k)
         left_out = self.order[:, : self.k].ravel()

@@ -18,8 +18,8 @@ from scipy.linalg import solve_triangular
 
 from asdlib import errors, schemas
 
-BLOCK_BYTES = 64 * 2**20  # of the distance matrix held at once
-SPARE = 12  # references beyond the k nearest whose distances are computed exactly
+BLOCK_BYTES = 64 * 2**20  # block of the distance matrix
+SPARE = 12  # additional candidates whose distances are recomputed exactly
 
 
 def knn_distances(
@@ -138,7 +138,7 @@ class DensityReferences(NamedTuple):
 
     x: np.ndarray  # (n, dim) standardized references
     deviation: np.ndarray  # (dim,)
-    density: np.ndarray  # (n,) mean distance of each reference to its nearest other references
+    density: np.ndarray  # (n,) mean distance of each reference to its nearest neighbors
 
 
 SMALLEST_DEVIATION = 1e-3  # lower bound; dimensions that vary less are treated as constant

@@ -315,9 +315,13 @@ def fuse_views(scores: pd.DataFrame, views: Iterable[str], how: str = "mean", na
 
     Returns
     -------
-    Score table of the new system, component `score`. Source: METHOD 3.7
-    raises : errors.InputError for an unknown `how`, a missing view, different clips, or `weighted` without
-        stand-ins
+    Score table of the new system, component `score`
+
+    Raises
+    ------
+    errors.InputError for an unknown `how`, a missing view, different clips, or `weighted` without stand-ins
+
+    Source: METHOD 3.7
     """
     views = list(views)
     errors.check_choice("fusion of views", how, WAYS)
@@ -347,8 +351,13 @@ def view_weights(scores: pd.DataFrame, systems: Iterable[str]) -> pd.DataFrame:
 
     Returns
     -------
-    A row per machine (or <machine>_<section>) and seed, a column per system. Source: METHOD 3.7
-    raises : errors.InputError if a system has no training clip or no stand-in of a machine
+    A row per machine (or <machine>_<section>) and seed, a column per system
+
+    Raises
+    ------
+    errors.InputError if a system has no training clip or no stand-in of a machine
+
+    Source: METHOD 3.7
     """
     systems, found = list(systems), {}
     table = schemas.by_references(scores[scores["component"] == "score"])

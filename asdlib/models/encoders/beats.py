@@ -35,7 +35,7 @@ class BEATs(Encoder):
     """
 
     name, rate, dim = "beats", 16000, 768
-    shortest = 400 + (PATCH - 1) * 160  # of 25 ms every 10 ms
+    shortest = 400 + (PATCH - 1) * 160  # 25 ms windows every 10 ms
     license = "BEATs by Microsoft (MIT License), from the file that the settings name"
     where = (
         "github.com/microsoft/unilm/tree/master/beats links to checkpoints, such as BEATs_iter3_plus_AS2M.pt"
