@@ -153,7 +153,7 @@ def _finished(work: Path, archive: Archive, root: Path) -> bool:
 def _bring(todo: Sequence[Archive], work: Path, root: Path, say: Callable) -> None:
     """Fetch and unpack archives one by one.  raises : errors.InputError for insufficient disk space"""
     need = UNPACKED * sum(one.size for one in todo) + max((one.size for one in todo), default=0)
-    need -= sum(path.stat().st_size for path in work.glob("*.zip*"))  # partial downloads
+    need -= sum(path.stat().st_size for path in work.glob("*.zip*"))  # downloaded so far
     if need > (free := shutil.disk_usage(work).free):
         words = f"about {need / 1e9:.1f} GB are needed, {free / 1e9:.1f} are free"
         raise errors.InputError(f"{root}: {words}; free some, or choose --parts or --machines")

@@ -3,12 +3,11 @@
 The first of these that applies determines what a recording is
 --------------------------------------------------------------
 1. a csv with the columns path and label, and optionally split, domain, section and attributes (further
-columns),
-   anywhere among the sources; files with contradictory rows are left out;
-2. the challenge's layout (`index.index`), with its attribute lists; 3. a challenge name within the file name
-(`x_section_00_source_train_normal_0001_vel_4.wav`); 4. words in folder names, and words for normal and
-anomaly in the file name too (`name_words`); 5. otherwise it counts as a normal training recording, and the
-report says so.
+   columns), anywhere among the sources; files with contradictory rows are left out;
+2. the challenge's layout (`index.index`), with its attribute lists;
+3. a challenge name within the file name (`x_section_00_source_train_normal_0001_vel_4.wav`);
+4. words in folder names, and words for normal and anomaly in the file name too (`name_words`);
+5. otherwise it counts as a normal training recording, and the report says so.
 
 Normal recordings outside test folders are for training, anomalous ones always for testing; recordings without
 a label in a test folder stay unlabeled. Contradictions are left out, never guessed. Also left out are
