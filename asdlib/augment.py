@@ -163,8 +163,7 @@ def featex(
 ) -> tuple[Tensor, Tensor]:
     """Feature exchange: with probability `prob` an item takes all branches but the first from other items.
 
-    branches : B >= 2 embeddings (n, dim_b) of the same items; the first is kept (the spectrum in the cited
-        code)
+    branches : B >= 2 embeddings (n, dim_b) of the same items; the first is kept (cited code: spectrum)
     y : float (n, C), soft labels
     returns : concatenated embedding (n, sum of dim_b) and labels (n, (B + 1)·C), where row i is
         kept      [y_i, 0, ..., 0]
@@ -197,10 +196,8 @@ def smote(x, classes: Sequence, clips: Sequence, *, ratio: float, k: int, seed: 
     clips : (n,) clip of each item; two segments of one clip are never interpolated
     ratio : for example, 0.2 extends 10 target items next to 990 source items to 198; 0 adds nothing
     k : number of nearest neighbors to choose from, in other clips of the same class
-    returns : MixPairs of the new items only; `MixPairs.of(x)` gives their vectors, `MixPairs.condition` their
-        v
-    raises : errors.InputError if a class to be oversampled has a single clip, or fewer than k items in other
-        clips
+    returns : MixPairs of the new items only; `MixPairs.of(x)` gives their vectors
+    raises : errors.InputError if such a class has a single clip, or fewer than k items in other clips
 
     The parent with the larger weight comes first. Draws follow imbalanced-learn: with one item per clip the
     result equals that library's on x.  Source: METHOD 4.13, 5.8.

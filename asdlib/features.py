@@ -12,8 +12,7 @@ A batch of waveforms float32 (n, samples) is transformed to float32 features on 
 | `spectrogram`         | (n, 1, bins, frames)           | linear or mel magnitude           | classifier  |
 | `phase`               | (n, 1 or 2, bins, frames)      | see `PHASE`                       | classifier  |
 
-Filter banks and windows are cached per setting and device. Sources: report 4.2; METHOD 3.2, 5.2, 5.3, 6.1,
-7.5.
+Filter banks and windows are cached. Sources: report 4.2; METHOD 3.2, 5.2, 5.3, 6.1, 7.5.
 Notebook: 02_preprocessing.
 """
 
@@ -120,8 +119,7 @@ def log_mel(
     """Log-mel spectrogram in dB with centered frames; 224 x 126 for 2 s at the defaults.
 
     wave : float32 or float64 (n, samples)
-    n_fft, win, hop : samples (64 ms and 16 ms at 16 kHz; n_fft 2048 with win 1024 gives a full-rank filter
-        bank)
+    n_fft, win, hop : samples (64 ms and 16 ms at 16 kHz; n_fft 2048 gives a full-rank filter bank)
     returns : dtype of `wave`, (n, 1, n_mels, 1 + samples // hop), >= -100 dB.  Source: report 4.2; METHOD
         4.10.
         Notebook: 02_preprocessing
@@ -180,8 +178,7 @@ def baseline_mel(
     """Log-mel of the official baseline: Slaney bank, power 2, zero-padded ends, 10·log10(max(mel, 2.2e-16)).
 
     wave : float32 (n, samples) in [-1, 1), not standardized
-    returns : float32 (n, 1 + samples // hop, n_mels), frame-major so that 5 consecutive frames are 640
-        contiguous values.
+    returns : float32 (n, 1 + samples // hop, n_mels), frame-major: 5 frames are 640 contiguous values.
         Source: METHOD 7.5.  Notebook: 03_baseline
     """
     schemas.waves(wave)

@@ -54,8 +54,7 @@ RAW_BYTES = {
 class Chunks(NamedTuple):
     """Chunk layout of a format.
 
-    Size format (struct), bytes of a name, offset of the first chunk, alignment, whether sizes include the
-    chunk header.
+    Size format (struct), bytes of a name, offset of the first chunk, alignment, whether sizes include it.
     """
 
     size: str
@@ -128,8 +127,7 @@ class _Forward(soundfile.SoundFile):
 def opened(path: Path) -> Iterator[tuple[soundfile.SoundFile, str]]:
     """Open a recording with exactly its audio; also yield a remark on its header, or "".
 
-    raises : ValueError for an empty or truncated file; OSError or soundfile.LibsndfileError for an unreadable
-        one
+    raises : ValueError for an empty or truncated file; OSError, soundfile.LibsndfileError if unreadable
     """
     stat = path.stat()
     if stat.st_size == 0:

@@ -4,8 +4,7 @@ Conventions
 -----------
 v is a float per clip of one machine. The mapping from attribute values to numbers is learned from the
 machine's training clips only; test clips with values outside it have v = NaN. d_min is the smallest
-difference between two distinct training values of v, and k = k_scale / d_min (5 / 3 for speeds of 31, 34 and
-40 V).
+difference between two distinct training values of v, and k = k_scale / d_min (5 / 3 for 31, 34 and 40 V).
 
 Source: METHOD 3.3, 4.4-4.7. Notebooks: 01_data, 05_oevae, 07_latents
 """
@@ -73,11 +72,9 @@ def condition(
     choice : "random" (a key drawn by the seed among those with two or more values in source-domain training
         clips, or in all training clips if none is of the source; keys that only separate the domains are no
         condition, METHOD 4.6), "most_values" (the numeric key with most training values), or an attribute key
-    missing : fallback without a usable key, "power" (level_db in quantile bins of the training clips) or
-        "zero"
+    missing : fallback, "power" (level_db in quantile bins of the training clips) or "zero"
     bins : number of quantile bins of the power
-    raises : errors.InputError for an unknown machine or key, a machine without training clips, or power
-        without level_db
+    raises : errors.InputError for an unknown machine or key, no training clips, or power without level_db
     """
     errors.check_choice("machine", machine, sorted(set(table["machine"])))
     if missing not in ("power", "zero"):

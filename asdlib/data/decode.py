@@ -8,8 +8,7 @@ scale (0 dB: full-scale square wave; floor -120 dB), before standardization.
 Clips are left out if unreadable, truncated, empty, non-finite, longer than 33 million samples, of another
 rate (unless data.resample), or without the selected channel. Reported but kept: a header that disagrees with
 the file (`audio_headers`), clipping (runs of 3 or more full-scale samples), silence (-90 dB or less, the last
-of 16 bits) and DC offset without sound, in the selected channel or in all, and audio that duplicates another
-clip (except silence).
+of 16 bits) and DC offset without sound, in the selected channel or in all, and duplicate audio (not silence).
 
 Source: METHOD 3.2, 4.4. Notebook: 01_data
 """

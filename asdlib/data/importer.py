@@ -9,8 +9,7 @@ Importing into a machine made by an earlier import extends it: numbering continu
 once contained is recognized by content and skipped, and links to moved recordings are repaired.
 
 `asdlib.data.sources` determines what a recording is. Clips cut from one recording never end up in both
-training and test, but they are similar: thresholds from them are slightly too tight, as the import report
-states.
+training and test, but they are similar: thresholds from them are slightly too tight.
 
 Source: METHOD 7.1, 7.2, 8.6.  Used by: `asd import`.
 """

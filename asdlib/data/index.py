@@ -11,8 +11,7 @@ be absent), `section_00_0001.wav` or `section_00_source_test_0001.wav` (evaluati
 `normal_id_02_00000001.wav` and `id_02_00000001.wav` (2020: the id is the section, all is source).
 `test_rename` (the evaluation clips under their true names) replaces `test` if it exists. Recordings in
 `supplemental` (2025 on: the machine without noise, or noise without the machine) are in no table of training
-and test clips, so that they are not trained on, tested or used for normalization by accident; `supplemental`
-lists them.
+and test clips, so that they are not trained on, tested or normalized with; `supplemental` lists them.
 
 Attributes
 ----------
@@ -22,8 +21,7 @@ these forms: `vel_4_loc_A` (alternating key and value), `weight15_BckgF` (every 
 and left out, never guessed. One exception: in the 2021 layout (`source_test`, `target_test`) the whole ending
 is the value of one attribute `condition`. Values are kept as text. Contradictory or incomplete rows are
 reported and ignored. If all training clips of a machine have `noAttribute`, its test clips have no attributes
-either: what their names may contain was hidden from the participants. Lists of ground-truth attributes are
-never read.
+either: what their names may contain was hidden from participants. Ground-truth lists are never read.
 
 Source: METHOD 3.1, 3.3, 4.5-4.7, 5.4, 7.1, 7.2. Notebook: 01_data
 """
@@ -79,8 +77,7 @@ def index(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Clip table and problems of all machines below the roots.
 
-    roots : folders that hold machine folders, or parents of such folders; a machine found below several is
-        merged
+    roots : folders that hold machine folders, or their parents; machines found several times are merged
     machines : names to keep; empty for all
     beside : append supplemental recordings as clips of split "supplemental" (`data.supplemental`)
     returns : (clip table as in `schemas.clip_table`, sorted by clip, with a text column attr_<key> per
@@ -355,8 +352,7 @@ def unreadable(path: str | Path) -> str:
 def read_name(stem: str, split: str) -> tuple[dict[str, str], str]:
     """(Section, domain and label; ending) of a challenge file name without suffix.
 
-    stem : "section_00_source_train_normal_0001_vel_4", "normal_id_02_00000001".  split : split of the file's
-        folder
+    stem : "section_00_source_train_normal_0001_vel_4", "normal_id_02_00000001".  split : of its folder
     raises : ValueError for another form, or a contradiction to the folder.  Source: METHOD 7.2
     """
     by_id = ID_NAME.fullmatch(stem)

@@ -4,8 +4,7 @@ Conventions
 -----------
 Names are interpreted word by word: `NormalSound_IND` is normal, `engine2_broken` and `not_ok` anomalous,
 `test_normal` both test and normal. The innermost folder with a split determines it; contradictory labels or
-domains raise an error. Words for validation (`val`, `dev`, `eval`) count as test, so such clips are not
-trained on.
+domains raise an error. Words for validation (`val`, `dev`, `eval`) count as test.
 
 Source: METHOD 8.6.  Used by: `asdlib.data.importer`.
 """

@@ -8,8 +8,7 @@ are float32 in [-1, 1), samples / 32768. A batch is one gather on the device, wi
 On disk a store consists of samples-<fingerprint>.i16, clips.parquet, problems.parquet, files.json and
 DONE.json, which is written last and atomically. A store is valid only if DONE matches the recordings (path,
 size, modification time), table and settings, and the tables and sample size match DONE. `Store.verify` checks
-all samples against their digests; a study does so before computing. Only new, changed or touched recordings
-are decoded again.
+all samples against their digests; a study does so before computing. Changed recordings are decoded again.
 
 Source: METHOD 3.2, 4.9, 8.2. Notebooks: 01_data, 02_preprocessing
 """
@@ -73,8 +72,7 @@ class Store:
     def to(self, device: torch.device | str) -> Store:
         """Store on a device, cached per device.
 
-        Samples are moved if that leaves enough memory for training; otherwise batches are moved, with a
-        notice.
+        Moves the samples if that leaves enough memory for training, else each batch (with a notice).
         """
         device = torch.device(device)
         if device.type == self.device.type:  # cuda and cuda:0 are the same: a process uses one GPU
@@ -97,8 +95,7 @@ class Store:
         """Gather segments by index on the device; a segment that exceeds its clip wraps around to the start.
 
         rows, starts : int (n,) tensors, arrays or lists: row of `clips`, first sample
-        whole : whether all segments lie within their clips; None checks this on a CPU only, to avoid a GPU
-            synchronization
+        whole : whether all segments lie within their clips; None checks it on a CPU only (no GPU sync)
         returns : float32 (n, length) on the store's device, in [-1, 1). Source: METHOD 3.2. Notebook:
             02_preprocessing
         """
@@ -181,11 +178,10 @@ def open_store(
     data: DataSettings,
     threads: int | None = None,
 ) -> Store:
-    """Store of a clip table in `folder`, opened if valid for these recordings, else decoded.
+    """Store of a clip table in `folder`, opened if valid, else decoded. Notebook: 01_data
 
     threads : number of decoder threads; None for one per core
-    raises : errors.InputError if no clip is usable or the folder is not writable; no partial store is left.
-        Notebook: 01_data
+    raises : errors.InputError if no clip is usable or the folder is not writable; leaves no partial store
     """
     folder = Path(folder)
     store = find_store(table, problems, folder, data)
@@ -269,8 +265,7 @@ def _settings(data: DataSettings) -> list:
 def _decoder(folder: Path, data: DataSettings) -> Callable[[str], Decoded]:
     """Decode function that reuses samples of the existing store.
 
-    Samples are reused if the file's size and time are unchanged, it had no problems, and the samples match
-    their digest.
+    Samples are reused if the file's size and time are unchanged, it had no problems, and the digests match.
     """
     rows: dict[str, int] = {}
     try:
@@ -479,8 +474,7 @@ def from_arrays(
 
     Raises
     ------
-    errors.InputError for no waves, a wrong shape, too short, non-finite or out-of-range waves, or a table of
-    another length
+    errors.InputError for no waves, wrong shapes or lengths, or non-finite or out-of-range values
     """
     given = pd.DataFrame(index=range(len(waves))) if table is None else table.reset_index(drop=True)
     if not len(waves) or len(given) != len(waves):

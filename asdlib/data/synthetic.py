@@ -16,11 +16,9 @@ severity 0 it vanishes, so anomalies are draws from the normal distribution. Sev
 the official autoencoder as faults of recorded machines, severity 3 is blatant. As most detectors score normal
 target clips higher than source clips, at severity 0 the AUC within each domain and overall is 0.5, while the
 official AUC_source and AUC_target (anomalies of both domains) lie slightly above and below it. Clip-level
-variation (noise level, placement, roughness, level) uses Latin hypercubes of 25 clips, to be balanced in
-small test sets.
+variation (noise level, placement, roughness, level) uses Latin hypercubes of 25 clips, for small test sets.
 
-The level of each clip is drawn independently after adding the fault: it carries no information on label,
-domain or attributes.
+The level of each clip is drawn after adding the fault, independently of label, domain and attributes.
 
 Units: s, Hz, revolutions; amplitudes relative to the RMS of the healthy machine. Source: METHOD 7, 7.1, 8.1.2
 (names, csv form). Notebooks: 01_data, and the others on the demo study.
@@ -146,10 +144,8 @@ def render(
     """Render one clip.
 
     kind, name : key of MACHINES, and machine name in the tree
-    where : identifies the clip within the machine, for example ("test", "source", "anomaly", 7); the number
-        comes last
-    severity : fault severity, >= 0; None for a normal clip. fault : its name; None to draw one of the kind's
-        faults
+    where : identifies the clip, for example ("test", "source", "anomaly", 7); the number comes last
+    severity : fault severity, >= 0; None for a normal clip. fault : its name; None to draw one
     returns : float64 (samples,), RMS within LEVEL_DB of full scale.  Notebook: 01_data
     """
     model, flaw = MACHINES[kind], stream(seed, name, *where, "fault")

@@ -166,8 +166,7 @@ class AutoencoderTraining:
 def fold_of(domain: np.ndarray, folds: int) -> np.ndarray:
     """Fold of each clip; clips of a domain are assigned round-robin, so folds are stratified.
 
-    domain : str (clips,).  folds : number of folds, capped at the number of clips.  returns : int (clips,),
-        from 0
+    domain : str (clips,).  folds : at most the number of clips.  returns : int (clips,), from 0
     """
     folds = min(folds, len(domain))
     out = np.empty(len(domain), int)

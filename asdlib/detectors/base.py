@@ -55,8 +55,7 @@ class Detector(abc.ABC):
     settings : instance of the detector's settings class; None for the defaults
     seed : seed of all randomness
     device : "auto" (GPU if available), "cpu" or "cuda"
-    precision : training precision, "auto" (bf16 with hardware support), "float32" or "bf16"; scores are
-        always float32
+    precision : of training, "auto" (bf16 with hardware support), "float32" or "bf16"; scores are float32
     contamination : expected false positive rate at the threshold, in (0, 1)
     system : system scored by `decision_function`, one of `systems`; "" for the last of them
     checkpoints : folder for per-epoch checkpoints, to resume an interrupted training; None for no checkpoints
@@ -598,8 +597,7 @@ def detect(detector: Detector, store: Store, machines: Sequence[str]) -> pd.Data
     """Fit a detector to the training clips of some machines and score all their clips.
 
     machines : one machine, or several that share a network
-    returns : score table of the components; test clips are scored independently, training clips
-        leave-clip-out
+    returns : score table; test clips are scored independently, training clips leave-clip-out
     raises : errors.InputError for a machine without training clips
     """
     detector.train(*training_clips(store, machines))

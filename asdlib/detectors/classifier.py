@@ -3,8 +3,7 @@
 The network predicts machine, attribute values and domain of a normal training clip; a clip whose embedding is
 far from all training embeddings of its machine is anomalous. Classes come from training clips only: attribute
 values that first occur in test clips are ignored (METHOD 5.4). Part of each class is held out
-(`classifier.holdout`, rounded down, so small classes are kept whole) for the logged accuracy; it is not used
-for selection.
+(`classifier.holdout`, rounded down, so small classes are kept whole) for the logged accuracy only.
 
 With `classifier.smote.space = "logmel"` synthetic items are added to training (`synthetic`).
 

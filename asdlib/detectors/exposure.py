@@ -198,8 +198,7 @@ def draw_weights(machine: np.ndarray, near: list[str], share: float) -> np.ndarr
 class Target:
     """Training items of the target machine, tensors (n,) on the device; synthetic items last.
 
-    prior : float, k·v; conditioned : bool; labels : float (n, A); mels : log-mels of the synthetic items, or
-        None
+    prior : float, k·v; conditioned : bool; labels : float (n, A); mels : synthetic log-mels or None
     """
 
     items: Segments
@@ -281,8 +280,7 @@ class OutlierExposureBatches:
     def plan(self, generator: torch.Generator) -> tuple[Tensor, augment.MixPairs]:
         """Item indices of one epoch (2n,) in batch order, target first in each batch, and their mixup pairs.
 
-        Partners come from the same batch; without `mixup.outliers` also from the same side (target or
-        pseudo-anomalous).
+        Partners come from the same batch; without `mixup.outliers` targets mix only with targets.
         """
         n, device, mix = len(self.target), self.t.device, self.settings.mixup
         order = torch.randperm(n, generator=generator, device=device)

@@ -98,8 +98,7 @@ class MultiResolution(Detector):
     training clips' own scores and averaged: 0 is a typical normal clip, 1 is one standard deviation above.
 
     When scored, a training clip is excluded from references, neighbors and deviations. Features and scores
-    are float64. Components: the score of each view ("<view>_mahalanobis" for Mahalanobis distances), and
-    `score`.
+    are float64. Components: each view ("<view>_mahalanobis" for Mahalanobis distances), and `score`.
 
     Source: METHOD 3.6, 3.10.  Notebook: 03_baseline
     """

@@ -324,8 +324,7 @@ class OEVAE(OEVAETraining, Detector):
     def _densities(self, profiles: np.ndarray, group: np.ndarray, own: np.ndarray | None) -> np.ndarray:
         """Local density of each clip among the training clips of its machine or section, (clips,).
 
-        profiles : float32 (clips, dim).  own : store rows, excluded from the references if trained on; None
-            for new clips
+        profiles : float32 (clips, dim).  own : store rows, excluded if trained on; None for new clips
         """
         out = np.empty(len(profiles))
         for name in np.unique(group):
@@ -399,8 +398,7 @@ class OEVAE(OEVAETraining, Detector):
         """Tensors of all normal training and all test clips of the machine, for notebooks and the tuner.
 
         embedding (n, dim), z_mean, z_logvar (n, latent), z_mean_k<scale>, z_logvar_k<scale>, clip (n,) store
-        row per segment; per clip, ascending: rows (m,), v (NaN: unknown), prior (k·v) and trained (1: used in
-        training).
+        row per segment; per clip, ascending: rows (m,), v (NaN: unknown), prior (k·v) and trained (0 or 1).
         """
         table = self.store.clips
         test = np.flatnonzero((table["machine"] == self.machine) & (table["split"] == "test"))

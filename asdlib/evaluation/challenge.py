@@ -78,8 +78,7 @@ def write(
 
     folder : new or empty
     clips, problems : from the store; excluded recordings in test folders raise an error
-    scores : score table with train and test rows of `system`, component score, and `seed`; thresholds come
-        from the train rows
+    scores : score table with test rows and train rows (for thresholds) of `system`, component score, `seed`
     returns : the files
     raises : errors.InputError listing everything the official evaluator would skip, misread or crash on
     """
@@ -160,8 +159,7 @@ def expected_names(clips: pd.DataFrame) -> dict[Key, set[str]]:
 def faults(folder: str | Path, expected: Mapping[Key, Collection[str]]) -> list[str]:
     """Everything the official evaluator would skip, misread or crash on, one sentence each; empty if none.
 
-    folder : submission folder.  expected : (machine, section) -> accepted names of its test clips, plain or
-        with attributes
+    folder : submission folder.  expected : (machine, section) -> accepted names of its test clips
     """
     folder, out = Path(folder), []
     if not folder.is_dir():
@@ -233,8 +231,7 @@ def ground_truth(folder: str | Path) -> pd.DataFrame:
     """Labels and domains of all test clips, from the evaluator's folders.
 
     folder : contains ground_truth_data and ground_truth_domain, optionally ground_truth_attributes
-    returns : machine, section, name, label (normal, anomaly), domain (source, target), full (name with
-        attributes, else name)
+    returns : machine, section, name, label (normal, anomaly), domain (source, target), full (with attributes)
     raises : errors.InputError listing missing or inconsistent files
     """
     folder, tables, wrong = Path(folder), [], []
@@ -288,12 +285,10 @@ def evaluate(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Official result of a submission.
 
-    folder : submission of `write` or of any other system.  truth : ground-truth folder.  seed : bootstrap
-        seed
+    folder : submission of any system.  truth : ground-truth folder.  seed : of the bootstrap
     returns : (metric table, quality table). The system is named after the folder; machine "all" with metric
         omega is the official score. The quality table has RESULT_COLUMNS with domain source or target; its
-        machine "all" holds harmonic means over machines. Machines with several sections appear as
-        <machine>_<section>
+        machine "all" holds harmonic means over machines. Sections appear as <machine>_<section>
     raises : errors.InputError listing all faults
     """
     folder, clips = Path(folder), ground_truth(truth)

@@ -22,7 +22,6 @@ class Pairs:
 
     Each system is evaluated only once.
     scores : score table;  seed : resampling seed;  component : compared component.  Notebook: 09_report
-        (through `tables`)
     """
 
     def __init__(

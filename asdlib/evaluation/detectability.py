@@ -42,8 +42,7 @@ def severities(clips: pd.DataFrame) -> pd.Series:
 
     clips : clip table; <machine>/severity.csv is expected next to the folder that contains the clip
     returns : float (n_clips,), index `clip`
-    raises : errors.InputError for a severity.csv with missing columns or severities that are not numbers >=
-        0.
+    raises : errors.InputError for a severity.csv with missing columns or severities other than numbers >= 0.
         Notebook: 09_report
     """
     found: dict[str, float] = {}
@@ -149,8 +148,7 @@ def curves(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """AUC by severity per system and machine, and the severity at which each reaches `LEVEL`.
 
-    scores : score table with a column severity (from `severities`, NaN for normal clips);  seed : resampling
-        seed
+    scores : score table with a column severity (NaN for normal clips);  seed : resampling seed
     returns : CURVE_COLUMNS, and REACH_COLUMNS with severity, interval (inf: not reached) and largest tested
         severity; both empty if no labeled anomaly has a severity
     raises : errors.InputError without the column severity.  Notebook: 09_report
@@ -187,8 +185,7 @@ def curves(
 def rising(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted isotonic regression of each row.
 
-    values : (B, n);  weights : (n,), > 0;  returns : (B, n). Uses the max-min formula, vectorized over B as n
-        is small
+    values : (B, n);  weights : (n,), > 0;  returns : (B, n). Max-min formula, vectorized over B
     """
     n = values.shape[-1]
     sums = np.concatenate([np.zeros((len(values), 1)), np.cumsum(values * weights, axis=1)], axis=1)

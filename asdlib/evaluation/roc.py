@@ -10,8 +10,7 @@ Higher score = more anomalous. Values are fractions in [0, 1], not percent.
                  perfect 1)
 
 NaN means not available: the normals or anomalies of a metric are absent. Clips of unknown domain count in
-pauc, and as anomalies everywhere; unlabeled clips are ignored. `asdlib.evaluation.metrics` builds tables of
-these values.
+pauc, and as anomalies everywhere; unlabeled clips are ignored. Tables: `asdlib.evaluation.metrics`.
 
 Source: METHOD 7.3 (official evaluator); McClish 1989. Notebooks: 03_baseline, 08_tuning, 09_report.
 """
@@ -69,8 +68,7 @@ def kinds(domain: np.ndarray, label: np.ndarray) -> np.ndarray:
 def areas(scores: np.ndarray, kinds: np.ndarray, max_fpr: float = 0.1) -> np.ndarray:
     """Official metrics of g score vectors, without validation.
 
-    scores : finite float (g, n).  kinds : (4, g or 1, n), from `kinds`; clips in no mask are ignored and can
-        serve as padding
+    scores : finite float (g, n).  kinds : (4, g or 1, n), from `kinds`; clips in no mask are padding
     returns : float64 (g, 3); NaN where normals or anomalies are absent.  Notebook: 08_tuning
     """
     order = np.argsort(-scores, axis=1)

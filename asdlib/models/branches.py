@@ -225,8 +225,7 @@ class SpectrogramBranch(nn.Module):
 
     center_time : subtract each bin's mean over time (magnitudes); False for phase, where a mean of wrapped
         angles is meaningless (METHOD 6.1)
-    The last map is max-pooled over all time: equal to the published MaxPool(18, 1) up to 18 s, for any clip
-    length.
+    The last map is max-pooled over all time: equal to the published MaxPool(18, 1) up to 18 s.
     """
 
     def __init__(self, channels: int, bins: int, dim: int = 128, *, center_time: bool):

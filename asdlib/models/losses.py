@@ -43,8 +43,7 @@ def initial_scale(classes: int, subclusters: int) -> float:
 class SubClusterAdaCos(nn.Module):
     """Softmax over cosines to C·S centers, summed per class, against soft labels.
 
-    p_j = Σ_k exp(s·cos θ_jk) / Σ_lm exp(s·cos θ_lm), loss = mean_i −Σ_j y_ij ln p_ij, computed by log-softmax
-    and logsumexp.
+    p_j = Σ_k exp(s·cos θ_jk) / Σ_lm exp(s·cos θ_lm), loss = mean_i −Σ_j y_ij ln p_ij
 
     dim, classes, subclusters : embedding width, C, S; center j·S + k is sub-cluster k of class j
     trainable : whether the centers are parameters, or fixed at their Glorot-uniform initialization

@@ -206,8 +206,7 @@ class Output(NamedTuple):
 def resnet18(width: int = 64) -> nn.Module:
     """ResNet-18 of torchvision with one input channel and pooled features (n, 8 · width) as output.
 
-    width : channels of the first stage; 64 is the published network, other values rebuild its stages from the
-        same blocks
+    width : channels of the first stage; 64 is the published network, other values keep its blocks
     """
     from torchvision.models import resnet  # imported here because it takes a second
 
@@ -367,8 +366,7 @@ class OEVAE(nn.Module):
         """Outputs of the extractor stages by name in LAYERS, float32 (n, channels, frequency, time).
 
         x : float32 (n, 1, mels, frames). The first stage has `width` channels at a quarter of the resolution;
-            each further stage doubles the channels and halves the resolution. The mean of the last equals
-            `embed`.
+            each further stage doubles the channels and halves it. The mean of the last equals `embed`.
         """
         net, out = self.extractor, {}
         x = net.maxpool(net.relu(net.bn1(net.conv1(x))))

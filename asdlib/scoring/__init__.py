@@ -1,7 +1,6 @@
 """From embeddings to clip scores: distances, back-ends, fusion, thresholds.
 
-`KNN`, `KMeansCosine`, `LocalDensity`, `StandardizedDensity` and `Mahalanobis` accept arbitrary embedding
-arrays.
+`KNN`, `KMeansCosine`, `LocalDensity`, `StandardizedDensity` and `Mahalanobis` accept any embeddings.
 """
 
 import importlib

@@ -7,8 +7,7 @@ normalize embeddings to unit length first. `target` marks the training clips of 
 (source or unknown domain) count as source.
 
 A back-end is constructed from the training embeddings of one machine and called with the embeddings of other
-clips. `training` scores its own training clips leave-clip-out: neither a clip nor anything derived from it is
-among its references.
+clips. `training` scores its own training clips leave-clip-out, without references derived from the clip.
 
 | name            | score                                                                               |
 |-----------------|-------------------------------------------------------------------------------------|
@@ -19,8 +18,7 @@ among its references.
 | `standardized_density` | mean of the 2 smallest such ratios (K = 2), embeddings divided by their deviation |
 
 Leaving a clip out of the references does not undo that the network was trained on it. The detector therefore
-raises the training scores to the level of the held-out clips (`thresholds.as_unseen`); notebook 04_classifier
-shows by how much.
+raises the training scores to the level of the held-out clips (`thresholds.as_unseen`).
 
 Sources: METHOD 3.5, 3.9, 4.13, 5.8. Notebooks: 04_classifier, 06_embeddings.
 """
@@ -213,11 +211,9 @@ class SmoteNearest(Nearest):
 
 
 class LocalDensity:
-    """Smallest ‖x − r‖ / d_K(r), with d_K(r) the mean distance of reference r to its K nearest references.
-    Source: METHOD 5.8.
+    """Smallest ‖x − r‖ / d_K(r), d_K(r) the mean distance of r to its K nearest references (METHOD 5.8).
 
-    The minimum is taken over the ratios, not over the distances. K is capped at the number of remaining
-    references.
+    The minimum is taken over the ratios, not over the distances. K is capped by the number of references.
     """
 
     def __init__(

@@ -34,8 +34,7 @@ def knn_distances(
 
     test, train : float32 (n_test, dim) and (n_train, dim)
     test_clip, train_clip : int clip numbers; if both are given, references from the item's own clip are
-        excluded. For interpolated references pass train_clip (n_train, parents); they are excluded for each
-        parent
+        excluded. Interpolated references have train_clip (n_train, parents) and are excluded for each parent
     returns : float64 (n_test, k_max), >= 0; column j − 1 is the j-th nearest.  Source: report 3.2.
         Notebooks: 03_baseline, 05_oevae
     raises : errors.InputError if fewer than k_max references remain
@@ -292,8 +291,7 @@ def mahalanobis_scores(test: np.ndarray, references: GaussianReferences) -> np.n
     """Mahalanobis distance to the mean of the training embeddings, float64 (n,), >= 0.
 
     test : float (n, dim).  references : from `gaussian_references`
-    raises : errors.InputError for a wrong width or non-finite values.  Source: METHOD 3.6.  Notebook:
-        03_baseline
+    raises : errors.InputError for a wrong width or non-finite values.  Source: METHOD 3.6
     """
     schemas.embeddings(test, references.mean[None])
     gap = (np.asarray(test, np.float64) - references.mean) / references.deviation

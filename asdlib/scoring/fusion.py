@@ -194,8 +194,7 @@ def fuse(
 def systems(scores: pd.DataFrame, settings: FusionSettings) -> pd.DataFrame:
     """Score table with the final score of every system of COMPOSED, and of FUSED, whose parts are present.
 
-    Existing final scores of these systems are replaced. No training is involved, so ω and η can be changed
-    cheaply.
+    Existing final scores of these systems are replaced. Nothing is trained.
     scores : score table with alpha and beta of `oevae`, and optionally the score of `classifier`
     returns : a new table.  Notebooks: 05_oevae, 08_tuning, 09_report
     """
@@ -340,8 +339,7 @@ def view_weights(scores: pd.DataFrame, systems: Iterable[str]) -> pd.DataFrame:
     """View weights learned without labels from how well each view separates stand-ins from normal clips.
 
     A view's weight is max(0, 2·AUC − 1), with the AUC of stand-ins against the leave-clip-out scores of the
-    training clips. Weights of a machine are normalized to sum to 1; they are equal if no view exceeds an AUC
-    of 0.5.
+    training clips. Weights of a machine are normalized to sum to 1; equal if no AUC exceeds 0.5.
 
     Parameters
     ----------

@@ -28,8 +28,7 @@ def gamma_threshold(train_scores: np.ndarray, quantile: float = 0.9) -> Threshol
     """Threshold at a quantile of the normal scores, from leave-clip-out training scores.
 
     train_scores : (n,) finite, of any sign;  quantile : in (0, 1)
-    Uses a three-parameter gamma fit (METHOD 7.5), or the empirical quantile if `thresholds.fit_gamma` returns
-    None.
+    Uses a three-parameter gamma fit (METHOD 7.5), or the empirical quantile if `fit_gamma` fails.
     raises : errors.InputError for no scores or non-finite ones
     """
     train = np.asarray(train_scores, float)

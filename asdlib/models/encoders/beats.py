@@ -143,8 +143,7 @@ class Attention(nn.Module):
 def _renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Checkpoint tensors under this module's names.
 
-    Checkpoints store the weight of `pos_conv` as direction and norm, and the shared position bias once per
-    layer.
+    Checkpoints store the weight of `pos_conv` as direction and norm, and the shared position bias per layer.
     """
     direction, length = (state.pop(f"encoder.pos_conv.0.weight_{part}") for part in "vg")
     state["encoder.pos_conv.0.weight"] = direction / direction.norm(dim=(0, 1), keepdim=True) * length
