@@ -43,9 +43,7 @@ def refused(path: Path, what: str) -> Iterator[None]:
         yield
     except errors.InputError:
         raise
-    except (
-        Exception
-    ) as error:  # parquet, safetensors and torch raise many types for damaged and foreign files
+    except Exception as error:  # parquet, safetensors and torch raise many types for bad files
         raise errors.InputError(f"{path}: does not hold {what} ({type(error).__name__}); {AGAIN}") from error
 
 

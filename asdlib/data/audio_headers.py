@@ -54,7 +54,7 @@ RAW_BYTES = {
 class Chunks(NamedTuple):
     """Chunk layout of a format.
 
-    Size format (struct), bytes of a name, offset of the first chunk, alignment, whether sizes include it.
+    Size format, bytes of a name, offset of the first chunk, alignment, whether sizes include the header.
     """
 
     size: str

@@ -88,7 +88,7 @@ LEAD_S = 0.15  # rendered before the clip and cut off, to let rooms and resonanc
 # standard deviations at octave-spaced knots: microphone, target shift, placement
 MIC_DB, TARGET_DB, PLACE_DB = (2.0, 1.0, 0.7)
 TARGET_COLOR = 0.12  # additional slope, times 20 dB per decade
-SNR_SPREAD_DB = 1.5  # between clips
+SNR_SPREAD_DB = 1.5  # standard deviation between clips
 
 
 def _luck(seed: int, name: str, where: tuple) -> np.ndarray:

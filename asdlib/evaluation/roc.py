@@ -68,7 +68,7 @@ def kinds(domain: np.ndarray, label: np.ndarray) -> np.ndarray:
 def areas(scores: np.ndarray, kinds: np.ndarray, max_fpr: float = 0.1) -> np.ndarray:
     """Official metrics of g score vectors, without validation.
 
-    scores : finite float (g, n).  kinds : (4, g or 1, n), from `kinds`; clips in no mask are padding
+    scores : finite float (g, n).  kinds : (4, g or 1, n), from `kinds`; clips in no mask do not count
     returns : float64 (g, 3); NaN where normals or anomalies are absent.  Notebook: 08_tuning
     """
     order = np.argsort(-scores, axis=1)

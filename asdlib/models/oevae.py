@@ -366,7 +366,7 @@ class OEVAE(nn.Module):
         """Outputs of the extractor stages by name in LAYERS, float32 (n, channels, frequency, time).
 
         x : float32 (n, 1, mels, frames). The first stage has `width` channels at a quarter of the resolution;
-            each further stage doubles the channels and halves it. The mean of the last equals `embed`.
+            each further stage doubles channels and halves resolution. The mean of the last equals `embed`.
         """
         net, out = self.extractor, {}
         x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
