@@ -59,7 +59,7 @@ def _run(args: argparse.Namespace) -> None:
         print(f"wrote {path}")
     print("\n".join(_run_summary(run)), flush=True)
     executed = runner.run_study(
-        run, study, overrides, only, where=runner.Executor(args.workers, args.scheduler)
+        run, study, overrides, only, executor=runner.Executor(args.workers, args.scheduler)
     )
     lines = [] if executed else ["nothing to do: everything is up to date"]
     if run.finished(*stages.jobs(run)[-1]):

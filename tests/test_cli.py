@@ -162,7 +162,7 @@ def test_a_report_without_scores_says_what_is_missing(tree, tmp_path):
             " (seed 0)"
         ),
     )
-    assert f"scores are missing of {missing}; run `asd run smoke` with these settings first" in told
+    assert f"missing scores: {missing}; run `asd run smoke` with these settings first" in told
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,8 @@ def test_lost_outputs_are_restored_without_training_again(altered):
 def test_studies_of_recordings_do_not_make_up_any(name, tmp_path, capsys):
     assert cli.main(["run", name, "--home", str(tmp_path)]) == 2
     assert (
-        f"study {name} is for recordings and none were given; add --data-root DIR" in capsys.readouterr().err
+        f"study {name} needs recordings, but no folder was given; add --data-root DIR"
+        in capsys.readouterr().err
     )
 
 
@@ -383,7 +384,7 @@ def test_scores_of_other_settings_are_not_taken(smoke):
         if path.is_file()
     }
     result = asd_here("run", "smoke", "--home", smoke, "--stages", "09", "--set", "autoencoder.epochs=3")
-    assert "scores are missing of 03_baseline of fan (seed 0)" in said(result)
+    assert "missing scores: 03_baseline of fan (seed 0)" in said(result)
     assert "DONE" in {path.name for path in kept} and all(
         path.read_bytes() == content for path, content in kept.items()
     )

@@ -1,15 +1,13 @@
-"""Jobs side by side: on workers of this machine, or on a Dask cluster that somebody started (SLURM, SSH,
-Kubernetes).
+"""Run jobs on Dask: on local workers, or on an existing cluster (SLURM, SSH, Kubernetes).
 
-Every worker has one thread and does one job at a time; papermill runs inside it, and its kernel ends with it.
-The workers see the same folders as the runner (a shared file system) and map the same store. Keys are the
-jobs' names and digests, so the same job is never sent twice. A worker that dies costs its own job, which is
-done again, from its checkpoint, on another; three deaths of one job end the study in words. On a GPU a job
-asks for one unit of the Dask resource GPU: `dask worker ADDRESS --nthreads 1 --resources GPU=1`.
+Each worker has one thread and runs papermill for one job at a time; its kernel ends with it. Workers need the
+same folders as the runner (a shared file system). Futures are keyed by job and digest, so no job is submitted
+twice. If a worker dies, its job resumes from its checkpoint on another; after RETRIES retries it fails. With
+GPUs, a job requests one unit of the Dask resource GPU:
+`dask worker ADDRESS --nthreads 1 --resources GPU=1`.
 
-Needs the extra `cluster` (distributed).
-Sources: METHOD 8.3. Notebooks: none; all are run by it with `asd run STUDY --workers N` or `--scheduler
-ADDRESS`.
+Needs the extra `cluster` (distributed). Source: METHOD 8.3.
+Used by: `asd run STUDY --workers N` or `--scheduler ADDRESS`.
 """
 
 from __future__ import annotations
@@ -30,9 +28,9 @@ from asdlib.studies import forks, notebook
 from asdlib.studies.notebook import JobResult, JobSpec, KernelLostError
 
 RETRIES = 2  # of a job whose kernel or worker was lost
-PATIENCE_S = 120.0  # for the first worker of a cluster
-UNWATCHED = {"distributed.worker.profile.enabled": False}  # sampling every 10 ms what nobody looks at
-# a local cluster is seen by nobody else
+PATIENCE_S = 120.0  # timeout for workers to connect
+UNWATCHED = {"distributed.worker.profile.enabled": False}  # it samples every 10 ms
+# local clusters are not reachable from outside
 LOOPBACK = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
 
 if importlib.util.find_spec("distributed"):
@@ -43,7 +41,7 @@ else:
 
 
 def needed() -> None:
-    """Refuse where the extra is not installed."""
+    """Raise InputError if the extra `cluster` is not installed."""
     if Client is None:
         raise errors.InputError(
             "--workers and --scheduler need the package distributed; install it: pip install"
@@ -53,21 +51,23 @@ def needed() -> None:
 
 @contextlib.contextmanager
 def local(workers: int, gpus: int = 0) -> Iterator[Client]:
-    """Worker processes on this machine, reached over loopback only; fewer than 1 are refused. gpus : how many
-    this process sees, one for a worker.
+    """Start worker processes on this machine, over loopback only.
+
+    gpus : number of visible GPUs; each worker gets one
+    raises : errors.InputError for fewer than 1 worker, or if workers do not start in time
     """
     needed()
     if workers < 1:
         raise errors.InputError(f"--workers {workers}: expected 1 or more")
-    spec, mine = {}, _visible_gpus(gpus)
+    spec, names = {}, _visible_gpus(gpus)
     for number in range(min(workers, gpus) if gpus else workers):
-        env = {"OMP_NUM_THREADS": "1"} | ({"CUDA_VISIBLE_DEVICES": mine[number]} if gpus else {})
+        env = {"OMP_NUM_THREADS": "1"} | ({"CUDA_VISIBLE_DEVICES": names[number]} if gpus else {})
         options = {
             "nthreads": 1,
             "env": env,
             "resources": {"GPU": 1} if gpus else {},
-            "memory_limit": 0,
-        }  # kernels hold the memory, not workers
+            "memory_limit": 0,  # kernels hold the memory, not workers
+        }
         spec[number] = {"cls": Nanny, "options": options | {"silence_logs": logging.CRITICAL, **LOOPBACK}}
     scheduler = {"cls": Scheduler, "options": {"port": 0, **LOOPBACK}}
     with contextlib.ExitStack() as stack:
@@ -78,52 +78,45 @@ def local(workers: int, gpus: int = 0) -> Iterator[Client]:
             client.wait_for_workers(len(spec), timeout=PATIENCE_S)
         except TimeoutError as error:
             raise errors.InputError(
-                f"--workers {workers}: no more than {len(pool.workers)} came up within {PATIENCE_S:.0f} s;"
-                " use fewer"
+                f"--workers {workers}: only {len(pool.workers)} started within {PATIENCE_S:.0f} s; use fewer"
             ) from error
         yield client
 
 
 def _visible_gpus(count: int) -> list[str]:
-    """Names of the GPUs that this process sees, as the next one is to be told: those it was told itself, in
-    their order.
-    """
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (
-        [name.strip() for name in told.split(",")][:count]
-        if told
-        else [str(number) for number in range(count)]
-    )
+    """Return the names of this process's GPUs for CUDA_VISIBLE_DEVICES of its workers."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else map(str, range(count))
+    return [name.strip() for name in names][:count]
 
 
 @contextlib.contextmanager
 def existing(address: str) -> Iterator[Client]:
-    """A cluster that runs already, by its scheduler's address (tcp://host:8786); one that does not answer is
-    refused.
+    """Connect to an existing cluster by its scheduler's address (tcp://host:8786).
+
+    raises : errors.InputError if the scheduler does not answer or has no workers
     """
     needed()
     try:
         client = Client(address, timeout=10)
     except (OSError, ValueError, TimeoutError) as error:
         raise errors.InputError(
-            f"--scheduler {address}: nobody answers there ({type(error).__name__}); start one with `dask"
-            " scheduler`"
+            f"--scheduler {address}: no answer ({type(error).__name__}); start one with `dask scheduler`"
         ) from error
     with client:
         try:
             client.wait_for_workers(1, timeout=PATIENCE_S)
         except TimeoutError as error:
             raise errors.InputError(
-                f"--scheduler {address}: has no worker; start some with `dask worker {address} --nthreads 1`"
+                f"--scheduler {address}: no workers; start some with `dask worker {address} --nthreads 1`"
             ) from error
         yield client
 
 
 def device_of(client: Client) -> tuple[str, bool]:
-    """Where workers of a cluster compute with device "auto": "cpu" or "cuda", and whether a job has to ask
-    for the resource GPU.
+    """Return the device of a cluster's workers for "auto", and whether jobs have to request the resource GPU.
 
-    raises : errors.InputError where some see a GPU and others none, and nobody offers one: a study is
+    raises : errors.InputError if only some workers have a GPU and none offers the resource: a study is
         computed on one kind of device
     """
     if any(
@@ -131,38 +124,38 @@ def device_of(client: Client) -> tuple[str, bool]:
         for worker in client.scheduler_info(n_workers=-1)["workers"].values()
     ):
         return "cuda", True
-    seen = _asked(client, _picked)
-    if not seen:
+    devices = _run_on_workers(client, _auto_device)
+    if not devices:
         raise errors.InputError(
-            "the cluster's last worker has gone; start some with `dask worker ADDRESS --nthreads 1`"
+            "the cluster has no workers left; start some with `dask worker ADDRESS --nthreads 1`"
         )
-    if len(seen) > 1:
-        advice = "start those that do with `--resources GPU=1`, or add --device cpu"
-        raise errors.InputError(f"some workers of the cluster see a GPU and others none; {advice}")
-    return seen.pop(), False
-
-
-def _asked(client: Client, *question) -> set[str]:
-    try:
-        return set(client.run(*question).values())
-    except Exception as error:  # of many kinds
-        said = f"{type(error).__name__}: {str(error)[:200]}"
+    if len(devices) > 1:
         raise errors.InputError(
-            f"the workers of the cluster cannot say where they compute ({said}); install this asdlib where"
-            " they run"
+            "only some workers of the cluster have a GPU; start those with `--resources GPU=1`, or add"
+            " --device cpu"
+        )
+    return devices.pop(), False
+
+
+def _run_on_workers(client: Client, *call) -> set[str]:
+    """Call a function on every worker and return the distinct results."""
+    try:
+        return set(client.run(*call).values())
+    except Exception as error:  # of many kinds
+        raise errors.InputError(
+            f"the workers of the cluster cannot report their device ({type(error).__name__}:"
+            f" {str(error)[:200]}); install this version of asdlib on them"
         ) from error
 
 
-def _picked() -> str:
+def _auto_device() -> str:
     return training.pick_device("auto").type
 
 
 def auto_of(client: Client, device: str) -> str:
-    """What the precision `auto` is on the workers of a cluster: bf16 if all that have such a device have
-    units for it.
-    """
-    said = _asked(client, _auto, device) - {""}
-    return "bf16" if said == {"bf16"} else "float32"
+    """Return the precision `auto` of a cluster: bf16 if all its workers with this device support it."""
+    found = _run_on_workers(client, _auto, device) - {""}
+    return "bf16" if found == {"bf16"} else "float32"
 
 
 def _auto(device: str) -> str:
@@ -170,56 +163,57 @@ def _auto(device: str) -> str:
 
 
 def spread(
-    client: Client, orders: Sequence[JobSpec], gpu: bool, done: Callable[[JobSpec, JobResult], None]
+    client: Client, specs: Sequence[JobSpec], gpu: bool, done: Callable[[JobSpec, JobResult], None]
 ) -> None:
-    """Do jobs side by side, each after those it needs; `done` is told of each as it ends.
+    """Run jobs on a cluster, each after those it needs.
 
-    Dask decides what runs where: a job depends on the futures of those it needs, those that most others wait
-    for have priority, and a job whose kernel or worker was lost is tried again.
-    orders : each after those it needs;  gpu : whether a job asks for the resource GPU
-    raises : errors.InputError of the first job that cannot be finished, when those that do not need it have
-        come to their end
+    Dask schedules them: a job depends on the futures of those it needs, jobs with more dependents have
+    priority, and a job is retried if its kernel or worker was lost.
+
+    specs : in an spec that respects `needs`.  gpu : whether a job requests the resource GPU
+    done : called with every job and its result
+    raises : errors.InputError of the first job that failed, once all jobs have ended
     """
-    needed = collections.Counter(key for order in orders for key in order.needs)
-    futures, refusals = {}, []
-    for order in orders:
-        futures[order.key] = client.submit(
+    needed = collections.Counter(key for spec in specs for key in spec.needs)
+    futures, failed = {}, []
+    for spec in specs:
+        futures[spec.key] = client.submit(
             _run_after,
-            order,
-            *(futures[key] for key in order.needs if key in futures),
-            key=f"{order.folder}-{order.digest}",
-            priority=needed[order.key],
+            spec,
+            *(futures[key] for key in spec.needs if key in futures),
+            key=f"{spec.folder}-{spec.digest}",
+            priority=needed[spec.key],
             retries=RETRIES,
             pure=False,
             resources={"GPU": 1} if gpu else None,
         )
-    of = {future: order for order, future in zip(orders, futures.values())}
-    for future in as_completed(of):
-        outcome = _outcome(of[future], future)
-        done(of[future], outcome)
-        refusals += [outcome.refusal] if outcome.refusal else []
-    if refusals:
-        raise errors.InputError(refusals[0])
+    spec_of = {future: spec for spec, future in zip(specs, futures.values())}
+    for future in as_completed(spec_of):
+        result = _result(spec_of[future], future)
+        done(spec_of[future], result)
+        failed += [result.error] if result.error else []
+    if failed:
+        raise errors.InputError(failed[0])
 
 
-def _run_after(order: JobSpec, *before: JobResult) -> JobResult:
-    """Do a job on a worker, or hand on the refusal of one that it needs."""
-    refusal = next((one.refusal for one in before if one.refusal), "")
-    return JobResult(0.0, refusal) if refusal else notebook.run_job(order)
+def _run_after(spec: JobSpec, *before: JobResult) -> JobResult:
+    """Run a job on a worker, or pass on the error of a job it needs."""
+    error = next((result.error for result in before if result.error), "")
+    return JobResult(0.0, error) if error else notebook.run_job(spec)
 
 
-def _outcome(order: JobSpec, future) -> JobResult:
-    """How a job ended, in words also where its kernel or workers were lost too often."""
+def _result(spec: JobSpec, future) -> JobResult:
+    """Return the result of a job; exceptions become error messages."""
     try:
         return future.result()
     except KilledWorker:
         return JobResult(
             0.0,
-            f"{order.label}: the workers that ran it died, most likely for want of memory; use fewer"
+            f"{spec.label}: the workers that ran it were killed, probably for lack of memory; use fewer"
             " --workers",
         )
-    except KernelLostError as lost:
-        return JobResult(0.0, str(lost))
-    except (Exception, CancelledError) as error:  # of the cluster, whatever it is
-        what = f"{order.label}: the cluster gave it up ({type(error).__name__}: {str(error)[:200]})"
-        return JobResult(0.0, f"{what}; see the log of its workers, then give the same command again")
+    except KernelLostError as error:
+        return JobResult(0.0, str(error))
+    except (Exception, CancelledError) as error:  # anything from the cluster
+        what = f"{spec.label}: the cluster gave up on it ({type(error).__name__}: {str(error)[:200]})"
+        return JobResult(0.0, f"{what}; see the workers' logs, then run the same command again")

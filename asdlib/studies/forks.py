@@ -1,6 +1,6 @@
-"""The fork server that kernels are made by; started early, it imports while the runner does.
+"""The fork server of the notebook kernels; started early, it imports in parallel to the runner.
 
-This module imports nothing heavy. Source: METHOD 8.3. Notebooks: none (`notebook.WarmKernelManager`)
+Nothing heavy may be imported here. Source: METHOD 8.3. Used by: `notebook.WarmKernelManager`.
 """
 
 from __future__ import annotations
@@ -16,17 +16,15 @@ from threading import Lock
 
 import asdlib
 
-# One thread each: a fork copies no others, and spinning threads cost more than they bring. Arrow's own
-# allocator would start one.
-# The backend is what ipykernel sets before matplotlib is imported; here that comes first. The current folder
-# is no place for modules.
+# One thread per kernel: a fork copies only one, and spinning threads slow down parallel jobs; Arrow's
+# allocator would also start one. The matplotlib backend has to be set before matplotlib is imported.
+# No modules are imported from the current folder.
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     "PYTHONSAFEPATH": "1",
 }
-# Of Python's own variables, those that say where modules are; the others (PYTHONWARNINGS, PYTHONSTARTUP, ...)
-# would change what a notebook does or shows.
+# Python's variables for finding modules; others (PYTHONWARNINGS, PYTHONSTARTUP, ...) would change results.
 KEPT = {
     "PYTHONPATH",
     "PYTHONHOME",
@@ -36,11 +34,11 @@ KEPT = {
     "PYTHONDONTWRITEBYTECODE",
 }
 
-_STARTING = Lock()  # `apart` alters the process's own environment
+_STARTING = Lock()  # `apart` changes os.environ
 
 
 def without_own(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment without the user's choices for Python itself."""
+    """Return an environment without the user's options for Python, except those in KEPT."""
     return {
         name: value for name, value in environment.items() if name in KEPT or not name.startswith("PYTHON")
     }
@@ -48,19 +46,16 @@ def without_own(environment: Mapping[str, str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def apart() -> Iterator[None]:
-    """What is started meanwhile, and what that starts again, finds ENVIRONMENT and none of the user's options
-    of Python, and does not hear Ctrl-C, which is the runner's alone.
+    """Start child processes inside this block with ENVIRONMENT, without the user's Python options, and with
+    SIGINT blocked: only the runner handles Ctrl-C.
     """
     before, mask = dict(os.environ), signal.pthread_sigmask(signal.SIG_BLOCK, set())
-    options = sys.warnoptions[:]  # -W and PYTHONWARNINGS, which multiprocessing hands on
+    options = sys.warnoptions[:]  # from -W and PYTHONWARNINGS; multiprocessing passes them on
     sys.warnoptions.clear()
     for name in before.keys() - without_own(before).keys():
         del os.environ[name]
-    # now: who starts it hears Ctrl-C again afterwards, and so would all that is started from there
-    resource_tracker.ensure_running()
-    signal.pthread_sigmask(
-        signal.SIG_BLOCK, {signal.SIGINT}
-    )  # one that comes meanwhile waits; threads and processes inherit the mask
+    resource_tracker.ensure_running()  # before the mask is set, as starting it unblocks SIGINT
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by threads and processes
     os.environ.update(ENVIRONMENT)
     try:
         yield
@@ -73,12 +68,12 @@ def apart() -> Iterator[None]:
 
 
 def warm() -> None:
-    """Start this process's fork server, which imports in the background.  raises : OSError"""
+    """Start the fork server of this process, which imports in the background.  raises : OSError"""
     package = Path(asdlib.__file__).parent
     modules = [
         ".".join(path.relative_to(package.parent).with_suffix("").parts)
         for path in sorted(package.rglob("[a-z]*.py"))
-        # the first may be the main module, `python -m asdlib.cli`; no kernel needs the second
+        # cli may be the main module (`python -m asdlib.cli`); kernels do not need dask
         if path not in (package / "cli.py", package / "studies" / "dask.py")
     ]
     with _STARTING, apart():

@@ -1,19 +1,13 @@
-"""Warm kernels: the notebooks of a study run in forks of one process that has made the imports, not in
-interpreters of their own.
+"""Run one job of a study: execute its notebook by papermill in a warm kernel, commit its folder, export it.
 
-    papermill.execute_notebook(..., kernel_manager_class=notebook.WarmKernelManager)
+A warm kernel is a fork of a process that has imported everything already (multiprocessing's fork server, one
+per process that runs notebooks). A kernel exits when that process or the fork server exits. Without a fork
+server, an ordinary kernel is started. As always with multiprocessing, a script that runs studies needs
+`if __name__ == "__main__":`.
 
-The forks are made by the standard library's fork server (multiprocessing), one for each process that runs
-notebooks. A kernel ends when that process or its fork server ends, by whatever death. Where no fork server
-can be had, an ordinary kernel is started in its place. As with everything of multiprocessing, a script that
-runs studies needs `if __name__ == "__main__":`. Source: METHOD 8.3. Notebooks: all (through `notebook`).
-
-One job of a study, by itself: a notebook executed by papermill, its folder sealed, its page written.
-
-An `JobSpec` holds plain values, so that it can cross to another process or machine that sees the same
-folders. What a user can mend comes back as a sentence in the `JobResult`; only what another try may mend (a
-kernel that was killed) is raised, for a cluster to try again. Sources: METHOD 8.2, 8.3. Notebooks: all (by
-asdlib.studies.runner and asdlib.studies.dask).
+A `JobSpec` holds plain values and can be sent to another process or machine with the same folders. Errors
+that a user can fix are returned in the `JobResult`; `KernelLostError` (the kernel was killed) is raised, so
+that a cluster retries the job. Source: METHOD 8.2, 8.3. Used by: asdlib.studies.runner, asdlib.studies.dask.
 """
 
 from __future__ import annotations
@@ -43,23 +37,21 @@ from asdlib.studies import artifacts, forks, home, report
 
 
 class Kernel(multiprocessing.get_context("forkserver").Process):
-    """A kernel as a fork of the server, with as much of the face of `subprocess.Popen` as jupyter_client
-    looks at.
-    """
+    """A kernel forked from the server, with the part of `subprocess.Popen` that jupyter_client uses."""
 
     stdin = stdout = stderr = None
 
-    def __init__(self, words: list[str], cwd: str | None, env: dict[str, str]):
+    def __init__(self, argv: list[str], cwd: str | None, env: dict[str, str]):
         super().__init__(daemon=True)
-        self.words, self.cwd, self.env = words, cwd, env
+        self.argv, self.cwd, self.env = argv, cwd, env
 
     def run(self) -> None:
-        """Be the kernel. In the fork."""
-        from ipykernel.kernelapp import IPKernelApp  # here: the runner has no use for it
+        """Run the kernel application, in the fork."""
+        from ipykernel.kernelapp import IPKernelApp  # only here: the runner does not need it
 
-        gc.freeze()  # the collector leaves what is shared alone, so that it stays shared
-        os.setsid()  # what is sent to the runner's group is not for the kernel
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as ipykernel has it between cells
+        gc.freeze()  # keeps pages shared with the server
+        os.setsid()  # no signals of the runner's process group
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # ipykernel's own setting between cells
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         multiprocessing.current_process().daemon = False  # a notebook may start processes
         threading.Thread(
@@ -68,59 +60,59 @@ class Kernel(multiprocessing.get_context("forkserver").Process):
         os.environ.clear()
         os.environ.update(self.env)
         os.chdir(self.cwd or ".")
-        sys.argv = ["ipykernel_launcher", *self.words]
-        IPKernelApp.launch_instance(
-            argv=self.words, parent_handle=os.getppid()
-        )  # ends when it does not see the fork server any more
+        sys.argv = ["ipykernel_launcher", *self.argv]
+        # exits when its parent, the fork server, is gone
+        IPKernelApp.launch_instance(argv=self.argv, parent_handle=os.getppid())
 
     def poll(self) -> int | None:
-        """None while it runs."""
+        """Return the exit code, or None while running."""
         return self.exitcode
 
     def wait(self) -> int | None:
-        """Until it has ended."""
+        """Wait for the end and return the exit code."""
         self.join()
         return self.exitcode
 
     def send_signal(self, number: int) -> None:
-        """Where it leads no group yet, or no more."""
+        """Send a signal if running; used when the kernel is not a group leader."""
         if self.is_alive():
             os.kill(self.pid, number)
 
 
 def kill_all() -> None:
-    """End the kernels of this process at once; whoever runs a notebook in one finds it dead."""
+    """Kill all kernels of this process."""
     for child in multiprocessing.active_children():
         if isinstance(child, Kernel):
             child.kill()
 
 
 class WarmProvisioner(LocalProvisioner):
-    """A kernel's process on this machine, forked where that can be done."""
+    """Provisioner that forks kernels if possible."""
 
     async def launch_kernel(self, cmd: list[str], **kwargs):
-        """Fork, or start the command as usual."""
+        """Fork the kernel, or else start the command."""
         kwargs["env"] = forks.without_own(kwargs.get("env", os.environ)) | forks.ENVIRONMENT | self.parent.job
         kwargs["cwd"] = self.parent.job.get(artifacts.FOLDER) or kwargs.get("cwd")
-        words = cmd[cmd.index("-f") :]  # before it stands the Python of a kernel spec, maybe another one
+        argv = cmd[cmd.index("-f") :]  # without the interpreter of the kernel spec, which may be another
         try:
             forks.warm()
-            multiprocessing.current_process().daemon = False  # Dask's workers are, and might start no process
-            self.process = Kernel(words, kwargs.get("cwd"), kwargs["env"])
+            multiprocessing.current_process().daemon = False  # Dask workers are daemons, which cannot fork
+            self.process = Kernel(argv, kwargs.get("cwd"), kwargs["env"])
             self.process.start()
-            self.pid = self.pgid = self.process.pid  # it leads a session of its own
+            self.pid = self.pgid = self.process.pid  # session leader, see `Kernel.run`
             return self.connection_info
         except (OSError, EOFError, ValueError):
             self.process = None
-        return await super().launch_kernel([sys.executable, "-m", "ipykernel_launcher", *words], **kwargs)
+        return await super().launch_kernel([sys.executable, "-m", "ipykernel_launcher", *argv], **kwargs)
 
 
 class WarmKernelManager(AsyncKernelManager):
-    """The manager that papermill is given, with sockets in Linux's abstract space: a free port may be taken
-    before the kernel binds it.
+    """Kernel manager for papermill's `kernel_manager_class`.
+
+    Uses Linux abstract sockets, because a free TCP port may be taken before the kernel binds it.
     """
 
-    job: typing.ClassVar[dict[str, str]] = {}  # environment that tells the kernel what job it does
+    job: typing.ClassVar[dict[str, str]] = {}  # environment variables of the job
 
     def __init__(self, *args, **settings):
         super().__init__(*args, **settings)
@@ -131,29 +123,27 @@ class WarmKernelManager(AsyncKernelManager):
 KERNEL_CONFIG = Config(
     {
         "KernelManager": {"transport_encryption": "auto"},  # no warning about plain TCP
-        "NotebookClient": {  # an interrupt at shutdown is no error; nobody looks for these cells in a history
+        "NotebookClient": {  # do not log the interrupt at shutdown; keep no history
             "extra_arguments": ["--log-level=50", "--HistoryManager.enabled=False"]
         },
     }
 )
 
 
-PROGRESS = ".progress"  # in a job's folder while it runs: a line for each epoch
+PROGRESS = ".progress"  # file in a running job's folder: a line per epoch
 
 
 class KernelLostError(RuntimeError):
-    """The kernel ended from outside; the same job may succeed the next time."""
+    """The kernel was killed; a retry may succeed."""
 
 
 @dataclass(frozen=True)
 class JobSpec:
     """A job as plain values.
 
-    key : its name within the study;  label : its name for people;  needs : keys of jobs that come before it
-    study : the folder whose lock its runner holds;  notebook, folder, page : paths;  outputs : files
-        elsewhere that belong to it
-    digest : of everything that shapes it;  parameters : of the notebook;  facts : for the manifest;  footer :
-        of the page
+    key : unique within the study.  label : shown to users.  needs : keys of the jobs it depends on
+    study : folder locked by the runner.  notebook, folder, page : paths.  outputs : files written elsewhere
+    digest : of all inputs.  parameters : of the notebook.  facts : for the manifest.  footer : of the page
     """
 
     key: str
@@ -172,87 +162,84 @@ class JobSpec:
 
 @dataclass(frozen=True)
 class JobResult:
-    """How a job ended: seconds, and the refusal in a sentence or ""."""
+    """Duration of a job in seconds, and its error message or ""."""
 
     seconds: float
-    refusal: str = ""
+    error: str = ""
 
 
-def run_job(order: JobSpec) -> JobResult:
-    """Do one job, or nothing if it is finished already. Runs in the runner's process or in a worker's.
+def run_job(spec: JobSpec) -> JobResult:
+    """Run one job unless it is finished already; called by the runner or by a worker.
 
-    raises : KernelLostError
+    raises : KernelLostError if the kernel was killed
     """
-    began, folder = time.perf_counter(), Path(order.folder)
-    home.own_caches(order.parameters["home"])  # on a worker's machine too
+    start, folder = time.perf_counter(), Path(spec.folder)
+    home.own_caches(spec.parameters["home"])  # also on a worker's machine
     try:
         with io.wrap_os_errors(folder):
-            artifacts.lock_dir(folder)  # a kernel whose worker was killed may live for another second
+            artifacts.lock_dir(
+                folder
+            )  # wait for the kernel of a killed worker, which may live a second longer
             artifacts.unlock_dir(folder)
-            if not artifacts.finished(folder, order.digest):
-                artifacts.start(folder, order.digest)
-                Path(order.page).unlink(missing_ok=True)
-                _execute(order)
-                io.write_text(folder / "params.json", json.dumps(order.parameters, indent=1))
-                facts = order.facts | {"seconds": round(time.perf_counter() - began, 2)}
-                artifacts.commit(folder, order.digest, facts, [Path(path) for path in order.outputs])
-            export(order)
-    except errors.InputError as refusal:
-        return JobResult(time.perf_counter() - began, str(refusal))
-    return JobResult(time.perf_counter() - began)
+            if not artifacts.finished(folder, spec.digest):
+                artifacts.start(folder, spec.digest)
+                Path(spec.page).unlink(missing_ok=True)
+                _execute(spec)
+                io.write_text(folder / "params.json", json.dumps(spec.parameters, indent=1))
+                facts = spec.facts | {"seconds": round(time.perf_counter() - start, 2)}
+                artifacts.commit(folder, spec.digest, facts, [Path(path) for path in spec.outputs])
+            export(spec)
+    except errors.InputError as error:
+        return JobResult(time.perf_counter() - start, str(error))
+    return JobResult(time.perf_counter() - start)
 
 
-def _execute(order: JobSpec) -> None:
-    """Run one notebook to its end; the executed copy is put in place only then, a broken one stays as
-    failed.ipynb.
-    """
-    folder = Path(order.folder)
+def _execute(spec: JobSpec) -> None:
+    """Execute the notebook; saved as notebook.ipynb if it succeeds, else as failed.ipynb."""
+    folder = Path(spec.folder)
     failed = folder / "failed.ipynb"
-    profile = Path(order.parameters["home"], "runs", home.CACHE, "ipython")  # not the user's, nor its startup
+    profile = Path(spec.parameters["home"], "runs", home.CACHE, "ipython")  # ignore the user's profile
     profile.mkdir(parents=True, exist_ok=True)
-    job = {  # the kernel belongs to the runner that holds the study
-        io.HOLDS: order.study,
-        artifacts.FOLDER: order.folder,
-        artifacts.DEVICE: order.facts["device"],
-        artifacts.PRECISION: order.facts["auto"],
-        home.SERIES: str(Path(order.notebook).parent),
+    job = {
+        io.HOLDS: spec.study,
+        artifacts.FOLDER: spec.folder,
+        artifacts.DEVICE: spec.facts["device"],
+        artifacts.PRECISION: spec.facts["auto"],
+        home.SERIES: str(Path(spec.notebook).parent),
         "IPYTHONDIR": str(profile),
         training.PROGRESS: str(folder / PROGRESS),
     }
     try:
         papermill.execute_notebook(
-            order.notebook,
+            spec.notebook,
             str(failed),
-            parameters=order.parameters,
+            parameters=spec.parameters,
             kernel_name="python3",
             progress_bar=False,
-            request_save_on_cell_execute=False,  # else all of it is written anew before and after each cell
+            request_save_on_cell_execute=False,  # else the file is rewritten before and after each cell
             config=KERNEL_CONFIG,
             kernel_manager_class=type("JobKernelManager", (WarmKernelManager,), {"job": job}),
         )
     except PapermillExecutionError as error:
         if error.ename == "InputError":
-            raise errors.InputError(f"{order.label}: {error.evalue}") from error
+            raise errors.InputError(f"{spec.label}: {error.evalue}") from error
         raise errors.InputError(
-            f"{order.label} failed with {error.ename}: {error.evalue}; see {failed}"
+            f"{spec.label} failed with {error.ename}: {error.evalue}; see {failed}"
         ) from error
-    except RuntimeError as error:  # the kernel died or never came up
-        advice = (
-            "most likely for want of memory; free some or use fewer or shorter clips, then give the same"
-            " command again"
-        )
+    except RuntimeError as error:  # the kernel died or did not start
         raise KernelLostError(
-            f"{order.label}: its kernel ended from outside ({type(error).__name__}), {advice}"
+            f"{spec.label}: its kernel was killed ({type(error).__name__}), probably for lack of memory; free"
+            " some, or use fewer or shorter clips, then run the same command again"
         ) from error
     os.replace(failed, folder / "notebook.ipynb")
 
 
-def export(order: JobSpec) -> None:
-    """The executed notebook as a page of the report, if that is not there."""
-    folder, page = Path(order.folder), Path(order.page)
+def export(spec: JobSpec) -> None:
+    """Export the executed notebook as a page of the report, unless the page exists."""
+    folder, page = Path(spec.folder), Path(spec.page)
     if page.is_file():
         return
     page.parent.mkdir(parents=True, exist_ok=True)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    footer = order.footer | {"device": manifest["device"], **manifest["versions"]}
+    footer = spec.footer | {"device": manifest["device"], **manifest["versions"]}
     report.html(folder / "notebook.ipynb", page, footer)

@@ -1,20 +1,19 @@
-"""A study opened: where what it computes lies, what shapes it (its keys), and how it is computed or found.
+"""An opened study: its folders, the keys of its artifacts, and computing or loading them.
 
     runs/artifacts/<detector>-<machine>-<seed>-trained-<key>   trained networks, shared by all studies
-    runs/artifacts/<detector>-<machine>-<seed>-embeddings-<key>-<clips>   of some clips, a shard
-    runs/artifacts/<detector>-<machine>-<seed>-scores-<key>    scores, and what they are made of
-    runs/recordings/<digest>/store, data         decoded clips; synthetic recordings, where none were given
-    runs/<study>/<stage>                         executed notebooks of stages that are the same for all seeds
-    runs/<study>/seed<k>/<stage>[/<machine>]     executed notebooks of stages that train or read one seed
-    runs/<study>/scores.parquet, metrics.csv     the study's scores and metrics; reports/<study>/index.html
-    runs/<study>/sweep                           pages of variants (asdlib.studies.sweeps, or made by hand)
-    runs/<study>/tuned.toml                      omega, eta and both k as 08 chose them, to be included
-    runs/<study>/accepted                        recordings that a person called normal
+    runs/artifacts/<detector>-<machine>-<seed>-embeddings-<key>-<clips>   embeddings of some clips (a shard)
+    runs/artifacts/<detector>-<machine>-<seed>-scores-<key>    scores and the state needed to score
+    runs/recordings/<digest>/store, data         decoded clips; synthetic recordings if none were given
+    runs/<study>/<stage>                         executed notebooks of stages that run once
+    runs/<study>/seed<k>/<stage>[/<machine>]     executed notebooks of stages that run per seed
+    runs/<study>/scores.parquet, metrics.csv     scores and metrics of the study; reports/<study>/index.html
+    runs/<study>/sweep                           pages of variants (asdlib.studies.sweeps, or interactive)
+    runs/<study>/tuned.toml                      omega, eta and both k chosen by 08_tuning, for `include`
+    runs/<study>/accepted                        recordings that a person accepted as normal
 
-A key is the digest of everything that shapes an artifact: settings, clips, code, device, precision, seed,
-machines. `trained_by` and `detector_shaped_by` say what that is, by name; it stands in the manifest, so that
-a job can say why it is stale (asdlib.studies.jobs). What is finished for its key is never computed again, and
-nothing is written over.
+The key of an artifact is the digest of all its inputs: settings, clips, code, device, precision, seed and
+machines. `trained_by` and `detector_shaped_by` list these inputs by name; the manifest keeps them, so that a
+job can tell why it is stale (asdlib.studies.jobs). Finished artifacts are never recomputed or overwritten.
 
 Source: METHOD 8.2, 8.3. Notebooks: all (the `Run` of their second cell).
 """
@@ -50,15 +49,15 @@ from asdlib.studies import accepted, artifacts, config, housekeeping, scorer
 from asdlib.studies.home import notebooks
 from asdlib.studies.stages import OUTPUTS, STAGES, Stage, code_cells, jobs, stage_of
 
-EMBEDDINGS = "embeddings.safetensors"  # of a shard: arrays (clips, ...) by name
-_TOLD: set[Path] = set()  # folders of which it was said that their code has changed since
+EMBEDDINGS = "embeddings.safetensors"  # in a shard: arrays (clips, ...) by name
+_WARNED: set[Path] = set()  # folders already reported as computed by other code
 
 
 class Run:
-    """A study opened: its settings, recordings, folders, keys, and what has been computed.
+    """An opened study: settings, recordings, folders, keys and results.
 
-    Notebooks get one from `study.open_notebook`; scripts from `study.open_run`. Nothing is computed until it
-    is asked for.
+    Created by `study.open_notebook` in notebooks and by `study.open_run` in scripts. Everything is computed
+    or loaded on first use.
     """
 
     def __init__(
@@ -71,58 +70,57 @@ class Run:
         variant: str = "",
         base: Run | None = None,
     ):
-        """variant, base : its name, and the study that it varies, whose recordings and finished jobs it
-        shares
+        """Set up folders and device without reading anything.
+
+        variant, base : name of a variant, and the study it varies; they share recordings and finished jobs
         """
         self.cfg, self.home, self.seed, self.stage, self.machine = cfg, home, seed, stage, machine
         self.variant, self.base = variant, base
-        place = Path("sweep", variant) if variant else Path()
-        self.study_folder = home / "runs" / cfg.name  # one lock for all of it
-        self.folder, self.reports = self.study_folder / place, home / "reports" / cfg.name / place
+        subfolder = Path("sweep", variant) if variant else Path()
+        self.study_folder = home / "runs" / cfg.name  # locked as a whole
+        self.folder, self.reports = self.study_folder / subfolder, home / "reports" / cfg.name / subfolder
         self.synthetic = not cfg.data.roots
-        if self.synthetic and not cfg.data.recorded:  # said before the recordings are made
+        if self.synthetic and not cfg.data.recorded:  # fail before recordings are synthesized
             for name in cfg.data.machines:
                 errors.check_choice("machine", name, sorted(cfg.synthetic.machines))
-        made = settings_tree.digest(cfg.data, cfg.synthetic if self.synthetic else None)
-        self.data_folder = (
-            home / "runs" / housekeeping.RECORDINGS / made
-        )  # of all studies of these recordings
-        # of the artifacts that are meant; who reads them elsewhere computes on `local_device`
+        recordings = settings_tree.digest(cfg.data, cfg.synthetic if self.synthetic else None)
+        self.data_folder = home / "runs" / housekeeping.RECORDINGS / recordings  # shared between studies
+        # device in the artifacts' keys; computation uses `local_device`
         self.device = training.pick_device(cfg.device)
-        self.auto = ""  # what the precision `auto` is for these artifacts, where another machine decided it
-        self.study_file: str | None = None  # as it was named
-        self.overrides: list[str] = []  # that open it again
-        self.changed: dict = {}  # settings of a variant made by hand, by name
+        self.auto = ""  # what precision "auto" resolved to, if another machine decided it
+        self.study_file: str | None = None  # name or path it was opened by
+        self.overrides: list[str] = []  # `name=value`, to open it again
+        self.changed: dict = {}  # changed settings of an interactive variant, by name
 
     @property
     def local_device(self) -> torch.device:
-        """Where this process computes: on the study's device if it has that, else on the CPU."""
+        """Device of this process: the study's if available, else the CPU."""
         return self.device if self.device.type == "cpu" or torch.cuda.is_available() else torch.device("cpu")
 
     @property
     def roots(self) -> list[Path]:
-        """Folders of recordings: the study's own, or the synthetic tree."""
+        """Folders of the recordings, given or synthetic."""
         return [self.data_folder / "data"] if self.synthetic else [Path(root) for root in self.cfg.data.roots]
 
     def found_store(self) -> store.Store | None:
-        """The decoded recordings where they are there for what the recordings are now; writes nothing.
+        """Return the store if it is decoded and matches the current recordings, else None; writes nothing.
 
-        raises : errors.InputError for a study of recordings of which none were given
+        raises : errors.InputError if the study needs recordings and has none
         """
         if self.synthetic and self.cfg.data.recorded:
             raise errors.InputError(
-                f"study {self.cfg.name} is for recordings and none were given; add --data-root DIR"
+                f"study {self.cfg.name} needs recordings, but no folder was given; add --data-root DIR"
             )
         if self.synthetic and not self.roots[0].is_dir():
             return None
-        if io.HOLDS in os.environ:  # of a job, whose runner found the store whole: no need to index again
+        if io.HOLDS in os.environ:  # in a job, whose runner has verified the store: no need to index again
             return store.stored(self.data_folder / "store", self.cfg.data.sample_rate)
         table, problems = index.index(self.roots, self.cfg.data.machines, self.cfg.data.supplemental)
         return store.find_store(table, problems, self.data_folder / "store", self.cfg.data)
 
     @functools.cached_property
     def store(self) -> store.Store:
-        """The recordings, decoded; made on first use and found again after."""
+        """Decoded recordings; decoded on first use."""
         if self.base is not None and self.data_folder == self.base.data_folder:
             return self.base.store
         found = self.found_store()
@@ -136,7 +134,7 @@ class Run:
             return store.open_store(table, problems, self.data_folder / "store", self.cfg.data)
 
     def decode_again(self) -> None:
-        """Make the store anew from the recordings; only for who holds the study."""
+        """Discard the store, so that it is decoded again; the caller must hold the study's lock."""
         (self.data_folder / "store" / "DONE.json").unlink(missing_ok=True)
         for run in (self, self.base):
             if run is not None and run.data_folder == self.data_folder:
@@ -144,35 +142,33 @@ class Run:
 
     @property
     def clips(self) -> pd.DataFrame:
-        """Clip table; row i is item i of the store. A test clip that was accepted as normal has no label."""
+        """Clip table; row i is item i of the store. Test clips accepted as normal are unlabeled."""
         table = self.store.clips
         return _without_label(table, self.withdrawn) if self.withdrawn else table
 
     @functools.cached_property
     def withdrawn(self) -> list[str]:
-        """Names of test clips that were accepted as normal: they count in no metric."""
+        """Names of test clips accepted as normal; they count in no metric."""
         table = self.store.clips
         return table["clip"][accepted.among(self.study_folder, table)].tolist()
 
     @functools.cached_property
     def severities(self) -> pd.Series:
-        """Severity of the fault of each clip, by its name; NaN where none is known. For reports only."""
+        """Fault severity by clip name, NaN if unknown; for reports only."""
         return detectability.severities(self.clips)
 
     @property
     def problems(self) -> pd.DataFrame:
-        """What is wrong with the recordings: path, reason, left_out."""
+        """Problems of the recordings: columns path, reason, left_out."""
         return self.store.problems
 
     @property
     def machines(self) -> list[str]:
-        """Machines that have usable clips, in alphabetical order."""
+        """Machines with usable clips, sorted."""
         return sorted(self.clips["machine"].unique())
 
     def stage_folder(self, stage: Stage, seed: int, machine: str = "") -> Path:
-        """Where a stage's artifacts lie; variants that train the same, or the same as their study, share a
-        folder.
-        """
+        """Return the folder of a job; variants with the same training settings share it."""
         folder = self.study_folder
         if self.base is not None and self._settings(stage) != self.base._settings(stage):
             folder = folder / "sweep" / "jobs" / settings_tree.digest(self._settings(stage))[:8]
@@ -180,22 +176,21 @@ class Run:
         return folder / stage.notebook / machine if stage.per_machine else folder / stage.notebook
 
     def _settings(self, stage: Stage) -> dict:
-        """The settings that shape what a stage trains, and its recordings."""
+        """Settings that a stage's training and recordings depend on."""
         return {
             name: to_tree(self.cfg)[name]
             for name in (*(stage.detectors or stage.sections), "precision", "data", "synthetic")
         }
 
     def artifact(self, kind: str, name: str, seed: int, machine: str, key: str) -> Path:
-        """Folder of what was computed: kind "trained" or "scores", shared by all studies of this home."""
+        """Return the folder of an artifact of a kind: "trained", "embeddings" or "scores"."""
         return self.home / "runs" / "artifacts" / f"{name}-{machine or 'all'}-{seed}-{kind}-{key}"
 
     def detector_folder(self, name: str, machine: str, seed: int) -> Path:
-        """Where the scores of a detector and what they are made of lie.
+        """Return the folder of a detector's scores.
 
-        Where only code differs from what was computed last, that is used and said.
-        raises : errors.InputError where nothing is finished for these settings and recordings, or files are
-            damaged
+        If only code has changed since they were computed, the old scores are used with a note on stderr.
+        raises : errors.InputError if they are not finished for these settings and recordings, or damaged
         """
         folder = self.artifact("scores", name, seed, machine, self.detector_digest(name, seed, machine))
         if artifacts.is_whole(folder):
@@ -203,22 +198,26 @@ class Run:
         last = self.last_folder(name, seed, machine)
         damaged = (folder / "DONE").is_file()
         if last is not None and artifacts.is_whole(last) and not damaged:
-            differ = artifacts.changes(last, self.detector_shaped_by(name, seed, machine))
-            if differ and artifacts.only_code(differ):
-                if last not in _TOLD:
-                    _TOLD.add(last)
-                    told = f"{name} of {machine or 'all machines'}: {'; '.join(differ)} since it was computed"
-                    print(f"note: {told}; `asd run {self.cfg.name}` computes it again", file=sys.stderr)
+            changes = artifacts.changes(last, self.detector_shaped_by(name, seed, machine))
+            if changes and artifacts.only_code(changes):
+                if last not in _WARNED:
+                    _WARNED.add(last)
+                    what = f"{name} of {machine or 'all machines'}"
+                    print(
+                        f"note: {what}: {'; '.join(changes)} since it was computed; `asd run {self.cfg.name}`"
+                        " recomputes it",
+                        file=sys.stderr,
+                    )
                 return last
-        wrong = ", ".join(artifacts.corrupt_files(folder)) if damaged else ""
-        what = f"{name} of {machine or 'all machines'} (seed {seed})"
+        corrupt = ", ".join(artifacts.corrupt_files(folder)) if damaged else ""
         raise errors.InputError(
-            f"{what} is {f'not whole: {wrong}' if wrong else 'not finished for these settings'}; run"
-            f" `asd run {self.cfg.name}` with them first"
+            f"{name} of {machine or 'all machines'} (seed {seed}) is"
+            f" {f'damaged: {corrupt}' if corrupt else 'not finished for these settings'}; run"
+            f" `asd run {self.cfg.name}` with these settings first"
         )
 
     def has(self, name: str, machine: str, seed: int) -> bool:
-        """Whether a detector is finished for these settings and recordings."""
+        """Return True if a detector is finished for these settings and recordings."""
         try:
             self.detector_folder(name, machine, seed)
         except errors.InputError:
@@ -226,37 +225,37 @@ class Run:
         return True
 
     def last_folder(self, name: str, seed: int, machine: str) -> Path | None:
-        """The folder that the study used last for a detector, by the manifest of its stage; None: none."""
+        """Return the folder of a detector's scores that its stage used last, by its manifest, or None."""
         stage = next(stage for stage in STAGES if name in stage.detectors)
         manifest = self.stage_folder(stage, seed, machine if stage.per_machine else "") / "manifest.json"
         try:
-            used = json.loads(manifest.read_text(encoding="utf-8"))["artifacts"][name]
+            last = json.loads(manifest.read_text(encoding="utf-8"))["artifacts"][name]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return self.home / "runs" / "artifacts" / Path(used).name
+        return self.home / "runs" / "artifacts" / Path(last).name
 
     def notebook(self, stage: Stage) -> Path:
-        """The notebook of a stage, see `asdlib.studies.home`."""
+        """Return the path of a stage's notebook, see `asdlib.studies.home`."""
         return notebooks(self.home) / f"{stage.notebook}.ipynb"
 
     def shaped_by(self, stage: Stage, seed: int, machine: str = "") -> dict:
-        """Everything that shapes a stage, by name: code, and what `given_to` says."""
+        """Return all inputs of a job by name: those of `given_to`, and code."""
         return self.given_to(stage, seed, machine) | {"code": artifacts.code_digest()}
 
     def given_to(self, stage: Stage, seed: int, machine: str = "") -> dict:
-        """What shapes a stage beside code: settings, recordings, notebook, device, seed, machine."""
+        """Return the inputs of a job except code: settings, recordings, notebook, device, seed, machine."""
         cfg = self.cfg.model_dump()
         names = (*stage.sections, "precision")
         settings = {name: functools.reduce(dict.__getitem__, name.split("."), cfg) for name in names}
-        if not stage.detectors:  # pages that list what is wrong with the recordings, or how severe faults are
+        if not stage.detectors:  # these pages show problems of the recordings and severities of faults
             settings["problems"] = settings_tree.digest(self.problems.to_json(orient="values"))
             settings["severities"] = settings_tree.digest(self.severities.dropna().to_json())
         if stage is STAGES[-1] and self.study_file is not None:
-            swept = config.read(self.study_file, self.overrides, self.home).get("sweep")
-            settings |= {"sweep": swept} if swept else {}
-        known = accepted.listed(self.study_folder)["digest"].tolist() if "systems" in stage.sections else []
+            sweep = config.read(self.study_file, self.overrides, self.home).get("sweep")
+            settings |= {"sweep": sweep} if sweep else {}
+        digests = accepted.listed(self.study_folder)["digest"].tolist() if "systems" in stage.sections else []
         return {
-            **({"accepted": known} if known else {}),
+            **({"accepted": digests} if digests else {}),
             "settings": settings,
             "recordings": self.store.fingerprint,
             "notebook": code_cells(self.notebook(stage)),
@@ -266,20 +265,20 @@ class Run:
         }
 
     def digest(self, stage: Stage, seed: int, machine: str = "") -> str:
-        """Digest of everything that shapes a stage."""
+        """Return the digest of all inputs of a job."""
         return settings_tree.digest(self.shaped_by(stage, seed, machine))
 
     def trained_by(self, name: str, seed: int, machine: str, settings=None) -> dict:
-        """Everything that shapes a trained network, by name; `machine` "": of all machines.
+        """Return all inputs of a trained network by name, excluding what only scoring depends on.
 
-        Settings that only scoring reads, test clips and the code of scoring are no part of it.
+        machine : "" for a detector of all machines
         """
         detector = DETECTORS[name](getattr(self.cfg, name) if settings is None else settings)
         machines = [machine] if machine else self.machines
         seen = (self.clips["split"] == "train") & (self.clips["label"] == "normal")
         if not detector.uses_others:
             seen &= self.clips["machine"].isin(machines)
-        clips = {which: _clips_digest(rows) for which, rows in self.clips[seen].groupby("machine")}
+        clips = {trained_on: _clips_digest(rows) for trained_on, rows in self.clips[seen].groupby("machine")}
         if detector.uses_others and len(self.store.supplemental):
             clips[schemas.SUPPLEMENTAL] = _clips_digest(self.store.supplemental)
         return {
@@ -292,12 +291,10 @@ class Run:
         }
 
     def detector_shaped_by(self, name: str, seed: int, machine: str, settings=None) -> dict:
-        """Everything that shapes a detector's scores, by name: what shapes its training, its other settings,
-        the recordings and the code of scoring.
-        """
-        chosen = to_tree(getattr(self.cfg, name) if settings is None else settings)
+        """Return all inputs of a detector's scores by name."""
+        settings = to_tree(getattr(self.cfg, name) if settings is None else settings)
         return {
-            "settings": {name: chosen, "precision": self.precision_of(name)},
+            "settings": {name: settings, "precision": self.precision_of(name)},
             "recordings": self.store.fingerprint,
             "code": io.code(DETECTORS[name].__module__),
             "device": self.device.type,
@@ -306,15 +303,15 @@ class Run:
         }
 
     def detector_digest(self, name: str, seed: int, machine: str, settings=None) -> str:
-        """Key of a detector's scores."""
+        """Return the key of a detector's scores."""
         return settings_tree.digest(name, self.detector_shaped_by(name, seed, machine, settings))
 
     def precision_of(self, name: str) -> str:
-        """Precision in which a detector's network is trained (`asdlib.models.precision`)."""
+        """Return the precision a detector is trained in (`asdlib.models.precision`)."""
         return precision.of(name, self.cfg, self.device, self.auto)
 
     def scores_of(self, stage: Stage, seed: int, machine: str) -> dict[str, Path]:
-        """Folders of the scores that a stage computes, by detector: of those that the systems need."""
+        """Return the score folders of a stage's detectors, by name; only detectors that the systems need."""
         needed = {SYSTEMS[system] for system in self.cfg.systems}
         return {
             name: self.artifact("scores", name, seed, machine, self.detector_digest(name, seed, machine))
@@ -323,75 +320,72 @@ class Run:
         }
 
     def trained_with(self, scores: Path) -> Path:
-        """Folder of the trained network that scores were made with."""
+        """Return the folder of the trained network behind a folder of scores."""
         with io.refused(scores / "manifest.json", "a manifest"):
             name = json.loads((scores / "manifest.json").read_text(encoding="utf-8"))["trained"]
         return scores.parent / Path(name).name
 
     def outputs(self, stage: Stage) -> list[Path]:
-        """Files that a stage leaves outside its folder and that belong to it."""
+        """Return the files that a stage writes outside its folder."""
         return [self.folder / name for name in OUTPUTS.get(stage.notebook, ())]
 
     def finished(self, stage: Stage, seed: int, machine: str = "") -> bool:
-        """True if a stage, its detectors and what it leaves elsewhere are there, whole, and made of what
-        holds now.
-        """
-        shown = ("summary.md", "report.json", "model_card.md") if stage is STAGES[-1] else ()
+        """Return True if a job, its detectors and its outputs are complete and up to date."""
+        reported = ("summary.md", "report.json", "model_card.md") if stage is STAGES[-1] else ()
         return (
             artifacts.finished(self.stage_folder(stage, seed, machine), self.digest(stage, seed, machine))
             and all(map(artifacts.is_whole, self.scores_of(stage, seed, machine).values()))
-            and all((self.reports / name).is_file() for name in shown)
+            and all((self.reports / name).is_file() for name in reported)
         )
 
     @property
     def by_hand(self) -> bool:
-        """Whether this is a variant in a notebook that was opened by hand."""
+        """True for a variant made by changing settings in an interactive notebook."""
         return bool(self.changed)
 
     @property
     def own_machine(self) -> str:
-        """The machine of what this notebook makes, "" for one that runs for all machines."""
+        """Machine of this notebook's job, "" if it runs once for all machines."""
         return self.machine if self.stage.per_machine else ""
 
     @property
     def own_folder(self) -> Path:
-        """The folder of this notebook's job: the one that its runner told, else that of the study."""
-        told = os.environ.get(artifacts.FOLDER)
-        return Path(told) if told else self.stage_folder(self.stage, self.seed, self.own_machine)
+        """Folder of this notebook's job: the one set by the runner, else the study's."""
+        folder = os.environ.get(artifacts.FOLDER)
+        return Path(folder) if folder else self.stage_folder(self.stage, self.seed, self.own_machine)
 
     @property
     def detectors(self) -> list[str]:
-        """Detectors that this notebook is to compute: of those it can, the ones that the systems need."""
+        """Names of the detectors that this notebook computes for the study's systems."""
         return list(self.scores_of(self.stage, self.seed, self.own_machine))
 
     @functools.cached_property
     def _loaded(self) -> dict[Path, object]:
-        """Finished detectors, by their folder."""
+        """Loaded detectors by folder."""
         return {}
 
     def fit_or_load(self, name: str, settings=None) -> tuple[Detector, pd.DataFrame, pd.DataFrame]:
-        """A detector of this run's machine, its score table and its training history: computed, or loaded.
+        """Return a detector of this run's machine, its score table and its training history.
 
-        settings : the detector's section of the settings in place of the study's
-        What is finished for the same key is never computed again: a network is trained for its training key,
-        and scores are made for theirs. What is not finished is computed on this machine's device, also where
-        the study was read as computed on another.
+        Training and scoring are each loaded if finished for their key, else computed on this machine's
+        device, even if the study was computed on another.
+
+        settings : the detector's settings; default: the study's
         """
         machine = self.own_machine
-        mine, ordered = training.pick_device(self.cfg.device), io.HOLDS in os.environ
-        of = (name, self.seed, machine, settings)
-        scored = self.artifact("scores", name, self.seed, machine, self.detector_digest(*of))
-        if (self.device != mine or (self.auto and not ordered)) and not artifacts.is_whole(scored):
-            with self._meant_for(mine):
+        device, in_job = training.pick_device(self.cfg.device), io.HOLDS in os.environ
+        spec = (name, self.seed, machine, settings)
+        scored = self.artifact("scores", name, self.seed, machine, self.detector_digest(*spec))
+        if (self.device != device or (self.auto and not in_job)) and not artifacts.is_whole(scored):
+            with self._on_device(device):
                 return self.fit_or_load(name, settings)
-        inputs = self.trained_by(*of)  # a detector that trains nothing has an empty folder
+        inputs = self.trained_by(*spec)  # a detector without training has an empty folder
         trained = self.artifact("trained", name, self.seed, machine, settings_tree.digest(name, inputs))
         if self.by_hand:
             housekeeping.record_variant(self.folder, self.changed, scored, self.data_folder)
         machines = [machine] if machine else self.machines
         clips, others = training_clips(self.store, machines)
-        chosen = getattr(self.cfg, name) if settings is None else settings
-        detector = self._detector(name, chosen, trained)
+        detector = self._detector(name, getattr(self.cfg, name) if settings is None else settings, trained)
         about = {"detector": name, "machines": machines, "seed": self.seed, "device": self.device.type}
         about |= {"data": self.store.fingerprint}
         for folder in (trained, scored):
@@ -402,13 +396,14 @@ class Run:
                     detector.restore_training(trained, clips)
             else:
                 artifacts.start(trained, trained.name)
-                began = time.perf_counter()
-                named = f"{name} of {', '.join(machines[:3])}{' …' if len(machines) > 3 else ''}"
-                with training.memory_in_words(named):
+                start = time.perf_counter()
+                with training.memory_in_words(
+                    f"{name} of {', '.join(machines[:3])}{' …' if len(machines) > 3 else ''}"
+                ):
                     detector.train(clips, others)
                 detector.save_training(trained)
-                spent = {"seconds": time.perf_counter() - began, "peak_memory_mb": artifacts.peak_memory_mb()}
-                artifacts.commit(trained, trained.name, about | spent | {"shaped_by": inputs})
+                usage = {"seconds": time.perf_counter() - start, "peak_memory_mb": artifacts.peak_memory_mb()}
+                artifacts.commit(trained, trained.name, about | usage | {"shaped_by": inputs})
         with io.wrap_os_errors(scored), artifacts.only_one(scored):
             if artifacts.is_whole(scored):
                 with io.refused(scored, f"a {name} detector"):
@@ -416,68 +411,67 @@ class Run:
                 return detector, io.scores(scored / "scores.parquet"), detector.history
             artifacts.start(scored, scored.name)
             with training.memory_in_words(name):
-                shards, began = self._embed(detector, trained, machines, about), time.perf_counter()
+                shards, start = self._embed(detector, trained, machines, about), time.perf_counter()
                 scores = score_all(detector, self.store, machines)
             io.write_table(scored / "scores.parquet", scores)
             detector.save_scoring(scored)
-            spent = {"seconds": time.perf_counter() - began, "peak_memory_mb": artifacts.peak_memory_mb()}
-            facts = {"shaped_by": self.detector_shaped_by(*of), "trained": trained.name, "embeddings": shards}
+            usage = {"seconds": time.perf_counter() - start, "peak_memory_mb": artifacts.peak_memory_mb()}
+            inputs = {"shaped_by": self.detector_shaped_by(*spec), "trained": trained.name}
             unseen = clips.table["clip"][detector.unseen].tolist()
-            facts["unseen"] = None if detector.unseen.all() else unseen
-            artifacts.commit(scored, scored.name, about | spent | facts)
+            unseen = {"unseen": None if detector.unseen.all() else unseen}
+            artifacts.commit(scored, scored.name, about | usage | inputs | {"embeddings": shards} | unseen)
         return detector, scores, detector.history
 
     def _embed(self, detector: Detector, trained: Path, machines: Sequence[str], about: dict) -> list[str]:
-        """Give a trained detector the embeddings of its machines' clips; what no shard has is computed, and
-        kept as one more.
+        """Give a trained detector the embeddings of its machines' clips, from shards where they exist.
 
-        A shard holds the embeddings of some clips by one network, each clip named by its machine and content.
-        returns : names of the shards' folders, none for a detector that embeds anew
+        A shard holds the embeddings of some clips by one network; clips are identified by machine, split and
+        content. Missing embeddings are computed and saved as a new shard.
+        returns : folder names of the shards; empty if the detector stores no embeddings
         """
         inputs = detector.embedding_inputs()
         if inputs is None:
             return []
         test = (machine_rows(self.clips, machine, "test") for machine in machines)
         rows = np.concatenate([detector.train_rows, *test])
-        part = np.where(np.isin(rows, detector.train_rows), "/train/", "/test/")
-        clips = (self.clips["machine"].iloc[rows] + part + self.clips["digest"].iloc[rows]).to_numpy(str)
+        split = np.where(np.isin(rows, detector.train_rows), "/train/", "/test/")
+        clips = (self.clips["machine"].iloc[rows] + split + self.clips["digest"].iloc[rows]).to_numpy(str)
         head, _, key = trained.name.rpartition("-trained-")
         prefix = f"{head}-embeddings-{settings_tree.digest(key, inputs)}-"
         todo, used = np.full(len(rows), True), []
-        for shard in sorted(one for one in trained.parent.iterdir() if one.name.startswith(prefix)):
+        for shard in sorted(path for path in trained.parent.iterdir() if path.name.startswith(prefix)):
             if artifacts.is_whole(shard):
-                if (found := _take(shard, detector, rows, clips, todo)).any():
+                if (found := _load_shard(shard, detector, rows, clips, todo)).any():
                     todo, used = todo & ~found, [*used, shard.name]
             elif (shard / "DONE").is_file():
-                print(f"{shard.name}: {', '.join(artifacts.corrupt_files(shard))}; embedded again")
+                print(f"{shard.name}: {', '.join(artifacts.corrupt_files(shard))}; recomputing embeddings")
         if todo.any():
-            named = pd.unique(clips[todo]).tolist()  # a recording that is there twice has one embedding
-            shard = trained.parent / f"{prefix}{settings_tree.digest(named)[:8]}"
+            missing = pd.unique(clips[todo]).tolist()  # identical recordings share an embedding
+            shard = trained.parent / f"{prefix}{settings_tree.digest(missing)[:8]}"
             with artifacts.only_one(shard):
                 if not artifacts.is_whole(shard):
                     artifacts.start(shard, shard.name)
-                    began = time.perf_counter()
-                    first = rows[[clips.tolist().index(name) for name in named]]
+                    start = time.perf_counter()
+                    first = rows[[clips.tolist().index(name) for name in missing]]
                     save_file(detector.embedded(first), shard / EMBEDDINGS)
-                    spent = {"seconds": time.perf_counter() - began}
-                    facts = about | spent | {"trained": trained.name, "clips": named}
-                    artifacts.commit(shard, shard.name, facts)
-            _take(shard, detector, rows, clips, todo)
+                    facts = {"seconds": time.perf_counter() - start, "trained": trained.name}
+                    artifacts.commit(shard, shard.name, about | facts | {"clips": missing})
+            _load_shard(shard, detector, rows, clips, todo)
             used.append(shard.name)
         return used
 
     def _detector(self, name: str, settings, folder: Path | None = None) -> Detector:
-        keywords = {
-            "seed": self.seed,
-            "device": self.local_device,
-            "precision": self.precision_of(name),
-            "checkpoints": folder,
-        }
-        return DETECTORS[name](settings, **keywords)
+        return DETECTORS[name](
+            settings,
+            seed=self.seed,
+            device=self.local_device,
+            precision=self.precision_of(name),
+            checkpoints=folder,
+        )
 
     @contextlib.contextmanager
-    def _meant_for(self, device: torch.device):
-        """Inside, artifacts are those of another device, as this machine trains there."""
+    def _on_device(self, device: torch.device):
+        """Use the artifacts of another device, and this machine's precision, inside the block."""
         before = self.device, self.auto
         self.device, self.auto = device, ""
         try:
@@ -486,14 +480,15 @@ class Run:
             self.device, self.auto = before
 
     def detector_path(self, name: str, machine: str) -> tuple[Path, str]:
-        """Folder of a finished detector and the machine it belongs to ("": all); see `detector_folder`."""
+        """Return the folder of a finished detector (see `detector_folder`) and its machine ("": all)."""
         stage = next(stage for stage in STAGES if name in stage.detectors)
         machine = machine if stage.per_machine else ""
         return self.detector_folder(name, machine, self.seed), machine
 
     def spaces(self) -> list[projection.Space]:
-        """Embeddings and latents of the study's OEVAEs, machine by machine, embeddings of its classifier and
-        of its pretrained encoder. Notebook: 06_embeddings
+        """Return the embeddings and latents of the study's OEVAEs, classifier and pretrained encoder.
+
+        Notebook: 06_embeddings
         """
         found = []
         if "oevae" in self.cfg.systems:
@@ -511,24 +506,25 @@ class Run:
         return found
 
     def detector(self, name: str, machine: str) -> object:
-        """A finished detector, loaded once and never trained. machine : any of those it was trained on"""
+        """Return a finished detector, loaded once and cached.  machine : any machine it was trained on"""
         folder, own = self.detector_path(name, machine)
         if folder not in self._loaded:
             clips = training_clips(self.store, [own] if own else self.machines)[0]
             trained = self.trained_with(folder)
             if not artifacts.is_whole(trained):
-                wrong = ", ".join(artifacts.corrupt_files(trained))
+                corrupt = ", ".join(artifacts.corrupt_files(trained))
                 raise errors.InputError(
-                    f"{name} of {own or 'all machines'} (seed {self.seed}) is not whole: {wrong}; run `asd"
-                    f" run {self.cfg.name}` again"
+                    f"{name} of {own or 'all machines'} (seed {self.seed}) is damaged: {corrupt}; run"
+                    f" `asd run {self.cfg.name}` again"
                 )
             detector = self._detector(name, getattr(self.cfg, name)).restore_training(trained, clips)
             self._loaded[folder] = detector.restore_scoring(folder)
         return self._loaded[folder]
 
     def explain(self, row: int, of: str = "beta") -> explain.Why:
-        """Why a clip was scored so, by the detectors of the study's systems.  of : alpha or beta, see
-        `explain.why`.  Notebook: 06_embeddings
+        """Explain a clip's score by the detectors of the study's systems.  Notebook: 06_embeddings
+
+        row : of the clip table.  of : "alpha" or "beta", see `explain.why`
         """
         machine, names = self.clips["machine"].iloc[row], {SYSTEMS[system] for system in self.cfg.systems}
         found = {
@@ -539,9 +535,7 @@ class Run:
         return explain.why(self.store, int(row), self.cfg.oevae.features, **found, of=of)
 
     def collect(self) -> pd.DataFrame:
-        """Scores of all systems, seeds and machines, and of what is composed of them, written to
-        scores.parquet, and the clips that they are of to clips.parquet.
-        """
+        """Return the scores of all systems, also composed ones; write scores.parquet and clips.parquet."""
         scores = schemas.score_table(
             fusion.seed_ensembles(self.load_scores(self.cfg.systems), self.cfg.fusion.normalize)
         )
@@ -550,25 +544,25 @@ class Run:
         return scores
 
     def load_scores(self, systems: Sequence[str], seeds: Sequence[int] = ()) -> pd.DataFrame:
-        """Scores of these systems of the study, all machines, these seeds (none: all), and of what
-        `fusion.COMPOSED` makes of them.
+        """Return the scores of systems on all machines, and of the systems composed of them.
 
-        raises : errors.InputError that names every stage whose scores are missing.  Notebooks: 06, 08; 09
-            (through `collect`)
+        seeds : default: all seeds of the study
+        raises : errors.InputError with the stages whose scores are missing.  Notebooks: 06, 08; 09 (through
+            `collect`)
         """
-        wanted, chosen = {SYSTEMS[system] for system in systems}, seeds or self.cfg.seeds
-        missing = (
-            self.missing(wanted, chosen) if wanted and set(chosen) <= set(self.cfg.seeds) else ["every stage"]
-        )
+        wanted, seeds = {SYSTEMS[system] for system in systems}, seeds or self.cfg.seeds
+        missing = ["every stage"]
+        if wanted and set(seeds) <= set(self.cfg.seeds):
+            missing = self.missing(wanted, seeds)
         if missing:
             raise errors.InputError(
-                f"scores are missing of {', '.join(missing)}; run `asd run {self.cfg.name}` with these"
-                " settings first"
+                f"missing scores: {', '.join(missing)}; run `asd run {self.cfg.name}` with these settings"
+                " first"
             )
         folders = [
             self.detector_folder(name, machine, seed)
             for stage, seed, machine in jobs(self)
-            if seed in chosen
+            if seed in seeds
             for name in stage.detectors
             if name in wanted
         ]
@@ -581,8 +575,9 @@ class Run:
     def missing(
         self, detectors: Iterable[str], seeds: Sequence[int], coming: Iterable[tuple[Stage, int, str]] = ()
     ) -> list[str]:
-        """The stages that have not finished some of these detectors, in words. coming : jobs that are about
-        to
+        """Describe the jobs that have not finished some of these detectors.
+
+        coming : jobs about to run, which do not count as missing
         """
         found = []
         for stage, seed, machine in jobs(self):
@@ -592,49 +587,45 @@ class Run:
         return list(dict.fromkeys(found))
 
     def unseen(self, scores: pd.DataFrame) -> pd.Series:
-        """Of each row of a score table, whether it is of a training clip that no network behind the system
-        was trained on, bool.
-        """
+        """Return a bool mask of score rows of training clips that no network of the system was trained on."""
         out, views = scores["split"] == "train", self.cfg.fusion.views
         base = scores["system"].str.removesuffix(fusion.SEEDS)
         for stage, seed, machine in jobs(self):
             for name in self.scores_of(stage, seed, machine):
                 path = self.detector_folder(name, machine, seed) / "manifest.json"
-                facts = json.loads(path.read_text(encoding="utf-8"))
-                unseen = facts.get("unseen", [])  # None: all
+                manifest = json.loads(path.read_text(encoding="utf-8"))
+                unseen = manifest.get("unseen", [])  # None: all
                 if unseen is not None:
-                    behind = [one for one in base.unique() if name in scorer.detectors_of(one, views=views)]
-                    of = base.isin(behind) & scores["seed"].isin([seed, fusion.ALL_SEEDS])
-                    of &= scores["machine"].isin(facts["machines"])
-                    out &= ~of | scores["clip"].isin(unseen)
+                    using = [
+                        system for system in base.unique() if name in scorer.detectors_of(system, views=views)
+                    ]
+                    affected = base.isin(using) & scores["seed"].isin([seed, fusion.ALL_SEEDS])
+                    affected &= scores["machine"].isin(manifest["machines"])
+                    out &= ~affected | scores["clip"].isin(unseen)
         return out
 
     def measure(self, scores: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Metrics and controls with intervals, written to metrics.csv and controls.csv."""
-        stream = {fusion.ALL_SEEDS: self.seed}  # of the bootstrap
+        """Return metrics and controls with intervals; write metrics.csv and controls.csv."""
         tables = [
-            metrics.table(part, self.cfg.metrics, stream.get(seed, seed))
+            metrics.table(part, self.cfg.metrics, self.seed if seed == fusion.ALL_SEEDS else seed)
             for seed, part in scores.groupby("seed")
         ]
-        table, controls = (
-            pd.concat(tables, ignore_index=True),
-            metrics.controls(self.clips, scores, self.cfg.metrics, self.seed),
-        )
+        table = pd.concat(tables, ignore_index=True)
+        controls = metrics.controls(self.clips, scores, self.cfg.metrics, self.seed)
         io.write_table(self.folder / "metrics.csv", table)
         io.write_table(self.folder / "controls.csv", controls)
         return table, controls
 
     def save_table(self, name: str, table: pd.DataFrame) -> None:
-        """A table of this run's stage, beside its notebook. Only `asd run` writes it; a notebook opened by
-        hand leaves what is there.
-        """
+        """Save a table next to the executed notebook; does nothing in an interactive notebook."""
         job, marker = (self.stage, self.seed, self.own_machine), self.own_folder / "BEGUN"
         if marker.is_file() and marker.read_text(encoding="utf-8") == self.digest(*job):
             io.write_table(marker.parent / name, table)
 
     def load_table(self, notebook: str, name: str) -> pd.DataFrame:
-        """What a stage without machines kept, of all seeds, with the column seed; empty where the stage is
-        not finished for these settings.
+        """Return a table saved by a stage that runs once or per seed, with a column seed.
+
+        Empty if the stage is not finished for these settings.
         """
         stage, found = stage_of(notebook), []
         for seed in self.cfg.seeds if stage.per_seed else self.cfg.seeds[:1]:
@@ -644,59 +635,62 @@ class Run:
         return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
     def scorer(self, machine: str = "", system: str = "") -> scorer.Scorer:
-        """The trained detectors of one machine, for any recordings, see `scorer.of`; the run must be finished
-        (`open`).
-        """
+        """Return a scorer of new recordings for one machine, see `scorer.of`; the run must be finished."""
         return scorer.of(self, jobs(self), machine, system)
 
     def score(self, paths: Sequence[str | Path], machine: str = "", system: str = "") -> pd.DataFrame:
-        """Scores of recordings and folders of recordings: a row per file, see `scorer.Scorer`. For many calls
-        keep one `scorer`.
+        """Score recordings and folders of recordings, a row per file; see `scorer.Scorer`.
+
+        For repeated calls, keep a `scorer`.
         """
         return self.scorer(machine, system)(scorer.recordings(paths))
 
     def timings(self) -> pd.DataFrame:
-        """Seconds of every finished job of this study: stage, machine, seed, seconds; and the peak memory of
-        those that train.
+        """Return seconds and, for training jobs, peak memory of every finished job.
+
+        returns : columns stage, machine, seed, seconds, peak_memory_mb
         """
         rows = []
         for stage, seed, machine in jobs(self):
             folder = self.stage_folder(stage, seed, machine)
             if not artifacts.finished(folder, self.digest(stage, seed, machine)):
                 continue
-            facts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             peaks = [
-                json.loads((one / "manifest.json").read_text(encoding="utf-8"))["peak_memory_mb"]
-                for one in self.scores_of(stage, seed, machine).values()
-                if (one / "manifest.json").is_file()
+                json.loads((scored / "manifest.json").read_text(encoding="utf-8"))["peak_memory_mb"]
+                for scored in self.scores_of(stage, seed, machine).values()
+                if (scored / "manifest.json").is_file()
             ]
-            which = (stage.notebook, machine, seed if stage.per_seed else "")
-            rows.append((*which, facts["seconds"], str(max(peaks)) if peaks else ""))
+            job = (stage.notebook, machine, seed if stage.per_seed else "")
+            rows.append((*job, manifest["seconds"], str(max(peaks)) if peaks else ""))
         return pd.DataFrame(rows, columns=["stage", "machine", "seed", "seconds", "peak_memory_mb"])
 
 
 def _without_label(table: pd.DataFrame, clips: Sequence[str]) -> pd.DataFrame:
-    """A clip or score table in which these clips are unlabeled."""
+    """Return a clip or score table with these clips unlabeled."""
     return table.assign(label=table["label"].mask(table["clip"].isin(clips), "unlabeled"))
 
 
 def _clips_digest(clips: pd.DataFrame) -> str:
-    """Digest of what a training sees of clips of one machine: names, labels, attributes and sounds, not where
-    the files lie. Attributes that only other machines have do not count.
+    """Digest of what training sees of one machine's clips: names, labels, attributes and sounds, not paths.
+
+    Columns that are empty for this machine do not count.
     """
-    facts = clips.drop(columns=["path", "level_db"], errors="ignore").sort_index(axis=1)
-    return settings_tree.digest(facts.loc[:, (facts.astype(str) != "").any()].to_csv(index=False))
+    seen = clips.drop(columns=["path", "level_db"], errors="ignore").sort_index(axis=1)
+    return settings_tree.digest(seen.loc[:, (seen.astype(str) != "").any()].to_csv(index=False))
 
 
-def _take(
+def _load_shard(
     shard: Path, detector: Detector, rows: np.ndarray, clips: np.ndarray, todo: np.ndarray
 ) -> np.ndarray:
-    """Give a detector the embeddings that a shard has of clips to do.  returns : of which, bool (clips,)"""
+    """Give a detector the embeddings in a shard.  returns : which clips of `todo` it had, bool (clips,)"""
     with io.refused(shard / EMBEDDINGS, "embeddings of these clips"):
-        facts = json.loads((shard / "manifest.json").read_text(encoding="utf-8"))
-        place = pd.Index(facts["clips"]).get_indexer(clips)
-        found = todo & (place >= 0)
+        manifest = json.loads((shard / "manifest.json").read_text(encoding="utf-8"))
+        index_in_shard = pd.Index(manifest["clips"]).get_indexer(clips)
+        found = todo & (index_in_shard >= 0)
         if found.any():
             arrays = io.tensors(shard / EMBEDDINGS, {}).items()
-            detector.take_embedded(rows[found], {name: values[place[found]] for name, values in arrays})
+            detector.take_embedded(
+                rows[found], {name: values[index_in_shard[found]] for name, values in arrays}
+            )
     return found

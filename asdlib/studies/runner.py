@@ -1,9 +1,8 @@
-"""Run a study: what is fresh left alone, the rest done side by side here or on workers, what broke said in
-one sentence.
+"""Run a study: execute the jobs that are not fresh, in parallel, in this process or on Dask workers.
 
-Each notebook is executed in a kernel of its own and saved in its stage's folder; DONE is written when it came
-to its end. A job that is interrupted goes on from its checkpoints the next time. Before anything is computed,
-the decoded recordings are read against their digests, and what killed writers left is swept away.
+Each notebook runs in its own kernel and is saved in its stage's folder; DONE is written when it has finished.
+An interrupted job resumes from its checkpoints. Before computing, the decoded recordings are verified and
+temporary files of killed writers are removed.
 Sources: METHOD 8.2, 8.3. Notebooks: all.
 """
 
@@ -17,7 +16,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -41,15 +40,14 @@ from asdlib.studies.stages import Stage
 from asdlib.studies.study import OVERRIDES
 from asdlib.viz import pages, tables
 
-JOB_GB = 3.0  # of memory that a job may take
-log = functools.partial(print, flush=True)  # a log file shows each line when it is said
+JOB_GB = 3.0  # memory of one job
+log = functools.partial(print, flush=True)  # a log file shows each line at once
 
 
 def parameters(path: Path, *, study: str, overrides: list, home: str, seed: int, machine: str) -> dict:
-    """The parameters that a notebook declares of these. A notebook that runs once has no `machine`, one that
-    trains nothing no `seed`.
+    """Return those of these parameters that a notebook declares; `seed` and `machine` are optional.
 
-    raises : errors.InputError for one that is not known here, which papermill only prints a line about
+    raises : errors.InputError for a missing or unknown parameter, which papermill would ignore
     """
     values = {"study": study, "overrides": overrides, "home": home, "seed": seed, "machine": machine}
     declared = set(papermill.inspect_notebook(str(path)))
@@ -62,42 +60,43 @@ def parameters(path: Path, *, study: str, overrides: list, home: str, seed: int,
 
 
 class Progress:
-    """What a run tells while it works: a line per job and per epoch, of which a terminal rewrites the last;
-    in a notebook one table of all jobs that is rewritten.
+    """Progress display of a run: lines per job and epoch, or in a notebook one live table of all jobs.
+
+    On a terminal the line of the latest epoch is overwritten.
     """
 
     def __init__(self, planned: Sequence[Job], say: Callable[[str], None]):
-        self.say, self.began, self.total = say, time.perf_counter(), len(planned)
+        self.say, self.start, self.total = say, time.perf_counter(), len(planned)
         self.ended = sum(job.state == "fresh" for job in planned)
-        self.due, self.begun = self.total - self.ended, self.ended
+        self.due, self.started = self.total - self.ended, self.ended
         self.rows = {job.key: [job.label, job.state, "", "; ".join(job.why)] for job in planned}
         self.files = {job.folder / kernels.PROGRESS: (job.label, job.key) for job in planned if job.why}
-        self.read: dict[Path, int] = {}  # signs of each file that were told
-        self.over, self.lock = threading.Event(), threading.Lock()
+        self.lines_read: dict[Path, int] = {}
+        self.stop, self.lock = threading.Event(), threading.Lock()
         for path in self.files:
             path.unlink(missing_ok=True)
         self.handle = display(self._table(), display_id=True) if get_ipython() is not None else None
 
     def __enter__(self) -> Progress:
-        """Tell of epochs meanwhile."""
+        """Start watching the epochs of running jobs."""
         self.watcher = threading.Thread(target=self._watch, daemon=True)
         self.watcher.start()
         return self
 
     def __exit__(self, *_) -> None:
-        """Come to an end."""
-        self.over.set()
+        """Stop watching."""
+        self.stop.set()
         self.watcher.join()
 
     def _watch(self) -> None:
-        """Tell what the jobs' kernels say of their epochs."""
-        while not self.over.wait(0.5):
+        """Report lines that kernels append to their progress files."""
+        while not self.stop.wait(0.5):
             for path, (label, key) in self.files.items():
                 with contextlib.suppress(OSError):
                     lines = path.read_text(encoding="utf-8").splitlines()
-                    for line in lines[self.read.get(path, 0) :]:
+                    for line in lines[self.lines_read.get(path, 0) :]:
                         self._epoch(key, f"    {label}: {line}")
-                    self.read[path] = len(lines)
+                    self.lines_read[path] = len(lines)
 
     def _epoch(self, key: str, line: str) -> None:
         with self.lock:
@@ -114,25 +113,25 @@ class Progress:
             pd.DataFrame(list(self.rows.values()), columns=["job", "state", "seconds", "why"])
         )
 
-    def begins(self, order: JobSpec) -> None:
-        """A job was taken up."""
-        self.begun += 1
-        self._tell(order, "at work", "", f"[{self.begun}/{self.total}] {order.label}")
+    def job_started(self, spec: JobSpec) -> None:
+        """Report that a job is running."""
+        self.started += 1
+        self._update(spec, "running", "", f"[{self.started}/{self.total}] {spec.label}")
 
-    def ends(self, order: JobSpec, outcome: JobResult) -> None:
-        """A job came to its end, good or bad."""
+    def job_ended(self, spec: JobSpec, result: JobResult) -> None:
+        """Report the result of a job."""
         self.ended += 1
-        spent, left = time.perf_counter() - self.began, self.total - self.ended
-        line = f"[{self.ended}/{self.total}] {order.label}: {outcome.seconds:.0f} s, {spent:.0f} s in all"
+        elapsed, left = time.perf_counter() - self.start, self.total - self.ended
+        line = f"[{self.ended}/{self.total}] {spec.label}: {result.seconds:.0f} s, {elapsed:.0f} s in total"
         if left:
-            line += f", about {spent / (self.due - left) * left:.0f} s left"
-        if outcome.refusal:
-            line = f"[{self.ended}/{self.total}] {outcome.refusal}"
-        self._tell(order, "refused" if outcome.refusal else "fresh", f"{outcome.seconds:.0f}", line)
+            line += f", about {elapsed / (self.due - left) * left:.0f} s left"
+        if result.error:
+            line = f"[{self.ended}/{self.total}] {result.error}"
+        self._update(spec, "failed" if result.error else "fresh", f"{result.seconds:.0f}", line)
 
-    def _tell(self, order: JobSpec, state: str, seconds: str, line: str) -> None:
+    def _update(self, spec: JobSpec, state: str, seconds: str, line: str) -> None:
         with self.lock:
-            self.rows[order.key][1:3] = [state, seconds]
+            self.rows[spec.key][1:3] = [state, seconds]
             if self.handle is not None:
                 self.handle.update(self._table())
             elif self.say is log and sys.stdout.isatty():
@@ -143,7 +142,7 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Executor:
-    """Where jobs are done; 0 workers and no scheduler: here, see `at_once`."""
+    """Where jobs run: local Dask workers, a Dask cluster, or by default in this process (see `at_once`)."""
 
     workers: int = 0
     scheduler: str = ""
@@ -155,14 +154,14 @@ def run_study(
     overrides: Sequence[str],
     only: Sequence[str] = (),
     say: Callable[[str], None] = log,
-    where: Executor = Executor(),
+    executor: Executor = Executor(),
 ) -> int:
     """Bring a study, its seeds and its sweep up to date.
 
-    study, overrides : as the notebooks are to open it again
-    only : stages by name or number; none: all
-    returns : how many notebooks were executed
-    raises : errors.InputError, in a sentence, when a stage cannot be finished
+    study, overrides : passed to the notebooks, which open the study again
+    only : stages by name or number; default: all
+    returns : number of executed notebooks
+    raises : errors.InputError if a stage cannot be finished
     """
     with io.locked(run.study_folder), io.wrap_os_errors(run.study_folder), contextlib.ExitStack() as stack:
         _claim(run.study_folder, study, overrides)
@@ -170,35 +169,35 @@ def run_study(
         for folder in (run.study_folder, run.reports):
             artifacts.remove_temp(folder)
         opened, client, gpu = sweeps.of(run), None, run.device.type == "cuda"
-        if where.scheduler or where.workers:
-            from asdlib.studies import dask  # here: it takes a second, which a run without it need not pay
-        if where.scheduler:
-            client = stack.enter_context(dask.existing(where.scheduler))
-            gpu = _on_workers(client, list(opened.values()))
+        if executor.scheduler or executor.workers:
+            from asdlib.studies import dask  # only here: the import takes a second
+        if executor.scheduler:
+            client = stack.enter_context(dask.existing(executor.scheduler))
+            gpu = _use_workers_device(client, list(opened.values()))
         planned = plan(opened, only)
         todo = [job for job in planned if job.why]
-        _can_be_finished(planned, todo)
+        _check_inputs(planned, todo)
         if todo:
-            if not where.workers and client is None:
+            if not executor.workers and client is None:
                 with contextlib.suppress(OSError):
-                    forks.warm()  # its imports go on beside the following
-            _whole_store({job.run.data_folder: job.run for job in todo}.values(), say)
-            progress, orders = Progress(planned, say), [_order(job, study) for job in todo]
+                    forks.warm()  # imports in the background during the following steps
+            _verify_stores({job.run.data_folder: job.run for job in todo}.values(), say)
+            progress, specs = Progress(planned, say), [_job_spec(job, study) for job in todo]
             stack.enter_context(progress)
             for job in todo:
                 (job.folder / "DONE").unlink(missing_ok=True)
-            if where.workers and client is None:
+            if executor.workers and client is None:
                 gpus = torch.cuda.device_count() if gpu else 0
-                client = stack.enter_context(dask.local(min(where.workers, len(orders)), gpus))
+                client = stack.enter_context(dask.local(min(executor.workers, len(specs)), gpus))
             if client is None:
-                _side_by_side(orders, at_once(gpu), progress)
+                _run_parallel(specs, at_once(gpu), progress)
             else:
-                say(f"{len(orders)} jobs on {len(client.scheduler_info(n_workers=-1)['workers'])} workers")
-                dask.spread(client, orders, gpu, progress.ends)
-            _came_true(todo)
+                say(f"{len(specs)} jobs on {len(client.scheduler_info(n_workers=-1)['workers'])} workers")
+                dask.spread(client, specs, gpu, progress.job_ended)
+            _check_results(todo)
         for job in planned:
             if not page_of(job.run, job.stage, job.seed, job.machine).is_file():
-                export(_order(job, study))
+                export(_job_spec(job, study))
         for folder in {job.run.reports for job in planned}:
             pages.link_series(folder, run.home / "reports" / "index.html")
         if not only:
@@ -206,9 +205,10 @@ def run_study(
     return len(todo)
 
 
-def _on_workers(client, opened: Sequence[Run]) -> bool:
-    """What the jobs of a study are meant for is the workers' device, whatever the runner has.  returns :
-    whether they ask for the resource GPU
+def _use_workers_device(client, opened: Sequence[Run]) -> bool:
+    """Set device and precision of a study's runs to those of the cluster's workers.
+
+    returns : True if jobs have to request the Dask resource GPU
     """
     from asdlib.studies import dask
 
@@ -216,74 +216,70 @@ def _on_workers(client, opened: Sequence[Run]) -> bool:
     device, offered = ("cpu", False) if chosen == "cpu" else dask.device_of(client)
     if chosen == "cuda" and device == "cpu":
         raise errors.InputError(
-            "device cuda was asked for, but no worker of the cluster sees a GPU; use --device auto or cpu"
+            "device cuda requested, but no worker of the cluster has a GPU; use --device auto or cpu"
         )
     auto = dask.auto_of(client, device)
-    for one in opened:
-        one.device, one.auto = torch.device(device), auto
+    for run in opened:
+        run.device, run.auto = torch.device(device), auto
     return offered
 
 
 def at_once(gpu: bool) -> int:
-    """How many jobs are done at a time: one on a GPU, else one per core, fewer where memory is short."""
+    """Return the number of parallel jobs: one on a GPU, else one per core, limited by free memory."""
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     free_gb = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
     return 1 if gpu else max(1, min(training.cores(), int(free_gb / JOB_GB)))
 
 
-def _side_by_side(orders: Sequence[JobSpec], most: int, progress: Progress) -> None:
-    """Do jobs in kernels of this process, so many at a time, each after those it needs; in their order, where
-    they can be.
+def _run_parallel(specs: Sequence[JobSpec], limit: int, progress: Progress) -> None:
+    """Run jobs in kernels of this process, at most `limit` at a time, each after those it needs.
 
-    raises : errors.InputError of the first job that cannot be finished, when those at work have ended
+    raises : errors.InputError of the first job that failed, once all running jobs have ended
     """
-    left, working, refusal = list(orders), {}, ""
-    with ThreadPoolExecutor(most) as pool:
+    waiting, running, error = list(specs), {}, ""
+    with ThreadPoolExecutor(limit) as pool:
         try:
-            while working or (left and not refusal):
-                open_keys = {order.key for order in (*left, *working.values())}
-                for order in [] if refusal else [one for one in left if not open_keys & set(one.needs)]:
-                    if len(working) < most:
-                        left.remove(order)
-                        progress.begins(order)
-                        working[pool.submit(kernels.run_job, order)] = order
-                for future in wait(working, return_when=FIRST_COMPLETED).done:
-                    order = working.pop(future)
-                    outcome = _outcome(future)
-                    progress.ends(order, outcome)
-                    refusal = refusal or outcome.refusal
-        except BaseException:  # Ctrl-C among them
-            while working:  # one may only now be starting its kernel
+            while running or (waiting and not error):
+                unfinished = {spec.key for spec in (*waiting, *running.values())}
+                ready = [spec for spec in waiting if not unfinished & set(spec.needs)]
+                for spec in [] if error else ready[: limit - len(running)]:
+                    waiting.remove(spec)
+                    progress.job_started(spec)
+                    running[pool.submit(kernels.run_job, spec)] = spec
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    spec = running.pop(future)
+                    result = _result(future)
+                    progress.job_ended(spec, result)
+                    error = error or result.error
+        except BaseException:  # including Ctrl-C
+            while running:  # repeated, because a kernel may just be starting
                 kernels.kill_all()
-                for future in wait(working, timeout=0.2).done:
-                    del working[future]
+                for future in wait(running, timeout=0.2).done:
+                    del running[future]
             raise
-    if refusal:
-        raise errors.InputError(refusal)
+    if error:
+        raise errors.InputError(error)
 
 
-def _outcome(future: Future) -> JobResult:
+def _result(future: Future) -> JobResult:
     try:
         return future.result()
-    except KernelLostError as lost:
-        return JobResult(0.0, str(lost))
+    except KernelLostError as error:
+        return JobResult(0.0, str(error))
 
 
-def _came_true(done: Sequence[Job]) -> None:
-    """What was computed is what was meant: a kernel that loaded other code, or a worker with another device,
-    does not pass.
-    """
-    for job in done:
+def _check_results(todo: Sequence[Job]) -> None:
+    """Raise InputError if a job is not fresh after it ran, as with a worker that has other code."""
+    for job in todo:
         state, why = job_state(job.run, job.stage, job.seed, job.machine)
         if state != "fresh":
             raise errors.InputError(
-                f"{job.label}: came to its end, but not as it was meant ({'; '.join(why)}); give the same"
-                " command again"
+                f"{job.label}: finished, but is not up to date ({'; '.join(why)}); run the same command again"
             )
 
 
-def _can_be_finished(planned: Sequence[Job], todo: Sequence[Job]) -> None:
-    """What cannot be finished is said before anything runs, and before anything that is there is cleared."""
+def _check_inputs(planned: Sequence[Job], todo: Sequence[Job]) -> None:
+    """Raise InputError for jobs that cannot finish, before anything runs or is deleted."""
     for run in {id(job.run): job.run for job in planned}.values():
         parts = [training_clips(run.store, [machine]) for machine in run.machines]
         for own, others in parts if any("oevae" in job.stage.detectors for job in planned) else ():
@@ -293,39 +289,38 @@ def _can_be_finished(planned: Sequence[Job], todo: Sequence[Job]) -> None:
         used = {*job.stage.reads, *job.stage.shows} & {SYSTEMS[system] for system in job.run.cfg.systems}
         missing = job.run.missing(used, [job.seed] if job.stage.per_seed else job.run.cfg.seeds, coming)
         if missing:
-            again = f"run `asd run {job.run.cfg.name}` with these settings first"
-            raise errors.InputError(f"{job.label}: scores are missing of {', '.join(missing)}; {again}")
+            raise errors.InputError(
+                f"{job.label}: missing scores: {', '.join(missing)}; run `asd run {job.run.cfg.name}` with"
+                " these settings first"
+            )
 
 
-def _whole_store(opened: Sequence[Run], say: Callable[[str], None]) -> None:
-    """Read the decoded recordings against their digests; damaged ones are decoded again."""
+def _verify_stores(opened: Iterable[Run], say: Callable[[str], None]) -> None:
+    """Check the decoded recordings against their digests; decode damaged stores again."""
     for run in opened:
         try:
             run.store.verify()
-        except errors.InputError as damage:
-            say(f"{damage.args[0].split(';')[0]}; decoding again")
+        except errors.InputError as error:
+            say(f"{error.args[0].split(';')[0]}; decoding again")
             run.decode_again()
 
 
 def _claim(folder: Path, study: str, overrides: Sequence[str]) -> None:
-    """A run folder belongs to one study file; another file of the same name is refused."""
+    """Record a study's file and overrides in its run folder; raise InputError if it is another study's."""
     owner = folder / "study.txt"
-    if not owner.is_file():
-        io.write_text(owner, study)
-    elif (held := owner.read_text(encoding="utf-8", errors="replace")) != study:
-        if held.endswith(".toml") and not Path(held).exists():  # it was moved
-            io.write_text(owner, study)
-            return _claim(folder, study, overrides)
+    previous = owner.read_text(encoding="utf-8", errors="replace") if owner.is_file() else ""
+    moved = previous.endswith(".toml") and not Path(previous).exists()
+    if previous not in ("", study) and not moved:
         raise errors.InputError(
-            f"{folder} holds the study {held}, now {study} came; set another name in the study file"
+            f"{folder} belongs to the study {previous}, not to {study}; set another name in the study file"
         )
-    given = folder / OVERRIDES
-    if not given.is_file() or given.read_text(encoding="utf-8") != json.dumps(list(overrides)):
-        io.write_text(given, json.dumps(list(overrides)))
+    for path, text in ((owner, study), (folder / OVERRIDES, json.dumps(list(overrides)))):
+        if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text:
+            io.write_text(path, text)
 
 
-def _order(job: Job, study: str) -> JobSpec:
-    """A job as plain values."""
+def _job_spec(job: Job, study: str) -> JobSpec:
+    """Convert a job to plain values."""
     run, stage, seed, machine = job.run, job.stage, job.seed, job.machine
     facts = {
         "stage": stage.notebook,
@@ -358,6 +353,6 @@ def _order(job: Job, study: str) -> JobSpec:
 
 
 def page_of(run: Run, stage: Stage, seed: int, machine: str) -> Path:
-    """Where a notebook's page lies in the report."""
+    """Return the path of a job's page in the report."""
     name = "_".join(filter(None, [stage.notebook, machine, f"seed{seed}" if stage.per_seed else ""]))
     return run.reports / ("index.html" if stage.notebook == "09_report" else f"{name}.html")

@@ -1,7 +1,6 @@
-"""The notebooks of a study: how often each runs, and what it trains, reads and is shaped by.
+"""The stages of a study: its notebooks, how often each runs, what each trains and reads.
 
-A `Stage` is one notebook; a job is a stage for one seed and machine. Source: METHOD 8.2. Notebooks: none
-(`run`, `jobs`, `runner`)
+A job is a stage for one seed and machine. Source: METHOD 8.2. Used by: `run`, `jobs`, `runner`.
 """
 
 from __future__ import annotations
@@ -22,22 +21,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """One notebook of the series: how often it runs, and the settings that shape what it writes."""
+    """One notebook of the series."""
 
     notebook: str
     per_machine: bool
     per_seed: bool
-    sections: tuple[str, ...]  # of the settings
-    detectors: tuple[str, ...] = ()  # that it trains
-    reads: tuple[str, ...] = ()  # detectors of earlier stages that it is of no use without
-    shows: tuple[str, ...] = ()  # others that it reads where the study has them
+    sections: tuple[str, ...]  # settings that its results depend on
+    detectors: tuple[str, ...] = ()  # detectors it trains
+    reads: tuple[str, ...] = ()  # detectors of earlier stages it requires
+    shows: tuple[str, ...] = ()  # detectors it also reads if the study has them
 
     def serves(self, systems: Sequence[str]) -> bool:
-        """Whether a study of these systems has a use for the stage."""
+        """Return True if a study of these systems needs the stage."""
         for system in systems:
             errors.check_choice("system", system, list(SYSTEMS))
-        about = self.detectors + self.reads
-        return not about or any(SYSTEMS[system] in about for system in systems)
+        own = self.detectors + self.reads
+        return not own or any(SYSTEMS[system] in own for system in systems)
 
 
 BASELINES = ("baseline_knn", "multires", "pretrained", "autoencoder")
@@ -82,7 +81,7 @@ STAGES = (
 
 
 def stage_of(notebook: str) -> Stage:
-    """The stage of a notebook's name or number.  raises : errors.InputError for an unknown one"""
+    """Return the stage with this notebook name or number.  raises : errors.InputError if there is none"""
     for stage in STAGES:
         if notebook in (stage.notebook, stage.notebook[:2]):
             return stage
@@ -91,17 +90,17 @@ def stage_of(notebook: str) -> Stage:
     )
 
 
-OUTPUTS = {
+OUTPUTS = {  # files that a stage writes outside its folder
     "08_tuning": ("tuned.toml",),
     "09_report": ("clips.parquet", "scores.parquet", "metrics.csv", "controls.csv"),
-}  # of a stage, outside its folder
+}
 
 
 def jobs(run: Run, only: Sequence[str] = ()) -> list[tuple[Stage, int, str]]:
-    """The notebooks of a study in order: (stage, seed, machine); stages that serve none of its systems are
-    left out.
+    """Return the jobs of a study in order, as (stage, seed, machine).
 
-    raises : errors.InputError for such a stage that was asked for by name
+    only : names or numbers of stages; default: all that the study's systems need
+    raises : errors.InputError if `only` names an unknown stage, or one that the systems do not need
     """
     chosen = [stage_of(name) for name in only]
     for stage in chosen:
@@ -110,8 +109,8 @@ def jobs(run: Run, only: Sequence[str] = ()) -> list[tuple[Stage, int, str]]:
                 system for system, name in SYSTEMS.items() if name in stage.detectors + stage.reads
             )
             raise errors.InputError(
-                f"stage {stage.notebook} serves {wanted}, the study has {', '.join(run.cfg.systems)}; add it"
-                " to systems"
+                f"stage {stage.notebook} is for the systems {wanted}, but the study has"
+                f" {', '.join(run.cfg.systems)}; add one of the former to the setting systems"
             )
     chosen = chosen or [stage for stage in STAGES if stage.serves(run.cfg.systems)]
     out = []
@@ -122,7 +121,7 @@ def jobs(run: Run, only: Sequence[str] = ()) -> list[tuple[Stage, int, str]]:
 
 
 def code_cells(notebook: Path) -> str:
-    """Digest of the code cells' sources of a notebook: outputs, counts, kernel and metadata do not count."""
+    """Return the digest of a notebook's code, independent of outputs, markdown and metadata."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:16]

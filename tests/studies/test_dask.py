@@ -20,7 +20,7 @@ import torch
 from asdlib import errors
 from asdlib.studies import artifacts, dask
 from asdlib.studies import notebook as studies_notebook
-from asdlib.studies.runner import _on_workers
+from asdlib.studies.runner import _use_workers_device
 
 WorkerPlugin = pytest.importorskip("distributed", reason="the extra cluster is not installed").WorkerPlugin
 OPEN = pytest.mark.filterwarnings(
@@ -89,7 +89,7 @@ def order(folder, name, *lines, needs=()):
 
 def told(client, orders, gpu=False):
     found = []
-    dask.spread(client, orders, gpu, lambda order, outcome: found.append((order.key, outcome.refusal)))
+    dask.spread(client, orders, gpu, lambda order, result: found.append((order.key, result.error)))
     return found
 
 
@@ -153,7 +153,7 @@ def test_a_job_that_the_cluster_gives_up_is_a_sentence(pool, tmp_path, monkeypat
     monkeypatch.setattr(dask, "_run_after", functools.partial(int, base="ten"))
     with pytest.raises(
         errors.InputError,
-        match=r"^odd: the cluster gave it up \(TypeError: .*; see the log of its workers, then give the same",
+        match=r"^odd: the cluster gave up on it \(TypeError: .*; see the workers' logs, then run the same",
     ):
         told(pool, [order(tmp_path, "odd", "pass")])
     monkeypatch.undo()
@@ -166,7 +166,7 @@ def test_a_job_that_the_cluster_gives_up_is_a_sentence(pool, tmp_path, monkeypat
 
     thread = Thread(target=restart)
     thread.start()
-    with pytest.raises(errors.InputError, match=r"^long: the cluster gave it up"):
+    with pytest.raises(errors.InputError, match=r"^long: the cluster gave up on it"):
         told(pool, [order(tmp_path, "long", line)])
     thread.join()
     pool.wait_for_workers(2, timeout=60)
@@ -238,7 +238,7 @@ def test_an_existing_cluster_is_used_and_nobody_there_is_said(pool, tmp_path):
         one = order(tmp_path, "one", "pass")
         assert told(client, [one]) == [("one", "")] and finished(one)
     with (
-        pytest.raises(errors.InputError, match=r"--scheduler tcp://127\.0\.0\.1:9: nobody answers there"),
+        pytest.raises(errors.InputError, match=r"--scheduler tcp://127\.0\.0\.1:9: no answer"),
         dask.existing("tcp://127.0.0.1:9"),
     ):
         pass
@@ -272,20 +272,17 @@ class Workers:
         (
             Workers("cuda", "cpu"),
             "auto",
-            (
-                "some workers of the cluster see a GPU and others none; start those that do with `--resources"
-                " GPU=1`"
-            ),
+            ("only some workers of the cluster have a GPU; start those with `--resources GPU=1`"),
         ),
         (Workers("cuda", "cpu"), "cpu", ("cpu", False)),
-        (Workers("cpu", "cpu"), "cuda", "device cuda was asked for, but no worker of the cluster sees a GPU"),
+        (Workers("cpu", "cpu"), "cuda", "device cuda requested, but no worker of the cluster has a GPU"),
         (Workers("cuda", resources=["GPU"]), "cuda", ("cuda", True)),
-        (Workers(), "auto", "the cluster's last worker has gone; start some with"),
+        (Workers(), "auto", "the cluster has no workers left; start some with"),
         (
             Workers("nothing"),
             "auto",
             (
-                r"cannot say where they compute \(ModuleNotFoundError: No module named 'asdlib'\); install"
+                r"cannot report their device \(ModuleNotFoundError: No module named 'asdlib'\); install"
                 r" this asdlib"
             ),
         ),
@@ -298,9 +295,9 @@ def test_jobs_are_meant_for_the_device_of_the_workers_whatever_the_runner_has(
     run = types.SimpleNamespace(cfg=types.SimpleNamespace(device=setting), device=torch.device(runner))
     if isinstance(expected, str):
         with pytest.raises(errors.InputError, match=expected):
-            _on_workers(workers, [run])
+            _use_workers_device(workers, [run])
     else:
-        assert (_on_workers(workers, [run]), run.device) == (expected[1], torch.device(expected[0]))
+        assert (_use_workers_device(workers, [run]), run.device) == (expected[1], torch.device(expected[0]))
 
 
 @pytest.mark.parametrize("said, expected", [(["bf16", "", "bf16"], "bf16"), (["bf16", "float32"], "float32")])

@@ -185,7 +185,7 @@ def test_an_installed_wheel_works_outside_the_clone(tmp_path):
     own = tmp_path / "own"
     own.mkdir()
     assert asd(own, "init", "work").returncode == 0
-    assert "11 jobs to do" in asd(own / "work", "run", "smoke", "--dry-run").stdout
+    assert "11 jobs to run" in asd(own / "work", "run", "smoke", "--dry-run").stdout
     done = asd(own / "work" / "notebooks", "run", "smoke", "--stages", "01")
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert {path.name for path in (own / "work").iterdir()} == {"notebooks", "runs", "reports"}

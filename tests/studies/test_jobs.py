@@ -126,11 +126,11 @@ def test_a_damaged_file_makes_its_job_and_the_last_one_stale(home):
     try:
         jobs = plan(home)
         assert jobs["05_oevae gearbox"].why == ("oevae: weights is torn (99 bytes, expected 100)",)
-        assert jobs["09_report"].why == ("computed again: 05_oevae gearbox",)
+        assert jobs["09_report"].why == ("depends on recomputed 05_oevae gearbox",)
         assert {
             job.state for label, job in jobs.items() if label not in ("05_oevae gearbox", "09_report")
         } == {"fresh"}
-        with pytest.raises(ValueError, match=r"oevae of gearbox \(seed 0\) is not whole: weights is torn"):
+        with pytest.raises(ValueError, match=r"oevae of gearbox \(seed 0\) is damaged: weights is torn"):
             jobs["09_report"].run.detector_folder("oevae", "gearbox", 0)
     finally:
         weights.write_text("w" * 100)
@@ -147,7 +147,7 @@ def test_a_lost_table_and_a_job_that_was_begun(home):
     (job.folder / "DONE").unlink()
     assert (plan(home)["09_report"].state, plan(home)["09_report"].why) == (
         "missing",
-        ("begun and not finished: it goes on",),
+        ("interrupted, will resume",),
     )
     (job.folder / "BEGUN").unlink()
     assert plan(home)["09_report"].why == ("not computed yet",)

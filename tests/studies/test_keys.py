@@ -169,7 +169,7 @@ def test_damaged_embeddings_are_made_again_and_that_is_said(context, tmp_path, c
     compute(context, tmp_path, "classifier", backend="knn")
     seen = count()
     assert seen["trained"] == [] and 0 < len(seen["embedded"]) <= len(every)
-    assert f"{EMBEDDINGS} is damaged; embedded again" in capsys.readouterr().out
+    assert f"{EMBEDDINGS} is damaged; recomputing embeddings" in capsys.readouterr().out
     assert (shard / EMBEDDINGS).read_bytes() == content
 
 

@@ -21,15 +21,15 @@ class Told:
     def __init__(self):
         self.begun, self.ended = [], []
 
-    def begins(self, one):
+    def job_started(self, one):
         self.begun.append(one.key)
 
-    def ends(self, one, outcome):
-        self.ended.append((one.key, outcome.refusal))
+    def job_ended(self, one, result):
+        self.ended.append((one.key, result.error))
 
 
 def run(monkeypatch, orders, most, work):
-    """`_side_by_side` with `work` for every job.  returns : what was told, and how many were at work at most"""
+    """`_run_parallel` with `work` for every job.  returns : what was told, and how many were at work at most"""
     told, busy, peak, lock = Told(), [0], [0], threading.Lock()
 
     def run_job(one):
@@ -43,7 +43,7 @@ def run(monkeypatch, orders, most, work):
 
     monkeypatch.setattr(runner.kernels, "run_job", run_job)
     try:
-        runner._side_by_side(orders, most, told)
+        runner._run_parallel(orders, most, told)
     except errors.InputError as refusal:
         return told, peak[0], str(refusal)
     return told, peak[0], ""

@@ -49,7 +49,7 @@ def test_stages_that_serve_no_system_of_the_study_are_left_out():
 def test_a_stage_that_serves_nothing_is_refused_by_name():
     with pytest.raises(
         errors.InputError,
-        match=r"stage 05_oevae serves oevae, the study has baseline_knn, .*; add it to systems",
+        match=r"stage 05_oevae is for the systems oevae, but the study has baseline_knn, .*; add one of",
     ):
         stages.jobs(run("real"), ["05"])
     with pytest.raises(errors.InputError, match="unknown system 'oeva'; did you mean oevae"):
@@ -69,7 +69,7 @@ def small(tmp_path):
 def test_embeddings_that_are_not_there_are_named(small):
     with pytest.raises(
         errors.InputError,
-        match=r"oevae of fan \(seed 0\) is not finished for these settings; run `asd run smoke` with them",
+        match=r"oevae of fan \(seed 0\) is not finished for these settings; run `asd run smoke` with these",
     ):
         small.spaces()
     with pytest.raises(errors.InputError, match=r"classifier of all machines \(seed 0\) is not finished"):
@@ -94,7 +94,7 @@ def test_a_seed_that_the_study_does_not_have_is_refused_where_there_is_nothing_t
         study.open_notebook("06_embeddings", **given, seed=4).seed == 4
         and study.open_notebook("05_oevae", **given, seed=0, machine="fan").seed == 0
     )
-    with pytest.raises(errors.InputError, match="scores are missing of every stage"):
+    with pytest.raises(errors.InputError, match="missing scores: every stage"):
         small.load_scores(["baseline_knn"], [7])
 
 
@@ -194,7 +194,7 @@ def test_the_ensemble_needs_no_setting_and_takes_none():
 def test_the_tuner_says_that_it_needs_oevae():
     with pytest.raises(
         errors.InputError,
-        match=r"stage 08_tuning serves oevae, the study has baseline_knn, .*; add it to systems",
+        match=r"stage 08_tuning is for the systems oevae, but the study has baseline_knn, .*; add one of",
     ):
         stages.jobs(run("real"), ["08"])
 
@@ -248,8 +248,8 @@ def test_a_changed_study_is_known_by_its_name(tmp_path):
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
     assert cli.main(["run", "smoke", "--dry-run", "--home", str(tmp_path)]) == 0
     told = capsys.readouterr().out
-    assert "to be made first: recordings of modeled machines (fan, gearbox)" in told
-    assert "missing  05_oevae gearbox" in told and "11 jobs to do" in told
+    assert "recordings of modeled machines to synthesize first (fan, gearbox)" in told
+    assert "missing  05_oevae gearbox" in told and "11 jobs to run" in told
     assert not list(tmp_path.iterdir())
 
 
