@@ -175,7 +175,7 @@ def test_a_false_alarm_of_a_study_is_accepted_withdrawn_and_revoked(smoke, tmp_p
     assert ",normal," in asd_here(*strict).stdout
     assert path.name in asd_here("accepted", "smoke", "--home", home).stdout
     plan = asd_here("run", "smoke", "--home", home, "--dry-run").stdout
-    assert "clips that were accepted as normal changed" in plan
+    assert "the clips accepted as normal changed" in plan
     done = asd_here("run", "smoke", "--home", home)
     assert done.returncode == 0, done.stderr
     after = pd.read_parquet(home / "runs" / "smoke" / "scores.parquet")

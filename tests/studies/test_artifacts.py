@@ -48,7 +48,7 @@ def test_what_happened_to_a_file_is_said(sealed):
     (sealed / "a.txt").write_text("some")
     (sealed.parent / "outside.csv").unlink()
     assert artifacts.corrupt_files(sealed) == [
-        "a.txt is torn (4 bytes, expected 10)",
+        "a.txt is truncated (4 bytes, expected 10)",
         "t.parquet is damaged",
         "../outside.csv is missing",
     ]
@@ -127,7 +127,7 @@ def test_reasons_name_settings_clips_and_modules(tmp_path):
         "code": {"asdlib.augment": "1", "asdlib.features": "3"},
     }
     found = artifacts.changes(tmp_path, now)
-    assert found == ["a.b was 1, is 2", "recordings changed", "code of asdlib.features changed"]
+    assert found == ["a.b was 1, is now 2", "recordings changed", "code of asdlib.features changed"]
     assert artifacts.only_code(found[2:]) and not artifacts.only_code(found)
 
 

@@ -283,7 +283,7 @@ class Workers:
             "auto",
             (
                 r"cannot report their device \(ModuleNotFoundError: No module named 'asdlib'\); install"
-                r" this asdlib"
+                r" this version of asdlib"
             ),
         ),
     ],

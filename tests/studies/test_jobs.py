@@ -82,12 +82,12 @@ def test_training_waits_for_nothing_readers_for_what_they_read_and_the_last_for_
 def test_the_setting_that_changed_is_named(home):
     jobs = plan(home, "autoencoder.epochs=7")
     assert jobs["03_baseline fan"].state == "stale" and jobs["03_baseline fan"].why == (
-        "autoencoder trained again: autoencoder.epochs was 2, is 7",
+        "autoencoder trained again: autoencoder.epochs was 2, is now 7",
     )
     assert jobs["05_oevae fan"].state == jobs["02_preprocessing"].state == "fresh"
     assert jobs["09_report"].state == "stale"
     text = graph.text(list(jobs.values()))
-    assert "stale    03_baseline fan" in text and "autoencoder.epochs was 2, is 7" in text
+    assert "stale    03_baseline fan" in text and "autoencoder.epochs was 2, is now 7" in text
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_the_setting_that_changed_is_named(home):
         ("code", "other", "asdlib's code changed"),
         ("recordings", "other", "recordings changed"),
         ("notebook", "other", "the notebook changed"),
-        ("device", "cuda", "device was cuda, is cpu"),
+        ("device", "cuda", "device was cuda, is now cpu"),
     ],
 )
 def test_code_recordings_notebook_and_device_are_named(home, what, value, words):
@@ -125,12 +125,12 @@ def test_a_damaged_file_makes_its_job_and_the_last_one_stale(home):
     weights.write_text("w" * 99)
     try:
         jobs = plan(home)
-        assert jobs["05_oevae gearbox"].why == ("oevae: weights is torn (99 bytes, expected 100)",)
+        assert jobs["05_oevae gearbox"].why == ("oevae: weights is truncated (99 bytes, expected 100)",)
         assert jobs["09_report"].why == ("depends on recomputed 05_oevae gearbox",)
         assert {
             job.state for label, job in jobs.items() if label not in ("05_oevae gearbox", "09_report")
         } == {"fresh"}
-        with pytest.raises(ValueError, match=r"oevae of gearbox \(seed 0\) is damaged: weights is torn"):
+        with pytest.raises(ValueError, match=r"oevae of gearbox \(seed 0\) is damaged: weights is truncated"):
             jobs["09_report"].run.detector_folder("oevae", "gearbox", 0)
     finally:
         weights.write_text("w" * 100)
@@ -139,7 +139,7 @@ def test_a_damaged_file_makes_its_job_and_the_last_one_stale(home):
 def test_a_lost_table_and_a_job_that_was_begun(home):
     job = plan(home)["09_report"]
     (job.run.folder / "metrics.csv").write_text("xx")
-    assert plan(home)["09_report"].why == ("../metrics.csv is torn (2 bytes, expected 1)",)
+    assert plan(home)["09_report"].why == ("../metrics.csv is truncated (2 bytes, expected 1)",)
     (job.run.folder / "metrics.csv").write_text("x")
     artifacts.start(job.folder / "probe", job.run.digest(job.stage, 0))
     (job.folder / "probe" / "BEGUN").rename(job.folder / "BEGUN")
