@@ -351,7 +351,7 @@ def test_files_have_the_scores_that_the_study_gave_them(smoke, tmp_path):
         assert table["decision"].isin(["normal", "anomaly"]).all() and table["alpha"].notna().all() == (
             system == "ensemble"
         )
-    assert "study smoke has the machines fan, gearbox; say which one with --machine" in said(
+    assert "study smoke has the machines fan, gearbox; choose one with --machine" in said(
         asd_here("score", "smoke", "--home", smoke, paths[0])
     )
     assert "unknown seed 7; study smoke has 0" in said(

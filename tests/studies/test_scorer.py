@@ -250,12 +250,12 @@ def test_folders_are_searched_and_empty_ones_refused(tmp_path):
         Path("x.wav"),
     ]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(errors.InputError, match="empty: no recording in this folder, expected audio files"):
+    with pytest.raises(errors.InputError, match="empty: no recordings in this folder, expected audio files"):
         scorer.recordings([tmp_path / "empty"])
     (tmp_path / "empty" / "a.m4a").touch()
     with pytest.raises(
         errors.InputError,
-        match=r"no recording in this folder.*; 1 .m4a passed over; .m4a cannot be read here",
+        match=r"no recordings in this folder.*; 1 .m4a passed over; .m4a cannot be read here",
     ):
         scorer.recordings([tmp_path / "empty"])
 
