@@ -1,12 +1,10 @@
-"""Reports: what a study found, an executed notebook as one self-contained page, cards of clips, a summary,
-and the index of all studies.
+"""Reports: notebook pages as self-contained HTML, findings of a study, clip cards, summary, index of studies.
 
 Conventions
 -----------
-The frame of a page is that of `pages`; the sentences are those of `claims`. Everything that comes from data
-is escaped. All clips of one set of players have one common gain, so that levels can be compared by ear. Files
-are written whole or not at all; disk full and missing permissions are worded by `io.wrap_os_errors`. Source:
-METHOD 8.4. Notebooks: all become pages; findings, summary and cards are those of 09_report.
+Page layout comes from `pages`, the wording of results from `claims`. Text from data is escaped. Clips shown
+together are played with one gain, so that their levels can be compared. Files are written atomically.
+Source: METHOD 8.4. Notebooks: all become pages; findings, summary and cards are shown in 09_report.
 """
 
 from __future__ import annotations
@@ -41,30 +39,30 @@ from asdlib.settings import digest, to_tree
 from asdlib.studies import artifacts, config
 from asdlib.viz import audio, claims, embedding_plots, pages, report_plots, tables
 
-WALKS = ("04", "05")  # pages whose code is what they are about: it stands open
-FACES = [
+WALKS = ("04", "05")  # notebooks whose code is shown unfolded
+MIME_TYPES = [  # by priority; no widgets, no scripts
     "text/html",
     "text/markdown",
     "image/svg+xml",
     "image/png",
     "image/jpeg",
     "text/plain",
-]  # no widgets, no scripts
+]
 
 
 # ---------------------------------------------------------------- pages
 
 
 def html(executed_notebook: Path, out: Path, footer: dict, title: str = "") -> Path:
-    """One page from one executed notebook: contents, folded code, outputs, footer. Written whole or not at
-    all.
+    """Convert an executed notebook to an HTML page with contents, folded code, outputs and footer.
 
-    executed_notebook : .ipynb with outputs.  out : .html, whose name says the machine and seed.  footer :
-        name -> value, what made this page (study, device, versions).  title : in place of the notebook's
-    raises : errors.InputError if there is no such notebook
+    executed_notebook : .ipynb with outputs.  out : .html; its name contains the machine and seed
+    footer : name -> value of what made the page (study, device, versions)
+    title : default: the notebook's
+    raises : errors.InputError if the notebook is missing or unreadable
     """
     settings = Config(
-        {"NbConvertBase": {"display_data_priority": FACES}, "HTMLExporter": {"anchor_link_text": ""}}
+        {"NbConvertBase": {"display_data_priority": MIME_TYPES}, "HTMLExporter": {"anchor_link_text": ""}}
     )
     exporter = HTMLExporter(
         config=settings, template_name="basic", template_file=str(pages.TEMPLATES / "report.html.j2")
@@ -73,58 +71,53 @@ def html(executed_notebook: Path, out: Path, footer: dict, title: str = "") -> P
     try:
         book = nbformat.read(executed_notebook, 4)
         book.metadata.pop("widgets", None)
-        named = title or book.cells[0].source.splitlines()[0].lstrip("# ")
-        study, shown = str(footer.get("study", "")), pages.about(out)
-        which = filter(None, [study, *shown, datetime.date.today().isoformat()])
+        title = title or book.cells[0].source.splitlines()[0].lstrip("# ")
+        study, about = str(footer.get("study", "")), pages.about(out)
+        which = filter(None, [study, *about, datetime.date.today().isoformat()])
         page = {"which": " · ".join(which), "footer": footer, "contents": _contents(book)}
         page["walk"] = out.name[:2] in WALKS
-        page["head"] = pages.head(" · ".join(filter(None, [named, *shown, study])))
+        page["head"] = pages.head(" · ".join(filter(None, [title, *about, study])))
         text = exporter.from_notebook_node(book, resources={"page": page})[0]
-    except (
-        Exception
-    ) as error:  # one that is JSON but no notebook raises many kinds, and some only on its way to the page
+    except Exception as error:  # of many kinds, if the file is not a valid notebook
         raise errors.InputError(
-            f"{executed_notebook}: no readable notebook ({str(error)[:200]!r}); run the stage again"
+            f"{executed_notebook}: not a readable notebook ({str(error)[:200]!r}); run the stage again"
         ) from error
     io.write_text(out, text)
     return out
 
 
 def _contents(book: nbformat.NotebookNode) -> list[tuple[str, str]]:
-    """(anchor, text) of the second-level headings, with the anchors that nbconvert gives them."""
+    """Return (anchor, text) of the second-level headings, with nbconvert's anchors."""
     source = "\n\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
     tokens = MarkdownWithMath(renderer=None).parse(source)[0]
-    found = [t for t in tokens if t["type"] == "heading" and t["attrs"]["level"] == 2]
-    texts = [_words(t) for t in found]
+    texts = [_text(t) for t in tokens if t["type"] == "heading" and t["attrs"]["level"] == 2]
     return [(text.strip().replace(" ", "-"), text) for text in texts] + [("run", "This run")]
 
 
-def _words(token: dict) -> str:
-    return token.get("raw", "") + "".join(map(_words, token.get("children", ())))
+def _text(token: dict) -> str:
+    return token.get("raw", "") + "".join(map(_text, token.get("children", ())))
 
 
 def write_index(reports: Path) -> Path:
-    """reports/index.html: every study that has a report.json, newest first: what it found, its warnings, and
-    links to all its pages. Returns the page's path.
-    """
+    """Write reports/index.html, a list of all studies with a report.json, newest first; return its path."""
     found = []
     for path in reports.glob("*/report.json"):
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             found.append((str(facts["finished"]), _entry(path.parent, facts)))
         except (ValueError, KeyError, OSError, TypeError, AttributeError, RecursionError) as error:
-            said = f"report.json is not readable ({error}); run the study again"
-            found.append(("", f"<h2>{_links(path.parent)}</h2><p>{tables.escape(said)}</p>"))
+            problem = f"report.json is not readable ({error}); run the study again"
+            found.append(("", f"<h2>{_link(path.parent)}</h2><p>{tables.escape(problem)}</p>"))
     body = "".join(f"<section>{text}</section>" for _, text in sorted(found, reverse=True))
     page, text = reports / "index.html", pages.page("Reports", body or "<p>No study has a report yet.</p>")
-    if not page.is_file() or page.read_bytes() != text.encode():  # what is finished stays untouched
+    if not page.is_file() or page.read_bytes() != text.encode():
         io.write_text(page, text)
     return page
 
 
 def _entry(folder: Path, facts: dict) -> str:
-    """A study in the index. facts : its report.json"""
-    marks = pages.badges([(str(words), bool(grave)) for words, grave in facts["warnings"]])
+    """Return the index entry of a study.  facts : its report.json"""
+    badges = pages.badges([(str(short), bool(grave)) for short, grave in facts["warnings"]])
     scores = {name: tables.number(v, low, high) for name, (v, low, high) in facts["omega"].items()}
     lines = "; ".join(f"{tables.system_name(name)} {scores[name]}" for name in fusion.in_order(scores))
     machines = ", ".join(map(str, facts["machines"]))
@@ -132,14 +125,14 @@ def _entry(folder: Path, facts: dict) -> str:
     texts = [f"{made} {facts['about']}", f"Official scores: {lines}." if lines else ""]
     notes = "".join(f'<p class="note">{tables.escape(text)}</p>' for text in texts if text)
     lead = f'<p class="lead">{tables.escape(facts["headline"])}</p>'
-    return f"<h2>{_links(folder)}</h2>{lead}{marks}{_files(folder)}{notes}"
+    return f"<h2>{_link(folder)}</h2>{lead}{badges}{_files(folder)}{notes}"
 
 
-def _links(folder: Path) -> str:
+def _link(folder: Path) -> str:
     return f'<a href="{urllib.parse.quote(folder.name)}/index.html">{tables.escape(folder.name)}</a>'
 
 
-OTHERS = {  # files of a study's report beside the pages of its notebooks
+OTHERS = {  # files of a report that are not pages of notebooks, and their link texts
     "model_card.md": "model card",
     "summary.md": "summary",
     "report.json": "numbers",
@@ -147,23 +140,24 @@ OTHERS = {  # files of a study's report beside the pages of its notebooks
 
 
 def _files(folder: Path) -> str:
-    """Links to every page and file of a study's report."""
+    """Return links to all pages and files of a study's report."""
     found, named = pages.series(folder), {}
     several = len({page.seed for page in found} - {""}) > 1
     for page in found:
         seed = f"seed {page.seed}" if several and page.seed else ""
         named[page.path.name] = " ".join(filter(None, [page.stage.replace("_", " "), page.machine, seed]))
-    named |= {name: words for name, words in OTHERS.items() if os.path.isfile(folder / name)}
+    named |= {name: text for name, text in OTHERS.items() if os.path.isfile(folder / name)}
     links = " · ".join(
-        f'<a href="{urllib.parse.quote(f"{folder.name}/{name}")}">{tables.escape(words)}</a>'
-        for name, words in named.items()
+        f'<a href="{urllib.parse.quote(f"{folder.name}/{name}")}">{tables.escape(text)}</a>'
+        for name, text in named.items()
     )
     return f'<p class="files">{links}</p>' if links else ""
 
 
 def players(store, clips: Sequence[str], captions: Sequence[str], sample_rate: int) -> tables.Html:
-    """Players of several clips of a store, all with the same gain. clips : as in the clip table.  Notebooks:
-    01_data, 02_preprocessing, 06_embeddings.
+    """Return audio players for clips of a store, with one common gain.
+
+    clips : names in the clip table.  Notebooks: 01_data, 02_preprocessing, 06_embeddings
     """
     row_of = {name: row for row, name in enumerate(store.clips["clip"])}
     for name in clips:
@@ -182,12 +176,12 @@ def players(store, clips: Sequence[str], captions: Sequence[str], sample_rate: i
 
 
 def side_by_side(shown: Sequence[tables.Html], gain: float) -> tables.Html:
-    """Several of `pages.player`, with a word about their common gain.  Notebook: 02_preprocessing"""
-    words = (
+    """Arrange players (`pages.player`) next to each other and note their gain.  Notebook: 02_preprocessing"""
+    note = (
         f"{'All with one gain' if len(shown) > 1 else 'Gain'} of"
         f" {tables.signed(f'{20 * math.log10(gain):+.1f}')} dB."
     )
-    return tables.Html(f'<p class="note">{words}</p><div class="clips">{"".join(shown)}</div>')
+    return tables.Html(f'<p class="note">{note}</p><div class="clips">{"".join(shown)}</div>')
 
 
 # ---------------------------------------------------------------- findings
@@ -195,12 +189,13 @@ def side_by_side(shown: Sequence[tables.Html], gain: float) -> tables.Html:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a study found, as its report, summary and model card say it.
+    """Results of a study for its report, summary and model card.
 
-    cfg : the study's settings.  table, controls : METRIC_COLUMNS.  decisions : metrics.DECISION_COLUMNS.
-    alarms : of `claims.calibration`.  pairs : of `comparison.all_pairs`.  claims : of `claims.claims`.
-    system : whose clips and counts are shown, of `claims.leader`.  places : of `claims.standing`.  headline,
-    warnings : in words
+    cfg : settings of the study
+    table, controls : METRIC_COLUMNS.  decisions : metrics.DECISION_COLUMNS
+    alarms : from `claims.calibration`.  pairs : from `comparison.all_pairs`.  claims : from `claims.claims`
+    system : the system whose clips and counts are shown, from `claims.leader`
+    places : from `claims.standing`.  headline, warnings : sentences
     """
 
     cfg: config.StudySettings
@@ -217,13 +212,13 @@ class Findings:
 
 
 def findings(run, scores: pd.DataFrame) -> Findings:
-    """Measure, compare and word the scores of a study.  run : run.Run.  scores : of `Run.collect`"""
+    """Compute and describe the results of a study.  run : run.Run.  scores : from `Run.collect`"""
     cfg, (table, controls) = run.cfg, run.measure(scores)
     decisions = metrics.decisions(scores, cfg.metrics)
     alarms = metrics.false_alarms(scores, run.unseen(scores), decisions, cfg.metrics.confidence)
     pairs = comparison.all_pairs(scores, cfg.metrics, run.seed)
-    told = claims.claims(table, controls, pairs, cfg.metrics, cfg.chosen_by)
-    system, verdicts = claims.leader(told), run.load_table("07_latents", "verdicts.csv")
+    claim_table = claims.claims(table, controls, pairs, cfg.metrics, cfg.chosen_by)
+    system, verdicts = claims.leader(claim_table), run.load_table("07_latents", "verdicts.csv")
     dead = []
     if len(verdicts) and "oevae" in cfg.systems:
         dead = sorted(set(verdicts.loc[verdicts["verdict"].str.contains("VAE is dead"), "machine"]))
@@ -234,38 +229,37 @@ def findings(run, scores: pd.DataFrame) -> Findings:
         decisions,
         claims.calibration(alarms, 1 - cfg.metrics.decision_quantile),
         pairs,
-        told,
+        claim_table,
         system,
         claims.standing(scores, decisions),
-        claims.headline(told, pairs, cfg.metrics, dead, cfg.chosen_by),
+        claims.headline(claim_table, pairs, cfg.metrics, dead, cfg.chosen_by),
         claims.warnings(run.clips, table, controls, system, dead, cfg.chosen_by, run.synthetic)
         + _withdrawn(run.withdrawn),
     )
 
 
 def _withdrawn(clips: Sequence[str]) -> list[claims.Warning]:
-    """What to say where test clips were accepted as normal by hand."""
+    """Return a warning if test clips were accepted as normal by hand."""
     if not clips:
         return []
     s = "s" * (len(clips) > 1)
-    words = (
-        f"{len(clips)} test clip{s} accepted as normal by hand count{'' if s else 's'} in no figure here"
-        f" (pages 03 to 05 still count {'them' if s else 'it'}): {claims.listed(clips)}. Without them there"
-        " are fewer false alarms to count. The scores here are those without accepted references; asd score"
-        " uses them."
+    text = (
+        f"{len(clips)} test clip{s} accepted as normal by hand {'are' if s else 'is'} excluded from all"
+        f" figures here (pages 03 to 05 still include {'them' if s else 'it'}): {claims.listed(clips)}. This"
+        " lowers the number of false alarms. Scores here do not use accepted references; asd score does."
     )
-    return [claims.Warning(True, f"{len(clips)} accepted clip{s} withdrawn", words)]
+    return [claims.Warning(True, f"{len(clips)} accepted clip{s} withdrawn", text)]
 
 
 def first_screen(found: Findings) -> tables.Html:
-    """The headline, the warnings, the official scores, and what each machine's detector does in practice."""
-    marks = pages.badges([(one.short, one.grave) for one in found.warnings])
+    """Return the top of the report: headline, warnings, official scores, decisions per machine."""
+    badges = pages.badges([(warning.short, warning.grave) for warning in found.warnings])
     measured = found.claims.set_index("system")["case"][found.system] != "none"
     figure = tables.Html("<p>Not available: no labeled test clips.</p>")
     figure = report_plots.official_scores(found.table, found.controls) if measured else figure
     items = "".join(
-        f"<li><strong>{tables.escape(machine)}</strong>: {tables.escape(words)}</li>"
-        for machine, words in in_practice(found).items()
+        f"<li><strong>{tables.escape(machine)}</strong>: {tables.escape(text)}</li>"
+        for machine, text in in_practice(found).items()
     )
     share = 1 - found.cfg.metrics.decision_quantile
     note = (
@@ -273,9 +267,9 @@ def first_screen(found: Findings) -> tables.Html:
         f" {share:.0%} of normals lie above it."
     )
     if measured:
-        note += " The system was picked on these test clips: expect a little less on new ones."
+        note += " The system was selected on these test clips: expect slightly lower scores on new ones."
     return tables.Html(
-        f'{pages.parts_style()}<p class="lead">{tables.escape(found.headline)}</p>{marks}<div class="split">'
+        f'{pages.parts_style()}<p class="lead">{tables.escape(found.headline)}</p>{badges}<div class="split">'
         f"<div><h3>Official score</h3>{figure}</div>"
         f"<div><h3>In practice, per machine</h3><ul>{items}</ul>"
         f'<p class="note">{tables.escape(note)}</p></div></div>'
@@ -283,28 +277,28 @@ def first_screen(found: Findings) -> tables.Html:
 
 
 def in_practice(found: Findings) -> dict[str, str]:
-    """What the system of the findings does at its threshold, machine by machine, in a sentence each."""
+    """Describe the decisions of the system at its threshold, one sentence per machine."""
     counts = claims.detections(found.places[found.places["system"] == found.system])
-    words = {row.machine: claims.in_practice(row) for row in counts.itertuples()}
+    sentences = {row.machine: claims.in_practice(row) for row in counts.itertuples()}
     limits = found.decisions[found.decisions["system"] == found.system].drop_duplicates("machine")
     for row in limits.sort_values("machine").itertuples():
-        words.setdefault(
+        sentences.setdefault(
             row.machine,
             f"no test clips; threshold {row.threshold:.3g}, from {row.train_clips} normal training clips",
         )
-    return words
+    return sentences
 
 
 def claims_table(found: Findings) -> tables.Html:
-    """What each system may claim; the areas behind Ω stand with the machines."""
+    """Return the claim of each system and its official score."""
     shown = found.claims[["system", "claim", claims.ABOVE, "Ω", "labels shuffled"]]
     return tables.styled(shown.assign(system=shown["system"].map(tables.system_name)))
 
 
 def views_table(run, scores: pd.DataFrame) -> tables.Html:
-    """The fusion of views beside itself without each of them, by Ω over all machines, paired.
+    """Compare the fusion of views with fusions that leave one view out, by Ω over all machines, paired.
 
-    run : run.Run.  scores : of `Run.collect`.  Notebook: 09_report
+    run : run.Run.  scores : from `Run.collect`.  Notebook: 09_report
     """
     cfg = run.cfg
     if not (scores["split"] == "test").any():
@@ -323,27 +317,27 @@ def views_table(run, scores: pd.DataFrame) -> tables.Html:
 
 
 def detection_table(found: Findings) -> tables.Html:
-    """Faults found and false alarms of every system, one row per machine."""
+    """Return faults found and false alarms of every system, one row per machine."""
     counts = claims.detections(found.places).query("faults + normals > 0")
     if counts.empty:
         return tables.Html('<p class="note">Not available: no labeled test clips.</p>')
     texts = [f"{r.found}/{r.faults}, {r.false_alarms}/{r.normals}" for r in counts.itertuples()]
     wide = counts.assign(text=texts).pivot(index="machine", columns="system", values="text").fillna("—")
     wide = wide[fusion.in_order(wide.columns)].rename(columns=tables.system_name).reset_index()
-    return tables.styled(wide, "Faults found, false alarms: each of so many labeled test clips.")
+    return tables.styled(wide, "Faults found, false alarms: each out of all labeled test clips.")
 
 
 def alarm_table(found: Findings) -> tables.Html:
-    """False alarms of every system on normal clips that no training saw, beside the nominal share."""
+    """Return false alarms of every system on normal clips not used in training, with the nominal share."""
     return tables.styled(
         found.alarms.assign(system=found.alarms["system"].map(tables.system_name)), ALARM_NOTE
     )
 
 
 ALARM_NOTE = (
-    "Share above the threshold of normal clips that no training saw. Held-out normals are training clips"
-    " scored by what was learned without them; thresholds were set on them. Where there are none, a network's"
-    " threshold rests on clips that it saw, and may be too low. Test normals set nothing."
+    "Share above the threshold of normal clips not used in training. Held-out normals are training clips"
+    " scored by models trained without them; thresholds are set on them. Without held-out clips, a network's"
+    " threshold is set on clips it was trained on, and may be too low. Test normals do not influence anything."
     f" “As set”: within {claims.NEAR:.2f} of the nominal share."
 )
 
@@ -352,10 +346,10 @@ QUANTILES = (0.8, 0.9, 0.95, 0.99, 0.999)
 
 
 def quantile_table(found: Findings, scores: pd.DataFrame) -> pd.DataFrame:
-    """What the system of the findings would do at other thresholds, machine by machine, in words.
+    """Return the decisions of the system at other threshold quantiles, per machine, as text.
 
-    returns : machine, quantile, normal training clips above (leave-clip-out), and of labeled test clips false
-        alarms and faults found; "—" where there are none.  Notebook: 09_report
+    returns : columns machine, quantile, normal training clips above (leave-clip-out), false alarms, faults
+        found (on labeled test clips; "—" if there are none).  Notebook: 09_report
     """
     own, rows = scores[scores["system"] == found.system], []
     for quantile in sorted({*QUANTILES, found.cfg.metrics.decision_quantile}):
@@ -383,11 +377,13 @@ KINDS = ("missed fault", "false alarm", "fault found", "most anomalous")
 
 
 def notable(places: pd.DataFrame, most: int) -> pd.DataFrame:
-    """The clips that tell most about a system, machine by machine: the faults farthest below the threshold,
-    the normals farthest above, the faults farthest above; of unlabeled clips the most anomalous.
+    """Select the most informative test clips of a system, ordered by machine and kind.
 
-    places : of `claims.standing`, one system.  most : clips in all, shared evenly between machines
-    returns : the rows of `places`, with kind (one of KINDS)
+    These are the faults farthest below the threshold, normals farthest above, faults farthest above, and the
+    most anomalous unlabeled clips.
+
+    places : from `claims.standing`, one system.  most : number of clips, divided evenly between machines
+    returns : rows of `places` with a column kind (one of KINDS)
     """
     above = places["above_threshold"]
     fault, normal = (places["label"] == name for name in ("anomaly", "normal"))
@@ -396,36 +392,40 @@ def notable(places: pd.DataFrame, most: int) -> pd.DataFrame:
     for kind, mask, rising in zip(KINDS, masks, (True, False, False, False), strict=True):
         part = places[mask].sort_values("above_threshold", ascending=rising, kind="stable")
         parts.append(part.assign(kind=kind, rank=part.groupby("machine").cumcount()))
-    every = pd.concat(parts).sort_values(["machine", "rank"], kind="stable")
-    every["turn"] = every.groupby("machine").cumcount()
-    chosen = every.sort_values(["turn", "machine"], kind="stable").head(most)
+    ranked = pd.concat(parts).sort_values(["machine", "rank"], kind="stable")
+    ranked["turn"] = ranked.groupby("machine").cumcount()
+    chosen = ranked.sort_values(["turn", "machine"], kind="stable").head(most)
     chosen = chosen.assign(order=chosen["kind"].map(KINDS.index)).sort_values(["machine", "order", "rank"])
     return chosen[[*places.columns, "kind"]].reset_index(drop=True)
 
 
 def clip_cards(run, found: Findings) -> tables.Html:
-    """Notable clips of the system of the findings, each beside the normal training clip that sounds most
-    alike: what changed in words, log-mel, player, score against the threshold.
+    """Return cards of notable clips: description, log-mel, player, and score relative to the threshold.
 
-    run : run.Run; its setting report.players bounds the players.  Alike, and what changed, is by the sound
-        (`changes.Normals`), whatever the system.  Notebook: 09_report
+    Each clip is shown with the most similar normal training clip. Similarity and description depend on the
+    sound only (`changes.Normals`), not on the system.
+
+    run : run.Run; the setting report.players limits the number of players.  Notebook: 09_report
     """
     shown = notable(found.places[found.places["system"] == found.system], run.cfg.report.players // 2)
     if shown.empty:
         return tables.Html('<p class="note">No test clips to listen to.</p>')
     row_of = {name: row for row, name in enumerate(run.clips["clip"])}
     shown["row"] = shown["clip"].map(row_of)
-    told = {}
+    change_of = {}
     for machine, part in shown.groupby(run.clips["machine"].to_numpy()[shown["row"]]):
         normals = changes.Normals.of(run.store, machine)
-        told |= {row: normals.describe(run.store.int16(row) / 32768.0) for row in part["row"]}
-    waves = {row: run.store.int16(row) for row in {*told, *(one.like for one in told.values())}}
+        change_of |= {row: normals.describe(run.store.int16(row) / 32768.0) for row in part["row"]}
+    rows = {*change_of, *(change.like for change in change_of.values())}
+    waves = {row: run.store.int16(row) for row in rows}
     gain = audio.common_gain([wave / 32768.0 for wave in waves.values()])
     normals = found.places[(found.places["system"] == found.system) & (found.places["label"] == "normal")]
-    cards = [_card(run, row, told[row.row], waves, gain, found.places, normals) for row in shown.itertuples()]
-    words = f"All clips have one gain of {tables.signed(f'{20 * math.log10(gain):+.1f}')} dB."
+    cards = [
+        _card(run, row, change_of[row.row], waves, gain, found.places, normals) for row in shown.itertuples()
+    ]
+    note = f"All clips have one gain of {tables.signed(f'{20 * math.log10(gain):+.1f}')} dB."
     legend = pages.legend(*embedding_plots.CHANGE_COLORS)
-    return tables.Html(f'{legend}<div class="cards">{"".join(cards)}</div><p class="note">{words}</p>')
+    return tables.Html(f'{legend}<div class="cards">{"".join(cards)}</div><p class="note">{note}</p>')
 
 
 def _card(
@@ -443,15 +443,15 @@ def _card(
             f"{player}<figcaption>{name}: {tables.breakable(file)}</figcaption></figure>"
         )
     of_clip = places[places["clip"] == row.clip]
-    flagged, all_of = int((of_clip["above_threshold"] > 0).sum()), len(of_clip)
-    usual = normals.loc[normals["machine"] == row.machine, "above_normal"].quantile([0.05, 0.95])
-    limit, ends = row.above_normal - row.above_threshold, [row.above_normal, *usual.dropna()]
+    flagged, systems = int((of_clip["above_threshold"] > 0).sum()), len(of_clip)
+    normal_band = normals.loc[normals["machine"] == row.machine, "above_normal"].quantile([0.05, 0.95])
+    limit, ends = row.above_normal - row.above_threshold, [row.above_normal, *normal_band.dropna()]
     ends = [*ends, limit] if math.isfinite(limit) else ends
-    words = f"score {tables.signed(f'{row.above_normal:+.1f}')}, threshold {tables.signed(f'{limit:+.1f}')}"
+    text = f"score {tables.signed(f'{row.above_normal:+.1f}')}, threshold {tables.signed(f'{limit:+.1f}')}"
     scale = pages.scale(
         (min(-1.0, *ends) - 0.3, max(1.0, *ends) + 0.3),
-        f"{words} standard deviations from the mean of normal training clips",
-        band=tuple(usual),
+        f"{text} standard deviations from the mean of normal training clips",
+        band=tuple(normal_band),
         lines=(limit,),
         dots=((row.above_normal, "target" if row.domain == "target" else "source"),),
     )
@@ -460,18 +460,18 @@ def _card(
         path = Path(clips["path"][int(row.row)])
         path = path.relative_to(run.home) if path.is_relative_to(run.home) else path
         command = shlex.join(["asd", "score", run.cfg.name, "--machine", row.machine, "--accept", str(path)])
-        said = f"<summary>Normal after all?</summary><code>{tables.escape(command)}</code>"
-        accept = f'<details class="note">{said}</details>'
-    told = f"{row.domain}, {row.label}; flagged by {flagged} of {all_of} systems"
+        details = f"<summary>Normal after all?</summary><code>{tables.escape(command)}</code>"
+        accept = f'<details class="note">{details}</details>'
+    about = tables.escape(f"{row.domain}, {row.label}; flagged by {flagged} of {systems} systems")
     return (
-        f'<article class="card"><h3>{tables.escape(row.machine)}: {row.kind}</h3><p>{tables.escape(told)}</p>'
-        f'{scale}<p class="note">{words}</p>{embedding_plots.change(change, whole=False)}{accept}'
+        f'<article class="card"><h3>{tables.escape(row.machine)}: {row.kind}</h3><p>{about}</p>'
+        f'{scale}<p class="note">{text}</p>{embedding_plots.change(change, whole=False)}{accept}'
         f'<div class="pair">{"".join(figures)}</div></article>'
     )
 
 
 def _log_mel(wave: np.ndarray, rate: int) -> np.ndarray:
-    """Log-mel of a clip in dB, (48, at most 160)."""
+    """Return the log-mel spectrogram of a clip in dB, (48, at most 160).  wave : int16 (n,)"""
     batch = np.asarray(wave, np.float32)[None] / 32768.0
     mel = features.log_mel(torch.from_numpy(batch), n_mels=48, hop=512, rate=rate)[0, 0].numpy()
     step = math.ceil(mel.shape[1] / 160)
@@ -479,7 +479,7 @@ def _log_mel(wave: np.ndarray, rate: int) -> np.ndarray:
 
 
 def _thumbnail(mel: np.ndarray, limits: np.ndarray) -> str:
-    """A log-mel (bands, frames) as a small picture, low frequencies below: a data URI.  limits : dB, (2,)"""
+    """Return a log-mel (bands, frames) as the data URI of a JPEG.  limits : color range in dB, (2,)"""
     out, (low, high) = memory.BytesIO(), limits
     matplotlib.image.imsave(out, mel, vmin=low, vmax=high, cmap="magma", origin="lower", format="jpg")
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
@@ -489,7 +489,7 @@ def _thumbnail(mel: np.ndarray, limits: np.ndarray) -> str:
 
 
 def claims_text(found: pd.DataFrame) -> str:
-    """What each system may claim, for a terminal.  found : of `claims.claims`"""
+    """Format claims for a terminal.  found : from `claims.claims`"""
     above = found.get(claims.ABOVE, pd.Series("", index=found.index))
     width = max((len(name) for name in found["system"]), default=0)
     return "\n".join(
@@ -499,30 +499,31 @@ def claims_text(found: pd.DataFrame) -> str:
 
 
 def metrics_text(table: pd.DataFrame) -> str:
-    """The metric table for a terminal. table : METRIC_COLUMNS."""
+    """Format metrics for a terminal.  table : METRIC_COLUMNS"""
     return tables.wide(table).to_string(index=False, justify="left")
 
 
 def summary_markdown(found: Findings, problems: pd.DataFrame, versions: dict) -> str:
-    """The study in short: headline, warnings, claims with controls, metrics per machine, what was left out,
-    settings and versions.  Notebook: 09_report
+    """Return a summary: headline, warnings, claims, controls, metrics per machine, left-out clips, settings
+    and versions.  Notebook: 09_report
     """
-    gone, cfg = int(problems["left_out"].astype(bool).sum()), found.cfg
+    left_out, cfg = int(problems["left_out"].astype(bool).sum()), found.cfg
     parts = [
         f"# {cfg.name}",
         f"**{tables.markdown(found.headline)}**",
-        "\n".join(f"- {tables.markdown(one.sentence)}" for one in found.warnings),
+        "\n".join(f"- {tables.markdown(warning.sentence)}" for warning in found.warnings),
         tables.markdown(cfg.about),
         "## In practice",
         f"At the threshold of {tables.system_name(found.system)}:",
-        "\n".join(f"- {tables.markdown(f'{name}: {words}')}" for name, words in in_practice(found).items()),
+        "\n".join(f"- {tables.markdown(f'{name}: {text}')}" for name, text in in_practice(found).items()),
         "## Claims, with controls",
         tables.markdown_table(found.claims.drop(columns="case")),
         "## Metrics per machine (interval in brackets)",
         tables.markdown_table(tables.wide(found.table)),
         *(f"- {tables.markdown(line)}" for line in tables.reasons(found.table)),
         "## Left out",
-        f"Clips left out: {gone}; further remarks: {len(problems) - gone}. The page `index.html` lists them.",
+        f"Clips left out: {left_out}; further remarks: {len(problems) - left_out}."
+        " The page `index.html` lists them.",
         "## Made by",
         f"settings {digest(cfg)}; " + ", ".join(f"{name} {version}" for name, version in versions.items()),
     ]
@@ -530,21 +531,19 @@ def summary_markdown(found: Findings, problems: pd.DataFrame, versions: dict) ->
 
 
 def _plain(table: pd.DataFrame) -> list[dict]:
-    """Rows as JSON values; NaN becomes null."""
+    """Return rows as JSON values, with null for NaN."""
     return json.loads(table.to_json(orient="records", double_precision=15))
 
 
 def write_summary(folder: Path, found: Findings, problems: pd.DataFrame) -> None:
-    """summary.md for people and report.json for machines, in a study's report folder; then the index of all
-    studies.
-    """
+    """Write summary.md and report.json to a study's report folder, and update the index of studies."""
     versions, own, cfg = artifacts.versions(), tables.own_scores(found.table), found.cfg
     facts = {
         "study": cfg.name,
         "about": cfg.about,
         "finished": datetime.datetime.now().isoformat(" ", "seconds"),
         "headline": found.headline,
-        "warnings": [[one.short, one.grave] for one in found.warnings],
+        "warnings": [[warning.short, warning.grave] for warning in found.warnings],
         "chosen_by": cfg.chosen_by,
         "machines": [name for name in dict.fromkeys(own["machine"]) if name != "all"],
         "omega": {
@@ -566,14 +565,14 @@ def write_summary(folder: Path, found: Findings, problems: pd.DataFrame) -> None
 
 
 def settings(cfg: config.StudySettings) -> pd.DataFrame:
-    """Every setting of a study: name, value, default, meaning. Notebook: 09_report."""
+    """Return all settings of a study: name, value, default, meaning.  Notebook: 09_report"""
     rows = [(name, operator.attrgetter(name)(cfg), default, doc) for name, default, doc in config.describe()]
     return pd.DataFrame(
-        [[name, _told(value), _told(default), doc] for name, value, default, doc in rows],
+        [[name, _format(value), _format(default), doc] for name, value, default, doc in rows],
         columns=["setting", "value", "default", "meaning"],
     )
 
 
-def _told(value: object) -> str:
-    """A setting's value as a person would write it."""
+def _format(value: object) -> str:
+    """Format a setting's value; tuples without brackets."""
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -83,10 +83,10 @@ def test_page_folds_code_and_has_contents_and_footer(page):
 
 
 def test_page_is_refused_without_a_notebook(tmp_path):
-    with pytest.raises(errors.InputError, match=r"no readable notebook .*; run the stage again"):
+    with pytest.raises(errors.InputError, match=r"not a readable notebook .*; run the stage again"):
         report.html(tmp_path / "absent.ipynb", tmp_path / "index.html", {}, "t")
     (tmp_path / "half.ipynb").write_text('{"cells": [')
-    with pytest.raises(errors.InputError, match="no readable notebook"):
+    with pytest.raises(errors.InputError, match="not a readable notebook"):
         report.html(tmp_path / "half.ipynb", tmp_path / "index.html", {}, "t")
     assert not (tmp_path / "index.html").exists()
 
@@ -231,7 +231,7 @@ def test_test_clips_that_were_accepted_are_told(tmp_path):
     assert "2 accepted clips withdrawn" in report.first_screen(found)
     report.write_summary(tmp_path / "t", found, PROBLEMS)
     told = (tmp_path / "t" / "summary.md").read_text(encoding="utf-8")
-    assert "2 test clips accepted as normal by hand count in no figure here" in told
+    assert "2 test clips accepted as normal by hand are excluded from all figures here" in told
 
 
 def test_a_study_tuned_on_test_labels_is_stamped_everywhere(tmp_path):

@@ -209,7 +209,7 @@ def test_both_faces_come_in_one_output_and_the_static_one_needs_no_script(view):
         html = bundle["text/html"]
         assert "<script" not in html and "http://" not in html.replace("http://www.w3.org", "")
         assert "<table " in html and 'alt="' in html
-        assert next(kind for kind in report.FACES if kind in bundle) == "text/html"
+        assert next(kind for kind in report.MIME_TYPES if kind in bundle) == "text/html"
     assert "oracle, not a claim" in view.chosen.html() and "fixed default" in view.chosen.html()
 
 
