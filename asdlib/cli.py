@@ -740,7 +740,7 @@ def _score(args: argparse.Namespace) -> int:
     run = None if exported else studies.open(_name(args.study), args.home, args.seed, args.data_root)
     if args.explain and Path(args.explain).exists():
         raise errors.InputError(
-            f"{args.explain} exists and is never overwritten; name another folder for --explain"
+            f"{args.explain} exists and is never overwritten; choose another folder for --explain"
         )
     problems: list[tuple[str, str, bool]] = []
     files = scoring_files.recordings(paths, problems)

@@ -1,16 +1,15 @@
-"""Every number a study can turn, with its unit and its source.
+"""Settings of a study: all parameters with defaults, ranges, units and sources, and loading from TOML.
 
-A study is a small TOML file in `notebooks/studies` that says only what differs from the defaults below. Names
-and types are checked on arrival: an unknown name is refused with a suggestion, a wrong type with what was
-expected. Nothing is read from anywhere else; `digest` of the resolved settings stands beside every artifact.
+A study is a small TOML file in `notebooks/studies` with the settings that differ from the defaults. Names,
+types and ranges are validated on loading. Nothing else influences a study.
 
     cfg = load("demo", overrides=["autoencoder.epochs=5"])
 
-A study may include other TOML files, for example the `tuned.toml` of a study's run folder: `include =
-["../../runs/demo/tuned.toml"]`, relative to the file that says it. The default is overruled by what is
-included (the last file wins), that by the study's own values, those by `overrides`.
+A study may include other TOML files, for example the `tuned.toml` in a run folder: `include =
+["../../runs/demo/tuned.toml"]`, relative to the including file. Precedence, lowest first: defaults, included
+files in order, the study's own values, `overrides`.
 
-Sources: report and Eq. with a number are those of the technical report, METHOD those of notebooks/METHOD.md.
+Sources: "report" and equation numbers refer to the technical report, METHOD to notebooks/METHOD.md.
 Notebooks: all of them (second cell).
 """
 
@@ -39,17 +38,15 @@ from asdlib.scoring.fusion import FusionSettings
 from asdlib.settings import Many, Settings, describe_value, flat, merged, setting
 from asdlib.studies.home import notebooks
 
-MOST_BYTES, MOST_DOTS, DEEPEST = (
-    2**20,
-    200,
-    10,
-)  # of a file, of a line (each costs its square), of a setting's name
+MOST_BYTES = 2**20  # of a file
+MOST_DOTS = 200  # of a line; tomllib takes quadratic time in them
+DEEPEST = 10  # sections in a setting's name
 
 
 def parse(text: str) -> dict:
-    """TOML text as nested dicts; ValueError in words for what is none, or would take minutes."""
+    """Parse TOML text to nested dicts; ValueError if invalid, or so large that parsing would take minutes."""
     if len(text) > MOST_BYTES or any(line.count(".") > MOST_DOTS for line in text.splitlines()):
-        raise ValueError(f"more than {MOST_BYTES} letters, or {MOST_DOTS} dots in a line")
+        raise ValueError(f"more than {MOST_BYTES} characters, or {MOST_DOTS} dots in a line")
     try:
         return tomllib.loads(text)
     except RecursionError as error:
@@ -57,9 +54,9 @@ def parse(text: str) -> dict:
 
 
 def put(tree: dict, text: str) -> None:
-    """Set one value in nested dicts from `a.b=value`; the right side is TOML, or else taken as a string.
+    """Set one value in nested dicts from `a.b=value`; the value is TOML, or else a plain string.
 
-    raises : errors.InputError where the text has no = or a value stands in the place of a section
+    raises : errors.InputError without "=", or if a section of the name is a value
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
@@ -88,31 +85,29 @@ class ReportSettings(Settings):
     players: int = setting(24, "clips with a player; 30 keep the file small", 0, 30)
     license: str = setting(
         "",
-        "license of the recordings, for the model card; empty: what a LICENSE file beside them says, else not"
+        "license of the recordings, for the model card; empty: from a LICENSE file next to them, else not"
         " stated",
     )
 
 
 class StudySettings(Settings):
-    """All settings of one study. The name is the file's name."""
+    """All settings of a study; the name defaults to the file's name."""
 
     name: str = setting("unnamed", "name of the study: letters, digits, _ and -")
-    about: str = setting("", "one sentence for the report: what this study is for and what it simplifies")
+    about: str = setting("", "one sentence for the report: purpose and simplifications of this study")
     include: Many[str] = setting(
-        (), "TOML files whose settings hold where the study's file says nothing, relative to that file"
+        (), "TOML files with defaults for settings the study does not set, relative to the study's file"
     )
     chosen_by: Literal["", "default", "training", "oracle", "hand"] = setting(
         "",
-        "how ω, η, k and k_scale were chosen, as tuned.toml says it; after oracle and hand, which saw test"
-        " labels, the report makes no claim",
+        "how ω, η, k and k_scale were chosen, as recorded in tuned.toml; after oracle and hand, which used"
+        " test labels, the report makes no claim",
     )
-    seeds: Many[Annotated[int, Field(ge=0, le=2**31 - 1)]] = setting((0,), "one run per seed")
-    device: Literal["auto", "cpu", "cuda"] = setting(
-        "auto", "where tensors live; auto takes a GPU where there is one"
-    )
+    seeds: Many[Annotated[int, Field(ge=0, le=2**31 - 1)]] = setting((0,), "random seeds, one run each")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "device; auto: a GPU if available")
     precision: Literal["auto", "float32", "bf16"] = setting(
         "auto",
-        "of training steps of the large networks; auto: bf16 where the device has units for it; scores are"
+        "precision of training the large networks; auto: bf16 if the device has units for it; scores are"
         " always float32",
     )
     systems: Many[str] = setting(
@@ -134,7 +129,7 @@ class StudySettings(Settings):
 
     @field_validator("name")
     @classmethod
-    def _a_folder_can_have_it(cls, name: str) -> str:
+    def _check_name(cls, name: str) -> str:
         if not name.replace("_", "").replace("-", "").isalnum():
             raise errors.InputError(
                 f"setting name: got {name!r}, expected letters, digits, _ and - only; rename the study"
@@ -143,29 +138,28 @@ class StudySettings(Settings):
 
     @field_validator("seeds", "systems")
     @classmethod
-    def _each_once(cls, values: tuple, info: ValidationInfo) -> tuple:
+    def _check_unique(cls, values: tuple, info: ValidationInfo) -> tuple:
         if not values or len(set(values)) < len(values):
             raise errors.InputError(
-                f"setting {info.field_name}: got {list(values)}, expected at least one value and none twice"
+                f"setting {info.field_name}: got {list(values)}, expected at least one value and no duplicates"
             )
         return values
 
 
 def study_names(home: str | Path = "") -> list[str]:
-    """Names of the studies in notebooks/studies.  home : as of `asdlib.studies.home`."""
+    """Return the names of the studies in notebooks/studies.  home : see `asdlib.studies.home`"""
     return sorted(path.stem for path in (notebooks(home) / "studies").glob("*.toml"))
 
 
 def load(name: str, overrides: typing.Sequence[str] = (), home: str | Path = "") -> StudySettings:
-    """Settings of a study: its file in notebooks/studies (or a path to a .toml) over the defaults, then
-    `a.b=value`.
+    """Load the settings of a study.
 
-    name : name of a study, or the path of a TOML file
-    overrides : strings like "autoencoder.epochs=5"; the right side is TOML, or else taken as a string
-    home : whose notebooks/studies, see `asdlib.studies.home`
-    returns : the settings; `include` holds whole paths
-    raises : errors.InputError for unknown studies, names, types and values out of range, and for an included
-        file that is missing
+    name : name of a study in notebooks/studies, or path of a TOML file
+    overrides : strings like "autoencoder.epochs=5"; the value is TOML, or else a plain string
+    home : see `asdlib.studies.home`
+    returns : the settings; `include` has absolute paths
+    raises : errors.InputError for unknown studies and settings, wrong types, values out of range, and missing
+        included files
     """
     tree = read(name, overrides, home)
     tree.pop("sweep", None)
@@ -173,13 +167,12 @@ def load(name: str, overrides: typing.Sequence[str] = (), home: str | Path = "")
 
 
 def read(name: str, overrides: typing.Sequence[str] = (), home: str | Path = "") -> dict:
-    """What a study's file and the overrides say, as nested dicts; a table `sweep` belongs to
-    asdlib.studies.sweeps.
+    """Return a study's file, included files and overrides as nested dicts, including a table `sweep`.
 
-    Arguments and refusals as of `load`.
+    Arguments and errors as in `load`.
     """
     path = Path(name) if name.endswith(".toml") else notebooks(home) / "studies" / f"{name}.toml"
-    if not _there(path):
+    if not _is_file(path):
         known = study_names(home)
         raise errors.InputError(f"unknown study {describe_value(name)}" + errors.suggest(name, known))
     tree = _read(path)
@@ -189,41 +182,41 @@ def read(name: str, overrides: typing.Sequence[str] = (), home: str | Path = "")
         given = StudySettings(include=tree["include"]).include
         try:
             tree["include"] = [str((path.parent / Path(file).expanduser()).resolve()) for file in given]
-        except (OSError, ValueError, RuntimeError) as error:  # no user of that name, or no path at all
+        except (OSError, ValueError, RuntimeError) as error:  # unknown ~user, or not a path
             raise errors.InputError(
-                f"setting include: {describe_value(list(given))} are no paths ({error}), expected TOML files"
+                f"setting include: got {describe_value(list(given))} ({error}), expected paths of TOML files"
             ) from error
-        under: dict = {}
+        included: dict = {}
         for file in tree["include"]:
-            under = merged(under, _included(Path(file), path))
-        tree = merged(under, tree)
+            included = merged(included, _included(Path(file), path))
+        tree = merged(included, tree)
     tree.setdefault("name", path.stem)
     return tree
 
 
 def save(name: str, study: str, overrides: typing.Sequence[str] = (), home: str | Path = "") -> Path:
-    """Write a study with overrides as a study file of its own, in notebooks/studies.
+    """Save a study with overrides as a new study in notebooks/studies.
 
-    name : of the new study;  study, overrides, home : as of `load`
-    returns : the file; it holds all that differs from the defaults, and includes nothing
-    raises : errors.InputError for a study of that name, and as `load`
+    name : of the new study.  study, overrides, home : as in `load`
+    returns : the file, with all settings that differ from the defaults and without includes
+    raises : errors.InputError if a study of that name exists, and as in `load`
     """
     load(study, [*overrides, f"name={json.dumps(name)}"], home)
     path = notebooks(home) / "studies" / f"{name}.toml"
     if path.exists():
-        raise errors.InputError(f"{path} exists and is never overwritten; give another --name")
+        raise errors.InputError(f"{path} exists and is never overwritten; choose another --name")
     tree = read(study, overrides, home)
-    kept = {key: value for key, value in flat(tree).items() if key not in ("name", "include")}
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in kept.items()]
+    values = {key: value for key, value in flat(tree).items() if key not in ("name", "include")}
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
     with io.wrap_os_errors(path):
-        io.write_text(path, "\n".join([f"# {study}, with settings of its own", *lines, ""]))
+        io.write_text(path, "\n".join([f"# {study}, with changed settings", *lines, ""]))
     return path
 
 
-def _there(path: Path) -> bool:
+def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # too long for a name, or with signs that no name has
+    except (OSError, ValueError):  # name too long, or with invalid characters
         return False
 
 
@@ -235,27 +228,26 @@ def _read(path: Path) -> dict:
 
 
 def _included(file: Path, study: Path) -> dict:
-    """Settings of an included file; name and about stay the study's own."""
-    if not _there(file):
+    """Return the settings of an included file except name and about."""
+    if not _is_file(file):
         raise errors.InputError(
-            f"{study.name} includes {file}, and there is no such file; run the study that writes it, or take"
-            " it out of include"
+            f"{study.name} includes {file}, which does not exist; run the study that writes it, or remove it"
+            " from include"
         )
     tree = _read(file)
     if "include" in tree:
         raise errors.InputError(
-            f"{file} is included by {study.name} and has an include of its own; name all files in"
-            f" {study.name}"
+            f"{file} is included by {study.name} and has an include itself; list all files in {study.name}"
         )
     try:
         StudySettings(**tree)
-    except errors.InputError as refusal:
-        raise errors.InputError(f"{file}: {refusal}") from refusal
+    except errors.InputError as error:
+        raise errors.InputError(f"{file}: {error}") from error
     return {key: value for key, value in tree.items() if key not in ("name", "about")}
 
 
 def describe(cls: type[Settings] = StudySettings, where: str = "") -> list[tuple[str, object, str]]:
-    """(name, default, explanation) of every setting, for `asd settings`."""
+    """Return (name, default, description) of every setting, for `asd settings`."""
     rows = []
     for name, item in cls.model_fields.items():
         if isinstance(item.default, Settings):

@@ -1,6 +1,6 @@
-"""What lies below runs/: studies, artifacts that something refers to, artifacts that nothing does, damage.
+"""Housekeeping of runs/: list studies, find unused artifacts, verify files.
 
-Source: METHOD 8.2. Notebooks: none (`asd studies`, `asd verify`, `asd clean`)
+Source: METHOD 8.2. Used by: `asd studies`, `asd verify`, `asd clean`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import pandas as pd
 from asdlib import io
 from asdlib.studies import artifacts
 
-VARIANT_FILE = "variant.json"  # of a variant made by hand: its settings, and the artifacts it used
-KEPT, RECORDINGS = "artifacts", "recordings"  # the folders below runs/ that studies share
+VARIANT_FILE = "variant.json"  # settings and artifacts of an interactive variant
+ARTIFACTS, RECORDINGS = "artifacts", "recordings"  # folders in runs/ shared by all studies
 
 
-def _facts(path: Path) -> dict:
+def _read_json(path: Path) -> dict:
+    """Return the object in a JSON file, or {} if there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else {}
@@ -29,24 +30,24 @@ def _facts(path: Path) -> dict:
 
 
 def _folders(home: Path) -> list[Path]:
-    """Run folders of the studies of a home, in alphabetical order."""
+    """Return the run folders of all studies, sorted."""
     return sorted(path.parent for path in (home / "runs").glob("*/study.txt"))
 
 
 def size_mb(folder: Path) -> float:
-    """Size of everything in a folder, MB."""
+    """Return the total size of a folder in MB."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
 def studies(home: Path) -> pd.DataFrame:
-    """The studies that were run below a home.
+    """List the studies that were run in a home.
 
-    returns : study, file (as it was named), finished (of the last report, "" without one), variants, MB
+    returns : columns study, file, finished (time of the last report or ""), variants, MB
     """
     rows = []
     for folder in _folders(home):
         done = (folder / "09_report" / "DONE").is_file()
-        report = _facts(folder / "09_report" / "manifest.json") if done else {}
+        report = _read_json(folder / "09_report" / "manifest.json") if done else {}
         variants = len([*folder.glob(f"sweep/*/{VARIANT_FILE}"), *folder.glob("sweep/jobs/*")])
         name = (folder / "study.txt").read_text(encoding="utf-8", errors="replace")
         rows.append((folder.name, name, str(report.get("finished", "")), variants, round(size_mb(folder), 1)))
@@ -54,33 +55,29 @@ def studies(home: Path) -> pd.DataFrame:
 
 
 def referred_to(home: Path) -> set[str]:
-    """Names of the artifacts and recordings that a study's jobs or a variant refer to, and of the networks
-    behind them.
-    """
+    """Return the folder names of artifacts and recordings that any study or variant uses."""
     names: set[str] = set()
     for folder in _folders(home):
         for path in [*folder.rglob("manifest.json"), *folder.rglob(VARIANT_FILE)]:
-            facts = _facts(path)
-            used = facts.get("artifacts", {})
-            names |= {
-                *map(str, used.values() if isinstance(used, dict) else used),
-                facts.get("recordings", ""),
-            }
-    scores = [_facts(home / "runs" / KEPT / Path(name).name / "manifest.json") for name in names]
-    return names.union(*({facts.get("trained", ""), *facts.get("embeddings", ())} for facts in scores))
+            manifest = _read_json(path)
+            used = manifest.get("artifacts", {})
+            names |= {*map(str, used.values() if isinstance(used, dict) else used)}
+            names.add(manifest.get("recordings", ""))
+    scores = [_read_json(home / "runs" / ARTIFACTS / Path(name).name / "manifest.json") for name in names]
+    return names.union(*({score.get("trained", ""), *score.get("embeddings", ())} for score in scores))
 
 
 def unused(home: Path) -> list[Path]:
-    """Artifacts and recordings that neither a study nor a variant refers to.
+    """Return the folders of artifacts and recordings that no study or variant uses.
 
-    raises : errors.InputError while a study is being run, whose jobs may not have said yet what they use
+    raises : errors.InputError while a study is running, since its artifacts may not be recorded yet
     """
     with contextlib.ExitStack() as stack:
         for folder in _folders(home):
             stack.enter_context(io.locked(folder))
         used = referred_to(home)
     done = [
-        *sorted((home / "runs" / KEPT).glob("*/DONE")),
+        *sorted((home / "runs" / ARTIFACTS).glob("*/DONE")),
         *sorted((home / "runs" / RECORDINGS).glob("*/store/DONE.json")),
     ]
     folders = [path.parent.parent if path.suffix else path.parent for path in done]
@@ -88,9 +85,7 @@ def unused(home: Path) -> list[Path]:
 
 
 def remove(folders: list[Path]) -> None:
-    """Delete artifacts and recordings; DONE goes first, so that one that is left half deleted is not taken
-    for whole.
-    """
+    """Delete artifacts and recordings; DONE first, so that a partly deleted one never counts as finished."""
     for folder in folders:
         with io.wrap_os_errors(folder):
             for done in (folder / "DONE", folder / "store" / "DONE.json"):
@@ -99,24 +94,22 @@ def remove(folders: list[Path]) -> None:
 
 
 def damage(home: Path) -> Iterator[str]:
-    """Every file below runs/ that is not as it was written, by its content, in words."""
+    """Yield a description of every file in runs/ that is missing, truncated or altered."""
     for done in sorted((home / "runs").rglob("DONE")):
-        for words in artifacts.corrupt_files(done.parent):
-            yield f"{done.parent.relative_to(home)}: {words}"
+        for problem in artifacts.corrupt_files(done.parent):
+            yield f"{done.parent.relative_to(home)}: {problem}"
 
 
 def earlier_layout(study_folder: Path) -> bool:
-    """Whether a run folder holds recordings or networks as they lay before studies shared them."""
+    """Return True if a run folder has recordings or networks in the layout from before they were shared."""
     old = next(study_folder.glob("**/seed*/*/**/weights.safetensors"), None)
     return old is not None or (study_folder / "store").is_dir()
 
 
 def record_variant(folder: Path, settings: dict, artifact: Path, recordings: Path) -> None:
-    """Note an artifact and the recordings that a variant made by hand has used, so that `asd clean` leaves
-    them.
-    """
+    """Record an artifact and recordings as used by an interactive variant, so that `asd clean` keeps them."""
     folder.mkdir(parents=True, exist_ok=True)
-    used = _facts(folder / VARIANT_FILE).get("artifacts", [])
+    used = _read_json(folder / VARIANT_FILE).get("artifacts", [])
     if artifact.name not in used:
         facts = {"settings": settings, "artifacts": [*used, artifact.name], "recordings": recordings.name}
         io.write_text(folder / VARIANT_FILE, json.dumps(facts, indent=1))

@@ -336,8 +336,8 @@ def alarm_table(found: Findings) -> tables.Html:
 
 ALARM_NOTE = (
     "Share above the threshold of normal clips not used in training. Held-out normals are training clips"
-    " scored by models trained without them; thresholds are set on them. Without held-out clips, a network's"
-    " threshold is set on clips it was trained on, and may be too low. Test normals do not influence anything."
+    " scored by models trained without them; thresholds are set on them. Without such clips, a network's"
+    " threshold is set on clips it was trained on and may be too low. Test normals do not influence anything."
     f" “As set”: within {claims.NEAR:.2f} of the nominal share."
 )
 

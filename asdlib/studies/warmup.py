@@ -1,11 +1,11 @@
-"""What the fork server of kernels does once, so that no kernel has to. Notebooks: none (`forks.warm`)"""
+"""Imports that the fork server makes once for all kernels.  Used by: `forks.warm`"""
 
 import sys
 
-sys.modules.setdefault("rfc3987_syntax", None)  # as `cli.command` does
+sys.modules.setdefault("rfc3987_syntax", None)  # as in `cli.command`
 
-import torch._dynamo  # noqa: E402, F401  which torch imports with the first optimizer, 2 s
+import torch._dynamo  # noqa: E402, F401  imported by the first optimizer; takes 2 s
 
 from asdlib import io  # noqa: E402
 
-io.code_digest()  # parses every module, 2 s
+io.code_digest()  # cached; parses every module, 2 s

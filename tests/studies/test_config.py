@@ -139,10 +139,10 @@ def test_a_study_that_is_included_gives_neither_name_nor_words(tmp_path):
 @pytest.mark.parametrize(
     "content, words",
     [
-        (None, r"mine\.toml includes .*a\.toml, and there is no such file; run the study that writes it"),
+        (None, r"mine\.toml includes .*a\.toml, which does not exist; run the study that writes it"),
         ("[fusion]\nomgea = 1", r"a\.toml: unknown setting fusion\.omgea; did you mean fusion\.omega\?"),
         ("a = [", r"a\.toml: not readable as TOML"),
-        ("include = ['b.toml']", r"a\.toml is included by mine\.toml and has an include of its own"),
+        ("include = ['b.toml']", r"a\.toml is included by mine\.toml and has an include itself"),
     ],
 )
 def test_what_is_wrong_with_an_included_file_is_said(tmp_path, content, words):
@@ -159,12 +159,12 @@ def test_a_study_is_saved_with_its_overrides_and_never_over_another(tmp_path):
     assert config.load("new", (), tmp_path) == config.load("mine", [*given, "name=new"], tmp_path)
     assert config.read("new", (), tmp_path)["sweep"] == {"oevae": {"epochs": [1, 2]}}
     with pytest.raises(
-        errors.InputError, match=r"new\.toml exists and is never overwritten; give another --name"
+        errors.InputError, match=r"new\.toml exists and is never overwritten; choose another --name"
     ):
         config.save("new", "mine", [], tmp_path)
     with pytest.raises(errors.InputError, match="expected letters, digits"):
         config.save("a b", "mine", [], tmp_path)
-    assert path.read_text().startswith("# mine, with settings of its own")
+    assert path.read_text().startswith("# mine, with changed settings")
 
 
 def test_paper_is_literal():

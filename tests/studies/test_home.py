@@ -49,7 +49,7 @@ def test_init_overwrites_nothing_and_then_writes_nothing(name, tmp_path, capsys)
     (tmp_path / name).symlink_to("nowhere")
     assert cli.main(["init", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
-        f"asd: {tmp_path / name} exists and is never overwritten; name another folder\n"
+        f"asd: {tmp_path / name} exists and is never overwritten; choose another folder\n"
     )
     assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == [tmp_path / name]
 
@@ -57,7 +57,7 @@ def test_init_overwrites_nothing_and_then_writes_nothing(name, tmp_path, capsys)
 @pytest.mark.parametrize("name", ["file", "file/below", "a\0b"])
 def test_a_place_that_cannot_be_filled_is_one_sentence(name, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(errors.InputError, match="name a folder that you may write"):
+    with pytest.raises(errors.InputError, match="choose a writable folder"):
         home.init(tmp_path / name)
 
 
@@ -110,7 +110,7 @@ def test_a_notebook_opened_by_hand_finds_its_studies(work, monkeypatch, installe
 )
 def test_without_a_working_folder_every_command_says_how_to_make_one(words, installed, capsys):
     assert cli.main(words) == 2
-    assert capsys.readouterr().err == "asd: no working folder here; make one with `asd init DIR`\n"
+    assert capsys.readouterr().err == "asd: no working folder here; create one with `asd init DIR`\n"
 
 
 def test_a_deleted_current_folder_and_a_package_without_notebooks(installed, tmp_path, monkeypatch):
@@ -118,7 +118,7 @@ def test_a_deleted_current_folder_and_a_package_without_notebooks(installed, tmp
     with pytest.raises(errors.InputError, match="no working folder"):
         home.home_folder()
     monkeypatch.setattr(io, "PACKAGE", tmp_path)
-    with pytest.raises(errors.InputError, match="lacks its notebooks"):
+    with pytest.raises(errors.InputError, match="has no notebooks in"):
         home.init(tmp_path / "work")
 
 
@@ -197,4 +197,4 @@ def test_an_installed_wheel_works_outside_the_clone(tmp_path):
 def test_a_file_is_no_home(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert cli.main(["run", "smoke", "--dry-run", "--home", str(tmp_path / "file")]) == 2
-    assert "a file, expected a folder for runs/ and reports/" in capsys.readouterr().err
+    assert "is a file, expected a folder for runs/ and reports/" in capsys.readouterr().err
