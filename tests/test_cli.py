@@ -186,7 +186,7 @@ def test_a_report_without_scores_says_what_is_missing(tree, tmp_path):
         (["settings", "autoencodr.epochs"], "did you mean autoencoder.epochs?"),
         (
             ["run", "smoke", "--set", "seeds=[]"],
-            "setting seeds: got [], expected at least one value and no duplicates",
+            "setting seeds: got [], expected one or more values, no duplicates",
         ),
         (
             ["run", "smoke", "--set", "systems=['baseline_mses']"],

@@ -72,7 +72,7 @@ def test_what_is_wrong_is_refused_in_one_sentence(make, values, words):
         (
             StudySettings,
             {"seeds": [1, 1]},
-            "setting seeds: got [1, 1], expected at least one value and no duplicates",
+            "setting seeds: got [1, 1], expected one or more values, no duplicates",
         ),
         (StudySettings, {"data": {"roots": "tree"}}, "setting data.roots: 'tree' is relative"),
         (DataSettings, {"roots": ["tree"]}, "setting data.roots: 'tree' is relative"),

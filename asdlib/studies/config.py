@@ -141,7 +141,7 @@ class StudySettings(Settings):
     def _check_unique(cls, values: tuple, info: ValidationInfo) -> tuple:
         if not values or len(set(values)) < len(values):
             raise errors.InputError(
-                f"setting {info.field_name}: got {list(values)}, expected at least one value and no duplicates"
+                f"setting {info.field_name}: got {list(values)}, expected one or more values, no duplicates"
             )
         return values
 

@@ -259,4 +259,4 @@ def test_an_unknown_machine_is_refused_before_recordings_are_made(tmp_path, caps
         assert "unknown machine 'zzz'; known: fan, gearbox" in capsys.readouterr().err
     assert not (tmp_path / "runs" / "recordings").exists()
     assert cli.main(["run", "smoke", "--machines", "fan", "--home", str(tmp_path), "--dry-run"]) == 0
-    assert "recordings of modeled machines (fan)" in capsys.readouterr().out
+    assert "recordings of modeled machines to synthesize first (fan)" in capsys.readouterr().out
