@@ -121,16 +121,16 @@ def test_what_is_kept_is_listed_scored_exported_and_revoked(context, trained, ru
     scored_alike(context, after, tmp_path / "out")
     assert accepted.among(folder, context.store.clips).sum() == 2
     assert "_0002_" in accepted.preview(run, after.with_quantile(0.8), odd_clips(context, 3)[2:])[0]
-    with pytest.raises(errors.InputError, match="was accepted already"):
+    with pytest.raises(errors.InputError, match="is already accepted"):
         accepted.preview(run, after, paths[:1])
     gone = accepted.revoke(folder, [paths[0]])
     assert gone["file"].tolist() == [paths[0]] and len(accepted.listed(folder)) == 1
-    with pytest.raises(errors.InputError, match=r"'nothing.wav' was not accepted"):
+    with pytest.raises(errors.InputError, match=r"'nothing.wav' is not accepted"):
         accepted.revoke(folder, ["nothing.wav"])
     left = accepted.listed(folder)["digest"][0]
     assert len(list(folder.glob("accepted/*.wav"))) == 1
     (folder / "accepted" / f"{left}.wav").write_bytes((folder / "accepted" / f"{left}.wav").read_bytes()[:-2])
-    with pytest.raises(errors.InputError, match="is not the recording that was accepted; revoke it"):
+    with pytest.raises(errors.InputError, match="is not the accepted recording; revoke it"):
         accepted.of(folder, "pump", "")
     accepted.revoke(folder, [left[:6]])
     assert accepted.listed(folder).empty and not list(folder.glob("accepted/*.wav"))
@@ -143,7 +143,7 @@ def test_what_cannot_be_accepted_is_one_sentence(context, trained, run, tmp_path
         accepted.preview(run, one, [train])
     with pytest.raises(errors.InputError, match=r"gone.wav: unreadable \(No such file"):
         accepted.preview(run, one, [tmp_path / "gone.wav"])
-    with pytest.raises(errors.InputError, match="stands there twice"):
+    with pytest.raises(errors.InputError, match="was given twice"):
         accepted.preview(run, one, odd_clips(context) * 2)
 
 
@@ -171,7 +171,7 @@ def test_a_false_alarm_of_a_study_is_accepted_withdrawn_and_revoked(smoke, tmp_p
     )
     assert ",anomaly," in asd_here(*strict).stdout
     kept = asd_here(*strict, "--accept", "--yes").stdout
-    assert "kept; `asd accepted smoke` lists and revokes" in kept and "test clips among them" in kept
+    assert "kept; list or revoke them with `asd accepted smoke`" in kept and "test clips among them" in kept
     assert ",normal," in asd_here(*strict).stdout
     assert path.name in asd_here("accepted", "smoke", "--home", home).stdout
     plan = asd_here("run", "smoke", "--home", home, "--dry-run").stdout
