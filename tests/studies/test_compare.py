@@ -90,8 +90,8 @@ def test_the_difference_is_that_of_metrics_paired(tmp_path):
 @pytest.mark.parametrize(
     "digests, machine, words",
     [
-        ("b", "fan", "other test clips under the same name: fan"),
-        ("a", "pump", "In one of them only: fan, pump"),
+        ("b", "fan", "Not paired because of different test clips: fan"),
+        ("a", "pump", "In one study only: fan, pump"),
     ],
 )
 def test_other_clips_are_not_paired(tmp_path, capsys, digests, machine, words):

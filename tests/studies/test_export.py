@@ -51,7 +51,9 @@ def test_an_exported_detector_scores_as_its_study_to_the_bit(context, trained, s
     one = ready(context, (trained[0], fusion.systems(trained[1], cfg.fusion)), system)
     (tmp_path / "model_card.md").write_text("# Model card: of the study\n")
     told = export.write(run_of(context, trained[0], tmp_path), one, tmp_path / "out")
-    assert "MB, written in" in told and "scores a clip of 1 s in" in told and "as its study" in told
+    assert (
+        "MB, written in" in told and "scores a clip of 1 s in" in told and "identically to its study" in told
+    )
     scored_alike(context, one, tmp_path / "out")
     card = (tmp_path / "out" / "model_card.md").read_text()
     assert f"{one.threshold.value:.6g}" in card and card.endswith("# Model card: of the study\n")
@@ -101,7 +103,7 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(context, trained, tmp_path)
     (tmp_path / "full" / "notes.txt").touch()
     with pytest.raises(errors.InputError, match="full: exists and is not empty, expected a new folder"):
         export.write(run, one, tmp_path / "full")
-    with pytest.raises(errors.InputError, match="does not hold the facts of an exported detector"):
+    with pytest.raises(errors.InputError, match="does not hold the manifest of an exported detector"):
         export.load_detector(tmp_path / "full")
     out = tmp_path / "out"
     export.write(run, one, out)
@@ -126,7 +128,7 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(context, trained, tmp_path)
     assert f"altered: {weights} is damaged; copy it again" in altered(weights, flip)
     assert f"{weights} is missing" in altered(weights, lambda path: path.unlink())
     assert "DONE is not readable" in altered("DONE", lambda path: path.unlink())
-    assert "is of layout 2, this asdlib reads up to 1; install a newer asdlib" in altered(
+    assert "has layout 2, this asdlib reads up to 1; install a newer asdlib" in altered(
         "manifest.json", later
     )
 
@@ -139,7 +141,9 @@ def test_a_folder_made_by_other_code_says_so(context, trained, tmp_path, monkeyp
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(export.io, "code", lambda *_: {})
     export.load_detector(tmp_path / "out", "cpu")
-    assert "baseline_knn was made by other code; last digits of scores may differ" in capsys.readouterr().err
+    assert (
+        "baseline_knn was computed by other code; last digits of scores may differ" in capsys.readouterr().err
+    )
 
 
 def test_a_folder_scores_from_the_command_line_where_the_study_is_not(smoke, tmp_path):
