@@ -366,7 +366,7 @@ def test_a_finished_study_leaves_a_model_card_and_can_be_submitted(smoke, tmp_pa
         "Intended use and limits",
         "Results, with intervals",
         "Controls",
-        "Thresholds and what they mean",
+        "Thresholds and their meaning",
         "Hardware and time",
     ):
         assert f"## {heading}" in card

@@ -112,8 +112,8 @@ def card(ready: Scorer, of_study: Path) -> str:
         f"# Exported detector: {ready.system} of {ready.name}\n\n"
         f"Exported on {datetime.date.today().isoformat()} from study {ready.cfg.name}: {ready.about()}."
         f" Detectors: {', '.join(ready.detectors)}. Expects recordings of {ready.name}; other rates are"
-        f" resampled to {ready.cfg.data.sample_rate} Hz, and channel {ready.cfg.data.channel} is used. A score"
-        " above the threshold is called anomalous.\n\n"
+        f" resampled to {ready.cfg.data.sample_rate} Hz, and channel {ready.cfg.data.channel} is used. A"
+        " score above the threshold is called anomalous.\n\n"
         "Use: `asd score FOLDER FILE...`, or in Python `asdlib.load_detector(FOLDER)([FILE, ...])`. The"
         f" following describes the whole study.\n\n{study}"
     )
@@ -137,7 +137,7 @@ def load_detector(folder: str | Path, device: str = "auto") -> Scorer:
         raise errors.InputError(f"{folder}: {', '.join(problems)}; copy or export it again")
     cfg, torch_device = config.StudySettings(**manifest["settings"]), training.pick_device(device)
     table = io.table(folder / "clips.parquet")
-    count = torch.ones(len(table), dtype=torch.int64)  # placeholder sound of one sample, never read
+    count = torch.ones(len(table), dtype=torch.int64)  # placeholder sound, never read
     sound = torch.zeros(1, dtype=torch.int16), torch.zeros_like(count), count
     store = Store(
         table, index.problem_table([]), "", folder, *sound, torch.device("cpu"), cfg.data.sample_rate

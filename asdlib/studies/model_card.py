@@ -1,22 +1,21 @@
-"""The model card of a study: what was trained on what, for what it may be used, what it reached, and at what
-cost.
+"""The model card of a study: data, systems, intended use, limits, results, thresholds and cost.
 
 Conventions
 -----------
-One page in Markdown, made of the study's own tables when its report is made (notebook 09_report), so that no
-number stands in it that was not measured. What is not known is said ("not stated", "not available"), never
-filled in.
+One Markdown page, generated from the study's tables by notebook 09_report. Unknown values appear as "not
+stated" or "not available".
 
-The license of the recordings is, in this order: the setting `report.license`; the first line of a LICENSE
-(or LICENCE) file in a data root or beside a machine's train folder (`asd import --license` writes one);
-none for synthetic recordings; else "not stated", with the license that the challenge's recordings have if
-all machines carry their names.
+The license of the recordings is the setting `report.license`, else the first line of a LICENSE (or LICENCE)
+file in a data root or a machine's folder (`asd import --license` writes one). Without either, synthetic
+recordings have none, and others are "not stated", with a note on the license of the DCASE recordings if all
+machines have their names.
 
 Source: METHOD 3.7, 3.8, 7.3, 7.5, 8.6.  Notebook: 09_report.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,20 +38,16 @@ DCASE = {*metrics.PAPER_TABLE1, *EVALUATION}
 
 
 def license(roots: Sequence[Path], machines: Sequence[str], stated: str, synthetic: bool) -> str:
-    """The license of the recordings in one sentence. stated : the setting report.license"""
+    """Return the license of the recordings as text.  stated : the setting report.license"""
     if stated:
         return f"{stated} (as the study's settings state)"
     if synthetic:
         return "none: the recordings were computed by this project's models of machines"
     found = []
-    for folder in [place for root in roots for place in (root, *(root / machine for machine in machines))]:
+    for folder in [folder for root in roots for folder in (root, *(root / name for name in machines))]:
         for path in sorted(folder.glob("LICEN[CS]E*")) if folder.is_dir() else []:
-            lines = [
-                line.strip()
-                for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-                if line.strip()
-            ]
-            found += [f"{lines[0]} ({folder.name}/{path.name})"] if lines else []
+            text = path.read_text(encoding="utf-8", errors="replace").strip()
+            found += [f"{text.splitlines()[0].strip()} ({folder.name}/{path.name})"] if text else []
     if found:
         return "; ".join(dict.fromkeys(found))
     challenge = (
@@ -64,25 +59,25 @@ def license(roots: Sequence[Path], machines: Sequence[str], stated: str, synthet
 
 
 def hardware(device: torch.device) -> str:
-    """Processor, cores, memory and GPU in one line."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(
-            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-            "processor not named",
-        )
-    except OSError:
-        name = "processor not named"
+    """Return a line with processor, cores, memory and GPU."""
+    name = "unknown processor"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     if device.type == "cuda" and not torch.cuda.is_available():
-        return "a GPU of another machine"
+        return "a GPU of another computer"
     gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     return f"{name}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB{gpu}; computed on {device.type}"
 
 
 def data_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Clips per machine as used. table : clip table of a store.  returns : machine, train source, train
-    target, test …, seconds, attributes
+    """Return the number of used clips per machine.
+
+    table : clip table of a store
+    returns : columns machine, train source, train target, test …, seconds, attributes
     """
     rows = []
     for name, facts in index.summary(table, index.problem_table([]))["machines"].items():
@@ -104,52 +99,52 @@ def data_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def limits(run, found: report.Findings) -> list[str]:
-    """What the results do not say, as far as the study's own data tell. run : run.Run"""
-    counted = found.decisions[found.decisions["method"] == "empirical"].groupby("system")["machine"].nunique()
-    place = "The results hold for these machines, microphones and places; another place is another sound."
+    """Return sentences on the limits of the results, from the study's data.  run : run.Run"""
+    empirical = found.decisions[found.decisions["method"] == "empirical"]
+    places = (
+        "The results hold for these machines, microphones and places; elsewhere they may sound different."
+    )
     return [
-        *(one.sentence for one in found.warnings),
-        *([] if run.synthetic else [place]),
+        *(warning.sentence for warning in found.warnings),
+        *([] if run.synthetic else [places]),
         *(
-            f"{system}: the threshold of {count} machine{'s' * (count > 1)} is an empirical quantile, no"
-            " gamma fits its training scores."
-            for system, count in counted.items()
+            f"{system}: the threshold of {count} machine{'s' * (count > 1)} is an empirical quantile, because"
+            " no gamma distribution fits the training scores."
+            for system, count in empirical.groupby("system")["machine"].nunique().items()
         ),
         *(
             f"{row.system}: share of false alarms on fresh normal clips {row.verdict}, nominal {row.nominal}."
             for row in found.alarms.itertuples()
             if "too" in row.verdict
         ),
-        "Only normal sound was trained on: a score says how unlike it a recording is, not what is broken,"
-        " nor how badly.",
+        "Training used normal sounds only: a score measures how much a recording differs from them, not which"
+        " fault it has or how severe it is.",
     ]
 
 
 def text(run, found: report.Findings) -> str:
-    """The card. run : run.Run.  found : of `report.findings`"""
+    """Return the model card.  run : run.Run.  found : from `report.findings`"""
     cfg, share = run.cfg, 1 - run.cfg.metrics.decision_quantile
     changed = report.settings(cfg)
     changed = changed[
         (changed["value"] != changed["default"])
         & ~changed["setting"].isin(["about", "name", "systems", "seeds", "data.roots"])
     ]
-    spent = run.timings()
-    spent = (
-        spent.groupby("stage", sort=False)
-        .agg(jobs=("seconds", "size"), seconds=("seconds", "sum"))
-        .reset_index()
-    )
-    spent["seconds"] = spent["seconds"].round(0).astype(int)
-    kept = found.decisions[found.decisions["domain"] == "all"].drop(columns=["domain", "normal", "anomaly"])
-    numbers = kept.select_dtypes("float").columns
-    kept[numbers] = kept[numbers].map(lambda value: tables.number(value)).astype(str)
+    timings = run.timings()
+    peak_mb = max([int(peak or 0) for peak in timings["peak_memory_mb"]] or [0])
+    cost = timings.groupby("stage", sort=False)["seconds"].agg(jobs="size", seconds="sum").reset_index()
+    cost["seconds"] = cost["seconds"].round(0).astype(int)
+    limit_table = found.decisions[found.decisions["domain"] == "all"]
+    limit_table = limit_table.drop(columns=["domain", "normal", "anomaly"])
+    numbers = limit_table.select_dtypes("float").columns
+    limit_table[numbers] = limit_table[numbers].map(lambda value: tables.number(value)).astype(str)
     trained = "".join(
         f", {name} trained in {run.precision_of(name)}"
         for name in precision.NETWORKS
         if name in map(SYSTEMS.get, cfg.systems)
     )
     roots = "synthetic recordings" if run.synthetic else ", ".join(map(str, run.roots))
-    gone = int(run.problems["left_out"].sum())
+    left_out = int(run.problems["left_out"].sum())
     parts = [
         f"# Model card: {cfg.name}",
         f"**{tables.markdown(found.headline)}**",
@@ -157,8 +152,8 @@ def text(run, found: report.Findings) -> str:
         "## Data",
         (
             f"{tables.markdown(roots)}; {len(run.clips)} clips at {cfg.data.sample_rate} Hz, channel"
-            f" {cfg.data.channel}, fingerprint {run.store.fingerprint}. Left out: {gone}; the report lists"
-            " them with their reasons."
+            f" {cfg.data.channel}, fingerprint {run.store.fingerprint}. Left out: {left_out}; the report"
+            " lists them with reasons."
         ),
         tables.markdown_table(data_table(run.clips)),
         (
@@ -179,44 +174,41 @@ def text(run, found: report.Findings) -> str:
         tables.markdown_table(changed) if len(changed) else "none",
         "## Intended use and limits",
         (
-            f"To rank recordings of {', '.join(run.machines)} by how unlike normal sound they are, so that a"
-            " person listens to the right ones first; and to compare detectors. Not for decisions on safety,"
-            " and not for other machines."
+            f"To rank recordings of {', '.join(run.machines)} by how much they differ from normal sound, so"
+            " that a person can listen to the most anomalous first, and to compare detectors. Not for safety"
+            " decisions, and not for other machines."
         ),
         "\n".join(f"- {tables.markdown(line)}" for line in limits(run, found)),
         "## Results, with intervals",
         tables.markdown_table(tables.wide(found.table)),
         (
-            f"In brackets: {cfg.metrics.confidence:.0%} bootstrap intervals over test clips; they say nothing"
-            " of other machines or other trainings. Chance: 0.5."
+            f"In brackets: {cfg.metrics.confidence:.0%} bootstrap intervals over test clips; they do not"
+            " cover the variation between machines or trainings. Chance: 0.5."
         ),
         *(f"- {tables.markdown(line)}" for line in tables.reasons(found.table)),
-        "## Controls and the reference without training",
+        "## Controls and the training-free reference",
         tables.markdown_table(found.claims.drop(columns="case")),
         (
-            "control_level: the level of each clip as if it were a score. labels shuffled: what each system"
-            f" reaches by luck. {comparison.REFERENCE}: needs no training; what is not above it, training did"
-            " not earn (paired difference of Ω with its interval, corrected for all pairs of systems)."
+            "control_level: the level of each clip used as its score. labels shuffled: what each system"
+            f" reaches by chance. {comparison.REFERENCE}: needs no training; for a system that is not better,"
+            " training brought no benefit (paired difference of Ω with its interval, corrected for all pairs"
+            " of systems)."
         ),
-        "## Thresholds and what they mean",
+        "## Thresholds and their meaning",
         (
             "A recording above the threshold is called anomalous. The threshold is the"
             f" {cfg.metrics.decision_quantile:g} quantile of a gamma distribution fitted to the scores of"
-            " normal training clips, each scored by what was learnt without it, or raised to the level of"
-            " held-out clips where a network saw it (method empirical: of the scores themselves): of"
-            f" normal recordings like those, about {share:.0%} are expected above it,"
-            " and that many false alarms. train_above: the share of training clips that lie above. It is one"
-            " threshold for both domains."
+            " normal training clips (method empirical: of the scores themselves). Each clip is scored without"
+            " itself; where a network was trained on it, its score is raised to the level of held-out clips."
+            f" About {share:.0%} of normal recordings are expected above the threshold, as"
+            " false alarms. train_above: share of training clips above it. Both domains share one threshold."
         ),
-        tables.markdown_table(kept),
+        tables.markdown_table(limit_table),
         report.ALARM_NOTE,
         tables.markdown_table(found.alarms),
         "## Hardware and time",
-        (
-            f"{hardware(run.device)}{trained}; largest memory of a training "
-            f"{max([int(peak or 0) for peak in run.timings()['peak_memory_mb']] or [0])} MB."
-        ),
-        tables.markdown_table(spent),
+        (f"{hardware(run.device)}{trained}; peak memory of training {peak_mb} MB."),
+        tables.markdown_table(cost),
         "## Made by",
         ", ".join(f"{name} {version}" for name, version in artifacts.versions().items()),
     ]
@@ -224,9 +216,7 @@ def text(run, found: report.Findings) -> str:
 
 
 def write(run, found: report.Findings) -> Path:
-    """model_card.md beside the summary, in the study's report folder. Arguments as `text`.  Notebook:
-    09_report
-    """
+    """Write model_card.md to the study's report folder; arguments as in `text`.  Notebook: 09_report"""
     run.reports.mkdir(parents=True, exist_ok=True)
     io.write_text(run.reports / "model_card.md", text(run, found))
     return run.reports / "model_card.md"

@@ -1,16 +1,16 @@
-"""Sweeps: one study at several values of its settings, and what seeds and settings make of the scores.
+"""Sweeps: a study at several values of its settings, and the variation of scores over seeds and settings.
 
     [sweep]                                    in a study file
     "oevae.condition.k_scale" = [1, 2.5, 5]    or --set 'sweep.oevae.condition.k_scale=[1, 5]'
 
-A variant is one choice of every listed setting (all combinations), named by what it sets: `k_scale=2.5`. The
-study itself, at its own values, is the reference. A variant runs the notebooks that train; pages of trainings
-at other settings lie in runs/<study>/sweep/jobs/<digest>, shared by variants that agree. Networks and scores
-lie below runs/artifacts under their keys, as those of the study do. 09_report compares them.
+A variant is one combination of the listed values, named after them: `k_scale=2.5`. The study itself is the
+reference. A variant runs the notebooks that train; their pages are in runs/<study>/sweep/jobs/<digest>,
+shared by variants with the same training settings. Networks and scores are in runs/artifacts as for any
+study. 09_report compares the variants.
 
-An interval of a difference comes from the same resampled test clips on both sides, averaged over seeds first
-(comparison.paired); it speaks of other test clips. The standard deviation over seeds speaks of other
-trainings. Neither contains the other. Source: METHOD 3.8, 8.3. Notebook: 09_report.
+The interval of a difference comes from paired resamples of the test clips, averaged over seeds first
+(comparison.paired), and covers the choice of test clips. The standard deviation over seeds covers training.
+Neither includes the other. Source: METHOD 3.8, 8.3. Notebook: 09_report.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from asdlib.studies.study import load
 from asdlib.viz import plots, tables
 
 REFERENCE = "as the study"
-MOST = 200  # variants: beyond that a sweep is a slip of the pen
+MOST = 200  # variants; more are probably a mistake
 MEASURED = ("variant", "system", "metric", "seeds", "mean", "low", "high", "sd")
 COLUMNS = (*MEASURED, "difference", "difference_low", "difference_high", "p", "same")
 
 
 def axes(study: str, overrides: Sequence[str] = (), home: str | Path = "") -> dict[str, list]:
-    """The swept settings of a study and their values, in the order of the file; empty without a sweep.
+    """Return the swept settings of a study and their values, in the order of the file.
 
     raises : errors.InputError for unknown settings, values of the wrong type, no or repeated values
     """
@@ -63,17 +63,17 @@ def axes(study: str, overrides: Sequence[str] = (), home: str | Path = "") -> di
             raise errors.InputError(f"sweep {name}: got {values!r}, expected a list of values")
         if name.split(".")[0] in ("name", "about", "seeds", "systems"):
             raise errors.InputError(
-                f"sweep {name}: cannot be swept, expected a setting of a section; give seeds as seeds = [...]"
+                f"sweep {name}: cannot be swept, expected a setting in a section; for seeds use seeds = [...]"
             )
         for value in values:
             text = f"{name}={json.dumps(value, ensure_ascii=False)}"
             if isinstance(value, dict):
                 raise errors.InputError(
-                    f"sweep {name}: got the table {value!r} as a value, expected settings' values"
+                    f"sweep {name}: got the table {value!r}, expected values of the setting"
                 )
-            config.load(study, [*overrides, text], home)  # names, types and ranges are refused here
+            config.load(study, [*overrides, text], home)  # checks names, types and ranges
         if len({json.dumps(value) for value in values}) < len(values):
-            raise errors.InputError(f"sweep {name}: got {values}, expected each value once")
+            raise errors.InputError(f"sweep {name}: got {values}, expected no duplicates")
     return found
 
 
@@ -87,7 +87,7 @@ def _leaves(tree: dict, where: str = ""):
 
 
 def variants(study: str, overrides: Sequence[str] = (), home: str | Path = "") -> dict[str, list[str]]:
-    """Name and overrides of every variant of a study's sweep, without those equal to the study."""
+    """Return name -> overrides of the variants of a study's sweep, except those equal to the study."""
     swept, own = axes(study, overrides, home), config.load(study, overrides, home)
     short = {name: name.rsplit(".", 1)[-1] for name in swept}
     if len(set(short.values())) < len(short):
@@ -108,30 +108,25 @@ def variants(study: str, overrides: Sequence[str] = (), home: str | Path = "") -
 
 
 def of(base: Run) -> dict[str, Run]:
-    """A study and its variants by name, the study's own under ""; all share its device, and its store where
-    they are of the same recordings.
-    """
+    """Return a study (named "") and its variants by name, all on the study's device."""
     found = {"": base}
     for name, overrides in variants(base.study_file, base.overrides, base.home).items():
         cfg = load(base.study_file, overrides, base.home)
         run = found[name] = Run(cfg, base.home, base.seed, variant=name, base=base)
-        run.study_file, run.overrides, run.device, run.auto = (
-            base.study_file,
-            overrides,
-            base.device,
-            base.auto,
-        )
+        run.study_file, run.overrides = base.study_file, overrides
+        run.device, run.auto = base.device, base.auto
     return found
 
 
-# ---------------------------------------------------------------- what they say
+# ---------------------------------------------------------------- comparison
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Ω of every system over the seeds.  Usable in 09_report.
+    """Summarize Ω of every system over the seeds.
 
-    table : METRIC_COLUMNS.  returns : system, metric, seeds, mean, low, high (interval over test clips,
-        averaged over seeds), sd (over seeds; NaN for one seed), and `values`, a list of each seed's
+    table : METRIC_COLUMNS
+    returns : columns system, metric, seeds (their number), mean, low, high (interval over test clips,
+        averaged over seeds), sd (over seeds; NaN for one seed), values (list, one per seed)
     """
     own = table[(table["machine"] == "all") & (table["component"] == "score") & (table["metric"] == "omega")]
     rows = []
@@ -145,27 +140,27 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_variants(run: Run) -> pd.DataFrame:
-    """The finished scores of a study's seeds and variants compared; empty for one seed without a sweep.
+    """Compare the scores of a study's seeds and variants; empty for one seed without a sweep.
+
     Notebook: 09_report
     """
     opened = of(run)
     if len(opened) == len(run.cfg.seeds) == 1:
         return pd.DataFrame(columns=[*COLUMNS, "values"])
-    scores = {name: one.load_scores(one.cfg.systems) for name, one in opened.items()}
-    unlike = [name for name, one in opened.items() if one.store.fingerprint != run.store.fingerprint]
+    scores = {name: variant.load_scores(variant.cfg.systems) for name, variant in opened.items()}
+    unlike = [name for name, variant in opened.items() if variant.store.fingerprint != run.store.fingerprint]
     return compare(scores, run.cfg.metrics, run.seed, unlike)
 
 
 def compare(
     scores: dict[str, pd.DataFrame], settings: metrics.MetricsSettings, seed: int, unlike: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Every system at every variant, over seeds, and its paired difference to the study's own settings.
+    """Return Ω of every system and variant over seeds, and its paired difference to the study.
 
-    scores : variant ("" is the study) to its score table;  seed : of the resamples
-    unlike : variants of other recordings: their test clips are not the study's, and there is no paired
-        difference
-    returns : COLUMNS and `values`; difference NaN for the study itself and for `unlike`; same: whether every
-        score equals the study's
+    scores : variant ("" is the study) -> score table.  seed : of the resamples
+    unlike : variants with other recordings, for which no paired difference exists
+    returns : COLUMNS and `values`; difference is NaN for the study itself and for `unlike`; same is True if
+        all scores equal the study's
     """
     parts = []
     for variant, table in scores.items():
@@ -174,15 +169,15 @@ def compare(
         found[columns], found["same"] = np.nan, False
         for row in found.index if variant and variant not in unlike else []:
             system, metric = found.loc[row, ["system", "metric"]]
-            two = [
+            both = [
                 part[part["system"] == system].assign(system=name)
                 for part, name in ((table, "variant"), (scores[""], "study"))
             ]
             first, second = (
-                part.set_index(["component", "clip", "seed"])["score"].sort_index() for part in two
+                part.set_index(["component", "clip", "seed"])["score"].sort_index() for part in both
             )
             found.loc[row, "same"] = first.equals(second)
-            pair = comparison.paired(pd.concat(two, ignore_index=True), "variant", "study", settings, seed)
+            pair = comparison.paired(pd.concat(both, ignore_index=True), "variant", "study", settings, seed)
             pair = pair[(pair["machine"] == "all") & (pair["metric"] == metric)]
             found.loc[row, columns] = pair[["value", "low", "high", "p"]].to_numpy(float)[0]
         parts.append(found)
@@ -190,14 +185,14 @@ def compare(
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """A comparison in words, for people. table : of `compare`."""
+    """Format a comparison as text with claims.  table : from `compare`"""
     rows = []
     for row in table.itertuples():
         claim = "" if np.isnan(row.difference) else "no difference shown"
         if row.difference_low > 0 or row.difference_high < 0:
             claim = f"{'better' if row.difference > 0 else 'worse'} than the study's setting"
         if row.same:
-            claim = "the same scores: this setting does not reach the system"
+            claim = "identical scores: the setting does not affect this system"
         change = (row.difference, row.difference_low, row.difference_high)
         difference = "" if np.isnan(row.difference) else tables.number(*change)
         sd, mean = "" if np.isnan(row.sd) else f"{row.sd:.3f}", tables.number(row.mean, row.low, row.high)
@@ -208,12 +203,12 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def your_change(run: Run, scores: pd.DataFrame) -> tables.Html:
-    """What a change by hand makes of the scores, beside the study: every metric and its paired difference.
+    """Compare an interactive variant with its study: every metric and the paired difference.
 
     scores : fused score table of this notebook.  Notebooks: 03_baseline, 04_classifier, 05_oevae
     """
     if run.base is None:
-        return tables.Html("<p>Nothing to compare: no setting was changed by hand.</p>")
+        return tables.Html("<p>Nothing to compare: no setting was changed.</p>")
     machines, seeds = set(scores["machine"]), set(scores["seed"])
     parts = []
     for system in fusion.in_order(scores["system"]):
@@ -227,7 +222,7 @@ def your_change(run: Run, scores: pd.DataFrame) -> tables.Html:
         ]
         both = pd.concat([mine.assign(system="change"), study.assign(system="study")], ignore_index=True)
         if set(mine["clip"]) != set(study["clip"]):
-            return tables.Html("<p>No comparison: other recordings than the study's.</p>")
+            return tables.Html("<p>No comparison: the study has other recordings.</p>")
         values = metrics.table(both, run.cfg.metrics, run.seed).set_index(["system", "machine", "metric"])
         for row in comparison.paired(both, "change", "study", run.cfg.metrics, run.seed).itertuples():
             own = [values.loc[side, row.machine, row.metric]["value"] for side in ("study", "change")]
@@ -235,13 +230,14 @@ def your_change(run: Run, scores: pd.DataFrame) -> tables.Html:
             difference = "" if np.isnan(row.value) else tables.number(row.value, row.low, row.high)
             parts.append((system, row.machine, tables.METRIC_NAMES[row.metric], *numbers, difference))
     columns = ["system", "machine", "metric", "this study", "your change", "difference (paired interval)"]
-    return tables.styled(pd.DataFrame(parts, columns=columns), "This study beside your change.")
+    return tables.styled(pd.DataFrame(parts, columns=columns), "This study and your change.")
 
 
 @matplotlib.rc_context(plots.STYLE)
 def dots(table: pd.DataFrame) -> plots.Plot:
-    """One panel per system: mean over seeds with its interval at each variant, each seed as a small ring.
-    table : of `compare`.
+    """Plot mean over seeds and interval of each variant, one panel per system; rings are single seeds.
+
+    table : from `compare`
     """
     systems, names = list(dict.fromkeys(table["system"])), list(dict.fromkeys(table["variant"]))
     metric = tables.METRIC_NAMES[table["metric"].iloc[0]]
@@ -251,7 +247,7 @@ def dots(table: pd.DataFrame) -> plots.Plot:
     )
     for axis, system in zip(panels[:, 0], systems):
         part = table[table["system"] == system].set_index("variant")
-        for y, name in enumerate(name for name in names):
+        for y, name in enumerate(names):
             if name in part.index:
                 row = part.loc[name]
                 axis.plot([row.low, row.high], [y, y], color=plots.BLUE, lw=1.5)

@@ -53,7 +53,7 @@ def test_all_combinations_but_the_study_itself(toml):
         ("sweep.autoencoder.epochs=[0]", "expected a number from 1"),
         ("sweep.autoencoder.epochs=3", "sweep autoencoder.epochs: got 3, expected a list of values"),
         ("sweep.autoencoder.epochs=[]", r"got \[\], expected a list of values"),
-        ("sweep.autoencoder.epochs=[3, 3]", "expected each value once"),
+        ("sweep.autoencoder.epochs=[3, 3]", "expected no duplicates"),
         ("sweep.autoencoder=[{epochs = 3}]", "got the table"),
         ("sweep.seeds=[1, 2]", "sweep seeds: cannot be swept"),
         ("sweep=3", "sweep: got 3, expected a table of settings"),
@@ -155,7 +155,7 @@ def test_equal_scores_are_said_to_be_equal_and_other_recordings_are_not_paired()
         {"": table_of(1.0), "same": table_of(1.0), "other": table_of(1.0)}, SETTINGS, 0, ["other"]
     )
     claims = sweeps.shown(table).set_index("settings")["claim"]
-    assert set(claims["same"]) == {"the same scores: this setting does not reach the system"} and set(
+    assert set(claims["same"]) == {"identical scores: the setting does not affect this system"} and set(
         claims["other"]
     ) == {""}
 
