@@ -89,13 +89,13 @@ def test_verdicts_say_what_is_dead_and_what_lives():
     living, dead, untied = arranged(), arranged(v_in_d=False, alive=False), arranged(v_in_d=False)
     say = lambda found: latents.verdict(latents.measures(found), latents.channels(found))  # noqa: E731
     assert say(living).startswith(
-        "fan: z_d follows v (R² 1.00); 5 of 5 channels of z_c are alive; z_c tells the domain less than the"
+        "fan: z_d follows v (R² 1.00); 5 of 5 channels of z_c are alive; z_c reveals the domain less than the"
         " embedding"
     )
     assert "fan: this VAE is dead: z_d does not follow v" in say(
         dead
     ) and "0 of 5 channels of z_c are alive" in say(dead)
-    assert say(dead).endswith("α is then nearly constant and tells nothing.")
+    assert say(dead).endswith("α is then nearly constant and uninformative.")
     assert "dead" not in say(untied) and "z_d does not follow v" in say(untied)
 
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_judged_is_nan():
     tensors["v"] = np.full(CLIPS, 2.0)
     found = latents.arranged(tensors, table.assign(domain="source"), "fan", D)
     line = latents.verdict(latents.measures(found), latents.channels(found))
-    assert "z_d cannot be judged, v has one value" in line and "domain" not in line
+    assert "z_d cannot be judged, v is constant" in line and "domain" not in line
     assert latents.traversal(found, None).empty
     assert np.isnan(
         latents.mutual_information(x, np.arange(20).astype(str))
@@ -166,7 +166,7 @@ def test_saturation_is_said():
     )
     assert (
         latents.saturation(history.assign(machine=0.2))
-        == "The binary loss ends at 0.200 nats: the pseudo-anomalies still teach the extractor something."
+        == "The binary loss ends at 0.200 nats: the extractor still learns from the pseudo-anomalies."
     )
 
 
@@ -201,7 +201,7 @@ def test_a_traversal_finds_what_it_set():
 def test_files_are_read_back_and_a_missing_one_is_refused(tmp_path):
     tensors, table = made()
     with pytest.raises(
-        errors.InputError, match=r"embeddings\.safetensors: not there; run stage 05_oevae of fan first"
+        errors.InputError, match=r"embeddings\.safetensors does not exist; run stage 05_oevae of fan first"
     ):
         latents.load(tmp_path, table, "fan", D)
     save_file(tensors, tmp_path / "embeddings.safetensors")
