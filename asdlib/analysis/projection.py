@@ -1,18 +1,17 @@
-"""Embedding spaces and their maps: what the trained networks left, laid out in two dimensions.
+"""Embedding spaces of trained networks, and their two-dimensional maps by PCA and UMAP.
 
 Conventions
 -----------
 A space holds the items of one network: segments of one machine's clips (OEVAE, one network per machine), or
-clips of all machines (classifier, one network). Items come in clip order. A clip's place is the mean of its
-items. Embeddings of the classifier have unit length, as its back-ends see them. Nothing is computed again
-that a stage wrote.
+clips of all machines (classifier). Items are in clip order. The position of a clip is the mean of its items.
+Classifier embeddings are normalized to unit length, as for its back-ends.
 
-Maps show neighborhoods. In PCA distances are those of the embedding, less what two axes cannot hold
-(`explained`). In UMAP near means near, but distances between groups and the sizes of groups mean nothing.
+PCA preserves distances except for the variance outside two axes (`explained`). UMAP preserves neighborhoods;
+distances between groups and sizes of groups have no meaning.
 
-Maps are kept by the digest of what they were made from: UMAP costs 10 to 17 s of compilation in each process,
-then about 1 s per 1000 items.
-Sources: METHOD 8.5.  Notebook: 06_embeddings
+Maps are cached by the digest of their inputs: UMAP takes 10 to 17 s to compile in each process, then about
+1 s per 1000 items.
+Source: METHOD 8.5.  Notebook: 06_embeddings
 """
 
 from __future__ import annotations
@@ -40,21 +39,21 @@ from asdlib.settings import Settings, digest, setting
 
 
 class ProjectionSettings(Settings):
-    """Maps of the embeddings in 06_embeddings (METHOD 8.5); PCA is always there."""
+    """Maps of the embeddings in 06_embeddings (METHOD 8.5), in addition to PCA."""
 
     umap: Literal["none", "clips", "segments"] = setting(
-        "segments", "UMAP of nothing, of the clips, or of clips and every segment"
+        "segments", "items of the UMAP maps; segments includes clips"
     )
     neighbors: int = setting(
-        15, "neighbors that UMAP keeps together; more show the coarse order, fewer the fine one", 2, 200
+        15, "UMAP n_neighbors; more show the global structure, fewer the local one", 2, 200
     )
-    min_dist: float = setting(0.1, "how close UMAP may bring items", 0.0, 0.99)
-    epochs: int = setting(200, "of UMAP's layout", 10, 5000)
+    min_dist: float = setting(0.1, "UMAP min_dist, smallest distance between items", 0.0, 0.99)
+    epochs: int = setting(200, "UMAP n_epochs", 10, 5000)
 
 
 PROJECTIONS = ("UMAP", "PCA")
 ITEMS = ("clips", "segments")
-FEWEST = 4  # items: fewer make no map
+FEWEST = 4  # clips needed for a map
 Maps = dict[tuple[str, str, str], np.ndarray]  # (space, projection, items) -> float32 (n, 2)
 
 
@@ -62,8 +61,9 @@ Maps = dict[tuple[str, str, str], np.ndarray]  # (space, projection, items) -> f
 class Space:
     """Items of one network.
 
-    rows : int (clips,), store rows, rising.  embedding : float32 (items, dim).  clip : int (items,), position
-        in rows, rising.  latent : whether it is a part of a latent, not the embedding that is scored
+    rows : int (clips,), store rows, ascending.  embedding : float32 (items, dim)
+    clip : int (items,), position in rows, ascending
+    latent : True for a part of a latent, False for an embedding used for scoring
     """
 
     name: str
@@ -74,7 +74,7 @@ class Space:
     latent: bool = False
 
     def of(self, items: str) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors float32 (n, dim) and the position of each one's clip, by clip or by segment."""
+        """Return vectors float32 (n, dim) and positions of their clips, by clip or by segment."""
         if items == "segments":
             return self.embedding, self.clip
         return self._means, np.arange(len(self.rows))
@@ -88,29 +88,29 @@ class Space:
 
     @property
     def segmented(self) -> bool:
-        """Whether clips have more than one item."""
+        """True if clips have more than one item."""
         return len(self.clip) > len(self.rows)
 
 
 def oevae_spaces(folder: Path, table: pd.DataFrame, machine: str, domain: int) -> list[Space]:
-    """Segments of one machine, from what 05_oevae left: the embedding, then z_d and z_c of the VAE (means).
+    """Return the spaces of one machine's segments from 05_oevae: embedding, z_d and z_c (posterior means).
 
-    table : the store's clip table.  domain : channels of z_d
+    table : clip table of the store.  domain : number of z_d channels
     """
     found = latents.load(folder, table, machine, domain)
     order = np.argsort(found.clip, kind="stable")
-    places = np.flatnonzero(table["clip"].isin(found.clips["clip"]))
+    rows = np.flatnonzero(table["clip"].isin(found.clips["clip"]))
     z = found.z_mean
     parts = zip(latents.SPACES, (found.embedding, z[:, :domain], z[:, domain:]), strict=True)
     return [
-        Space(f"oevae {machine}" + f" {name}" * latent, "oevae", places, x[order], found.clip[order], latent)
+        Space(f"oevae {machine}" + f" {name}" * latent, "oevae", rows, x[order], found.clip[order], latent)
         for latent, (name, x) in zip((False, True, True), parts, strict=True)
         if x.shape[1]
     ]
 
 
 def classifier_space(folder: Path) -> Space:
-    """Clips of all machines, from what 04_classifier left."""
+    """Return the space of all machines' clips from 04_classifier."""
     rows, embedding = classifier.load_embeddings(folder)
     rows = np.asarray(rows)
     order = np.argsort(rows)
@@ -124,7 +124,7 @@ def classifier_space(folder: Path) -> Space:
 
 
 def detector_space(detector: Detector, machine: str) -> Space:
-    """All clips of one machine, by a detector that embeds any clip."""
+    """Return the space of one machine's clips, embedded by a detector."""
     rows = np.flatnonzero(detector.store.clips["machine"] == machine)
     return Space(
         f"{detector.name} {machine}", detector.name, rows, *detector.embed(Clips(detector.store, rows))
@@ -132,59 +132,50 @@ def detector_space(detector: Detector, machine: str) -> Space:
 
 
 def pca(x: np.ndarray) -> np.ndarray:
-    """The first two principal components, float32 (n, 2).  x : (n, dim)"""
-    found = (
-        PCA(2, svd_solver="full").fit_transform(x.astype(np.float64))
-        if x.shape[1] > 1
-        else np.c_[x - x.mean(0), np.zeros(len(x))]
-    )
-    return found.astype(np.float32)
+    """Return the first two principal components, float32 (n, 2).  x : (n, dim)"""
+    if x.shape[1] == 1:
+        return np.c_[x - x.mean(0), np.zeros(len(x))].astype(np.float32)
+    return PCA(2, svd_solver="full").fit_transform(x.astype(np.float64)).astype(np.float32)
 
 
 def explained(x: np.ndarray, xy: np.ndarray) -> float:
-    """Share of the variance of x (n, dim) that a linear map to xy (n, 2) keeps, 0..1."""
+    """Return the share of the variance of x (n, dim) kept by its linear projection xy (n, 2), 0..1."""
     total = x.astype(float).var(0).sum()
     return float(xy.astype(float).var(0).sum() / total) if total > 0 else 0.0
 
 
 def umap(x: np.ndarray, settings: ProjectionSettings, seed: int) -> np.ndarray:
-    """UMAP, float32 (n, 2); equal for equal x, settings and seed on one machine.  x : (n, dim)"""
+    """Return the UMAP layout, float32 (n, 2); deterministic on one computer.  x : (n, dim)"""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ImportWarning)  # of an optional part that needs another framework
-        from umap import (
-            UMAP,
-            # here: the import alone compiles for seconds, which a finished study and one of PCA only need not
-            # pay
-        )
+        warnings.simplefilter("ignore", ImportWarning)  # optional part of umap that needs TensorFlow
+        from umap import UMAP  # only here: the import compiles for seconds
 
-    neighbors = min(settings.neighbors, len(x) - 1)
     model = UMAP(
-        n_neighbors=neighbors,
+        n_neighbors=min(settings.neighbors, len(x) - 1),
         min_dist=settings.min_dist,
         n_epochs=settings.epochs,
         random_state=seed,
         n_jobs=1,
-        init="pca",  # the spectral start of few or disconnected items warns and falls back to chance
+        init="pca",  # spectral initialization fails with few or disconnected items
     )
-    with training.one_thread():  # numba's start gives torch, too, a thread per core, and that would stay
+    with training.one_thread():  # numba would set torch's thread count for good
         return model.fit_transform(x).astype(np.float32)
 
 
 def wanted(space: Space, settings: ProjectionSettings) -> list[tuple[str, str]]:
-    """(projection, items) of the maps that the settings ask of a space; of a latent PCA alone."""
+    """Return (projection, items) of the maps to make of a space; of latents PCA only."""
     items = ITEMS if space.segmented else ITEMS[:1]
     if space.latent:
         return [("PCA", kind) for kind in items]
-    made = {"none": (), "clips": ("clips",), "segments": ITEMS}[settings.umap]
-    return [("UMAP", kind) for kind in items if kind in made] + [("PCA", kind) for kind in items]
+    umap_items = {"none": (), "clips": ("clips",), "segments": ITEMS}[settings.umap]
+    return [("UMAP", kind) for kind in items if kind in umap_items] + [("PCA", kind) for kind in items]
 
 
 def coordinates(spaces: Sequence[Space], settings: ProjectionSettings, seed: int, folder: Path) -> Maps:
-    """Every map that the settings ask for, from `folder` where it was made before of the same embeddings,
-    else made and kept there.
+    """Return all maps, cached in `folder`.
 
-    folder : of the maps alone; those that no space asks for any more are deleted.  Notebook: 06_embeddings
-    raises : errors.InputError for a space with fewer than 4 clips
+    folder : for maps only; outdated ones are deleted
+    raises : errors.InputError for a space with fewer than 4 clips.  Notebook: 06_embeddings
     """
     out: Maps = {}
     with io.wrap_os_errors(folder):
@@ -193,7 +184,7 @@ def coordinates(spaces: Sequence[Space], settings: ProjectionSettings, seed: int
         for space in spaces:
             if len(space.rows) < FEWEST:
                 raise errors.InputError(
-                    f"{space.name}: {len(space.rows)} clips came, expected at least {FEWEST} for a map; add"
+                    f"{space.name}: got {len(space.rows)} clips, expected at least {FEWEST} for a map; add"
                     " recordings"
                 )
             for projection, items in wanted(space, settings):
@@ -212,35 +203,34 @@ def coordinates(spaces: Sequence[Space], settings: ProjectionSettings, seed: int
 
 
 def _digest(x: np.ndarray, projection: str, settings: ProjectionSettings, seed: int) -> str:
-    """Name of a map: everything that shapes it."""
-    shaped_by = (
-        (projection, x.shape)
-        if projection == "PCA"
-        else (projection, x.shape, settings.neighbors, settings.min_dist, settings.epochs, seed)
-    )
-    return hashlib.sha256(digest(shaped_by).encode() + np.ascontiguousarray(x).tobytes()).hexdigest()[:20]
+    """Return the digest of a map's inputs, its file name."""
+    inputs = (projection, x.shape)
+    if projection == "UMAP":
+        inputs += (settings.neighbors, settings.min_dist, settings.epochs, seed)
+    return hashlib.sha256(digest(inputs).encode() + np.ascontiguousarray(x).tobytes()).hexdigest()[:20]
 
 
 def nearest_training(
     space: Space, items: str, item: int, table: pd.DataFrame, n: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Store rows and Euclidean distances of the n training clips next to an item, nearest first.
+    """Return store rows and Euclidean distances of the n nearest training clips of an item, nearest first.
 
-    item : number of the clip or segment in `space.of(items)`.  A training clip has no neighbor in itself,
-        nor in another machine's clips; of
-    several segments of a clip the nearest counts.  table : the store's clip table.  Notebook: 06_embeddings
+    Only other clips of the same machine count, each by its nearest segment.
+
+    item : index of the clip or segment in `space.of(items)`.  table : clip table of the store
+    Notebook: 06_embeddings
     """
     x, clip = space.of(items)
     own = space.rows[clip[item]]
-    facts = table.iloc[space.rows[clip]]
+    candidates = table.iloc[space.rows[clip]]
     allowed = (
-        (facts["split"] == "train")
-        & (facts["label"] == "normal")
-        & (facts["machine"] == table["machine"].iloc[own])
+        (candidates["split"] == "train")
+        & (candidates["label"] == "normal")
+        & (candidates["machine"] == table["machine"].iloc[own])
     ).to_numpy()
     allowed = allowed & (space.rows[clip] != own)
-    away = np.linalg.norm(x[allowed].astype(float) - x[item].astype(float), axis=1)
-    order = np.argsort(away, kind="stable")
+    distance = np.linalg.norm(x[allowed].astype(float) - x[item].astype(float), axis=1)
+    order = np.argsort(distance, kind="stable")
     rows, first = np.unique(space.rows[clip[allowed]][order], return_index=True)
     keep = np.argsort(first)[:n]
-    return rows[keep], away[order][first[keep]]
+    return rows[keep], distance[order][first[keep]]

@@ -151,7 +151,7 @@ def test_umap_is_seeded_and_keeps_groups_apart(tmp_path):
 def test_too_few_clips_make_no_map(tmp_path):
     space = projection.Space("oevae fan", "oevae", np.arange(3), np.zeros((3, 4), np.float32), np.arange(3))
     with pytest.raises(
-        errors.InputError, match="oevae fan: 3 clips came, expected at least 4 for a map; add recordings"
+        errors.InputError, match="oevae fan: got 3 clips, expected at least 4 for a map; add recordings"
     ):
         projection.coordinates([space], SETTINGS, 0, tmp_path)
 
