@@ -1,12 +1,10 @@
-"""Ablations: what training is worth, settings against a saturated extractor, and layers for β.
+"""Ablations: the benefit of training, settings against a saturated extractor, and layers for β.
 
-`diagnosis` : when the binary loss died, and whether α tells anything.
-`control` : a trained classifier or OEVAE beside the same network before its first step.
-`table` : each setting alone, and all together, for a few epochs. Rows differ from the first only by what they
-    name; everything else (features, condition, sizes) is the study's. A few epochs show whether the extractor
-    still learns and the VAE lives, not what a full training would reach.
-`inner_layers` : β from each layer of a finished network, and of the same network before its first step.
-    Nothing is trained.
+`diagnosis` : when the binary loss saturated, and whether α is informative.
+`control` : a trained classifier or OEVAE compared with its untrained network.
+`table` : each setting alone, and all together, trained for a few epochs with otherwise the study's settings.
+    This shows whether the extractor still learns and the VAE is alive, not the result of a full training.
+`inner_layers` : β from each layer of a trained network and of its untrained version, without training.
 Sources: METHOD 3.9, 3.10, 6.3.  Notebooks: 04_classifier, 05_oevae
 """
 
@@ -31,7 +29,7 @@ ROWS = {
     "none of them": {},
     "mixup with pseudo-anomalies": {"outliers": True, "beta": 0.2},
     "attribute head": {"attribute_weight": 1.0},
-    "KL warm-up": {"kl_warmup": 0.5},  # of the epochs
+    "KL warm-up": {"kl_warmup": 0.5},  # fraction of the epochs
     "near pseudo-anomalies": {"near": 0.5},
 }
 EVERYTHING = {name: value for row in ROWS.values() for name, value in row.items()}
@@ -40,21 +38,21 @@ EVERYTHING = {name: value for row in ROWS.values() for name, value in row.items(
 def control(
     detector: Classifier | OEVAE, scores: pd.DataFrame, metric: metrics.MetricsSettings
 ) -> pd.DataFrame:
-    """A trained detector beside the same one before its first step (`epochs = 0`): what training is worth.
+    """Compare a trained detector with its untrained version (`epochs = 0`).
 
-    Costs a pass of the detector's clips through the network; the detector stays as it is.
+    Takes one pass of the detector's clips through the network; the detector is not modified.
 
     Parameters
     ----------
     detector : fitted
-    scores : its score table, of `detect` or `Study.fit_or_load`
-    metric : of the study
+    scores : its score table, from `detect` or `Run.fit_or_load`
+    metric : metrics settings of the study
 
     Returns
     -------
-    component, trained, untrained (harmonic mean of AUC source, AUC target and pAUC over the detector's
-    machines, 0..1), gain (their difference) and its interval, low and high; no row without labeled test
-    clips. Source: METHOD 3.10. Notebooks: 04_classifier, 05_oevae
+    columns component, trained, untrained (harmonic mean of AUC source, AUC target and pAUC over the detector's
+    machines, 0..1), gain (their difference) with its interval low, high; empty without labeled test clips.
+    Source: METHOD 3.10. Notebooks: 04_classifier, 05_oevae
     """
     columns = ["component", "trained", "untrained", "gain", "low", "high"]
     if not (scores["split"].eq("test") & scores["label"].ne("unlabeled")).any():
@@ -81,11 +79,11 @@ def control(
 
 
 def diagnosis(detector: OEVAE) -> pd.DataFrame:
-    """What of a trained OEVAE is dead, one row: for 05_oevae, and machine by machine for the report.
+    """Return one row on the saturated parts of a trained OEVAE.
 
-    returns : machine; dead from epoch (the first with a binary loss below 0.01 nats, which teaches the
-        extractor nothing more; NaN: none); alive z_c (channels) and α with norm of h (correlation), both on
-        held-out clips, NaN without; α in the fusion ("yes", or why not).  Notebooks: 05_oevae, 09_report
+    returns : columns machine; dead from epoch (first epoch with a binary loss below 0.01 nats, NaN if none);
+        alive z_c (channels) and α with norm of h (correlation), on held-out clips, NaN without them; α in the
+        fusion ("yes", or the reason why not).  Notebooks: 05_oevae, 09_report
     """
     found, history = detector.held_out_alpha, detector.history
     spent = history.loc[history["machine"] < latents.SPENT, "epoch"] if len(history) else []
@@ -101,7 +99,7 @@ def diagnosis(detector: OEVAE) -> pd.DataFrame:
 
 
 def variant(settings: oevae.OEVAESettings, epochs: int, **changed) -> oevae.OEVAESettings:
-    """Settings of one row: all of OFF but what is changed, trained for `epochs`, without refits."""
+    """Return settings with OFF and these changes, for `epochs` epochs and without refits."""
     values = OFF | changed
     mixup = settings.mixup.replace(outliers=values["outliers"], beta=values["beta"])
     rest = {name: values[name] for name in ("attribute_weight", "near")}
@@ -111,11 +109,10 @@ def variant(settings: oevae.OEVAESettings, epochs: int, **changed) -> oevae.OEVA
 
 
 def table(detector: OEVAE, metric: metrics.MetricsSettings, epochs: int) -> pd.DataFrame:
-    """One training per row, on the clips and with the settings of a fitted detector.
+    """Train a detector per row of ROWS, on the clips and with the settings of a fitted detector.
 
-    returns : settings, binary loss and separation accuracy on held-out clips, alive z_c (channels), R² of v
-        from z_d, and the harmonic mean of AUC source, AUC target and pAUC of α and of β alone (NaN without
-        labels)
+    returns : columns settings, binary loss and accuracy on held-out clips, alive z_c (channels), R² of v from
+        z_d, and the harmonic mean of AUC source, AUC target and pAUC of α and of β (NaN without labels)
     """
     store, machine, seed, rows = detector.store, detector.machine, detector.seed, []
     for name, changed in (ROWS | {"all of them": EVERYTHING}).items():
@@ -139,28 +136,27 @@ def table(detector: OEVAE, metric: metrics.MetricsSettings, epochs: int) -> pd.D
 
 
 def _official(scores: pd.DataFrame, metric: metrics.MetricsSettings, seed: int = 0) -> pd.Series:
-    """Harmonic mean of the three metrics over all machines, by component; intervals are not wanted."""
+    """Return the harmonic mean of the three metrics over all machines, by component, without intervals."""
     found = metrics.table(scores, metric.replace(bootstrap=20), seed)
     whole = found[(found["machine"] == "all") & (found["metric"] == "omega")]
     return whole.set_index("component")["value"]
 
 
 def inner_layers(detector: OEVAE, metric: metrics.MetricsSettings) -> pd.DataFrame:
-    """What β is worth from each layer and pooling, trained and untrained, by the local density of clips.
+    """Evaluate β from each layer and pooling, trained and untrained, with the local density of clips.
 
-    Costs two passes of the machine's clips through the network; the detector stays as it is. A row is β of a
-    detector with these `layers` and `pooling`, backend = "local_density", and in the column `untrained`
-    epochs = 0.
+    Takes two passes of the machine's clips through the network; the detector is not modified. A row is β of a
+    detector with these `layers` and `pooling` and backend = "local_density"; `untrained` has epochs = 0.
 
     Parameters
     ----------
     detector : fitted, of one machine
-    metric : of the study; intervals are not computed
+    metric : metrics settings of the study; intervals are not computed
 
     Returns
     -------
-    layer, pooling, dim (length of the vector), trained, untrained (harmonic mean of AUC source, AUC target
-    and pAUC, 0..1; NaN without labels) and gain, their difference. Source: METHOD 3.10. Notebook: 05_oevae
+    columns layer, pooling, dim (vector length), trained, untrained (harmonic mean of AUC source, AUC target
+    and pAUC, 0..1; NaN without labels), gain (their difference). Source: METHOD 3.10. Notebook: 05_oevae
     """
     store, train = detector.store, detector.train_rows
     test = machine_rows(store.clips, detector.machine, "test")
@@ -189,7 +185,7 @@ def inner_layers(detector: OEVAE, metric: metrics.MetricsSettings) -> pd.DataFra
 def _profiles(
     detector: OEVAE, nets: dict[str, oevae.OEVAE], rows: np.ndarray
 ) -> dict[str, dict[tuple[str, str], np.ndarray]]:
-    """Vectors of clips by network, layer and pooling, means over their segments, float32 (clips, dim)."""
+    """Return clip vectors by network, layer and pooling, averaged over segments, float32 (clips, dim)."""
     out = {kind: {(layer, how): [] for layer in oevae.LAYERS for how in POOLING} for kind in nets}
     for row in rows:
         x = detector.front.log_mel(detector.front.waves(detector.front.items(np.array([row]))))
