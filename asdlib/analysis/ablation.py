@@ -51,8 +51,8 @@ def control(
     Returns
     -------
     columns component, trained, untrained (harmonic mean of AUC source, AUC target and pAUC over the
-    detector's machines, 0..1), gain (their difference) with its interval low, high; empty without labeled test
-    clips.
+    detector's machines, 0..1), gain (their difference) with its interval low, high; empty without labeled
+    test clips.
     Source: METHOD 3.10. Notebooks: 04_classifier, 05_oevae
     """
     columns = ["component", "trained", "untrained", "gain", "low", "high"]
