@@ -157,7 +157,8 @@ def test_a_folder_scores_from_the_command_line_where_the_study_is_not(smoke, tmp
     assert alone.returncode == 0 and alone.stdout == asd_here("score", "smoke", *words, *paths).stdout
     assert np.isfinite(pd.read_csv(io.StringIO(alone.stdout))["score"]).all()
     assert (
-        "is an exported detector, of one machine" in asd_here("score", moved, "--seed", "1", paths[0]).stderr
+        "is an exported detector, with one machine"
+        in asd_here("score", moved, "--seed", "1", paths[0]).stderr
     )
     again = asd_here("export", "smoke", *words[:2], "--machine", "gearbax", tmp_path / "new").stderr
     assert "unknown machine 'gearbax'; did you mean gearbox?" in again and not (tmp_path / "new").exists()

@@ -39,7 +39,7 @@ def test_moved_recordings_and_a_moved_study_file_are_found_again(tmp_path):
     assert "nothing to do: everything is up to date" in asd("run", study, "--data-root", there)
     assert asd("score", study, clip) == after  # the last run says where they are
     shutil.copy(study, tmp_path / "x" / "s.toml")
-    assert "holds the study" in asd("run", tmp_path / "x" / "s.toml", "--data-root", there, code=2)
+    assert "belongs to the study" in asd("run", tmp_path / "x" / "s.toml", "--data-root", there, code=2)
     synthetic.write_tree(tmp_path / "other", machines.replace(seed=1))
     told = asd("score", study, clip, "--data-root", tmp_path / "other", code=2)
     assert "recordings" in told and "Traceback" not in told

@@ -218,7 +218,7 @@ def test_the_first_screen_is_of_use_without_labels_or_test_clips():
     shown = report.first_screen(found_in(without_labels()))
     assert "No labeled test clips: 2 systems with scores and thresholds" in shown
     assert re.search(r"<strong>fan</strong>: \d+ of 80 unlabeled clips above the threshold", shown)
-    assert "expect a little less" not in shown and 'class="scale"' not in shown
+    assert "expect slightly lower scores" not in shown and 'class="scale"' not in shown
     shown = report.first_screen(found_in(clip_table().query("split == 'train'")))
     assert re.search(r"fan</strong>: no test clips; threshold \S+, from 60 normal training clips", shown)
 
