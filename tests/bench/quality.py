@@ -33,6 +33,8 @@ CHOSEN, REPORTED = range(12), range(100, 105)
 FOLDER, PAGE = home.CLONE / "runs" / "quality", home.CLONE / "reports" / "quality.md"
 RECIPE = ["oevae.k_scales=[]", "oevae.ablation=0", "classifier.ablation=0"]
 INNER = {"backend": "local_density", "layers": ("layer1",)}
+BANDS = INNER | {"pooling": "bands"}
+OWN = BANDS | {"alpha_vae": "vectors", "alpha_mode": "neg_elbo"}
 BLOCK = {"backend": "standardized_density", "layers": ("block2",), "crops": 2}
 # by row: its detector, the system of it that counts, the component, and other settings
 ROWS = {
@@ -47,7 +49,13 @@ ROWS = {
     "beta, last layer, untrained": ("oevae", "oevae", "beta", {"epochs": 0}),
     "beta, layer 1": ("oevae", "oevae", "beta", INNER | {"pooling": "mean_std"}),
     "beta, layer 1, untrained": ("oevae", "oevae", "beta", INNER | {"pooling": "mean_std", "epochs": 0}),
-    "beta, layer 1 in bands": ("oevae", "oevae", "beta", INNER | {"pooling": "bands"}),
+    "beta, layer 1 in bands": ("oevae", "oevae", "beta", BANDS),
+    "beta, layer 1 in bands, untrained": ("oevae", "oevae", "beta", BANDS | {"epochs": 0}),
+    "alpha": ("oevae", "oevae", "alpha", {"drop_alpha": False}),
+    "alpha, layer 1 in bands": ("oevae", "oevae", "alpha", OWN),
+    "alpha, layer 1 in bands, untrained": ("oevae", "oevae", "alpha", OWN | {"epochs": 0}),
+    "oevae, layer 1 in bands": ("oevae", "oevae", "score", OWN),
+    "oevae, layer 1 in bands, untrained": ("oevae", "oevae", "score", OWN | {"epochs": 0}),
     "classifier": ("classifier", "classifier", "score", {}),
     "classifier, untrained": ("classifier", "classifier", "score", {"epochs": 0}),
     "classifier, block 2 in bands": ("classifier", "classifier", "score", BLOCK),
