@@ -23,11 +23,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import field_validator
+from pydantic import Field, field_validator, model_validator
 from scipy.stats import mannwhitneyu
 
 from asdlib import errors, schemas
@@ -51,6 +51,14 @@ class FusionSettings(Settings):
     how: Literal["mean", "min", "max"] = setting(
         "mean", "how the z-scores of the views become one (METHOD 3.7)"
     )
+    weights: Many[Annotated[float, Field(gt=0)]] = setting(
+        (), "weight of each view in the mean, in the order of fusion.views; none: equal weights (METHOD 3.7)"
+    )
+
+    @model_validator(mode="after")
+    def _weights_of_views(self) -> FusionSettings:
+        _check_weights(self.weights, self.views, self.how)
+        return self
 
     @field_validator("views")
     @classmethod
@@ -209,7 +217,7 @@ def systems(scores: pd.DataFrame, settings: FusionSettings) -> pd.DataFrame:
             old = (scores["system"] == system) & (scores["component"] == "score")
             scores = pd.concat([scores[~old], final], ignore_index=True)
     if settings.views and {system for system, _ in map(view_part, settings.views)} <= set(scores["system"]):
-        final = fuse_views(scores, settings.views, settings.how, FUSED)
+        final = fuse_views(scores, settings.views, settings.how, FUSED, settings.weights)
         scores = pd.concat([scores[scores["system"] != FUSED], final], ignore_index=True)
     return scores
 
@@ -298,7 +306,13 @@ WAYS = ("mean", "min", "max", "weighted")
 STAND_IN = "stand-in"  # split of pseudo-anomalies, see `view_weights`
 
 
-def fuse_views(scores: pd.DataFrame, views: Iterable[str], how: str = "mean", name: str = "") -> pd.DataFrame:
+def fuse_views(
+    scores: pd.DataFrame,
+    views: Iterable[str],
+    how: str = "mean",
+    name: str = "",
+    weights: Sequence[float] = (),
+) -> pd.DataFrame:
     """Fuse views into one system by the mean, minimum, maximum or weighted mean of their z-scores.
 
     Each view is normalized by its leave-clip-out training scores, per machine, section and seed. Uses no
@@ -311,6 +325,7 @@ def fuse_views(scores: pd.DataFrame, views: Iterable[str], how: str = "mean", na
     how : one of WAYS. The minimum flags a clip if all views do, the maximum if any does; `weighted` uses
         `view_weights`
     name : name of the new system; default: `how` and the views
+    weights : one for each view of a mean, positive; default: equal
 
     Returns
     -------
@@ -324,15 +339,26 @@ def fuse_views(scores: pd.DataFrame, views: Iterable[str], how: str = "mean", na
     """
     views = list(views)
     errors.check_choice("fusion of views", how, WAYS)
+    _check_weights(weights, views, how)
     table = aligned(scores, map(view_part, views), "zscore")
     values = table[["/".join(view_part(view)) for view in views]].to_numpy()
     if how == "weighted":
         of = pd.MultiIndex.from_frame(schemas.by_references(table)[["machine", "seed"]])
         made = (values * view_weights(scores, views).reindex(of).to_numpy()).sum(1)
+    elif how == "mean":
+        made = np.average(values, axis=1, weights=weights or None)
     else:
-        made = {"mean": np.mean, "min": np.min, "max": np.max}[how](values, axis=1)
+        made = {"min": np.min, "max": np.max}[how](values, axis=1)
     name = name or f"{how} of {', '.join(views)}"
     return table[KEYS].assign(system=name, component="score", score=made)[list(schemas.SCORE_COLUMNS)]
+
+
+def _check_weights(weights: Sequence[float], views: Sequence[str], how: str) -> None:
+    if weights and (len(weights) != len(views) or how != "mean"):
+        raise errors.InputError(
+            f"fusion weights {list(weights)} were given for the {how} of {len(views)} views; expected one"
+            " weight per view, and the mean"
+        )
 
 
 def view_weights(scores: pd.DataFrame, systems: Iterable[str]) -> pd.DataFrame:
@@ -378,7 +404,11 @@ def view_weights(scores: pd.DataFrame, systems: Iterable[str]) -> pd.DataFrame:
 
 
 def leave_one_view_out(
-    scores: pd.DataFrame, systems: Iterable[str], how: str = "mean", name: str = ""
+    scores: pd.DataFrame,
+    systems: Iterable[str],
+    how: str = "mean",
+    name: str = "",
+    weights: Sequence[float] = (),
 ) -> pd.DataFrame:
     """`fuse_views` of all views, and of all but each: the contribution of every view.
 
@@ -389,8 +419,8 @@ def leave_one_view_out(
     if len(systems) < 2:
         raise errors.InputError(f"leave one view out of {systems}: expected two views or more")
     name = name or f"{how} of {', '.join(systems)}"
-    parts = [fuse_views(scores, systems, how, name)]
-    for left_out in systems:
-        rest = [system for system in systems if system != left_out]
-        parts.append(fuse_views(scores, rest, how, f"{name} without {left_out}"))
+    parts = [fuse_views(scores, systems, how, name, weights)]
+    for i, left_out in enumerate(systems):
+        rest, others = ([*values[:i], *values[i + 1 :]] for values in (systems, weights))
+        parts.append(fuse_views(scores, rest, how, f"{name} without {left_out}", others))
     return pd.concat(parts, ignore_index=True)

@@ -304,7 +304,7 @@ def views_table(run, scores: pd.DataFrame) -> tables.Html:
     if not (scores["split"] == "test").any():
         return tables.Html('<p class="note">Not available: no test clips.</p>')
     made = scores[~scores["system"].str.endswith(fusion.SEEDS)]
-    made = fusion.leave_one_view_out(made, cfg.fusion.views, cfg.fusion.how, fusion.FUSED)
+    made = fusion.leave_one_view_out(made, cfg.fusion.views, cfg.fusion.how, fusion.FUSED, cfg.fusion.weights)
     pairs, rows = comparison.Pairs(made, cfg.metrics, run.seed), []
     for view in cfg.fusion.views:
         rest = f"{fusion.FUSED} without {view}"
@@ -312,6 +312,8 @@ def views_table(run, scores: pd.DataFrame) -> tables.Html:
         gain = tables.number(*pair[["value", "low", "high"]].iloc[0]) if len(pair) else ""
         rows.append([view, tables.number(pairs.omega(rest)), tables.signed(gain)])
     note = f"Ω of the {cfg.fusion.how} of all views: {tables.number(pairs.omega(fusion.FUSED))}."
+    if cfg.fusion.weights:
+        note += f" Weights: {', '.join(f'{weight:g}' for weight in cfg.fusion.weights)}."
     columns = ["without", "Ω of the rest", "all views less the rest"]
     return tables.styled(pd.DataFrame(rows, columns=columns), note)
 

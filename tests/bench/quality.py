@@ -41,6 +41,7 @@ ROWS = {
     "baseline_knn": ("baseline_knn", "baseline_knn", "score", {}),
     "multires": ("multires", "multires", "score", {}),
     "multires, both back-ends": ("multires", "multires", "score", {"backend": "both"}),
+    "pretrained": ("pretrained", "pretrained", "score", {}),
     "baseline_mse": ("autoencoder", "baseline_mse", "score", {}),
     "baseline_mahala": ("autoencoder", "baseline_mahala", "score", {}),
     "oevae": ("oevae", "oevae", "score", {}),
@@ -69,12 +70,10 @@ FUSIONS = {
     "three views": VIEWS,
     "three views and multires": (*VIEWS, "multires"),
     "classifier and beta": ("classifier, block 2 in bands", "beta, layer 1 in bands"),
-    "multires, classifier and beta": (
-        "multires",
-        "classifier, block 2 in bands",
-        "beta, layer 1 in bands",
-    ),  # of the study best
+    "multires, classifier and beta": ("multires", "classifier, block 2 in bands", "beta, layer 1 in bands"),
+    "multires and pretrained": ("multires", "pretrained"),  # of the study best, weighted
 }
+WEIGHTS = {"multires and pretrained": (2.0, 1.0)}
 NOISE = 5  # draws of a view of noise
 SEEN = (
     "Not untouched: the pooling of inner layers was defined after a look at seeds 101 to 103, and the fusion of two"
@@ -182,6 +181,8 @@ def kept(seed: int) -> pd.DataFrame:
             ways = [how for how in fusion.WAYS if how != "weighted" or scored]
             for how in ways:
                 parts.append(fusion.leave_one_view_out(own, views, how, f"{how} of {name}"))
+            if name in WEIGHTS:
+                parts.append(fusion.fuse_views(own, views, "mean", weighted_name(name), WEIGHTS[name]))
             for i in range(NOISE):
                 noise = own[own["system"] == views[0]].assign(system="noise")
                 noise["score"] = rng.normal(size=len(noise))
@@ -265,6 +266,11 @@ def text(found: dict[int, pd.DataFrame]) -> str:
     if noisy:
         page += ["## A view of noise", tables.markdown_table(pd.DataFrame(noisy))]
     return "\n\n".join(page) + "\n"
+
+
+def weighted_name(fused: str) -> str:
+    """Row of a fusion with its weights."""
+    return f"mean {':'.join(f'{weight:g}' for weight in WEIGHTS[fused])} of {fused}"
 
 
 SECOND = re.compile(" without | and noise ")  # rows of the tables below the first

@@ -360,8 +360,16 @@ def test_what_no_seed_changes_is_not_averaged():
 VIEW_COLUMNS = [*fusion.KEYS[:-1], "system", "component", "score", "seed"]
 
 
-@pytest.mark.parametrize("how, of", [("mean", np.mean), ("min", np.min), ("max", np.max)])
-def test_views_are_fused_on_the_scale_of_their_training_scores(how, of):
+@pytest.mark.parametrize(
+    "how, weights, of",
+    [
+        ("mean", (), np.mean),
+        ("mean", (2.0, 1.0), lambda zs: (2 * zs[0] + zs[1]) / 3),
+        ("min", (), np.min),
+        ("max", (), np.max),
+    ],
+)
+def test_views_are_fused_on_the_scale_of_their_training_scores(how, weights, of):
     """Against loops; the scale of one machine does not reach another, and test clips do not reach each other."""
     rng, rows = np.random.default_rng(0), []
     for machine, split, number in itertools.product(("fan", "pump"), ("train", "test"), range(6)):
@@ -369,7 +377,7 @@ def test_views_are_fused_on_the_scale_of_their_training_scores(how, of):
         clip = (machine, "00", split, "source", label, f"{machine}/{split}{number}")
         rows += [(*clip, system, "score", rng.normal(3, 2), 0) for system in ("a", "b")]
     table = pd.DataFrame(rows, columns=VIEW_COLUMNS)
-    found = fusion.fuse_views(table, ["a", "b"], how, "ab")
+    found = fusion.fuse_views(table, ["a", "b"], how, "ab", weights)
     for row in found.itertuples():
         zs = []
         for system in ("a", "b"):
@@ -380,9 +388,19 @@ def test_views_are_fused_on_the_scale_of_their_training_scores(how, of):
         assert row.score == pytest.approx(of(zs), abs=1e-12)
     other = table.copy()
     other.loc[other["clip"] == "fan/test1", "score"] += 9
-    again = fusion.fuse_views(other, ["a", "b"], how, "ab")
+    again = fusion.fuse_views(other, ["a", "b"], how, "ab", weights)
     same = found["clip"] != "fan/test1"
     pd.testing.assert_frame_equal(found[same], again[same])
+
+
+def test_weights_that_do_not_fit_the_views_are_refused():
+    settings = fusion.FusionSettings(views=("a", "b"), weights=(2, 1))
+    assert settings.weights == (2.0, 1.0)
+    for wrong in ({"weights": (1.0,)}, {"weights": (2.0, 1.0), "how": "max"}):
+        with pytest.raises(errors.InputError, match="expected one weight per view, and the mean"):
+            settings.replace(**wrong)
+    with pytest.raises(errors.InputError, match="weights"):
+        settings.replace(weights=(1.0, 0.0))
 
 
 def views(seed, good=2, clips=100, others=60):
