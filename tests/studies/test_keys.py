@@ -91,20 +91,33 @@ SCORING_ONLY = [
 ]
 
 
+@pytest.fixture(scope="module")
+def made(context, tmp_path_factory):
+    """A home in which every detector of the pump is finished, and their scores; who changes it copies it."""
+    home = tmp_path_factory.mktemp("made")
+    return home, {name: compute(context, home, name)[1] for name in STAGE_OF}
+
+
+@pytest.fixture
+def used(made, tmp_path):
+    """A home of its own with all detectors finished."""
+    shutil.copytree(made[0], tmp_path / "used")
+    return tmp_path / "used"
+
+
 @pytest.mark.parametrize(("name", "change"), SCORING_ONLY, ids=lambda value: str(value))
 def test_a_setting_of_scoring_trains_nothing_and_changing_back_computes_nothing(
-    context, tmp_path, count, name, change
+    context, made, used, count, name, change
 ):
-    _, first, _ = compute(context, tmp_path, name)
-    assert count()["trained"] == [name]
-    _, second, _ = compute(context, tmp_path, name, **change)
+    first = made[1][name]
+    _, second, _ = compute(context, used, name, **change)
     seen = count()
     assert seen["trained"] == [] and seen["scored"].count(name) == 1
     assert bool(seen["embedded"]) == ("layers" in change)
     final = [part[part["component"] == "score"]["score"].to_numpy() for part in (first, second)]
     if "score" in set(first["component"]):
         assert name == "classifier" or not np.array_equal(*final)
-    _, back, _ = compute(context, tmp_path, name)
+    _, back, _ = compute(context, used, name)
     assert count()["trained"] == [] and back.equals(first)
 
 
@@ -115,10 +128,11 @@ def test_a_setting_of_scoring_trains_nothing_and_changing_back_computes_nothing(
         ("oevae", {"layers": ("layer1",), "pooling": "bands", "backend": "local_density"}),
     ],
 )
-def test_scores_after_a_change_are_those_of_a_fresh_computation(context, tmp_path, name, change):
-    compute(context, tmp_path / "used", name)
-    _, again, _ = compute(context, tmp_path / "used", name, **change)
+def test_scores_after_a_change_are_those_of_a_fresh_computation(context, tmp_path, used, count, name, change):
+    _, again, _ = compute(context, used, name, **change)
+    assert count()["trained"] == []
     _, fresh, _ = compute(context, tmp_path / "new", name, **change)
+    assert count()["trained"] == [name]
     pd.testing.assert_frame_equal(again, fresh, check_exact=True)
 
 
@@ -136,44 +150,38 @@ def test_what_beta_measures_moves_the_key_of_scores_and_not_that_of_training(con
     assert untrained != run.trained_by("oevae", 0, "pump", base)
 
 
-def test_a_setting_of_training_trains_that_detector_and_leaves_the_first(context, tmp_path, count):
-    compute(context, tmp_path, "oevae")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    count()
-    compute(context, tmp_path, "oevae", epochs=1)
+def test_a_setting_of_training_trains_that_detector_and_leaves_the_first(context, used, count):
+    before = {path: path.read_bytes() for path in used.rglob("*") if path.is_file()}
+    compute(context, used, "oevae", epochs=1)
     assert count()["trained"] == ["oevae"]
     assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.parametrize("name", ["classifier", "oevae", "pretrained"])
-def test_of_a_changed_test_clip_that_clip_alone_is_embedded(context, tmp_path, count, name):
-    _, before, _ = compute(context, tmp_path / "used", name)
-    every = count()["embedded"]
+def test_of_a_changed_test_clip_that_clip_alone_is_embedded(context, tmp_path, made, used, count, name):
     other = changed(context.store, "pump", "test")
-    _, now, _ = compute(context, tmp_path / "used", name, other)
+    _, now, _ = compute(context, used, name, other)
     assert count() == {"trained": [], "scored": [name], "embedded": [name]}
-    assert len(every) > 1 and (now["score"] != before["score"]).any()
+    assert (now["score"] != made[1][name]["score"]).any()
     _, fresh, _ = compute(context, tmp_path / "new", name, other)
+    assert len(count()["embedded"]) > 1
     pd.testing.assert_frame_equal(now, fresh, check_exact=True)
-    count()
-    compute(context, tmp_path / "used", name, other, **dict(SCORING_ONLY)[name])  # from both shards
+    compute(context, used, name, other, **dict(SCORING_ONLY)[name])  # from both shards
     assert count()["embedded"] == []
 
 
-def test_damaged_embeddings_are_made_again_and_that_is_said(context, tmp_path, count, capsys):
-    compute(context, tmp_path, "classifier")
-    every = count()["embedded"]
-    (shard,) = tmp_path.glob("runs/artifacts/classifier-*-embeddings-*")
+def test_damaged_embeddings_are_made_again_and_that_is_said(context, used, count, capsys):
+    (shard,) = used.glob("runs/artifacts/classifier-*-embeddings-*")
     content = (shard / EMBEDDINGS).read_bytes()
     (shard / EMBEDDINGS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    compute(context, tmp_path, "classifier", backend="knn")
+    compute(context, used, "classifier", backend="knn")
     seen = count()
-    assert seen["trained"] == [] and 0 < len(seen["embedded"]) <= len(every)
+    assert seen["trained"] == [] and 0 < len(seen["embedded"]) <= len(context.store)
     assert f"{EMBEDDINGS} is damaged; recomputing embeddings" in capsys.readouterr().out
     assert (shard / EMBEDDINGS).read_bytes() == content
 
 
-def test_embeddings_that_were_cut_short_are_made_again(context, tmp_path, count, monkeypatch):
+def test_embeddings_that_were_cut_short_are_made_again(context, tmp_path, made, count, monkeypatch):
     def torn(arrays, path):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
@@ -185,8 +193,7 @@ def test_embeddings_that_were_cut_short_are_made_again(context, tmp_path, count,
     _, scores, _ = compute(context, tmp_path, "classifier")
     seen = count()
     assert seen["trained"] == [] and seen["embedded"]
-    _, fresh, _ = compute(context, tmp_path / "new", "classifier")
-    pd.testing.assert_frame_equal(scores, fresh, check_exact=True)
+    pd.testing.assert_frame_equal(scores, made[1]["classifier"], check_exact=True)
 
 
 def test_the_same_recording_twice_is_embedded_once(context, tmp_path, count):
@@ -224,10 +231,8 @@ def changed(store, machine, split):
         ("classifier", "saw", "train", True),
     ],
 )
-def test_clips_train_again_only_what_trains_on_them(context, tmp_path, count, name, machine, split, trains):
-    compute(context, tmp_path, name)
-    count()
-    compute(context, tmp_path, name, changed(context.store, machine, split))
+def test_clips_train_again_only_what_trains_on_them(context, used, count, name, machine, split, trains):
+    compute(context, used, name, changed(context.store, machine, split))
     assert count()["trained"] == [name] * trains
 
 
@@ -305,14 +310,12 @@ def test_outputs_counts_and_kernels_of_a_notebook_do_not_count(tmp_path):
     assert stages.code_cells(path) != first
 
 
-def test_a_damaged_network_is_trained_again(context, tmp_path, count):
-    compute(context, tmp_path, "autoencoder")
-    count()
-    for path in tmp_path.glob("runs/artifacts/*/weights0.safetensors"):
+def test_a_damaged_network_is_trained_again(context, used, count):
+    for path in used.glob("runs/artifacts/autoencoder-*/weights0.safetensors"):
         path.write_bytes(b"torn")
-    for path in tmp_path.glob("runs/artifacts/*-scores-*/scores.parquet"):
+    for path in used.glob("runs/artifacts/autoencoder-*-scores-*/scores.parquet"):
         path.write_bytes(b"torn")
-    compute(context, tmp_path, "autoencoder")
+    compute(context, used, "autoencoder")
     assert count()["trained"] == ["autoencoder"]
 
 
