@@ -7,16 +7,20 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
 from commands import asd
-from sizes import BASELINE, SMALL, TINY, Context, RandomYAMNet
+from sizes import BASELINE, SMALL, TINY, Context, RandomYAMNet, detector_of
 
+from asdlib import detectors
 from asdlib.data import index
 from asdlib.data.store import open_store
+from asdlib.detectors.base import detect
 from asdlib.io import code_digest
 from asdlib.models import encoders, training
+from asdlib.scoring import fusion
 from asdlib.studies.config import StudySettings
 
 signal.signal(
@@ -140,3 +144,18 @@ def context(tmp_path_factory):
     cfg = StudySettings(autoencoder=BASELINE, oevae=TINY, classifier=SMALL, precision="float32")
     store = open_store(*index.index([root]), tmp_path_factory.mktemp("store"), cfg.data)
     return Context(cfg, store, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def trained(context, tmp_path_factory):
+    """Folders of every detector trained on both machines (or one), and the study's score table."""
+    folders, tables = {}, []
+    for name in detectors.DETECTORS:
+        folders[name] = tmp_path_factory.mktemp(name)
+        machines = ["pump", "saw"] if name == "classifier" else ["pump"]
+        detector = detector_of(detectors.DETECTORS[name], context)
+        tables.append(detect(detector, context.store, machines))
+        detector.save(folders[name])
+    return folders, fusion.systems(
+        pd.concat(tables, ignore_index=True).query("machine == 'pump'"), context.cfg.fusion
+    )

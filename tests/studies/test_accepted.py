@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from commands import asd_here
 from test_export import run_of, scored_alike
-from test_scorer import ready, trained  # noqa: F401 — a fixture
+from test_scorer import ready
 
 from asdlib import cli, detectors, errors
 from asdlib.data.store import Clips, in_memory
@@ -24,7 +24,7 @@ WITH_REFERENCES = ["baseline_knn", "multires", "pretrained", "oevae", "classifie
 
 
 @pytest.fixture()
-def run(context, trained, tmp_path):  # noqa: F811
+def run(context, trained, tmp_path):
     return run_of(context, trained[0], tmp_path)
 
 
@@ -36,7 +36,7 @@ def odd_clips(context, count=1):
 
 
 @pytest.mark.parametrize("system", WITH_REFERENCES)
-def test_an_accepted_clip_is_a_reference_and_its_neighbors_come_closer(context, trained, run, system):  # noqa: F811
+def test_an_accepted_clip_is_a_reference_and_its_neighbors_come_closer(context, trained, run, system):
     one = ready(context, trained, system)
     paths = odd_clips(context, 4)
     told, table, samples = accepted.preview(run, one, paths[:1])
@@ -69,7 +69,7 @@ def test_a_back_end_that_compares_inner_layers_accepts_them(context):
     assert after[0] < 1e-3 < before[0]
 
 
-def test_two_alike_are_normal_to_each_other(context, trained, run):  # noqa: F811
+def test_two_alike_are_normal_to_each_other(context, trained, run):
     """The second of two accepted clips that sound alike lies close to the first: leave-clip-out, not alone."""
     one = ready(context, trained, "multires")
     paths = odd_clips(context, 2)
@@ -78,7 +78,7 @@ def test_two_alike_are_normal_to_each_other(context, trained, run):  # noqa: F81
     assert own[f"accepted/{both['digest'][0]}"] < one.scores(one.store(alone, sound))["multires", "score"][0]
 
 
-def test_a_detector_without_references_counts_scores_alone(context, trained, run):  # noqa: F811
+def test_a_detector_without_references_counts_scores_alone(context, trained, run):
     one = ready(context, trained, "baseline_mse")
     _, table, samples = accepted.preview(run, one, odd_clips(context))
     after = one.accepting(table, samples)
@@ -89,7 +89,7 @@ def test_a_detector_without_references_counts_scores_alone(context, trained, run
         after.detectors["autoencoder"].accept(Clips(context.store, np.arange(1)))
 
 
-def test_no_label_of_a_test_clip_is_read(context, trained, run):  # noqa: F811
+def test_no_label_of_a_test_clip_is_read(context, trained, run):
     """With every test label turned round, and with none, accepting says and does the same to the bit."""
     labels, test = context.store.clips["label"], context.store.clips["split"] == "test"
     turned = labels.map({"normal": "anomaly", "anomaly": "normal"})
@@ -107,7 +107,7 @@ def test_no_label_of_a_test_clip_is_read(context, trained, run):  # noqa: F811
     assert "decisions on test clips of the study change" in told[0][0]
 
 
-def test_what_is_kept_is_listed_scored_exported_and_revoked(context, trained, run, tmp_path):  # noqa: F811
+def test_what_is_kept_is_listed_scored_exported_and_revoked(context, trained, run, tmp_path):
     one, folder = ready(context, trained, "baseline_knn"), run.study_folder
     paths = odd_clips(context, 2)
     _, table, samples = accepted.preview(run, one, paths)
@@ -136,7 +136,7 @@ def test_what_is_kept_is_listed_scored_exported_and_revoked(context, trained, ru
     assert accepted.listed(folder).empty and not list(folder.glob("accepted/*.wav"))
 
 
-def test_what_cannot_be_accepted_is_one_sentence(context, trained, run, tmp_path):  # noqa: F811
+def test_what_cannot_be_accepted_is_one_sentence(context, trained, run, tmp_path):
     one = ready(context, trained, "baseline_knn")
     train = context.store.clips["path"][base.machine_rows(context.store.clips, "pump", "train")[0]]
     with pytest.raises(errors.InputError, match="is a training clip of this machine"):

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from commands import asd, asd_here
-from test_scorer import VIEWS, ready, trained  # noqa: F401 — a fixture
+from commands import asd_here
+from test_scorer import VIEWS, ready
 
 from asdlib import detectors, errors
 from asdlib.detectors import base
@@ -45,7 +45,7 @@ def scored_alike(context, one, path, machine="pump"):
 
 
 @pytest.mark.parametrize("system", fusion.with_composed(detectors.SYSTEMS, VIEWS))
-def test_an_exported_detector_scores_as_its_study_to_the_bit(context, trained, system, tmp_path):  # noqa: F811
+def test_an_exported_detector_scores_as_its_study_to_the_bit(context, trained, system, tmp_path):
     cfg = context.cfg.replace(fusion=context.cfg.fusion.replace(views=VIEWS))
     context = dataclasses.replace(context, cfg=cfg)
     one = ready(context, (trained[0], fusion.systems(trained[1], cfg.fusion)), system)
@@ -97,7 +97,7 @@ def test_recordings_are_standardized_by_the_machine_they_were_trained_on(context
     scored_alike(context, one, tmp_path / "out", "saw")
 
 
-def test_what_is_wrong_with_a_folder_is_one_sentence(context, trained, tmp_path):  # noqa: F811
+def test_what_is_wrong_with_a_folder_is_one_sentence(context, trained, tmp_path):
     one, run = ready(context, trained, "baseline_mse"), run_of(context, trained[0], tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").touch()
@@ -133,7 +133,7 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(context, trained, tmp_path)
     )
 
 
-def test_a_folder_made_by_other_code_says_so(context, trained, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_a_folder_made_by_other_code_says_so(context, trained, tmp_path, monkeypatch, capsys):
     export.write(
         run_of(context, trained[0], tmp_path), ready(context, trained, "baseline_knn"), tmp_path / "out"
     )
@@ -153,7 +153,7 @@ def test_a_folder_scores_from_the_command_line_where_the_study_is_not(smoke, tmp
     assert told.returncode == 0 and "ensemble of gearbox, seed 0; threshold" in told.stdout
     assert "detectors: oevae, classifier" in told.stdout
     moved = shutil.move(tmp_path / "out", tmp_path / "elsewhere")
-    alone = asd("score", moved, *paths, "--home", tmp_path)
+    alone = asd_here("score", moved, *paths, "--home", tmp_path)
     assert alone.returncode == 0 and alone.stdout == asd_here("score", "smoke", *words, *paths).stdout
     assert np.isfinite(pd.read_csv(io.StringIO(alone.stdout))["score"]).all()
     assert (

@@ -29,21 +29,6 @@ from asdlib.studies import study as studies
 VIEWS = ("multires", "classifier", "oevae/beta")
 
 
-@pytest.fixture(scope="module")
-def trained(context, tmp_path_factory):
-    """Folders of every detector trained on both machines (or one), and the study's score table."""
-    folders, tables = {}, []
-    for name in detectors.DETECTORS:
-        folders[name] = tmp_path_factory.mktemp(name)
-        machines = ["pump", "saw"] if name == "classifier" else ["pump"]
-        detector = detector_of(detectors.DETECTORS[name], context)
-        tables.append(base.detect(detector, context.store, machines))
-        detector.save(folders[name])
-    return folders, fusion.systems(
-        pd.concat(tables, ignore_index=True).query("machine == 'pump'"), context.cfg.fusion
-    )
-
-
 def ready(context, trained, system):
     """A scorer of pump from what lies in the folders."""
     found = {}
