@@ -47,21 +47,13 @@ def scored(machines=3, seeds=(0,), classifier=True, shift=0.4, step=0.25, labels
                     + shift * (domain == "target")
                     + 5 * number
                 )
-                clips = [f"m{m}/{split}/{domain}_{kind}_{i:03}" for i in range(n)]
-                told = kind if split == "train" or labels else "unlabeled"
-                table = pd.DataFrame(
-                    {
-                        "clip": clips,
-                        "score": np.round(score / step) * step,
-                        "system": system,
-                        "component": component,
-                        "seed": seed,
-                    }
-                )
-                rows.append(
-                    table.assign(machine=f"m{m}", section="00", split=split, domain=domain, label=told)
-                )
-    return pd.concat(rows, ignore_index=True)[list(schemas.SCORE_COLUMNS)]
+                facts = {"system": system, "component": component, "seed": seed, "machine": f"m{m}"}
+                facts |= {"section": "00", "split": split, "domain": domain}
+                facts["label"] = kind if split == "train" or labels else "unlabeled"
+                clip = f"m{m}/{split}/{domain}_{kind}_"
+                steps = np.round(score / step) * step
+                rows += [facts | {"clip": f"{clip}{i:03}", "score": value} for i, value in enumerate(steps)]
+    return pd.DataFrame(rows)[list(schemas.SCORE_COLUMNS)]
 
 
 def study_scores(scores, cfg, choice, found):
