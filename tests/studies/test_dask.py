@@ -22,7 +22,8 @@ from asdlib.studies import artifacts, dask
 from asdlib.studies import notebook as studies_notebook
 from asdlib.studies.runner import _use_workers_device
 
-WorkerPlugin = pytest.importorskip("distributed", reason="the extra cluster is not installed").WorkerPlugin
+distributed = pytest.importorskip("distributed", reason="the extra cluster is not installed")
+WorkerPlugin, LocalCluster = distributed.WorkerPlugin, distributed.LocalCluster
 OPEN = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
@@ -52,6 +53,17 @@ class Plainly(WorkerPlugin):
 def pool():
     with dask.local(2) as client:
         client.register_plugin(Plainly())
+        yield client
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """A cluster whose one worker is a thread of this process, which has made its imports."""
+    monkeypatch.setattr(studies_notebook, "_execute", plainly)
+    with (
+        LocalCluster(1, threads_per_worker=1, processes=False, dashboard_address=None) as own,
+        dask.existing(own.scheduler_address) as client,
+    ):
         yield client
 
 
@@ -135,41 +147,41 @@ def test_a_refusal_ends_what_needs_it_and_what_does_not_is_done(pool, tmp_path):
     assert not finished(after) and not os.path.exists(after.folder)
 
 
-def test_what_most_wait_for_is_done_first(tmp_path):
+def test_what_most_wait_for_is_done_first(here, tmp_path):
     """On one worker: of jobs that could all begin, those that others need come before those that none needs."""
     line = "open(f'{home}/order', 'a').write('%s ')"
     names = dict.fromkeys("abcd", ()) | {"train": (), "look": ("train",), "report": ("train", "look")}
     orders = [order(tmp_path, name, line % name, needs=needs) for name, needs in names.items()]
-    with dask.local(1) as client:
-        client.register_plugin(Plainly())
-        assert all(refusal == "" for _, refusal in told(client, orders))
+    assert all(refusal == "" for _, refusal in told(here, orders))
     done = (tmp_path / "order").read_text().split()
     assert done.index("train") <= 2, done  # one runs and one lies with the worker when it comes
     assert done.index("look") < done.index("report")
 
 
-def test_a_job_that_the_cluster_gives_up_is_a_sentence(pool, tmp_path, monkeypatch):
+def test_a_job_that_the_cluster_gives_up_is_a_sentence(here, tmp_path, monkeypatch):
     """An error that is neither a refusal nor a lost kernel; workers restarted by somebody else."""
-    monkeypatch.setattr(dask, "_run_after", functools.partial(int, base="ten"))
-    with pytest.raises(
-        errors.InputError,
-        match=r"^odd: the cluster gave up on it \(TypeError: .*; see the workers' logs, then run the same",
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(
+            errors.InputError,
+            match=r"^odd: the cluster gave up on it \(TypeError: .*; see the workers' logs, then run the same",
+        ),
     ):
-        told(pool, [order(tmp_path, "odd", "pass")])
-    monkeypatch.undo()
-    line = "open(f'{home}/begun', 'w'); time.sleep(20)"
+        patch.setattr(dask, "_run_after", functools.partial(int, base="ten"))
+        told(here, [order(tmp_path, "odd", "pass")])
+    lines = ("open(f'{home}/begun', 'w')", "while not os.path.exists(f'{home}/over'): time.sleep(0.05)")
 
     def restart():
         while not (tmp_path / "begun").exists():
             time.sleep(0.05)
-        pool.restart(wait_for_workers=False)
+        here.restart(wait_for_workers=False)
 
     thread = Thread(target=restart)
     thread.start()
     with pytest.raises(errors.InputError, match=r"^long: the cluster gave up on it"):
-        told(pool, [order(tmp_path, "long", line)])
+        told(here, [order(tmp_path, "long", *lines)])
+    (tmp_path / "over").touch()
     thread.join()
-    pool.wait_for_workers(2, timeout=60)
 
 
 def test_a_lost_kernel_is_tried_again(pool, tmp_path):
