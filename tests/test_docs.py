@@ -107,11 +107,11 @@ def test_every_notebook_stands_in_the_list_of_notebooks():
     "where, codes, said",
     [(">&-", [0], ""), ("2>&-", [0], ""), (">/dev/full", [1, 2], "asd: "), ("| head -c 1", [0, 1], "")],
 )
-def test_a_command_ends_without_a_traceback_wherever_its_words_go(where, codes, said, buffered):
+def test_a_command_ends_without_a_traceback_wherever_its_words_go(where, codes, said, buffered, tmp_path):
     """Closed from the start, as by a daemon; a full disk; a reader that has seen enough."""
     command = (
         f"set -o pipefail; {sys.executable} -c 'import sys; from asdlib.cli import command;"
-        f" sys.exit(command())' settings autoencoder {where}"
+        f" sys.exit(command())' init {tmp_path}/work {where}"
     )
     done = subprocess.run(
         ["bash", "-c", command],
