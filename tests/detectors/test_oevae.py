@@ -525,9 +525,9 @@ def test_one_machine_alone_is_refused(context):
         fit(detector_of(OEVAE, context), context.store, np.flatnonzero(table["split"] == "train"))
 
 
-def test_ablation_has_a_row_for_every_setting(context):
+def test_ablation_has_a_row_for_every_setting(context, trained):
     assert set(ablation.EVERYTHING) == set(ablation.OFF)
-    rows = ablation.table(fitted(context), context.cfg.metrics, 1)
+    rows = ablation.table(trained, context.cfg.metrics, 1)
     assert list(rows["settings"]) == [*ablation.ROWS, "all of them"]
     assert (
         rows["accuracy, held out"].between(0, 1).all()
