@@ -264,38 +264,17 @@ class Inline:
 # By torch's own list (`torch.use_deterministic_algorithms`) those that have no other form on a GPU; cumsum of
 # integers and bincount without
 # weights have.
-UNREPEATABLE = {
-    "_adaptive_avg_pool2d_backward",
-    "_adaptive_avg_pool3d_backward",
-    "_ctc_loss_backward",
-    "_embedding_bag",
-    "adaptive_max_pool2d_backward",
-    "avg_pool3d_backward",
-    "bincount",
-    "cumsum",
-    "fractional_max_pool2d_backward",
-    "fractional_max_pool3d_backward",
-    "grid_sampler_2d_backward",
-    "grid_sampler_3d_backward",
-    "histc",
-    "max_pool3d_with_indices_backward",
-    "max_unpool2d",
-    "max_unpool3d",
-    "median",
-    "nll_loss2d_forward",
-    "nll_loss2d_backward",
-    "nll_loss_forward",
-    "nll_loss_backward",
-    "put_",
-    "reflection_pad1d_backward",
-    "reflection_pad2d_backward",
-    "reflection_pad3d_backward",
-    "scatter_reduce",
-    "upsample_linear1d_backward",
-    "upsample_bilinear2d_backward",
-    "upsample_bicubic2d_backward",
-    "upsample_trilinear3d_backward",
-}
+UNREPEATABLE = set(
+    """
+    _adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward _ctc_loss_backward _embedding_bag
+    adaptive_max_pool2d_backward avg_pool3d_backward bincount cumsum fractional_max_pool2d_backward
+    fractional_max_pool3d_backward grid_sampler_2d_backward grid_sampler_3d_backward histc
+    max_pool3d_with_indices_backward max_unpool2d max_unpool3d median nll_loss2d_forward
+    nll_loss2d_backward nll_loss_forward nll_loss_backward put_ reflection_pad1d_backward
+    reflection_pad2d_backward reflection_pad3d_backward scatter_reduce upsample_linear1d_backward
+    upsample_bilinear2d_backward upsample_bicubic2d_backward upsample_trilinear3d_backward
+    """.split()
+)
 
 
 class Operations(TorchDispatchMode):
