@@ -5,7 +5,10 @@ none ends in a traceback.
 import errno
 import fcntl
 import io
+import json
 import os
+import shutil
+import subprocess
 import sys
 
 import matplotlib
@@ -156,3 +159,43 @@ def test_libraries_get_folders_of_the_run_where_the_users_own_cannot_be_had(kind
     for name in found:
         monkeypatch.setenv(name, "")  # so that it is removed when the test ends
     monkeypatch.setenv("TORCH_HOME", "")
+
+
+STRANGER = """setpriv --reuid=12345 --regid=12345 --clear-groups --inh-caps=-all,+dac_read_search
+    --ambient-caps=-all,+dac_read_search --bounding-set=-all,+dac_read_search""".split()
+RUN = """import json, sys
+from asdlib.cli import main
+code = main(sys.argv[1:])
+from numba.core.caching import FunctionCache
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+FunctionCache(json.dumps), cache_dir()
+sys.exit(code)"""  # a stage, and the folders of caches that importing umap and torchvision asks for
+
+
+def test_a_user_without_a_name_and_with_a_home_that_cannot_be_written_runs_a_study(tmp_path):
+    """As `docker run --user 12345`: may read everything, and write the home of the run alone."""
+    if os.getuid() != 0 or shutil.which("setpriv") is None or subprocess.run([*STRANGER, "true"]).returncode:
+        pytest.skip("only root can become a user without a name, by setpriv")
+    work, env = (
+        tmp_path / "work",
+        {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ},
+    )
+    (work / "tmp").mkdir(parents=True)
+    for folder in (work, work / "tmp"):
+        os.chown(folder, 12345, 12345)
+    (tmp_path / "home").mkdir()  # of root
+    env |= {"HOME": str(tmp_path / "home"), "TMPDIR": str(work / "tmp"), "OMP_NUM_THREADS": "1"}
+    few = {"machines": ["fan"], "train_source": 3, "train_target": 1, "test": 1, "seconds": 1.0}
+    few = [word for name, value in few.items() for word in ("--set", f"synthetic.{name}={json.dumps(value)}")]
+    words = ["run", "own", "--set", "data.recorded=false", *few, "--home", work, "--stages", "01"]
+    done = subprocess.run(
+        [*STRANGER, sys.executable, "-c", RUN, *map(str, words)],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        env=env,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list((tmp_path / "home").iterdir())
+    assert {"ipython", "mplconfigdir", "torchinductor_cache"} <= set(os.listdir(work / "runs" / home.CACHE))
