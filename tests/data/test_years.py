@@ -3,6 +3,7 @@ recordings of the last ones.
 """
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import torch
 
 from asdlib import cli, errors
 from asdlib.data import decode, download, index
-from asdlib.data.store import open_store
+from asdlib.data.store import load_dcase, open_store
+from asdlib.detectors import nearest
+from asdlib.evaluation import metrics
 
 BOTH = ("normal", "anomaly")
 YEARS = {  # files, and (machine, section, split, domain, label, attributes) of some of them
@@ -88,12 +91,15 @@ def mixture(seconds=6.0, rate=16000, seed=0):
     return machine, np.convolve(far, room)[:n], far
 
 
-def tree(folder, year):
+def tree(folder, year, copies=1):
     names, facts = YEARS[year]
+    names = [re.sub(r"0000(?=[_.])", f"{i:04}", name) for i in range(copies) for name in names]
     for place, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         machine, heard, far = mixture(1.0, seed=place)
+        if "_anomaly_" in f"_{path.name}":
+            machine = machine + 0.03 * np.sin(2 * np.pi * 1500 * np.arange(16000) / 16000)
         soundfile.write(path, np.c_[machine + heard, far] if year == 2026 else machine, 16000)
     return facts
 
@@ -113,6 +119,20 @@ def test_a_tree_of_each_year_is_indexed_and_decoded(year, tmp_path):
             key[5:]: value for key, value in clips.loc[clip].items() if key.startswith("attr_") and value
         }
         assert found == attributes
+
+
+@pytest.mark.parametrize("year", YEARS)
+def test_a_tree_of_each_year_is_scored_from_end_to_end(year, tmp_path):
+    facts = tree(tmp_path / "raw", year, copies=5)
+    clips, aucs = load_dcase(tmp_path / "raw", subtract=1 if year == 2026 else -1), {}
+    for machine in filter(lambda machine: len(clips.test(machine)), clips.machines):
+        scores = nearest.NearestNeighbor().fit(clips.train(machine)).score(clips.test(machine))
+        assert set(scores["clip"]) == set(clips.test(machine).table["clip"])
+        found = metrics.table(scores, metrics.MetricsSettings(bootstrap=20), 0).set_index("metric")["value"]
+        aucs[machine] = found[["auc_source", "auc_target"]].max()
+    labeled = {clip.partition("/")[0] for clip, (*_, label, _) in facts.items() if label == "anomaly"}
+    assert all(aucs[machine] == 1 for machine in labeled)  # a tone, on top
+    assert all(np.isnan(aucs[machine]) for machine in aucs if f"{machine}/test/section_00_0000.wav" in facts)
 
 
 def test_supplemental_recordings_are_listed_and_in_no_clip_table(tmp_path, capsys):
