@@ -218,9 +218,13 @@ def _open(args: argparse.Namespace) -> None:
     from asdlib.studies import home, stages
     from asdlib.studies import study as studies
 
-    run = studies.open(_name(args.study), args.home)
+    name = studies.load(_name(args.study), (), args.home).name
     if not args.notebook:
-        page = run.reports / "index.html"
+        page = home.home_folder(args.home) / "reports" / name / "index.html"
+        if not page.is_file():
+            raise errors.InputError(
+                f"{page}: no such report; run `asd run {name}` first, or name its folder by --home"
+            )
         print(page)
         webbrowser.open(page.as_uri())
         return

@@ -168,8 +168,8 @@ def import_machine(
     copy : copy recordings instead of linking them.  license : of the recordings, written to LICENSE.txt
     accept : names of folders to ignore when interpreting paths
     dry_run : report the plan without decoding or writing
-    raises : errors.InputError for an existing folder that no import made, no training recording, or an
-        unreadable or unwritable folder
+    raises : errors.InputError for an existing folder that no import made, no training recording, an
+        unreadable or unwritable folder, or a machine that another import changed meanwhile
     """
     folder = Path(root) / machine
     if not re.fullmatch(r"[\w-]+", machine) or machine in index.SPLIT_OF or not index.usable_name(machine):
@@ -186,6 +186,7 @@ def import_machine(
     except errors.InputError as refusal:
         words = str(refusal).replace("setting sample_rate:", "--rate:")
         raise errors.InputError(words.replace("setting channel:", "--channel:")) from refusal
+    before = _listed(folder)
     earlier, notes = _earlier(folder, rate)
     table, problems, told = found(sources, accept)
     try:
@@ -215,6 +216,10 @@ def import_machine(
                 beside.mkdir(exist_ok=True)  # missing if nothing was new
                 _write_lists(beside, done, license)
                 beside.chmod(0o755)
+                if _listed(folder) != before:
+                    raise errors.InputError(
+                        f"{folder}: another import has changed it meanwhile; give the same command again"
+                    )
                 _put_in_place(beside, folder)
     except OSError as error:
         what = f"{error.filename or root}: {error.strerror or error}"
@@ -263,6 +268,12 @@ def _earlier(folder: Path, rate: int) -> tuple[pd.DataFrame, list[str]]:
             f" recordings stay out; to have one again, delete its line in {folder / folders.IMPORTED}"
         ]
     return rows.assign(made=rows["made"].where(~gone, REMOVED)), notes
+
+
+def _listed(folder: Path) -> bytes:
+    """Return the current content of a machine's imported.csv, empty if there is none."""
+    path = folder / folders.IMPORTED
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _put_in_place(beside: Path, folder: Path) -> None:
@@ -322,7 +333,8 @@ def _written(
                 if not dry_run:
                     decoded = decode.decode(sound, data, None if whole else (first, count))
                     if decoded.samples is None:
-                        problems.append((str(path), decoded.refused, True))
+                        why = decoded.refused.replace("set data.channel", "give --channel")
+                        problems.append((str(path), why, True))
                         break
                     digest = decoded.digest
                     old = known.get(digest) if decoded.level_db > decode.SILENT_DB else None

@@ -23,7 +23,7 @@ import pandas as pd
 import soundfile
 
 from asdlib import errors, io, schemas
-from asdlib.data.decode import sample_digest
+from asdlib.data.decode import SILENT_DB, sample_digest
 from asdlib.data.folders import shown
 from asdlib.data.store import machine_rows
 
@@ -77,7 +77,7 @@ def asked(run, ready: Scorer, paths: Sequence[str | Path]) -> tuple[pd.DataFrame
     """Decode recordings to be accepted; return them as `of` does.
 
     run : run.Run.  ready : from `run.scorer`
-    raises : errors.InputError for files that cannot be scored, training clips, duplicates, and recordings
+    raises : errors.InputError for files that cannot be scored, silence, training clips, duplicates, and recordings
         that are already accepted
     """
     train = run.clips[(run.clips["split"] == "train") & (run.clips["machine"] == ready.machine)]
@@ -87,6 +87,9 @@ def asked(run, ready: Scorer, paths: Sequence[str | Path]) -> tuple[pd.DataFrame
     for path, clip in zip(paths, ready.decoded(paths)[1], strict=True):
         if clip.samples is None or clip.digest in known:
             raise errors.InputError(f"{shown(path)}: {clip.refused or known[clip.digest]}")
+        if clip.level_db <= SILENT_DB:
+            what = "; ".join(clip.remarks)
+            raise errors.InputError(f"{shown(path)}: {what}; expected the sound of a normal machine")
         known[clip.digest] = "was given twice"
         rows.append((clip.digest, ready.machine, ready.section, shown(path), now, clip.level_db))
         samples.append(clip.samples)

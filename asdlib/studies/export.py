@@ -126,9 +126,13 @@ def load_detector(folder: str | Path, device: str = "auto") -> Scorer:
     raises : errors.InputError if the folder is not an exported detector, is damaged, or has a newer layout
     """
     folder = Path(folder)
-    with io.refused(folder / "manifest.json", "the manifest of an exported detector"):
+    try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         layout = int(manifest["layout"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise errors.InputError(
+            f"{folder}: no manifest of an exported detector ({type(error).__name__}); copy or export it again"
+        ) from error
     if layout > LAYOUT:
         raise errors.InputError(
             f"{folder}: has layout {layout}, this asdlib reads up to {LAYOUT}; install a newer asdlib"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from asdlib import io
+from asdlib import errors, io
 from asdlib.studies import artifacts
 
 VARIANT_FILE = "variant.json"  # settings and artifacts of an interactive variant
@@ -94,7 +94,12 @@ def remove(folders: list[Path]) -> None:
 
 
 def damage(home: Path) -> Iterator[str]:
-    """Yield a description of every file in runs/ that is missing, truncated or altered."""
+    """Yield a description of every file in runs/ that is missing, truncated or altered.
+
+    raises : errors.InputError for a home without runs/
+    """
+    if not (home / "runs").is_dir():
+        raise errors.InputError(f"{home}: has no folder runs; give the folder that has it by --home")
     for done in sorted((home / "runs").rglob("DONE")):
         for problem in artifacts.corrupt_files(done.parent):
             yield f"{done.parent.relative_to(home)}: {problem}"

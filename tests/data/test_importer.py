@@ -339,6 +339,26 @@ def test_new_days_are_added_to_a_machine(tmp_path):
     assert len(third.clips) == 0 and "are gone" not in third.text() and len(read(third.folder)[0]) == 5
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_an_import_beside_another_one_overwrites_nothing(there, tmp_path, monkeypatch):
+    for i, day in enumerate(("first", "one", "other")):
+        sound(tmp_path / day / "normal" / "a.wav", hz=300.0 + 100 * i)
+    root, written = tmp_path / "root", importer._written
+    if there:
+        importer.import_machine([tmp_path / "first"], root, "pump")
+
+    def meanwhile(*words):
+        monkeypatch.setattr(importer, "_written", written)
+        importer.import_machine([tmp_path / "other"], root, "pump")
+        return written(*words)
+
+    monkeypatch.setattr(importer, "_written", meanwhile)
+    with pytest.raises(errors.InputError, match="another import has changed it meanwhile; give the same"):
+        importer.import_machine([tmp_path / "one"], root, "pump")
+    assert len(list((root / "pump" / "train").iterdir())) == 1 + there
+    assert len(importer.import_machine([tmp_path / "one"], root, "pump").every) == 2 + there
+
+
 def test_a_link_whose_recording_was_moved_is_put_right(tmp_path):
     sound(tmp_path / "here" / "normal" / "a.wav")
     first = importer.import_machine([tmp_path / "here"], tmp_path / "root", "pump")

@@ -10,6 +10,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 from commands import asd_here
 from test_export import run_of, scored_alike
 from test_scorer import ready
@@ -145,6 +146,11 @@ def test_what_cannot_be_accepted_is_one_sentence(context, trained, run, tmp_path
         accepted.preview(run, one, [tmp_path / "gone.wav"])
     with pytest.raises(errors.InputError, match="was given twice"):
         accepted.preview(run, one, odd_clips(context) * 2)
+    soundfile.write(tmp_path / "dead.wav", np.zeros(16000), 16000)
+    with pytest.raises(
+        errors.InputError, match=r"dead.wav: silent .*; expected the sound of a normal machine"
+    ):
+        accepted.preview(run, one, [tmp_path / "dead.wav"])
 
 
 def test_a_false_alarm_of_a_study_is_accepted_withdrawn_and_revoked(smoke, tmp_path):

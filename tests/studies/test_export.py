@@ -103,7 +103,9 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(context, trained, tmp_path)
     (tmp_path / "full" / "notes.txt").touch()
     with pytest.raises(errors.InputError, match="full: exists and is not empty, expected a new folder"):
         export.write(run, one, tmp_path / "full")
-    with pytest.raises(errors.InputError, match="does not hold the manifest of an exported detector"):
+    with pytest.raises(
+        errors.InputError, match=r"full: no manifest of an exported detector .*; copy or export"
+    ):
         export.load_detector(tmp_path / "full")
     out = tmp_path / "out"
     export.write(run, one, out)

@@ -109,6 +109,17 @@ def test_a_misspelt_command_is_answered_with_the_closest(words, capsys):
     assert f"unknown command {words[0]!r}; did you mean" in capsys.readouterr().err
 
 
-def test_a_study_that_was_never_run_cannot_be_opened(tmp_path, capsys):
+def test_a_report_is_opened_wherever_the_recordings_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("webbrowser.open", lambda page: None)
     assert cli.main(["open", "smoke", "--home", str(tmp_path)]) == 2
-    assert "is not finished in" in capsys.readouterr().err
+    assert "index.html: no such report; run `asd run smoke` first" in capsys.readouterr().err
+    page = tmp_path / "reports" / "real" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.touch()
+    assert cli.main(["open", "real", "--home", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+
+
+def test_a_home_without_runs_is_not_called_whole(tmp_path, capsys):
+    assert cli.main(["verify", "--home", str(tmp_path)]) == 2
+    assert f"{tmp_path}: has no folder runs" in capsys.readouterr().err
