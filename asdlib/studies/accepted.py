@@ -77,8 +77,8 @@ def asked(run, ready: Scorer, paths: Sequence[str | Path]) -> tuple[pd.DataFrame
     """Decode recordings to be accepted; return them as `of` does.
 
     run : run.Run.  ready : from `run.scorer`
-    raises : errors.InputError for files that cannot be scored, silence, training clips, duplicates, and recordings
-        that are already accepted
+    raises : errors.InputError for files that cannot be scored, silence, training clips, duplicates, and
+        recordings that are already accepted
     """
     train = run.clips[(run.clips["split"] == "train") & (run.clips["machine"] == ready.machine)]
     known = dict.fromkeys(train["digest"], "is a training clip of this machine and already a reference")
