@@ -127,7 +127,7 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(context, trained, tmp_path)
         path.write_text(json.dumps(json.loads(path.read_text()) | {"layout": export.LAYOUT + 1}))
 
     weights = "autoencoder/weights0.safetensors"
-    assert f"altered: {weights} is damaged; copy it again" in altered(weights, flip)
+    assert f"altered: {weights} is damaged; copy or export it again" in altered(weights, flip)
     assert f"{weights} is missing" in altered(weights, lambda path: path.unlink())
     assert "DONE is not readable" in altered("DONE", lambda path: path.unlink())
     assert "has layout 2, this asdlib reads up to 1; install a newer asdlib" in altered(
