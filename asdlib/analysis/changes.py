@@ -4,11 +4,12 @@ Conventions
 -----------
 A clip is compared with the few normal training clips of its machine that sound most alike, and the
 difference with what training clips show among each other (each against those most like it, itself left out).
-So it is a description of the sound, the same for every system, and not of what a system computed. No label
-of a test clip and no other test clip has part in it.
+So it is a description of the sound by comparison with the nearest normal clips, the same for every system,
+and not of what a system computed. No label of a test clip and no other test clip has part in it.
 
 Levels in dB of the clip with mean 0 and variance 1, but for `level`, dB re full scale. Frequencies in Hz,
-times in s. A strength of 1 is what the most conspicuous 5 % of the training clips reach.
+times in s. From a strength of LEAST a change is spoken of; 1 is what the most conspicuous 5 % of the training
+clips reach.
 Source: METHOD 8.8.  Notebooks: 06_embeddings, 09_report
 """
 
@@ -29,16 +30,19 @@ BANDS, GROUPS, RATES = 96, 16, 32  # mel bands of the spectrum, of the envelopes
 ALIKE = 4  # normal clips that a clip is compared with
 GAP_DB = 6.0  # softer than its neighbors, and a beat is missing
 FASTEST_HZ = 45.0  # of a swing of the loudness; what is faster are strikes
+LEAST = 1.2  # strength; new normal clips reach 1 more often than those that the limits come from
 MOST = 100  # training clips that are measured, evenly spaced in each domain
 KINDS = ("none", "tone", "band", "broadband", "impacts", "missing", "rhythm", "level")
 # measure and sign of what is looked for: more, or less
-SIGNS = [(name, 1) for name in ("mean", "low", "impulse", "modulation", "gap", "level")]
-SIGNS += [(name, -1) for name in ("mean", "deep", "level")]
+SIGNS = [(name, 1) for name in ("mean", "low", "half", "impulse", "modulation", "gap", "level")]
+SIGNS += [(name, -1) for name in ("mean", "level")]
 # smallest spread between training clips that is believed, dB
 SPREAD_DB = {
     "mean": 0.4,
     "low": 0.4,
-    "deep": 0.4,
+    "quiet": 0.4,
+    "half": 0.4,
+    "loud": 0.4,
     "impulse": 0.2,
     "modulation": 0.8,
     "gap": 1.0,
@@ -95,7 +99,9 @@ class Change(NamedTuple):
             "level": f"The recording is {amount} {louder} than normal training clips usually are",
         }[self.kind]
         if self.kind == "missing" and math.isnan(self.hz):
-            at = f"at {self.moments[0][0]:.1f} s it is {amount} softer than one period before and after"
+            at = (
+                f"at {self.moments[0][0]:.1f} s it is {amount} softer than at this place of the other periods"
+            )
             said = f"A beat of its rhythm is missing: {at}"
         times = [f"{a:.1f} s" if b - a < 0.2 else f"{a:.1f} to {b:.1f} s" for a, b in sorted(self.moments)]
         when = f" It is loudest there at {', '.join(times)}." if times and not math.isnan(self.hz) else ""
@@ -127,8 +133,9 @@ def measure(wave: np.ndarray, rate: int) -> tuple[dict[str, np.ndarray], np.ndar
     wave : (samples,), full scale 1.  rate : Hz
     returns : dB, by the names of SPREAD_DB; the log-mel (BANDS, frames), dB; where the deepest gap is, s.
         mean, low (BANDS,): mean power over time and 10th percentile of the level in windows of 128 ms
-        deep, impulse (GROUPS,): in windows of 8 ms the 10th percentile, and the spectral kurtosis
-            10·log10(E P² / (E P)²) of the power over its mean within 100 ms
+        quiet, half, loud (GROUPS,): 5th, 50th and 97th percentile of the level in windows of 16 ms
+        impulse (GROUPS,): spectral kurtosis 10·log10(E P² / (E P)²) of the power in windows of 8 ms over its
+            mean within 100 ms
         modulation (GROUPS, RATES): `features.modulation_spectrum` of these windows
         gap, level (1,): the deepest missing beat, see `_gap`, and the level re full scale
     """
@@ -143,11 +150,14 @@ def measure(wave: np.ndarray, rate: int) -> tuple[dict[str, np.ndarray], np.ndar
     modulation = features.modulation_spectrum(
         torch.from_numpy(quick)[None], frame_hz=frame_hz, groups=GROUPS, bins=RATES
     )
+    quiet, half, loud = _levels(quick)
     gap, at_s = _gap(quick.mean(0), frame_hz)
     found = {
         "mean": 10 * np.log10((10 ** (mel / 10)).mean(1)),
         "low": np.percentile(mel, 10, axis=1),
-        "deep": np.percentile(quick, 10, axis=1),
+        "quiet": quiet,
+        "half": half,
+        "loud": loud,
         "impulse": 10 * np.log10((power**2).mean(1) / power.mean(1) ** 2),
         "modulation": modulation.numpy().reshape(GROUPS, RATES),
         "gap": np.array([gap]),
@@ -156,8 +166,17 @@ def measure(wave: np.ndarray, rate: int) -> tuple[dict[str, np.ndarray], np.ndar
     return found, mel, at_s
 
 
+def _levels(quick: np.ndarray) -> np.ndarray:
+    """Level in quiet, ordinary and loud moments: 5th, 50th and 97th percentile over time, (3, bands), dB.
+
+    quick : (bands, frames), dB, frames of 8 ms every 2 ms
+    """
+    power = ndimage.uniform_filter1d(10 ** (quick / 10), 5, axis=1, mode="nearest")
+    return np.percentile(10 * np.log10(power), [5, 50, 97], axis=1)
+
+
 def _gap(course: np.ndarray, frame_hz: float) -> tuple[float, float]:
-    """How far a periodic course falls below both its neighbors one period before and after, where these are
+    """How far a periodic course falls below what it is at this place of the other periods, where these are
     loud; dB, and the time in s. 0 for less than GAP_DB, and without a period between 0.3 and 3 s.
 
     course : dB, (frames,).  Beats may come 75 ms early or late
@@ -174,11 +193,14 @@ def _gap(course: np.ndarray, frame_hz: float) -> tuple[float, float]:
     if alike[period] <= 0.4 * alike[0]:
         return 0.0, math.nan
     beat, here = ndimage.maximum_filter1d(course, 5), ndimage.maximum_filter1d(course, 15)
-    both = np.minimum(beat[: -2 * period], beat[2 * period :])
-    fall = np.where(both > np.percentile(wide, 75), both - here[period:-period], 0.0)
+    beats = np.full((-(-n // period), period), np.nan)  # a row for each period
+    beats.ravel()[:n] = beat
+    others = [np.nanmedian(np.delete(beats, row, axis=0), axis=0) for row in range(len(beats))]
+    usual = np.concatenate(others)[:n]
+    fall = np.where(usual > np.percentile(wide, 75), usual - here, 0.0)[7:-7]  # the ends hold half a beat
     if fall.max() < GAP_DB:
         return 0.0, math.nan
-    return float(fall.max()), (period + int(fall.argmax())) / frame_hz
+    return float(fall.max()), (7 + int(fall.argmax())) / frame_hz
 
 
 def _unmoved(values: np.ndarray) -> float:
@@ -248,16 +270,15 @@ class Normals:
         training clip is not compared with itself.
         """
         away = np.zeros(len(self.loudest))
-        for name in ("mean", "low", "deep"):  # three quarters of the bands: a fault does not choose
+        for name in ("mean", "low", "quiet"):  # three quarters of the bands: a fault does not choose
             square = np.sort((self.train[name] - found[name]) ** 2, axis=1)
             away += square[:, : 3 * square.shape[1] // 4].mean(1)
         away[away < 1e-12] = np.inf
         near = np.argsort(away, kind="stable")[: min(ALIKE, len(away) - 1)]
         residual = {name: found[name] - np.median(self.train[name][near], 0) for name in SPREAD_DB}
         residual["level"] = found["level"] - np.median(self.train["level"], 0)  # no condition sets the level
-        for name in ("mean", "low", "deep"):
-            residual[name] = residual[name] - _unmoved(residual[name])
         for name in ("mean", "low"):
+            residual[name] = residual[name] - _unmoved(residual[name])
             residual[name] = ndimage.uniform_filter1d(residual[name], 3, mode="nearest")
         return residual, near
 
@@ -265,18 +286,18 @@ class Normals:
         """The most conspicuous change: its kind ("" for one that `_width` tells), the measure that shows it,
         its sign, and where in the measure.
 
-        Sound that was added shows in the spectrum, and its width tells a tone from a band. Strikes show in
-        the impulsiveness of few bands; where most bands swing, or their quietest moments are quieter while
-        nothing was added, it is the rhythm.
+        Sound that was added shows in the spectrum, and its width tells a tone from a band. What is added but
+        not in the quietest moments are strikes or bursts; so is what makes a band more impulsive, unless the
+        loudness swings slowly, down as far as up: that is the rhythm.
         """
         strength = {key: self._strength(residual, key) for key in self.limits}
         top = {key: float(values.max()) for key, values in strength.items()}
         spectrum = max(("mean", "low"), key=lambda name: top[name, 1])
-        added, lost, gap = top[spectrum, 1], top["mean", -1], top["gap", 1]
+        added, lost, gap, often = top[spectrum, 1], top["mean", -1], top["gap", 1], top["half", 1]
         level = max((1, -1), key=lambda sign: top["level", sign])
         swing = "modulation" if top["modulation", 1] > top["impulse", 1] and added < 1.2 else "impulse"
-        best = max(added, lost, gap, top["level", level], top[swing, 1])
-        if best < 1:
+        best = max(added, lost, gap, often, top["level", level], top[swing, 1])
+        if best < LEAST:
             return "none", "level", 1, (0,)
         if gap >= min(best, max(2.0, 0.4 * best)):
             return "missing", "gap", 1, (0,)
@@ -285,14 +306,21 @@ class Normals:
         if top[swing, 1] == best:
             group = int(np.argmax(strength[swing, 1].reshape(GROUPS, -1).max(1)))
             rate = int(strength["modulation", 1][group].argmax())
-            wide = (strength["impulse", 1] >= 0.5 * top["impulse", 1]).sum() >= 7 or top["deep", -1] > 0.7
-            slow = self.rate_hz[rate] < FASTEST_HZ and residual["impulse"].max() < 2.5
-            if wide and slow and top["mean", 1] < 1.5:
+            up, down = residual["loud"] - residual["half"], residual["half"] - residual["quiet"]
+            if self.rate_hz[rate] < FASTEST_HZ and down.max() >= 0.65 * up.max():
                 return "rhythm", "modulation", 1, (group, rate)
             return "impacts", swing, 1, (group, rate)[: residual[swing].ndim]
-        if added < best:
+        if lost == best:
             return "missing", "mean", -1, (int(strength["mean", -1].argmax()),)
+        name = "half" if often == best else spectrum
+        at = int(strength[name, 1].argmax())
+        if name != "mean" and residual["quiet"][self._group(name, at)] < 0.4 * residual[name][at]:
+            return "impacts", name, 1, (at,)
         return "", spectrum, 1, (int(strength[spectrum, 1].argmax()),)
+
+    def _group(self, name: str, at: int) -> int:
+        """The group of the envelopes that holds place `at` of a measure."""
+        return int(np.abs(self.group_hz - self.hz[at]).argmin()) if len(self.train[name][0]) == BANDS else at
 
     def _width(self, level: np.ndarray, residual: np.ndarray, at: int) -> str:
         """tone, band or broadband, by where the power lies that was added around band `at`.
@@ -318,13 +346,14 @@ class Normals:
         kind = kind or self._width(found[name], residual[name], at[0])
         amount, rate, hz, low, high = residual[name][at], math.nan, math.nan, math.nan, math.nan
         if kind in ("impacts", "rhythm"):
-            rate = self.rate_hz[self._strength(residual, ("modulation", 1))[at[0]].argmax()]
+            group = self._group(name, at[0])
+            rate = self.rate_hz[self._strength(residual, ("modulation", 1))[group].argmax()]
         if kind not in ("none", "level") and name != "gap":
             values, axis, middle = residual[name], self.hz, at[0]
             if kind == "impacts" and self._strength(residual, ("mean", 1)).max() >= 1:
                 values = residual["mean"]  # tells the place more finely than the few bands of the envelopes
                 middle = int(self._strength(residual, ("mean", 1)).argmax())
-            elif name in ("impulse", "modulation"):
+            elif name in ("impulse", "modulation", "half"):
                 values, axis = values.reshape(GROUPS, -1).max(1), self.group_hz
             hz, (low, high) = axis[middle], axis[list(_run(sign * values, middle))]
         bands = (self.hz >= low) & (self.hz <= high)

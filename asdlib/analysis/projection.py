@@ -221,16 +221,13 @@ def nearest_training(
     Notebook: 06_embeddings
     """
     x, clip = space.of(items)
-    own = space.rows[clip[item]]
-    candidates = table.iloc[space.rows[clip]]
-    allowed = (
-        (candidates["split"] == "train")
-        & (candidates["label"] == "normal")
-        & (candidates["machine"] == table["machine"].iloc[own])
-    ).to_numpy()
-    allowed = allowed & (space.rows[clip] != own)
+    row = space.rows[clip]
+    own = row[item]
+    split, label, machine = (table[name].to_numpy() for name in ("split", "label", "machine"))
+    allowed = (split[row] == "train") & (label[row] == "normal") & (machine[row] == machine[own])
+    allowed &= row != own
     distance = np.linalg.norm(x[allowed].astype(float) - x[item].astype(float), axis=1)
     order = np.argsort(distance, kind="stable")
-    rows, first = np.unique(space.rows[clip[allowed]][order], return_index=True)
+    rows, first = np.unique(row[allowed][order], return_index=True)
     keep = np.argsort(first)[:n]
     return rows[keep], distance[order][first[keep]]

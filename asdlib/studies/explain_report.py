@@ -38,7 +38,7 @@ from asdlib.studies import scorer
 from asdlib.viz import audio, embedding_plots, pages, tables
 
 NEAREST = 5  # training clips shown for each detector
-STRETCH_S = 2.0  # of a recording that are scored by themselves
+STRETCH_S = 2.0  # of a recording that are scored by themselves; of a short one, its half
 COLUMNS = ("file", "detector", "rank", "clip", "distance", "path")
 
 
@@ -112,7 +112,7 @@ def along(ready: scorer.Scorer, store: Store, row: int) -> np.ndarray:
         clips, so that only differences within the recording mean something
     """
     wave = store.int16(row)
-    length = min(round(STRETCH_S * store.rate), len(wave))
+    length = max(min(round(STRETCH_S * store.rate), len(wave) // 2), 1)
     starts = np.arange(0, len(wave) - length + 1, max(length // 2, 1))
     facts = store.clips.iloc[np.full(len(starts), row)].reset_index(drop=True)
     facts = facts.assign(clip=[f"{number:09d}" for number in range(len(starts))], split="test")

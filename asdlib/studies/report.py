@@ -461,7 +461,8 @@ def _card(
     if row.kind == "false alarm":
         path = Path(clips["path"][int(row.row)])
         path = path.relative_to(run.home) if path.is_relative_to(run.home) else path
-        command = shlex.join(["asd", "score", run.cfg.name, "--machine", row.machine, "--accept", str(path)])
+        which = ["--machine", row.machine, "--system", row.system]
+        command = shlex.join(["asd", "score", run.cfg.name, *which, "--accept", str(path)])
         details = f"<summary>Normal after all?</summary><code>{tables.escape(command)}</code>"
         accept = f'<details class="note">{details}</details>'
     about = tables.escape(f"{row.domain}, {row.label}; flagged by {flagged} of {systems} systems")

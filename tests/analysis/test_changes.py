@@ -96,6 +96,11 @@ def test_a_missing_beat_is_found_where_it_is_missing():
     course[100 + 4 * 300] = -12.0
     fall, at_s = changes._gap(course, 400.0)
     assert fall == pytest.approx(12.0) and at_s == pytest.approx((100 + 4 * 300) / 400, abs=0.08)
+    course[100 + 7 * 300] = -9.0  # the last one, with no period after it; then two of them
+    assert changes._gap(course, 400.0)[0] == pytest.approx(12.0)
+    course[100 + 4 * 300] = 0.0
+    fall, at_s = changes._gap(course, 400.0)
+    assert fall == pytest.approx(9.0) and at_s == pytest.approx((100 + 7 * 300) / 400, abs=0.08)
     assert changes._gap(np.zeros(50), 400.0)[0] == 0.0  # too short for a period
 
 
@@ -111,7 +116,7 @@ def test_impulsiveness_of_a_swing_and_level_of_noise():
 def test_normal_clips_are_mostly_nothing_special(normals):
     rng = np.random.default_rng(9)
     found = [normals.describe(machine(rng)) for _ in range(20)]
-    assert sum(one.kind == "none" for one in found) >= 14  # a limit from 24 clips is a loose one
+    assert sum(one.kind == "none" for one in found) >= 18
     assert next(one for one in found if one.kind == "none").words.startswith("Nothing in level, spectrum")
 
 
@@ -144,9 +149,9 @@ def test_silence_and_scraps_are_described_too(normals, wave):
 
 # ---------------------------------------------------------------- modeled machines
 
-SEED = 30  # the rules and numbers of `changes` were set on seeds 10 to 12, 20 and 22
+SEED = 50  # the rules and numbers of `changes` were set on seeds 10 to 12, 20, 22 and 40 to 43
 SECONDS = 6.0
-AUDIBLE_DB = 1.0  # the level of some sixth of an octave rises by this much; chatter of a valve rarely does
+SEVERITIES = (2.0, 3.0)  # all that are audible; none is left out, not even a click that hardly differs
 EXPECTED = {
     "imbalance": "rhythm",
     "eccentric": "rhythm",
@@ -177,8 +182,8 @@ def clips(kind, split, label, count, fault=None, severity=None, first=0):
 
 
 def raised(faulty, healthy):
-    """Where a fault stands out, and by how much at most, by the same clip without it: Hz at which it raises
-    the level of a sixth of an octave by at least half of its most; dB.
+    """Where a fault stands out by the same clip without it: Hz at which it raises the level of a sixth of an
+    octave by at least half of its most.
     """
     scale = (faulty @ healthy) / (healthy @ healthy)
     f, added = signal.welch(faulty - scale * healthy, RATE, nperseg=4096)
@@ -186,33 +191,53 @@ def raised(faulty, healthy):
     centers = np.geomspace(60, 7800, 85)
     parts = [(f >= hz * 2 ** (-1 / 12)) & (f < hz * 2 ** (1 / 12)) for hz in centers]
     db = np.array([10 * np.log10(1 + added[part].sum() / usual[part].sum()) for part in parts])
-    return centers[db >= db.max() / 2], float(db.max())
+    return centers[db >= db.max() / 2]
+
+
+def lost_s(faulty, healthy):
+    """When the faulty clip lacks sound of the same clip without the fault: s at which it is 6 dB softer."""
+    scale = (faulty @ healthy) / (healthy @ healthy)
+    high = [np.diff(wave, 2, append=[0, 0]) for wave in (scale * healthy, faulty)]  # where no hum covers it
+    level = [10 * np.log10((wave.reshape(-1, RATE // 20) ** 2).mean(1)) for wave in high]
+    return (np.flatnonzero(level[0] - level[1] >= 6) + 0.5) / 20
+
+
+def placed(found, where, lost):
+    """Whether the place is right: within a third of an octave; of a missing beat, its time within 0.1 s."""
+    if found.kind == "missing" and np.isnan(found.hz):
+        return bool((np.abs(lost - found.moments[0][0]) <= 0.1).any())
+    return bool((np.abs(np.log2(where / found.hz)) <= 1 / 3).any())
 
 
 def described(kind):
-    """Of one kind of machine: (fault, what was found, where the fault stands out) of audible faults."""
+    """Of one kind of machine: (fault, what was found, whether its place is right) of every fault, and what was
+    found in normal test clips.
+    """
     waves, out = list(clips(kind, "train", "normal", 32)), []
     normals = changes.Normals(in_memory(waves), np.arange(len(waves)))
     numbers = itertools.count()
-    for fault, severity in itertools.product(machines.MACHINES[kind].faults, (2.0, 3.0)):
+    for fault, severity in itertools.product(machines.MACHINES[kind].faults, SEVERITIES):
         one = {"count": 1, "fault": fault, "first": next(numbers)}
         [faulty] = clips(kind, "test", "anomaly", severity=severity, **one)
         [healthy] = clips(kind, "test", "anomaly", severity=0.0, **one)
-        where, most_db = raised(faulty, healthy)
-        if most_db >= AUDIBLE_DB:
-            out.append((fault, normals.describe(faulty), where))
-    return out
+        found = normals.describe(faulty)
+        out.append((fault, found, placed(found, raised(faulty, healthy), lost_s(faulty, healthy))))
+    return out, [normals.describe(wave) for wave in clips(kind, "test", "normal", 8)]
 
 
-def test_four_of_five_audible_faults_of_modeled_machines_have_their_kind_and_place():
-    """Of the faults of severity 2 and 3 on the five kinds of machines, of a seed that nothing was set on."""
-    found = [one for kind in machines.MACHINES for one in described(kind)]
+def test_four_of_five_faults_of_modeled_machines_have_their_kind_and_place():
+    """All faults of severity 2 and 3 of the five kinds of machines, of a seed that nothing was set on; and at
+    most one normal clip in ten is said to have changed.
+    """
+    found, normal = (
+        [one for part in parts for one in part] for parts in zip(*map(described, machines.MACHINES))
+    )
     kinds = [one.kind == EXPECTED.get(fault, "impacts") for fault, one, _ in found]
-    places = [
-        bool((np.abs(np.log2(where / one.hz)) <= 1 / 3).any())
-        for fault, one, where in found
-        if EXPECTED.get(fault) != "rhythm"  # it moves all of the sound
-    ]
-    print(f"kind {np.mean(kinds):.0%} of {len(kinds)}, place {np.mean(places):.0%} of {len(places)}")
+    places = [right for fault, _, right in found if EXPECTED.get(fault) != "rhythm"]  # it moves all the sound
+    false = np.mean([one.kind != "none" for one in normal])
+    print(
+        f"kind {np.mean(kinds):.0%} of {len(kinds)}, place {np.mean(places):.0%} of {len(places)}, {false:.0%}"
+    )
     wrong = [(fault, one.words) for (fault, one, _), right in zip(found, kinds) if not right]
-    assert len(found) >= 20 and np.mean(kinds) >= 0.8 and np.mean(places) >= 0.8, wrong
+    assert len(found) == 30 and np.mean(kinds) >= 0.8 and np.mean(places) >= 0.8, wrong
+    assert false <= 0.1

@@ -1,7 +1,10 @@
 """The pages of a report in a real browser: whole, quiet, readable narrow, wide and on paper."""
 
+import shlex
+
 import axe
 import pytest
+from commands import asd_here
 
 pytestmark = pytest.mark.browser
 WHOLE = "() => [...document.images].filter(image => !image.complete || !image.naturalWidth).length"
@@ -29,7 +32,11 @@ def test_a_page_prints(report, page, shots):
     assert page.pdf(path=shots / f"{report}.pdf", format="A4").startswith(b"%PDF")
 
 
-def test_a_page_is_accessible(report, page, checker):
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_is_accessible(report, page, checker, scheme):
+    page.emulate_media(color_scheme=scheme)
+    for folded in page.locator("details").all():
+        folded.evaluate("element => (element.open = true)")
     assert axe.findings(page, checker, "main") == []
 
 
@@ -43,6 +50,26 @@ def test_the_clips_of_the_report_can_be_heard(page, home):
         "player => player.currentTime > 0 && Number.isFinite(player.duration) && !player.error"
     )
     assert "smoke" in page.title() or page.locator("h1").count() == 1
+
+
+def test_what_is_folded_opens_by_keys_and_by_mouse_and_its_command_works(page, home, shots, monkeypatch):
+    """The card of a false alarm gives the command that accepts it; other thresholds stand in a table."""
+    page.goto((home / "reports" / "smoke" / "index.html").as_uri())
+    for title in ("Other thresholds: false alarms and faults found", "Normal after all?"):
+        summary = page.locator("summary", has_text=title).first
+        folded = summary.locator("xpath=..")
+        summary.focus()
+        for act, state in ((lambda: page.keyboard.press("Enter"), True), (summary.click, False)):
+            act()
+            assert folded.evaluate("element => element.open") is state
+        page.keyboard.press("Space")  # the click left the focus there
+        assert folded.locator("td, code").first.is_visible()
+    page.screenshot(path=shots / "card_accept.png")
+    monkeypatch.chdir(home)
+    program, *given = shlex.split(folded.locator("code").inner_text())
+    done = asd_here(*given, "--home", home)
+    assert program == "asd" and done.returncode == 0, done.stderr
+    assert "(anomaly) -> " in done.stdout and "nothing was kept; add --yes" in done.stdout
 
 
 def test_the_first_screen_says_what_was_found(page, home):
@@ -77,4 +104,7 @@ def test_lists_need_no_script(chromium, home):
     for why in ("most anomalous", "missed", "false alarm"):
         assert page.get_by_text(why).first.is_visible()
     assert page.locator("main audio").count() > 0
+    told = page.locator("p.change")  # what changed, in words, with strips and the most similar normal clip
+    assert told.count() == 2 and "normal training clips" in told.first.inner_text()
+    assert page.locator(".strip").count() == 4
     context.close()

@@ -4,9 +4,12 @@ leaves the machine.
 
 import re
 import statistics
+import time
+from pathlib import Path
 
 import axe
 import lab as labs
+import nbformat
 import pandas as pd
 import pytest
 
@@ -44,6 +47,10 @@ FRAMES = """
 () => { asdFrames = []; let last = performance.now(); const next = () => { const now = performance.now(); asdFrames.push(now - last); last = now; if (asdFrames.length < 400) requestAnimationFrame(next); }; requestAnimationFrame(next); }
 """
 
+TOLD = """
+() => new MutationObserver(() => (window.asdTold = performance.now())).observe(document.querySelector(".asd-map-words"), {subtree: true, childList: true})
+"""
+
 
 def words(page, selector):
     return page.locator(selector).first.inner_text()
@@ -56,6 +63,15 @@ def until(page, condition, what, most_ms=30_000):
             return
         page.wait_for_timeout(50)
     raise AssertionError(f"after {most_ms} ms still not: {what}")
+
+
+def press(page, button, by):
+    """Use a button by keys or by mouse."""
+    button.scroll_into_view_if_needed()
+    if by == "mouse":
+        return button.click()
+    button.focus()
+    page.keyboard.press("Enter")
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +190,7 @@ def test_the_drawings_of_the_tuner_take_clicks_and_hover(opened, shots):
     until(page, lambda: "ω 1.00" in words(page, ".asd-tuner-words"), "1 is taken")
     until(page, lambda: "β has no weight" in words(page, ".asd-tuner-notes"), "it is said why k is disabled")
     assert page.locator(".asd-k select").first.is_disabled()
-    page.locator("button.asd-pin-B").first.click()
+    press(page, page.locator("button.asd-pin-B").first, "keys")
     until(page, lambda: "B − A" in words(page, ".asd-tuner-pins"), "two pinned points are compared")
     until(page, lambda: "false alarms" in words(page, ".asd-tuner-counts"), "decisions are counted")
     cell = labs.find(page, ".asd-tuner-map svg rect:nth-of-type(20)")
@@ -196,10 +212,7 @@ def test_a_point_of_the_map_is_heard_and_explained(opened, shots, capsys):
     canvas.hover(position={"x": x, "y": y})
     tip = page.locator(".asd-map-tip").first
     until(page, lambda: tip.is_visible() and "section_00" in tip.inner_text(), "the pointer is told the clip")
-    page.evaluate(
-        "() => new MutationObserver(() => (window.asdTold = performance.now())).observe("
-        "document.querySelector('.asd-map-words'), {subtree: true, childList: true})"
-    )
+    page.evaluate(TOLD)
     began = page.evaluate("performance.now()")
     canvas.click(position={"x": x, "y": y})
     until(page, lambda: page.locator(".asd-map-detail table").count() >= 2, "scores are shown")
@@ -233,7 +246,7 @@ def test_a_point_of_the_map_is_heard_and_explained(opened, shots, capsys):
     until(page, lambda: page.evaluate(playing.format("b")), "b plays the nearest normal clip")
     assert not page.evaluate(playing.format("a"))
     before = words(page, ".asd-map-words")
-    page.locator(".asd-map-near button").first.click()
+    press(page, page.locator(".asd-map-near button").first, "keys")
     until(page, lambda: words(page, ".asd-map-words") != before, "a neighbor is chosen by its button")
 
 
@@ -281,7 +294,13 @@ def test_the_map_zooms_selects_and_filters(opened, shots, capsys):
     canvas.focus()
     page.keyboard.press("Escape")
     until(page, lambda: rows.count() == 0, "Escape empties the selection")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(700)
+    page.keyboard.press("s")
+    until(page, lambda: rows.count() == 1, "s selects the chosen clip")
+    page.keyboard.press("Escape")
     menu.select_option(label="any")
+    until(page, lambda: "pass the filters" not in words(page, ".asd-map-legend"), "nothing is filtered")
     second = page.locator(".asd-map-beside select").first
     second.select_option(index=1)
     until(
@@ -309,7 +328,8 @@ def test_nothing_of_an_old_view_remains(opened):
     assert page.evaluate(
         "[...document.querySelectorAll('.asd-map audio')].every(a => a.paused && a.networkState === 0)"
     )
-    assert not page.locator(".asd-map-near table").count() and not page.locator(".asd-map-detail svg").count()
+    gone = page.locator(".asd-map-near table, .asd-map-detail svg")
+    until(page, lambda: gone.count() == 0, "no neighbor and no picture is left")
     assert page.locator(".asd-map-list select").first.evaluate("list => list.selectedIndex") <= 0
     view.select_option(first)
 
@@ -334,8 +354,15 @@ def test_lists_colors_and_reasons_of_the_map(opened, shots):
         lambda: page.evaluate("document.querySelector('.asd-map-player-a').ariaLabel") in label,
         "the listed clip is chosen",
     )
-    labs.find(page, "button.asd-map-why, .asd-map-why button").click()
+    labs.find(page, "button.asd-map-why").click()
     until(page, lambda: page.locator(".asd-map-reason img").count() > 0, "a reason is drawn", 60_000)
+    reason = words(page, ".asd-map-reason")
+    assert re.search(
+        "normal training clips (differ|show)|differs as much", words(page, ".asd-map-reason .change")
+    )
+    assert "score of each stretch" in reason and "louder than usual" in reason and "softer" in reason
+    assert page.locator(".asd-map-reason audio").count() == 2  # the clip and the normal one most alike
+    assert page.locator(".asd-map-reason .strip").count() == 2
     inside = (
         "image => image.getBoundingClientRect().right <="
         " image.closest('.jp-OutputArea-output').getBoundingClientRect().right + 1"
@@ -344,6 +371,98 @@ def test_lists_colors_and_reasons_of_the_map(opened, shots):
         "the figure is cut off, and the units of its scales with it"
     )
     page.screenshot(path=shots / "map_reason.png")
+
+
+def test_a_clip_is_accepted_as_normal_and_revoked_by_keys_and_by_mouse(opened, home, shots, capsys):
+    """The effect is shown before anything is kept, what is kept is listed, and it can be taken back."""
+    page = opened("06_embeddings")
+    path = home / "runs" / "smoke" / "accepted" / "accepted.csv"
+    show, keep = (page.locator(f"button.asd-accept-{name}") for name in ("show", "keep"))
+    revoke = page.locator("button.asd-accept-revoke")
+    for number, by in enumerate(("keys", "mouse"), 1):
+        labs.find(page, ".asd-map-list select").select_option(index=number)
+        clip = words(page, ".asd-map-words").split(":")[0]
+        until(page, lambda: show.is_enabled() and not keep.is_enabled(), "only what was shown can be kept")
+        began = time.monotonic()
+        press(page, show, by)
+        until(page, lambda: "threshold: " in words(page, ".asd-accept-words"), "the effect is shown", 90_000)
+        with capsys.disabled():
+            print(f"\n“This is normal” by {by}: effect shown after {time.monotonic() - began:.1f} s")
+        told = words(page, ".asd-accept-words")
+        assert re.search(rf"{clip}.*: \S+ \((anomaly|normal)\) -> \S+ \((anomaly|normal)\)", told), told
+        assert "decisions on test clips of the study change" in told
+        assert not path.is_file() or clip not in path.read_text()
+        page.screenshot(path=shots / f"map_accept_{by}.png")
+        if by == "keys":
+            page.keyboard.press("Tab")
+            assert keep.evaluate("button => button === document.activeElement"), "Keep is the next stop"
+            page.keyboard.press("Enter")
+        else:
+            keep.click()
+        until(page, lambda: "kept; " in words(page, ".asd-accept-words"), "it is said to be kept")
+        assert clip in path.read_text()
+        until(page, lambda: clip in words(page, ".asd-accept-list"), "it is listed")  # noqa: B023
+        press(page, revoke.first, by)
+        until(page, lambda: "revoked: " in words(page, ".asd-accept-words"), "it is said to be revoked")
+        until(page, lambda: revoke.count() == 0, "nothing is listed")
+        assert clip not in path.read_text()
+    assert not list(path.parent.glob("*.wav"))
+
+
+POINTS = (800, 5_000, 20_000)
+FLUENT_MS, SOON_MS = 100, 1500  # on a machine that does nothing else it is far less
+
+
+def test_many_points_stay_fluent(chromium, server, shots, capsys):
+    """Zoom and drag of 800, 5,000 and 20,000 points, and a click until its words; printed."""
+    cells = [nbformat.v4.new_code_cell("import sys, tempfile\nfrom pathlib import Path")]
+    cells[0].source += f"\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nimport points"
+    for number in POINTS:
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        book = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_code_cell()], metadata=kernel)
+        book.cells[1].source = f"points.view({number}, Path(tempfile.mkdtemp()))"
+        nbformat.write(book, server.folder / f"points{number}.ipynb")
+        context = chromium.new_context(viewport={"width": 1400, "height": 1100})
+        page = context.new_page()
+        server.open(page, f"points{number}.ipynb")
+        assert labs.errors(server.run_all(page, f"points{number}.ipynb")) == []
+        canvas = labs.find(page, "canvas.asd-map-canvas")
+        panel = page.locator(".asd-map-panel").first
+        until(page, lambda: panel.get_attribute("data-points") == str(number), "all points are drawn")  # noqa: B023
+        box = canvas.bounding_box()
+        middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.mouse.move(*middle)
+        canvas.focus()
+        page.evaluate(FRAMES)
+        for _ in range(6):
+            page.mouse.wheel(0, -60)
+        page.mouse.down()
+        page.mouse.move(middle[0] + 90, middle[1] + 45, steps=20)
+        page.mouse.up()
+        frames = sorted(page.evaluate("asdFrames"))
+        assert float(panel.get_attribute("data-zoom")) > 2
+        page.keyboard.press("0")
+        page.wait_for_timeout(300)
+        clicks = []
+        page.evaluate(TOLD)
+        for _ in range(5):
+            x, y = canvas.evaluate(INK)
+            before = words(page, ".asd-map-words")
+            began = page.evaluate("performance.now()")
+            canvas.click(position={"x": x, "y": y})
+            until(page, lambda: words(page, ".asd-map-words") != before, "the clip is told")  # noqa: B023
+            clicks.append(page.evaluate("asdTold") - began)
+            page.keyboard.press("ArrowUp")
+            page.wait_for_timeout(1500)
+        page.screenshot(path=shots / f"map_{number}.png")
+        with capsys.disabled():
+            print(
+                f"\n{number} points: median frame {statistics.median(frames):.0f} ms, 95 % of {len(frames)} below"
+                f" {frames[int(0.95 * len(frames))]:.0f} ms; click to words {statistics.median(clicks):.0f} ms"
+            )
+        context.close()
+        server.end_kernel(f"points{number}.ipynb")
+        assert statistics.median(frames) <= FLUENT_MS and statistics.median(clicks) <= SOON_MS
 
 
 VIEWS = [("08_tuning", ".asd-tuner"), ("08_tuning", ".asd-tuner-chosen"), ("06_embeddings", ".asd-map")]
@@ -359,6 +478,11 @@ def test_a_view_is_readable_and_named_in_both_themes(opened, server, checker, sh
         if scope == ".asd-map":
             labs.find(page, ".asd-map-list select").select_option(index=1)
             until(page, lambda: page.locator(".asd-map-detail svg").count() >= 3, "a clip is shown")
+            press(page, page.locator("button.asd-map-why"), "keys")
+            until(page, lambda: page.locator(".asd-map-reason .change").count(), "its words are told", 60_000)
+            press(page, page.locator("button.asd-accept-show"), "keys")
+            told = page.locator(".asd-accept-words")
+            until(page, lambda: "threshold: " in told.inner_text(), "what accepting changes is told", 60_000)
         texts, least = page.evaluate(CONTRAST, scope)
         assert texts > 10 and least >= 4.5, f"contrast {least:.1f}"
         schemes = page.evaluate(
@@ -371,6 +495,13 @@ def test_a_view_is_readable_and_named_in_both_themes(opened, server, checker, sh
             page.wait_for_timeout(800)
             shown.evaluate("element => element.scrollIntoView({block: 'start'})")
             page.screenshot(path=shots / f"{scope[1:]}_{theme}_{width}.png")
+            if scope == ".asd-map":
+                labs.find(page, ".asd-map-reason")
+                page.locator("button.asd-map-why").evaluate(
+                    "button => button.scrollIntoView({block: 'start'})"
+                )
+                page.wait_for_timeout(300)
+                page.screenshot(path=shots / f"asd-map-why_{theme}_{width}.png")
     finally:
         page.set_viewport_size({"width": 1400, "height": 1100})
         server.theme(page, "Light")

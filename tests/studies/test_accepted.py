@@ -137,6 +137,25 @@ def test_what_is_kept_is_listed_scored_exported_and_revoked(context, trained, ru
     assert accepted.listed(folder).empty and not list(folder.glob("accepted/*.wav"))
 
 
+def test_a_clip_of_the_study_is_shown_kept_and_taken_back(context, trained, run):
+    run.scorer = lambda machine, system: ready(context, trained, system)
+    review, [path] = accepted.Review(run), odd_clips(context)
+    row = context.store.clips["path"].tolist().index(path)
+    with pytest.raises(errors.InputError, match="nothing was shown that could be kept"):
+        review.keep()
+    told = review.preview(row, "multires")
+    one = ready(context, trained, "multires")
+    assert told == f"{one.about()}\n{accepted.preview(run, one, [path])[0]}" and review.listed().empty
+    assert review.keep().startswith("kept; ")
+    [digest] = review.listed()["digest"]
+    with pytest.raises(errors.InputError, match="nothing was shown"):  # it is kept once
+        review.keep()
+    train = base.machine_rows(context.store.clips, "pump", "train")[0]
+    with pytest.raises(errors.InputError, match="is a training clip of this machine"):
+        review.preview(int(train), "multires")
+    assert review.revoke(digest) == f"revoked: {path}" and review.listed().empty
+
+
 def test_what_cannot_be_accepted_is_one_sentence(context, trained, run, tmp_path):
     one = ready(context, trained, "baseline_knn")
     train = context.store.clips["path"][base.machine_rows(context.store.clips, "pump", "train")[0]]

@@ -29,6 +29,7 @@ class Study:
             context.device,
             found,
         )
+        self.clips, self.seed = context.store.clips, 0
 
     def detector(self, name, machine):
         return self.found[name]
@@ -103,6 +104,23 @@ def test_a_page_is_whole_by_itself(context, trained, tmp_path):
     near = pd.read_csv(tmp_path / "why" / "nearest.csv")
     asked = set(explain_report.DISTANCES) & set(scorer.detectors_of(*run.cfg.systems))
     assert set(near["detector"]) == asked and (near["file"] == str(paths[1])).all()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_clip_of_the_study_is_told_like_a_recording(context, trained, split):
+    run, ready = trained
+    row = int(base.machine_rows(context.store.clips, "pump", split)[1])
+    told = explain_report.OfStudy(run, ready.train)
+    shown, change = told(row, "oevae"), told.change(row)
+    assert context.store.clips["split"][change.like] == "train" and change.like != row
+    assert change.words in shown and shown.count('class="strip"') == 2 and shown.count("<audio") == 2
+    assert "louder than usual" in shown and context.store.clips["clip"][change.like] in shown.replace(
+        "<wbr>", ""
+    )
+    if split == "test":
+        store, _ = ready.decoded([context.store.clips["path"][row]])
+        scored = explain_report.along(ready, store, 0)
+        np.testing.assert_allclose(explain_report.along(ready, context.store, row), scored, atol=1e-4)
 
 
 def test_the_score_along_a_recording_is_that_of_its_stretches(context, trained, monkeypatch):

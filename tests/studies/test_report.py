@@ -318,7 +318,7 @@ def test_cards_show_and_play_a_clip_beside_the_normal_one_most_alike(context):
         assert re.search(r"score [+−]\d+\.\d, threshold [+−]\d+\.\d<", card)
         assert re.search(r'class="change">[^<]+normal training clips[^<]+\.<', card)
         assert card.count('class="strip"') == 1
-        asked = re.search(r"<code>asd score t --machine (\w+) --accept (\S+)</code>", card)
+        asked = re.search(r"<code>asd score t --machine (\w+) --system \w+ --accept (\S+)</code>", card)
         assert bool(asked) == ("false alarm" in card) and (not asked or (Path("/") / asked[2]).is_file())
     assert "false alarm</h3>" in shown
     none = study(clips[clips["split"] == "train"].reset_index(drop=True), scores, report={"players": 12})

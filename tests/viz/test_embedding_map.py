@@ -459,6 +459,68 @@ def test_a_hostile_name_stays_text(atlas_parts, tmp_path):
     assert "innerHTML" not in (embedding_map.HERE / "clip_table.js").read_text()
 
 
+class Review:
+    """Accepts in memory, and refuses training clips."""
+
+    def __init__(self):
+        self.shown, self.kept = None, []
+
+    def preview(self, row, system):
+        if row >= 8:
+            raise errors.InputError("is a training clip")
+        self.shown = row
+        return f"{system}: 1 of 8 <decisions> change"
+
+    def keep(self):
+        self.kept.append(self.shown)
+        return "kept"
+
+    def listed(self):
+        facts = {"machine": "fan", "when": "2026-01-01 00:00:00"}
+        return pd.DataFrame([{"digest": str(row), "file": f"a/{row}.wav", **facts} for row in self.kept])
+
+    def revoke(self, digest):
+        self.kept.remove(int(digest))
+        return "revoked"
+
+
+def test_only_what_was_shown_can_be_accepted(mapped):
+    review = Review()
+    view = EmbeddingMapView(mapped, ClipMedia(Store(mapped.table), 16000), review=review).accept
+    assert view.show.disabled and view.keep.disabled  # no clip is chosen
+    mapped.pick(3)
+    assert not view.show.disabled and view.keep.disabled
+    view.show.click()
+    assert "oevae: 1 of 8 &lt;decisions&gt; change" in view.words.value and not view.keep.disabled
+    assert review.kept == []
+    mapped.pick(4)  # another clip: what was shown holds no more
+    assert view.keep.disabled and view.words.value == ""
+    view.show.click()
+    view.keep.click()
+    assert review.kept == [4] and view.keep.disabled and len(view.list.children) == 1
+    assert "4.wav" in view.list.children[0].children[1].value
+    view.list.children[0].children[0].click()
+    assert review.kept == [] and view.list.children == () and "revoked" in view.words.value
+    mapped.pick(12)
+    view.show.click()
+    assert "is a training clip" in view.words.value and view.keep.disabled
+
+
+def test_why_is_asked_for_the_chosen_clip_and_the_system_of_the_view(mapped):
+    asked = []
+    explained = lambda *given: asked.append(given) or "<p class='change'>a tone</p>"  # noqa: E731
+    view = EmbeddingMapView(mapped, ClipMedia(Store(mapped.table), 16000), explained)
+    view.button.click()
+    assert asked == [] and "Choose a clip first" in view.reason.value
+    mapped.pick(3)
+    view.button.click()
+    assert asked == [(3, "oevae")] and "a tone" in view.reason.value
+    mapped.choose(color="domain")
+    assert "a tone" in view.reason.value  # another coloring leaves the clip as it is
+    mapped.pick(4)
+    assert view.reason.value == ""
+
+
 def test_both_faces_of_the_view(mapped):
     mapped.choose(view="oevae pump")
     mapped.pick(20)

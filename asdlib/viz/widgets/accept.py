@@ -9,6 +9,7 @@ Source: METHOD 3.8.  Notebook: 06_embeddings
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 
 import ipywidgets
 
@@ -21,9 +22,10 @@ class AcceptView(ipywidgets.VBox):
     """Accepts the chosen clip of a map as normal. Only what was shown can be kept: another choice asks anew.
 
     review : `asdlib.studies.accepted.Review`, who knows what accepting a clip does to the view's system
+    beside : further buttons, in front of its own
     """
 
-    def __init__(self, model: EmbeddingMap, review):
+    def __init__(self, model: EmbeddingMap, review, beside: Sequence[ipywidgets.Widget] = ()):
         self.model, self.review = model, review
         self.words = controls.Region()
         self.show = self._button("This is normal", "show", self._show, "Show what changes if it is accepted")
@@ -31,7 +33,8 @@ class AcceptView(ipywidgets.VBox):
         self.list = ipywidgets.VBox()
         self.words.add_class("asd-accept-words")
         self.list.add_class("asd-accept-list")
-        super().__init__([ipywidgets.HBox([self.show, self.keep]), self.words, self.list])
+        buttons = ipywidgets.HBox([*beside, self.show, self.keep], layout={"flex_flow": "row wrap"})
+        super().__init__([buttons, self.words, self.list])
         self.add_class("asd-accept")
         model.observe(lambda _: self._forget(), ["row", "view"])
         self._forget()

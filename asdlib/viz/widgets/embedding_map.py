@@ -99,7 +99,8 @@ class EmbeddingMapView(ipywidgets.VBox):
         self.button = ipywidgets.Button(
             description="Why this score", tooltip="What changed in the chosen clip, and what raised its score"
         )
-        self.accept = accept.AcceptView(model, review) if review else None
+        asked = [self.button] * bool(explained)
+        self.accept = accept.AcceptView(model, review, asked) if review else None
         for name, one in self.choices.items():
             one.observe(lambda change, name=name: self._choose(name, change["new"]), "value")
         for one in self.filters.values():
@@ -121,14 +122,13 @@ class EmbeddingMapView(ipywidgets.VBox):
         side = {"flex": "1 1 24rem", "min_width": "min(18rem, 100%)"}
         maps = ipywidgets.HBox(self.panels, layout={**row, "align_items": "flex-start"})
         self.left = ipywidgets.VBox([maps, self.legend, self.words, self.players, self.list], layout=side)
-        asked = [self.button] * bool(explained) + [self.accept] * bool(review)
         right = ipywidgets.VBox([self.detail, self.near], layout=side)
         super().__init__(
             [
                 ipywidgets.HBox(list(self.choices.values()), layout=row),
                 ipywidgets.HBox(list(self.filters.values()), layout=row),
                 ipywidgets.HBox([self.left, right], layout={**row, "align_items": "flex-start"}),
-                *asked,
+                *([self.accept] if review else asked),
                 self.reason,
                 self.selection,
                 controls.Keys(within=".asd-map"),
@@ -226,7 +226,7 @@ class EmbeddingMapView(ipywidgets.VBox):
             self.legend.value = _legend(model, self._points[0])
             self._busy = False
             self._select()
-        if self._shown != (now := (model.row, model.segment, *self._drawn[:5])):
+        if self._shown != (now := (model.row, model.segment, model.view, model.items, model.beside)):
             self._shown = now
             self._show()
 
@@ -290,7 +290,7 @@ class EmbeddingMapView(ipywidgets.VBox):
                 panel.chosen = model.chosen(points)
                 dashed = row >= 0 and points.segment[0] < 0
                 panel.near = np.flatnonzero(np.isin(points.row, near["row"])).tolist() if dashed else []
-        self.words.value, self.reason.value, self._busy = html.escape(model.said()), "", True
+        self.words.value, self.reason.value, self._busy = html.escape(model.said(near)), "", True
         places = [place for _, place in self.list.options]
         self.list.value = next((place for place in places if place and place[0] == row), None)
         self._busy = False
@@ -338,10 +338,10 @@ class EmbeddingMapView(ipywidgets.VBox):
         for number in range(1 + bool(model.beside)):
             ringed = np.flatnonzero(np.isin(self._points[number].row, rows))
             self.panels[number].selected = ringed.tolist()
-        found = model.selection()
+        found = model.selection(MOST_ROWS)
         system = model.system if model.system in model.standing else model.standing.columns[0]
         texts = found.assign(clip=[short(clip) for clip in found["clip"]])
-        texts = texts[[*CSV_COLUMNS, f"{system} sd", f"{system} decision"]].head(MOST_ROWS)
+        texts = texts[[*CSV_COLUMNS, f"{system} sd", f"{system} decision"]]
         texts[f"{system} sd"] = [tables.signed(f"{sd:+.1f}") for sd in texts[f"{system} sd"]]
         more = f"; the first {MOST_ROWS} are shown, the CSV has all" if len(rows) > MOST_ROWS else ""
         with self.selection.hold_sync():

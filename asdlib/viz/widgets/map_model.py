@@ -12,6 +12,7 @@ Source: METHOD 8.4, 8.5.  Notebook: 06_embeddings
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -74,7 +75,7 @@ class EmbeddingMap(HasTraits):
 
     view, projection, items, color, beside = Unicode(), Unicode(), Unicode(), Unicode(), Unicode()
     row, segment = Int(-1), Int(-1)
-    filters, selected = Dict(), List(Int())
+    filters, selected = Dict(), List()  # of ints; a type would check 20,000 one by one
 
     def __init__(
         self,
@@ -113,6 +114,7 @@ class EmbeddingMap(HasTraits):
         self.severity = (
             detectability.severities(table).to_numpy() if "path" in table else np.full(len(table), np.nan)
         )
+        self.colors_of, self._offered = functools.cache(self._colors_of), functools.cache(self._values_of)
         first = next(iter(self.views))
         made = [name for space, name, items in xy if space == self.views[first][0] and items == "clips"]
         super().__init__(view=first, projection=made[0], items="clips", color="label")
@@ -148,8 +150,7 @@ class EmbeddingMap(HasTraits):
         """What the view can be colored by."""
         return self.colors_of(self.view)
 
-    def colors_of(self, view: str) -> list[str]:
-        """What a view can be colored by."""
+    def _colors_of(self, view: str) -> list[str]:
         rows = self.rows(view)
         names = ["machine"] * (len(set(self._machine[rows])) > 1) + ["domain", "label"]
         names += [f"attribute {key}" for key in index.attribute_keys(self.table.iloc[rows])]
@@ -228,15 +229,12 @@ class EmbeddingMap(HasTraits):
         found[self.table["split"].to_numpy()[rows] == "train"] = "training"
         return found
 
-    def _values(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """What a filter compares, for each clip."""
-        if name == "decision":
-            return self.decisions(rows, self.system)
-        return self.table[name].to_numpy()[rows]
-
     def filter_values(self, name: str) -> list[str]:
         """Values that a filter can ask for in the view."""
-        rows = self.rows(self.view)
+        return self._offered(self.view, name)
+
+    def _values_of(self, view: str, name: str) -> list[str]:
+        rows = self.rows(view)
         if name == "attribute":
             table = self.table.iloc[rows]
             keys = index.attribute_keys(table)
@@ -246,7 +244,8 @@ class EmbeddingMap(HasTraits):
                 for key in few
                 for value in sorted(set(table[f"attr_{key}"]) - {""}, key=index.natural)
             ]
-        found = set(self._values(name, rows))
+        system = self.spaces[self.views[view][0]].system
+        found = set(self.decisions(rows, system) if name == "decision" else self.table[name].to_numpy()[rows])
         return [one for one in KNOWN.get(name, ()) if one in found] or sorted(found)
 
     def passing(self, rows: np.ndarray) -> np.ndarray:
@@ -262,8 +261,10 @@ class EmbeddingMap(HasTraits):
                 )
             elif name == "attribute":
                 keep &= np.fromiter((value in self.attributes[r].split(", ") for r in rows), bool, len(rows))
+            elif name == "decision":
+                keep &= self.decisions(rows, self.system) == value
             else:
-                keep &= self._values(name, rows) == value
+                keep &= self.table[name].to_numpy()[rows] == value
         return keep
 
     # ---------------------------------------------------------------- points
@@ -425,14 +426,17 @@ class EmbeddingMap(HasTraits):
             else f"{short(facts['clip'])}: {words}."
         )
 
-    def said(self) -> str:
-        """The chosen clip in one sentence, for the eye and for a screen reader."""
+    def said(self, near: pd.DataFrame | None = None) -> str:
+        """The chosen clip in one sentence, for the eye and for a screen reader.
+
+        near : its `neighbors`, where they are known already
+        """
         if self.row < 0:
             return (
                 "No clip is chosen. Click a point, or use the arrow keys on the map; Enter plays, B switches"
                 " to the nearest normal clip, S selects, Escape clears the selection; plus, minus, 0 zoom."
             )
-        near = self.neighbors(1)
+        near = (self.neighbors(1) if near is None else near).head(1)
         part = f" Segment {self.segment + 1}." if self.segment >= 0 else ""
         near = [
             f" Nearest training clip at distance {one.distance:.3g}: {short(one.clip)}."
@@ -460,9 +464,11 @@ class EmbeddingMap(HasTraits):
         columns = ["row", "why", *CSV_COLUMNS[:2], *CSV_COLUMNS[3:], "above_normal", "above_threshold"]
         return found[columns].rename(columns={"above_normal": "sd"})
 
-    def selection(self) -> pd.DataFrame:
-        """The selected clips: CSV_COLUMNS, and of each system its score (sd) and decision."""
-        rows = np.array(self.selected, int)
+    def selection(self, most: int | None = None) -> pd.DataFrame:
+        """The selected clips, the first `most` of them: CSV_COLUMNS, and of each system its score (sd) and
+        decision.
+        """
+        rows = np.array(self.selected[:most], int)
         found = self.table.iloc[rows].assign(attributes=[self.attributes[row] for row in rows])[CSV_COLUMNS]
         for system in self.standing:
             found[f"{system} sd"] = self.standing[system].reindex(rows).to_numpy()
@@ -472,12 +478,12 @@ class EmbeddingMap(HasTraits):
 
 def _groups(values: np.ndarray, key: str) -> dict:
     """Group of each value, the names and their looks; known ones look as in all figures."""
-    found = set(map(str, values))
+    found, place_of = np.unique(np.asarray(values, dtype=str), return_inverse=True)
     if key in KNOWN:
         names = [name for name in KNOWN[key] if name in found]
         looks = [KNOWN[key][name] for name in names]
     else:
-        names = sorted(found - {""}, key=index.natural)
+        names = sorted(set(found.tolist()) - {""}, key=index.natural)
         looks = [
             (COLORS[i % len(COLORS)], SHAPES[(i + i // len(COLORS)) % len(SHAPES)]) for i in range(len(names))
         ]
@@ -485,7 +491,7 @@ def _groups(values: np.ndarray, key: str) -> dict:
             rest = ["other"] if len(names) > MOST_GROUPS else ["none"]
             names, looks = names[:MOST_GROUPS] + rest, [*looks[:MOST_GROUPS], (plots.GRAY, "circle")]
     place = {name: i for i, name in enumerate(names)}
-    group = np.array([place.get(str(value), len(names) - 1) for value in values])
+    group = np.array([place.get(value, len(names) - 1) for value in found.tolist()], int)[place_of]
     return {"group": group, "names": names, "looks": looks}
 
 

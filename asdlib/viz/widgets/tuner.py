@@ -376,7 +376,7 @@ class TunerView:
             if not np.isfinite(curves[:, i, j]).all():
                 plots.note(axis, 0.5, 0.5, "not available", axis.transAxes, ha="center")
                 continue
-            axis.fill_between(band_omegas, *bands[:, :, i, j].T, color=plots.pale(LOOKS[j]), lw=0)
+            axis.fill_between(band_omegas, *bands[:, :, i, j].T, color=LOOKS[j], alpha=0.35, lw=0)
             axis.plot(omegas, curves[:, i, j], color=LOOKS[j])
             axis.plot(tuner.omega, tuner.table()[i, j], color=LOOKS[j], marker="osD^"[j], mec=plots.BLACK)
             if self.rows[i] in self.paper:
