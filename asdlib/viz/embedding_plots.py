@@ -308,7 +308,8 @@ def strip(name: str, values: np.ndarray, limit: float, seconds: float) -> tables
     top = seconds * (cells.argmax() + 0.5) / len(cells)
     label = f"{name}: highest at {top:.1f} s of {seconds:.1f} s"
     ticks = [(share, f"{round(share * seconds, 1):g} s") for share in (0, 0.5, 1)]
-    return pages.rows([(name, pages.strip(cells, limit, label), f"± {limit:.3g}")], ticks)
+    shown = pages.rows([(name, pages.strip(cells, limit, label), f"± {limit:.3g}")], ticks)
+    return tables.Html(f'<div style="--value:3rem;max-width:45rem">{shown}</div>')
 
 
 CHANGE_COLORS = ("louder than usual in the most similar normal clips", "softer")  # for `pages.legend`
