@@ -380,8 +380,10 @@ def test_a_clip_is_accepted_as_normal_and_revoked_by_keys_and_by_mouse(opened, h
     show, keep = (page.locator(f"button.asd-accept-{name}") for name in ("show", "keep"))
     revoke = page.locator("button.asd-accept-revoke")
     for number, by in enumerate(("keys", "mouse"), 1):
-        labs.find(page, ".asd-map-list select").select_option(index=number)
-        clip = words(page, ".asd-map-words").split(":")[0]
+        menu = labs.find(page, ".asd-map-list select")
+        clip = menu.locator("option").nth(number).inner_text().split(": ")[1]
+        menu.select_option(index=number)
+        until(page, lambda: clip in words(page, ".asd-map-words"), "the clip is chosen")  # noqa: B023
         until(page, lambda: show.is_enabled() and not keep.is_enabled(), "only what was shown can be kept")
         began = time.monotonic()
         press(page, show, by)
@@ -392,6 +394,7 @@ def test_a_clip_is_accepted_as_normal_and_revoked_by_keys_and_by_mouse(opened, h
         assert re.search(rf"{clip}.*: \S+ \((anomaly|normal)\) -> \S+ \((anomaly|normal)\)", told), told
         assert "decisions on test clips of the study change" in told
         assert not path.is_file() or clip not in path.read_text()
+        until(page, keep.is_enabled, "what was shown can be kept")
         page.screenshot(path=shots / f"map_accept_{by}.png")
         if by == "keys":
             page.keyboard.press("Tab")
@@ -453,7 +456,9 @@ def test_many_points_stay_fluent(chromium, server, shots, capsys):
             until(page, lambda: words(page, ".asd-map-words") != before, "the clip is told")  # noqa: B023
             clicks.append(page.evaluate("asdTold") - began)
             page.keyboard.press("ArrowUp")
-            page.wait_for_timeout(1500)
+            page.wait_for_timeout(500)
+            idle = lambda: server.kernels()[f"points{number}.ipynb"] == "idle"  # noqa: B023, E731
+            until(page, idle, "its sounds and pictures are there")
         page.screenshot(path=shots / f"map_{number}.png")
         with capsys.disabled():
             print(
