@@ -141,14 +141,14 @@ def test_a_clip_of_the_study_is_shown_kept_and_taken_back(context, trained, run)
     run.scorer = lambda machine, system: ready(context, trained, system)
     review, [path] = accepted.Review(run), odd_clips(context)
     row = context.store.clips["path"].tolist().index(path)
-    with pytest.raises(errors.InputError, match="nothing was shown that could be kept"):
+    with pytest.raises(errors.InputError, match="no clip to keep"):
         review.keep()
     told = review.preview(row, "multires")
     one = ready(context, trained, "multires")
     assert told == f"{one.about()}\n{accepted.preview(run, one, [path])[0]}" and review.listed().empty
     assert review.keep().startswith("kept; ")
     [digest] = review.listed()["digest"]
-    with pytest.raises(errors.InputError, match="nothing was shown"):  # it is kept once
+    with pytest.raises(errors.InputError, match="no clip to keep"):  # it is kept once
         review.keep()
     train = base.machine_rows(context.store.clips, "pump", "train")[0]
     with pytest.raises(errors.InputError, match="is a training clip of this machine"):
