@@ -18,6 +18,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 from asdlib import errors
@@ -192,16 +193,6 @@ def _settings(args: argparse.Namespace) -> None:
         print(f"{name} = {json.dumps(default)}\n    {doc}")
 
 
-class _Version(argparse.Action):
-    """Print the installed version; looking it up takes time, so only on request."""
-
-    def __call__(self, parser, *_):
-        from importlib.metadata import version
-
-        print(f"asdlib {version('asdlib')}")
-        parser.exit()
-
-
 def _studies(args: argparse.Namespace) -> None:
     """`asd studies`: list the studies that were run."""
     from asdlib.studies import home, housekeeping
@@ -279,7 +270,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="asd", description="Anomalous sound detection for machines: run studies, score recordings."
     )
-    top.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    top.add_argument("--version", action="version", version=f"asdlib {metadata.version('asdlib')}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, action: Callable, text: str, about: str, example: str, *options: tuple):
@@ -826,15 +817,13 @@ def _submit(args: argparse.Namespace) -> None:
     """`asd submit`: see `challenge.write`."""
     from asdlib import io
     from asdlib.evaluation import challenge
-    from asdlib.scoring.fusion import with_composed
     from asdlib.studies import scorer as scoring_files
     from asdlib.studies import stages
     from asdlib.studies import study as studies
 
     run = studies.open(_name(args.study), args.home, args.seed, args.data_root)
     systems, views = run.cfg.systems, run.cfg.fusion.views
-    system = args.system or scoring_files.final_system(systems, views)
-    errors.check_choice("system", system, list(with_composed(systems, views)))
+    system = scoring_files.final_system(systems, views, args.system)
     scoring_files.refuse_stale(run, stages.jobs(run), scoring_files.detectors_of(system, views=views))
     scores = io.scores(run.folder / "scores.parquet")
     files = challenge.write(args.out, run.clips, run.problems, scores, run.cfg.metrics, system, run.seed)

@@ -127,6 +127,11 @@ def peak_memory_mb() -> int:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
+def read_manifest(folder: Path) -> dict:
+    """Return the manifest of a finished folder.  raises : OSError, ValueError"""
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+
+
 def commit(folder: Path, digest: str, manifest: dict, also: Sequence[Path] = ()) -> None:
     """Write manifest.json, remove temporary files, and write DONE last.
 
@@ -176,7 +181,7 @@ ACCEPTED = "the clips accepted as normal changed"
 def changes(folder: Path, now: dict) -> list[str]:
     """Describe how the inputs in a folder's manifest differ from the current ones (`Run.shaped_by`)."""
     try:
-        before = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["shaped_by"]
+        before = read_manifest(folder)["shaped_by"]
         old, new = flat(before["settings"]), flat(json.loads(json.dumps(now["settings"])))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ["manifest.json has no readable inputs"]

@@ -23,7 +23,7 @@ from asdlib import errors, io, schemas
 from asdlib.evaluation import comparison, metrics
 from asdlib.scoring import fusion
 from asdlib.settings import flat
-from asdlib.studies import config
+from asdlib.studies import artifacts, config
 from asdlib.studies.home import home_folder
 from asdlib.viz import claims, pages, tables
 
@@ -65,7 +65,7 @@ def load(study: str, home: str | Path = "") -> Side:
             f"study {study} has no results: no finished report in {folder}; run `asd run {folder.name}` first"
         )
     try:
-        manifest = json.loads((folder / "09_report" / "manifest.json").read_text(encoding="utf-8"))
+        manifest = artifacts.read_manifest(folder / "09_report")
         scores = io.scores(folder / "scores.parquet")
         return Side(
             folder.name,

@@ -17,7 +17,6 @@ Source: METHOD 8.2.  Used by: `asd export`, `asd score`, `asdlib.load_detector`.
 from __future__ import annotations
 
 import datetime
-import json
 import shutil
 import sys
 import time
@@ -127,7 +126,7 @@ def load_detector(folder: str | Path, device: str = "auto") -> Scorer:
     """
     folder = Path(folder)
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = artifacts.read_manifest(folder)
         layout = int(manifest["layout"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise errors.InputError(

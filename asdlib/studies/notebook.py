@@ -240,6 +240,6 @@ def export(spec: JobSpec) -> None:
     if page.is_file():
         return
     page.parent.mkdir(parents=True, exist_ok=True)
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest = artifacts.read_manifest(folder)
     footer = spec.footer | {"device": manifest["device"], **manifest["versions"]}
     report.html(folder / "notebook.ipynb", page, footer)

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import sys
 import time
@@ -227,9 +226,9 @@ class Run:
     def last_folder(self, name: str, seed: int, machine: str) -> Path | None:
         """Return the folder of a detector's scores that its stage used last, by its manifest, or None."""
         stage = next(stage for stage in STAGES if name in stage.detectors)
-        manifest = self.stage_folder(stage, seed, machine if stage.per_machine else "") / "manifest.json"
+        folder = self.stage_folder(stage, seed, machine if stage.per_machine else "")
         try:
-            last = json.loads(manifest.read_text(encoding="utf-8"))["artifacts"][name]
+            last = artifacts.read_manifest(folder)["artifacts"][name]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return self.home / "runs" / "artifacts" / Path(last).name
@@ -322,7 +321,7 @@ class Run:
     def trained_with(self, scores: Path) -> Path:
         """Return the folder of the trained network behind a folder of scores."""
         with io.refused(scores / "manifest.json", "a manifest"):
-            name = json.loads((scores / "manifest.json").read_text(encoding="utf-8"))["trained"]
+            name = artifacts.read_manifest(scores)["trained"]
         return scores.parent / Path(name).name
 
     def outputs(self, stage: Stage) -> list[Path]:
@@ -592,8 +591,7 @@ class Run:
         base = scores["system"].str.removesuffix(fusion.SEEDS)
         for stage, seed, machine in jobs(self):
             for name in self.scores_of(stage, seed, machine):
-                path = self.detector_folder(name, machine, seed) / "manifest.json"
-                manifest = json.loads(path.read_text(encoding="utf-8"))
+                manifest = artifacts.read_manifest(self.detector_folder(name, machine, seed))
                 unseen = manifest.get("unseen", [])  # None: all
                 if unseen is not None:
                     using = [
@@ -655,9 +653,9 @@ class Run:
             folder = self.stage_folder(stage, seed, machine)
             if not artifacts.finished(folder, self.digest(stage, seed, machine)):
                 continue
-            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            manifest = artifacts.read_manifest(folder)
             peaks = [
-                json.loads((scored / "manifest.json").read_text(encoding="utf-8"))["peak_memory_mb"]
+                artifacts.read_manifest(scored)["peak_memory_mb"]
                 for scored in self.scores_of(stage, seed, machine).values()
                 if (scored / "manifest.json").is_file()
             ]
@@ -685,7 +683,7 @@ def _load_shard(
 ) -> np.ndarray:
     """Give a detector the embeddings in a shard.  returns : which clips of `todo` it had, bool (clips,)"""
     with io.refused(shard / EMBEDDINGS, "embeddings of these clips"):
-        manifest = json.loads((shard / "manifest.json").read_text(encoding="utf-8"))
+        manifest = artifacts.read_manifest(shard)
         index_in_shard = pd.Index(manifest["clips"]).get_indexer(clips)
         found = todo & (index_in_shard >= 0)
         if found.any():

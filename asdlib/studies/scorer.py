@@ -94,13 +94,17 @@ def systems_behind(system: str, views: Sequence[str] = ()) -> list[str]:
     return list(dict.fromkeys([system, *(name for other in others for name in systems_behind(other, views))]))
 
 
-def final_system(systems: Sequence[str], views: Sequence[str] = ()) -> str:
-    """Return a study's default system: the fusion of its views, else the system that combines most detectors,
-    else the last.
+def final_system(systems: Sequence[str], views: Sequence[str] = (), system: str = "") -> str:
+    """Return `system` if given, else a study's default system.
+
+    The default is the fusion of views, else the system that combines most detectors, else the last.
 
     systems : of the settings; systems composed of them are also considered
+    raises : errors.InputError for an unknown system
     """
     found = fusion.with_composed(systems, views)
+    if system:
+        return errors.check_choice("system", system, list(found))
     return max(reversed(found), key=lambda name: (name == fusion.FUSED, len(parts_of(name, views))))
 
 
@@ -286,8 +290,7 @@ def of(run, jobs: Sequence[tuple], machine: str = "", system: str = "") -> Score
     name = errors.check_choice("machine", machine or next(iter(parts)), list(parts))
     machine, section = parts[name] if name not in run.machines else (name, "")
     systems, views = run.cfg.systems, run.cfg.fusion.views
-    system = system or final_system(systems, views)
-    errors.check_choice("system", system, list(fusion.with_composed(systems, views)))
+    system = final_system(systems, views, system)
     needed = detectors_of(system, views=views)
     refuse_stale(run, jobs, needed, machine)
     scores = io.scores(run.folder / "scores.parquet")

@@ -141,7 +141,7 @@ def _with_recorded_device(run: Run) -> Run:
     """
     for job in reversed(jobs(run)):
         try:
-            manifest = json.loads((run.stage_folder(*job) / "manifest.json").read_text(encoding="utf-8"))
+            manifest = artifacts.read_manifest(run.stage_folder(*job))
             device = torch.device({"cpu": "cpu", "cuda": "cuda"}[manifest["device"]])
             run.device, run.auto = device, str(manifest["auto"])
         except (OSError, ValueError, KeyError, TypeError):
