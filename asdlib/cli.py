@@ -555,8 +555,8 @@ def parser() -> argparse.ArgumentParser:
         _submit,
         "write the challenge's score and decision files",
         "Reads the scores of a finished study; writes anomaly_score_... and decision_result_... of every"
-        " machine to a new folder, in the format of the official evaluator. Lists everything that the"
-        " evaluator would skip or crash on, and then writes nothing.",
+        " machine to a new folder, in the format of the official evaluator. If the evaluator would skip or"
+        " crash on anything, lists it and writes nothing.",
         "asd submit paper submission/me_task2_1",
         *finished,
         _option("out", "folder to create", metavar="OUT"),
