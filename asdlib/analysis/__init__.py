@@ -1,1 +1,1 @@
-"""What detectors know and why they decide: latents, explanations, projections, tuning grids, ablations."""
+"""Analysis of trained detectors: latents, explanations, projections, tuning, ablations."""
