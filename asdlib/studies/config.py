@@ -114,6 +114,9 @@ class StudySettings(Settings):
         ("baseline_knn", "multires", "baseline_mse", "baseline_mahala", "oevae", "classifier"),
         "systems to run",
     )
+    optional: Many[str] = setting(
+        (), "systems that are left out, with a note, if their weights are not installed"
+    )
     data: DataSettings = DataSettings()
     synthetic: SyntheticSettings = SyntheticSettings()
     baseline_knn: NearestNeighborSettings = NearestNeighborSettings()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from asdlib.studies.run import Run
 from asdlib.studies.stages import jobs, stage_of
 
 OVERRIDES = "overrides.json"  # in a study's folder: the overrides it was run with; study.txt names the study
+_NOTED: set[str] = set()  # studies whose missing systems were reported
 LONGEST, CHANGED = 80, "--"  # most characters of a derived name; separates the study's name from its changes
 
 
@@ -55,7 +57,7 @@ def load(study: str, overrides: Sequence[str] = (), home: str | Path = "") -> co
 
     raises : errors.InputError as in `open_run`
     """
-    cfg = config.load(*origin(study, overrides, home), home)
+    cfg = _installed(config.load(*origin(study, overrides, home), home))
     for system in cfg.systems:
         if system in (*fusion.COMPOSED, fusion.FUSED) and system not in SYSTEMS:
             parts = " and ".join(name for name, _ in fusion.parts(system)) or "the systems of fusion.views"
@@ -67,6 +69,29 @@ def load(study: str, overrides: Sequence[str] = (), home: str | Path = "") -> co
         DETECTORS[name].check(getattr(cfg, name))
     for system, _ in fusion.parts(fusion.FUSED, cfg.fusion.views):
         errors.check_choice("system in fusion.views", system, list(fusion.with_composed(cfg.systems)))
+    return cfg
+
+
+def _installed(cfg: config.StudySettings) -> config.StudySettings:
+    """Return the settings without optional systems whose weights are missing, and without their views."""
+    for system in cfg.optional:
+        name = SYSTEMS[errors.check_choice("system in optional", system, list(SYSTEMS))]
+        if system not in cfg.systems:
+            continue
+        try:
+            DETECTORS[name].check(getattr(cfg, name))
+        except errors.InputError as missing:
+            if cfg.name not in _NOTED:
+                _NOTED.add(cfg.name)
+                print(f"note: study {cfg.name} runs without {system}: {missing}", file=sys.stderr)
+            views = [view for view in cfg.fusion.views if fusion.view_part(view)[0] != system]
+            weights = [w for view, w in zip(cfg.fusion.views, cfg.fusion.weights) if view in views]
+            several = len(views) > 1
+            cfg = cfg.replace(
+                systems=tuple(one for one in cfg.systems if one != system),
+                optional=tuple(one for one in cfg.optional if one != system),
+                fusion=cfg.fusion.replace(views=views if several else (), weights=weights if several else ()),
+            )
     return cfg
 
 

