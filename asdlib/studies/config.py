@@ -172,7 +172,8 @@ def load(name: str, overrides: typing.Sequence[str] = (), home: str | Path = "")
 def read(name: str, overrides: typing.Sequence[str] = (), home: str | Path = "") -> dict:
     """Return a study's file, included files and overrides as nested dicts, including a table `sweep`.
 
-    Arguments and errors as in `load`.
+    Arguments as in `load`.
+    raises : errors.InputError as in `load`
     """
     path = Path(name) if name.endswith(".toml") else notebooks(home) / "studies" / f"{name}.toml"
     if not _is_file(path):

@@ -41,7 +41,7 @@ else:
 
 
 def needed() -> None:
-    """Raise InputError if the extra `cluster` is not installed."""
+    """Check for the extra `cluster`.  raises : errors.InputError if it is not installed"""
     if Client is None:
         raise errors.InputError(
             "--workers and --scheduler need the package distributed; install it: pip install"

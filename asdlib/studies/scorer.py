@@ -300,9 +300,10 @@ def of(run, jobs: Sequence[tuple], machine: str = "", system: str = "") -> Score
 
 
 def refuse_stale(run, jobs: Sequence[tuple], detectors: Sequence[str], machine: str = "") -> None:
-    """Raise errors.InputError if the report or a detector is unfinished or outdated.
+    """Check that the report and the detectors are finished and up to date.
 
     machine : check detectors of this machine only; "": of all
+    raises : errors.InputError that names what is not
     """
     stale = []
     for stage, seed, of_machine in jobs:
