@@ -127,8 +127,8 @@ def in_words(
 ) -> tables.Html:
     """What changed in a clip, in words, over time and frequency, with its score along the clip.
 
-    scored : (n,) from `along`.  seconds : of the clip.  players : of `pages.player`: the clip, and beside it the
-        normal training clip that sounds most alike
+    scored : (n,) from `along`.  seconds : of the clip
+    players : from `pages.player`: the clip, and beside it the normal training clip that sounds most alike
     """
     strip = embedding_plots.strip("score of each stretch (sd)", scored, 2.0, seconds)
     legend = pages.legend("stretch that scores above the mean of all", "below")
