@@ -237,9 +237,9 @@ def claims(frames: int) -> bytes:
         (
             "x.wav",
             WAVS[0][:24] + struct.pack("<I", 14699) + WAVS[0][28:],
-            "the rates have too little in common",
+            "the greatest common divisor of the rates",
         ),
-        ("x.wav", WAVS[0][:36] + bytes(3_000_000), "no audio in its first 1000 parts"),
+        ("x.wav", WAVS[0][:36] + bytes(3_000_000), "no data chunk among the first 1000 chunks"),
         ("x.wav", WAVS[0][:24] + struct.pack("<I", 0) + WAVS[0][28:], "unreadable"),
     ],
 )
@@ -337,7 +337,10 @@ def test_mutated_attribute_lists(tmp_path_factory, changes, span):
             "more than 100 attributes",
         ),
         ("file_name,d1p,d1v\n" + "a" * 200000, "field larger than field limit"),
-        ('file_name,"' + "a\n" * 50000, "a row for this clip|attributes are read from the file names|$"),
+        (
+            'file_name,"' + "a\n" * 50000,
+            "listed in an attributes csv|attributes are read from the file names|$",
+        ),
     ],
 )
 def test_lists_that_ask_for_a_column_per_attribute(tmp_path, text, words):
@@ -408,7 +411,7 @@ def test_names_of_any_kind(tmp_path_factory, name, stems):
 
 
 def test_a_machine_that_would_pass_for_all_machines_is_refused(tmp_path):
-    with pytest.raises(errors.InputError, match="stands for all machines in tables; rename the folder"):
+    with pytest.raises(errors.InputError, match="is reserved for all machines in tables; rename the folder"):
         clip_index.index([machine(tmp_path / "root", "all")])
     with pytest.raises(errors.InputError, match="name of at most 100 bytes"):
         clip_index.index([machine(tmp_path / "other", "ä" * 60)])
@@ -651,16 +654,19 @@ def test_tables_with_foreign_cells(finished, column, cells):
 @pytest.mark.parametrize(
     "table, words",
     [
-        (pd.DataFrame({"a": [1]}), "lacks the columns system"),
-        (pd.DataFrame({name: ["x"] for name in schemas.SCORE_COLUMNS}), "expected numbers"),
+        (pd.DataFrame({"a": [1]}), "missing columns system"),
+        (pd.DataFrame({name: ["x"] for name in schemas.SCORE_COLUMNS}), "expected numeric columns"),
         (
             pd.DataFrame({name: ["x"] for name in schemas.SCORE_COLUMNS} | {"score": [np.nan], "seed": [0]}),
             "expected a finite number",
         ),
-        (pd.DataFrame({name: [3] for name in schemas.SCORE_COLUMNS}), "system has 3, expected text only"),
+        (
+            pd.DataFrame({name: [3] for name in schemas.SCORE_COLUMNS}),
+            "column system contains 3, expected strings only",
+        ),
         (
             pd.DataFrame({name: ["x"] for name in schemas.SCORE_COLUMNS} | {"clip": [None]}),
-            "clip has None, expected text only",
+            "column clip contains None, expected strings only",
         ),
     ],
 )
@@ -676,7 +682,7 @@ def test_a_table_that_claims_to_be_huge_is_not_read(tmp_path):
         tmp_path / "t.parquet",
     )
     assert (tmp_path / "t.parquet").stat().st_size < 10**5
-    with bounded("parquet"), pytest.raises(errors.InputError, match="claims 8388608 rows"):
+    with bounded("parquet"), pytest.raises(errors.InputError, match="declares 8388608 rows"):
         io_module.table(tmp_path / "t.parquet")
 
 
@@ -797,7 +803,7 @@ def test_pickles_in_the_place_of_artifacts_do_not_run(bomb, finished, tmp_path):
         with bounded("pickle"):
             assert np.isfinite(trained(path)).all()
         (tmp_path / "weights.safetensors").write_bytes(body)
-        with bounded("pickle"), pytest.raises(errors.InputError, match="does not hold the weights"):
+        with bounded("pickle"), pytest.raises(errors.InputError, match="does not contain the weights"):
             training.load_weights(Line(), tmp_path / "weights.safetensors")
         (tmp_path / "x.wav").write_bytes(body)
         assert "unreadable" in decode.decode(tmp_path / "x.wav", decode.DataSettings()).refused

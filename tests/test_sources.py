@@ -68,7 +68,7 @@ def test_a_list_governs_wherever_it_stands(rec, order):
     assert [(os.path.relpath(path, folder), reason.split(",")[0]) for path, reason, _ in problems] == [
         ("c.wav", "not in labels.csv")
     ]
-    assert f"1 recordings in {folder} are not in labels.csv: read by their names and folders" in notes
+    assert f"1 recordings in {folder} are not in labels.csv: labeled by their names and folders" in notes
 
 
 def test_a_list_alone_tells_what_lies_beside_it(rec):
@@ -78,7 +78,7 @@ def test_a_list_alone_tells_what_lies_beside_it(rec):
     assert found == {"a.wav": "train normal"} and left.keys() == {"b.wav", "c.wav"}
     assert (
         left["b.wav"]
-        == "not in labels.csv, which lists recordings beside it; add it there, or its folder to the sources"
+        == "not in labels.csv, which lists recordings next to it; add it there, or its folder to the sources"
     )
 
 
@@ -87,15 +87,15 @@ def test_a_list_that_was_not_given_is_not_passed_over_in_silence(rec):
     (folder / "labels.csv").write_text("path;label\na.wav;normal\nb.wav;anomaly\n")
     (folder / "log.csv").write_text("time,temperature\n1,20\n")
     with pytest.raises(
-        errors.InputError, match=r"nothing says what it is but perhaps labels.csv.* add that to the sources"
+        errors.InputError, match=r"no label in its name or folder; labels.csv.* add it to the sources"
     ):
         sources.found([folder])
     rec("normal/c.wav")
     found, left, notes = taken(folder)
     assert found == {"normal/c.wav": "train normal"} and left.keys() == {"a.wav", "b.wav"}
     assert (
-        any("labels.csv looks like a list of labels; it is not read" in note for note in notes)
-        and "2 .csv passed over" in notes
+        any("labels.csv looks like a list of labels but is not read" in note for note in notes)
+        and "2 .csv skipped" in notes
     )
 
 
@@ -104,19 +104,19 @@ def test_a_list_that_was_not_given_is_not_passed_over_in_silence(rec):
     [
         (
             "path,label\na.wav,normal\nb.wav,normal\na.wav,anomaly\n",
-            "labels.csv:2 says label 'normal', split 'train' and {}labels.csv:4 says label",
+            "labels.csv:2 says label 'normal', split 'train' but {}labels.csv:4 says label",
         ),
         (
             "path,label\na.wav,anomaly\nb.wav,normal\n./a.wav,normal\n",
-            "labels.csv:2 says label 'anomaly', split 'test' and {}labels.csv:4 says",
+            "labels.csv:2 says label 'anomaly', split 'test' but {}labels.csv:4 says",
         ),
         (
             "path,label,split\na.wav,normal,train\nb.wav,normal,\na.wav,normal,test\n",
-            "labels.csv:2 says split 'train' and {}labels.csv:4 says split",
+            "labels.csv:2 says split 'train' but {}labels.csv:4 says split",
         ),
         (
             "path,label,load\na.wav,normal,1\nb.wav,normal,1\na.wav,normal,2\n",
-            "labels.csv:2 says load '1' and {}labels.csv:4 says load '2'",
+            "labels.csv:2 says load '1' but {}labels.csv:4 says load '2'",
         ),
     ],
 )
@@ -127,7 +127,7 @@ def test_rows_that_disagree_are_refused_with_both_lines(rec, text, words):
     assert (
         found == {"b.wav": "train normal"}
         and words.format(f"{folder}/") in left["a.wav"]
-        and left["a.wav"].endswith("correct the list")
+        and left["a.wav"].endswith("fix the list")
     )
 
 
@@ -169,22 +169,27 @@ def test_cells_too_few_too_many_and_unknown(rec):
     load = {Path(row.path).name: row.attr_load for row in table.itertuples()}
     assert load == {"a.wav": "1,5", "b.wav": "", "c.wav": "", "f.wav": "4,5"}
     told = {os.path.relpath(path, folder): reason for path, reason, _ in problems}
-    assert told["labels.csv:3"] == "2 cells came, expected 4; what is missing is taken as not known"
-    assert told["labels.csv:4"] == "load 'nan' is taken as not known" and told["labels.csv:6"].startswith(
-        "names no recording"
+    assert told["labels.csv:3"] == "got 2 cells, expected 4; missing values are treated as unknown"
+    assert told["labels.csv:4"] == "load 'nan' is treated as unknown" and told["labels.csv:6"].startswith(
+        "no recording given"
     )
-    assert told["d.wav"] == "labels.csv has 5 cells for it, expected 4; quote a text that holds a separator"
+    assert (
+        told["d.wav"] == "its row in labels.csv has 5 cells, expected 4; quote text that contains a separator"
+    )
     assert told["e.wav"].startswith("not in labels.csv")
 
 
 @pytest.mark.parametrize(
     "raw, words",
     [
-        (b"", "labels.csv: not readable as csv .empty, expected a header"),
-        (b"path,label\n", "no usable recording in .*labels.csv"),
-        ("path,label\nü.wav,normal\n".encode("latin-1"), "labels.csv: not readable as csv .not in UTF-8"),
-        (b"a.wav,normal\n", "columns a.wav, normal came, expected path and label"),
-        (b"path,label,load,load\na.wav,normal,1,2\n", "two columns are called load, expected each name once"),
+        (b"", "labels.csv: cannot be read as csv .empty, expected a header"),
+        (b"path,label\n", "no usable recordings in .*labels.csv"),
+        (
+            "path,label\nü.wav,normal\n".encode("latin-1"),
+            "labels.csv: cannot be read as csv .not a valid UTF-8",
+        ),
+        (b"a.wav,normal\n", "got columns a.wav, normal, expected path and label"),
+        (b"path,label,load,load\na.wav,normal,1,2\n", "duplicate column load, expected unique names"),
     ],
 )
 def test_files_that_are_no_list_are_refused_in_one_sentence(rec, raw, words, tmp_path, capsys):
@@ -268,15 +273,15 @@ def test_a_folder_that_is_not_understood_is_not_trained_on(rec):
     found, left, notes = taken(folder)
     assert found == {"train/good/a.wav": "train normal"}
     assert left["train/my rig/c.wav"].startswith(
-        "folder my rig is not understood, expected a word such as normal or anomaly"
+        "folder name my rig not recognized, expected a word such as normal or anomaly"
     )
     assert (
         left["train/my rig/c.wav"].endswith("--accept-folders 'my rig'")
         and "leaking" in left["leaking/d.wav"]
     )
     assert (
-        "folder names not understood: leaking, heavyload, my rig" in notes
-        and "folder names read: good = normal" in notes
+        "folder names not recognized: leaking, heavyload, my rig" in notes
+        and "folder names recognized: good = normal" in notes
     )
     assert kinds(folder, accept=["heavyload", "my rig"]) == {"train normal": 3}
 
@@ -286,20 +291,17 @@ def test_a_folder_called_test_that_holds_everything_is_said(rec, tmp_path, capsy
     command = ["import", str(tmp_path / "rec" / "test"), "--root", str(tmp_path / "root"), "--machine", "m"]
     assert cli.main(command) == 2
     assert (
-        "2 normal ones lie in a test folder, name it in --accept-folders if it is none"
+        "2 normal ones are in a test folder, pass it to --accept-folders if it is not a test set"
         in capsys.readouterr().err
     )
     assert cli.main([*command, "--accept-folders", "test"]) == 0
     out = capsys.readouterr().out
     assert "train normal     source      2 clips" in out and "test  anomaly    source      1 clips" in out
-    assert (
-        "note: every test clip of m is anomalous (1): there will be no AUC of it, add normal ones to its test"
-        in out
-    )
+    assert "note: every test clip of m is anomalous (1): its AUC is undefined, add normal test clips" in out
 
 
 def test_validation_is_test_and_said(rec):
-    assert "folder names read: val = test" in taken(rec("train/normal/a.wav", "val/normal/b.wav"))[2]
+    assert "folder names recognized: val = test" in taken(rec("train/normal/a.wav", "val/normal/b.wav"))[2]
 
 
 def test_machines_of_a_kind_stay_apart_as_sections(rec, tmp_path):
@@ -316,7 +318,7 @@ def test_machines_of_a_kind_stay_apart_as_sections(rec, tmp_path):
     assert table.groupby(["section", "split", "label"]).size().to_dict() == {
         (section, *kind): 2 for section in ("00", "02") for kind in (("train", "normal"), ("test", "anomaly"))
     }
-    assert "sections, judged apart: 00 is pump/00 (4), 02 is pump/02 (4)" in done.text()
+    assert "sections, evaluated separately: 00 is pump/00 (4), 02 is pump/02 (4)" in done.text()
     both = rec("fan/id_00/normal/f.wav")
     assert sources.found([both])[0]["section"].value_counts().to_dict() == {"00": 1, "01": 4, "02": 4}
 
@@ -351,14 +353,13 @@ def test_files_passed_over_are_counted(rec, tmp_path):
         (folder / name).touch()
     _, left, notes = taken(folder, folder / "normal" / "b.m4a")
     assert notes == [
-        "2 .m4a, 1 .txt passed over; .m4a cannot be read here, convert to wav or flac, for example: ffmpeg -i"
+        "2 .m4a, 1 .txt skipped; .m4a not supported, convert to wav or flac, for example: ffmpeg -i"
         " x.m4a x.wav"
     ]
-    assert left["normal/b.m4a"].startswith("a file .m4a came, expected audio")
+    assert left["normal/b.m4a"].startswith("file type .m4a not supported, expected audio")
     (folder / "normal" / "a.wav").unlink()
     with pytest.raises(
-        errors.InputError,
-        match=r"no usable recording in .*; 2 .m4a, 1 .txt passed over; .m4a cannot be read here",
+        errors.InputError, match=r"no usable recordings in .*; 2 .m4a, 1 .txt skipped; .m4a not supported"
     ):
         sources.found([folder])
 
@@ -368,8 +369,7 @@ def test_own_machines_below_a_source_are_not_imported_again(rec):
     first = importer.import_machine([folder], folder, "one", copy=True)
     second = importer.import_machine([folder], folder, "two", copy=True)
     assert (
-        len(first.clips) == len(second.clips) == 2
-        and "one: a machine that asd import has made" in second.text()
+        len(first.clips) == len(second.clips) == 2 and "one: a machine created by asd import" in second.text()
     )
     assert len(importer.import_machine([folder / "one"], folder, "three").clips) == 2
 
@@ -399,7 +399,7 @@ def test_challenge_names_that_their_folders_contradict_are_left_out(rec):
     found, left, _ = taken(rec(f"a/{name}", f"anomaly/{name}", f"test/{name}"))
     assert (
         found == {f"a/{name}": "train normal"}
-        and all("its folders say something else" in reason for reason in left.values())
+        and all("but its folders disagree" in reason for reason in left.values())
         and len(left) == 2
     )
 
@@ -413,7 +413,7 @@ def test_remarks_on_attribute_lists_reach_the_import(rec):
     table, problems, notes = sources.found([folder])
     assert table["attr_vel"].tolist() == ["", "1"] and not any(".csv" in note for note in notes)
     assert any(
-        "attributes_00.csv:2 and attributes_00.csv:3 say different attributes" in reason
+        "attributes_00.csv:2 and attributes_00.csv:3 disagree about the attributes" in reason
         for _, reason, _ in problems
     )
 
@@ -425,12 +425,12 @@ def test_the_table_at_the_end_counts_what_was_left_out_and_why(rec, tmp_path):
         "  train normal     source      1 clips of 1 s",
         "  left out                     4",
         (
-            "    3 x folder heavyload is not understood, expected a word such as normal or anomaly; rename"
-            " it, list its recordings in a csv, or take them as normal by --accept-folders heavyload; the"
+            "    3 x folder name heavyload not recognized, expected a word such as normal or anomaly; rename"
+            " it, list its recordings in a csv, or accept them as normal with --accept-folders heavyload; the"
             f" first: {folder}/train/heavyload/0.wav"
         ),
         (
-            f"    {folder}/train/broken/b.wav: an anomalous recording among the training ones, expected"
-            " normal ones only; move it to test/anomaly"
+            f"    {folder}/train/broken/b.wav: anomalous recording in the training set, expected"
+            " normal recordings only; move it to test/anomaly"
         ),
     ]

@@ -74,7 +74,7 @@ CHUNKED = {
     b"caff": Chunks(">q", 4, 8, 1),
     b"riff": Chunks("<Q", 16, 40, 8, counted=True),
 }
-OPEN = "its header leaves the length open, it was read to the end of the file"
+OPEN = "the header does not state the length, read to the end of the file"
 AUDIO = (b"data", b"SSND", b"BODY")  # names of the audio chunk; in W64 the first four bytes
 
 
@@ -165,7 +165,7 @@ def _raw(head: soundfile.SoundFile, file: BinaryIO, start: int, length: int) -> 
     """Open audio larger than its header's size field as raw samples of the format in the header."""
     if head.subtype not in RAW_BYTES:
         raise ValueError(
-            f"{length} bytes of {head.subtype} audio, more than its header can name; convert it to WAV or"
+            f"{length} bytes of {head.subtype} audio, more than the header can express; convert it to WAV or"
             " RF64"
         )
     endian = (
@@ -193,18 +193,18 @@ def _length(found: Found, there: int) -> tuple[int, str]:
     if named <= 0 or any(first <= named < end for first, end in OPEN_LENGTHS):
         return there, OPEN
     if named > there:
-        raise ValueError(f"truncated, {there} of {named} bytes of audio are there; copy or download it again")
+        raise ValueError(f"truncated, {there} of {named} bytes of audio present; copy or download it again")
     wrapped, rest = divmod(there - named, WRAP)
     if wrapped and rest <= SLACK:
         return (
             there - rest,
-            f"its header counts only to 4 GiB and names {named} bytes of audio, all {there - rest} were read",
+            f"the header is limited to 4 GiB and states {named} bytes of audio, read all {there - rest}",
         )
     return (
         named,
         (
-            f"its header names {named} bytes of audio, {there - named} more behind them are not used; repair"
-            " the header if they are sound"
+            f"the header states {named} bytes of audio, ignored {there - named} bytes after them; repair the"
+            " header if these are audio"
         ),
     )
 
@@ -232,10 +232,7 @@ def _chunked(file: BinaryIO, layout: Chunks, size: int) -> Found | None:
     wide = None  # offset of the 64-bit size of RF64
     for number, (name, start, length) in enumerate(_walk(file, layout, layout.first)):
         if number == MOST_CHUNKS:
-            raise ValueError(
-                f"no audio in its first {MOST_CHUNKS} parts, expected one called data; copy or download it"
-                " again"
-            )
+            raise ValueError(f"no data chunk among the first {MOST_CHUNKS} chunks; copy or download it again")
         if name == b"ds64":
             wide = start + 8
         elif name[:4] in AUDIO:
@@ -289,15 +286,10 @@ def _ogg(file: BinaryIO, size: int) -> tuple[int, str]:
     end = at + 27 + len(table) + sum(table)
     closed = bool(table) and bool(tail[at + 5] & 4)
     if not table or len(table) < tail[at + 26] or end > len(tail) or (end < len(tail) and not closed):
-        raise ValueError("truncated, its last page is not whole; copy or download it again")
+        raise ValueError("truncated, the last page is incomplete; copy or download it again")
     if not closed:
-        return (
-            size,
-            "the mark of its end is missing, as in a stream that was cut; it was read to the end of the file",
-        )
-    return first + end, (
-        f"{len(tail) - end} bytes behind its last page are not used" if end < len(tail) else ""
-    )
+        return (size, "no end-of-stream page, as in a cut stream, read to the end of the file")
+    return first + end, (f"ignored {len(tail) - end} bytes after the last page" if end < len(tail) else "")
 
 
 def _flac_total(file: BinaryIO) -> tuple[int, int]:

@@ -29,8 +29,8 @@ class ConditionSettings(Settings):
 
     attribute: str = setting(
         "random",
-        "attribute: random (by the seed among those that vary in the source domain, report 4.1), most_values"
-        " (the numeric one with most values, METHOD 3.3), or its name",
+        "attribute used as condition: random (drawn by the seed among those that vary in the source domain,"
+        " report 4.1), most_values (the numeric one with the most values, METHOD 3.3), or an attribute name",
     )
     missing: Literal["power", "zero"] = setting(
         "power", "v of machines without attributes: power of the raw clip (report 4.1), or 0 (METHOD 4.7)"
@@ -38,11 +38,11 @@ class ConditionSettings(Settings):
     bins: int = setting(4, "quantile bins of the power (METHOD 4.5)", 2, 1000)
     center: bool = setting(
         True,
-        "count v from its mean over the training clips; false: prior mean k·v as printed in Eq. 3 (METHOD"
+        "subtract the mean of v over the training clips; false: prior mean k·v as printed in Eq. 3 (METHOD"
         " 4.5)",
     )
     k_scale: float = setting(
-        5.0, "k = k_scale / smallest difference between two values of v (report 4.2)", 0.0, 1000.0
+        5.0, "k = k_scale / smallest difference between values of v (report 4.2)", 0.0, 1000.0
     )
 
 
@@ -78,12 +78,12 @@ def condition(
     """
     errors.check_choice("machine", machine, sorted(set(table["machine"])))
     if missing not in ("power", "zero"):
-        raise errors.InputError(f"condition: missing came as {missing!r}, expected power or zero")
+        raise errors.InputError(f"condition: got missing = {missing!r}, expected 'power' or 'zero'")
     rows = table[table["machine"] == machine]
     train = rows[rows["split"] == "train"]
     if train.empty:
         raise errors.InputError(
-            f"no training clip of {machine} came, expected at least one; its condition cannot be chosen"
+            f"no training clips of {machine} given, expected at least one to choose its condition"
         )
     keys = index.attribute_keys(train)
     values = {key: sorted(set(train[f"attr_{key}"]) - {""}, key=index.natural) for key in keys}
@@ -114,7 +114,7 @@ def _choose(
     if choice not in ("random", "most_values"):
         errors.check_choice("attribute key", choice, ["random", "most_values", *known])
         if choice in several:
-            return choice, f"attribute {choice} as named"
+            return choice, f"attribute {choice}, chosen by name"
         return (
             None,
             (
@@ -178,8 +178,8 @@ def _without_attribute(
         )
     if "level_db" not in rows:
         raise errors.InputError(
-            f"{machine}: {reason} and no level_db came, expected the table of the audio store; decode the"
-            " clips first"
+            f"{machine}: {reason} and the table has no column level_db, expected the table of the audio"
+            " store; decode the clips first"
         )
     edges = np.quantile(train["level_db"], np.arange(1, bins) / bins)
     v = pd.Series(np.searchsorted(edges, rows["level_db"], side="right").astype(float), index=rows.index)

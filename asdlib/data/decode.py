@@ -39,27 +39,20 @@ class DataSettings(Settings):
     """Selection and decoding of recordings."""
 
     roots: Many[str] = setting(
-        (), "folders that hold <machine>/train and <machine>/test; none: the [synthetic] machines are made"
+        (), "folders with <machine>/train and <machine>/test; empty: generate the [synthetic] machines"
     )
-    recorded: bool = setting(False, "refuse to run without data roots instead of making synthetic recordings")
-    machines: Many[str] = setting((), "machines to use; none: all that are found")
+    recorded: bool = setting(False, "require data roots instead of generating synthetic recordings")
+    machines: Many[str] = setting((), "machines to use; empty: all found")
     sample_rate: int = setting(16000, "Hz (report 4.2)", 1000, 192000)
-    resample: bool = setting(
-        False, "resample other rates on load; otherwise such clips are left out and reported"
-    )
-    channel: int = setting(
-        0, "which channel of a multi-channel recording (2026: the near or the far microphone)", 0, 63
-    )
+    resample: bool = setting(False, "resample clips of other rates on load; false: exclude and report them")
+    channel: int = setting(0, "channel of a multi-channel recording (2026: near or far microphone)", 0, 63)
     subtract: int = setting(
-        -1,
-        "channel of a far microphone, of which is taken from data.channel what both hear; -1: none",
-        -1,
-        63,
+        -1, "channel of a far microphone; what it shares with data.channel is subtracted; -1: none", -1, 63
     )
     supplemental: bool = setting(
         False,
-        "supplemental recordings (2025 on: a machine without noise, noise without a machine) join the"
-        " pseudo-anomalies that OEVAE trains against, and nothing else",
+        "add supplemental recordings (since 2025: machine without noise, noise without machine) to OEVAE's"
+        " pseudo-anomalies; not used otherwise",
     )
 
     @model_serializer(mode="wrap")
@@ -71,7 +64,8 @@ class DataSettings(Settings):
     def _two_channels(self) -> DataSettings:
         if self.subtract == self.channel:
             raise errors.InputError(
-                f"settings data.channel and data.subtract: both are {self.channel}, expected two channels"
+                f"settings data.channel and data.subtract: both are {self.channel}, expected different"
+                " channels"
             )
         return self
 
@@ -81,8 +75,8 @@ class DataSettings(Settings):
         for root in roots:
             if "\0" in root or not Path(root).is_absolute():
                 raise errors.InputError(
-                    f"setting data.roots: {root!r} is relative; give the whole path, or --data-root DIR on"
-                    " the command line"
+                    f"setting data.roots: {root!r} is a relative path; use an absolute path, or --data-root"
+                    " DIR on the command line"
                 )
         return roots
 
@@ -162,11 +156,11 @@ def shape(path: str | Path, shortest_s: float = SHORTEST_S) -> tuple[int, int, i
 def _check_length(frames: int, rate: int, shortest_s: float, remark: str) -> None:
     why = f" ({remark})" if remark else ""
     if frames <= 0:
-        raise ValueError(f"empty, no sample in it{why}; record or download it again")
+        raise ValueError(f"empty, no audio samples{why}; record or download it again")
     if frames < shortest_s * rate:
         raise ValueError(
-            f"too short: {frames / rate:.3g} s, expected at least {shortest_s:g} s{why}; leave it out or"
-            " record longer clips"
+            f"too short: {frames / rate:.3g} s, expected at least {shortest_s:g} s{why}; remove it or record"
+            " longer clips"
         )
 
 
@@ -191,8 +185,8 @@ def _read(path: Path, data: DataSettings, span: tuple[int, int] | None) -> tuple
             > MOST_TAPS
         ):
             raise ValueError(
-                f"{rate} Hz cannot be resampled to {data.sample_rate} Hz, the rates have too little in"
-                " common; convert the file"
+                f"{rate} Hz cannot be resampled to {data.sample_rate} Hz, the greatest common divisor of the"
+                " rates is too small; convert the file"
             )
         for name in ("channel", "subtract"):
             if getattr(data, name) >= channels:
@@ -204,12 +198,12 @@ def _read(path: Path, data: DataSettings, span: tuple[int, int] | None) -> tuple
             file.seek(first)
         every = file.read(frames, dtype="int16" if exact else "float32", always_2d=True)
     if len(every) < frames:
-        raise ValueError(f"truncated, {len(every)} of {frames} samples are there; copy or download it again")
+        raise ValueError(f"truncated, {len(every)} of {frames} samples present; copy or download it again")
     wave = every[:, data.channel]
     if not exact and not np.isfinite(wave).all():
         raise ValueError(
-            f"{int((~np.isfinite(wave)).sum())} samples are NaN or infinite, expected finite ones; record or"
-            " export it again"
+            f"{int((~np.isfinite(wave)).sum())} samples are NaN or infinite, expected finite values; record"
+            " or export it again"
         )
     # report the header once, with the first part
     remarks = [text for text in (remark if first == 0 else "", _dead(every, data.channel)) if text]
@@ -300,8 +294,8 @@ def _dead(every: np.ndarray, channel: int) -> str:
     if others[best] <= SILENT_DB:
         return what
     return (
-        f"channel {channel} is {what}, channel {best} is not ({others[best]:.0f} dB): "
-        f"choose it by data.channel = {best} (asd import: --channel {best})"
+        f"channel {channel} is {what}, channel {best} is not ({others[best]:.0f} dB): select it with"
+        f" data.channel = {best} (asd import: --channel {best})"
     )
 
 
@@ -364,10 +358,10 @@ def inspect(
         facts.append(
             (len(decoded.samples), len(decoded.samples) / data.sample_rate, decoded.level_db, decoded.digest)
         )
-        found += [(path, f"{remark}; it is used as it is", False) for remark in decoded.remarks]
+        found += [(path, f"{remark}; used as is", False) for remark in decoded.remarks]
         other, other_split = first.setdefault(decoded.digest, (clip, split))
         if other != clip and decoded.level_db > SILENT_DB:
-            overlap = ", one in training and one in the test" if other_split != split else ""
+            overlap = " (one in train, one in test)" if other_split != split else ""
             found.append((path, f"same audio as {other}{overlap}; both are used, remove one", False))
     decoded_table = table[usable].reset_index(drop=True)
     for place, name in enumerate(COLUMNS):

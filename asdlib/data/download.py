@@ -100,7 +100,7 @@ def download(
     chosen = [known[errors.check_choice("part", part, list(known))] for part in parts or known]
     base = (mirror or ZENODO).rstrip("/")
     if not re.fullmatch(r"https?://[\w.-]+(:\d{1,5})?(/[\w./~-]*)?", base, re.ASCII):
-        raise errors.InputError(f"mirror {mirror!r}: expected an address like {ZENODO}")
+        raise errors.InputError(f"mirror {mirror!r}: expected a URL like {ZENODO}")
     work = root / ".download"
     try:
         with io.locked(work, "download"):
@@ -113,8 +113,11 @@ def download(
             if truth is not None:
                 rename_eval(root / known["eval"][1], truth, say)
     except OSError as error:
-        words = f"{error.filename or root}: {error.strerror or error}; free space or give another --root"
-        raise errors.InputError(words) from error
+        message = (
+            f"{error.filename or root}: {error.strerror or error}; free up disk space or choose another"
+            " --root"
+        )
+        raise errors.InputError(message) from error
     return list(dict.fromkeys(root / folder for _, folder in chosen))
 
 
@@ -130,14 +133,18 @@ def _archives(url: str, work: Path, folder: str) -> list[Archive]:
             where = f"{url}/files/{found[0]}/content"
             one = Archive(found[0], found[1], int(entry["size"]), entry["checksum"], where, folder)
             if not 0 < one.size < 2**40 or not re.fullmatch("md5:[0-9a-f]{32}", one.checksum):
-                raise ValueError(f"{one.key} of {one.size} bytes with the checksum {one.checksum[:80]!r}")
+                raise ValueError(
+                    f"invalid entry {one.key} with size {one.size} and checksum {one.checksum[:80]!r}"
+                )
             latest[one.machine] = max(latest.get(one.machine, (-1, one)), (int(found[2] or 0), one))
         if not latest:
-            raise ValueError(f"none of its {len(entries)} files is called dev_<machine>.zip or the like")
+            raise ValueError(f"none of its {len(entries)} files is named like dev_<machine>.zip")
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         path.unlink()
-        words = f"no list of archives with key, size and md5 ({error!r:.150}); is it a server like {ZENODO}?"
-        raise errors.InputError(f"{url}: {words}") from error
+        message = (
+            f"not a list of archives with key, size and md5 ({error!r:.150}); is this a server like {ZENODO}?"
+        )
+        raise errors.InputError(f"{url}: {message}") from error
     return [one for _, (_, one) in sorted(latest.items())]
 
 
@@ -155,8 +162,8 @@ def _bring(todo: Sequence[Archive], work: Path, root: Path, say: Callable) -> No
     need = UNPACKED * sum(one.size for one in todo) + max((one.size for one in todo), default=0)
     need -= sum(path.stat().st_size for path in work.glob("*.zip*"))  # downloaded so far
     if need > (free := shutil.disk_usage(work).free):
-        words = f"about {need / 1e9:.1f} GB are needed, {free / 1e9:.1f} are free"
-        raise errors.InputError(f"{root}: {words}; free some, or choose --parts or --machines")
+        message = f"download needs about {need / 1e9:.1f} GB, only {free / 1e9:.1f} GB free"
+        raise errors.InputError(f"{root}: {message}; free up disk space, or select --parts or --machines")
     for number, one in enumerate(todo, 1):
         path, what = work / one.key, f"[{number}/{len(todo)}] {one.key}"
         say(f"{what}: {one.size / 1e6:.1f} MB")
@@ -193,15 +200,18 @@ def _fetch(url: str, path: Path, checksum: str | None = None) -> None:
         cause = error
         while cause.__context__ is not None:
             cause = cause.__context__
-        said = getattr(cause, "strerror", "") or str(cause) or type(cause).__name__
-        said = re.sub("[^ -~]", "?", said)[:200]
-        words = f"no answer ({said}); give the same command again later, or another --mirror"
+        detail = getattr(cause, "strerror", "") or str(cause) or type(cause).__name__
+        detail = re.sub("[^ -~]", "?", detail)[:200]
+        message = f"no response ({detail}); run the same command again later, or try another --mirror"
         if error.response is not None:
-            words = f"the server answers {error.response.status_code}; is the address right, or is it busy?"
-        raise errors.InputError(f"{url}: {words}") from error
+            message = f"server returned {error.response.status_code}; is the URL correct, or the server busy?"
+        raise errors.InputError(f"{url}: {message}") from error
     except ValueError as error:
-        words = f"what came is not what the record says ({checksum}); try later or another --mirror"
-        raise errors.InputError(f"{url}: {words}") from error
+        message = (
+            f"downloaded file does not match the record's checksum ({checksum}); try later or another"
+            " --mirror"
+        )
+        raise errors.InputError(f"{url}: {message}") from error
 
 
 def unpack(path: Path, folder: Path, machine: str) -> dict[str, int]:
@@ -221,14 +231,17 @@ def unpack(path: Path, folder: Path, machine: str) -> dict[str, int]:
             entries.pop("", None)
             total, size = sum(info.file_size for info in entries.values()), path.stat().st_size
             if not entries or total > max(MOST_RATIO * size, ALWAYS_FITS):
-                raise ValueError(f"{size} bytes that claim {total} in {len(entries)} files are no recordings")
+                raise ValueError(
+                    f"{size} bytes that would unpack to {total} bytes in {len(entries)} files, not plausible"
+                    " for recordings"
+                )
             for name, info in entries.items():
                 (target := folder / name).parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(info) as source, io.atomic_write(target) as part, part.open("wb") as to:
                     shutil.copyfileobj(source, to)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ArithmeticError, ValueError) as error:
-        said = str(error) or "cut short"
-        raise errors.InputError(f"{path}: not unpacked, {said}; try another --mirror") from error
+        detail = str(error) or "cut short"
+        raise errors.InputError(f"{path}: cannot be unpacked, {detail}; try another --mirror") from error
     return {name: (folder / name).stat().st_size for name in entries}
 
 
@@ -237,11 +250,11 @@ def _place(info: zipfile.ZipInfo, machine: str) -> str:
     name, parts = info.filename, PurePosixPath(info.filename).parts
     deflated = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) and not info.flag_bits & 1
     if not parts or parts[0] == "/" or ".." in parts or "\\" in name or ":" in name:
-        raise ValueError(f"{name[:120]!r} leads out of its folder")
+        raise ValueError(f"{name[:120]!r} points outside its folder")
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
         raise ValueError(f"{name[:120]!r} is a link or a device")
     if not name.isprintable() or len(name) > 200 or info.header_offset < 0 or not deflated:
-        raise ValueError(f"{name[:120]!r} has no plain name, or is encrypted or not deflated")
+        raise ValueError(f"{name[:120]!r} has an unsafe name, is encrypted or not deflated")
     if any(part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "desktop.ini") for part in parts):
         return ""
     start = parts.index(machine) + 1 if machine in parts[:-1] else 0
@@ -272,10 +285,10 @@ def rename_eval(folder: Path, truth: Path, say: Callable[[str], None] = print) -
             elif len(line) == 2 and machine and true:
                 names[machine][line[0]] = f"{true[1]}test_{true[2]}"
             else:
-                raise ValueError(f"{','.join(line)[:120]!r} is no machine and no NAME.wav,TRUE_NAME.wav")
+                raise ValueError(f"{','.join(line)[:120]!r} is neither a machine nor NAME.wav,TRUE_NAME.wav")
     except (OSError, ValueError, csv.Error) as error:
-        words = f"no list of true names ({error}); give that of the organizers"
-        raise errors.InputError(f"{truth}: {words}") from error
+        message = f"not a list of true names ({error}); use the organizers' list"
+        raise errors.InputError(f"{truth}: {message}") from error
     found = 0
     for machine, true_names in names.items():
         there = sorted(path.name for path in (folder / machine / "test").glob("*.wav"))
@@ -283,12 +296,15 @@ def rename_eval(folder: Path, truth: Path, say: Callable[[str], None] = print) -
         made, scratch = folder / machine / "test_rename", folder / machine / ".test_rename"
         found += len(there)
         if None in wanted or len(wanted) < len(there):
-            raise errors.InputError(f"{truth}: not one true name per clip of {machine}; is it of this year?")
+            raise errors.InputError(
+                f"{truth}: expected exactly one true name per clip of {machine}; is the list of the same"
+                " year?"
+            )
         if not there or (made.is_dir() and {path.name for path in made.iterdir()} == wanted):
             continue
         if made.exists():
             raise errors.InputError(
-                f"{made}: holds other names than {truth} says; move it away and try again"
+                f"{made}: file names differ from those in {truth}; move the folder away and try again"
             )
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
@@ -298,5 +314,5 @@ def rename_eval(folder: Path, truth: Path, say: Callable[[str], None] = print) -
         say(f"{machine}: {len(there)} evaluation clips under their true names in {made}")
     if not found:
         raise errors.InputError(
-            f"{folder}: has no evaluation clip of a machine in {truth}; add the part eval"
+            f"{folder}: no evaluation clips of the machines in {truth}; download the part eval too"
         )

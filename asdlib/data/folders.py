@@ -27,7 +27,7 @@ SYSTEM = {
 }
 FFMPEG = ".m4a .aac .wma .amr .mp4 .3gp .mka .webm .ape .wv .ac3 .dts".split()  # not supported by libsndfile
 FOREIGN = [*FFMPEG, ".raw", ".pcm", ".mp3", ".ogg", ".opus", ".aif", ".aiff", ".wav", ".flac"]
-HIDDEN = "hidden or of the system"
+HIDDEN = "hidden or system files"
 IMPORTED = "imported.csv"
 IMPORTED_HEADER = "file,source,start_s,seconds,made"
 
@@ -48,7 +48,7 @@ def dangling(path: str | Path) -> str:
     """Message for a dangling link, else ""."""
     if not os.path.islink(path) or os.path.exists(path):
         return ""
-    return f"dangling link: there is no {shown(os.readlink(path))}; put it back or remove the link"
+    return f"dangling link: {shown(os.readlink(path))} does not exist; restore it or remove the link"
 
 
 def imported(folder: Path) -> bool:
@@ -85,7 +85,7 @@ def walk(
                     every = sorted((entry.name, os.path.isdir(entry.path)) for entry in entries)
             except OSError as error:
                 problems.append(
-                    (folder, f"folder cannot be read ({error.strerror}); check its permissions", True)
+                    (folder, f"cannot read folder ({error.strerror}); check its permissions", True)
                 )
                 continue
             names, files = [], []
@@ -121,8 +121,8 @@ def _follow(link: str, folder: str, top: str, trees: deque[str], problems: Probl
             (
                 link,
                 (
-                    f"link to {target}, which holds the folder that is read; it is not followed, name that"
-                    " one to read it"
+                    f"link to {target}, a parent of the folder being read; not followed, pass that folder"
+                    " explicitly to read it"
                 ),
                 False,
             )
@@ -150,7 +150,7 @@ def below(root: str | Path, endings: Collection[str], problems: Problems, passed
             problems.append(
                 (
                     str(folder),
-                    "a machine that asd import has made; it is passed over here, name its folder to read it",
+                    "a machine created by asd import, skipped; pass its folder explicitly to read it",
                     False,
                 )
             )
@@ -171,13 +171,13 @@ def passed_over(endings: Mapping[str, int]) -> str:
     if not endings:
         return ""
     counts = ", ".join(
-        f"{count} {shown(ending) or 'without an ending'}" for ending, count in Counter(endings).most_common()
+        f"{count} {shown(ending) or 'without extension'}" for ending, count in Counter(endings).most_common()
     )
     audio = [ending for ending in endings if ending in FOREIGN]
     hint = (
-        f"; {', '.join(audio)} cannot be read here, convert to wav or flac, for example: ffmpeg -i"
-        f" x{audio[0]} x.wav"
+        f"; {', '.join(audio)} not supported, convert to wav or flac, for example: ffmpeg -i x{audio[0]}"
+        " x.wav"
         if audio
         else ""
     )
-    return f"{counts} passed over{hint}"
+    return f"{counts} skipped{hint}"

@@ -82,7 +82,7 @@ class Imported:
         what = "would become " if self.planned else "added " if len(self.earlier) else ""
         out = [f"{self.folder}: {what}{len(table)} clips, {table['seconds'].sum():.0f} s"]
         if len(self.earlier):
-            out[0] += f", to {(self.earlier['made'] != REMOVED).sum()} that it has"
+            out[0] += f", to {(self.earlier['made'] != REMOVED).sum()} existing ones"
         for (split, label, domain), rows in table.groupby(["split", "label", "domain"]):
             span = "-".join(
                 dict.fromkeys(
@@ -102,16 +102,16 @@ class Imported:
         silent = table[table["said"] == "nothing"]
         if len(silent):
             out.append(
-                f"nothing says what {len(silent)} of them are (first: {silent['source'].iloc[0]}): taken as"
-                " normal training recordings"
+                f"{len(silent)} recordings have no label or split (first: {silent['source'].iloc[0]}):"
+                " imported as normal training recordings"
             )
         if table.duplicated("source").any():
             out.append(
-                "clips cut from one recording resemble each other: thresholds from training clips will be a"
-                " little too tight"
+                "clips cut from the same recording are similar: thresholds from training clips will be"
+                " slightly too tight"
             )
         if not (self.every["split"] == "test").any():
-            out.append("no test recordings: a study gives thresholds and scores, but no AUC")
+            out.append("no test recordings: a study will report thresholds and scores, but no AUC")
         out += [
             *(
                 f"note: {words}"
@@ -135,9 +135,9 @@ class Imported:
         out = [f"  {what:24} {len(rows):5}"]
         for reason, (size, first) in groups.head(most).iterrows():
             out.append(f"    {size} x {reason}; the first: {first}" if size > 1 else f"    {first}: {reason}")
-        return out + [
-            f"    and {len(groups) - most} more reasons; all stand in {self.folder / 'imported.csv'}"
-        ] * (len(groups) > most)
+        return out + [f"    and {len(groups) - most} more reasons; see {self.folder / 'imported.csv'}"] * (
+            len(groups) > most
+        )
 
 
 def _joined(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
@@ -175,7 +175,7 @@ def import_machine(
     if not re.fullmatch(r"[\w-]+", machine) or machine in index.SPLIT_OF or not index.usable_name(machine):
         raise errors.InputError(
             f"machine name {machine!r}: expected letters, digits, - and _, at most {index.LONGEST_NAME}"
-            " bytes, and not all or the name of a split; give another --machine"
+            " bytes, other than all and the split names; choose another --machine"
         )
     if clip_seconds and not SHORTEST_S <= clip_seconds <= LONGEST_S:
         raise errors.InputError(
@@ -184,8 +184,8 @@ def import_machine(
     try:
         data = decode.DataSettings(sample_rate=rate, channel=channel, resample=True)
     except errors.InputError as refusal:
-        words = str(refusal).replace("setting sample_rate:", "--rate:")
-        raise errors.InputError(words.replace("setting channel:", "--channel:")) from refusal
+        message = str(refusal).replace("setting sample_rate:", "--rate:")
+        raise errors.InputError(message.replace("setting channel:", "--channel:")) from refusal
     before = _listed(folder)
     earlier, notes = _earlier(folder, rate)
     table, problems, told = found(sources, accept)
@@ -200,16 +200,17 @@ def import_machine(
             shown = index.problem_table(problems)
             done = Imported(folder, made, shown, (*notes, *told), earlier, dry_run)
             if not (done.every["split"] == "train").any():
-                first = f"; the first left out is {problems[0][0]}: {problems[0][1]}" if problems else ""
+                first = f"; the first one skipped is {problems[0][0]}: {problems[0][1]}" if problems else ""
                 held = int((made["label"] == "normal").sum())
                 back = (
-                    f"; {held} normal ones lie in a test folder, name it in --accept-folders if it is none"
+                    f"; {held} normal ones are in a test folder, pass it to --accept-folders if it is not a"
+                    " test set"
                     if held
                     else ""
                 )
                 where = ", ".join(map(str, sources))
                 raise errors.InputError(
-                    f"no normal training recording in {where}, expected some in a folder normal or"
+                    f"no normal training recordings in {where}, expected some in a folder named normal or"
                     f" train{back}{first}"
                 )
             if not dry_run:
@@ -224,7 +225,7 @@ def import_machine(
     except OSError as error:
         what = f"{error.filename or root}: {error.strerror or error}"
         raise errors.InputError(
-            f"{what}; free space, choose another --root, or --copy where links are not possible"
+            f"{what}; free up disk space, choose another --root, or use --copy if links are not supported"
         ) from error
     return done
 
@@ -238,7 +239,8 @@ def _earlier(folder: Path, rate: int) -> tuple[pd.DataFrame, list[str]]:
         return pd.DataFrame(columns=[*PLACE, *FACTS[1:]]), []
     if not folders.imported(folder):
         raise errors.InputError(
-            f"{folder} exists and is never overwritten; give another --machine or --root, or remove it first"
+            f"{folder} already exists and is not overwritten; choose another --machine or --root, or remove"
+            " it first"
         )
     try:
         rows = pd.read_csv(folder / folders.IMPORTED, dtype=str, keep_default_na=False, encoding="utf-8-sig")
@@ -251,11 +253,11 @@ def _earlier(folder: Path, rate: int) -> tuple[pd.DataFrame, list[str]]:
         now = rate if first is None else soundfile.info(first).samplerate
     except (OSError, ValueError, KeyError, soundfile.SoundFileError) as error:
         raise errors.InputError(
-            f"{folder}: imported.csv or its first clip is not as asd import wrote it ({error}); put it back,"
-            " or import into another --machine"
+            f"{folder}: imported.csv or its first clip was changed since asd import wrote it ({error});"
+            " restore it, or import into another --machine"
         ) from error
     if now != rate:
-        raise errors.InputError(f"{folder} has clips at {now} Hz, --rate {rate} came; give --rate {now}")
+        raise errors.InputError(f"{folder} has clips at {now} Hz, got --rate {rate}; use --rate {now}")
     if "digest" not in rows:  # written by an earlier version
         data = decode.DataSettings(sample_rate=rate, resample=True)
         rows.insert(5, "digest", [decode.decode(folder / file, data).digest for file in rows["file"]])
@@ -264,8 +266,9 @@ def _earlier(folder: Path, rate: int) -> tuple[pd.DataFrame, list[str]]:
     notes = []
     if gone.any():
         notes = [
-            f"{gone.sum()} clips of earlier imports are gone (first: {rows['file'][gone].iloc[0]}): their"
-            f" recordings stay out; to have one again, delete its line in {folder / folders.IMPORTED}"
+            f"{gone.sum()} clips of earlier imports were deleted (first: {rows['file'][gone].iloc[0]}):"
+            " their recordings are not imported again; to restore one, delete its row in"
+            f" {folder / folders.IMPORTED}"
         ]
     return rows.assign(made=rows["made"].where(~gone, REMOVED)), notes
 
@@ -310,7 +313,7 @@ def _written(
     bad = [key for key in keys if not index.KEY.fullmatch(key)]
     if bad:
         raise errors.InputError(
-            f"attribute {bad[0]!r}: expected a name of letters, digits and -, beginning with a letter; rename"
+            f"attribute {bad[0]!r}: expected a name of letters, digits and -, starting with a letter; rename"
             " the column"
         )
     for fact in table.to_dict("records"):
@@ -341,12 +344,10 @@ def _written(
                     if old and folders.dangling(target / old["file"]):
                         file, facts = old["file"], {name: old.get(name, "") for name in facts}
                     elif old:
-                        has = "was taken out of it" if old["made"] == REMOVED else "is in it already"
+                        has = "was removed from it" if old["made"] == REMOVED else "is already in it"
                         problems.append((str(path), f"not added to {target.name}: its audio {has}", True))
                         continue
-                    problems += [
-                        (str(path), f"{what}; it is used as it is", False) for what in decoded.remarks
-                    ]
+                    problems += [(str(path), f"{what}; used as is", False) for what in decoded.remarks]
                     _write(folder / file, path, made, decoded.samples, data.sample_rate)
                 numbers[kind] += 1
                 place = (file, os.path.abspath(path), first / file_rate, count / file_rate, made, digest)

@@ -45,8 +45,8 @@ AUDIO = (".wav", ".flac")
 UNREADABLE = ("Cc", "Cs", "Zl", "Zp")
 LONGEST_NAME = 100  # bytes; machine names become part of file names
 NAME_RULE = (
-    f"expected a machine's name of at most {LONGEST_NAME} bytes other than all, which stands for all machines"
-    " in tables"
+    f"expected a machine name of at most {LONGEST_NAME} bytes other than all, which is reserved for all"
+    " machines in tables"
 )
 MOST_KEYS = 100  # attributes per machine
 SPLIT_OF = {
@@ -97,8 +97,8 @@ def index(
         for row in _machine_clips(folder, forms[folder.name], problems):
             if row["clip"] in clips:
                 reason = (
-                    f"same machine and name as {clips[row['clip']]['path']}; only that one is used, give each"
-                    " clip once"
+                    f"same machine and name as {clips[row['clip']]['path']}; only that one is used, remove"
+                    " the duplicate"
                 )
                 problems.append((row["path"], reason, True))
             else:
@@ -116,7 +116,7 @@ def index(
             problems.append(
                 (
                     str(folder),
-                    f"no training clip of {folder.name}; it cannot be scored, add its train folder",
+                    f"no training clips of {folder.name}; it cannot be scored, add its train folder",
                     False,
                 )
             )
@@ -126,8 +126,9 @@ def index(
         more = more[more["machine"].isin(set(table["machine"]))]
         if more.empty:
             raise errors.InputError(
-                f"{_listed(roots)}: data.supplemental is on, expected recordings in a folder supplemental"
-                " beside train of a machine; add them or set data.supplemental = false"
+                f"{_listed(roots)}: no supplemental recordings, but data.supplemental is true; expected a"
+                " folder supplemental next to a machine's train folder; add it or set data.supplemental ="
+                " false"
             )
         more = more.assign(split=schemas.SUPPLEMENTAL, domain="unknown", label="unlabeled")
         table = schemas.clip_table(pd.concat([table, more], ignore_index=True).fillna(""))
@@ -160,7 +161,7 @@ def one_sided(table: pd.DataFrame) -> dict[str, list[str]]:
     table : columns machine, section, split and label
     returns : machine -> messages; machines with unlabeled test clips are ignored
     """
-    said: dict[str, list[str]] = {}
+    notes: dict[str, list[str]] = {}
     test = table[table["split"] == "test"]
     test = test[~test["machine"].isin(set(test.loc[test["label"] == "unlabeled", "machine"]))]
     several = test.groupby("machine")["section"].nunique()
@@ -169,11 +170,11 @@ def one_sided(table: pd.DataFrame) -> dict[str, list[str]]:
             one, other = ("normal", "anomalous") if labels.iloc[0] == "normal" else ("anomalous", "normal")
             where = f"{machine} section {section}" if several[machine] > 1 else machine
             what = (
-                f"every test clip of {where} is {one} ({len(labels)}): there will be no AUC of it, add"
-                f" {other} ones to its test"
+                f"every test clip of {where} is {one} ({len(labels)}): its AUC is undefined, add {other}"
+                " test clips"
             )
-            said.setdefault(machine, []).append(what)
-    return said
+            notes.setdefault(machine, []).append(what)
+    return notes
 
 
 def problem_table(rows: Sequence[tuple[str, str, bool]]) -> pd.DataFrame:
@@ -206,8 +207,8 @@ def _machine_folders(roots: Sequence[str | Path], problems: list) -> list[Path]:
                 else f"cannot be read ({error.strerror})"
             )
             raise errors.InputError(
-                f"{root}: {what}, expected a folder of machines; check the path and its permissions, or"
-                " say by --data-root where it is now"
+                f"{root}: {what}, expected a folder of machines; check the path and its permissions, or pass"
+                " its new location with --data-root"
             ) from error
 
         for folder, names, _ in folders.walk(root.absolute(), problems):
@@ -221,12 +222,12 @@ def _machine_folders(roots: Sequence[str | Path], problems: list) -> list[Path]:
         what = (
             f"{len(loose)} recordings but no machine folder"
             if loose
-            else "no recording (wav or flac) in any machine folder"
+            else "no recordings (wav or flac) in any machine folder"
         )
         first = f"; the first problem is {problems[0][0]}: {problems[0][1]}" if problems else ""
         raise errors.InputError(
-            f"{_listed(roots)}: {what}, expected <machine>/train and <machine>/test; arrange the files like"
-            f" that{first}"
+            f"{_listed(roots)}: {what}, expected <machine>/train and <machine>/test; reorganize the"
+            f" files{first}"
         )
     return list(found.values())
 
@@ -240,7 +241,7 @@ def _names(folder: Path, problems: list | None = None) -> list[str]:
     except OSError as error:  # without `problems`, the walk over machines reports the same folder
         if problems is not None:
             problems.append(
-                (str(folder), f"folder cannot be read ({error.strerror}); check its permissions", True)
+                (str(folder), f"cannot read folder ({error.strerror}); check its permissions", True)
             )
         return []
 
@@ -261,7 +262,7 @@ def _say_others(folder: Path, problems: folders.Problems) -> None:
                 (
                     str(path),
                     (
-                        f"folder inside {folder.name}, whose recordings are not read; move them up into"
+                        f"subfolder of {folder.name}, its recordings are not read; move them up into"
                         f" {folder.name}"
                     ),
                     True,
@@ -319,7 +320,7 @@ def _machine_clips(folder: Path, form: str, problems: list) -> Iterator[dict[str
                 problems.append(
                     (
                         str(path),
-                        "no row in the machine's attributes csv; its attributes are read from the name",
+                        "no row in the machine's attributes csv; attributes are read from the file name",
                         False,
                     )
                 )
@@ -333,8 +334,8 @@ def _machine_clips(folder: Path, form: str, problems: list) -> Iterator[dict[str
     for stem in sorted(set(rows) - met):
         split = "train" if "_train_" in stem else "test"
         reason = (
-            f"an attributes csv of {folder.name} has a row for this clip, but there is no such file; is the"
-            " download complete?"
+            f"listed in an attributes csv of {folder.name}, but the file does not exist; is the download"
+            " complete?"
         )
         problems.append((str(folder / split / f"{stem}.wav"), reason, False))
 
@@ -342,11 +343,7 @@ def _machine_clips(folder: Path, form: str, problems: list) -> Iterator[dict[str
 def unreadable(path: str | Path) -> str:
     """Message for a path that no table can store, else ""."""
     odd = any(unicodedata.category(letter) in UNREADABLE for letter in str(path))
-    return (
-        "name is not valid UTF-8 or has control characters, expected readable letters; rename it"
-        if odd
-        else ""
-    )
+    return "name is not valid UTF-8 or contains control characters; rename it" if odd else ""
 
 
 def read_name(stem: str, split: str) -> tuple[dict[str, str], str]:
@@ -366,9 +363,7 @@ def read_name(stem: str, split: str) -> tuple[dict[str, str], str]:
                 " section_NN_<source|target>_<train|test>_<normal|anomaly>_NNNN; rename it"
             )
         if by_section["split"] not in (None, split):
-            raise ValueError(
-                f"name says {by_section['split']} but the file lies in {split}; move or rename it"
-            )
+            raise ValueError(f"name says {by_section['split']} but the file is in {split}; move or rename it")
         section, domain, label, ending = by_section.group("section", "domain", "label", "ending")
     clip = {"section": section, "domain": domain or "unknown", "label": label or "unlabeled"}
     if split == "train" and clip["label"] != "normal":
@@ -403,7 +398,7 @@ def read_ending(ending: str, form: str) -> dict[str, str]:
         or not all(KEY.fullmatch(key) and value for key, value in pairs)
     ):
         raise ValueError(
-            f"name cannot be parsed: {ending!r} is no list of key_value pairs; give the clip a row in"
+            f"name cannot be parsed: {ending!r} is not a list of key_value pairs; add a row for the clip to"
             " attributes_00.csv"
         )
     return dict(pairs)
@@ -420,7 +415,7 @@ def _attribute_lists(folder: Path, problems: list) -> tuple[dict[str, dict[str, 
                 problems.append(
                     (
                         str(path),
-                        "attributes are read from lists named like attributes_00.csv; rename or remove it",
+                        "only files named like attributes_00.csv are read as attributes; rename or remove it",
                         False,
                     )
                 )
@@ -429,7 +424,7 @@ def _attribute_lists(folder: Path, problems: list) -> tuple[dict[str, dict[str, 
             first, others = rows.setdefault(stem, (where, attributes))
             if others != attributes:
                 what = (
-                    f"{first} and {where} say different attributes of {stem}; neither is used, correct the"
+                    f"{first} and {where} disagree about the attributes of {stem}; neither is used, fix the"
                     " list"
                 )
                 problems.append((str(path), what, False))
@@ -447,7 +442,7 @@ def _attribute_rows(path: Path, problems: list) -> Iterator[tuple[str, str, dict
         if not header or header[0].lower() != "file_name":
             raise ValueError("no header, expected file_name,d1p,d1v,... in the first line; add it")
         if len({cell for _, (_, *cells) in lines for cell in cells[::2]}) > MOST_KEYS:
-            raise ValueError(f"more than {MOST_KEYS} attributes, expected file_name,d1p,d1v,... with a few")
+            raise ValueError(f"more than {MOST_KEYS} attributes, expected a few: file_name,d1p,d1v,...")
     except (OSError, ValueError) as error:
         problems.append((str(path), f"{error}; attributes are read from the file names", False))
         return
@@ -457,8 +452,8 @@ def _attribute_rows(path: Path, problems: list) -> Iterator[tuple[str, str, dict
             continue
         if len(cells) % 2 and cells[-1]:
             what = (
-                f"{where} has {len(cells) + 1} cells, expected file_name and pairs of an attribute and its"
-                " value; it is not used, correct it"
+                f"{where} has {len(cells) + 1} cells, expected file_name and attribute, value pairs; the row"
+                " is ignored, fix it"
             )
             problems.append((str(path), what, False))
             continue

@@ -29,11 +29,12 @@ def read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(
-            f"{path.stat().st_size} bytes, expected a list of at most {MOST_BYTES}; replace or remove it"
+            f"{path.stat().st_size} bytes, expected a list of at most {MOST_BYTES} bytes; replace or remove"
+            " it"
         )
     rows = _rows(_text(path.read_bytes()))
     if not rows:
-        raise ValueError("empty, expected a header and a line for every recording")
+        raise ValueError("empty, expected a header and a row per recording")
     return rows[0][1], rows[1:]
 
 
@@ -64,12 +65,12 @@ def _rows(text: str) -> list[tuple[int, list[str]]]:
             if any(cell.strip() for cell in cells)
         ]
     except csv.Error as error:
-        raise ValueError(f"{error}, expected a table of short texts; correct it") from error
+        raise ValueError(f"{error}, expected a table of short strings; fix it") from error
     open_quote = next((number for number, cells in rows if any("\n" in cell for cell in cells)), None)
     if open_quote is not None:
         raise ValueError(
-            f"a quotation mark that begins before line {open_quote} is not closed on its line; correct or"
-            " remove it"
+            f"a quotation mark opened before line {open_quote} is not closed on the same line; fix or remove"
+            " it"
         )
     return rows[bool(named) :]
 
@@ -80,5 +81,5 @@ def _text(raw: bytes, errors: str = "strict") -> str:
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise ValueError("not in UTF-8, expected a text file in UTF-8; save it again in that encoding")
+        raise ValueError("not a valid UTF-8 text file; save it again as UTF-8")
     return re.sub(r"\r\n?", "\n", text)

@@ -124,8 +124,8 @@ def read(stem: str, folders: list[str], top: list[str]) -> dict[str, str]:
         every = set().union(*(found[-1:] if what == "split" else found))
         if len(every) > 1:
             raise ValueError(
-                f"says both {' and '.join(sorted(every))}, expected one; move or rename it, or list it in"
-                " a csv"
+                f"name matches both {' and '.join(sorted(every))}, expected one; move or rename it, or list"
+                " it in a csv"
             )
         said |= {what: every.pop()} if every else {}
     return said

@@ -107,7 +107,7 @@ class _Search:
                 else ""
             )
             raise errors.InputError(
-                f"no usable recording in {sources}, expected audio"
+                f"no usable recordings in {sources}, expected audio"
                 f" files{f'; {passed}' if passed else ''}{first}"
             )
         table = pd.DataFrame(list(self.rows.values())).drop(columns="strange", errors="ignore").fillna("")
@@ -117,17 +117,17 @@ class _Search:
                 (numbers[name], name or "no id", count) for name, count in Counter(table["section"]).items()
             )
             self.notes.append(
-                "sections, judged apart:"
+                "sections, evaluated separately:"
                 f" {', '.join(f'{number} is {name} ({count})' for number, name, count in counts)}"
             )
         table["section"] = table["section"].map(numbers)
-        told = ", ".join(
+        recognized = ", ".join(
             f"{name} = {says}" for name, says in self.names.items() if says and says != name.lower()
         )
-        strange = ", ".join(name for name, says in self.names.items() if not says)
+        unrecognized = ", ".join(name for name, says in self.names.items() if not says)
         notes = [
-            f"folder names read: {told}" if told else "",
-            f"folder names not understood: {strange}" if strange else "",
+            f"folder names recognized: {recognized}" if recognized else "",
+            f"folder names not recognized: {unrecognized}" if unrecognized else "",
             passed,
         ]
         return table, self.problems, [*self.notes, *filter(None, notes)]
@@ -157,11 +157,7 @@ class _Search:
                         ", ".join(f"{key.removeprefix('attr_')} {of.get(key, '')!r}" for key in differ)
                         for of in (facts, row)
                     )
-                    self._leave(
-                        facts["path"],
-                        f"{first} says {one} and {where} says {other}, expected one of them; correct the"
-                        " list",
-                    )
+                    self._leave(facts["path"], f"{first} says {one} but {where} says {other}; fix the list")
                     break
             else:
                 self.rows[real] = facts
@@ -210,7 +206,7 @@ class _Search:
                 if os.path.realpath(file) not in known:
                     self._leave(
                         file,
-                        f"not in {path.name}, which lists recordings beside it; add it there, or its folder"
+                        f"not in {path.name}, which lists recordings next to it; add it there, or its folder"
                         " to the sources",
                     )
 
@@ -224,14 +220,14 @@ class _Search:
         """
         old = self.rows.get(real)
         if real in self.torn:
-            raise ValueError("another of its names says something else of it; remove one")
+            raise ValueError("another link to the same file has different labels; remove one")
         if old is None or old["said"] == "nothing":
             self.rows[real] = row
         elif row["said"] != "nothing" and any(old[key] != row[key] for key in ("split", "label", "domain")):
             del self.rows[real]
             self.torn.add(real)
-            self._leave(old["path"], "another of its names says something else of it; remove one")
-            raise ValueError("another of its names says something else of it; remove one")
+            self._leave(old["path"], "another link to the same file has different labels; remove one")
+            raise ValueError("another link to the same file has different labels; remove one")
 
     def _challenge(self, source: Path) -> tuple[dict[str, dict], dict[str, str]]:
         """Rows by path in the challenge's layout, and reasons by rejected path.
@@ -260,8 +256,8 @@ class _Search:
         if wrong or path.suffix.lower() not in self.sounds:
             raise ValueError(
                 wrong
-                or f"a file {path.suffix or 'without an ending'} came, "
-                f"expected audio ({', '.join(SOUNDS[:6])}, ...); convert it, for example: ffmpeg -i"
+                or f"file type {path.suffix or 'without extension'} not supported, expected audio"
+                f" ({', '.join(SOUNDS[:6])}, ...); convert it, for example: ffmpeg -i"
                 f" {shlex.quote(path.name)} {shlex.quote(path.stem)}.wav"
             )
         full = path.absolute()
@@ -277,7 +273,8 @@ class _Search:
             for machine in machines
         ):
             raise ValueError(
-                "lies beside train and test of a machine in the challenge's layout, where no clips of it are"
+                "next to the train and test folders of a machine in the challenge layout, where no clips"
+                " are expected"
             )
         inner = (
             [name for name in path.relative_to(source).parts[:-1] if name not in self.accept]
@@ -295,8 +292,7 @@ class _Search:
             facts["split"] = challenge["split"]
             if any(said.get(what, facts[what]) != facts[what] for what in ("split", "label")):
                 raise ValueError(
-                    f"name says {facts['split']} {facts['label']}, its folders say something else; move or"
-                    " rename it"
+                    f"name says {facts['split']} {facts['label']} but its folders disagree; move or rename it"
                 )
             attributes = {f"attr_{key}": value for key, value in index.read_ending(ending, "pairs").items()}
             return (
@@ -337,13 +333,11 @@ class _Search:
             (path.name for real, (_, path) in self.listed.items() if folders.within(real, here)), ""
         )
         if governing:
-            why = (
-                f"not in {governing}, and neither its name nor its folder says what it is; add it to the list"
-            )
+            why = f"not in {governing}, and neither its name nor its folder gives a label; add it to the list"
         elif unread:
             why = (
-                f"nothing says what it is but perhaps {folders.shown(unread[0].name)}, which looks like a"
-                " list of labels; add that to the sources"
+                f"no label in its name or folder; {folders.shown(unread[0].name)} looks like a list of"
+                " labels, add it to the sources"
             )
         else:
             why = ""
@@ -355,8 +349,8 @@ class _Search:
             elif strange and spoken and row["split"] == "train":
                 given = " ".join(shlex.quote(name) for name in strange)
                 reason = (
-                    f"folder {', '.join(strange)} is not understood, expected a word such as normal or"
-                    " anomaly; rename it, list its recordings in a csv, or take them as normal by"
+                    f"folder name {', '.join(strange)} not recognized, expected a word such as normal or"
+                    " anomaly; rename it, list its recordings in a csv, or accept them as normal with"
                     f" --accept-folders {given}"
                 )
             else:
@@ -366,11 +360,11 @@ class _Search:
         read = len(mine & set(self.rows))
         if governing and read:
             self.notes.append(
-                f"{read} recordings in {source} are not in {governing}: read by their names and folders"
+                f"{read} recordings in {source} are not in {governing}: labeled by their names and folders"
             )
         if unread and not governing:
             self.notes.append(
-                f"{folders.shown(unread[0])} looks like a list of labels; it is not read, add it to the"
+                f"{folders.shown(unread[0])} looks like a list of labels but is not read; add it to the"
                 " sources"
             )
 
@@ -381,7 +375,7 @@ def _settled(said: dict[str, str]) -> dict[str, str]:
     label = said.get("label", "normal" if split == "train" else "unlabeled")
     if split == "train" and label == "anomaly":
         raise ValueError(
-            "an anomalous recording among the training ones, expected normal ones only; move it to"
+            "anomalous recording in the training set, expected normal recordings only; move it to"
             " test/anomaly"
         )
     how = "names" if {"label", "split"} & set(said) else "nothing"
@@ -403,39 +397,39 @@ def _list_rows(path: Path, problems: folders.Problems) -> Iterator[tuple[str, Pa
     except (OSError, ValueError) as error:
         what = getattr(error, "strerror", None) or error
         raise errors.InputError(
-            f"{path}: not readable as csv ({what}), expected a header with path and label"
+            f"{path}: cannot be read as csv ({what}), expected a header with path and label"
         ) from error
     names = [ALIKE.get(name.lower(), name.lower()) for name in header]
     names = [low if low in LIST_COLUMNS else name for low, name in zip(names, header)]
     if not {"path", "label"} <= set(names):
         raise errors.InputError(
-            f"{path}: columns {', '.join(header)} came, expected path and label, and where known split,"
-            " domain and attributes"
+            f"{path}: got columns {', '.join(header)}, expected path and label, optionally split, domain and"
+            " attributes"
         )
     twice = [name for place, name in enumerate(names) if name and name in names[:place]]
     if twice:
         raise errors.InputError(
-            f"{path}: two columns are called {twice[0]}, expected each name once; rename one of them"
+            f"{path}: duplicate column {twice[0]}, expected unique names; rename one of them"
         )
     for number, cells in lines:
         where, row = f"{path}:{number}", dict(zip(names, [*cells, *[""] * (len(names) - len(cells))]))
         if not row["path"]:
-            problems.append((where, "names no recording; fill or remove the line", True))
+            problems.append((where, "no recording given; complete or remove the row", True))
             continue
         if row.pop("", ""):
-            problems.append((str(path), "a column without a name is not read", False))
+            problems.append((str(path), "a column without a name is ignored", False))
         if len(cells) < len(names):
             problems.append(
                 (
                     where,
-                    f"{len(cells)} cells came, expected {len(names)}; what is missing is taken as not known",
+                    f"got {len(cells)} cells, expected {len(names)}; missing values are treated as unknown",
                     False,
                 )
             )
         for key in [
             key for key, value in row.items() if key not in ("path", "split") and value.lower() in UNKNOWN
         ]:
-            problems.append((where, f"{key} {row[key]!r} is taken as not known", False))
+            problems.append((where, f"{key} {row[key]!r} is treated as unknown", False))
             row[key] = ""
         file = Path(path.parent, row["path"])
         if not os.path.isfile(file):
@@ -443,8 +437,8 @@ def _list_rows(path: Path, problems: folders.Problems) -> Iterator[tuple[str, Pa
         try:
             if any(cells[len(names) :]):
                 raise ValueError(
-                    f"{path.name} has {len(cells)} cells for it, expected {len(names)}; quote a text that"
-                    " holds a separator"
+                    f"its row in {path.name} has {len(cells)} cells, expected {len(names)}; quote text that"
+                    " contains a separator"
                 )
             yield where, file, _list_facts(path, row, file)
         except ValueError as error:
@@ -456,7 +450,7 @@ def _list_facts(path: Path, row: dict[str, str], file: Path) -> dict[str, str]:
     """Facts of a list row.  raises : ValueError with the reason"""
     if not os.path.isfile(file):
         raise ValueError(
-            f"{path.name} lists it, but {folders.dangling(file) or 'there is no such file; correct the list'}"
+            f"listed in {path.name}, but {folders.dangling(file) or 'the file does not exist; fix the list'}"
         )
     if wrong := index.unreadable(file.absolute()):
         raise ValueError(wrong)

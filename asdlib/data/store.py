@@ -82,9 +82,9 @@ class Store:
             fits = size <= max(free - TRAINING_BYTES, SMALL * free)
             if not fits:
                 print(
-                    f"the recordings ({size / 1e9:.1f} GB) and {TRAINING_BYTES / 1e9:.0f} GB to train in do"
-                    f" not fit in the {free / 1e9:.1f} GB free on {device}; they stay on the"
-                    f" {self.samples.device} and batches are moved"
+                    f"the recordings ({size / 1e9:.1f} GB) plus {TRAINING_BYTES / 1e9:.0f} GB for training"
+                    f" do not fit in the {free / 1e9:.1f} GB free on {device}; keeping them on the"
+                    f" {self.samples.device} and moving batches"
                 )
             home = device if fits else self.samples.device
             moved = {name: getattr(self, name).to(home) for name in ("samples", "offset", "count")}
@@ -123,9 +123,8 @@ class Store:
         if length is None:
             found = self.count[rows].unique().tolist()
             if len(found) != 1:
-                came = " and ".join(map(str, found)) or "no"
                 raise errors.InputError(
-                    f"clips of {came} samples came, expected one length; give length to tile or crop them"
+                    f"clips have {found} samples, expected equal lengths; pass length to tile or crop them"
                 )
             length = int(found[0])
         batch = self.segments(rows, torch.full_like(rows, start), length)
@@ -141,7 +140,7 @@ class Store:
         for row, (clip, expected) in enumerate(self.every[["clip", "digest"]].to_numpy()):
             if sample_digest(self.int16(row)) != expected:
                 raise errors.InputError(
-                    f"{self.folder}: samples of {clip} are damaged; delete the folder to decode again"
+                    f"{self.folder}: samples of {clip} are corrupted; delete the folder to decode again"
                 )
 
 
@@ -194,19 +193,21 @@ def open_store(
             _build(table, problems, folder, Path(scratch), source, data, threads)
     except OSError as error:
         raise errors.InputError(
-            f"{folder}: decoded clips cannot be written ({reason(error)}); free space or choose another"
+            f"{folder}: cannot write decoded clips ({reason(error)}); free up disk space or choose another"
             " folder"
         ) from error
     store = _open(folder, source, data.sample_rate)
     if store is None:
-        raise errors.InputError(f"{folder}: another run changed the decoded clips meanwhile; start again")
+        raise errors.InputError(
+            f"{folder}: another run changed the decoded clips in the meantime; run the command again"
+        )
     return store
 
 
 def _none_usable(table: pd.DataFrame, problems: pd.DataFrame) -> str:
     worst = problems[problems["left_out"]].iloc[-1]
     return (
-        f"none of {len(table)} clips is usable, expected at least one; the last is {worst['path']}:"
+        f"none of {len(table)} clips is usable, expected at least one; the last one is {worst['path']}:"
         f" {worst['reason']}"
     )
 
@@ -479,8 +480,8 @@ def from_arrays(
     given = pd.DataFrame(index=range(len(waves))) if table is None else table.reset_index(drop=True)
     if not len(waves) or len(given) != len(waves):
         raise errors.InputError(
-            f"{len(waves)} waveforms and a table of {len(given)} rows came, expected one row per waveform, at"
-            " least one"
+            f"got {len(waves)} waveforms and a table of {len(given)} rows, expected one row per waveform and"
+            " at least one"
         )
     samples = [_as_int16(wave, f"waveform {i}", sample_rate, channel) for i, wave in enumerate(waves)]
     default = {"machine": "machine", "section": "00", "split": "train", "domain": "source"}
@@ -506,9 +507,7 @@ def _as_int16(wave: np.ndarray, name: str, rate: int, channel: int) -> np.ndarra
     x = np.asarray(wave)
     if x.ndim == 2 and x.shape[0] <= 64:
         if not 0 <= channel < x.shape[0]:
-            raise errors.InputError(
-                f"{name}: channel {channel} was asked for, it has channels 0 to {x.shape[0] - 1}"
-            )
+            raise errors.InputError(f"{name}: got channel {channel}, expected 0 to {x.shape[0] - 1}")
         x = x[channel]
     if x.ndim != 1:
         what = "; did you give (samples, channels)?" if x.ndim == 2 else ""
@@ -524,8 +523,8 @@ def _as_int16(wave: np.ndarray, name: str, rate: int, channel: int) -> np.ndarra
         return np.ascontiguousarray(x)
     if x.dtype.kind != "f" or not np.isfinite(x).all():
         raise errors.InputError(
-            f"{name}: {x.dtype} with NaN, infinite or other values, expected int16, or finite floats in"
-            " [-1, 1]"
+            f"{name}: {x.dtype} array with NaN, infinite or non-numeric values, expected int16, or finite"
+            " floats in [-1, 1]"
         )
     if np.abs(x).max(initial=0) > 1:
         raise errors.InputError(
@@ -557,7 +556,7 @@ def standardize(
     """
     schemas.waves(waves)
     if (mean is None) != (std is None):
-        raise errors.InputError("standardize: one of mean and std came, expected both or neither")
+        raise errors.InputError("standardize: got only one of mean and std, expected both or neither")
     if mean is None:
         std, mean = torch.std_mean(waves, dim=1, correction=0)
     mean, std = (
@@ -581,7 +580,7 @@ def machine_statistics(store: Store, rows: Sequence[int]) -> tuple[float, float]
         number += len(samples)
     if not number:
         raise errors.InputError(
-            "machine_statistics: no clip came, expected the rows of a machine's training clips"
+            "machine_statistics: no clips given, expected the rows of a machine's training clips"
         )
     return total / number / FULL_SCALE, math.sqrt(squares * number - total * total) / number / FULL_SCALE
 
@@ -635,7 +634,7 @@ def training_rows(clips: pd.DataFrame, machine: str) -> np.ndarray:
     rows = machine_rows(clips, machine, "train")
     if len(rows) == 0:
         raise errors.InputError(
-            f"machine {machine} has no usable training clip; add recordings or leave it out with --machines"
+            f"machine {machine} has no usable training clips; add recordings or exclude it with --machines"
         )
     return rows
 

@@ -52,19 +52,18 @@ class SyntheticSettings(Settings):
     """Synthetic machines, for studies without recordings."""
 
     machines: Many[str] = setting(
-        ("fan", "gearbox", "valve", "slider"),
-        "which of the modeled machines; NAME:KIND gives one another name",
+        ("fan", "gearbox", "valve", "slider"), "modeled machines to generate; NAME:KIND renames one"
     )
     train_source: int = setting(90, "normal training clips per machine, source domain", 0, 100000)
     train_target: int = setting(10, "normal training clips per machine, target domain", 0, 100000)
     test: int = setting(25, "test clips per machine, domain and label", 0, 100000)
-    seconds: float = setting(10.0, "s, length of a clip", 1.0, 600.0)
+    seconds: float = setting(10.0, "clip length in s", 1.0, 600.0)
     severity: Many[Annotated[float, Field(ge=0.0, le=10.0)]] = setting(
         (1.0,),
-        "fault severity, 0 inaudible, 1 as hard as recorded machines, 3 blatant; several: spread over the"
-        " anomalies",
+        "fault severity: 0 inaudible, 1 as hard as recorded machines, 3 obvious; several: distributed over"
+        " the anomalies",
     )
-    seed: int = setting(0, "seed of the machines", 0, 2**31 - 1)
+    seed: int = setting(0, "random seed", 0, 2**31 - 1)
 
     @field_validator("machines")
     @classmethod
@@ -77,7 +76,7 @@ class SyntheticSettings(Settings):
     def _some(cls, severity: tuple[float, ...]) -> tuple[float, ...]:
         if not severity:
             raise errors.InputError(
-                "setting synthetic.severity: no value came, expected at least one, for example 1.0"
+                "setting synthetic.severity: no values given, expected at least one, for example 1.0"
             )
         return severity
 
@@ -181,12 +180,11 @@ def _machines(entries: tuple[str, ...]) -> dict[str, str]:
             )
         if name in found:
             raise errors.InputError(
-                f"machine {name!r} was asked for twice, expected each name once; give one of them another"
-                " name"
+                f"duplicate machine name {name!r}, expected unique names; rename one of them"
             )
         found[name] = kind
     if not found:
-        raise errors.InputError(f"no machine was asked for, expected some of {', '.join(MACHINES)}")
+        raise errors.InputError(f"no machines given, expected some of {', '.join(MACHINES)}")
     return found
 
 
@@ -268,8 +266,8 @@ def write_tree(out: Path, settings: SyntheticSettings, sample_rate: int = 16000)
     machines, out = _machines(settings.machines), Path(out).absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise errors.InputError(
-            f"{out}: already there and not an empty folder, expected a new one; remove it or choose another"
-            " name"
+            f"{out}: already exists and is not an empty folder, expected a new one; remove it or choose"
+            " another name"
         )
     part = out.with_name(f".{out.name}.part{os.getpid()}")
     try:
@@ -279,7 +277,8 @@ def write_tree(out: Path, settings: SyntheticSettings, sample_rate: int = 16000)
         part.rename(out)
     except OSError as error:
         raise errors.InputError(
-            f"{out}: not written ({error.strerror or error}); make room or choose a folder you may write to"
+            f"{out}: cannot be written ({error.strerror or error}); free up disk space or choose a writable"
+            " folder"
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -231,8 +231,8 @@ def same_segments(front: SegmentFeatures) -> str:
     if s.segments == 1 or front.store.clips["samples"].max() > front.length:
         return ""
     return (
-        f"no clip is longer than a segment ({s.segment_s:g} s): its {s.segments} segments are one and the"
-        " same, and one of them is used"
+        f"no clip is longer than a segment ({s.segment_s:g} s): its {s.segments} segments are identical, so"
+        " only one is used"
     )
 
 
@@ -373,16 +373,16 @@ def check_machines(table: pd.DataFrame, rows: np.ndarray, others: np.ndarray) ->
     machine = table["machine"].iloc[rows].unique()
     if len(machine) != 1:
         raise errors.InputError(
-            f"oevae: training clips of {', '.join(machine)} came, expected those of one machine; train one"
-            " model per machine"
+            f"oevae: got training clips of {', '.join(machine)}, expected a single machine; train one model"
+            " per machine"
         )
     if len(others) == 0:
         raise errors.InputError(
             f"oevae: {machine[0]} is the only machine with training clips, expected others as"
-            " pseudo-anomalies; add recordings of other machines, or leave oevae out of systems"
+            " pseudo-anomalies; add recordings of other machines, or remove oevae from systems"
         )
     if (table["machine"].iloc[others] == machine[0]).any() or (table["label"].iloc[others] != "normal").any():
         raise errors.InputError(
-            f"oevae: others hold clips of {machine[0]} or clips that are not normal; take"
+            f"oevae: others contains clips of {machine[0]} or clips that are not normal; use"
             f" clips.train(without={machine[0]!r})"
         )

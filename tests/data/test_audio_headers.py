@@ -34,7 +34,7 @@ SIZES = {
     "AUL": (b"dns.", 8, "<I", 0),
 }
 PIPES = (0, 0x7F000000, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF - 100, 0xFFFFFFFF)
-OPEN = "its header leaves the length open, it was read to the end of the file"
+OPEN = "the header does not state the length, read to the end of the file"
 
 
 def whole(name: str, subtype: str = "PCM_16") -> bytes:
@@ -84,8 +84,7 @@ def test_a_torn_file_is_refused_with_both_numbers(tmp_path, name):
     path.write_bytes(raw[: len(raw) - 20001])
     refused = decode.decode(path, DataSettings()).refused
     assert (
-        refused
-        == f"truncated, {BYTES - 20001} of {BYTES} bytes of audio are there; copy or download it again"
+        refused == f"truncated, {BYTES - 20001} of {BYTES} bytes of audio present; copy or download it again"
     )
     with pytest.raises(ValueError, match="truncated, 11999 of 32000 bytes"):
         decode.shape(path)
@@ -96,12 +95,11 @@ def test_a_header_that_names_too_little_is_told(tmp_path, name):
     samples, remark = heard(tmp_path / "x", naming(name, 20000 + SIZES[name][3]))
     assert np.array_equal(samples, SOUND[:10000])
     assert (
-        remark
-        == "its header names 20000 bytes of audio, 12000 more behind them are not used; repair the header if"
-        " they are sound"
+        remark == "the header states 20000 bytes of audio, ignored 12000 bytes after them; repair the header"
+        " if these are audio"
     )
     samples, remark = heard(tmp_path / "x", whole(name) + b"\xde\xad\xbe\xef" * 100)
-    assert np.array_equal(samples, SOUND) and "names 32000 bytes of audio, 400 more" in remark
+    assert np.array_equal(samples, SOUND) and "states 32000 bytes of audio, ignored 400 bytes" in remark
 
 
 @pytest.mark.parametrize(
@@ -124,7 +122,7 @@ def test_nist_counts_samples(tmp_path):
     raw = whole("NIST")
     for said, frames, words in (
         (b"0    ", RATE, OPEN),
-        (b"10000", 10000, "names 20000 bytes of audio, 12000 more"),
+        (b"10000", 10000, "states 20000 bytes of audio, ignored 12000 bytes"),
     ):
         samples, remark = heard(
             tmp_path / "x", raw.replace(b"sample_count -i 16000", b"sample_count -i " + said)
@@ -155,12 +153,12 @@ def test_ogg_ends_with_its_last_page(tmp_path, subtype):
     raw = whole("OGG", subtype)
     assert heard(tmp_path / "x", raw)[1] == ""
     for cut in (raw[:-1], raw[: len(raw) // 2], raw[: raw.rindex(b"OggS") + 20]):
-        with pytest.raises(ValueError, match="truncated, its last page is not whole"):
+        with pytest.raises(ValueError, match="truncated, the last page is incomplete"):
             heard(tmp_path / "x", cut)
-    assert heard(tmp_path / "x", raw + b"junk")[1] == "4 bytes behind its last page are not used"
+    assert heard(tmp_path / "x", raw + b"junk")[1] == "ignored 4 bytes after the last page"
     if subtype == "VORBIS":
         samples, remark = heard(tmp_path / "x", raw[: raw.rindex(b"OggS")])
-        assert len(samples) > 8000 and remark.startswith("the mark of its end is missing")
+        assert len(samples) > 8000 and remark.startswith("no end-of-stream page")
 
 
 @pytest.fixture
@@ -195,7 +193,7 @@ def test_audio_beyond_4_gib_is_all_there(beyond, behind):
     found = decode.decode(path, DataSettings(channel=5), (frames - RATE, RATE))
     np.testing.assert_array_equal(found.samples, last[:, 5])
     first = decode.decode(path, DataSettings(channel=5), (0, RATE))
-    told = "its header counts only to 4 GiB and names 5120000 bytes of audio, all 4300087296 were read"
+    told = "the header is limited to 4 GiB and states 5120000 bytes of audio, read all 4300087296"
     assert first.remarks == (told, "silent (-120 dB re full scale)") and found.remarks == ()
     refused = decode.decode(path, DataSettings()).refused
     assert refused.startswith(
@@ -233,6 +231,6 @@ def test_an_import_reads_what_a_recorder_without_power_left(tmp_path):
     told = {Path(row.path).name: row.reason for row in done.problems.itertuples()}
     assert told["a.wav"].startswith(OPEN) and told["b.aiff"].startswith("truncated, 28000 of 32000 bytes")
     assert told["c.wav"].startswith(
-        "too short: 0.5 s, expected at least 1 s (its header names 16000 bytes of audio, 16000 more behind"
-        " them"
+        "too short: 0.5 s, expected at least 1 s (the header states 16000 bytes of audio, ignored 16000"
+        " bytes after them"
     )

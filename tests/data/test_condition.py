@@ -114,9 +114,9 @@ def test_refusals():
         condition.condition(rows, **SETTINGS | {"machine": "n"})
     with pytest.raises(errors.InputError, match=r"unknown attribute key 'velo'; did you mean vel?"):
         condition.condition(rows, **SETTINGS | {"choice": "velo"})
-    with pytest.raises(errors.InputError, match="missing came as 'nought', expected power or zero"):
+    with pytest.raises(errors.InputError, match="got missing = 'nought', expected 'power' or 'zero'"):
         condition.condition(rows, **SETTINGS | {"missing": "nought"})
-    with pytest.raises(errors.InputError, match="no level_db came, expected the table of the audio store"):
+    with pytest.raises(errors.InputError, match="no column level_db, expected the table of the audio store"):
         condition.condition(table({"id": ["1"] * 4}), **SETTINGS)
-    with pytest.raises(errors.InputError, match="no training clip of m came"):
+    with pytest.raises(errors.InputError, match="no training clips of m given"):
         condition.condition(table({"id": ["1"]}).assign(split="test"), **SETTINGS)

@@ -79,7 +79,10 @@ def test_a_channel_is_chosen(tmp_path):
 
 def broken(folder: Path) -> dict[str, Path]:
     """One file of each kind that must be left out, named by words its problem must say."""
-    files = {"empty file": folder / "zero.wav", "empty, no sample": write(folder / "none.wav", np.zeros(0))}
+    files = {
+        "empty file": folder / "zero.wav",
+        "empty, no audio sample": write(folder / "none.wav", np.zeros(0)),
+    }
     files["empty file"].write_bytes(b"")
     files["too short: 0.1 s, expected at least 0.15 s"] = write(folder / "short.wav", np.ones(1600))
     whole = write(folder / "whole.wav", noise()).read_bytes()
@@ -146,7 +149,7 @@ def test_a_channel_without_sound_is_told_and_another_named(tmp_path):
     ):
         path = write(tmp_path / "a.wav", np.stack([dead, quiet, live], axis=1))
         told = (
-            f"channel 0 is {words}, channel 2 is not (-20 dB): choose it by data.channel = 2 (asd import:"
+            f"channel 0 is {words}, channel 2 is not (-20 dB): select it with data.channel = 2 (asd import:"
             " --channel 2)"
         )
         assert decode.decode(path, DataSettings()).remarks == (told,)
@@ -205,7 +208,7 @@ def test_inspect(tmp_path, threads):
     same = found[found["reason"].str.startswith("same audio")]
     other = "fan/test/section_00_source_test_normal_0000.wav"
     assert same["reason"].tolist() == [
-        f"same audio as {other}, one in training and one in the test; both are used, remove one"
+        f"same audio as {other} (one in train, one in test); both are used, remove one"
     ]
     assert same["path"].tolist()[0].endswith("train_normal_0001.wav")
     again, _ = decode.inspect(

@@ -260,13 +260,13 @@ LOOP = f"/api/records/{DEV}/files/dev_valve.zip/content"
 @pytest.mark.parametrize(
     "what, value, words",
     [
-        ("status", 503, "the server answers 503"),
-        ("status", 404, "the server answers 404; is the address right"),
-        ("drop", 0, "no answer .*; give the same command again later"),
-        ("garbage", None, r"no answer \(.*not http at all"),
-        ("corrupt", None, r"what came is not what the record says \(md5:"),
-        ("redirect", "file:///etc/passwd", "no answer"),
-        ("redirect", LOOP, "the server answers 302"),
+        ("status", 503, "server returned 503"),
+        ("status", 404, "server returned 404; is the URL correct"),
+        ("drop", 0, "no response .*; run the same command again later"),
+        ("garbage", None, r"no response \(.*not http at all"),
+        ("corrupt", None, r"downloaded file does not match the record's checksum \(md5:"),
+        ("redirect", "file:///etc/passwd", "no response"),
+        ("redirect", LOOP, "server returned 302"),
     ],
 )
 def test_what_does_not_pass_is_refused_in_words_and_leaves_no_file(server, run, what, value, words):
@@ -282,13 +282,13 @@ def test_what_does_not_pass_is_refused_in_words_and_leaves_no_file(server, run, 
 def test_no_server_at_all_is_said(server, run):
     server.shutdown()
     server.server_close()
-    with pytest.raises(errors.InputError, match=r"no answer \(Connection refused\); give the same"):
+    with pytest.raises(errors.InputError, match=r"no response \(Connection refused\); run the same"):
         run()
 
 
 @pytest.mark.parametrize("mirror", ["file:///etc", "zenodo.org", "http://", "http://x/?a", "http://ä"])
 def test_an_address_that_is_none_is_refused(tmp_path, mirror):
-    with pytest.raises(errors.InputError, match=r"expected an address like https://zenodo\.org"):
+    with pytest.raises(errors.InputError, match=r"expected a URL like https://zenodo\.org"):
         download.download("dcase2024", tmp_path, mirror=mirror)
 
 
@@ -302,13 +302,13 @@ def entry(key="dev_fan.zip", size=10, checksum="md5:" + "0" * 32):
 @pytest.mark.parametrize(
     "listed, words",
     [
-        (b"<html>captive portal</html>", "no list of archives with key, size and md5"),
-        (b"[" * 100000, "no list of archives"),
-        ({"files": 3}, "no list of archives"),
-        ({"files": [{"key": "dev_fan.zip"}]}, "no list of archives"),
-        ({"files": []}, "none of its 0 files is called dev_<machine>.zip"),
-        (entry(size=0), "dev_fan.zip of 0 bytes"),
-        (entry(checksum="md5:zz"), "with the checksum 'md5:zz'"),
+        (b"<html>captive portal</html>", "not a list of archives with key, size and md5"),
+        (b"[" * 100000, "not a list of archives"),
+        ({"files": 3}, "not a list of archives"),
+        ({"files": [{"key": "dev_fan.zip"}]}, "not a list of archives"),
+        ({"files": []}, "none of its 0 files is named like dev_<machine>.zip"),
+        (entry(size=0), "dev_fan.zip with size 0"),
+        (entry(checksum="md5:zz"), "and checksum 'md5:zz'"),
         (entry(key="../../dev_fan.zip"), "none of its 1 files"),
     ],
 )
@@ -326,7 +326,7 @@ def test_too_little_space_and_a_full_disk_are_said_and_the_next_call_goes_on(run
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as context, pytest.raises(errors.InputError, match="GB are needed, 0"):
+    with monkeypatch.context() as context, pytest.raises(errors.InputError, match="GB, only 0"):
         context.setattr(download.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=10**4))
         run(machines=("fan",))
     with monkeypatch.context() as context, pytest.raises(errors.InputError, match="No space left on device"):
@@ -341,7 +341,7 @@ def test_two_downloads_at_once_and_a_file_for_a_folder_are_refused(run, tmp_path
     (run.root / ".download").mkdir(parents=True)
     with open(run.root / ".download/.lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        with pytest.raises(errors.InputError, match="another download is at work"):
+        with pytest.raises(errors.InputError, match="another download is in progress"):
             run()
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.InputError, match=r"Not a directory|File exists"):
@@ -367,22 +367,26 @@ def written(path: Path, *entries: tuple[zipfile.ZipInfo, bytes]) -> Path:
 @pytest.mark.parametrize(
     "info, content, words",
     [
-        (entry_of("../../x.wav"), b"x", "leads out of its folder"),
-        (entry_of("/etc/x.wav"), b"x", "leads out of its folder"),
-        (entry_of("fan\\..\\x.wav"), b"x", "leads out of its folder"),
-        (entry_of("fan/\x1b[31m.wav"), b"x", "has no plain name"),
-        (entry_of("fan/" + "a" * 256), b"x", "has no plain name"),
+        (entry_of("../../x.wav"), b"x", "points outside its folder"),
+        (entry_of("/etc/x.wav"), b"x", "points outside its folder"),
+        (entry_of("fan\\..\\x.wav"), b"x", "points outside its folder"),
+        (entry_of("fan/\x1b[31m.wav"), b"x", "has an unsafe name"),
+        (entry_of("fan/" + "a" * 256), b"x", "has an unsafe name"),
         (entry_of("fan/train", stat.S_IFLNK | 0o777), b"/etc", "is a link or a device"),
         (entry_of("fan/x.wav", method=zipfile.ZIP_LZMA), b"x", "is encrypted or not deflated"),
-        (entry_of("fan/x.wav", method=zipfile.ZIP_DEFLATED), bytes(2**27), "that claim 134217.* are no"),
-        (entry_of("fan/.hidden"), b"x", "in 0 files are no recordings"),
+        (
+            entry_of("fan/x.wav", method=zipfile.ZIP_DEFLATED),
+            bytes(2**27),
+            "that would unpack to 134217.* not plausible",
+        ),
+        (entry_of("fan/.hidden"), b"x", "in 0 files, not plausible for recordings"),
     ],
 )
 def test_an_archive_that_is_not_trusted_writes_nothing(tmp_path, info, content, words):
     path = written(tmp_path / "a.zip", (entry_of("fan/train/good.wav"), b"x"), (info, content))
     if "0 files" in words:
         written(path, (info, content))
-    with pytest.raises(errors.InputError, match=rf"a\.zip: not unpacked.*{words}"):
+    with pytest.raises(errors.InputError, match=rf"a\.zip: cannot be unpacked.*{words}"):
         download.unpack(path, tmp_path / "in/out", "fan")
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
@@ -396,7 +400,7 @@ def test_encrypted_and_damaged_archives_are_refused(tmp_path):
     damaged = whole.replace(body[:300], bytes(300))
     for content, words in ((locked, "is encrypted"), (damaged, "CRC"), (whole[:-30], "not a zip file")):
         (tmp_path / "a.zip").write_bytes(content)
-        with pytest.raises(errors.InputError, match=f"not unpacked.*{words}"):
+        with pytest.raises(errors.InputError, match=f"cannot be unpacked.*{words}"):
             download.unpack(tmp_path / "a.zip", tmp_path / "out", "fan")
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "a.zip"]
 
@@ -404,7 +408,9 @@ def test_encrypted_and_damaged_archives_are_refused(tmp_path):
 def test_a_hostile_archive_from_a_server_leaves_no_file_and_names_itself(server, run, tmp_path):
     bad = written(tmp_path / "a.zip", (entry_of("fan/../../../../x.wav"), b"x"))
     server.records[DEV] = {"dev_fan.zip": bad.read_bytes()}
-    with pytest.raises(errors.InputError, match=r"dev_fan\.zip: not unpacked.*leads out of its folder"):
+    with pytest.raises(
+        errors.InputError, match=r"dev_fan\.zip: cannot be unpacked.*points outside its folder"
+    ):
         run()
     assert run.files() == {} and not list(tmp_path.rglob("x.wav"))
 
@@ -432,21 +438,33 @@ def test_true_names_are_given_and_the_missing_word_is_put_in(run, tmp_path):
     test = index.index([folder.parent])[0].query("split == 'test'")
     assert list(test["label"]) == ["normal", "anomaly"] and list(test["attr_weight"]) == ["15", "35"]
     next((folder / "test_rename").iterdir()).unlink()
-    with pytest.raises(errors.InputError, match="holds other names than"):
+    with pytest.raises(errors.InputError, match="file names differ from those in"):
         run(parts=("additional", "eval"), truth=truth)
 
 
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("RoboticArm\nsection_00_0000.wav,../../../x.wav\n", "is no machine and no NAME.wav,TRUE_NAME.wav"),
-        ("section_00_0000.wav,section_00_source_test_normal_0035.wav\n", "is no machine"),
-        ("RoboticArm\nsection_00_0000.wav,section_00_source_test_normal_0035.wav\n", "not one true name per"),
-        (TRUTH + "section_00_0001.wav,section_00_source_normal_0035_weight15_BckgF.wav\n", "not one true"),
-        ("RoboticArm\nsection_00_0000.wav,section_00_source_test_normal_0035_\0.wav\n", "is no machine|NUL"),
-        ("fan\n", "no evaluation clip of a machine in"),
-        ("\udcff", "no list of true names"),
-        (f"RoboticArm\na.wav,section_00_source_test_normal_0035_{'a' * 300}.wav\n", "is no machine"),
+        (
+            "RoboticArm\nsection_00_0000.wav,../../../x.wav\n",
+            "is neither a machine nor NAME.wav,TRUE_NAME.wav",
+        ),
+        ("section_00_0000.wav,section_00_source_test_normal_0035.wav\n", "is neither a machine"),
+        (
+            "RoboticArm\nsection_00_0000.wav,section_00_source_test_normal_0035.wav\n",
+            "expected exactly one true name per",
+        ),
+        (
+            TRUTH + "section_00_0001.wav,section_00_source_normal_0035_weight15_BckgF.wav\n",
+            "expected exactly one true",
+        ),
+        (
+            "RoboticArm\nsection_00_0000.wav,section_00_source_test_normal_0035_\0.wav\n",
+            "is neither a machine|NUL",
+        ),
+        ("fan\n", "no evaluation clips of the machines in"),
+        ("\udcff", "not a list of true names"),
+        (f"RoboticArm\na.wav,section_00_source_test_normal_0035_{'a' * 300}.wav\n", "is neither a machine"),
     ],
 )
 def test_a_list_of_names_that_is_none_is_refused(run, tmp_path, text, words):

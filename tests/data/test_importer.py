@@ -136,7 +136,7 @@ def test_loose_recordings_are_read_by_their_words_and_the_silent_ones_are_told(t
             "car_9.wav": ["train", "normal", "nothing"],
         }.items()
     }
-    assert "nothing says what 1 of them are" in done.text() and "car_9.wav" in done.text()
+    assert "1 recordings have no label or split" in done.text() and "car_9.wav" in done.text()
 
 
 def test_long_recordings_are_cut_and_no_sample_stands_twice(tmp_path):
@@ -156,7 +156,7 @@ def test_long_recordings_are_cut_and_no_sample_stands_twice(tmp_path):
     np.testing.assert_array_equal(joined, soundfile.read(tmp_path / "normal" / "long.wav", dtype="int16")[0])
     again = importer.import_machine([tmp_path / "normal"], tmp_path / "root", "m2", clip_seconds=10.0)
     assert again.clips["seconds"].tolist() == [10.0, 2.0]  # a rest of a tenth is not
-    assert "clips cut from one recording resemble each other" in done.text()
+    assert "clips cut from the same recording are similar" in done.text()
 
 
 @pytest.mark.parametrize("ending", ["wav", "flac"])
@@ -209,7 +209,7 @@ def test_what_cannot_be_used_is_left_out_and_told(pump, tmp_path):
         "truncated" in gone["normal/torn.wav"] and "0.5 s, expected at least 1 s" in gone["normal/blink.wav"]
     )
     assert (
-        "says both anomaly and normal" in gone["normal/anomaly/odd.wav"]
+        "matches both anomaly and normal" in gone["normal/anomaly/odd.wav"]
         and "among the training ones" in gone["train/anomaly/odd.wav"]
     )
     assert done.problems[~done.problems["left_out"]]["reason"].str.startswith("silent").tolist() == [True]
@@ -227,12 +227,13 @@ def test_nothing_is_overwritten_and_a_failed_import_leaves_nothing(pump, tmp_pat
     sound(root / "other" / "train" / "section_00_source_train_normal_0000.wav")
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     with pytest.raises(
-        errors.InputError, match="other exists and is never overwritten; give another --machine or --root"
+        errors.InputError,
+        match="other already exists and is not overwritten; choose another --machine or --root",
     ):
         importer.import_machine([pump], root, "other")
     with pytest.raises(
         errors.InputError,
-        match=r"no normal training recording in .*, expected some in a folder normal or train",
+        match=r"no normal training recordings in .*, expected some in a folder named normal or train",
     ):
         importer.import_machine([pump / "test"], root, "test_only")
     assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*")}
@@ -241,10 +242,10 @@ def test_nothing_is_overwritten_and_a_failed_import_leaves_nothing(pump, tmp_pat
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("file,label\na.wav,normal\n", "list.csv: columns file, label came, expected path and label"),
+        ("file,label\na.wav,normal\n", "list.csv: got columns file, label, expected path and label"),
         ("path,label\na.wav,perhaps\n", "says label 'perhaps', expected normal, anomaly or nothing"),
-        ("path,label\nb.wav,normal\n", "list.csv lists it, but there is no such file"),
-        ("path,label,split\na.wav,anomaly,train\n", "an anomalous recording among the training ones"),
+        ("path,label\nb.wav,normal\n", "listed in list.csv, but the file does not exist"),
+        ("path,label,split\na.wav,anomaly,train\n", "anomalous recording in the training set"),
         (
             "path,label,motor speed\na.wav,normal,3\n",
             "attribute 'motor speed': expected a name of letters, digits and -",
@@ -264,12 +265,12 @@ def test_a_wrong_list_is_refused_in_words(text, words, tmp_path):
     [
         (["{tmp}/nowhere", "--machine", "m"], "nowhere: no such file or folder"),
         (["{pump}", "--machine", "a/b"], "machine name 'a/b': expected letters, digits, - and _"),
-        (["{pump}", "--machine", "test"], "not all or the name of a split"),
+        (["{pump}", "--machine", "test"], "other than all and the split names"),
         (
             ["{pump}", "--machine", "m", "--clip-seconds", "0.2"],
             "--clip-seconds 0.2: expected 1 to 2000 s, or 0 not to cut",
         ),
-        (["{tmp}/empty", "--machine", "m"], "no usable recording in"),
+        (["{tmp}/empty", "--machine", "m"], "no usable recordings in"),
     ],
 )
 def test_the_command_refuses_in_one_sentence(words, sentence, pump, tmp_path, capsys):
@@ -327,16 +328,16 @@ def test_new_days_are_added_to_a_machine(tmp_path):
     ]
     assert before == {path: path.stat().st_mtime_ns for path in before}
     left_out = second.problems.set_index("path")["reason"]
-    assert "its audio is in it already" in left_out[str(tmp_path / "day2" / "normal" / "again.wav")]
-    assert "its audio was taken out of it" in left_out[str(tmp_path / "day2" / "normal" / "out.wav")]
+    assert "its audio is already in it" in left_out[str(tmp_path / "day2" / "normal" / "again.wav")]
+    assert "its audio was removed from it" in left_out[str(tmp_path / "day2" / "normal" / "out.wav")]
     told = second.text()
-    assert "pump: added 3 clips, 4 s, to 2 that it has" in told
-    assert "1 clips of earlier imports are gone" in told
+    assert "pump: added 3 clips, 4 s, to 2 existing ones" in told
+    assert "1 clips of earlier imports were deleted" in told
     table, problems = read(second.folder)
     assert len(table) == 5 and not problems["left_out"].any()
     assert sorted(table["attr_load"]) == ["", "", "", "3", "3"]
     third = importer.import_machine([tmp_path / "day1", tmp_path / "day2"], tmp_path / "root", "pump")
-    assert len(third.clips) == 0 and "are gone" not in third.text() and len(read(third.folder)[0]) == 5
+    assert len(third.clips) == 0 and "were deleted" not in third.text() and len(read(third.folder)[0]) == 5
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -375,7 +376,7 @@ def test_a_machine_is_added_to_at_its_rate_and_by_its_own_list(tmp_path):
     source = sound(tmp_path / "in" / "normal" / "a.wav").parents[1]
     done = importer.import_machine([source], tmp_path / "root", "pump")
     with pytest.raises(
-        errors.InputError, match="pump has clips at 16000 Hz, --rate 8000 came; give --rate 16000"
+        errors.InputError, match="pump has clips at 16000 Hz, got --rate 8000; use --rate 16000"
     ):
         importer.import_machine([source], tmp_path / "root", "pump", rate=8000)
     path = done.folder / "imported.csv"
@@ -383,7 +384,7 @@ def test_a_machine_is_added_to_at_its_rate_and_by_its_own_list(tmp_path):
     assert len(importer.import_machine([source], tmp_path / "root", "pump").clips) == 0
     path.write_text("file,source,start_s,seconds,made\na,b\n")
     with pytest.raises(
-        errors.InputError, match=r"imported\.csv or its first clip is not as asd import wrote it"
+        errors.InputError, match=r"imported\.csv or its first clip was changed since asd import wrote it"
     ):
         importer.import_machine([source], tmp_path / "root", "pump")
 
@@ -418,10 +419,7 @@ def test_what_ffmpeg_reads_is_converted_where_it_is_installed_and_else_said(tmp_
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     done = importer.import_machine([tmp_path / "in"], tmp_path / "root", "without")
     assert len(done.clips) == 1
-    assert (
-        "1 .m4a passed over; .m4a cannot be read here" in done.text()
-        and "ffmpeg -i x.m4a x.wav" in done.text()
-    )
+    assert "1 .m4a skipped; .m4a not supported" in done.text() and "ffmpeg -i x.m4a x.wav" in done.text()
     ffmpeg = tmp_path / "bin" / "ffmpeg"  # in its place: what comes as the last word is written
     ffmpeg.parent.mkdir()
     ffmpeg.write_text(f"#!/bin/sh\nfor out; do :; done\n/bin/cp '{source}' \"$out\"\n")

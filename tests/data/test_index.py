@@ -210,7 +210,7 @@ def test_2020_and_2021_and_2022_layouts(tmp_path):
 def test_names_that_cannot_stand(tmp_path):
     bad = {
         "fan/train/whatever.wav": "cannot be parsed",
-        "fan/train/section_00_source_test_normal_0000_n_A.wav": "name says test but the file lies in train",
+        "fan/train/section_00_source_test_normal_0000_n_A.wav": "name says test but the file is in train",
         "fan/train/section_00_source_train_anomaly_0000_n_A.wav": "anomaly clip in the train folder",
         "fan/train/section_00_0000.wav": "unlabeled clip in the train folder",
         "fan/test/section_00_normal_0000.wav": "cannot be parsed",
@@ -247,7 +247,7 @@ def test_csv_rows_without_a_file_and_the_reverse(tmp_path):
         str(tmp_path / names[1]),
         str(tmp_path / "fan/train" / NORMAL.format(7, "_n_A")),
     ]
-    assert "no row" in problems["reason"][0] and "no such file" in problems["reason"][1]
+    assert "no row" in problems["reason"][0] and "the file does not exist" in problems["reason"][1]
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_lists_of_attributes_of_other_names_are_told(tmp_path, name):
     table, problems = index.index([make(tmp_path, [clip], f"file_name,d1p,d1v\n{clip},vel,9\n", name)])
     assert (
         problems["path"].tolist() == [str(tmp_path / "fan" / name)]
-        and "named like attributes_00.csv; rename" in problems["reason"][0]
+        and "only files named like attributes_00.csv are read" in problems["reason"][0]
     )
     assert table["attr_vel"].tolist() == ["1"]
 
@@ -317,7 +317,7 @@ def test_an_empty_list_of_attributes_is_a_sentence(tmp_path):
     clip = f"fan/train/{NORMAL.format(0, '_vel_1')}"
     _, problems = index.index([make(tmp_path, [clip], "")])
     assert problems["reason"].tolist() == [
-        "empty, expected a header and a line for every recording; attributes are read from the file names"
+        "empty, expected a header and a row per recording; attributes are read from the file names"
     ]
 
 
@@ -329,7 +329,7 @@ def test_rows_that_disagree_are_told_with_their_lines_and_not_used(tmp_path, sec
         file.write(f"{'file_name,d1p,d1v' if second[-5] == '1' else ''}\n{names[0]},vel,8\n")
     table, problems = index.index([tmp_path])
     line = (
-        f"attributes_00.csv:2 and {second}:{2 if second[-5] == '1' else 6} say different attributes of"
+        f"attributes_00.csv:2 and {second}:{2 if second[-5] == '1' else 6} disagree about the attributes of"
         f" {Path(names[0]).stem}"
     )
     assert problems["reason"].str.startswith(line).sum() == 1 and table["attr_vel"].tolist() == ["1", "5"]
@@ -349,7 +349,7 @@ def test_a_row_with_a_cell_too_few_invents_nothing(tmp_path):
     assert table["attr_vel"].tolist() == ["4", ""] and table["attr_load"].tolist() == ["1", ""]
     assert (
         problems["reason"]
-        .str.startswith("attributes_00.csv:3 has 4 cells, expected file_name and pairs")
+        .str.startswith("attributes_00.csv:3 has 4 cells, expected file_name and attribute, value pairs")
         .sum()
         == 1
     )
@@ -364,8 +364,8 @@ def test_a_test_of_one_label_is_a_problem_at_planning(tmp_path):
     names += [f"saw/test/section_01_source_test_{label}_0000.wav" for label in ("normal", "anomaly")]
     _, problems = index.index([make(tmp_path, names)])
     assert problems["reason"].tolist() == [
-        "every test clip of fan is anomalous (2): there will be no AUC of it, add normal ones to its test",
-        "every test clip of pump is normal (1): there will be no AUC of it, add anomalous ones to its test",
+        "every test clip of fan is anomalous (2): its AUC is undefined, add normal test clips",
+        "every test clip of pump is normal (1): its AUC is undefined, add anomalous test clips",
     ]
     assert not problems["left_out"].any()
     (tmp_path / "saw/test/section_00_0001.wav").unlink()
@@ -374,14 +374,14 @@ def test_a_test_of_one_label_is_a_problem_at_planning(tmp_path):
 
 def test_machine_without_training_clip_is_a_problem(tmp_path):
     _, problems = index.index([make(tmp_path, ["fan/test/section_00_0000.wav"])])
-    assert "no training clip of fan" in problems["reason"][0] and not problems["left_out"][0]
+    assert "no training clips of fan" in problems["reason"][0] and not problems["left_out"][0]
 
 
 def test_refusals(tmp_path):
     with pytest.raises(errors.InputError, match="nowhere: no such folder, expected a folder of machines"):
         index.index([tmp_path / "nowhere"])
     with pytest.raises(
-        errors.InputError, match=r"no recording .* in any machine folder, expected <machine>/train"
+        errors.InputError, match=r"no recordings .* in any machine folder, expected <machine>/train"
     ):
         index.index([tmp_path])
     with pytest.raises(errors.InputError, match="no folder: no recording"):
@@ -588,6 +588,7 @@ def test_a_name_that_is_not_utf8_is_told_and_left_out(tmp_path):
     table, problems = index.index([tmp_path / "raw"])
     assert (
         len(table) == 1
-        and problems["reason"].str.contains("name is not valid UTF-8 or has control characters").sum() == 1
+        and problems["reason"].str.contains("name is not valid UTF-8 or contains control characters").sum()
+        == 1
     )
     problems.to_json(), json.dumps(index.summary(table, problems))

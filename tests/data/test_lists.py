@@ -43,8 +43,8 @@ def test_lines_are_counted_as_an_editor_does(tmp_path):
         (b"", "empty, expected a header"),
         (b"\n \n", "empty"),
         (b"sep=;\n", "empty"),
-        ("ort\nPrüfstand".encode("latin-1"), "not in UTF-8"),
-        (b"RIFF\0\0\0\0", "not in UTF-8"),
+        ("ort\nPrüfstand".encode("latin-1"), "not a valid UTF-8"),
+        (b"RIFF\0\0\0\0", "not a valid UTF-8"),
         (
             b'path,label\na.wav,"normal\nb.wav,anomaly\nc.wav,normal\n',
             "quotation mark .* before line 4 is not closed",

@@ -77,7 +77,7 @@ def test_contradictions_are_refused():
         ("x", ["train_test"]),
     ):
         with pytest.raises(
-            ValueError, match=r"says both .*, expected one; move or rename it, or list it in a csv"
+            ValueError, match=r"matches both .*, expected one; move or rename it, or list it in a csv"
         ):
             name_words.read(stem, folders, [])
 

@@ -85,7 +85,7 @@ def test_whole_clips(tree, tmp_path):
     np.testing.assert_array_equal(tiled[0], np.resize(tree[2][3], 1600)[100:])
     np.testing.assert_array_equal(tiled[1], tree[2][2][100:1600])
     with pytest.raises(
-        errors.InputError, match="clips of 12345 and 16000 samples came, expected one length; give length"
+        errors.InputError, match="clips have \\[12345, 16000\\] samples, expected equal lengths; pass length"
     ):
         store.audio([0, 2])
 
@@ -150,11 +150,11 @@ def test_a_store_that_leaves_no_room_to_train_stays_where_it_is_and_says_so(
         moved.samples.device.type == moved.offset.device.type == ("meta" if fits else "cpu")
         and moved.device.type == "meta"
     )
-    expected = "free on meta; they stay on the cpu and batches are moved"
+    expected = "free on meta; keeping them on the cpu and moving batches"
     assert (
         not said
         if fits
-        else said.startswith("the recordings (0.0 GB) and 12 GB to train in do not fit in the ")
+        else said.startswith("the recordings (0.0 GB) plus 12 GB for training do not fit in the ")
         and expected in said
     )
     assert (
@@ -168,7 +168,7 @@ def test_who_asks_for_a_store_on_a_device_gets_the_one_that_is_there(tree, tmp_p
     free(monkeypatch, 0.0)
     moved = store.to("meta")
     assert store.to(torch.device("meta", 0)) is moved and moved.to("meta") is moved
-    assert capsys.readouterr().out.count("stay on the cpu") == 1
+    assert capsys.readouterr().out.count("keeping them on the cpu") == 1
 
 
 def test_what_torch_holds_and_does_not_use_is_free(monkeypatch):
@@ -224,7 +224,7 @@ def test_damaged_samples_are_found_by_verify(tree, tmp_path):
         file.write(b"\x55\xaa")
     with pytest.raises(
         errors.InputError,
-        match=r"samples of fan/train/section_00_source_train_normal_0001_vel_1.wav are damaged; delete",
+        match=r"samples of fan/train/section_00_source_train_normal_0001_vel_1.wav are corrupted; delete",
     ):
         opened(tree, tmp_path).verify()
     assert len(store) == 4
@@ -238,7 +238,8 @@ def test_bad_clips_are_left_out_and_told(tree, tmp_path):
     for path in tree[0]["path"]:
         Path(path).write_bytes(b"")
     with pytest.raises(
-        errors.InputError, match=r"none of 4 clips is usable, expected at least one; the last is .*empty file"
+        errors.InputError,
+        match=r"none of 4 clips is usable, expected at least one; the last one is .*empty file",
     ):
         opened(tree, tmp_path)
     assert not list((tmp_path / "store").glob(".decoding*"))
@@ -252,7 +253,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tree, tmp_path):
     try:
         with pytest.raises(
             errors.InputError,
-            match=r"store: decoded clips cannot be written .*; free space or choose another folder",
+            match=r"store: cannot write decoded clips .*; free up disk space or choose another folder",
         ):
             opened(tree, tmp_path)
     finally:
@@ -265,7 +266,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tree, tmp_path):
     (tmp_path / "store").write_text("a file stands here")
     with pytest.raises(
         errors.InputError,
-        match=r"store: decoded clips cannot be written .File exists.; free space or choose another folder",
+        match=r"store: cannot write decoded clips .File exists.; free up disk space or choose another folder",
     ):
         opened(tree, tmp_path)
 
@@ -291,7 +292,7 @@ def test_standardize():
     torch.testing.assert_close(stores.standardize(waves, 0.3, 0.01), (waves - 0.3) / 0.01)
     per_row = stores.standardize(waves, torch.arange(4.0), torch.ones(4))
     torch.testing.assert_close(per_row[3], waves[3] - 3)
-    with pytest.raises(errors.InputError, match="one of mean and std came, expected both or neither"):
+    with pytest.raises(errors.InputError, match="got only one of mean and std, expected both or neither"):
         stores.standardize(waves, mean=0.1)
     with pytest.raises(errors.InputError, match=r"expected \(n, samples\)"):
         stores.standardize(waves[0])
@@ -306,7 +307,7 @@ def test_machine_statistics_are_exact(tree, tmp_path):
     )
     waves = stores.standardize(store.audio([0, 1]), *stores.machine_statistics(store, [0, 1]))
     assert waves.mean().abs() < 1e-5 and waves.var(correction=0) == pytest.approx(1, abs=1e-5)
-    with pytest.raises(errors.InputError, match="no clip came"):
+    with pytest.raises(errors.InputError, match="no clips given"):
         stores.machine_statistics(store, [])
 
 

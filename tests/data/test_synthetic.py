@@ -307,8 +307,8 @@ def wanted(*machines, **changes):
         (("gearbx",), "unknown kind of synthetic machine 'gearbx'; did you mean gearbox"),
         (("ToyCar:fann",), "unknown kind of synthetic machine 'fann'; did you mean fan"),
         (("../fan:fan",), "machine name '../fan': expected letters and digits only"),
-        (("fan", "fan:gearbox"), "machine 'fan' was asked for twice"),
-        ((), "no machine was asked for, expected some of fan, gearbox"),
+        (("fan", "fan:gearbox"), "duplicate machine name 'fan'"),
+        ((), "no machines given, expected some of fan, gearbox"),
     ],
 )
 def test_machines_that_cannot_be_made_are_refused(tmp_path, machines, match):
@@ -318,15 +318,15 @@ def test_machines_that_cannot_be_made_are_refused(tmp_path, machines, match):
 
 
 def test_no_severity_is_refused(tmp_path):
-    with pytest.raises(errors.InputError, match="no value came, expected at least one"):
+    with pytest.raises(errors.InputError, match="no values given, expected at least one"):
         synthetic.write_tree(tmp_path / "out", wanted("fan", severity=()))
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(errors.InputError, match="already there and not an empty folder"):
+    with pytest.raises(errors.InputError, match="already exists and is not an empty folder"):
         synthetic.write_tree(tmp_path, wanted("fan"))
-    with pytest.raises(errors.InputError, match="already there and not an empty folder"):
+    with pytest.raises(errors.InputError, match="already exists and is not an empty folder"):
         synthetic.write_tree(tmp_path / "mine.txt", wanted("fan"))
     (tmp_path / "empty").mkdir()
     synthetic.write_tree(tmp_path / "empty", wanted("fan"))
@@ -340,12 +340,14 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(errors.InputError, match=r"out: not written \(No space left on device\); make room"):
+    with pytest.raises(
+        errors.InputError, match=r"out: cannot be written \(No space left on device\); free up"
+    ):
         synthetic.write_tree(tmp_path / "out", wanted("fan"))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_path_that_cannot_be_a_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(errors.InputError, match="not written"):
+    with pytest.raises(errors.InputError, match="cannot be written"):
         synthetic.write_tree(tmp_path / "file" / "out", wanted("fan"))

@@ -159,7 +159,7 @@ def test_near_far_and_their_difference_are_chosen_by_settings(tmp_path):
         for how in ({}, {"channel": 1}, {"subtract": 1})
     )
     assert far > near - 6 and both < near - 6  # what is left is the machine
-    with pytest.raises(errors.InputError, match="both are 1, expected two channels"):
+    with pytest.raises(errors.InputError, match="both are 1, expected different channels"):
         decode.DataSettings(channel=1, subtract=1)
     refused = decode.decode(table["path"][0], decode.DataSettings(subtract=2)).refused
     assert "channels 0 to 1 only, expected channel 2; set data.subtract below 2" in refused

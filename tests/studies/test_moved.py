@@ -32,7 +32,7 @@ def test_moved_recordings_and_a_moved_study_file_are_found_again(tmp_path):
     (tmp_path / "x" / "s.toml").rename(tmp_path / "y" / "s.toml")
     clip, study = there / clip.relative_to(here), tmp_path / "y" / "s.toml"
     told = asd("submit", study, tmp_path / "out", code=2)
-    assert "here: no such folder" in told and "say by --data-root where it is now" in told
+    assert "here: no such folder" in told and "pass its new location with --data-root" in told
     after = asd("score", study, clip, "--data-root", there)
     assert after.replace(str(there), str(here)) == before
     asd("submit", study, tmp_path / "out", "--data-root", there)

@@ -174,7 +174,7 @@ def test_scoring_says_of_a_recording_what_indexing_says(context, trained, tmp_pa
     assert told["fast"] == "44100 Hz, resampled to 16000 Hz"
     assert told["slow"] == "8000 Hz, resampled to 16000 Hz: no sound above 4000 Hz"
     assert (
-        told["open"].startswith("its header leaves the length open")
+        told["open"].startswith("the header does not state the length")
         and table["score"][0] == table["score"][6]
     )
 
@@ -239,8 +239,7 @@ def test_folders_are_searched_and_empty_ones_refused(tmp_path):
         scorer.recordings([tmp_path / "empty"])
     (tmp_path / "empty" / "a.m4a").touch()
     with pytest.raises(
-        errors.InputError,
-        match=r"no recordings in this folder.*; 1 .m4a passed over; .m4a cannot be read here",
+        errors.InputError, match=r"no recordings in this folder.*; 1 .m4a skipped; .m4a not supported"
     ):
         scorer.recordings([tmp_path / "empty"])
 
@@ -273,11 +272,12 @@ def test_folders_are_searched_as_import_and_index_do(tmp_path):
     assert found == [tmp_path / "in" / "more" / "e.wav", tmp_path / "in" / "n" / "a.wav"]
     told = {os.path.relpath(path, tmp_path / "in"): (words, left_out) for path, words, left_out in problems}
     assert told.keys() == {"n/gone.wav", "old/machine", "."}
-    assert told["n/gone.wav"] == ("dangling link: there is no lost.wav; put it back or remove the link", True)
+    assert told["n/gone.wav"] == (
+        "dangling link: lost.wav does not exist; restore it or remove the link",
+        True,
+    )
     assert (
-        told["."][0].startswith(
-            "3 hidden or of the system, 1 .m4a, 1 .txt passed over; .m4a cannot be read here"
-        )
+        told["."][0].startswith("3 hidden or system files, 1 .m4a, 1 .txt skipped; .m4a not supported")
         and not told["."][1]
     )
 
