@@ -59,7 +59,7 @@ def _path(folder: Path, kind: str, key: Key) -> Path:
 def _refuse(what: str, listed: list[str]) -> None:
     if listed:
         lines = "".join(f"\n  {line}" for line in listed)
-        raise errors.InputError(f"{what}, expected none of these; correct them:{lines}")
+        raise errors.InputError(f"{what}; fix these problems:{lines}")
 
 
 # ---------------------------------------------------------------- writing
@@ -87,7 +87,8 @@ def write(
     _refuse(f"{system} cannot be submitted", _gaps(clips, problems, own))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise errors.InputError(
-            f"{folder} exists and is not empty, expected a new folder; nothing is overwritten, name another"
+            f"{folder} exists and is not empty, expected a new folder; existing files are not overwritten,"
+            " choose another folder"
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +113,8 @@ def write(
             os.rename(beside, folder)
     except OSError as error:
         raise errors.InputError(
-            f"{error.filename or folder}: {error.strerror or error}; free space or name another folder"
+            f"{error.filename or folder}: {error.strerror or error}; free up disk space or choose another"
+            " folder"
         ) from error
     return sorted(folder.glob("*.csv"))
 
@@ -121,14 +123,14 @@ def _gaps(clips: pd.DataFrame, problems: pd.DataFrame, own: pd.DataFrame) -> lis
     """Problems found before writing: missing or non-finite scores, excluded recordings, absent machines."""
     test, out = clips[clips["split"] == "test"], []
     for machine in sorted(set(clips["machine"]) - set(test["machine"])):
-        out.append(f"{machine}: no test clip; run the study without it (--machines)")
+        out.append(f"{machine}: no test clips; run the study without it (--machines)")
     for row in problems[problems["left_out"].astype(bool)].itertuples():
         if Path(row.path).parent.name in ("test", "test_rename", "source_test", "target_test"):
             out.append(
-                f"{row.path}: left out of the study ({row.reason}); a file without its line is too short"
+                f"{row.path}: excluded from the study ({row.reason}); the submission would lack its row"
             )
     missing = set(test["clip"]) - set(own["clip"])
-    out += [f"{clip}: has no score" for clip in sorted(missing)]
+    out += [f"{clip}: no score" for clip in sorted(missing)]
     out += [
         f"{row.clip}: score is {row.score}, expected a finite number"
         for row in own[~np.isfinite(own["score"].to_numpy(float))].itertuples()
@@ -137,7 +139,7 @@ def _gaps(clips: pd.DataFrame, problems: pd.DataFrame, own: pd.DataFrame) -> lis
     if present:
         absent = [name for name in EVALUATION if name not in present]
         out += [
-            f"{name}: machine of the evaluation set without a test clip; the evaluator would skip the whole"
+            f"{name}: machine of the evaluation set has no test clips; the evaluator would skip the whole"
             " system"
             for name in absent
         ]
@@ -174,9 +176,7 @@ def faults(folder: str | Path, expected: Mapping[Key, Collection[str]]) -> list[
     known = {_path(folder, kind, key).name for key in expected for kind in KINDS}
     for path in sorted(folder.glob("*.csv")):
         if FILE.fullmatch(path.name) and path.name not in known:
-            out.append(
-                f"{path.name}: no such machine or section is expected; the evaluator would not look at it"
-            )
+            out.append(f"{path.name}: unexpected machine or section; the evaluator would ignore the file")
     return out
 
 
@@ -188,7 +188,7 @@ def _faults_of(path: Path, kind: str, names: set[str]) -> list[str]:
     out, found = [], [line[0] for line in lines if line]
     if lines and (len(lines[0]) < 2 or (lines[0][0] not in names and not _number(lines[0][1]))):
         out.append(
-            "begins with a header or a line without a number, expected none; the evaluator crashes on it"
+            "starts with a header or a non-numeric row, expected data rows only; the evaluator crashes on it"
         )
     for number, line in enumerate(lines, 1):
         if len(line) != 2:
@@ -201,12 +201,12 @@ def _faults_of(path: Path, kind: str, names: set[str]) -> list[str]:
     strange = sorted(set(found) - names)
     if strange:
         out.append(
-            f"{len(strange)} names are no test clips (first: {strange[0]!r}); the evaluator would take their"
-            " values for other clips"
+            f"{len(strange)} names are not test clips (first: {strange[0]!r}); the evaluator would assign"
+            " their values to other clips"
         )
     absent, twice = sorted(names - set(found)), sorted({name for name in found if found.count(name) > 1})
-    out += [f"{len(absent)} test clips have no line (first: {absent[0]})"] if absent else []
-    return out + ([f"{len(twice)} names stand there twice (first: {twice[0]})"] if twice else [])
+    out += [f"{len(absent)} test clips are missing (first: {absent[0]})"] if absent else []
+    return out + ([f"{len(twice)} duplicate names (first: {twice[0]})"] if twice else [])
 
 
 def _number(text: str) -> bool:
@@ -251,7 +251,7 @@ def ground_truth(folder: str | Path) -> pd.DataFrame:
             wrong.append(f"{path.name}: {error}")
             continue
         if set(labels) != set(domains) or not parsed:
-            wrong.append(f"{path.name}: not the same clips in ground_truth_data and ground_truth_domain")
+            wrong.append(f"{path.name}: ground_truth_data and ground_truth_domain list different clips")
             continue
         if not set(labels.values()) | set(domains.values()) <= {"0", "1"}:
             wrong.append(f"{path.name}: values other than 0 and 1")
@@ -268,11 +268,11 @@ def ground_truth(folder: str | Path) -> pd.DataFrame:
             for name, label in labels.items()
         ]
         tables.append(pd.DataFrame(rows, columns=["machine", "section", "name", "label", "domain", "full"]))
-    _refuse(f"{folder}: ground truth does not fit together", wrong)
+    _refuse(f"{folder}: inconsistent ground truth", wrong)
     if not tables:
         raise errors.InputError(
-            f"{folder}: no ground_truth_data/ground_truth_<machine>_section_<NN>_test.csv, expected the"
-            " evaluator's folders"
+            f"{folder}: no ground_truth_data/ground_truth_<machine>_section_<NN>_test.csv found; expected"
+            " the folders of the official evaluator"
         )
     return pd.concat(tables, ignore_index=True)
 
@@ -341,8 +341,8 @@ def _safe_lines(path: Path) -> list[list[str]]:
 
 def _quality(flagged: np.ndarray, anomalous: np.ndarray) -> tuple[float, float, float]:
     """Precision, recall and F1; 0 if undefined (METHOD 7.3).  flagged, anomalous : bool (n,)"""
-    hit, said, true = float((flagged & anomalous).sum()), float(flagged.sum()), float(anomalous.sum())
-    precision, recall = hit / max(said, 1.0), hit / max(true, 1.0)
+    hit, predicted, true = float((flagged & anomalous).sum()), float(flagged.sum()), float(anomalous.sum())
+    precision, recall = hit / max(predicted, 1.0), hit / max(true, 1.0)
     return precision, recall, 2 * precision * recall / max(precision + recall, np.finfo(float).eps)
 
 

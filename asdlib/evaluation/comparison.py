@@ -67,7 +67,7 @@ class Pairs:
         clips = [[(b.machine, b.clip.tolist()) for b in run] for run in runs]
         if any(one != clips[0] for one in clips):
             raise errors.InputError(
-                f"{system_a} and {system_b} did not score the same test clips; run both on the same data"
+                f"{system_a} and {system_b} scored different test clips; run both on the same data"
             )
         value, boots = (a - b for a, b in zip(self._side(system_a), self._side(system_b), strict=True))
         low, high = metrics._interval(boots, self._settings.confidence)

@@ -56,13 +56,13 @@ def severities(clips: pd.DataFrame) -> pd.Series:
             names = [Path(name).name for name in rows["file_name"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise errors.InputError(
-                f"{path}: not readable ({error}), expected the columns file_name,severity; correct or"
-                " remove it"
+                f"{path}: cannot be read ({error}), expected columns file_name,severity; fix or remove the"
+                " file"
             ) from error
         if not (np.isfinite(values) & (values >= 0)).all():
             raise errors.InputError(
-                f"{path}: a severity is no number of at least 0, expected one for every file; correct or"
-                " remove it"
+                f"{path}: a severity is missing, negative or not a number, expected a number >= 0 for every"
+                " file; fix or remove the file"
             )
         found |= dict(zip((str(folder / name) for name in names), values, strict=True))
     keys = [str(Path(path).parent.parent / Path(path).name) for path in clips["path"]]
@@ -155,10 +155,7 @@ def curves(
     """
     schemas.score_table(scores)
     if "severity" not in scores:
-        raise errors.InputError(
-            "a score table without severity came, expected that column; add detectability.severities of its"
-            " clips"
-        )
+        raise errors.InputError("score table has no column severity; add it from detectability.severities")
     if not (scores["severity"].notna() & (scores["label"] == "anomaly") & (scores["split"] == "test")).any():
         return pd.DataFrame(columns=list(CURVE_COLUMNS)), pd.DataFrame(columns=list(REACH_COLUMNS))
     machines, levels, counts, found = _evaluate(schemas.by_section(scores), settings, seed)

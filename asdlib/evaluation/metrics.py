@@ -43,13 +43,13 @@ from asdlib.settings import Settings, setting
 class MetricsSettings(Settings):
     """Official metrics, intervals and decisions (METHOD 3.8)."""
 
-    max_fpr: float = setting(0.1, "largest false positive rate of the partial AUC (METHOD 7.3)", 0.001, 1.0)
-    bootstrap: int = setting(2000, "stratified resamples behind every interval", 20, 1000000)
-    confidence: float = setting(0.95, "two-sided coverage of the intervals", 0.5, 0.999)
+    max_fpr: float = setting(0.1, "maximum false positive rate of the partial AUC (METHOD 7.3)", 0.001, 1.0)
+    bootstrap: int = setting(2000, "stratified bootstrap resamples per confidence interval", 20, 1000000)
+    confidence: float = setting(0.95, "confidence level of the two-sided intervals", 0.5, 0.999)
     decision_quantile: float = setting(
         0.9, "quantile of the gamma fit to training scores (METHOD 7.5)", 0.5, 0.9999
     )
-    shuffles: int = setting(200, "label shuffles of the control", 10, 100000)
+    shuffles: int = setting(200, "label permutations of the control", 10, 100000)
 
 
 DECISION_COLUMNS = (
@@ -225,8 +225,8 @@ def evaluate(
     final = scores[scores["component"] == "score"]
     if final.empty:
         raise errors.InputError(
-            "no final score came, expected rows with component 'score'; give what a detector's score()"
-            " returns"
+            "no final scores given, expected rows with component 'score'; pass the result of a detector's"
+            " score()"
         )
     return table(final, settings, seed)
 
@@ -342,7 +342,7 @@ def controls(clips: pd.DataFrame, scores: pd.DataFrame, settings: MetricsSetting
     """
     if "level_db" not in schemas.clip_table(clips):
         raise errors.InputError(
-            "clip table without level_db came to the controls, expected the table of the decoded clips"
+            "clip table has no column level_db, needed by the controls; pass the table of the decoded clips"
             " (store.clips)"
         )
     trained = scores["seed"][scores["seed"] != fusion.ALL_SEEDS]

@@ -46,12 +46,12 @@ def grid(scores: np.ndarray, domain: np.ndarray, label: np.ndarray, max_fpr: flo
     scores, domain, label = np.asarray(scores, float), np.asarray(domain), np.asarray(label)
     if scores.shape[-1:] != domain.shape or domain.shape != label.shape:
         raise errors.InputError(
-            f"scores of {scores.shape}, {domain.shape} domains and {label.shape} labels came, expected one"
-            " each per clip"
+            f"scores, domains and labels have shapes {scores.shape}, {domain.shape} and {label.shape},"
+            " expected one value each per clip"
         )
     if not np.isfinite(scores).all():
         raise errors.InputError(
-            "scores with NaN or infinite values came, expected finite numbers; did training diverge?"
+            "scores contain NaN or infinite values, expected finite values; did training diverge?"
         )
     found = areas(scores.reshape(-1, scores.shape[-1]), kinds(domain, label)[:, None], max_fpr)
     return found.reshape(*scores.shape[:-1], 3)

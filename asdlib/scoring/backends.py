@@ -81,8 +81,8 @@ def _references(train: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.n
     schemas.embeddings(train, train)
     if len(train) < FEWEST or len(target) != len(train):
         raise errors.InputError(
-            f"{len(train)} training clips with {len(target)} domains came to a back-end, expected at least"
-            f" {FEWEST} of one machine; add recordings"
+            f"back-end got {len(train)} training clips with {len(target)} domain labels, expected at least"
+            f" {FEWEST} clips of one machine and a label for each; add recordings"
         )
     return unit(train), np.asarray(target, bool)
 

@@ -46,7 +46,7 @@ def knn_distances(
     schemas.embeddings(test, train)
     if k_max > len(train):
         raise errors.InputError(
-            f"{len(train)} training items came, expected at least k = {k_max}; use a smaller k"
+            f"got {len(train)} training items, expected at least k = {k_max}; use a smaller k"
         )
     own = (
         None
@@ -67,7 +67,7 @@ def knn_distances(
         reached, found = _nearest(items.astype(np.float32), rounded, norms32, near, own and own(every))
         if (np.isfinite(reached).sum(1) < k_max).any():
             raise errors.InputError(
-                f"fewer than k = {k_max} training items of other clips came; use a smaller k or more training"
+                f"fewer than k = {k_max} training items from other clips; use a smaller k or more training"
                 " clips"
             )
         square = _squares(items, exact, reached, found)[:, :k_max]
@@ -326,7 +326,7 @@ def _density_items(train: np.ndarray, k: int, neighbors: int) -> tuple[np.ndarra
 def _enough(references: int, k: int) -> None:
     if references < k:
         raise errors.InputError(
-            f"{references} references came, expected at least {k}; add recordings or use a smaller k"
+            f"got {references} references, expected at least {k}; add recordings or use a smaller k"
         )
 
 

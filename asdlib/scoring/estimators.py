@@ -45,7 +45,7 @@ class Estimator:
         domain = np.zeros(len(x), bool) if target is None else np.asarray(target, bool)
         if domain.shape != (len(x),):
             raise errors.InputError(
-                f"{len(x)} vectors and {domain.shape} domains came, expected one domain per vector"
+                f"got {len(x)} vectors and domains of shape {domain.shape}, expected one domain per vector"
             )
         self.x_ = x
         self.decision_scores_ = self._fit(x, domain)
@@ -55,11 +55,11 @@ class Estimator:
     def decision_function(self, x: np.ndarray) -> np.ndarray:
         """Anomaly scores, float64 (n,).  x : float (n, dim)"""
         if not hasattr(self, "x_"):
-            raise errors.InputError(f"this {type(self).__name__} is not fitted; call fit first")
+            raise errors.InputError(f"this {type(self).__name__} instance is not fitted yet; call fit first")
         x = _vectors(x)
         if x.shape[1] != self.x_.shape[1]:
             raise errors.InputError(
-                f"vectors of width {x.shape[1]} came, expected {self.x_.shape[1]} as in fit"
+                f"vectors have {x.shape[1]} dimensions, expected {self.x_.shape[1]} as in fit"
             )
         return self._score(x)
 
@@ -198,7 +198,7 @@ class Mahalanobis(Estimator):
 
     def __init__(self, shrinkage: float = 0.1, contamination: float = 0.1):
         if not 0 < shrinkage <= 1:
-            raise errors.InputError(f"shrinkage: got {shrinkage!r}, expected a share above 0, at most 1")
+            raise errors.InputError(f"shrinkage: got {shrinkage!r}, expected a number in (0, 1]")
         self.shrinkage, self.contamination = shrinkage, _share(contamination)
 
     def _fit(self, x: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -212,21 +212,19 @@ class Mahalanobis(Estimator):
 def _vectors(x: np.ndarray) -> np.ndarray:
     found = np.asarray(x, np.float32)
     if found.ndim != 2 or not found.size:
-        raise errors.InputError(
-            f"vectors of shape {np.shape(x)} came, expected (n, dim) with at least one of each"
-        )
+        raise errors.InputError(f"vectors have shape {np.shape(x)}, expected (n, dim) with n, dim >= 1")
     if not np.isfinite(found).all():
-        raise errors.InputError("vectors with NaN or infinite values came, expected finite ones")
+        raise errors.InputError("vectors contain NaN or infinite values, expected finite values")
     return found
 
 
 def _at_least(name: str, value: int, least: int) -> int:
     if not isinstance(value, (int, np.integer)) or value < least:
-        raise errors.InputError(f"{name}: got {value!r}, expected a whole number of at least {least}")
+        raise errors.InputError(f"{name}: got {value!r}, expected an integer >= {least}")
     return value
 
 
 def _share(value: float) -> float:
     if not 0 < value < 1:
-        raise errors.InputError(f"contamination: got {value!r}, expected a share between 0 and 1")
+        raise errors.InputError(f"contamination: got {value!r}, expected a fraction between 0 and 1")
     return value

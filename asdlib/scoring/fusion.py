@@ -45,14 +45,12 @@ class FusionSettings(Settings):
     eta: float = setting(0.5, "weight of OEVAE in the ensemble (METHOD 3.7)", 0.0, 1.0)
     views: Many[str] = setting(
         (),
-        "systems, or <system>/<component>, that the system `fusion` is made of, for example multires and"
-        " oevae/beta; none: there is no such system (METHOD 3.7)",
+        "systems, or <system>/<component>, combined by the system `fusion`, for example multires and"
+        " oevae/beta; empty: no such system (METHOD 3.7)",
     )
-    how: Literal["mean", "min", "max"] = setting(
-        "mean", "how the z-scores of the views become one (METHOD 3.7)"
-    )
+    how: Literal["mean", "min", "max"] = setting("mean", "reduction of the views' z-scores (METHOD 3.7)")
     weights: Many[Annotated[float, Field(gt=0)]] = setting(
-        (), "weight of each view in the mean, in the order of fusion.views; none: equal weights (METHOD 3.7)"
+        (), "weight of each view in the mean, in the order of fusion.views; empty: equal weights (METHOD 3.7)"
     )
 
     @model_validator(mode="after")
@@ -65,7 +63,7 @@ class FusionSettings(Settings):
     def _several(cls, views: tuple[str, ...]) -> tuple[str, ...]:
         if len(views) == 1 or len(set(map(view_part, views))) < len(views):
             raise errors.InputError(
-                f"setting fusion.views: got {list(views)}, expected none or at least two, none twice"
+                f"setting fusion.views: got {list(views)}, expected none or at least two different views"
             )
         return views
 
@@ -122,12 +120,12 @@ def fit_scale(train_scores: np.ndarray, mode: str) -> Identity | ZScore | Rank |
     train = np.asarray(train_scores, float).ravel()
     if len(train) == 0:
         raise errors.InputError(
-            "no training score came, expected those of the machine's normal training clips; score the train"
-            " split too"
+            "no training scores given, expected those of the machine's normal training clips; score the"
+            " train split too"
         )
     if not np.isfinite(train).all():
         raise errors.InputError(
-            "training scores with NaN or infinite values came, expected finite ones; did training diverge?"
+            "training scores contain NaN or infinite values, expected finite values; did training diverge?"
         )
     return MODES[mode].fit(train)
 
@@ -141,7 +139,7 @@ def combine(parts: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np
     """
     if set(parts) != set(weights) or not parts:
         raise errors.InputError(
-            f"fusion of {list(parts)} with weights for {list(weights)}, expected one weight for each part"
+            f"fusion of {list(parts)}: got weights for {list(weights)}, expected one weight per part"
         )
     return sum(np.asarray(weights[name]) * np.asarray(scores, float) for name, scores in parts.items())
 
@@ -161,17 +159,20 @@ def aligned(scores: pd.DataFrame, parts: Iterable[tuple[str, str]], mode: str) -
         if rows.empty:
             known = ", ".join(sorted(set(scores["system"] + "/" + scores["component"]))) or "none"
             raise errors.InputError(
-                f"fusion needs {system}/{component}, the score table has {known}; run that system first"
+                f"fusion needs {system}/{component}, but the score table has only {known}; run that system"
+                " first"
             )
         columns[f"{system}/{component}"] = rows.set_index(KEYS)["score"].sort_index()
     first, *others = columns
     for name in others:
         if not columns[name].index.equals(columns[first].index):
-            odd = columns[name].index.symmetric_difference(columns[first].index)
-            example = odd[0][KEYS.index("clip")] if len(odd) else columns[first].index[0][KEYS.index("clip")]
+            diff = columns[name].index.symmetric_difference(columns[first].index)
+            example = (
+                diff[0][KEYS.index("clip")] if len(diff) else columns[first].index[0][KEYS.index("clip")]
+            )
             raise errors.InputError(
-                f"{first} and {name} did not score the same clips (first: {example}), expected equal clips"
-                " and seeds"
+                f"{first} and {name} scored different clips (first: {example}), expected the same clips and"
+                " seeds"
             )
     table = columns[first].index.to_frame(index=False)
     train, judged = (table["split"] == "train").to_numpy(), schemas.by_references(table)
@@ -233,7 +234,7 @@ def average_seeds(scores: pd.DataFrame, source: str, system: str, mode: str) -> 
     groups = table.groupby(keys, sort=True)[f"{source}/score"]
     if groups.size().nunique() > 1:
         raise errors.InputError(
-            f"{source}: the seeds did not score the same clips, expected every clip once per seed; finish the"
+            f"{source}: the seeds scored different clips, expected every clip once per seed; finish the"
             " study first"
         )
     mean = groups.mean().rename("score").reset_index()
@@ -356,8 +357,8 @@ def fuse_views(
 def _check_weights(weights: Sequence[float], views: Sequence[str], how: str) -> None:
     if weights and (len(weights) != len(views) or how != "mean"):
         raise errors.InputError(
-            f"fusion weights {list(weights)} were given for the {how} of {len(views)} views; expected one"
-            " weight per view, and the mean"
+            f"fusion: got weights {list(weights)} for the {how} of {len(views)} views, expected one weight"
+            " per view and the mean"
         )
 
 
@@ -389,14 +390,14 @@ def view_weights(scores: pd.DataFrame, systems: Iterable[str]) -> pd.DataFrame:
     for machine, seed in table[["machine", "seed"]].drop_duplicates().to_numpy():
         gain = []
         for system in systems:
-            normal, odd = (values.get((machine, seed, split, system)) for split in ("train", STAND_IN))
-            if normal is None or odd is None:
+            normal, stand_in = (values.get((machine, seed, split, system)) for split in ("train", STAND_IN))
+            if normal is None or stand_in is None:
                 missing = "training clip" if normal is None else "stand-in"
                 raise errors.InputError(
-                    f"weights of views: {system} scored no {missing} of {machine}, seed {seed}; add those of"
+                    f"weights of views: {system} has no {missing} scores for {machine}, seed {seed}; add"
                     " detectors.base.stand_ins to the score table of every view"
                 )
-            auc = mannwhitneyu(odd, normal).statistic / (len(odd) * len(normal))
+            auc = mannwhitneyu(stand_in, normal).statistic / (len(stand_in) * len(normal))
             gain.append(max(2 * auc - 1, 0.0))
         found[machine, seed] = np.array(gain) / sum(gain) if any(gain) else np.full(len(gain), 1 / len(gain))
     index = pd.MultiIndex.from_tuples(found, names=["machine", "seed"])
@@ -417,7 +418,7 @@ def leave_one_view_out(
     """
     systems = list(systems)
     if len(systems) < 2:
-        raise errors.InputError(f"leave one view out of {systems}: expected two views or more")
+        raise errors.InputError(f"leave-one-out over {systems}: expected at least two views")
     name = name or f"{how} of {', '.join(systems)}"
     parts = [fuse_views(scores, systems, how, name, weights)]
     for i, left_out in enumerate(systems):

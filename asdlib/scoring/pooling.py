@@ -69,6 +69,6 @@ def pool(maps: list[Tensor], name: str) -> Tensor:
     for one in maps:
         if one.ndim != 4:
             raise errors.InputError(
-                f"a feature map came as {tuple(one.shape)}, expected (n, channels, frequency, time)"
+                f"feature map has shape {tuple(one.shape)}, expected (n, channels, frequency, time)"
             )
     return torch.cat([pooled(one) for one in maps], 1)

@@ -34,7 +34,7 @@ def gamma_threshold(train_scores: np.ndarray, quantile: float = 0.9) -> Threshol
     train = np.asarray(train_scores, float)
     if len(train) == 0 or not np.isfinite(train).all():
         raise errors.InputError(
-            f"{len(train)} training scores came for a threshold, expected at least one, all finite; score the"
+            f"threshold: got {len(train)} training scores, expected at least one and all finite; score the"
             " train split"
         )
     fit = fit_gamma(train)

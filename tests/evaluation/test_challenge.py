@@ -155,7 +155,7 @@ def change(path, edit):
 
 
 HOSTILE = {
-    "header": (lambda lines: ["file,score", *lines], "begins with a header"),
+    "header": (lambda lines: ["file,score", *lines], "starts with a header"),
     "nan": (
         lambda lines: [lines[0].split(",")[0] + ",nan", *lines[1:]],
         "line 1: .* has 'nan', expected a finite number",
@@ -168,14 +168,14 @@ HOSTILE = {
         lambda lines: [lines[0], lines[1].split(",")[0] + ",high", *lines[2:]],
         "line 2: .* has 'high', expected a finite number",
     ),
-    "short": (lambda lines: lines[:-2], "2 test clips have no line"),
-    "twice": (lambda lines: [*lines, lines[0]], "1 names stand there twice"),
+    "short": (lambda lines: lines[:-2], "2 test clips are missing"),
+    "twice": (lambda lines: [*lines, lines[0]], "1 duplicate names"),
     "other names": (
         lambda lines: [f"x{line}" for line in lines],
-        r"12 names are no test clips \(first: 'xsection_00",
+        r"12 names are not test clips \(first: 'xsection_00",
     ),
     "three fields": (lambda lines: [lines[0], lines[1] + ",1", *lines[2:]], "line 2 has 3 fields"),
-    "empty": (lambda lines: [], "12 test clips have no line"),
+    "empty": (lambda lines: [], "12 test clips are missing"),
 }
 
 
@@ -198,7 +198,7 @@ def test_hostile_files_are_refused_with_a_list(kind, written, truth):
         "decision_result_HairDryer_section_00_test.csv: missing; the evaluator skips the whole system" in told
     )
     assert "decision_result_ToyCircuit_section_00_test.csv: line 1" in told and "expected 0 or 1" in told
-    assert "anomaly_score_scanner_section_00_test.csv: no such machine or section" in told
+    assert "anomaly_score_scanner_section_00_test.csv: unexpected machine or section" in told
 
 
 def test_bytes_that_are_no_text_are_refused(written, truth):
@@ -217,12 +217,12 @@ def test_what_cannot_be_submitted_is_refused_with_a_list(study, tmp_path):
     broken = scores.assign(score=np.where(scores["clip"] == lost["clip"].iloc[-1], np.nan, scores["score"]))
     bare = table[~((table["machine"] == "Scanner") & (table["split"] == "test"))]
     for args, words in (
-        ((table, with_gap, scores), "left out of the study (truncated)"),
-        ((table, problems, lost), "has no score"),
-        ((bare, problems, scores), "Scanner: no test clip; run the study without it"),
+        ((table, with_gap, scores), "excluded from the study (truncated)"),
+        ((table, problems, lost), "no score"),
+        ((bare, problems, scores), "Scanner: no test clips; run the study without it"),
         (
             (bare[bare["machine"] != "Scanner"], problems, scores),
-            "Scanner: machine of the evaluation set without a test clip",
+            "Scanner: machine of the evaluation set has no test clips",
         ),
         ((table, problems, broken), "score is nan, expected a finite number"),
     ):
@@ -258,7 +258,7 @@ def test_the_command_prints_the_official_score(written, truth, capsys):
         (
             "ground_truth_domain",
             "b.wav,0\n",
-            "not the same clips in ground_truth_data and ground_truth_domain",
+            "ground_truth_data and ground_truth_domain list different clips",
         ),
         ("ground_truth_domain", "b.wav\n", "index"),
     ],

@@ -138,7 +138,7 @@ def test_machines_with_other_severities_meet_where_both_have_them():
 def test_without_severities_there_is_nothing_and_no_error():
     curves, reached = detectability.curves(score_table().assign(severity=np.nan), SETTINGS, 0)
     assert len(curves) == len(reached) == 0
-    with pytest.raises(errors.InputError, match="a score table without severity came"):
+    with pytest.raises(errors.InputError, match="score table has no column severity"):
         detectability.curves(score_table().drop(columns="severity"), SETTINGS, 0)
 
 
@@ -155,7 +155,7 @@ def test_severities_are_read_beside_the_recordings(tmp_path):
     for text, words in (
         ("name\n1\n", "not readable"),
         ("file_name,severity\ny,loud\n", "not readable"),
-        ("file_name,severity\ny,-1\n", "no number"),
+        ("file_name,severity\ny,-1\n", "not a number"),
     ):
         (folder / "severity.csv").write_text(text)
         with pytest.raises(errors.InputError, match=words):
@@ -171,5 +171,5 @@ def test_the_figure_draws_every_machine_and_system():
         "nearest neighbor",
         "AUC 0.75",
     }
-    with pytest.raises(errors.InputError, match="curves: an empty table came"):
+    with pytest.raises(errors.InputError, match="curves: empty table"):
         report_plots.detectability_curves(curves.iloc[:0])

@@ -280,9 +280,7 @@ def test_systems_that_cannot_be_compared_are_refused():
     with pytest.raises(errors.InputError, match="unknown system 'baseline_mes'; did you mean baseline_mse"):
         comparison.paired(scores, "baseline_mes", "baseline_knn", SETTINGS, 0)
     fewer = scores.drop(scores[(scores["system"] == "baseline_knn") & (scores["split"] == "test")].index[0])
-    with pytest.raises(
-        errors.InputError, match="baseline_mse and baseline_knn did not score the same test clips"
-    ):
+    with pytest.raises(errors.InputError, match="baseline_mse and baseline_knn scored different test clips"):
         comparison.paired(fewer, "baseline_mse", "baseline_knn", SETTINGS, 0)
 
 
@@ -387,10 +385,10 @@ def test_false_alarms_equal_counting_clip_by_clip():
 
 def test_no_training_scores_are_refused():
     with pytest.raises(
-        errors.InputError, match="0 training scores came for a threshold, expected at least one, all finite"
+        errors.InputError, match="threshold: got 0 training scores, expected at least one and all finite"
     ):
         thresholds.gamma_threshold([], 0.9)
-    with pytest.raises(errors.InputError, match="2 training scores came for a threshold"):
+    with pytest.raises(errors.InputError, match="threshold: got 2 training scores"):
         thresholds.gamma_threshold([0.0, np.nan], 0.9)
 
 
@@ -483,5 +481,5 @@ def test_shuffled_labels_stand_for_chance():
 def test_controls_without_a_level_are_refused():
     scores = scored()
     clips = clip_rows(scores, lambda c: np.zeros(len(c))).drop(columns="level_db")
-    with pytest.raises(errors.InputError, match="clip table without level_db came to the controls"):
+    with pytest.raises(errors.InputError, match="clip table has no column level_db, needed by the controls"):
         metrics.controls(clips, scores, SETTINGS, 0)

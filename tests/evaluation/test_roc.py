@@ -238,12 +238,11 @@ def test_shuffles_equal_the_official_metrics_of_some_labeling(seed):
 def test_refusals():
     domain, label = np.repeat("source", 3), np.array(["normal", "anomaly", "normal"])
     with pytest.raises(
-        errors.InputError, match="NaN or infinite values came, expected finite numbers; did training diverge"
+        errors.InputError, match="NaN or infinite values, expected finite values; did training diverge"
     ):
         roc.grid([0.0, np.nan, 1.0], domain, label)
     with pytest.raises(
-        errors.InputError,
-        match=r"scores of \(4,\), \(3,\) domains and \(3,\) labels came, expected one each per clip",
+        errors.InputError, match=r"shapes \(4,\), \(3,\) and \(3,\), expected one value each per clip"
     ):
         roc.grid(np.zeros(4), domain, label)
 

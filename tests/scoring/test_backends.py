@@ -173,10 +173,10 @@ def test_refusals(name, sets):
     train, target, test = sets
     with pytest.raises(
         errors.InputError,
-        match="2 training clips with 2 domains came to a back-end, expected at least 3 of one machine",
+        match="back-end got 2 training clips with 2 domain labels, expected at least 3 clips of one machine",
     ):
         make(name, train[:2], target[:2])
     with pytest.raises(errors.InputError, match="NaN or infinite"):
         make(name, train * np.nan, target)
-    with pytest.raises(errors.InputError, match="same dim"):
+    with pytest.raises(errors.InputError, match="equal dim"):
         make(name, train, target)(test[:, :3])

@@ -116,13 +116,13 @@ def test_mahalanobis_of_white_residuals_is_the_squared_length():
 
 def test_refusals(sets):
     test, train = sets
-    with pytest.raises(errors.InputError, match="53 training items came, expected at least k = 60"):
+    with pytest.raises(errors.InputError, match="got 53 training items, expected at least k = 60"):
         distances.knn_distances(test, train, k_max=60)
-    with pytest.raises(errors.InputError, match="fewer than k = 1 training items of other clips"):
+    with pytest.raises(errors.InputError, match="fewer than k = 1 training items from other clips"):
         distances.knn_distances(train[:2], train[:2], k_max=1, test_clip=np.zeros(2), train_clip=np.zeros(2))
-    with pytest.raises(errors.InputError, match="expected \\(n, dim\\) with the same dim"):
+    with pytest.raises(errors.InputError, match="expected \\(n, dim\\) with equal dim"):
         distances.knn_distances(test[:, :3], train, k_max=1)
-    with pytest.raises(errors.InputError, match="no training embedding came"):
+    with pytest.raises(errors.InputError, match="no training embeddings given"):
         distances.knn_distances(test, train[:0], k_max=1)
     with pytest.raises(errors.InputError, match="NaN or infinite"):
         distances.knn_distances(test * np.nan, train, k_max=1)
@@ -190,11 +190,11 @@ def test_density_reaches_farther_from_a_sparse_domain():
 
 def test_density_refuses_what_it_cannot_score():
     train = heavy(10, 3)
-    with pytest.raises(errors.InputError, match="1 references came, expected at least 2"):
+    with pytest.raises(errors.InputError, match="got 1 references, expected at least 2"):
         distances.density_references(train[:2])
-    with pytest.raises(errors.InputError, match="9 references came, expected at least 12"):
+    with pytest.raises(errors.InputError, match="got 9 references, expected at least 12"):
         distances.density_scores_left_out(train, k=12)
-    with pytest.raises(errors.InputError, match="expected \\(n, dim\\) with the same dim"):
+    with pytest.raises(errors.InputError, match="expected \\(n, dim\\) with equal dim"):
         distances.density_scores(train[:, :2], distances.density_references(train))
     with pytest.raises(errors.InputError, match="NaN or infinite"):
         distances.density_references(np.full((5, 2), np.nan))
@@ -229,7 +229,7 @@ def test_mahalanobis_sees_what_breaks_a_correlation():
 
 
 def test_mahalanobis_refusals():
-    with pytest.raises(errors.InputError, match="1 references came, expected at least 2"):
+    with pytest.raises(errors.InputError, match="got 1 references, expected at least 2"):
         distances.gaussian_references(np.zeros((2, 3)))
-    with pytest.raises(errors.InputError, match="same dim"):
+    with pytest.raises(errors.InputError, match="equal dim"):
         distances.mahalanobis_scores(np.zeros((2, 3)), distances.gaussian_references(np.eye(4)))
