@@ -344,7 +344,7 @@ def test_a_gpu_that_is_too_small_is_said_with_what_to_change(context, tmp_path, 
     run = Run(context.cfg, tmp_path, 0, stages.stage_of("05"), "pump")
     run.__dict__["store"] = context.store
     advice = "use a smaller oevae.batch, classifier.batch or autoencoder.batch, or --device cpu"
-    words = rf"^oevae of pump: the GPU has too little memory \({FULL}\); {advice}$"
+    words = rf"^oevae of pump: out of GPU memory \({FULL}\); {advice}$"
     with pytest.raises(errors.InputError, match=words):
         run.fit_or_load("oevae")
 
@@ -353,7 +353,7 @@ def test_a_gpu_that_is_full_is_said_by_asd_score(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(study, "open", lambda *words: types.SimpleNamespace(scorer=full))
     assert cli.main(["score", "smoke", str(tmp_path / "x.wav")]) == 2
     advice = "free some, or hide the GPU: CUDA_VISIBLE_DEVICES= asd score ..."
-    assert capsys.readouterr().err == f"asd: scoring: the GPU has too little memory ({FULL}); {advice}\n"
+    assert capsys.readouterr().err == f"asd: scoring: out of GPU memory ({FULL}); {advice}\n"
 
 
 # ---------------------------------------------------------------- a GPU that is there (pytest -m gpu)

@@ -156,10 +156,10 @@ class AutoencoderTraining:
                 if name.startswith(f"{number}/") and f"{name}/count" in arrays:
                     own[name.removeprefix(f"{number}/")] = matrix, int(arrays[f"{name}/count"])
             if not own or any(matrix.shape != (size, size) for matrix, _ in own.values()):
-                raise errors.InputError(f"{folder}: its moments are not of {size} bands; {io.AGAIN}")
+                raise errors.InputError(f"{folder}: moments do not have {size} bands; {io.AGAIN}")
             found.append((net, own, pd.DataFrame()))
         if not found:
-            raise errors.InputError(f"{folder}: holds no weights; {io.AGAIN}")
+            raise errors.InputError(f"{folder}: contains no weights; {io.AGAIN}")
         (self.net, self.moments, _), *self.of_folds = found
 
 

@@ -91,7 +91,9 @@ class Detector(abc.ABC):
         self.settings = configured(self.Settings, settings, fields)
         self.check(self.settings)
         if not 0 < contamination < 1:
-            raise errors.InputError(f"contamination: got {contamination}, expected a share between 0 and 1")
+            raise errors.InputError(
+                f"contamination: got {contamination}, expected a fraction between 0 and 1"
+            )
         errors.check_choice("precision", precision, ["auto", "float32", "bf16"])
         self.system = errors.check_choice("system", system, list(self.systems)) if system else ""
         self.seed, self.device_name, self.precision, self.contamination = (
@@ -192,7 +194,7 @@ class Detector(abc.ABC):
         """
         self._fitted()
         if self.accepted:
-            raise errors.InputError(f"{self.name} has accepted clips already; accept all of them at once")
+            raise errors.InputError(f"{self.name} has already accepted clips; accept all of them at once")
         there, every, group = self.at(clips.store), np.arange(len(clips)), self.group_of(clips.table)
         items = [there.compared(clips.rows[[i]]) for i in every]
 
@@ -383,7 +385,7 @@ class Detector(abc.ABC):
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise errors.InputError(
-                f"{path}: does not hold a detector ({type(error).__name__}); save it again"
+                f"{path}: does not contain a detector ({type(error).__name__}); save it again"
             ) from error
         return cls(settings, device=device, **rest).restore(folder, clips)
 
@@ -461,8 +463,8 @@ class Detector(abc.ABC):
             return self
         if store.rate != self.store.rate:
             raise errors.InputError(
-                f"clips at {store.rate} Hz came to a detector fitted at {self.store.rate} Hz; load them at"
-                " its rate"
+                f"clips have {store.rate} Hz, but the detector was fitted at {self.store.rate} Hz; load them"
+                " at that rate"
             )
         other = copy.copy(self)
         other.home, other.store = self, store
@@ -477,7 +479,7 @@ class Detector(abc.ABC):
 
     def _fitted(self) -> None:
         if not hasattr(self, "store"):
-            raise errors.InputError(f"this {type(self).__name__} is not fitted; call fit first")
+            raise errors.InputError(f"this {type(self).__name__} instance is not fitted yet; call fit first")
 
     def _final(self, table: pd.DataFrame, clips: pd.Series) -> np.ndarray:
         own = table[(table["system"] == (self.system or self.systems[-1])) & (table["component"] == "score")]
@@ -498,25 +500,24 @@ def configured(cls: type[Settings], settings: Settings | None, fields: dict) -> 
 def _check_training(clips: Clips) -> None:
     if not isinstance(clips, Clips):
         raise errors.InputError(
-            f"{type(clips).__name__} came, expected Clips; make them with load_dcase or from_arrays"
+            f"got {type(clips).__name__}, expected Clips; create them with load_dcase or from_arrays"
         )
     if not len(clips):
         raise errors.InputError(
-            "no training clip came, expected at least one normal clip; is there a train folder?"
+            "no training clips given, expected at least one normal clip; is there a train folder?"
         )
-    odd = clips.table[clips.table["label"] != "normal"]
-    if len(odd):
+    invalid = clips.table[clips.table["label"] != "normal"]
+    if len(invalid):
         raise errors.InputError(
-            f"{odd['clip'].iloc[0]} is {odd['label'].iloc[0]}, expected normal clips to fit; take"
-            " clips.train(...)"
+            f"{invalid['clip'].iloc[0]} is {invalid['label'].iloc[0]}, expected only normal clips in fit;"
+            " use clips.train(...)"
         )
 
 
 def _of_store(others: Clips, store: Store) -> np.ndarray:
     if others.store is not store:
         raise errors.InputError(
-            "clips of other machines came from another store, expected the store of the training clips; load"
-            " them together"
+            "clips of other machines are in another store than the training clips; load all clips together"
         )
     return np.asarray(others.rows, np.int64)
 
@@ -581,7 +582,7 @@ def stand_ins(
     )
     if not len(others):
         raise errors.InputError(
-            f"{machine} is the only machine, expected clips of others to stand in for its anomalies"
+            f"{machine} is the only machine, expected clips of other machines as stand-ins for its anomalies"
         )
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(others, min(most, len(others)), replace=False))

@@ -231,7 +231,7 @@ class Classifier(ClassifierTraining, Detector):
         self.take_embedded(found.pop("clip"), found)
         if not set(self.train_rows.tolist()) <= set(self.embeddings):
             raise errors.InputError(
-                f"{folder / EMBEDDINGS}: lacks the embeddings of some training clips; run the study again"
+                f"{folder / EMBEDDINGS}: embeddings of some training clips are missing; run the study again"
             )
         self._prepare()
 
@@ -271,7 +271,7 @@ def _read(folder: Path) -> dict[str, np.ndarray]:
         return {"clip": found["clip"], "embedding": found["embedding"]} | found
     except Exception as error:
         raise errors.InputError(
-            f"{path}: does not hold embeddings ({type(error).__name__}); run the study again"
+            f"{path}: does not contain embeddings ({type(error).__name__}); run the study again"
         ) from error
 
 

@@ -61,14 +61,14 @@ class ClassifierTraining:
         self.classes, self.codes = np.unique(names.to_numpy(dtype=object).astype(str), return_inverse=True)
         if len(self.classes) < 2:
             raise errors.InputError(
-                f"the training clips make 1 class ({self.classes[0]}), expected 2 or more; add machines, or"
-                " take classifier out of systems"
+                f"the training clips form a single class ({self.classes[0]}), expected at least 2; add"
+                " machines, or remove classifier from systems"
             )
         for machine, count in zip(*np.unique(self.machines[self.train_rows], return_counts=True)):
             if count < FEWEST_CLIPS:  # fail before training, not after
                 raise errors.InputError(
-                    f"machine {machine} has {count} training clip{'s' * int(count > 1)}, the classifier's"
-                    f" back-ends expect at least {FEWEST_CLIPS}; add recordings or leave it out with"
+                    f"machine {machine} has {count} training clip{'s' * int(count > 1)}, expected at least"
+                    f" {FEWEST_CLIPS} for the classifier's back-ends; add recordings or exclude it with"
                     " --machines"
                 )
         self.class_machine = np.array([name.split("/", 1)[0] for name in self.classes])
@@ -260,10 +260,10 @@ class ClassifierTraining:
         columns = ["machine", "clips", "machine_accuracy", "class_accuracy"]
         if not self.kept_out.any():
             return pd.DataFrame(columns=columns)
-        said, truth = self._probabilities().argmax(1).cpu().numpy(), self.codes[self.kept_out]
+        guess, truth = self._probabilities().argmax(1).cpu().numpy(), self.codes[self.kept_out]
         machine = self.class_machine[truth]
         right = pd.DataFrame(
-            {"machine": machine, "same": self.class_machine[said] == machine, "exact": said == truth}
+            {"machine": machine, "same": self.class_machine[guess] == machine, "exact": guess == truth}
         )
         table = right.groupby("machine").agg(
             clips=("same", "size"), machine_accuracy=("same", "mean"), class_accuracy=("exact", "mean")

@@ -33,21 +33,23 @@ class MultiResolutionSettings(Settings):
     """Training-free density of log-mel statistics at several resolutions (METHOD 3.6)."""
 
     n_fft: Many[Annotated[int, Field(ge=64, le=65536)]] = setting(
-        (256, 1024, 4096), "samples, windows of the log-mels, each a view; the hop is half of it"
+        (256, 1024, 4096), "window lengths of the log-mels in samples, one view each; hop: half a window"
     )
     n_mels: Many[Annotated[int, Field(ge=4, le=512)]] = setting(
-        (32, 64, 128), "mel bands from 50 to 8000 Hz, of each window"
+        (32, 64, 128), "mel bands from 50 to 8000 Hz, per window"
     )
     modulation_groups: int = setting(
-        8, "groups of bands of the modulation view, made at the shortest window; 0: no such view", 0, 512
+        8, "band groups of the modulation view, computed with the shortest window; 0: no such view", 0, 512
     )
     modulation_bins: int = setting(14, "geometric bins of the modulation spectrum", 1, 64)
     backend: Literal["density", "mahalanobis", "both"] = setting(
-        "density", "of each view: local density, Mahalanobis distance, or both, averaged (METHOD 3.6)"
+        "density", "score of each view: local density, Mahalanobis distance, or the mean of both (METHOD 3.6)"
     )
-    k: int = setting(2, "references whose divided distance is averaged (METHOD 3.6)", 1, 100)
+    k: int = setting(
+        2, "nearest references over which the rescaled distance is averaged (METHOD 3.6)", 1, 100
+    )
     neighbors: int = setting(
-        2, "neighbors of a reference, whose mean distance divides the distance to it (METHOD 3.6)", 1, 100
+        2, "neighbors per reference whose mean distance rescales the distance to it (METHOD 3.6)", 1, 100
     )
 
     @model_validator(mode="after")
@@ -145,7 +147,7 @@ class MultiResolution(Detector):
         k, neighbors = self.settings.k, self.settings.neighbors
         if len(train) <= max(k, 2):
             raise errors.InputError(
-                f"{len(train)} training clips came, expected at least 3 and more than multires.k = {k}; add"
+                f"got {len(train)} training clips, expected at least 3 and more than multires.k = {k}; add"
                 " recordings or use a smaller k"
             )
         found = [

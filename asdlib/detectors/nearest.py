@@ -19,7 +19,7 @@ class NearestNeighborSettings(Settings):
     """Training-free nearest neighbor on mean and standard deviation over time of a log-mel (METHOD 3.6)."""
 
     n_mels: int = setting(128, "mel bands", 16, 512)
-    k: int = setting(2, "neighbors whose distance is averaged (METHOD 3.6)", 1, 100)
+    k: int = setting(2, "neighbors over which the distance is averaged (METHOD 3.6)", 1, 100)
 
 
 SMALLEST_DB = 1e-3  # lower bound; features that vary less are treated as constant
@@ -76,7 +76,7 @@ class NearestNeighbor(Detector):
         n = len(x)
         if n <= self.settings.k:
             raise errors.InputError(
-                f"{n} training clips came, expected more than baseline_knn.k = {self.settings.k}; add"
+                f"got {n} training clips, expected more than baseline_knn.k = {self.settings.k}; add"
                 " recordings or use a smaller k"
             )
         mean = (x.sum(0) - x) / (n - 1)

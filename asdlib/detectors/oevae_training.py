@@ -72,8 +72,8 @@ class OEVAETraining:
         self._open()
         names = sorted(set(clips["machine"].iloc[others]))
         others, pool = exposure.with_supplemental(self.store, self.machine, others)
-        if told := exposure.same_segments(self.front):
-            print(told)
+        if note := exposure.same_segments(self.front):
+            print(note)
         rng = np.random.default_rng([self.seed, SPLIT])
         kept = exposure.held_out(clips["domain"].to_numpy()[train_rows], s.holdout, rng)
         kept_others = exposure.held_out(pool, s.holdout, rng)
@@ -134,7 +134,7 @@ class OEVAETraining:
         if not found:
             return ""
         if found["alive"] == 0 and mode in ("nll", "expected_nll", "kl"):
-            return "no channel of z_c moves on held-out clips"
+            return "no channel of z_c is active on held-out clips"
         if abs(found[mode]) > FOLLOWS:
             return f"its correlation with the norm of the embedding is {found[mode]:.3f} on held-out clips"
         return ""
@@ -318,7 +318,7 @@ class OEVAETraining:
         self.trained = state["trained"].astype(bool)
         if len(self.trained) != len(self.train_rows):
             count = len(self.trained)
-            raise errors.InputError(f"{folder}: is of {count} training clips, not of these; {io.AGAIN}")
+            raise errors.InputError(f"{folder}: was fitted to {count} other training clips; {io.AGAIN}")
         self._take_alpha_facts(state)
         for scale in s.k_scales:
             self.heads[scale] = VAE(self.net.dim, s.hidden, s.latent, s.domain_latent).to(self.device).eval()
@@ -329,7 +329,7 @@ class OEVAETraining:
                 )
             except RuntimeError as error:
                 raise errors.InputError(
-                    f"{folder}: holds no VAE for k_scale {scale:g}; run stage 05_oevae again"
+                    f"{folder}: contains no VAE for k_scale {scale:g}; run stage 05_oevae again"
                 ) from error
 
 

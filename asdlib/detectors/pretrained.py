@@ -26,12 +26,14 @@ class PretrainedSettings(Settings):
     """Local density of the embeddings of a published network (METHOD 3.11)."""
 
     encoder: Literal["yamnet", "beats"] = setting(
-        "yamnet", "which network: yamnet, of the extra `encoders`, or beats, from a file"
+        "yamnet", "network: yamnet, installed with the extra `encoders`, or beats, loaded from a file"
     )
-    weights: str = setting("", "file of the network's weights; empty: where the extra `encoders` has it")
-    sha256: str = setting("", "SHA-256 of that file; empty: the one known for the extra's file")
+    weights: str = setting(
+        "", "weights file of the network; empty: the one installed with the extra `encoders`"
+    )
+    sha256: str = setting("", "SHA-256 of that file; empty: that of the installed file")
     neighbors: int = setting(
-        4, "neighbors of a reference, whose mean distance divides the distance to it (METHOD 3.11)", 1, 100
+        4, "neighbors per reference whose mean distance rescales the distance to it (METHOD 3.11)", 1, 100
     )
 
     @model_validator(mode="after")
@@ -40,7 +42,7 @@ class PretrainedSettings(Settings):
         if not known and not (self.weights and self.sha256):
             raise errors.InputError(
                 f"settings pretrained.weights and sha256: got {self.weights!r} and {self.sha256!r}, expected"
-                f" the file of {self.encoder}'s weights and what sha256sum says of it;"
+                f" the weights file of {self.encoder} and its SHA-256 (sha256sum);"
                 f" {ENCODERS[self.encoder].where}"
             )
         return self

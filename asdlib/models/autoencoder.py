@@ -30,14 +30,14 @@ class AutoencoderSettings(Settings):
     batch: int = setting(256, "vectors per step (METHOD 7.5)", 2, 65536)
     lr: float = setting(1e-3, "Adam step size (METHOD 7.5)", 0.0, 1.0)
     holdout: float = setting(
-        0.1, "share of the vectors kept out of training, for the logged error only (METHOD 7.5)", 0.0, 0.9
+        0.1, "fraction of vectors held out of training, for the logged error only (METHOD 7.5)", 0.0, 0.9
     )
     mahala: Literal["mean_residual", "per_frame"] = setting(
         "mean_residual",
         "selective Mahalanobis: of the clip's mean residual (official, METHOD 7.5), or the mean over frames",
     )
     folds: int = setting(
-        2, "training clips are scored by networks that never saw them: this many folds", 2, 20
+        2, "cross-validation folds: training clips are scored by networks not trained on them", 2, 20
     )
 
 
@@ -55,8 +55,8 @@ class Vectors:
     def __init__(self, mel: torch.Tensor, lengths: list[int], frames: int):
         if min(lengths) < frames:
             raise errors.InputError(
-                f"a clip of {min(lengths)} frames came, expected at least {frames}; use longer clips or fewer"
-                " autoencoder.frames"
+                f"shortest clip has {min(lengths)} frames, expected at least {frames}; use longer clips or"
+                " fewer autoencoder.frames"
             )
         bands = mel.shape[1]
         self._rows = mel.view(-1).as_strided((len(mel) - frames + 1, frames * bands), (bands, 1))

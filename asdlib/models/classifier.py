@@ -45,8 +45,8 @@ class ClassifierSettings(Settings):
     dim: int = setting(128, "width of each branch's embedding (METHOD 5.2)", 2, 4096)
     subclusters: int = setting(16, "S of sub-cluster AdaCos (METHOD 5.7)", 1, 1024)
     scale: Literal["fixed", "adaptive"] = setting("fixed", "scale of sub-cluster AdaCos (METHOD 3.5, 5.7)")
-    train_centers: bool = setting(False, "whether the plain head's centers learn (METHOD 5.6)")
-    train_featex_centers: bool = setting(True, "whether the FeatEx head's centers learn (METHOD 5.6)")
+    train_centers: bool = setting(False, "train the centers of the plain head (METHOD 5.6)")
+    train_featex_centers: bool = setting(True, "train the centers of the FeatEx head (METHOD 5.6)")
     mixup_prob: float = setting(0.5, "probability of waveform mixup per clip (METHOD 5.5)", 0.0, 1.0)
     mixup_beta: float = setting(1.0, "weights from Beta(beta, beta); 1 is uniform (METHOD 5.5)", 0.01, 100.0)
     featex_prob: float = setting(0.5, "probability of an exchange per clip (METHOD 5.6)", 0.0, 1.0)
@@ -55,8 +55,8 @@ class ClassifierSettings(Settings):
     )
     debias_batchnorm: bool = setting(
         True,
-        "divide the start out of BatchNorm's running statistics; false: as torch has it (METHOD 5.3). After a"
-        " thousand steps there is no difference",
+        "remove the initial values from BatchNorm's running statistics; false: as in torch (METHOD 5.3). No"
+        " difference after a thousand steps",
     )
     l2: float = setting(1e-5, "weight of the squared kernels in the loss (METHOD 5.2)", 0.0, 1.0)
     batch: int = setting(64, "clips per step (METHOD 5.4)", 2, 65536)
@@ -65,34 +65,30 @@ class ClassifierSettings(Settings):
     )
     lr: float = setting(1e-3, "Adamax step size (METHOD 3.5)", 0.0, 1.0)
     holdout: float = setting(
-        0.1,
-        "share of each class's training clips kept out of training, for the logged accuracy only",
-        0.0,
-        0.9,
+        0.1, "fraction of each class's training clips held out, for the logged accuracy only", 0.0, 0.9
     )
     ablation: int = setting(
-        0,
-        "epochs of the trainings without mixup and without FeatEx that notebook 04 compares; 0: none",
-        0,
-        100000,
+        0, "epochs of the ablations without mixup and without FeatEx in notebook 04; 0: none", 0, 100000
     )
     crops: int = setting(
         1,
-        "stretches of clip_seconds of a clip that are embedded and averaged, equally spaced; 1: its start"
+        "equally spaced crops of clip_seconds per clip whose embeddings are averaged; 1: the start only"
         " (METHOD 5.1)",
         1,
         100,
     )
     layers: Many[Literal["block2", "block3", "block4", "block5", "embedding"]] = setting(
         ("embedding",),
-        "what the back-ends compare: the embedding (report 3.1), or stages of the spectrogram branches, side"
-        " by side (METHOD 3.10)",
+        "features for the back-ends: the embedding (report 3.1), or concatenated stages of the spectrogram"
+        " branches (METHOD 3.10)",
     )
     pooling: Literal["mean", "mean_std", "bands"] = setting(
         "bands", "of the stages over frequency and time, as oevae.pooling (METHOD 3.10)"
     )
     kmeans: int = setting(16, "clusters of the source embeddings (METHOD 5.8)", 1, 1000)
-    backend: str = setting("kmeans", "back-end of the score (METHOD 5.8, scoring/backends.py); all are kept")
+    backend: str = setting(
+        "kmeans", "back-end of the score (METHOD 5.8, scoring/backends.py); all are stored"
+    )
     density_neighbors: int = setting(4, "K of local-density rescaling (METHOD 5.8)", 1, 100)
     smote: SmoteSettings = SmoteSettings()
 
@@ -106,7 +102,7 @@ class ClassifierSettings(Settings):
                 raise errors.InputError(f"unknown branch {name!r}{errors.suggest(name, known)}")
         if not branches or len(set(branches)) < len(branches):
             raise errors.InputError(
-                f"classifier.branches = {list(branches)}, expected at least one branch and each of them once"
+                f"classifier.branches = {list(branches)}, expected at least one branch, without duplicates"
             )
         return branches
 
@@ -115,13 +111,13 @@ class ClassifierSettings(Settings):
         alone = "embedding" not in self.layers or not self.inner
         if not self.layers or len(set(self.layers)) < len(self.layers) or not alone:
             raise errors.InputError(
-                f"classifier.layers = {list(self.layers)}, expected embedding alone, or stages, each of them"
-                " once"
+                f"classifier.layers = {list(self.layers)}, expected only embedding, or stages without"
+                " duplicates"
             )
         if self.inner and set(self.branches) == {"fft"}:
             raise errors.InputError(
-                f"classifier.layers = {list(self.layers)}, and the branch fft has no such stages; add a"
-                " spectrogram branch, or take embedding"
+                f"classifier.layers = {list(self.layers)}, but the fft branch has no stages; add a"
+                " spectrogram branch, or use embedding"
             )
         return self
 
@@ -213,13 +209,12 @@ class Classifier(nn.Module):
         for name, expected in self.shapes.items():
             if name not in inputs:
                 raise errors.InputError(
-                    f"no features for branch {name} came; make them with the settings that the model was"
-                    " built with"
+                    f"no features given for branch {name}; compute them with the settings of the model"
                 )
-            came = tuple(inputs[name].shape[1:])
-            if came != expected:
+            found = tuple(inputs[name].shape[1:])
+            if found != expected:
                 raise errors.InputError(
-                    f"branch {name}: features of shape {came} came, expected {expected} for clips of"
+                    f"branch {name}: features have shape {found}, expected {expected} for clips of"
                     f" {self.settings.clip_seconds:g} s; tile or crop the clips, or set"
                     " classifier.clip_seconds"
                 )

@@ -34,8 +34,8 @@ def initial_scale(classes: int, subclusters: int) -> float:
     """
     if classes * subclusters < 3:
         raise errors.InputError(
-            f"{classes} classes of {subclusters} sub-clusters came, expected 3 centers or more; train on more"
-            " machines"
+            f"got {classes} classes of {subclusters} sub-clusters, expected at least 3 centers; train on"
+            " more machines"
         )
     return math.sqrt(2) * math.log(classes * subclusters - 1)
 
@@ -91,7 +91,7 @@ class SubClusterAdaCos(nn.Module):
         if y.shape != (len(e), self.classes):
             expected = (len(e), self.classes)
             raise errors.InputError(
-                f"labels came as {tuple(y.shape)}, expected {expected}: one row per item, one column per"
+                f"labels have shape {tuple(y.shape)}, expected {expected}: one row per item, one column per"
                 " class"
             )
         with torch.autocast(e.device.type, enabled=False):

@@ -52,7 +52,8 @@ class OEVAEMixupSettings(Settings):
         100.0,
     )
     outliers: bool = setting(
-        False, "mix target with pseudo-anomalous segments too, t and attributes become soft (METHOD 3.9)"
+        False,
+        ("also mix target with pseudo-anomalous segments; t and attributes become soft labels (METHOD 3.9)"),
     )
 
 
@@ -65,17 +66,17 @@ class OEVAESettings(Settings):
     smote: SmoteSettings = SmoteSettings()
     width: int = setting(
         64,
-        "channels of the first stage; 64 is ResNet-18 (report 4.2), less a narrower network for demos",
+        "channels of the first stage; 64: ResNet-18 (report 4.2), fewer: a narrower network for demos",
         4,
         256,
     )
     pretrained: bool = setting(
-        False, "start from ImageNet weights that are on disk; nothing is downloaded (METHOD 4.19)"
+        False, "initialize with ImageNet weights from disk; nothing is downloaded (METHOD 4.19)"
     )
-    pretrained_file: str = setting("", "file of these weights; empty: where torch.hub keeps them")
+    pretrained_file: str = setting("", "file of these weights; empty: the torch.hub cache")
     hidden: int = setting(256, "units of the VAE's hidden layers (METHOD 4.14)", 2, 8192)
     latent: int = setting(64, "latent channels (report 4.2)", 2, 4096)
-    domain_latent: int = setting(8, "of these, channels of z_d (report 4.2)", 1, 4095)
+    domain_latent: int = setting(8, "latent channels of z_d (report 4.2)", 1, 4095)
     lambda_vae: float = setting(1e-7, "λ of Eq. 1 (report 4.2)", 0.0, 1000.0)
     vae_grad: Literal["split", "literal"] = setting(
         "split", "λ scales the gradient from VAE to extractor (METHOD 3.4), or the VAE's loss (report Eq. 1)"
@@ -91,7 +92,7 @@ class OEVAESettings(Settings):
     )
     near: float = setting(
         0.0,
-        "part of the pseudo-anomalies drawn from the machines nearest to the target; 0: uniform (METHOD 3.4)",
+        "fraction of pseudo-anomalies drawn from the machines nearest to the target; 0: uniform (METHOD 3.4)",
         0.0,
         1.0,
     )
@@ -102,7 +103,7 @@ class OEVAESettings(Settings):
     lr: float = setting(1e-3, "Adam step size (report 4.2)", 0.0, 1.0)
     holdout: float = setting(
         0.1,
-        "share of each domain's training clips kept out of training, to measure separation on (METHOD 6.3)",
+        "fraction of each domain's training clips held out of training, to measure separation (METHOD 6.3)",
         0.0,
         0.9,
     )
@@ -114,20 +115,20 @@ class OEVAESettings(Settings):
         0, "epochs of each row of the ablation in 05_oevae, on the first machine; 0: no ablation", 0, 1000
     )
     alpha_mode: Literal["nll", "expected_nll", "kl", "recon", "neg_elbo"] = setting(
-        "nll", "α of the score (report 3.2; METHOD 3.4); all are kept"
+        "nll", "α of the score (report 3.2; METHOD 3.4); all are stored"
     )
     alpha_vae: Literal["joint", "vectors"] = setting(
         "joint",
-        "whose α it is: of the VAE trained with f_FE on its output (report 3.2), or of one fitted afterwards"
-        " to the vectors that β measures, standardized per dimension (METHOD 3.10)",
+        "input of the VAE that gives α: the output of f_FE, trained jointly (report 3.2), or the"
+        " standardized vectors of β, fitted afterwards (METHOD 3.10)",
     )
     drop_alpha: bool = setting(
         True,
-        "α is 0, and so leaves the fusion, where held-out clips show that no channel of z_c moves or that α"
-        " follows the norm of the embedding; without held-out clips it stays (METHOD 3.10)",
+        "set α to 0, which removes it from the fusion, if on held-out clips no channel of z_c is active or"
+        " α follows the norm of the embedding; no effect without held-out clips (METHOD 3.10)",
     )
     layers: Many[Literal["layer1", "layer2", "layer3", "layer4"]] = setting(
-        ("layer4",), "stages of f_FE whose output β measures distances in; layer4 is the last (METHOD 4.14)"
+        ("layer4",), "stages of f_FE whose outputs β compares; layer4 is the last (METHOD 4.14)"
     )
     pooling: Literal["mean", "mean_std", "bands"] = setting(
         "mean",
@@ -138,7 +139,7 @@ class OEVAESettings(Settings):
         "knn",
         "β: kNN distance of segments (report 3.2), or standardized local density of clips (METHOD 3.10)",
     )
-    neighbors: int = setting(1, "k of the kNN score β; 1, 2 and 4 are all kept (report 4.2)", 1, 100)
+    neighbors: int = setting(1, "k of the kNN score β; 1, 2 and 4 are all stored (report 4.2)", 1, 100)
     neighbor_domains: Literal["pooled", "min"] = setting(
         "pooled", "source and target together (METHOD 4.18), or the nearer of the two"
     )
@@ -147,7 +148,7 @@ class OEVAESettings(Settings):
     def _together(self) -> OEVAESettings:
         if not self.layers or len(set(self.layers)) < len(self.layers):
             raise errors.InputError(
-                f"oevae.layers = {list(self.layers)}, expected at least one layer and each of them once"
+                f"oevae.layers = {list(self.layers)}, expected at least one layer, without duplicates"
             )
         if self.domain_latent >= self.latent:
             raise errors.InputError(
@@ -156,8 +157,7 @@ class OEVAESettings(Settings):
             )
         if self.pretrained and self.width != 64:
             raise errors.InputError(
-                f"oevae.pretrained came with width {self.width}, expected 64: the published weights fit no"
-                " other"
+                f"oevae.pretrained: got width {self.width}, expected 64, the width of the published weights"
             )
         return self
 
@@ -252,7 +252,7 @@ def load_pretrained(net: nn.Module, file: str = "") -> None:
     path = Path(file) if file else Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not path.is_file():
         raise errors.InputError(
-            f"oevae.pretrained: no {path}; fetch {url} to it, name the file in oevae.pretrained_file, or set"
+            f"oevae.pretrained: {path} not found; download {url} there, set oevae.pretrained_file, or set"
             " pretrained = false"
         )
     try:
@@ -263,7 +263,7 @@ def load_pretrained(net: nn.Module, file: str = "") -> None:
     except Exception as error:  # torch raises many types for foreign files
         kind = type(error).__name__
         raise errors.InputError(
-            f"oevae.pretrained: {path} does not hold torchvision's resnet18 ({kind}); fetch {url}"
+            f"oevae.pretrained: {path} does not contain torchvision's resnet18 ({kind}); download {url}"
         ) from error
 
 
@@ -358,7 +358,7 @@ class OEVAE(nn.Module):
         """Embeddings f_FE(X): log-mel (n, 1, mels, frames) to float32 (n, dim)."""
         if x.ndim != 4 or x.shape[1] != 1:
             raise errors.InputError(
-                f"log-mel segments came as {tuple(x.shape)}, expected (n, 1, mels, frames)"
+                f"log-mel segments have shape {tuple(x.shape)}, expected (n, 1, mels, frames)"
             )
         return self.extractor(x).float()
 

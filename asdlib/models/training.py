@@ -38,7 +38,7 @@ def pick_device(name: str) -> torch.device:
     raises : errors.InputError for `cuda` without a GPU
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise errors.InputError("device cuda was asked for, but torch sees no GPU; use --device auto or cpu")
+        raise errors.InputError("device cuda requested, but torch finds no GPU; use --device auto or cpu")
     device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         _repeatable_gpu()
@@ -69,8 +69,8 @@ def memory_in_words(
     try:
         yield
     except torch.OutOfMemoryError as error:
-        said = ". ".join(str(error).split(". ")[:3])
-        raise errors.InputError(f"{what}: the GPU has too little memory ({said}); {advice}") from error
+        detail = ". ".join(str(error).split(". ")[:3])
+        raise errors.InputError(f"{what}: out of GPU memory ({detail}); {advice}") from error
 
 
 def generator_for(seed: int, *path: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -280,7 +280,7 @@ def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> l
         return state["history"]
     except Exception as error:  # torch raises many types for damaged and foreign files
         print(
-            f"{path}: not readable as a checkpoint ({type(error).__name__}); training starts again",
+            f"{path}: cannot be read as a checkpoint ({type(error).__name__}); training restarts",
             file=sys.stderr,
         )
         model.load_state_dict(before)
@@ -306,6 +306,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
             raise ValueError("NaN or infinite weights")
     except Exception as error:
         raise errors.InputError(
-            f"{path}: does not hold the weights of this model ({type(error).__name__}); run the study again"
+            f"{path}: does not contain the weights of this model ({type(error).__name__}); run the study"
+            " again"
         ) from error
     model.eval()

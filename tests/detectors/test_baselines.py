@@ -33,7 +33,7 @@ def test_vectors_are_five_frames_in_a_row_of_one_clip():
     expected = torch.stack([part[i : i + 5].reshape(-1) for part in parts for i in range(len(part) - 4)])
     assert len(vectors) == 9 and vectors.clip.tolist() == [0] * 3 + [1] + [2] * 5
     torch.testing.assert_close(vectors[torch.arange(9)], expected)
-    with pytest.raises(errors.InputError, match="a clip of 4 frames came, expected at least 5"):
+    with pytest.raises(errors.InputError, match="shortest clip has 4 frames, expected at least 5"):
         Vectors(torch.zeros(9, 3), [5, 4], 5)
 
 
@@ -70,7 +70,7 @@ def test_too_few_training_clips_for_k_are_refused(context):
     detector = detector_of(NearestNeighbor, context)
     fit(detector, context.store, base.machine_rows(context.store.clips, "pump", "train")[:2])
     with pytest.raises(
-        errors.InputError, match=r"2 training clips came, expected more than baseline_knn\.k = 2"
+        errors.InputError, match=r"got 2 training clips, expected more than baseline_knn\.k = 2"
     ):
         detector.training_components()
 

@@ -199,7 +199,8 @@ def test_one_class_is_refused(context):
     rows = machine_rows(context.store.clips, "pump", "train")
     rows = rows[(context.store.clips["attr_spd"].iloc[rows] == "3").to_numpy()]
     with pytest.raises(
-        errors.InputError, match=r"make 1 class \(pump/00/spd=3/target\), expected 2 or more; add machines"
+        errors.InputError,
+        match=r"form a single class \(pump/00/spd=3/target\), expected at least 2; add machines",
     ):
         fit(detector_of(Classifier, context), context.store, rows)
 
@@ -210,7 +211,7 @@ def test_a_machine_of_two_clips_is_refused_by_name_before_training(context, monk
     with pytest.raises(
         errors.InputError,
         match=(
-            "machine saw has 2 training clips, the classifier's back-ends expect at least 3; add recordings"
+            "machine saw has 2 training clips, expected at least 3 for the classifier's back-ends; add recordings"
         ),
     ):
         fit(detector_of(Classifier, context), context.store, np.concatenate([pump, saw[:2]]))
@@ -619,10 +620,10 @@ def test_stages_are_kept_and_taken_over(context, fitted, tmp_path):
 @pytest.mark.parametrize(
     ("layers", "branches", "words"),
     [
-        ((), SMALL.branches, "expected embedding alone, or stages"),
-        (("block2", "block2"), SMALL.branches, "each of them once"),
-        (("block2", "embedding"), SMALL.branches, "expected embedding alone"),
-        (("block2",), ("fft",), "the branch fft has no such stages"),
+        ((), SMALL.branches, "expected only embedding, or stages"),
+        (("block2", "block2"), SMALL.branches, "without duplicates"),
+        (("block2", "embedding"), SMALL.branches, "expected only embedding"),
+        (("block2",), ("fft",), "the fft branch has no stages"),
     ],
 )
 def test_stages_that_are_not_there_are_refused(layers, branches, words):
@@ -660,11 +661,11 @@ def test_embeddings_are_kept_for_whoever_has_no_network(context, fitted, tmp_pat
     content = load_file(tmp_path / module.EMBEDDINGS)
     save_file({name: value[:-5].copy() for name, value in content.items()}, tmp_path / module.EMBEDDINGS)
     with pytest.raises(
-        errors.InputError, match="lacks the embeddings of some training clips; run the study again"
+        errors.InputError, match="embeddings of some training clips are missing; run the study again"
     ):
         detector_of(Classifier, context).restore(tmp_path, Clips(context.store, rows_of(context, "train")))
     (tmp_path / module.EMBEDDINGS).write_bytes(b"torn")
-    with pytest.raises(errors.InputError, match="does not hold embeddings"):
+    with pytest.raises(errors.InputError, match="does not contain embeddings"):
         load_embeddings(tmp_path)
 
 
@@ -788,7 +789,7 @@ def test_figures_draw_what_the_notebook_shows(context, fitted):
         figure = draw(*arguments)
         assert figure.alt and "<img" in figure._repr_html_()
         assert "pump" in texts(figure) or draw is training_plots.classifier_curves
-        with pytest.raises(errors.InputError, match="an empty table came"):
+        with pytest.raises(errors.InputError, match="empty table"):
             draw(arguments[0].iloc[:0], *arguments[1:])
     many = pd.concat([scores.assign(machine=f"machine {i}") for i in range(6)])
     assert "machine 5" in texts(training_plots.seen_and_unseen(many, ["seen", "held out"]))

@@ -146,7 +146,7 @@ def test_impossible_settings_are_refused(change, words):
 
 def test_too_few_training_clips_are_refused(context):
     train = rows_of(context, "pump", "train")
-    with pytest.raises(errors.InputError, match="2 training clips came, expected at least 3 and more than"):
+    with pytest.raises(errors.InputError, match="got 2 training clips, expected at least 3 and more than"):
         detector_of(MultiResolution, context).fit(Clips(context.store, train[:2]))
     with pytest.raises(errors.InputError, match=r"more than multires\.k = 20"):
         MultiResolution(k=20, device="cpu").fit(Clips(context.store, train))
@@ -157,5 +157,5 @@ def test_too_few_training_clips_are_refused(context):
 
 def test_windows_too_long_to_see_modulations_are_refused(context):
     slow = MultiResolution(n_fft=65536, n_mels=8, modulation_groups=4, device=torch.device("cpu"))
-    with pytest.raises(errors.InputError, match="frames per second came, expected more than 1 to see"):
+    with pytest.raises(errors.InputError, match="Hz, expected more than 1 Hz to resolve"):
         slow.fit(Clips(context.store, rows_of(context, "pump", "train")))

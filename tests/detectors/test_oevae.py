@@ -197,10 +197,7 @@ def test_of_segments_that_are_all_the_same_one_is_used(context, capsys):
         (1.25, 1, False),
         (1.0, 3, False),
     ):  # the longest clip has 1.25 s
-        words = (
-            "no clip is longer than a segment (1.25 s): its 3 segments are one and the same, and one of them"
-            " is used"
-        )
+        words = "no clip is longer than a segment (1.25 s): its 3 segments are identical, so only one is used"
         detector = fitted(
             context, features={"segment_s": seconds, "segments": segments}, epochs=1, k_scales=(1.0,)
         )
@@ -474,7 +471,7 @@ def test_supplemental_clips_are_pseudo_anomalies_and_nothing_else(context, tmp_p
     shutil.copytree(Path(context.store.clips["path"][0]).parents[2], root)
     off = open_store(*clip_index.index([root]), tmp_path / "store", decode.DataSettings())
     assert off.fingerprint == context.store.fingerprint and off.supplemental.empty
-    with pytest.raises(errors.InputError, match=r"data\.supplemental is on, expected recordings in a folder"):
+    with pytest.raises(errors.InputError, match=r"data\.supplemental is true; expected a folder"):
         clip_index.index([root], (), True)
     rng, names = (
         np.random.default_rng(0),
@@ -519,9 +516,7 @@ def test_one_machine_alone_is_refused(context):
         ),
     ):
         fit(detector, alone, machine_rows(alone.clips, "pump", "train"))
-    with pytest.raises(
-        errors.InputError, match="training clips of pump, saw came, expected those of one machine"
-    ):
+    with pytest.raises(errors.InputError, match="got training clips of pump, saw, expected a single machine"):
         fit(detector_of(OEVAE, context), context.store, np.flatnonzero(table["split"] == "train"))
 
 
@@ -683,7 +678,7 @@ def test_alpha_leaves_the_fusion_where_held_out_clips_show_that_it_tells_nothing
     assert detector.held_out_alpha["alive"] == (found.mu[:, 3:].var(0) > 0.01).sum()
     clips = Clips(detector.store, machine_rows(detector.store.clips, "pump", "test"))
     cases = [
-        ({"alive": 0.0, "nll": 0.2}, "no channel of z_c moves on held-out clips"),
+        ({"alive": 0.0, "nll": 0.2}, "no channel of z_c is active on held-out clips"),
         ({"alive": 2.0, "nll": -0.97}, "its correlation with the norm of the embedding is -0.970"),
         ({"alive": 2.0, "nll": 0.2}, ""),
         ({}, ""),
@@ -741,7 +736,7 @@ def test_the_table_of_layers_is_beta_of_such_detectors(context, trained, beside)
 
 
 def test_refusals_of_layers():
-    with pytest.raises(errors.InputError, match="at least one layer and each of them once"):
+    with pytest.raises(errors.InputError, match="at least one layer, without duplicates"):
         TINY.replace(layers=("layer1", "layer1"))
     with pytest.raises(errors.InputError, match="at least one layer"):
         TINY.replace(layers=())

@@ -97,7 +97,7 @@ def test_equal_and_silent_training_clips_give_finite_scores():
 
 
 def test_too_few_training_clips_are_refused(context):
-    with pytest.raises(errors.InputError, match="2 training clips with 2 domains came to a back-end"):
+    with pytest.raises(errors.InputError, match="back-end got 2 training clips with 2 domain labels"):
         detector_of(Pretrained, context).fit(Clips(context.store, rows_of(context, "pump", "train")[:2]))
 
 
@@ -105,8 +105,8 @@ def test_too_few_training_clips_are_refused(context):
     ("change", "words"),
     [
         ({"encoder": "yamet"}, "setting encoder: got 'yamet', expected one of 'yamnet', 'beats'"),
-        ({"encoder": "beats"}, "expected the file of beats's weights and what sha256sum says of it; github"),
-        ({"encoder": "beats", "weights": "BEATs.pt"}, "got 'BEATs.pt' and '', expected the file"),
+        ({"encoder": "beats"}, "expected the weights file of beats and its SHA-256 \\(sha256sum\\); github"),
+        ({"encoder": "beats", "weights": "BEATs.pt"}, "got 'BEATs.pt' and '', expected the weights file"),
         ({"neighbors": 0}, "setting neighbors: got 0, expected a number from 1 to 100"),
     ],
 )

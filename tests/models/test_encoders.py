@@ -293,18 +293,18 @@ def test_a_missing_package_is_said(monkeypatch):
 def test_a_wrong_file_is_said(name, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     encoder, file = {"yamnet": YAMNet, "beats": BEATs}[name], tmp_path / "weights"
-    with pytest.raises(errors.InputError, match=rf"{name}: .*weights came, expected a file of weights; "):
+    with pytest.raises(errors.InputError, match=rf"{name}: .*weights, expected a weights file; "):
         encoder.load(str(file))
     file.write_bytes(b"something else")
     sha256 = "e5f4ca8ed9b0c4ac9ca2cd9ac0a9ea8ad1fea1ec49d2b7ec0ab3e50f5f1d3f6e"
-    with pytest.raises(errors.InputError, match=r"weights: has the SHA-256 \w+, expected e5f4ca8e"):
+    with pytest.raises(errors.InputError, match=r"weights: SHA-256 is \w+, expected e5f4ca8e"):
         encoder.load(str(file), sha256)
     monkeypatch.setattr(encoder, "sha256", "")
-    with pytest.raises(errors.InputError, match=rf"does not hold the weights of {name} \(\w+\); "):
+    with pytest.raises(errors.InputError, match=rf"does not contain the weights of {name} \(\w+\); "):
         encoder.load(str(file))
 
 
 def test_a_beats_of_another_kind_is_refused(checkpoint, tmp_path):
     torch.save({"cfg": CFG | {"layer_norm_first": True}, "model": {}}, tmp_path / "other.pt")
-    with pytest.raises(errors.InputError, match=r"does not hold the weights of beats \(ValueError\)"):
+    with pytest.raises(errors.InputError, match=r"does not contain the weights of beats \(ValueError\)"):
         BEATs.load(str(tmp_path / "other.pt"))

@@ -219,10 +219,10 @@ def test_alpha_of_a_perfect_latent():
 
 
 def test_refusals():
-    with pytest.raises(errors.InputError, match=r"labels came as \(8, 4\), expected \(8, 5\)"):
+    with pytest.raises(errors.InputError, match=r"labels have shape \(8, 4\), expected \(8, 5\)"):
         losses.SubClusterAdaCos(D, C, S)(torch.randn(N, D), torch.rand(N, 4))
     with pytest.raises(
-        errors.InputError, match="1 classes of 2 sub-clusters came, expected 3 centers or more"
+        errors.InputError, match="got 1 classes of 2 sub-clusters, expected at least 3 centers"
     ):
         losses.SubClusterAdaCos(D, 1, 2)
     with pytest.raises(errors.InputError, match="did you mean adaptive"):

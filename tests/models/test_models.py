@@ -258,14 +258,14 @@ def test_classifier_refusals():
     longer = classifier.branch_inputs(torch.zeros(2, 16000), settings)
     with pytest.raises(
         errors.InputError,
-        match=r"branch fft: features of shape \(1, 8000\) came, expected \(1, 6000\) for clips of 0.75 s",
+        match=r"branch fft: features have shape \(1, 8000\), expected \(1, 6000\) for clips of 0.75 s",
     ):
         model(longer)
-    with pytest.raises(errors.InputError, match="no features for branch mel came"):
+    with pytest.raises(errors.InputError, match="no features given for branch mel"):
         model({"fft": torch.zeros(2, 1, 6000)})
     with pytest.raises(errors.InputError, match="unknown branch 'phases'; did you mean phase"):
         classifier.Classifier(classifier.ClassifierSettings(branches=("phases",)), 4)
-    with pytest.raises(errors.InputError, match="expected at least one branch and each of them once"):
+    with pytest.raises(errors.InputError, match="expected at least one branch, without duplicates"):
         classifier.Classifier(classifier.ClassifierSettings(branches=("fft", "fft")), 4)
     with pytest.raises(errors.InputError, match="expected at least one branch"):
         classifier.Classifier(classifier.ClassifierSettings(branches=()), 4)
@@ -473,7 +473,7 @@ def test_pretrained_weights_come_from_disk_only(tmp_path, monkeypatch):
         oevae.OEVAE(oevae.OEVAESettings(pretrained=True, width=8))
     file = tmp_path / "weights.pth"
     file.write_bytes(b"not weights")
-    with pytest.raises(errors.InputError, match="does not hold torchvision's resnet18"):
+    with pytest.raises(errors.InputError, match="does not contain torchvision's resnet18"):
         oevae.OEVAE(oevae.OEVAESettings(pretrained=True, pretrained_file=str(file)))
     reference = torchvision.models.resnet18()
     torch.save(reference.state_dict(), file)
@@ -493,7 +493,7 @@ def test_oevae_refusals():
     with pytest.raises(errors.InputError, match="no labels for the attribute head"):
         model.loss(segments(), generator())
     with pytest.raises(
-        errors.InputError, match=r"log-mel segments came as \(8, 64, 40\), expected \(n, 1, mels, frames\)"
+        errors.InputError, match=r"log-mel segments have shape \(8, 64, 40\), expected \(n, 1, mels, frames\)"
     ):
         model.embed(torch.zeros(8, 64, 40))
 

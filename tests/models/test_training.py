@@ -80,7 +80,7 @@ def test_a_torn_checkpoint_means_starting_again_not_a_wrong_state(tmp_path, caps
     path.write_bytes(path.read_bytes()[:-200])
     again, _ = trained(6, path)
     assert torch.equal(again.line.weight, trained(6)[0].line.weight)
-    assert "not readable as a checkpoint" in capsys.readouterr().err
+    assert "cannot be read as a checkpoint" in capsys.readouterr().err
 
 
 def test_divergence_is_refused_in_words():
@@ -117,7 +117,9 @@ def test_weights_survive_a_round_trip_and_a_torn_file_is_refused(tmp_path):
     training.load_weights(other, tmp_path / "w.safetensors")
     assert torch.equal(model.line.weight, other.line.weight)
     (tmp_path / "w.safetensors").write_bytes(b"torn")
-    with pytest.raises(errors.InputError, match=r"w\.safetensors: does not hold the weights of this model"):
+    with pytest.raises(
+        errors.InputError, match=r"w\.safetensors: does not contain the weights of this model"
+    ):
         training.load_weights(other, tmp_path / "w.safetensors")
 
 
@@ -131,7 +133,7 @@ def test_generators_of_different_purposes_differ():
 
 def test_a_missing_gpu_is_refused():
     assert training.pick_device("auto").type == "cpu"
-    with pytest.raises(errors.InputError, match="device cuda was asked for, but torch sees no GPU"):
+    with pytest.raises(errors.InputError, match="device cuda requested, but torch finds no GPU"):
         training.pick_device("cuda")
 
 

@@ -34,7 +34,7 @@ class Encoder(torch.nn.Module, abc.ABC):
         """
         if not path or not Path(path).expanduser().is_file():
             raise errors.InputError(
-                f"encoder {cls.name}: {path or 'no file'} came, expected a file of weights; {cls.where}"
+                f"encoder {cls.name}: got {path or 'no file'}, expected a weights file; {cls.where}"
             )
         return Path(path).expanduser()
 
@@ -48,13 +48,13 @@ class Encoder(torch.nn.Module, abc.ABC):
         file, expected = cls.file(path), (sha256 or cls.sha256).lower()
         found = hashlib.sha256(file.read_bytes()).hexdigest()
         if expected and found != expected:
-            raise errors.InputError(f"{file}: has the SHA-256 {found}, expected {expected}; {cls.where}")
+            raise errors.InputError(f"{file}: SHA-256 is {found}, expected {expected}; {cls.where}")
         try:
             network = cls.read(file)
         except Exception as error:  # torch, zipfile and onnx raise many types for foreign files
             kind = type(error).__name__
             raise errors.InputError(
-                f"{file}: does not hold the weights of {cls.name} ({kind}); {cls.where}"
+                f"{file}: does not contain the weights of {cls.name} ({kind}); {cls.where}"
             ) from error
         return network.requires_grad_(False).eval()
 

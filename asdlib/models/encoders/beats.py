@@ -63,9 +63,9 @@ class BEATs(Encoder):
         """Network from a published checkpoint, a dict with `cfg` and `model`, without its classifier."""
         found = torch.load(file, map_location="cpu", weights_only=True)
         cfg, state = found["cfg"], dict(found["model"])
-        odd = [key for key, value in KIND.items() if cfg[key] != value]
-        if odd:
-            raise ValueError(f"another kind of BEATs, by {', '.join(odd)}")
+        different = [key for key, value in KIND.items() if cfg[key] != value]
+        if different:
+            raise ValueError(f"unsupported BEATs variant, differs in {', '.join(different)}")
         network = cls(cfg)
         network.load_state_dict(_renamed(state))
         return network

