@@ -35,17 +35,17 @@ class SmoteSettings(Settings):
 
     space: Literal["embed", "logmel"] = setting(
         "embed",
-        "where neighbors are sought. embed: new references only; logmel: new training items, and of OEVAE"
-        " references made of them (METHOD 3.2, 4.13)",
+        "space of the neighbor search. embed: synthesizes references only; logmel: synthesizes training"
+        " items and, for OEVAE, references from them (METHOD 3.2, 4.13)",
     )
     ratio: float = setting(
         0.2,
-        "the target domain (of the classifier: each class of a machine) is brought to this part of the source"
-        " domain's (the machine's largest class's) size; 0: off (METHOD 4.13)",
+        "oversample the target domain to this fraction of the source domain's size (classifier: each class"
+        " to this fraction of the machine's largest class); 0: off (METHOD 4.13)",
         0.0,
         1.0,
     )
-    k: int = setting(2, "neighbors to choose from, in other clips (METHOD 4.13)", 1, 100)
+    k: int = setting(2, "nearest neighbors to sample from, in other clips (METHOD 4.13)", 1, 100)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def draw_mixup(
     """
     if not 0 <= prob <= 1 or not beta > 0:
         raise errors.InputError(
-            f"mixup: got probability {prob} and beta {beta}, expected 0 to 1 and more than 0"
+            f"mixup: got prob = {prob} and beta = {beta}, expected prob in [0, 1] and beta > 0"
         )
     device = generator.device
     chosen = torch.rand(n, generator=generator, device=device) < prob
@@ -124,8 +124,7 @@ def draw_mixup(
     if errors.check_choice("choice of mixup partners", partners, ("permutation", "reversed")) == "reversed":
         if groups is not None:
             raise errors.InputError(
-                "mixup: partners in reversed order came with groups, expected one of the two; use partners"
-                " 'permutation'"
+                "mixup: partners 'reversed' does not support groups; use partners 'permutation'"
             )
         second = first.flip(0)
     else:
@@ -153,7 +152,7 @@ def mixup(
     raises : errors.InputError for x and y of different lengths, or values out of range
     """
     if len(x) != len(y):
-        raise errors.InputError(f"mixup: {len(x)} items came with {len(y)} labels, expected one label each")
+        raise errors.InputError(f"mixup: got {len(x)} items and {len(y)} labels, expected one label per item")
     blend = draw_mixup(len(x), prob=prob, generator=generator, beta=beta)
     return blend.of(x), blend.of(y)
 
@@ -174,7 +173,7 @@ def featex(
     """
     if len(branches) < 2:
         raise errors.InputError(
-            f"FeatEx needs at least 2 branches, {len(branches)} came; add one or set"
+            f"FeatEx needs at least 2 branches, got {len(branches)}; add a branch or set"
             " classifier.featex_prob = 0"
         )
     n, count = len(y), len(branches)
@@ -206,10 +205,13 @@ def smote(x, classes: Sequence, clips: Sequence, *, ratio: float, k: int, seed: 
     flat = torch.as_tensor(x).flatten(1).cpu().numpy()
     if not len(flat) == len(classes) == len(clips):
         raise errors.InputError(
-            f"SMOTE: {len(flat)} items, {len(classes)} classes and {len(clips)} clips came, expected one each"
+            f"SMOTE: got {len(flat)} items, {len(classes)} class labels and {len(clips)} clip names,"
+            " expected equal lengths"
         )
     if not 0 <= ratio <= 1 or k < 1:
-        raise errors.InputError(f"SMOTE: got ratio {ratio} and k {k}, expected 0 to 1 and at least 1")
+        raise errors.InputError(
+            f"SMOTE: got ratio = {ratio} and k = {k}, expected ratio in [0, 1] and k >= 1"
+        )
     names, code, counts = np.unique(classes, return_inverse=True, return_counts=True)
     wanted = np.maximum(counts, (ratio * counts.max(initial=0)).astype(int))
     first, second, weight = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
@@ -229,14 +231,14 @@ def _other_clips(x: np.ndarray, clips: np.ndarray, k: int, name) -> np.ndarray:
     _, code, sizes = np.unique(clips, return_inverse=True, return_counts=True)
     if len(sizes) < 2:
         raise errors.InputError(
-            f"SMOTE of {name}: all {len(x)} items come from one clip, expected at least 2 clips; set"
+            f"SMOTE of {name}: all {len(x)} items are from one clip, expected at least 2 clips; set"
             " smote.ratio = 0"
         )
     most = len(x) - int(sizes.max())
     if k > most:
         raise errors.InputError(
-            f"SMOTE of {name}: {k} neighbors asked, an item has {most} in other clips; set smote.k to {most}"
-            " or less"
+            f"SMOTE of {name}: got k = {k}, but an item has only {most} neighbors in other clips; set"
+            f" smote.k to at most {most}"
         )
     # holds k items of other clips even if all of the own clip come first
     reach = min(len(x), k + int(sizes.max()))

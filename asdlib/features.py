@@ -79,8 +79,8 @@ def _stft(
     """Complex STFT (n, bins, frames) with a Hann window of `win` samples, zero-padded to n_fft."""
     if not center and wave.shape[1] < n_fft:
         raise errors.InputError(
-            f"waveforms of {wave.shape[1]} samples came, expected at least n_fft = {n_fft}; use longer clips"
-            " or a smaller n_fft"
+            f"waveforms have {wave.shape[1]} samples, expected at least n_fft = {n_fft}; use longer clips or"
+            " a smaller n_fft"
         )
     return torch.stft(
         wave,
@@ -153,12 +153,10 @@ def modulation_spectrum(
     """
     n, n_mels, frames = mel.shape
     if not 1 <= groups <= n_mels:
-        raise errors.InputError(
-            f"{groups} groups of {n_mels} mel bands were asked for, expected 1 to {n_mels} groups"
-        )
+        raise errors.InputError(f"got {groups} groups for {n_mels} mel bands, expected 1 to {n_mels} groups")
     if frame_hz / 2 <= low_hz:
         raise errors.InputError(
-            f"{frame_hz:g} frames per second came, expected more than {2 * low_hz:g} to see modulations of"
+            f"frame rate is {frame_hz:g} Hz, expected more than {2 * low_hz:g} Hz to resolve modulations of"
             f" {low_hz:g} Hz; use a smaller n_fft"
         )
     edges = np.geomspace(low_hz, frame_hz / 2, bins + 1)

@@ -30,7 +30,7 @@ from asdlib import errors, schemas
 
 PACKAGE = Path(__file__).resolve().parent
 MOST_ROWS, MOST_BYTES = 2**22, 2**30  # limits on the size a table claims
-AGAIN = "delete the folder it lies in and give the same command again"
+AGAIN = "delete the containing folder and run the same command again"
 
 
 @contextlib.contextmanager
@@ -44,7 +44,9 @@ def refused(path: Path, what: str) -> Iterator[None]:
     except errors.InputError:
         raise
     except Exception as error:  # parquet, safetensors and torch raise many types for bad files
-        raise errors.InputError(f"{path}: does not hold {what} ({type(error).__name__}); {AGAIN}") from error
+        raise errors.InputError(
+            f"{path}: does not contain {what} ({type(error).__name__}); {AGAIN}"
+        ) from error
 
 
 def table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
@@ -61,8 +63,8 @@ def table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
             )
         if not 0 <= rows <= MOST_ROWS or size > MOST_BYTES:
             raise errors.InputError(
-                f"{path}: claims {rows} rows and {size} bytes, expected at most {MOST_ROWS} and {MOST_BYTES};"
-                f" {AGAIN}"
+                f"{path}: the header declares {rows} rows and {size} bytes, expected at most {MOST_ROWS} and"
+                f" {MOST_BYTES}; {AGAIN}"
             )
         pyarrow.parquet.read_table(path).validate(full=True)  # pandas validates strings only on use
         found = pd.read_parquet(path)
@@ -90,11 +92,12 @@ def tensors(path: Path, dimensions: Mapping[str, int]) -> dict[str, np.ndarray]:
         for name, number in dimensions.items():
             if found[name].ndim != number:
                 raise errors.InputError(
-                    f"{path}: {name} has the shape {found[name].shape}, expected {number} dimensions; {AGAIN}"
+                    f"{path}: tensor {name} has shape {found[name].shape}, expected {number} dimensions;"
+                    f" {AGAIN}"
                 )
             if found[name].dtype.kind == "f" and not np.isfinite(found[name]).all():
                 raise errors.InputError(
-                    f"{path}: {name} has NaN or infinite values, expected finite ones; {AGAIN}"
+                    f"{path}: tensor {name} contains NaN or infinite values, expected finite values; {AGAIN}"
                 )
     return found
 
@@ -148,7 +151,9 @@ def wrap_os_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         what = f"{error.filename or folder}: {error.strerror or error}"
-        raise errors.InputError(f"{what}; free space or choose a folder you may write with --home") from error
+        raise errors.InputError(
+            f"{what}; free up disk space or choose a writable folder with --home"
+        ) from error
 
 
 # without flock: some NFS, Lustre
@@ -165,7 +170,11 @@ def _lock(folder: Path) -> filelock.BaseFileLock:
         except OSError as error:
             if error.errno in NO_FLOCK:
                 soft = path.with_suffix(".exclusive")
-                print(f"{folder}: no flock here ({error.strerror}); {soft} keeps others out", file=sys.stderr)
+                print(
+                    f"{folder}: this file system does not support flock ({error.strerror}); using the lock"
+                    f" file {soft} instead",
+                    file=sys.stderr,
+                )
                 return filelock.SoftFileLock(soft, thread_local=False, is_singleton=True)
     return filelock.FileLock(path, thread_local=False, is_singleton=True)
 
@@ -186,9 +195,11 @@ def locked(folder: Path, what: str = "run of this study", wait: bool = False) ->
         try:
             lock.acquire(timeout=-1 if wait else 0)  # reentrant within this process
         except filelock.Timeout as error:
-            or_else = f", or delete {lock.lock_file} where none is" * isinstance(lock, filelock.SoftFileLock)
+            or_else = f", or delete {lock.lock_file} if none is running" * isinstance(
+                lock, filelock.SoftFileLock
+            )
             raise errors.InputError(
-                f"{folder}: another {what} is at work; wait for it or stop it{or_else}"
+                f"{folder}: another {what} is in progress; wait for it or stop it{or_else}"
             ) from error
     try:
         yield

@@ -46,18 +46,20 @@ def clip_table(table: pd.DataFrame) -> pd.DataFrame:
     missing = [name for name in CLIP_COLUMNS if name not in table]
     if missing:
         raise InputError(
-            f"clip table lacks the columns {', '.join(missing)}; make it with asdlib.clips.index"
+            f"clip table: missing columns {', '.join(missing)}; build the table with asdlib.data.index.index"
         )
     texts(table, CLIP_COLUMNS, "clip table")
     for column, allowed in (("split", (*SPLITS, SUPPLEMENTAL)), ("domain", DOMAINS), ("label", LABELS)):
         wrong = set(table[column]) - set(allowed)
         if wrong:
-            raise InputError(f"clip table: {column} has {sorted(wrong)}, expected {', '.join(allowed)}")
+            raise InputError(
+                f"clip table: column {column} contains {sorted(wrong)}, expected {', '.join(allowed)}"
+            )
     if table["clip"].duplicated().any():
         twice = table.loc[table["clip"].duplicated(), "clip"].iloc[0]
         raise InputError(
-            f"clip table: {twice} stands there twice, expected each clip once; check the data roots for"
-            " overlap"
+            f"clip table: clip {twice} occurs more than once, expected unique clips; check the data roots"
+            " for overlap"
         )
     return table
 
@@ -73,7 +75,7 @@ def texts(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
             None if every else next((value for value in table[column] if not isinstance(value, str)), None)
         )
         if wrong is not None or table[column].isna().any():
-            raise InputError(f"{what}: {column} has {wrong!r}, expected text only")
+            raise InputError(f"{what}: column {column} contains {wrong!r}, expected strings only")
 
 
 def score_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -83,12 +85,12 @@ def score_table(table: pd.DataFrame) -> pd.DataFrame:
     """
     missing = [name for name in SCORE_COLUMNS if name not in table]
     if missing:
-        raise InputError(f"score table lacks the columns {', '.join(missing)}")
+        raise InputError(f"score table: missing columns {', '.join(missing)}")
     texts(table, [name for name in SCORE_COLUMNS if name not in ("score", "seed")], "score table")
     if table["score"].dtype.kind not in "fiu" or table["seed"].dtype.kind not in "iu":
         raise InputError(
-            f"score table: scores and seeds are {table['score'].dtype} and {table['seed'].dtype}, expected"
-            " numbers"
+            f"score table: score is {table['score'].dtype} and seed is {table['seed'].dtype}, expected"
+            " numeric columns"
         )
     bad = ~np.isfinite(table["score"].to_numpy(float))
     if bad.any():
@@ -98,7 +100,7 @@ def score_table(table: pd.DataFrame) -> pd.DataFrame:
         )
     if table.duplicated(["system", "component", "clip", "seed"]).any():
         raise InputError(
-            "score table: a clip was scored twice by one component, expected one row per clip and component"
+            "score table: duplicate scores for a clip, expected one row per system, component, clip and seed"
         )
     return table
 
@@ -109,10 +111,10 @@ def waves(batch, samples: int | None = None):
     samples : expected length, if any.  raises : errors.InputError
     """
     if batch.ndim != 2 or batch.shape[1] == 0:
-        raise InputError(f"waveforms came as {tuple(batch.shape)}, expected (n, samples) with samples > 0")
+        raise InputError(f"waveforms have shape {tuple(batch.shape)}, expected (n, samples) with samples > 0")
     if samples is not None and batch.shape[1] != samples:
         raise InputError(
-            f"waveforms of {batch.shape[1]} samples came, expected {samples}; set the length in the study"
+            f"waveforms have {batch.shape[1]} samples, expected {samples}; set the clip length in the study"
         )
     return batch
 
@@ -124,15 +126,16 @@ def embeddings(test: np.ndarray, train: np.ndarray) -> None:
     """
     if test.ndim != 2 or train.ndim != 2 or test.shape[1] != train.shape[1]:
         raise InputError(
-            f"embeddings of shapes {test.shape} and {train.shape} came, expected (n, dim) with the same dim"
+            f"test and train embeddings have shapes {test.shape} and {train.shape}, expected (n, dim) with"
+            " equal dim"
         )
     if len(train) == 0:
         raise InputError(
-            "no training embedding came, expected at least one; is there a training clip for this machine?"
+            "no training embeddings given, expected at least one; does this machine have training clips?"
         )
     if not (np.isfinite(test).all() and np.isfinite(train).all()):
         raise InputError(
-            "embeddings with NaN or infinite values came, expected finite ones; did training diverge?"
+            "embeddings contain NaN or infinite values, expected finite values; did training diverge?"
         )
 
 
@@ -169,5 +172,7 @@ def _apart(table: pd.DataFrame, several: pd.Series) -> pd.DataFrame:
     named = table["machine"].where(~apart, table["machine"] + "_" + table["section"])
     taken = sorted(set(named[apart]) & set(table["machine"]))
     if taken:
-        raise InputError(f"machine {taken[0]} is named like a section of another machine; rename its folder")
+        raise InputError(
+            f"machine name {taken[0]} collides with a section of another machine; rename its folder"
+        )
     return table.assign(machine=named)

@@ -74,19 +74,19 @@ def _sentence(cls: type[Settings], error: typing.Mapping) -> str:
     field = cls.model_fields[last]
     if typing.get_origin(field.annotation) is tuple:
         field = FieldInfo.from_annotation(typing.get_args(field.annotation)[0])
-    came = describe_value(value)
+    got = describe_value(value)
     if kind == "model_type":
         expected = f"a section [{name}]"
     elif kind == "literal_error":
         expected = f"one of {', '.join(map(repr, typing.get_args(field.annotation)))}"
     elif kind.endswith("_type"):
-        came, expected = f"{came} ({type(value).__name__})", field.annotation.__name__
+        got, expected = f"{got} ({type(value).__name__})", field.annotation.__name__
     elif kind in ("greater_than_equal", "less_than_equal", "finite_number"):
         low, high = ([getattr(m, side) for m in field.metadata if hasattr(m, side)] for side in ("ge", "le"))
         expected = f"a number from {low[0]} to {high[0]}" if low and high else error["msg"]
     else:
         expected = error["msg"]
-    return f"setting {name}: got {came}, expected {expected}"
+    return f"setting {name}: got {got}, expected {expected}"
 
 
 def describe_value(value: object) -> str:
@@ -94,7 +94,7 @@ def describe_value(value: object) -> str:
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # huge integers, deeply nested lists
-        return f"a {type(value).__name__} of great length"
+        return f"a very long {type(value).__name__}"
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 

@@ -192,24 +192,24 @@ def test_nothing_to_grow_gives_nothing():
 
 def test_refusals():
     g = generator()
-    with pytest.raises(errors.InputError, match="all 8 items come from one clip, expected at least 2 clips"):
+    with pytest.raises(errors.InputError, match="all 8 items are from one clip, expected at least 2 clips"):
         augment.smote(np.zeros((28, 2)), domains(20, 8), [*range(20), *[20] * 8], ratio=1.0, k=2, seed=0)
     with pytest.raises(
         errors.InputError,
-        match=r"SMOTE of target: 5 neighbors asked, an item has 3 in other clips; set smote\.k to 3",
+        match=r"SMOTE of target: got k = 5, but an item has only 3 neighbors in other clips; set smote\.k to at most 3",
     ):
         augment.smote(np.zeros((24, 2)), domains(20, 4), np.arange(24), ratio=1.0, k=5, seed=0)
-    with pytest.raises(errors.InputError, match="3 items, 2 classes and 3 clips came"):
+    with pytest.raises(errors.InputError, match="got 3 items, 2 class labels and 3 clip names"):
         augment.smote(np.zeros((3, 2)), ["a", "b"], [0, 1, 2], ratio=1.0, k=1, seed=0)
-    with pytest.raises(errors.InputError, match="ratio 2 and k 1, expected 0 to 1"):
+    with pytest.raises(errors.InputError, match=r"ratio = 2 and k = 1, expected ratio in \[0, 1\]"):
         augment.smote(np.zeros((2, 2)), ["a", "b"], [0, 1], ratio=2, k=1, seed=0)
-    with pytest.raises(errors.InputError, match="FeatEx needs at least 2 branches, 1 came"):
+    with pytest.raises(errors.InputError, match="FeatEx needs at least 2 branches, got 1"):
         augment.featex([torch.zeros(4, 2)], torch.eye(4), prob=0.5, generator=g)
-    with pytest.raises(errors.InputError, match=r"probability 1\.5"):
+    with pytest.raises(errors.InputError, match=r"prob = 1\.5"):
         augment.draw_mixup(4, prob=1.5, generator=g)
     with pytest.raises(errors.InputError, match="did you mean reversed"):
         augment.draw_mixup(4, prob=1.0, partners="reverse", generator=g)
-    with pytest.raises(errors.InputError, match="5 items came with 4 labels"):
+    with pytest.raises(errors.InputError, match="got 5 items and 4 labels"):
         augment.mixup(torch.zeros(5, 3), torch.eye(4), prob=0.5, generator=g)
-    with pytest.raises(errors.InputError, match="reversed order came with groups"):
+    with pytest.raises(errors.InputError, match="'reversed' does not support groups"):
         augment.draw_mixup(4, prob=1.0, partners="reversed", groups=torch.zeros(4), generator=g)

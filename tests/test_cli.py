@@ -185,7 +185,7 @@ def test_a_report_without_scores_says_what_is_missing(tree, tmp_path):
             ["run", "smoke", "--set", "systems=['baseline_mses']"],
             "unknown system 'baseline_mses'; did you mean baseline_mse?",
         ),
-        (["run", "smoke", "--set", "data.roots=['tree']"], "setting data.roots: 'tree' is relative"),
+        (["run", "smoke", "--set", "data.roots=['tree']"], "setting data.roots: 'tree' is a relative path"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(words, sentence, tree, tmp_path, capsys):
@@ -236,7 +236,7 @@ def test_two_runs_of_one_study_do_not_meet(tree, tmp_path):
     folder.mkdir(parents=True)
     with open(folder / ".lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        assert "another run of this study is at work" in said(
+        assert "another run of this study is in progress" in said(
             asd_here("run", "smoke", "--data-root", tree, "--home", tmp_path)
         )
 

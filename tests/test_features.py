@@ -154,11 +154,9 @@ def test_a_clip_alone_has_the_features_it_has_in_a_batch(noise):
 
 
 def test_refusals():
-    with pytest.raises(errors.InputError, match=r"waveforms came as \(100,\), expected \(n, samples\)"):
+    with pytest.raises(errors.InputError, match=r"waveforms have shape \(100,\), expected \(n, samples\)"):
         features.log_mel(torch.zeros(100))
-    with pytest.raises(
-        errors.InputError, match="waveforms of 100 samples came, expected at least n_fft = 1024"
-    ):
+    with pytest.raises(errors.InputError, match="waveforms have 100 samples, expected at least n_fft = 1024"):
         features.spectrogram(torch.zeros(1, 100))
     with pytest.raises(errors.InputError, match="unknown phase representation 'cosin'; did you mean cossin"):
         features.phase(torch.zeros(1, 2048), representation="cosin")
@@ -208,9 +206,9 @@ def test_a_swelling_tone_lies_in_the_bin_of_its_speed(hz, seconds):
 
 def test_constant_levels_have_no_modulation_and_bad_sizes_are_refused():
     assert (features.modulation_spectrum(torch.full((1, 8, 50), -20.0), frame_hz=100.0) == -100).all()
-    with pytest.raises(errors.InputError, match="9 groups of 8 mel bands were asked for, expected 1 to 8"):
+    with pytest.raises(errors.InputError, match="got 9 groups for 8 mel bands, expected 1 to 8"):
         features.modulation_spectrum(torch.zeros(1, 8, 50), frame_hz=100.0, groups=9)
-    with pytest.raises(errors.InputError, match="1 frames per second came, expected more than 1 to see"):
+    with pytest.raises(errors.InputError, match="frame rate is 1 Hz, expected more than 1 Hz to resolve"):
         features.modulation_spectrum(torch.zeros(1, 8, 50), frame_hz=1.0)
 
 

@@ -127,7 +127,7 @@ def test_a_section_without_training_clips_is_held_against_those_of_its_machine()
     )
     with pytest.raises(
         errors.InputError,
-        match="machine pump_01 is named like a section of another machine; rename its folder",
+        match="machine name pump_01 collides with a section of another machine; rename its folder",
     ):
         schemas.by_section(pd.concat([table, made(1).replace({"machine": {"saw": "pump_01"}})]))
 

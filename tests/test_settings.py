@@ -18,7 +18,7 @@ from asdlib.studies.config import StudySettings
 BAD = [
     ({"epochs": -5}, "setting epochs: got -5, expected a number from 0 to 100000"),
     ({"epochs": 10**6}, "setting epochs: got 1000000, expected a number from 0 to 100000"),
-    ({"epochs": 10**5000}, "setting epochs: got a int of great length, expected a number from 0 to 100000"),
+    ({"epochs": 10**5000}, "setting epochs: got a very long int, expected a number from 0 to 100000"),
     ({"epochs": True}, "setting epochs: got True (bool), expected int"),
     ({"epochs": "3"}, "setting epochs: got '3' (str), expected int"),
     ({"epochs": 3.0}, "setting epochs: got 3.0 (float), expected int"),
@@ -74,10 +74,10 @@ def test_what_is_wrong_is_refused_in_one_sentence(make, values, words):
             {"seeds": [1, 1]},
             "setting seeds: got [1, 1], expected one or more values, no duplicates",
         ),
-        (StudySettings, {"data": {"roots": "tree"}}, "setting data.roots: 'tree' is relative"),
-        (DataSettings, {"roots": ["tree"]}, "setting data.roots: 'tree' is relative"),
-        (ClassifierSettings, {"branches": []}, "expected at least one branch and each of them once"),
-        (SyntheticSettings, {"severity": []}, "no value came, expected at least one"),
+        (StudySettings, {"data": {"roots": "tree"}}, "setting data.roots: 'tree' is a relative path"),
+        (DataSettings, {"roots": ["tree"]}, "setting data.roots: 'tree' is a relative path"),
+        (ClassifierSettings, {"branches": []}, "expected at least one branch, without duplicates"),
+        (SyntheticSettings, {"severity": []}, "no values given, expected at least one"),
         (
             SyntheticSettings,
             {"machines": ["fann"]},

@@ -165,7 +165,7 @@ def some(table: pd.DataFrame, what: str) -> pd.DataFrame:
     """The table, or a refusal if it has no row."""
     if table.empty:
         raise errors.InputError(
-            f"{what}: an empty table came, expected at least one row; was the stage before it run?"
+            f"{what}: empty table, expected at least one row; was the previous stage run?"
         )
     return table
 
@@ -357,8 +357,8 @@ def side_by_side(
     for values in pictures.values():
         if values.ndim != 2 or len(frequencies_hz) != len(values):
             raise errors.InputError(
-                f"{values.shape} values with {len(frequencies_hz)} frequencies came, expected (bins, frames)"
-                " and one per bin"
+                f"got values of shape {values.shape} and {len(frequencies_hz)} frequencies, expected (bins,"
+                " frames) and one frequency per bin"
             )
     frames = min(values.shape[1] for values in pictures.values())
     shown = {title: values[:, :frames] for title, values in pictures.items()}

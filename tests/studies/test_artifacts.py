@@ -147,13 +147,13 @@ def test_a_study_belongs_to_one_process_and_its_kernels(tmp_path, monkeypatch):
     command = [sys.executable, "-c", other, str(tmp_path)]
     with io.locked(tmp_path), io.locked(tmp_path):
         refused = subprocess.run(command, capture_output=True, text=True).stderr
-    assert "another run of this study is at work" in refused
+    assert "another run of this study is in progress" in refused
     assert subprocess.run(command, capture_output=True).returncode == 0
     with open(tmp_path / ".lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         with (
             pytest.raises(
-                errors.InputError, match="another run of this study is at work; wait for it or stop it"
+                errors.InputError, match="another run of this study is in progress; wait for it or stop it"
             ),
             io.locked(tmp_path),
         ):

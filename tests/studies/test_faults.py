@@ -344,7 +344,7 @@ def two_runners_at_once(homes, tmp_path):
     ends = [(*process.communicate(timeout=1200), process.returncode) for process in both]
     codes = sorted(code for *_, code in ends)
     assert codes in ([0, 2], [0, 0]), ends  # the second may come when the first is done
-    assert all("another run of this study is at work" in err for _, err, code in ends if code == 2)
+    assert all("another run of this study is in progress" in err for _, err, code in ends if code == 2)
     no_orphans(home)
     same_scores(home, homes["trained"])
 

@@ -64,7 +64,7 @@ def test_nothing_is_cleaned_while_a_study_is_run(home):
     command = [sys.executable, "-c", code, str(home / "runs" / "demo")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(errors.InputError, match="another run of this study is at work"):
+        with pytest.raises(errors.InputError, match="another run of this study is in progress"):
             housekeeping.unused(home)
         other.kill()
 

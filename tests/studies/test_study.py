@@ -187,7 +187,7 @@ def test_the_ensemble_needs_no_setting_and_takes_none():
         study.open_run("demo", ["systems=['oevae', 'fusion']"])
     with pytest.raises(errors.InputError, match=r"unknown system in fusion\.views 'multirez'.*multires"):
         study.open_run("demo", ["fusion.views=['multirez', 'oevae/beta']"])
-    with pytest.raises(errors.InputError, match="expected none or at least two, none twice"):
+    with pytest.raises(errors.InputError, match="expected none or at least two different views"):
         study.open_run("demo", ["fusion.views=['oevae', 'oevae/score']"])
 
 

@@ -178,7 +178,7 @@ def test_a_live_curve_keeps_every_step_and_one_output(monkeypatch):
 
 
 def test_refusals():
-    with pytest.raises(errors.InputError, match="traversal: an empty table came"):
+    with pytest.raises(errors.InputError, match="traversal: empty table"):
         latent_plots.traversal(WALK.iloc[:0])
 
 

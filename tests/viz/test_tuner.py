@@ -223,7 +223,7 @@ def test_buttons_go_to_the_choices_and_write_the_file(view):
     view.path.unlink()
     view.path.mkdir()
     found["asd-save"].click()
-    assert "free space or choose a folder" in view.status.value
+    assert "free up disk space or choose a writable folder" in view.status.value
 
 
 def test_the_paper_is_beside_recorded_machines_only(tmp_path):
