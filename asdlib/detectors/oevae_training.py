@@ -22,7 +22,6 @@ from asdlib.data.store import Store
 from asdlib.detectors import exposure
 from asdlib.models import losses, oevae, training
 from asdlib.models.oevae import VAE, VAEBatch
-from asdlib.scoring.distances import SMALLEST_DEVIATION
 
 # oneDNN's strided 1 x 1 convolution writes past its buffer if a channels_last input has fewer channels
 # than a vector register (oneDNN bug 6035): 16 for AVX-512
@@ -355,7 +354,7 @@ def refit(
         kind = oevae.StandardizedVAE if standardized else VAE
         vae = kind(h.shape[1], settings.hidden, settings.latent, settings.domain_latent).to(h.device)
     if standardized:
-        vae.fit_scale(h, SMALLEST_DEVIATION)
+        vae.fit_scale(h)
     n, size = len(h), settings.batch
     training.fit(
         vae,

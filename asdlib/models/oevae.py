@@ -320,7 +320,7 @@ class StandardizedVAE(VAE):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("deviation", torch.ones(dim))
 
-    def fit_scale(self, h: Tensor, smallest: float) -> None:
+    def fit_scale(self, h: Tensor, smallest: float = 1e-3) -> None:
         """Set mean and population standard deviation (at least `smallest`) from h (n, dim)."""
         deviation, mean = torch.std_mean(h, 0, correction=0)
         self.mean.copy_(mean)
