@@ -182,7 +182,9 @@ def test_why_alpha_points_the_way_it_does():
     told = latents.why_alpha(even, 0.48, 0.4, 0.6)
     assert "not distinguishable from chance" in told and "α does not rank clips by ‖h‖" in told
     assert "about as long as" in told
-    assert "needs labeled test clips" in latents.why_alpha(short.assign(label="unlabeled"), np.nan, np.nan, np.nan)
+    assert "needs labeled test clips" in latents.why_alpha(
+        short.assign(label="unlabeled"), np.nan, np.nan, np.nan
+    )
 
 
 class Decoder(torch.nn.Module):
