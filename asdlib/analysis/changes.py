@@ -221,8 +221,7 @@ class Normals:
     def __init__(self, store: stores.Store, rows: np.ndarray):
         if len(rows) < 2:
             raise errors.InputError(
-                f"{len(rows)} normal training clips came to describe a change by, expected at least 2; add"
-                " recordings"
+                f"describing a change needs at least 2 normal training clips, got {len(rows)}; add recordings"
             )
         self.rows, rate = np.asarray(rows), store.rate
         self.rate, (slow, fast) = rate, _windows(rate)

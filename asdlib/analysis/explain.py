@@ -92,7 +92,7 @@ class Why(NamedTuple):
 def _rows(rows) -> np.ndarray:
     rows = np.atleast_1d(np.asarray(rows, dtype=np.int64))
     if not len(rows):
-        raise errors.InputError("no clip came to be explained, expected at least one store row")
+        raise errors.InputError("no clip given to explain; expected at least one store row")
     return rows
 
 

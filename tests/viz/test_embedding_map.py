@@ -203,7 +203,7 @@ def test_views_choices_and_fallbacks(mapped):
     mapped.choose(items="segments", color="attribute spd")
     mapped.pick(2, 1)
     assert len(mapped.points().x) == 51 and mapped.points().row[mapped.chosen(mapped.points())] == 2
-    with pytest.raises(errors.InputError, match="clip 20 came, expected one of the shown maps"):
+    with pytest.raises(errors.InputError, match="clip 20 is not in the shown maps"):
         mapped.pick(20)
     mapped.choose(view="classifier, all machines")
     assert (mapped.items, mapped.row, mapped.segment) == ("clips", 2, -1) and "machine" in mapped.colors
@@ -216,7 +216,7 @@ def test_views_choices_and_fallbacks(mapped):
 
 
 def test_a_study_without_maps_says_so(atlas_parts):
-    with pytest.raises(errors.InputError, match="no embedding came, expected those of oevae or classifier"):
+    with pytest.raises(errors.InputError, match="no embeddings given; expected those of oevae or classifier"):
         EmbeddingMap([], {}, *[atlas_parts[i] for i in (0, 2, 3)])
 
 

@@ -87,7 +87,7 @@ class EmbeddingMap(HasTraits):
     ):
         if not spaces:
             raise errors.InputError(
-                "no embedding came, expected those of oevae or classifier; add one of them to the study's"
+                "no embeddings given; expected those of oevae or classifier; add one of them to the study's"
                 " systems and run it"
             )
         self.spaces, self.xy, self.table, self.scores = {s.name: s for s in spaces}, xy, table, scores
@@ -316,7 +316,7 @@ class EmbeddingMap(HasTraits):
         """Choose a clip of the shown maps, and a segment where segments are shown."""
         if row not in self.shown:
             raise errors.InputError(
-                f"clip {row} came, expected one of the shown maps ({self.view}); choose a view that has it"
+                f"clip {row} is not in the shown maps ({self.view}); choose a view that has it"
             )
         with self.hold_trait_notifications():
             self.row, self.segment = int(row), int(segment if self.items == "clips" else max(segment, 0))
