@@ -42,5 +42,5 @@ def test_what_pooling_tells_apart():
 def test_pooling_refusals():
     with pytest.raises(errors.InputError, match="did you mean"):
         pooling.pool([torch.zeros(1, 1, 2, 2)], "means")
-    with pytest.raises(errors.InputError, match=r"came as \(1, 2, 2\)"):
+    with pytest.raises(errors.InputError, match=r"has shape \(1, 2, 2\)"):
         pooling.pool([torch.zeros(1, 2, 2)], "mean")
