@@ -71,9 +71,13 @@ FUSIONS = {
     "three views and multires": (*VIEWS, "multires"),
     "classifier and beta": ("classifier, block 2 in bands", "beta, layer 1 in bands"),
     "multires, classifier and beta": ("multires", "classifier, block 2 in bands", "beta, layer 1 in bands"),
-    "multires and pretrained": ("multires", "pretrained"),  # of the study best, weighted
+    "multires and pretrained": ("multires", "pretrained"),
+    "multires, both back-ends, and pretrained": (
+        "multires, both back-ends",
+        "pretrained",
+    ),  # of the study best
 }
-WEIGHTS = {"multires and pretrained": (2.0, 1.0)}
+WEIGHTS = {"multires and pretrained": (2.0, 1.0), "multires, both back-ends, and pretrained": (4.0, 1.0)}
 NOISE = 5  # draws of a view of noise
 SEEN = (
     "Not untouched: the pooling of inner layers was defined after a look at seeds 101 to 103, and the fusion of two"

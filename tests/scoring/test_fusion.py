@@ -242,7 +242,9 @@ def test_one_part_of_one_system_is_that_part():
 
 def test_refusals_of_fusion():
     scores = scored()
-    with pytest.raises(errors.InputError, match="fusion needs classifier/score, but the score table has only"):
+    with pytest.raises(
+        errors.InputError, match="fusion needs classifier/score, but the score table has only"
+    ):
         fusion.fuse(scores, "ensemble", {("oevae", "alpha"): 0.5, ("classifier", "score"): 0.5}, "zscore")
     fewer = scores.drop(
         scores[(scores["component"] == "beta") & (scores["clip"] == "fan/test/normal_003.wav")].index[0]
