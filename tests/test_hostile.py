@@ -654,7 +654,7 @@ def test_tables_with_foreign_cells(finished, column, cells):
 @pytest.mark.parametrize(
     "table, words",
     [
-        (pd.DataFrame({"a": [1]}), "missing columns system"),
+        (pd.DataFrame({"a": [1]}), "lacks the columns system"),
         (pd.DataFrame({name: ["x"] for name in schemas.SCORE_COLUMNS}), "expected numeric columns"),
         (
             pd.DataFrame({name: ["x"] for name in schemas.SCORE_COLUMNS} | {"score": [np.nan], "seed": [0]}),

@@ -305,7 +305,7 @@ def test_without_labels_only_the_oracle_is_missing():
 
 def test_seeds_that_scored_other_clips_are_refused():
     scores = scored(seeds=(0, 1))
-    with pytest.raises(errors.InputError, match="the seeds scored different clips"):
+    with pytest.raises(errors.InputError, match="the seeds did not score the same clips"):
         tuning.from_scores(scores[~((scores["seed"] == 1) & (scores["clip"] == scores["clip"].iloc[0]))], CFG)
 
 

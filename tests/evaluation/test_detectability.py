@@ -153,8 +153,8 @@ def test_severities_are_read_beside_the_recordings(tmp_path):
     found = detectability.severities(clips)
     assert np.isnan(found["a"]) and found["b"] == 0.5
     for text, words in (
-        ("name\n1\n", "not readable"),
-        ("file_name,severity\ny,loud\n", "not readable"),
+        ("name\n1\n", "cannot be read"),
+        ("file_name,severity\ny,loud\n", "cannot be read"),
         ("file_name,severity\ny,-1\n", "not a number"),
     ):
         (folder / "severity.csv").write_text(text)

