@@ -287,7 +287,9 @@ def test_a_missing_package_is_said(monkeypatch):
     ):
         YAMNet.load()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(errors.InputError, match="encoder yamnet: the package onnx is not installed; install it with pip"):
+    with pytest.raises(
+        errors.InputError, match="encoder yamnet: the package onnx is not installed; install it with pip"
+    ):
         YAMNet.load()
 
 
