@@ -323,7 +323,7 @@ def a_flipped_bit_in_the_store_is_found_before_anything_is_computed(homes, tmp_p
     home = start_from(homes, "trained", tmp_path)
     flip(next(home.decode().glob("samples-*.i16")), keep_time=True)
     again = ends_as_unbroken(home, homes)
-    assert "are damaged; decoding again" in again.stdout and "03_baseline" not in again.stdout
+    assert "are corrupted; decoding again" in again.stdout and "03_baseline" not in again.stdout
 
 
 @case()
