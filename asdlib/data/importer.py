@@ -17,6 +17,7 @@ Source: METHOD 7.1, 7.2, 8.6.  Used by: `asd import`.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -217,11 +218,12 @@ def import_machine(
                 beside.mkdir(exist_ok=True)  # missing if nothing was new
                 _write_lists(beside, done, license)
                 beside.chmod(0o755)
-                if _listed(folder) != before:
-                    raise errors.InputError(
-                        f"{folder}: another import has changed it meanwhile; give the same command again"
-                    )
-                _put_in_place(beside, folder)
+                with _locked(Path(root)):
+                    if _listed(folder) != before:
+                        raise errors.InputError(
+                            f"{folder}: another import changed it meanwhile; run the same command again"
+                        )
+                    _put_in_place(beside, folder)
     except OSError as error:
         what = f"{error.filename or root}: {error.strerror or error}"
         raise errors.InputError(
@@ -277,6 +279,18 @@ def _listed(folder: Path) -> bytes:
     """Return the current content of a machine's imported.csv, empty if there is none."""
     path = folder / folders.IMPORTED
     return path.read_bytes() if path.is_file() else b""
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait for other imports into a folder; without effect on file systems that lack flock."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _put_in_place(beside: Path, folder: Path) -> None:

@@ -354,7 +354,7 @@ def test_an_import_beside_another_one_overwrites_nothing(there, tmp_path, monkey
         return written(*words)
 
     monkeypatch.setattr(importer, "_written", meanwhile)
-    with pytest.raises(errors.InputError, match="another import has changed it meanwhile; give the same"):
+    with pytest.raises(errors.InputError, match="another import changed it meanwhile; run the same"):
         importer.import_machine([tmp_path / "one"], root, "pump")
     assert len(list((root / "pump" / "train").iterdir())) == 1 + there
     assert len(importer.import_machine([tmp_path / "one"], root, "pump").every) == 2 + there
