@@ -46,7 +46,7 @@ class FusionSettings(Settings):
     views: Many[str] = setting(
         (),
         "systems, or <system>/<component>, combined by the system `fusion`, for example multires and"
-        " oevae/beta; empty: no such system (METHOD 3.7)",
+        " oevae/beta; one: that view on the scale of its training scores; empty: no such system (METHOD 3.7)",
     )
     how: Literal["mean", "min", "max"] = setting("mean", "reduction of the views' z-scores (METHOD 3.7)")
     weights: Many[Annotated[float, Field(gt=0)]] = setting(
@@ -60,11 +60,9 @@ class FusionSettings(Settings):
 
     @field_validator("views")
     @classmethod
-    def _several(cls, views: tuple[str, ...]) -> tuple[str, ...]:
-        if len(views) == 1 or len(set(map(view_part, views))) < len(views):
-            raise errors.InputError(
-                f"setting fusion.views: got {list(views)}, expected none or at least two different views"
-            )
+    def _different(cls, views: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(map(view_part, views))) < len(views):
+            raise errors.InputError(f"setting fusion.views: got {list(views)}, expected each view once")
         return views
 
 

@@ -86,11 +86,10 @@ def _installed(cfg: config.StudySettings) -> config.StudySettings:
                 print(f"note: study {cfg.name} runs without {system}: {missing}", file=sys.stderr)
             views = [view for view in cfg.fusion.views if fusion.view_part(view)[0] != system]
             weights = [w for view, w in zip(cfg.fusion.views, cfg.fusion.weights) if view in views]
-            several = len(views) > 1
             cfg = cfg.replace(
                 systems=tuple(one for one in cfg.systems if one != system),
                 optional=tuple(one for one in cfg.optional if one != system),
-                fusion=cfg.fusion.replace(views=views if several else (), weights=weights if several else ()),
+                fusion=cfg.fusion.replace(views=views, weights=weights),
             )
     return cfg
 

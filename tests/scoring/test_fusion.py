@@ -439,6 +439,8 @@ def test_a_fusion_is_a_system_wherever_its_views_are():
     assert "fusion" not in set(fusion.systems(alone, settings)["system"])
     assert fusion.with_composed(["baseline_knn", "oevae"], settings.views)[-1] == "fusion"
     assert fusion.with_composed(["oevae"], settings.views) == ("oevae",)
+    one = fusion.systems(scores, settings.replace(views=["oevae/beta"])).query("system == 'fusion'")
+    np.testing.assert_array_equal(one["score"], z["oevae/beta"])  # of a single view: that view
     with pytest.raises(errors.InputError, match="fusion needs oevae/gamma, but the score table has"):
         fusion.systems(scores, settings.replace(views=["baseline_knn", "oevae/gamma"]))
 

@@ -9,7 +9,7 @@ import torch
 from asdlib import cli, errors, io
 from asdlib.data import synthetic
 from asdlib.models import encoders, training
-from asdlib.studies import artifacts, config, stages, study
+from asdlib.studies import artifacts, config, scorer, stages, study
 from asdlib.studies.run import Run
 
 
@@ -187,7 +187,7 @@ def test_the_ensemble_needs_no_setting_and_takes_none():
         study.open_run("demo", ["systems=['oevae', 'fusion']"])
     with pytest.raises(errors.InputError, match=r"unknown system in fusion\.views 'multirez'.*multires"):
         study.open_run("demo", ["fusion.views=['multirez', 'oevae/beta']"])
-    with pytest.raises(errors.InputError, match="expected none or at least two different views"):
+    with pytest.raises(errors.InputError, match="expected each view once"):
         study.open_run("demo", ["fusion.views=['oevae', 'oevae/score']"])
 
 
@@ -201,7 +201,8 @@ def test_best_runs_without_an_encoder_that_is_not_installed_and_says_so(monkeypa
 
     monkeypatch.setattr(encoders.ENCODERS["yamnet"], "file", missing)
     without = study.load("best")
-    assert without.systems == cfg.systems[:-1] and without.fusion.views == without.fusion.weights == ()
+    assert without.systems == cfg.systems[:-1] and without.fusion.views == ("multires",)
+    assert scorer.final_system(without.systems, without.fusion.views) == "fusion"
     said = capsys.readouterr().err
     assert said.startswith("note: study best runs without pretrained: ") and "pip install" in said
     three = study.load(
