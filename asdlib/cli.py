@@ -134,9 +134,8 @@ def _index(args: argparse.Namespace) -> None:
     from asdlib.data import decode
     from asdlib.data import index as clip_index
 
-    data = decode.DataSettings(roots=tuple(args.roots))
     table, problems = clip_index.index(args.roots)
-    table, problems = decode.inspect(table, problems, data)
+    table, problems = decode.inspect(table, problems, decode.DataSettings())
     supplemental = clip_index.supplemental(args.roots).groupby("machine")["content"]
     summary = clip_index.summary(table, problems)
     summary["supplemental"] = {machine: rows.value_counts().to_dict() for machine, rows in supplemental}

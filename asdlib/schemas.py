@@ -96,7 +96,8 @@ def score_table(table: pd.DataFrame) -> pd.DataFrame:
     if bad.any():
         row = table[bad].iloc[0]
         raise InputError(
-            f"{row.system}/{row.component}: score of {row.clip} is {row.score}, expected a finite number"
+            f"{row['system']}/{row['component']}: score of {row['clip']} is {row['score']}, expected a finite"
+            " number"
         )
     if table.duplicated(["system", "component", "clip", "seed"]).any():
         raise InputError(

@@ -134,8 +134,12 @@ def test_unknown_and_impossible_settings_are_refused_at_once(name):
         detector(name, **({"nmels": 64} if name in FREE else {"epocs": 5}))
     with pytest.raises(asd.InputError, match="contamination: got 2, expected a fraction between 0 and 1"):
         detector(name, contamination=2)
+    with pytest.raises(asd.InputError, match="contamination: got 'auto', expected a fraction"):
+        detector(name, contamination="auto")
     with pytest.raises(asd.InputError, match="unknown precision 'bfloat'"):
         detector(name, precision="bfloat")
+    with pytest.raises(asd.InputError, match="unknown device 'mps'"):
+        detector(name, device="mps")
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -150,6 +154,18 @@ def test_one_clip_does_not_depend_on_others(name, clips, every):
     np.testing.assert_array_equal(
         every[name].decision_function(shifted), together[:2]
     )  # the same audio in another store
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_new_clips_that_are_named_like_training_clips_are_scored_alone(name, clips, every):
+    det, test, train = every[name], clips.test("pump"), clips.train("pump").table["clip"]
+    table = test.table[["machine"]].assign(split="train", clip=train.to_numpy()[: len(test)])
+    again = asd.from_arrays([test.store.int16(row) for row in test.rows], table)
+    np.testing.assert_array_equal(det.decision_function(again), det.decision_function(test))
+    np.testing.assert_array_equal(det.predict(again), det.predict(test))
+    scores = det.score(again)
+    assert len(scores) == len(det.score(test)) and set(scores["clip"]) == set(table["clip"])
+    assert set(scores["split"]) == {"train"}
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -213,14 +229,39 @@ def test_bad_input_is_refused_in_words(name, clips, every):
     [
         ([], "got 0 waveforms and a table of 0 rows"),
         ([np.zeros((RATE, 100))], r"did you give \(samples, channels\)\?"),
-        ([np.full(RATE, np.nan)], "with NaN, infinite or non-numeric values"),
+        ([np.full(RATE, np.nan)], "waveform 0: NaN or infinite values"),
         ([np.full(RATE, 3.0)], r"values up to 3, expected floats in \[-1, 1\]; did you mean int16\?"),
         ([np.zeros(10)], "10 samples, expected at least 0.15 s"),
+        ([np.zeros(RATE, np.int32)], r"int32 array, expected int16, or floats in \[-1, 1\]"),
+        ([torch.zeros(RATE, requires_grad=True)], "not an array of numbers .*; convert it to numpy"),
     ],
 )
 def test_waves_that_cannot_be_are_refused(waves, words):
     with pytest.raises(asd.InputError, match=words):
         asd.from_arrays(waves)
+
+
+@pytest.mark.parametrize("rate", [0, -1, True, 16000.5, np.nan, "16000"])
+def test_rates_that_cannot_be_are_refused(rate):
+    with pytest.raises(asd.InputError, match="sample_rate: got .*, expected whole Hz from 1000 to 192000"):
+        asd.from_arrays([np.zeros(RATE)], sample_rate=rate)
+
+
+def test_tables_and_waves_in_other_forms():
+    waves, table = [0.5 * np.ones(RATE)] * 2, pd.DataFrame({"machine": ["pump"] * 2})
+    given = asd.from_arrays((wave for wave in waves), table.astype("category"), sample_rate=np.float64(RATE))
+    assert given.table.equals(asd.from_arrays(waves, table).table)
+    big_endian = asd.from_arrays([(wave * 2**15).astype(">i2") for wave in waves])
+    assert big_endian.store.int16(0).tolist() == [16384] * RATE
+    for wrong in (table.to_dict("list"), pd.concat([table, table], axis=1)):
+        with pytest.raises(asd.InputError, match="table: got .*, expected a DataFrame with a row per wave"):
+            asd.from_arrays(waves, wrong)
+
+
+def test_a_score_that_is_no_number_is_told_with_its_clip(clips, every):
+    scores = every["NearestNeighbor"].score(clips.test("pump"))
+    with pytest.raises(asd.InputError, match=f"score of {scores['clip'][0]} is nan, expected a finite"):
+        asd.evaluate(scores.assign(score=np.nan))
 
 
 def test_a_channel_is_chosen():

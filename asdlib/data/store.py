@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import numbers
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -477,7 +478,17 @@ def from_arrays(
     ------
     errors.InputError for no waves, wrong shapes or lengths, or non-finite or out-of-range values
     """
-    given = pd.DataFrame(index=range(len(waves))) if table is None else table.reset_index(drop=True)
+    waves = list(waves)
+    if not (isinstance(sample_rate, numbers.Real) and 1000 <= sample_rate <= 192000 and sample_rate % 1 == 0):
+        raise errors.InputError(f"sample_rate: got {sample_rate!r}, expected whole Hz from 1000 to 192000")
+    if table is None:
+        table = pd.DataFrame(index=range(len(waves)))
+    if not isinstance(table, pd.DataFrame) or not table.columns.is_unique:
+        raise errors.InputError(
+            f"table: got {type(table).__name__}, expected a DataFrame with a row per waveform and unique columns"
+        )
+    given = table.reset_index(drop=True)
+    given = given.astype(dict.fromkeys(given.select_dtypes("category"), "str"))
     if not len(waves) or len(given) != len(waves):
         raise errors.InputError(
             f"got {len(waves)} waveforms and a table of {len(given)} rows, expected one row per waveform and"
@@ -504,7 +515,10 @@ def from_arrays(
 
 
 def _as_int16(wave: np.ndarray, name: str, rate: int, channel: int) -> np.ndarray:
-    x = np.asarray(wave)
+    try:
+        x = np.asarray(wave)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise errors.InputError(f"{name}: not an array of numbers ({error}); convert it to numpy") from error
     if x.ndim == 2 and x.shape[0] <= 64:
         if not 0 <= channel < x.shape[0]:
             raise errors.InputError(f"{name}: got channel {channel}, expected 0 to {x.shape[0] - 1}")
@@ -519,13 +533,12 @@ def _as_int16(wave: np.ndarray, name: str, rate: int, channel: int) -> np.ndarra
             f"{name}: {len(x)} samples, expected at least {SHORTEST_S:g} s ({math.ceil(SHORTEST_S * rate)}"
             " samples)"
         )
-    if x.dtype == np.int16:
-        return np.ascontiguousarray(x)
-    if x.dtype.kind != "f" or not np.isfinite(x).all():
-        raise errors.InputError(
-            f"{name}: {x.dtype} array with NaN, infinite or non-numeric values, expected int16, or finite"
-            " floats in [-1, 1]"
-        )
+    if x.dtype.newbyteorder("=") == np.int16:
+        return np.ascontiguousarray(x, np.int16)
+    if x.dtype.kind != "f":
+        raise errors.InputError(f"{name}: {x.dtype} array, expected int16, or floats in [-1, 1]")
+    if not np.isfinite(x).all():
+        raise errors.InputError(f"{name}: NaN or infinite values, expected finite floats in [-1, 1]")
     if np.abs(x).max(initial=0) > 1:
         raise errors.InputError(
             f"{name}: values up to {np.abs(x).max():g}, expected floats in [-1, 1]; did you mean int16?"

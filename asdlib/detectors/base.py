@@ -27,6 +27,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
@@ -90,9 +91,9 @@ class Detector(abc.ABC):
     ):
         self.settings = configured(self.Settings, settings, fields)
         self.check(self.settings)
-        if not 0 < contamination < 1:
+        if not (isinstance(contamination, numbers.Real) and 0 < contamination < 1):
             raise errors.InputError(
-                f"contamination: got {contamination}, expected a fraction between 0 and 1"
+                f"contamination: got {contamination!r}, expected a fraction between 0 and 1"
             )
         errors.check_choice("precision", precision, ["auto", "float32", "bf16"])
         self.system = errors.check_choice("system", system, list(self.systems)) if system else ""
@@ -225,12 +226,17 @@ class Detector(abc.ABC):
         own = (
             np.isin(clips.rows, self.train_rows) if clips.store is self.store else np.zeros(len(clips), bool)
         )
-        new = clips.where(~own)
-        tables = [self.training_table_]
+        new, training = clips.where(~own), self.training_table_
+        tables = [training.assign(clip="0" + training["clip"])]
         if len(new):
-            tables.append(score_table(clips.store.clips, new.rows, self.components(new), self.seed))
+            # named and treated as test clips, whatever their store calls them: scales are of training clips only
+            scores = score_table(clips.store.clips, new.rows, self.components(new), self.seed)
+            tables.append(scores.assign(clip="1" + scores["clip"], split="test"))
         fused = fusion.systems(pd.concat(tables, ignore_index=True), fusion.FusionSettings())
-        return fused[fused["clip"].isin(clips.table["clip"])].reset_index(drop=True)
+        given = clips.table.set_index(np.where(own, "0", "1") + clips.table["clip"])
+        fused = fused[fused["clip"].isin(given.index)].reset_index(drop=True)
+        split = given["split"].loc[fused["clip"]].to_numpy()
+        return fused.assign(clip=fused["clip"].str[1:], split=split)
 
     def decision_function(self, clips: Clips) -> np.ndarray:
         """Fused score of each clip, float64 (clips,), higher = more anomalous, independent of other clips."""

@@ -35,8 +35,9 @@ Batches = Callable[[torch.Generator], Iterator]
 def pick_device(name: str) -> torch.device:
     """Device for `auto`, `cpu` or `cuda`.
 
-    raises : errors.InputError for `cuda` without a GPU
+    raises : errors.InputError for another name, and `cuda` without a GPU
     """
+    errors.check_choice("device", name, ["auto", "cpu", "cuda"])
     if name == "cuda" and not torch.cuda.is_available():
         raise errors.InputError("device cuda requested, but torch finds no GPU; use --device auto or cpu")
     device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
