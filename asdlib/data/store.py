@@ -485,7 +485,8 @@ def from_arrays(
         table = pd.DataFrame(index=range(len(waves)))
     if not isinstance(table, pd.DataFrame) or not table.columns.is_unique:
         raise errors.InputError(
-            f"table: got {type(table).__name__}, expected a DataFrame with a row per waveform and unique columns"
+            f"table: got {type(table).__name__}, expected a DataFrame with unique columns and"
+            " a row per waveform"
         )
     given = table.reset_index(drop=True)
     given = given.astype(dict.fromkeys(given.select_dtypes("category"), "str"))

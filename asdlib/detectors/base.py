@@ -229,7 +229,7 @@ class Detector(abc.ABC):
         new, training = clips.where(~own), self.training_table_
         tables = [training.assign(clip="0" + training["clip"])]
         if len(new):
-            # named and treated as test clips, whatever their store calls them: scales are of training clips only
+            # as test clips of their own names, whatever their store says: scales are of training clips only
             scores = score_table(clips.store.clips, new.rows, self.components(new), self.seed)
             tables.append(scores.assign(clip="1" + scores["clip"], split="test"))
         fused = fusion.systems(pd.concat(tables, ignore_index=True), fusion.FusionSettings())
