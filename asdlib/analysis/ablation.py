@@ -3,7 +3,7 @@
 `diagnosis` : when the binary loss saturated, and whether α is informative.
 `control` : a trained classifier or OEVAE compared with its untrained network.
 `table` : each setting alone, and all together, trained for a few epochs with otherwise the study's settings.
-    This shows whether the extractor still learns and the VAE is alive, not the result of a full training.
+    This shows whether the extractor still learns and VAE channels are active, not the final performance.
 `inner_layers` : β from each layer of a trained network and of its untrained version, without training.
 Sources: METHOD 3.9, 3.10, 6.3.  Notebooks: 04_classifier, 05_oevae
 """
@@ -82,17 +82,17 @@ def control(
 def diagnosis(detector: OEVAE) -> pd.DataFrame:
     """Return one row on the saturated parts of a trained OEVAE.
 
-    returns : columns machine; dead from epoch (first epoch with a binary loss below 0.01 nats, NaN if none);
-        alive z_c (channels) and α with norm of h (correlation), on held-out clips, NaN without them; α in the
-        fusion ("yes", or the reason why not).  Notebooks: 05_oevae, 09_report
+    returns : columns machine; saturated from epoch (first epoch with a binary loss below 0.01 nats, NaN if
+        none); active z_c (channels) and α with norm of h (correlation), on held-out clips, NaN without them;
+        α in the fusion ("yes", or the reason why not).  Notebooks: 05_oevae, 09_report
     """
     found, history = detector.held_out_alpha, detector.history
     spent = history.loc[history["machine"] < latents.SPENT, "epoch"] if len(history) else []
     left_out = detector.alpha_fault if detector.settings.drop_alpha else ""
     row = {
         "machine": detector.machine,
-        "dead from epoch": min(spent, default=np.nan),
-        "alive z_c": found.get("alive", np.nan),
+        "saturated from epoch": min(spent, default=np.nan),
+        "active z_c": found.get("alive", np.nan),
         "α with norm of h": found.get(detector.settings.alpha_mode, np.nan),
         "α in the fusion": f"no: {left_out}" if left_out else "yes",
     }
@@ -112,8 +112,8 @@ def variant(settings: oevae.OEVAESettings, epochs: int, **changed) -> oevae.OEVA
 def table(detector: OEVAE, metric: metrics.MetricsSettings, epochs: int) -> pd.DataFrame:
     """Train a detector per row of ROWS, on the clips and with the settings of a fitted detector.
 
-    returns : columns settings, binary loss and accuracy on held-out clips, alive z_c (channels), R² of v from
-        z_d, and the harmonic mean of AUC source, AUC target and pAUC of α and of β (NaN without labels)
+    returns : columns settings, binary loss and accuracy on held-out clips, active z_c (channels), R² of v
+        from z_d, and the harmonic mean of AUC source, AUC target and pAUC of α and of β (NaN without labels)
     """
     store, machine, seed, rows = detector.store, detector.machine, detector.seed, []
     for name, changed in (ROWS | {"all of them": EVERYTHING}).items():
@@ -128,7 +128,7 @@ def table(detector: OEVAE, metric: metrics.MetricsSettings, epochs: int) -> pd.D
         "settings",
         "binary loss, held out",
         "accuracy, held out",
-        "alive z_c",
+        "active z_c",
         "R² of v from z_d",
         "α alone",
         "β alone",

@@ -1,15 +1,15 @@
-"""What changed in a clip, in words: which kind of change, at which frequencies and moments, how unusual.
+"""Description of how a clip differs from normal clips: kind of change, frequencies, times, how unusual.
 
 Conventions
 -----------
-A clip is compared with the few normal training clips of its machine that sound most alike, and the
-difference with what training clips show among each other (each against those most like it, itself left out).
-So it is a description of the sound by comparison with the nearest normal clips, the same for every system,
-and not of what a system computed. No label of a test clip and no other test clip has part in it.
+A clip is compared with the few most similar normal training clips of its machine, and the difference with
+those among the training clips (each compared with the clips most similar to it). The result describes the
+sound, not the computation of any system, and is the same for every system. Neither labels of test clips nor
+other test clips are used.
 
-Levels in dB of the clip with mean 0 and variance 1, but for `level`, dB re full scale. Frequencies in Hz,
-times in s. From a strength of LEAST a change is spoken of; 1 is what the most conspicuous 5 % of the training
-clips reach.
+Levels are in dB of the clip with mean 0 and variance 1, except `level`, in dB re full scale. Frequencies in
+Hz, times in s. The strength of a change is 1 if 5 % of the training clips reach it; changes from LEAST on are
+reported.
 Source: METHOD 8.8.  Notebooks: 06_embeddings, 09_report
 """
 
@@ -27,16 +27,16 @@ from asdlib.analysis.explain import Map
 from asdlib.data import store as stores
 
 BANDS, GROUPS, RATES = 96, 16, 32  # mel bands of the spectrum, of the envelopes; bins of the modulation rate
-ALIKE = 4  # normal clips that a clip is compared with
-GAP_DB = 6.0  # softer than its neighbors, and a beat is missing
-FASTEST_HZ = 45.0  # of a swing of the loudness; what is faster are strikes
-LEAST = 1.2  # strength; new normal clips reach 1 more often than those that the limits come from
-MOST = 100  # training clips that are measured, evenly spaced in each domain
+ALIKE = 4  # number of normal clips that a clip is compared with
+GAP_DB = 6.0  # a beat that is softer than the others by this much is missing
+FASTEST_HZ = 45.0  # of a fluctuation of the loudness; anything faster counts as impacts
+LEAST = 1.2  # strength; new normal clips reach 1 more often than those from which the limits are computed
+MOST = 100  # maximum number of training clips, evenly spaced in each domain
 KINDS = ("none", "tone", "band", "broadband", "impacts", "missing", "rhythm", "level")
-# measure and sign of what is looked for: more, or less
+# measures, and sign of the change to detect: increase or decrease
 SIGNS = [(name, 1) for name in ("mean", "low", "half", "impulse", "modulation", "gap", "level")]
 SIGNS += [(name, -1) for name in ("mean", "level")]
-# smallest spread between training clips that is believed, dB
+# lower limit of the spread between training clips, dB
 SPREAD_DB = {
     "mean": 0.4,
     "low": 0.4,
@@ -51,15 +51,17 @@ SPREAD_DB = {
 
 
 class Change(NamedTuple):
-    """What changed in a clip.
+    """How a clip differs from normal clips.
 
-    kind : one of KINDS.  hz, low_hz, high_hz : its middle and ends, NaN where it has no place
-    rate_hz : strikes or swings per second, NaN for other kinds.  amount_db : signed, above the normal clips
-    share : of the training clips that differ less at this place, 0 to 1.  normals : number of these clips
-    like : store row of the normal clip that sounds most alike
-    moments : (from, to) in s where the band is louder than the normal clips ever are, at most three, loudest
-        first; none where it is so nearly always or never
-    difference : level above the usual level of each band, dB.  course : its mean over the changed band,
+    kind : one of KINDS.  hz, low_hz, high_hz : center and limits, NaN if the change has no frequency
+    rate_hz : impacts or fluctuations per second, NaN for other kinds.  amount_db : signed difference from the
+        normal clips
+    share : share of training clips that differ less at these frequencies, 0..1.  normals : number of these
+        clips
+    like : store row of the most similar normal clip
+    moments : up to three intervals (start, end) in s where the band is louder than in any normal clip,
+        loudest first; none if that is nearly always or never so
+    difference : level relative to the usual level of each band, dB.  course : its mean over the changed band,
         (frames,), dB
     """
 
@@ -78,36 +80,34 @@ class Change(NamedTuple):
 
     @property
     def words(self) -> str:
-        """The change in one or two sentences."""
+        """Description of the change in one or two sentences."""
         if self.kind == "none":
             return (
-                f"Nothing in level, spectrum, strikes or rhythm goes beyond what {self.normals} normal"
-                " training clips show among each other."
+                "Level, spectrum, impacts and rhythm differ no more from normal than those of"
+                f" {self.normals} normal training clips differ among themselves."
             )
         span = f"{_hz(self.low_hz)} to {_hz(self.high_hz)}"
         place, amount = f"around {_hz(self.hz)}", f"{max(abs(self.amount_db), 1):.0f} dB"
         louder = "louder" if self.amount_db > 0 else "softer"
         rate = f"about {float(f'{self.rate_hz:.2g}'):g} times a second"
         like = "than in the most similar normal clips"
-        said = {
+        text = {
             "tone": f"A tone {place} is {amount} {louder} {like}",
             "band": f"A band {place} ({span}) is {amount} {louder} {like}",
-            "broadband": f"All from {span} is louder, by up to {amount}, {like}",
-            "impacts": f"Strikes or bursts {place}, {rate}, stand out {amount} more {like}",
-            "missing": f"A component {place} is missing: {amount} softer {like}",
-            "rhythm": f"The loudness swings {rate}, {amount} more {like}, most {place}",
-            "level": f"The recording is {amount} {louder} than normal training clips usually are",
+            "broadband": f"All frequencies from {span} are louder, by up to {amount}, {like}",
+            "impacts": f"Impacts or bursts {place}, {rate}, are {amount} more prominent {like}",
+            "missing": f"A component {place} is missing: it is {amount} softer {like}",
+            "rhythm": f"The loudness fluctuates {rate}, by {amount} more {like}, most strongly {place}",
+            "level": f"The recording is {amount} {louder} than most normal training clips",
         }[self.kind]
         if self.kind == "missing" and math.isnan(self.hz):
-            at = (
-                f"at {self.moments[0][0]:.1f} s it is {amount} softer than at this place of the other periods"
-            )
-            said = f"A beat of its rhythm is missing: {at}"
+            at = f"at {self.moments[0][0]:.1f} s it is {amount} softer than at the same point"
+            text = f"A beat of the rhythm is missing: {at} of the other periods"
         times = [f"{a:.1f} s" if b - a < 0.2 else f"{a:.1f} to {b:.1f} s" for a, b in sorted(self.moments)]
         when = f" It is loudest there at {', '.join(times)}." if times and not math.isnan(self.hz) else ""
         usual = f"{100 * self.share:.0f} % of {self.normals} normal training clips differ less"
         usual = f"none of {self.normals} normal training clips differs as much" if self.share == 1 else usual
-        return f"{said}; {usual}.{when}"
+        return f"{text}; {usual}.{when}"
 
 
 def _hz(hz: float) -> str:
@@ -115,7 +115,7 @@ def _hz(hz: float) -> str:
 
 
 def _windows(rate: int) -> tuple[int, int]:
-    """Samples of the windows of spectrum and envelopes, about 128 and 8 ms."""
+    """Return the window lengths of spectrum and envelopes in samples, about 128 and 8 ms."""
     slow, fast = (1 << round(math.log2(seconds * rate)) for seconds in (0.128, 0.008))
     return slow, fast
 
@@ -128,14 +128,14 @@ def _log_mel(wave: torch.Tensor, window: int, hop: int, bands: int, rate: int) -
 
 
 def measure(wave: np.ndarray, rate: int) -> tuple[dict[str, np.ndarray], np.ndarray, float]:
-    """What is compared between clips.
+    """Compute the measures that are compared between clips.
 
     wave : (samples,), full scale 1.  rate : Hz
-    returns : dB, by the names of SPREAD_DB; the log-mel (BANDS, frames), dB; where the deepest gap is, s.
+    returns : dB, by the names of SPREAD_DB; the log-mel (BANDS, frames), dB; time of the deepest gap, s.
         mean, low (BANDS,): mean power over time and 10th percentile of the level in windows of 128 ms
         quiet, half, loud (GROUPS,): 5th, 50th and 97th percentile of the level in windows of 16 ms
-        impulse (GROUPS,): spectral kurtosis 10·log10(E P² / (E P)²) of the power in windows of 8 ms over its
-            mean within 100 ms
+        impulse (GROUPS,): spectral kurtosis 10·log10(E P² / (E P)²) of the power in windows of 8 ms relative
+            to its mean within 100 ms
         modulation (GROUPS, RATES): `features.modulation_spectrum` of these windows
         gap, level (1,): the deepest missing beat, see `_gap`, and the level re full scale
     """
@@ -167,7 +167,7 @@ def measure(wave: np.ndarray, rate: int) -> tuple[dict[str, np.ndarray], np.ndar
 
 
 def _levels(quick: np.ndarray) -> np.ndarray:
-    """Level in quiet, ordinary and loud moments: 5th, 50th and 97th percentile over time, (3, bands), dB.
+    """Return the 5th, 50th and 97th percentile of the level over time, (3, bands), dB.
 
     quick : (bands, frames), dB, frames of 8 ms every 2 ms
     """
@@ -176,10 +176,13 @@ def _levels(quick: np.ndarray) -> np.ndarray:
 
 
 def _gap(course: np.ndarray, frame_hz: float) -> tuple[float, float]:
-    """How far a periodic course falls below what it is at this place of the other periods, where these are
-    loud; dB, and the time in s. 0 for less than GAP_DB, and without a period between 0.3 and 3 s.
+    """Return the depth (dB) and time (s) of the deepest missing beat of a periodic level.
 
-    course : dB, (frames,).  Beats may come 75 ms early or late
+    The level is compared with that at the same point of the other periods, where these are loud; beats may
+    come 75 ms early or late.
+
+    course : dB, (frames,)
+    returns : depth 0 below GAP_DB, or without a period between 0.3 and 3 s
     """
     step = max(round(frame_hz / 100), 1)
     course, frame_hz = course[: len(course) // step * step].reshape(-1, step).max(1), frame_hz / step
@@ -204,7 +207,7 @@ def _gap(course: np.ndarray, frame_hz: float) -> tuple[float, float]:
 
 
 def _unmoved(values: np.ndarray) -> float:
-    """Mean over the narrowest interval with half of the values: the difference of what did not change."""
+    """Return the mean of the narrowest interval with half of the values, the offset of unchanged bands."""
     ordered = np.sort(values.ravel())
     half = len(ordered) // 2
     first = (ordered[half:] - ordered[: len(ordered) - half]).argmin()
@@ -212,10 +215,10 @@ def _unmoved(values: np.ndarray) -> float:
 
 
 class Normals:
-    """What is usual: measures of normal training clips, and how far each lies from those most like it.
+    """Measures of normal training clips, and differences of each from the clips most similar to it.
 
     store : decoded recordings.  rows : int (n,), rows of the normal training clips of one machine
-    raises : errors.InputError for a single clip, which has nothing to be compared with
+    raises : errors.InputError for fewer than two clips
     """
 
     def __init__(self, store: stores.Store, rows: np.ndarray):
@@ -240,16 +243,16 @@ class Normals:
             for name in SPREAD_DB
         }
         self.limits = dict.fromkeys(SIGNS, 1.0)
-        for keys in (*([key] for key in SIGNS), SIGNS):  # of many places one is always unusual, of kinds too
+        for keys in (*([key] for key in SIGNS), SIGNS):  # corrects for the number of bands, then of measures
             most = [max(self._strength(one, key).max() for key in keys) for one in residuals]
             for key in keys:
                 self.limits[key] *= max(float(np.quantile(most, 0.95)), 1.0)
 
     @classmethod
     def of(cls, store: stores.Store, machine: str) -> Normals:
-        """Those of a machine: up to MOST of its normal training clips, the rarer domain first.
+        """Measure up to MOST normal training clips of a machine, from the smaller domain first.
 
-        raises : errors.InputError for a machine with fewer than two
+        raises : errors.InputError for a machine with fewer than two clips
         """
         rows = stores.training_rows(store.clips, machine)
         domain = store.clips["domain"].to_numpy()[rows]
@@ -265,29 +268,26 @@ class Normals:
         return sign * residual[name] / self.spread[name] / self.limits[key]
 
     def _residual(self, found: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Differences to the median of the ALIKE training clips that are most alike, and their numbers. A
-        training clip is not compared with itself.
-        """
+        """Return differences from the median of the ALIKE most similar other training clips, and their rows."""
         away = np.zeros(len(self.loudest))
-        for name in ("mean", "low", "quiet"):  # three quarters of the bands: a fault does not choose
+        for name in ("mean", "low", "quiet"):  # a fault must not decide: without the worst quarter of bands
             square = np.sort((self.train[name] - found[name]) ** 2, axis=1)
             away += square[:, : 3 * square.shape[1] // 4].mean(1)
         away[away < 1e-12] = np.inf
         near = np.argsort(away, kind="stable")[: min(ALIKE, len(away) - 1)]
         residual = {name: found[name] - np.median(self.train[name][near], 0) for name in SPREAD_DB}
-        residual["level"] = found["level"] - np.median(self.train["level"], 0)  # no condition sets the level
+        residual["level"] = found["level"] - np.median(self.train["level"], 0)  # of all clips
         for name in ("mean", "low"):
             residual[name] = residual[name] - _unmoved(residual[name])
             residual[name] = ndimage.uniform_filter1d(residual[name], 3, mode="nearest")
         return residual, near
 
     def _find(self, residual: dict[str, np.ndarray]) -> tuple[str, str, int, tuple[int, ...]]:
-        """The most conspicuous change: its kind ("" for one that `_width` tells), the measure that shows it,
-        its sign, and where in the measure.
+        """Return the strongest change: kind ("" if `_width` decides), measure, sign, index in the measure.
 
-        Sound that was added shows in the spectrum, and its width tells a tone from a band. What is added but
-        not in the quietest moments are strikes or bursts; so is what makes a band more impulsive, unless the
-        loudness swings slowly, down as far as up: that is the rhythm.
+        Added sound appears in the spectrum; its width distinguishes a tone from a band. Added sound that is
+        absent at the quietest times is an impact or burst, and so is a band that becomes more impulsive,
+        unless the loudness fluctuates slowly, downward as far as upward: then it is a change of rhythm.
         """
         strength = {key: self._strength(residual, key) for key in self.limits}
         top = {key: float(values.max()) for key, values in strength.items()}
@@ -318,11 +318,11 @@ class Normals:
         return "", spectrum, 1, (int(strength[spectrum, 1].argmax()),)
 
     def _group(self, name: str, at: int) -> int:
-        """The group of the envelopes that holds place `at` of a measure."""
+        """Return the group of envelope bands that contains index `at` of a measure."""
         return int(np.abs(self.group_hz - self.hz[at]).argmin()) if len(self.train[name][0]) == BANDS else at
 
     def _width(self, level: np.ndarray, residual: np.ndarray, at: int) -> str:
-        """tone, band or broadband, by where the power lies that was added around band `at`.
+        """Return tone, band or broadband, by the distribution of the power added around band `at`.
 
         level : dB, of the clip.  residual : dB above the normal clips
         """
@@ -335,7 +335,7 @@ class Normals:
         return "broadband" if np.log2(self.hz[high] / self.hz[low]) > 1.4 else "band"
 
     def describe(self, wave: np.ndarray) -> Change:
-        """What changed in a clip.  wave : (samples,), full scale 1, at the rate of the training clips
+        """Describe the change.  wave : (samples,), full scale 1, at the sample rate of the training clips
 
         Source: METHOD 8.8.  Notebook: 06_embeddings
         """
@@ -350,7 +350,7 @@ class Normals:
         if kind not in ("none", "level") and name != "gap":
             values, axis, middle = residual[name], self.hz, at[0]
             if kind == "impacts" and self._strength(residual, ("mean", 1)).max() >= 1:
-                values = residual["mean"]  # tells the place more finely than the few bands of the envelopes
+                values = residual["mean"]  # has a finer frequency resolution than the envelopes
                 middle = int(self._strength(residual, ("mean", 1)).argmax())
             elif name in ("impulse", "modulation", "half"):
                 values, axis = values.reshape(GROUPS, -1).max(1), self.group_hz
@@ -378,15 +378,16 @@ class Normals:
 
 
 def _run(values: np.ndarray, at: int) -> tuple[int, int]:
-    """First and last of the neighbors of `at` whose values are at least half of its own."""
+    """Return the first and last index of the run around `at` with values of at least half its value."""
     numbers, _ = ndimage.label(values >= values[at] / 2)
     inside = np.flatnonzero(numbers == numbers[at])
     return int(inside[0]), int(inside[-1])
 
 
 def _moments(above: np.ndarray, hop_s: float) -> tuple[tuple[float, float], ...]:
-    """The three stretches, from and to in s, where a course rises farthest above 0; none where it is above 0
-    for most of the time, never, or again and again.
+    """Return the up to three intervals, start and end in s, with the highest positive values.
+
+    Empty if more than 40 % of the values are positive, none, or those of more than 5 separate intervals.
     """
     numbers, count = ndimage.label(above > 0)
     if not 1 <= count <= 5 or (above > 0).mean() > 0.4:

@@ -1,20 +1,20 @@
-"""Why a clip was scored so: where along the clip, at which frequencies, by which branch.
+"""Explanations of a clip's score: contributions over time, frequency and classifier branches.
 
 Conventions
 -----------
-Every function takes a trained or loaded detector and store rows, and returns arrays; nothing is drawn here
-(`embedding_plots.why`). Scores: higher is more anomalous, and so is every value here, except that a slope may
+Every function takes a trained or loaded detector and store rows, and returns arrays; `embedding_plots.why`
+draws them. Higher scores are more anomalous, and so are all values here, except that a gradient (`slope`) may
 have either sign. Time in s, levels in dB.
 
-| function         | of          | answers                                                           |
+| function         | detector    | returns                                                           |
 |------------------|-------------|-------------------------------------------------------------------|
-| `segment_scores` | OEVAE       | α and β of each segment along the clip                            |
-| `slope`          | OEVAE       | how α or β rises with each cell of the log-mel, per dB            |
+| `segment_scores` | OEVAE       | α and β of each segment                                           |
+| `slope`          | OEVAE       | gradient of α or β with respect to the log-mel, per dB            |
 | `residual_map`   | autoencoder | squared residual over time and frequency                          |
-| `branch_shares`  | classifier  | part of each branch in the distance to the deciding reference     |
+| `branch_shares`  | classifier  | share of each branch in the distance to the nearest reference     |
 
-What these are not: causes. A slope tells what a small change would do, a residual where the reconstruction
-failed. A training clip is compared with other clips only, but the networks have seen it.
+These are not causes: a gradient gives the effect of a small change, a residual shows where the reconstruction
+failed. A training clip is compared with other clips only, but the networks were trained on it.
 
 Sources: METHOD 3.4-3.6; report 3.1, 3.2.  Notebook: 06_embeddings
 """
@@ -36,13 +36,13 @@ from asdlib.models.autoencoder import Vectors
 from asdlib.models.oevae import OEVAEFeatureSettings
 from asdlib.scoring.distances import density_references
 
-USUAL_CLIPS = 64  # training clips, evenly spaced, whose mean is the usual level of a band
+USUAL_CLIPS = 64  # evenly spaced training clips whose mean is the usual level of a band
 
 
 class Slope(NamedTuple):
-    """Of one score with respect to the log-mel; axes (clips, segments, mels, frames), float32.
+    """Gradient of a score with respect to the log-mel; axes (clips, segments, mels, frames), float32.
 
-    log_mel : dB of the standardized wave.  per_db : change of the segment's score per dB in that cell
+    log_mel : dB, of the standardized waveform.  per_db : change of the segment's score per dB in that cell
     usual : (mels,) mean level of each band over training clips, dB
     """
 
@@ -52,16 +52,12 @@ class Slope(NamedTuple):
 
     @property
     def raised(self) -> np.ndarray:
-        """First-order part of each cell in the segment's score, against a sound of the usual level in every
-        band: slope · (level − usual).
-        """
+        """First-order contribution of each cell to the segment's score, gradient · (level − usual level)."""
         return self.per_db * (self.log_mel - self.usual[:, None])
 
 
 class Map(NamedTuple):
-    """Something over frequency and time. values : (bands, frames).  hz : (bands,).  hop_s : between frames,
-    the first of which stands at 0 s
-    """
+    """Values over frequency and time: (bands, frames).  hz : (bands,).  hop_s : s between frames, from 0 s"""
 
     values: np.ndarray
     hz: np.ndarray
@@ -69,11 +65,11 @@ class Map(NamedTuple):
 
 
 class Why(NamedTuple):
-    """All that explains one clip; what the study does not have is None.
+    """Explanation of one clip; parts whose detector is missing are None.
 
-    level : log-mel of the whole clip, dB.  residual : of the autoencoder, dB².  raised : first-order part of
-        each cell in `of` (alpha or beta)
-    starts_s, segment_s, segments : start of each segment, their length, and α and β of each
+    level : log-mel of the whole clip, dB.  residual : of the autoencoder, dB².  raised : first-order
+        contribution of each cell to `of` (alpha or beta)
+    starts_s, segment_s, segments : start of each segment, their length, and their α and β
     branches : name -> share of the squared distance
     """
 
@@ -92,12 +88,12 @@ class Why(NamedTuple):
 def _rows(rows) -> np.ndarray:
     rows = np.atleast_1d(np.asarray(rows, dtype=np.int64))
     if not len(rows):
-        raise errors.InputError("no clip given to explain; expected at least one store row")
+        raise errors.InputError("no clip to explain was given; expected at least one store row")
     return rows
 
 
 def segment_starts(detector: OEVAE, row: int) -> np.ndarray:
-    """Start of each segment of a clip, s, (segments,)."""
+    """Return the start of each segment of a clip, s, (segments,)."""
     front = detector.front
     return (
         stores.segment_starts(
@@ -108,8 +104,7 @@ def segment_starts(detector: OEVAE, row: int) -> np.ndarray:
 
 
 def segment_scores(detector: OEVAE, rows) -> dict[str, np.ndarray]:
-    """α and β of each segment: `alpha` and `beta`, float64 (clips, segments); their means over a row are the
-    clip's components.
+    """Return `alpha` and `beta` of each segment, float64 (clips, segments); row means are a clip's components.
 
     Source: report 4.2.  Notebook: 06_embeddings
     """
@@ -118,12 +113,11 @@ def segment_scores(detector: OEVAE, rows) -> dict[str, np.ndarray]:
 
 
 def slope(detector: OEVAE, rows, of: Literal["alpha", "beta"] = "beta") -> Slope:
-    """Gradient of the segment scores α (in the detector's alpha_mode) or β on the log-mel that the network
-    saw.
+    """Return the gradient of the segment scores α (in the detector's alpha_mode) or β.
 
-    The references of β stay as they are, without those that a training clip has a share in.  Source: report
-    3.2, Eq. 5.  Notebook: 06_embeddings
-    raises : errors.InputError for another name than alpha and beta
+    It is taken with respect to the log-mel input of the network. The references of β are fixed; those made
+    from the clip itself are excluded.  Source: report 3.2, Eq. 5.  Notebook: 06_embeddings
+    raises : errors.InputError if `of` is neither alpha nor beta
     """
     errors.check_choice("component of a slope", of, ["alpha", "beta"])
     rows, front, net = _rows(rows), detector.front, detector.net
@@ -138,7 +132,7 @@ def slope(detector: OEVAE, rows, of: Literal["alpha", "beta"] = "beta") -> Slope
             row = items.row[part.to(items.row.device)].cpu().numpy()  # of one clip
             [group] = detector.group_of(detector.store.clips.iloc[row[:1]])
             score = _beta(detector, detector.vectors(x), row, group)
-        (gradient,) = torch.autograd.grad(score.sum(), x)  # a segment's score depends on its own cells alone
+        (gradient,) = torch.autograd.grad(score.sum(), x)  # a segment's score depends only on its own cells
         parts.append((x.detach()[:, 0].cpu().numpy(), gradient[:, 0].cpu().numpy()))
     shape = (len(rows), front.settings.segments)
     log_mel, per_db = (np.concatenate(values).reshape(*shape, *values[0].shape[1:]) for values in zip(*parts))
@@ -146,7 +140,7 @@ def slope(detector: OEVAE, rows, of: Literal["alpha", "beta"] = "beta") -> Slope
 
 
 def _beta(detector: OEVAE, h: torch.Tensor, own: np.ndarray, group: str) -> torch.Tensor:
-    """β of each segment of one clip, differentiable; a local density is the clip's, and every segment has it.
+    """Return β of each segment of one clip, differentiable; local density gives all segments the same value.
 
     h : (n, dim), vectors of the segments.  own : (n,) store row of their clip.  group : its machine or
         section
@@ -170,18 +164,16 @@ def _beta(detector: OEVAE, h: torch.Tensor, own: np.ndarray, group: str) -> torc
 
 @torch.inference_mode()
 def _usual(detector: OEVAE) -> np.ndarray:
-    """Mean level of each band over training clips, dB, (mels,)."""
+    """Return the mean level of each band over training clips, dB, (mels,)."""
     rows = detector.train_rows[:: max(len(detector.train_rows) // USUAL_CLIPS, 1)]
     return detector.front.all_log_mels(detector.front.items(rows)).mean((0, 1, 3)).cpu().numpy()
 
 
 def along_clip(maps: np.ndarray, starts_s: np.ndarray, hop_s: float, seconds: float) -> np.ndarray:
-    """Maps of overlapping segments laid along the clip and added, over the number of segments: the clip's
-    score is the mean of its segments'.
+    """Overlap-add the maps of a clip's segments and divide by their number, as the score is their mean.
 
     maps : (segments, mels, frames).  starts_s : (segments,).  hop_s : between frames.  seconds : of the clip
-    returns : (mels, frames of the clip); its sum is that of the segments' mean, as far as the segments lie
-        within the clip
+    returns : (mels, frames of the clip); its sum equals the mean of the sums over segments
     """
     out = np.zeros((maps.shape[1], max(int(np.ceil(seconds / hop_s)) + 1, maps.shape[2])))
     for one, start in zip(maps, np.rint(np.asarray(starts_s) / hop_s).astype(int)):
@@ -192,10 +184,11 @@ def along_clip(maps: np.ndarray, starts_s: np.ndarray, hop_s: float, seconds: fl
 
 @torch.inference_mode()
 def residual_map(detector: Autoencoder, rows) -> list[np.ndarray]:
-    """Squared residual of each clip over frequency and time, dB²: the mean over the (up to 5) input vectors
-    that hold the frame.
+    """Return the squared residual of each clip over frequency and time, dB².
 
-    returns : of each clip float32 (n_mels, frames). Weighted with `vectors_per_frame` its mean is the score
+    The value of a frame is the mean over the (up to 5) input vectors that contain it.
+
+    returns : float32 (n_mels, frames) of each clip. Its mean, weighted with `vectors_per_frame`, is the score
         `baseline_mse`.
         Source: METHOD 7.5.  Notebook: 06_embeddings
     """
@@ -214,16 +207,15 @@ def residual_map(detector: Autoencoder, rows) -> list[np.ndarray]:
 
 
 def vectors_per_frame(frames: int, width: int) -> np.ndarray:
-    """In how many input vectors of `width` frames each of a clip's frames lies, float64 (frames,)."""
+    """Return the number of input vectors of `width` frames that contain each frame, float64 (frames,)."""
     return np.convolve(np.ones(frames - width + 1), np.ones(width))
 
 
 def branch_shares(detector: Classifier, rows) -> np.ndarray:
-    """Share of each branch in the squared distance to the reference that decided the score: float64 (clips,
-    branches), rows add up to 1.
+    """Return each branch's share of the squared distance to the reference that determined the score.
 
-    A clip that lies on its reference has no distance to share out: zeros.  Source: METHOD 3.5.  Notebook:
-    06_embeddings
+    returns : float64 (clips, branches); rows sum to 1, or are zero if the distance is 0
+    Source: METHOD 3.5.  Notebook: 06_embeddings
     """
     parts = detector.branch_parts(_rows(rows))
     whole = parts.sum(1, keepdims=True)
@@ -240,9 +232,9 @@ def why(
     classifier: Classifier | None = None,
     of: Literal["alpha", "beta"] = "beta",
 ) -> Why:
-    """Everything above for one clip, by the detectors that there are; those of one machine must be its own.
+    """Explain one clip with the given detectors; those of a single machine must be of the clip's machine.
 
-    shape : of the log-mel that is shown.  of : component whose slope is shown.  Notebook: 06_embeddings
+    shape : of the log-mel shown.  of : component whose gradient is shown.  Notebook: 06_embeddings
     """
     clip, rate = store.clips.iloc[row], store.rate
     seconds = float(clip["samples"]) / rate

@@ -11,8 +11,8 @@ Measures use samples of z from its posterior. A channel that has collapsed to it
 information, whereas its μ may still vary by a thousandth, which a regression on standardized channels would
 pick up. (α is computed at z = μ, and consists of nothing else in that case.)
 
-A channel is alive if the variance of its μ over the items is above 0.01 (Burda et al. 2016). The KL of a z_d
-channel does not show this, because a channel that ignores its input still has a KL from the prior mean k·v.
+A channel is active (`alive`) if the variance of its μ over the items is above 0.01 (Burda et al. 2016). The
+KL of a z_d channel does not show this: a channel that ignores its input still has a KL from the mean k·v.
 
 Sources: METHOD 3.4, 3.9, 6.2; report 3.2.  Notebooks: 05_oevae, 07_latents, 08_tuning (refit)
 """
@@ -286,7 +286,7 @@ def verdict(table: pd.DataFrame, alive: pd.DataFrame) -> str:
     raw = value_of(table, "embedding", "domain", "balanced accuracy")[0]
     follows = "follows" if tie >= TIED else "partly follows" if tie >= LOOSE else "does not follow"
     parts = ["z_d cannot be judged, v is constant" if np.isnan(tie) else f"z_d {follows} v (R² {tie:.2f})"]
-    parts.append(f"{count['z_c']} of {(alive['part'] == 'z_c').sum()} channels of z_c are alive")
+    parts.append(f"{count['z_c']} of {(alive['part'] == 'z_c').sum()} channels of z_c are active")
     if not np.isnan(of_c):
         nearer = abs(of_c - chance) < abs(raw - chance)
         relation = "less than" if nearer else "as much as" if of_c <= raw else "more than"

@@ -91,11 +91,11 @@ def test_verdicts_say_what_is_dead_and_what_lives():
         for found in (arranged(), arranged(v_in_d=False, alive=False), arranged(v_in_d=False))
     )
     assert living.startswith(
-        "fan: z_d follows v (R² 1.00); 5 of 5 channels of z_c are alive; z_c reveals the domain less than the"
+        "fan: z_d follows v (R² 1.00); 5 of 5 channels of z_c are active; z_c reveals the domain less than the"
         " embedding"
     )
     assert "fan: this VAE is dead: z_d does not follow v" in dead
-    assert "0 of 5 channels of z_c are alive" in dead
+    assert "0 of 5 channels of z_c are active" in dead
     assert dead.endswith("α is then nearly constant and uninformative.")
     assert "dead" not in untied and "z_d does not follow v" in untied
 

@@ -691,9 +691,9 @@ def test_alpha_leaves_the_fusion_where_held_out_clips_show_that_it_tells_nothing
         assert (scores["oevae", "alpha_nll"] != 0).all()
         row = ablation.diagnosis(detector).iloc[0]
         assert row["α in the fusion"].startswith(f"no: {words}" if words else "yes")
-        assert row["machine"] == "pump" and (row["alive z_c"] == facts["alive"] if facts else True)
+        assert row["machine"] == "pump" and (row["active z_c"] == facts["alive"] if facts else True)
     detector.history = pd.DataFrame({"epoch": [1, 2, 3], "machine": [0.4, 0.002, 0.001]})
-    assert ablation.diagnosis(detector)["dead from epoch"].item() == 2
+    assert ablation.diagnosis(detector)["saturated from epoch"].item() == 2
     detector.held_out_alpha = {"alive": 0.0, "nll": 0.2}
     table = detector.score(clips).pivot(index="clip", columns="component", values="score")
     assert (table["score"].rank() == table["beta"].rank()).all()  # the fusion ranks as β alone
