@@ -268,7 +268,7 @@ class Normals:
         return sign * residual[name] / self.spread[name] / self.limits[key]
 
     def _residual(self, found: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Return differences from the median of the ALIKE most similar other training clips, and their rows."""
+        """Return differences from the median of the ALIKE most similar other training clips, and these."""
         away = np.zeros(len(self.loudest))
         for name in ("mean", "low", "quiet"):  # a fault must not decide: without the worst quarter of bands
             square = np.sort((self.train[name] - found[name]) ** 2, axis=1)

@@ -104,7 +104,7 @@ def segment_starts(detector: OEVAE, row: int) -> np.ndarray:
 
 
 def segment_scores(detector: OEVAE, rows) -> dict[str, np.ndarray]:
-    """Return `alpha` and `beta` of each segment, float64 (clips, segments); row means are a clip's components.
+    """Return `alpha` and `beta` of each segment, float64 (clips, segments); row means are the components.
 
     Source: report 4.2.  Notebook: 06_embeddings
     """

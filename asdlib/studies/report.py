@@ -117,7 +117,7 @@ def write_index(reports: Path) -> Path:
 
 def _entry(folder: Path, facts: dict) -> str:
     """Return the index entry of a study.  facts : its report.json"""
-    badges = pages.badges([(str(short), bool(grave)) for short, grave in facts["warnings"]])
+    badges = pages.badges([(str(short), bool(serious)) for short, serious in facts["warnings"]])
     scores = {name: tables.number(v, low, high) for name, (v, low, high) in facts["omega"].items()}
     lines = "; ".join(f"{tables.system_name(name)} {scores[name]}" for name in fusion.in_order(scores))
     machines = ", ".join(map(str, facts["machines"]))
@@ -253,7 +253,7 @@ def _withdrawn(clips: Sequence[str]) -> list[claims.Warning]:
 
 def first_screen(found: Findings) -> tables.Html:
     """Return the top of the report: headline, warnings, official scores, decisions per machine."""
-    badges = pages.badges([(warning.short, warning.grave) for warning in found.warnings])
+    badges = pages.badges([(warning.short, warning.serious) for warning in found.warnings])
     measured = found.claims.set_index("system")["case"][found.system] != "none"
     figure = tables.Html("<p>Not available: no labeled test clips.</p>")
     figure = report_plots.official_scores(found.table, found.controls) if measured else figure
@@ -546,7 +546,7 @@ def write_summary(folder: Path, found: Findings, problems: pd.DataFrame) -> None
         "about": cfg.about,
         "finished": datetime.datetime.now().isoformat(" ", "seconds"),
         "headline": found.headline,
-        "warnings": [[warning.short, warning.grave] for warning in found.warnings],
+        "warnings": [[warning.short, warning.serious] for warning in found.warnings],
         "chosen_by": cfg.chosen_by,
         "machines": [name for name in dict.fromkeys(own["machine"]) if name != "all"],
         "omega": {

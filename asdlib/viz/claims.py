@@ -1,15 +1,15 @@
-"""What a study found, in words: claims against controls, comparisons, the headline, warnings, counts.
+"""Results of a study in words: claims against controls, comparisons, headline, warnings, counts.
 
 Conventions
 -----------
-A claim is made only against the controls (what shuffled labels and the level of the clips alone would reach),
-and beside it stands whether a system is above the reference that needs no training. Nothing is claimed
-without labeled test clips, nor where settings were chosen on test labels (`TEST_TUNED`).
+A claim compares a system with the controls (shuffled labels, and the level of the clips alone) and with the
+training-free reference. Nothing is claimed without labeled test clips, or if settings were chosen on test
+labels (`TEST_TUNED`).
 
-Differences are a − b of two systems on the same resampled test clips, seeds averaged first
+Differences are a − b of two systems on the same resampled test clips, averaged over seeds first
 (`comparison.Pairs`). A study compares many pairs, so their p-values are corrected together (Holm 1979: the
-probability of a single false "better" in the whole table stays below 1 − confidence); a pair that is told
-apart only without the correction is said to be so.
+probability of any false "better" in the table is below 1 − confidence). A pair that is significant only
+without the correction is reported as undecided.
 
 Sources: METHOD 3.8, 7.3. Notebook: 09_report.
 """
@@ -28,20 +28,17 @@ from asdlib.evaluation import comparison, metrics, roc
 from asdlib.scoring import fusion
 from asdlib.viz.tables import METRIC_NAMES, number, own_scores, signed, system_name
 
-OVER_ALL = (
-    "omega",
-    *roc.THREE,
-)  # of machine "all", in the order in which a claim is made on the first there is
+OVER_ALL = ("omega", *roc.THREE)  # metrics of machine "all"; the first one available is used for the claim
 ABOVE = f"above the training-free reference ({comparison.REFERENCE})"  # column of `claims`
 DIFFERENCES = ("system_a", "system_b", "metric", "a − b", "p", "p (Holm)", "claim")
 TEST_TUNED = {  # values of the setting chosen_by that rest on test labels
     "oracle": "ω, η and k were chosen on the test labels (oracle)",
-    "hand": "ω, η and k were chosen by hand, in sight of test labels",
+    "hand": "ω, η and k were chosen by hand with test labels visible",
 }
-FEW_TRAINING, FEW_TEST = 50, 20  # clips of a machine below which a warning is due
-UNTRAINED = ("baseline_knn", "multires", "pretrained")  # systems for which no study trains a network
-NEAR = 0.06  # of a share of false alarms to the nominal one
-AGAINST_CHANCE = ("below", "chance")  # cases of a claim in which nothing was detected
+FEW_TRAINING, FEW_TEST = 50, 20  # numbers of clips of a machine below which a warning is given
+UNTRAINED = ("baseline_knn", "multires", "pretrained")  # systems without training
+NEAR = 0.06  # tolerance of a false alarm rate around the nominal one
+AGAINST_CHANCE = ("below", "chance")  # cases of a claim that are not above chance
 
 
 # ---------------------------------------------------------------- claims
@@ -54,13 +51,13 @@ def claims(
     settings: metrics.MetricsSettings | None = None,
     chosen_by: str = "",
 ) -> pd.DataFrame:
-    """What each system reaches over all machines, beside the controls, with the claim in words.
+    """Return the results of each system over all machines, and its claim against the controls.
 
-    table : METRIC_COLUMNS.  controls : of `metrics.controls`.  pairs : of `comparison.all_pairs`, by
-        `settings` (None: the defaults).  chosen_by : the study's setting; one of TEST_TUNED forbids claims
-    returns : system, claim, ABOVE (only with `pairs`), Ω, AUC source, AUC target, pAUC, labels shuffled
-        (range of the first that is available), case (below | chance | level | within | above | none |
-        control); text
+    table : METRIC_COLUMNS.  controls : from `metrics.controls`.  pairs : from `comparison.all_pairs` with
+        `settings` (None: the defaults).  chosen_by : the study's setting; one of TEST_TUNED prevents claims
+    returns : columns of text: system, claim, ABOVE (only with `pairs`), Ω, AUC source, AUC target, pAUC,
+        labels shuffled (range of the first metric available), case (below | chance | level | within | above |
+        none | control)
     """
     settings = metrics.MetricsSettings() if settings is None else settings
     both = pd.concat([own_scores(table), own_scores(controls)])
@@ -74,7 +71,7 @@ def claims(
         shuffled = chance.loc[(system, told)] if told and (system, told) in chance.index else None
         row = {"system": system, "claim": "", "case": "none"}
         if system == "control_level":
-            row |= {"claim": "control: what the level of the clips alone would score", "case": "control"}
+            row |= {"claim": "control: the level of each clip used as its score", "case": "control"}
         elif shuffled is None:
             row["claim"] = "no claim: no labeled test clips"
         else:
@@ -95,11 +92,11 @@ def claims(
 
 
 def _claim(own: pd.Series, shuffled: pd.Series, level: float) -> tuple[str, str]:
-    """The case of one value with its interval, and the words for it."""
-    chance = shuffled["value"]  # what shuffled labels reach on average: of Ω, a little below 0.5
+    """Return the case of a value with its interval, and its description."""
+    chance = shuffled["value"]  # mean for shuffled labels: for Ω, a little below 0.5
     if own["value"] < shuffled["low"] and own["high"] < chance:
         return "below", "is below chance: normal clips score higher than anomalies"
-    if own["value"] <= shuffled["high"] or own["low"] <= chance:  # luck of the labels, or of the clips drawn
+    if own["value"] <= shuffled["high"] or own["low"] <= chance:  # chance in labels, or in the test clips
         return "chance", "is not distinguishable from chance"
     if math.isnan(level):
         return "above", "is above chance"
@@ -108,12 +105,12 @@ def _claim(own: pd.Series, shuffled: pd.Series, level: float) -> tuple[str, str]
     if reach >= own["value"]:
         return "level", f"is above chance, but {alone} does as well: no evidence that faults are detected"
     if reach > own["low"]:
-        return "within", f"is above chance; its lead over {alone} lies within the interval"
-    return "above", f"is above chance and above what {alone} reaches"
+        return "within", f"is above chance; its lead over {alone} is within the interval"
+    return "above", f"is above chance and above {alone}"
 
 
 def level_reach(level: float) -> float:
-    """What the level alone tells: one that is lower in anomalies tells them just as well."""
+    """Return the AUC of the level in its better direction: anomalies may be louder or softer."""
     return max(level, 1 - level)
 
 
@@ -123,17 +120,17 @@ def level_reach(level: float) -> float:
 def verdicts(
     found: pd.DataFrame, settings: metrics.MetricsSettings, chosen_by: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """A family of comparisons with corrected p-values, in words.
+    """Describe comparisons, with p-values corrected for all of them.
 
-    found : PAIRED_COLUMNS, for example of `comparison.all_pairs`.  chosen_by : that setting of each study;
-        one of TEST_TUNED forbids claims.  returns : DIFFERENCES
+    found : PAIRED_COLUMNS, for example from `comparison.all_pairs`.  chosen_by : this setting of each study;
+        one of TEST_TUNED prevents claims.  returns : DIFFERENCES
     """
     corrected, rows = comparison.holm(found["p"]), []
     for row, p in zip(found.itertuples(), corrected, strict=True):
         better = row.system_a if row.value > 0 else row.system_b
         claim = {
             "holds": f"{better} is better",
-            "alone": f"undecided: {better} ahead, not after correction",
+            "alone": f"undecided: {better} is better only before correction",
             "no": "no difference shown",
         }[_verdict(row.p, p, settings)]
         claim = "no claim" if TEST_TUNED.keys() & set(chosen_by) else claim
@@ -143,15 +140,15 @@ def verdicts(
 
 
 def _verdict(p: float, corrected: float, settings: metrics.MetricsSettings) -> str:
-    """A difference `holds` after the correction, passes `alone` without it, or `no`."""
+    """Return `holds` (significant after correction), `alone` (only before correction) or `no`."""
     level = 1 - settings.confidence
     return "holds" if corrected <= level else "alone" if p <= level else "no"
 
 
 def above_reference(system: str, pairs: pd.DataFrame, settings: metrics.MetricsSettings) -> str:
-    """Whether a system is above the training-free reference, in words, with the paired difference to it.
+    """Describe whether a system is above the training-free reference, with the paired difference.
 
-    pairs : of `comparison.all_pairs`; the correction is for all of them, as in the table of differences
+    pairs : from `comparison.all_pairs`; the correction is for all of them, as in the table of differences
     returns : for example "yes: +0.042 [0.010, 0.074]"
     """
     reference = comparison.REFERENCE
@@ -172,9 +169,7 @@ def above_reference(system: str, pairs: pd.DataFrame, settings: metrics.MetricsS
 
 
 def family(found: pd.DataFrame, settings: metrics.MetricsSettings) -> str:
-    """The comparisons in one sentence: how many there were, what the correction is, and what holds.  found :
-    DIFFERENCES
-    """
+    """Summarize comparisons in a sentence.  found : DIFFERENCES"""
     if found.empty:
         return "Nothing to compare: one system, or no labeled test clips."
     level = f"{1 - settings.confidence:.2g}"
@@ -187,17 +182,20 @@ def family(found: pd.DataFrame, settings: metrics.MetricsSettings) -> str:
     holds = [f"{system_name(better)} is better than {listed(worse)}" for better, worse in won.items()]
     least = f"smallest p {found['p'].min():.2g}, corrected {found['p (Holm)'].min():.2g}"
     count = f"{len(found)} comparison{'s' * (len(found) > 1)}"
-    words = f"{count}, corrected together after Holm at level {level} ({least}): "
-    words += f"{sum(map(len, won.values()))} hold" + (f" ({'; '.join(holds)})" if holds else "")
-    return words + (f"; {alone} more would pass alone and are not claimed." if alone else ".")
+    words = f"{count}, Holm-corrected at level {level} ({least}): {sum(map(len, won.values()))} significant"
+    words += f" ({'; '.join(holds)})" if holds else ""
+    return words + (f"; {alone} more only without correction, not claimed." if alone else ".")
 
 
 # ---------------------------------------------------------------- headline, warnings, counts
 
 
 def leader(found: pd.DataFrame) -> str:
-    """The system that the report is about: the one of the highest Ω, or without labeled test clips the
-    training-free reference, else the first.  found : of `claims`
+    """Return the system with the highest Ω, by which a report is illustrated.
+
+    Without labeled test clips: the training-free reference, or else the first system.
+
+    found : from `claims`
     """
     own = found[found["case"] != "control"]
     told = own[own["case"] != "none"]
@@ -215,24 +213,24 @@ def headline(
     dead: Sequence[str] = (),
     chosen_by: str = "",
 ) -> str:
-    """What the study found, in one to three sentences made from its numbers.
+    """Summarize the study in one to three sentences.
 
-    found : of `claims`.  pairs : of `comparison.all_pairs`.  dead : machines whose VAE is dead.  chosen_by :
-        the study's setting
+    found : from `claims`.  pairs : from `comparison.all_pairs`.  dead : machines whose VAE is dead
+    chosen_by : the study's setting
     """
     best = leader(found)
     row = found.set_index("system").loc[best]
     if row["case"] == "none":
         count = int((found["case"] != "control").sum())
         return (
-            f"No labeled test clips: {count} system{'s' * (count > 1)} with scores and thresholds, and no"
-            " measure of how good they are."
+            f"No labeled test clips: {count} system{'s' * (count > 1)} with scores and thresholds, whose"
+            " quality cannot be measured."
         )
     name, reached = system_name(best, capital=True), f"official score, {row['Ω']}"
     if chosen_by in TEST_TUNED:
         return (
-            f"No claim: {TEST_TUNED[chosen_by]}. {name} reaches the highest {reached}, which is what tuning"
-            " on the answers gives, not what new recordings will."
+            f"No claim: {TEST_TUNED[chosen_by]}. {name} reaches the highest {reached}; after this tuning,"
+            " expect lower scores on new recordings."
         )
     if row["case"] in AGAINST_CHANCE:
         words = f"No system is distinguishable from chance; {name} has the highest {reached}."
@@ -241,7 +239,7 @@ def headline(
     if row["case"] == "level":
         words += ", but the level of the clips alone does as well: no evidence that faults are detected"
     elif row["case"] == "within":
-        words += ", a lead over the level of the clips alone that lies within the interval"
+        words += "; its lead over the level of the clips alone is within the interval"
     worse, alike = [], []
     for pair in pairs[(pairs["system_a"] == best) | (pairs["system_b"] == best)].itertuples():
         other = pair.system_b if pair.system_a == best else pair.system_a
@@ -265,15 +263,15 @@ def _dead(machines: Sequence[str], start: str) -> str:
 
 
 def listed(names) -> str:
-    """Names as in a sentence: "a, b and c"."""
+    """Join names as in a sentence: "a, b and c"."""
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
 
 
 class Warning(NamedTuple):
-    """A doubt about the numbers: grave or not, in short for a badge, and as a sentence."""
+    """A warning about the results: whether it is serious, a short text for a badge, and a sentence."""
 
-    grave: bool
+    serious: bool
     short: str
     sentence: str
 
@@ -287,11 +285,11 @@ def warnings(
     chosen_by: str = "",
     synthetic: bool = False,
 ) -> list[Warning]:
-    """What a reader must know before believing the numbers, the gravest first.
+    """Return warnings about the reliability of the results, serious ones first.
 
-    clips : clip table.  table, controls : metric tables.  system : whose numbers are judged, of `leader`.
-        dead : machines whose VAE is dead.  chosen_by : the study's setting.  synthetic : whether the
-        recordings are
+    clips : clip table.  table, controls : metric tables.  system : from `leader`
+    dead : machines whose VAE is dead.  chosen_by : the study's setting
+    synthetic : whether the recordings are synthetic
     """
     out = []
 
@@ -300,8 +298,8 @@ def warnings(
             out.append(Warning(True, f"{short}: {', '.join(names)}", sentence.format(listed(names))))
 
     if chosen_by in TEST_TUNED:
-        short = "tuned on test labels" if chosen_by == "oracle" else "tuned in sight of test labels"
-        out.append(Warning(True, short, f"{TEST_TUNED[chosen_by]}: the results are no claim."))
+        short = "tuned on test labels" if chosen_by == "oracle" else "tuned with test labels visible"
+        out.append(Warning(True, short, f"{TEST_TUNED[chosen_by]}: the results support no claim."))
     machines = sorted(clips["machine"].unique())
 
     def count(machine: str, **where: str) -> int:
@@ -315,12 +313,12 @@ def warnings(
     warn(
         blind,
         "no labeled test clips",
-        "No labeled test clips of {}: scores and thresholds, but no measure of how good they are.",
+        "No labeled test clips of {}: the quality of scores and thresholds cannot be measured.",
     )
     warn(
         dead,
         "dead VAE",
-        "The VAE of OEVAE learned nothing on {}: α is nearly constant, and OEVAE scores by distances alone.",
+        "The VAE of OEVAE learned nothing on {}: α is nearly constant, and OEVAE detects only by β.",
     )
     both = pd.concat([own_scores(table), own_scores(controls)]).query("metric == 'hmean'")
     values = both.pivot(index="machine", columns="system", values="value")
@@ -329,24 +327,24 @@ def warnings(
         warn(
             list(leaks),
             "level alone is as good",
-            f"On {{}} the level of the clips alone does as well as {system_name(system)}: no evidence that"
-            " faults are detected.",
+            f"On {{}} the level of the clips alone does at least as well as {system_name(system)}: no"
+            " evidence that faults are detected.",
         )
     warn(
         [m for m in machines if m not in blind and not all(labeled[m])],
         "one label missing in test",
-        "The test clips of {} are all normal or all anomalous: no AUC.",
+        "The test clips of {} are all normal or all anomalous: the AUC is undefined.",
     )
     warn(
         [f"{m} ({min(labeled[m])})" for m in machines if 0 < min(labeled[m]) < FEW_TEST],
         "few test clips",
-        "Few labeled test clips of one kind of {}: intervals are wide, and a single clip moves the numbers.",
+        "Few normal or few anomalous test clips of {}: intervals are wide, and each clip matters.",
     )
     train = {m: count(m, split="train", label="normal") for m in machines}
     warn(
         [f"{m} ({train[m]})" for m in machines if train[m] < FEW_TRAINING],
         "few training clips",
-        "Few training clips of {}: thresholds rest on a handful of scores.",
+        "Few training clips of {}: thresholds are based on few scores.",
     )
     for domain in ("source", "target"):
         lacking: dict[str, list[str]] = {}
@@ -363,8 +361,8 @@ def warnings(
             warn(
                 names,
                 f"no {domain}-domain {words} clips",
-                f"No {words} clips of the {domain} domain of {{}}: what a change of conditions does to scores"
-                " and thresholds is not known there.",
+                f"No {words} clips of the {domain} domain of {{}}: the effect of a domain shift on scores and"
+                " thresholds is unknown there.",
             )
     trained = table[~table["system"].isin(UNTRAINED) & (table["seed"] != fusion.ALL_SEEDS)]
     if trained["seed"].nunique() == 1:
@@ -372,7 +370,7 @@ def warnings(
             Warning(
                 False,
                 "one training each",
-                "Every network was trained once: how far another training would differ is not known.",
+                "Every network was trained once: the variation between trainings is unknown.",
             )
         )
     if synthetic:
@@ -380,14 +378,14 @@ def warnings(
             Warning(
                 False,
                 "synthetic recordings",
-                "The recordings are synthetic: nothing here is evidence about a real machine.",
+                "The recordings are synthetic: the results are no evidence about real machines.",
             )
         )
-    return sorted(out, key=lambda one: not one.grave)
+    return sorted(out, key=lambda one: not one.serious)
 
 
 def standing(scores: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:
-    """Each test clip in standard deviations of its machine's normal training scores, averaged over seeds.
+    """Return scores of test clips in standard deviations of normal training scores, averaged over seeds.
 
     scores : SCORE_COLUMNS.  decisions : system, machine, seed, threshold
     returns : system, machine, domain, label, clip, above_normal (from the training mean), above_threshold;
@@ -410,9 +408,9 @@ def standing(scores: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:
 
 
 def detections(places: pd.DataFrame) -> pd.DataFrame:
-    """Faults found and false alarms at the threshold: counts per machine and system.
+    """Count detected faults and false alarms at the threshold, per machine and system.
 
-    places : of `standing`
+    places : from `standing`
     returns : machine, system, faults, found, normals, false_alarms, false_target (those of the target
         domain), unlabeled, flagged (of the unlabeled)
     """
@@ -439,12 +437,12 @@ def detections(places: pd.DataFrame) -> pd.DataFrame:
 
 
 def calibration(alarms: pd.DataFrame, nominal: float) -> pd.DataFrame:
-    """False alarms on normal clips that no training saw, beside what the thresholds promise.
+    """Compare false alarm rates on normal clips that were not used for training with the nominal rate.
 
-    alarms : of `metrics.false_alarms`.  nominal : the promised share
-    returns : system, nominal, rates on held-out training normals and on test normals of source, target and
-        both, the last with its interval, and verdict: whether that lies within NEAR of the nominal share,
-        else by how much not
+    alarms : from `metrics.false_alarms`.  nominal : the rate set by the threshold quantile
+    returns : columns system, nominal, rates on held-out training normals and on test normals of source,
+        target and both, the last with its interval, and verdict: whether the last is within NEAR of the
+        nominal rate, or else the difference
     """
     rows = []
     for system, part in alarms.groupby("system", sort=False):
@@ -454,7 +452,7 @@ def calibration(alarms: pd.DataFrame, nominal: float) -> pd.DataFrame:
         rate, low, high = found.loc["test", ["rate", "low", "high"]]
         off = rate - nominal
         verdict = f"{abs(off):.3f} too {'many' if off > 0 else 'few'}"
-        verdict += ", not beyond chance" if low <= nominal <= high else ""
+        verdict += ", not significant" if low <= nominal <= high else ""
         verdict = "no normal test clips" if math.isnan(rate) else "as set" if abs(off) <= NEAR else verdict
         rows.append(
             {
@@ -471,16 +469,16 @@ def calibration(alarms: pd.DataFrame, nominal: float) -> pd.DataFrame:
 
 
 def in_practice(row) -> str:
-    """The counts of one machine in a sentence for whoever maintains it.  row : of `detections`"""
+    """Describe the counts of one machine in a sentence.  row : from `detections`"""
     parts = []
     if row.faults or row.normals:
-        hits = f"of {row.faults} faults {row.found} found" if row.faults else "no faults among the test clips"
+        hits = f"{row.found} of {row.faults} faults found" if row.faults else "no faults among the test clips"
         alarms = (
-            f"{row.false_alarms} false alarm{'s' * (row.false_alarms != 1)} in {row.normals} normals"
+            f"{row.false_alarms} false alarm{'s' * (row.false_alarms != 1)} in {row.normals} normal clips"
             if row.normals
-            else "no normal clips to give a false alarm"
+            else "no normal clips among the test clips"
         )
-        parts.append(f"{hits} at {alarms}" if row.faults and row.normals else f"{hits}; {alarms}")
+        parts.append(f"{hits}, {alarms}")
         if row.false_alarms and 0 < row.false_target:
             every = "all" if row.false_target == row.false_alarms else str(row.false_target)
             parts[-1] += f" ({every} in the target domain)"

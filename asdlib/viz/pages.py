@@ -155,9 +155,9 @@ def player(samples: np.ndarray, sample_rate: int, caption: str, gain: float) -> 
 
 
 def badges(texts: Sequence[tuple[str, bool]]) -> Html:
-    """Short remarks in a row.  texts : (words, whether grave)"""
+    """Short remarks in a row.  texts : (words, whether serious)"""
     items = "".join(
-        f'<li class="{"grave" if grave else "mild"}">{escape(words)}</li>' for words, grave in texts
+        f'<li class="{"serious" if serious else "minor"}">{escape(words)}</li>' for words, serious in texts
     )
     return Html(f'<ul class="badges" aria-label="Warnings">{items}</ul>' if items else "")
 

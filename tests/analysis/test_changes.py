@@ -117,7 +117,7 @@ def test_normal_clips_are_mostly_nothing_special(normals):
     rng = np.random.default_rng(9)
     found = [normals.describe(machine(rng)) for _ in range(20)]
     assert sum(one.kind == "none" for one in found) >= 18
-    assert next(one for one in found if one.kind == "none").words.startswith("Nothing in level, spectrum")
+    assert next(one for one in found if one.kind == "none").words.startswith("Level, spectrum, impacts")
 
 
 def test_a_training_clip_is_compared_with_the_others_and_a_test_clip_with_training_clips_only():

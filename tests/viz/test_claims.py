@@ -29,7 +29,7 @@ def claim_of(clips, scores):
     ("gap", "leak", "words"),
     [
         (0.0, 0.0, "not distinguishable from chance"),
-        (3.0, 0.0, "above what the level alone"),
+        (3.0, 0.0, "above the level alone"),
         (2.0, 9.0, "no evidence that faults are detected"),
         (2.0, -9.0, "no evidence that faults are detected"),
         (-3.0, 0.0, "below chance"),
@@ -106,7 +106,7 @@ def test_systems_compared_in_words():
     ]
     assert set(found["metric"]) == {"Ω"} and (found["p (Holm)"] >= found["p"]).all()
     told = claims.family(found, SETTINGS)
-    assert told.startswith("3 comparisons, corrected together after Holm at level 0.05") and "2 hold" in told
+    assert told.startswith("3 comparisons, Holm-corrected at level 0.05") and "2 significant" in told
     assert "autoencoder (MSE) is better than nearest neighbor and OEVAE" in told
     none = compared(score_table(clips, 0.0))
     assert len(none) == 0 and claims.family(none, SETTINGS).startswith("Nothing to compare: one system")
@@ -155,10 +155,10 @@ def test_what_passes_alone_only_is_not_claimed():
         ("a", "c", "all", "omega", -0.1, -0.2, 0.1, 0.5),
     ]
     found = claims.verdicts(pd.DataFrame(rows, columns=list(comparison.PAIRED_COLUMNS)), SETTINGS)
-    assert found["claim"].tolist() == ["undecided: a ahead, not after correction", "no difference shown"]
-    assert "1 more would pass alone and are not claimed" in claims.family(
+    assert found["claim"].tolist() == ["undecided: a is better only before correction", "no difference shown"]
+    assert "1 more only without correction, not claimed" in claims.family(
         found, SETTINGS
-    ) and "0 hold" in claims.family(found, SETTINGS)
+    ) and "0 significant" in claims.family(found, SETTINGS)
 
 
 def test_there_are_enough_resamples_for_a_verdict():
@@ -221,7 +221,7 @@ def test_the_headline_says_when_nothing_or_the_level_alone_explains_it():
 
 def test_settings_chosen_on_test_labels_forbid_every_claim():
     """The stamp stands in the headline, in each claim and among the warnings, also for a good system."""
-    for chosen_by, words in (("oracle", "on the test labels (oracle)"), ("hand", "in sight of test labels")):
+    for chosen_by, words in (("oracle", "on the test labels (oracle)"), ("hand", "with test labels visible")):
         said, found = headline_of(5.0, 0.5, chosen_by=chosen_by)
         assert said.startswith("No claim: ") and words in said
         own = found[found["case"] != "control"]["claim"]
@@ -241,8 +241,8 @@ def warned(clips, gap=3.0, **more):
 
 def test_warnings_name_the_machines_they_are_about():
     found = warned(clip_table(("source",), level_leak=9.0), dead=["fan"], chosen_by="oracle", synthetic=True)
-    graves = [short for short, one in found.items() if one.grave]
-    assert graves == [
+    serious = [short for short, one in found.items() if one.serious]
+    assert serious == [
         "tuned on test labels",
         "dead VAE: fan",
         "level alone is as good: fan",
@@ -250,8 +250,8 @@ def test_warnings_name_the_machines_they_are_about():
         "no target-domain training or test clips: fan",
     ]
     assert {"one training each", "synthetic recordings"} <= set(found) and list(found)[
-        : len(graves)
-    ] == graves
+        : len(serious)
+    ] == serious
     clips = clip_table()
     few = clips[(clips["label"] == "normal") | (clips["clip"].str[-6:] < "04")]  # 4 anomalies of each domain
     assert "few test clips: fan (8)" in warned(few)
@@ -295,7 +295,7 @@ def test_a_rate_of_false_alarms_is_as_set_or_off_by_so_much():
     assert found["verdict"].to_dict() == {
         "multires": "as set",
         "oevae": "0.090 too many",
-        "classifier": "0.070 too few, not beyond chance",
+        "classifier": "0.070 too few, not significant",
         "fusion": "0.080 too few",
         "ensemble": "no normal test clips",
     }
@@ -307,16 +307,16 @@ def test_a_rate_of_false_alarms_is_as_set_or_off_by_so_much():
 @pytest.mark.parametrize(
     ("counts", "words"),
     [
-        ((50, 31, 50, 4, 0, 0, 0), "of 50 faults 31 found at 4 false alarms in 50 normals"),
+        ((50, 31, 50, 4, 0, 0, 0), "31 of 50 faults found, 4 false alarms in 50 normal clips"),
         (
             (2, 2, 9, 1, 1, 0, 0),
-            "of 2 faults 2 found at 1 false alarm in 9 normals (all in the target domain)",
+            "2 of 2 faults found, 1 false alarm in 9 normal clips (all in the target domain)",
         ),
         (
             (2, 1, 9, 3, 1, 0, 0),
-            "of 2 faults 1 found at 3 false alarms in 9 normals (1 in the target domain)",
+            "1 of 2 faults found, 3 false alarms in 9 normal clips (1 in the target domain)",
         ),
-        ((0, 0, 9, 2, 0, 0, 0), "no faults among the test clips; 2 false alarms in 9 normals"),
+        ((0, 0, 9, 2, 0, 0, 0), "no faults among the test clips, 2 false alarms in 9 normal clips"),
         ((0, 0, 0, 0, 0, 40, 12), "12 of 40 unlabeled clips above the threshold"),
     ],
 )
