@@ -195,7 +195,7 @@ class Findings:
     table, controls : METRIC_COLUMNS.  decisions : metrics.DECISION_COLUMNS
     alarms : from `claims.calibration`.  pairs : from `comparison.all_pairs`.  claims : from `claims.claims`
     system : the system whose clips and counts are shown, from `claims.leader`
-    places : from `claims.standing`.  headline, warnings : sentences
+    places : from `claims.standardized`.  headline, warnings : sentences
     """
 
     cfg: config.StudySettings
@@ -231,7 +231,7 @@ def findings(run, scores: pd.DataFrame) -> Findings:
         pairs,
         claim_table,
         system,
-        claims.standing(scores, decisions),
+        claims.standardized(scores, decisions),
         claims.headline(claim_table, pairs, cfg.metrics, dead, cfg.chosen_by),
         claims.warnings(run.clips, table, controls, system, dead, cfg.chosen_by, run.synthetic)
         + _withdrawn(run.withdrawn),
@@ -356,7 +356,7 @@ def quantile_table(found: Findings, scores: pd.DataFrame) -> pd.DataFrame:
     own, rows = scores[scores["system"] == found.system], []
     for quantile in sorted({*QUANTILES, found.cfg.metrics.decision_quantile}):
         decisions = metrics.decisions(own, found.cfg.metrics.replace(decision_quantile=quantile))
-        counts = claims.detections(claims.standing(own, decisions)).set_index("machine")
+        counts = claims.detections(claims.standardized(own, decisions)).set_index("machine")
         for machine, part in decisions[decisions["domain"] == "all"].groupby("machine"):
             clips, above = int(part["train_clips"].iloc[0]), part["train_above"].mean()
             r = counts.loc[machine] if machine in counts.index else dict.fromkeys(counts, 0)
@@ -384,7 +384,7 @@ def notable(places: pd.DataFrame, most: int) -> pd.DataFrame:
     These are the faults farthest below the threshold, normals farthest above, faults farthest above, and the
     most anomalous unlabeled clips.
 
-    places : from `claims.standing`, one system.  most : number of clips, divided evenly between machines
+    places : from `claims.standardized`, one system.  most : number of clips, divided evenly between machines
     returns : rows of `places` with a column kind (one of KINDS)
     """
     above = places["above_threshold"]

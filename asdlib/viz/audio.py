@@ -1,9 +1,9 @@
-"""Sounds for ears: a clip as OGG Vorbis inside a page, and the one gain that a set of clips shares.
+"""Playback of clips: encoding as OGG Vorbis for embedding in pages, and a common gain for several clips.
 
 Conventions
 -----------
-Waveforms are int16, or float of full scale 1. Clips that are to be compared by ear have one common gain,
-never one each, so that levels stay what they were. 10 s are some 46 kB, a tenth of the same as WAV.
+Waveforms are int16, or float with full scale 1. Clips shown together have one common gain, so that their
+levels can be compared. 10 s take about 46 kB, a tenth of a WAV file.
 Source: METHOD 8.4. Notebooks: 01_data, 06_embeddings, 09_report.
 """
 
@@ -21,16 +21,18 @@ BLOCK = 65536  # samples per write: the Vorbis encoder keeps a block on its stac
 
 
 def common_gain(waves: Sequence[np.ndarray]) -> float:
-    """The one factor that brings the loudest of these clips (full scale 1) to a peak of 0.9, at most 40 dB.
-    waves : float (samples,) each
+    """Return the factor that scales the loudest of these clips to a peak of 0.9, at most 40 dB.
+
+    waves : float (samples,) each, full scale 1
     """
     loudest = max((float(np.abs(wave).max()) for wave in waves if len(wave)), default=0.0)
     return min(PEAK / loudest, MOST_GAIN) if loudest > 0 else 1.0
 
 
 def vorbis(samples: np.ndarray, sample_rate: int, gain: float) -> str:
-    """A clip as data URI for the src of an <audio>. samples : int16, or float of full scale 1, (n,).  gain :
-    factor, see `common_gain`.
+    """Return a clip as a data URI for an <audio> element.
+
+    samples : int16, or float with full scale 1, (n,).  gain : factor, see `common_gain`
     """
     wave = samples / 32768.0 if np.issubdtype(samples.dtype, np.integer) else samples
     out = io.BytesIO()

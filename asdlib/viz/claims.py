@@ -384,7 +384,7 @@ def warnings(
     return sorted(out, key=lambda one: not one.serious)
 
 
-def standing(scores: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:
+def standardized(scores: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:
     """Return scores of test clips in standard deviations of normal training scores, averaged over seeds.
 
     scores : SCORE_COLUMNS.  decisions : system, machine, seed, threshold
@@ -410,7 +410,7 @@ def standing(scores: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:
 def detections(places: pd.DataFrame) -> pd.DataFrame:
     """Count detected faults and false alarms at the threshold, per machine and system.
 
-    places : from `standing`
+    places : from `standardized`
     returns : machine, system, faults, found, normals, false_alarms, false_target (those of the target
         domain), unlabeled, flagged (of the unlabeled)
     """

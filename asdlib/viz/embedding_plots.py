@@ -1,11 +1,10 @@
-"""Figures of the embedding maps and of what explains a score; inline pictures fast enough to follow a key.
+"""Figures of the embedding maps and of explanations of scores, and fast inline pictures.
 
-Same rules as `asdlib.viz.plots`: arrays in, one figure out, nothing kept, no color alone. `picture` draws no
-matplotlib figure but writes SVG around an image, which takes some 10 ms instead of 300: it follows the choice
-of a clip.
+Conventions as in `asdlib.viz.plots`. `picture` writes an SVG around an image instead of a matplotlib figure,
+which takes 10 ms instead of 300 ms, so that it can follow the selection of clips.
 
-Marks of a map: color and shape say the same; where color is a number, the shape is the label. Filled: test
-clips; hollow: training clips.
+Marks of a map: color and shape are redundant; with a numeric coloring, the shape shows the label. Filled:
+test clips; hollow: training clips.
 Sources: METHOD 8.5.  Notebook: 06_embeddings
 """
 
@@ -32,7 +31,7 @@ SHAPES = ("circle", "cross", "square", "triangle", "diamond", "plus", "down", "s
 MARKERS = dict(zip(SHAPES, ("o", "X", "s", "^", "D", "P", "v", "*")))
 GLYPHS = dict(zip(SHAPES, "●✖■▲◆✚▼★"))
 COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, GRAY)
-NUMBERS = "viridis"  # rises evenly in lightness, also for the color-blind and in print
+NUMBERS = "viridis"  # perceptually uniform, also for color-blind readers and in print
 LEFT, TOP, WIDE, HIGH = 62, 22, 560, 150  # of a picture, px
 BRANCHES = (
     (BLUE, ""),
@@ -46,15 +45,13 @@ BRANCHES = (
 
 @dataclass(frozen=True, eq=False)
 class Points:
-    """What a map shows.
+    """Points of a map.
 
-    x, y : float32 (n,), 0..1, y upwards; one scale for both in PCA, each its own in UMAP, whose axes mean
-        nothing
+    x, y : float32 (n,), 0..1, y upwards; equal scales in PCA, independent ones in UMAP
     row, segment : int (n,), store row, number of the segment (-1: clip)
-    test : bool (n,).  group : int (n,), index into `names`, or with numeric coloring the label's.  value :
-        float (n,), NaN: unknown; None where the
-    coloring has names.  looks : (color, shape) of each name.  limits : of a numeric coloring.  color :
-        what the coloring tells.  projection : UMAP or PCA
+    test : bool (n,).  group : int (n,), index into `names`; with a numeric coloring, that of the label
+    value : float (n,), NaN: unknown; None for a coloring by names.  looks : (color, shape) of each name
+    limits : of a numeric coloring.  color : name of the coloring.  projection : UMAP or PCA
     """
 
     x: np.ndarray
@@ -75,7 +72,7 @@ class Points:
 
 
 def _draw(axis, points: Points, size: float) -> None:
-    """All points of a map, training under test."""
+    """Draw all points of a map, training clips below test clips."""
     span = points.limits if points.value is not None else (0.0, 1.0)
     scale = ScalarMappable(Normalize(*span, clip=True), NUMBERS)
     for test in (False, True):
@@ -109,12 +106,10 @@ def _draw(axis, points: Points, size: float) -> None:
 
 @matplotlib.rc_context(STYLE)
 def map_grid(rows: Mapping[str, Sequence[Points | None]], title: str) -> Plot:
-    """Small multiples: a row for each space, a column for each coloring, with the names of the marks below
-    each map.
+    """Plot maps in a grid: one row per space, one column per coloring, each with a legend.
 
-    rows : space -> its points in each coloring, as many in every row; None: the space has no such coloring.
-        title : what the axes are
-    Notebook: 06_embeddings
+    rows : space -> points in each coloring, the same number in every row; None: coloring not available
+    title : of the figure.  Notebook: 06_embeddings
     """
     columns = len(next(iter(rows.values())))
     alt = (
@@ -138,7 +133,7 @@ def map_grid(rows: Mapping[str, Sequence[Points | None]], title: str) -> Plot:
 
 
 def _key(figure: Plot, axis, points: Points) -> None:
-    """Names of the marks, or the numeric scale, below a map."""
+    """Draw the legend or the numeric scale below a map."""
     if points.value is not None:
         below = axis.inset_axes([0.1, -0.07, 0.8, 0.035])
         figure.colorbar(
@@ -170,11 +165,13 @@ def _key(figure: Plot, axis, points: Points) -> None:
 
 @matplotlib.rc_context(STYLE)
 def why(found: explain.Why, usual: Mapping[str, tuple[float, float]], title: str = "") -> Plot:
-    """What explains one clip, on one time axis: level, residual, what raised α or β, α and β segment by
-    segment; below, the branches.
+    """Plot the explanation of one clip.
 
-    usual : alpha and beta -> mean and sd over training clips.  title : the clip in words.  Notebook:
-        06_embeddings
+    Level, residual, contributions to α or β, and α and β of each segment share a time axis; the shares of the
+    branches are below.
+
+    usual : alpha and beta -> mean and sd over training clips.  title : description of the clip
+    Notebook: 06_embeddings
     """
     maps = [("log-mel (dB)", found.level, "magma", None)]
     if found.residual is not None:
@@ -190,7 +187,7 @@ def why(found: explain.Why, usual: Mapping[str, tuple[float, float]], title: str
         limit = float(np.quantile(np.abs(found.raised.values), 0.995)) or 1.0
         maps.append(
             (
-                f"OEVAE: what raised {dict(alpha='α', beta='β')[found.of]}\n(slope · dB above usual)",
+                f"OEVAE: what raised {dict(alpha='α', beta='β')[found.of]}\n(gradient · dB above usual)",
                 found.raised,
                 "PuOr_r",
                 limit,
@@ -201,12 +198,12 @@ def why(found: explain.Why, usual: Mapping[str, tuple[float, float]], title: str
     parts = [*(" ".join(name.split()) for name, *_ in maps), *(f"{name} of each segment" for name in lines)]
     figure = Plot(figsize=(plots.WIDTH, 0.9 + 1.4 * sum(heights)), layout="constrained")
     figure.alt, figure.vector = (
-        f"{title}: why it was scored so; {', '.join(parts)}, share of the branches",
+        f"{title}: explanation of the score; {', '.join(parts)}, share of the branches",
         False,
     )
     axes = figure.subplots(
         len(heights), 2, squeeze=False, height_ratios=heights, width_ratios=(1, 0.018)
-    )  # the right ones: scales
+    )  # on the right: color scales
     for (axis, scale), (label, one, colors, limit) in zip(axes, maps):
         _picture(figure, axis, scale, one, label, colors, limit, found.seconds)
     for scale in axes[len(maps) :, 1]:
@@ -254,7 +251,7 @@ def _nice_hz(hz: np.ndarray) -> np.ndarray:
 
 
 def _segments(axis, found: explain.Why, name: str, usual: tuple[float, float] | None) -> None:
-    """One component of each segment as a bar over time, the clip's mean, and the training clips' range."""
+    """Plot one component of each segment over time, the clip's mean, and the range of training clips."""
     values, symbol = found.segments[name], {"alpha": "α", "beta": "β (distance)"}.get(name, name)
     if usual is not None:
         axis.axhspan(
@@ -262,7 +259,7 @@ def _segments(axis, found: explain.Why, name: str, usual: tuple[float, float] | 
         )
     axis.hlines(values, found.starts_s, found.starts_s + found.segment_s, color=BLUE, lw=2.5)
     axis.plot(found.starts_s + found.segment_s / 2, values, "o", color=BLUE, ms=5, label="segment")
-    axis.axhline(values.mean(), color=BLACK, lw=1, ls="--", label="the clip: mean of its segments")
+    axis.axhline(values.mean(), color=BLACK, lw=1, ls="--", label="clip: mean of its segments")
     ends = [
         values.min(),
         values.max(),
@@ -272,9 +269,7 @@ def _segments(axis, found: explain.Why, name: str, usual: tuple[float, float] | 
             else []
         ),
     ]
-    room = 0.12 * (max(ends) - min(ends)) or 1e-3 * (
-        abs(values[0]) or 1.0
-    )  # none of the lines lies on the frame
+    room = 0.12 * (max(ends) - min(ends)) or 1e-3 * (abs(values[0]) or 1.0)  # margin
     axis.set(xlim=(0, found.seconds), ylim=(min(ends) - room, max(ends) + room), ylabel=symbol)
     axis.yaxis.set_major_locator(MaxNLocator(3))
 
@@ -283,26 +278,26 @@ def _shares(axis, branches: Mapping[str, float]) -> None:
     left = 0.0
     for (name, share), (color, hatch) in zip(branches.items(), BRANCHES):
         axis.barh(0, share, left=left, height=0.8, fc=color + "40", ec=color, hatch=hatch)
-        if share > 0.06:  # the words fit in; below the bar stand all
+        if share > 0.06:  # the name fits; all shares are listed below the bar
             box = {"fc": "white", "ec": "none", "pad": 1.5}
             axis.text(left + share / 2, 0, name, ha="center", va="center", fontsize=8, bbox=box)
         left += share
     shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in branches.items())
-    told = "classifier: share of each branch in the squared distance to the reference that decided"
-    axis.set(xlim=(0, 1), yticks=[], xlabel=f"{told}\n{shares}")
+    title = "classifier: share of each branch in the squared distance to the deciding reference"
+    axis.set(xlim=(0, 1), yticks=[], xlabel=f"{title}\n{shares}")
     axis.grid(False)
 
 
-# ---------------------------------------------------------------- what changed
+# ---------------------------------------------------------------- changes
 
-MOST_DB = 15.0  # ends of the scales of a change
-CELLS = 120  # of a strip
+MOST_DB = 15.0  # limits of the scale of a change
+CELLS = 120  # number of cells of a strip
 
 
 def strip(name: str, values: np.ndarray, limit: float, seconds: float) -> tables.Html:
-    """A course along a clip as a strip in orange (above 0) and purple, with its seconds below.
+    """Draw values along a clip as a strip in orange (above 0) and purple, with a time axis.
 
-    values : (n,), evenly over the clip; cells of a strip are their means.  limit : value of the full color
+    values : (n,), evenly spaced, averaged for each cell.  limit : value at full color
     """
     cells = np.array([part.mean() for part in np.array_split(values, min(CELLS, len(values)))])
     top = seconds * (cells.argmax() + 0.5) / len(cells)
@@ -312,12 +307,11 @@ def strip(name: str, values: np.ndarray, limit: float, seconds: float) -> tables
     return tables.Html(f'<div style="--value:3rem;max-width:45rem">{shown}</div>')
 
 
-CHANGE_COLORS = ("louder than usual in the most similar normal clips", "softer")  # for `pages.legend`
+CHANGE_COLORS = ("louder than in the most similar normal clips", "softer")  # for `pages.legend`
 
 
 def change(found: changes.Change, whole: bool = True) -> tables.Html:
-    """What changed in a clip: in words, as a strip along the clip, and (whole) over time and frequency, with
-    the legend.
+    """Show how a clip differs from normal: description, strip, and (if `whole`) picture with legend.
 
     Notebook: 06_embeddings
     """
@@ -326,7 +320,7 @@ def change(found: changes.Change, whole: bool = True) -> tables.Html:
     parts = [f'<p class="change">{tables.escape(found.words)}</p>']
     parts.append(strip(f"level of {place} (dB)", found.course, MOST_DB, seconds))
     if whole:
-        title = "level above the usual level of the most similar normal clips"
+        title = "level relative to the most similar normal clips"
         limits = (-MOST_DB, MOST_DB)
         parts.append(picture(found.difference, title=title, unit="dB", colors="PuOr_r", limits=limits))
         parts.append(pages.legend(*CHANGE_COLORS))
@@ -345,12 +339,10 @@ def picture(
     limits: tuple[float, float],
     weight: np.ndarray | None = None,
 ) -> tables.Html:
-    """A time-frequency picture as inline SVG: axes in s and Hz, a scale with its unit; about 10 ms.
+    """Draw a time-frequency picture as inline SVG with axes and color scale; takes about 10 ms.
 
-    limits : values of the ends of the scale.  weight : 0..1, like the values; what weighs nothing is
-        transparent
+    one.values : (bands, frames).  limits : of the color scale.  weight : opacity (bands, frames), 0..1
     Notebook: 06_embeddings
-    one.values : (bands, frames)
     """
     bands, frames = one.values.shape
     share = np.clip((one.values - limits[0]) / max(limits[1] - limits[0], 1e-12), 0, 1)
@@ -399,7 +391,7 @@ def picture(
 
 
 def _png(pixels: np.ndarray) -> str:
-    """Pixels, float (h, w, 3 or 4), 0..1, as data URI."""
+    """Return pixels, float (h, w, 3 or 4), 0..1, as a data URI."""
     out = io.BytesIO()
     Image.fromarray(np.rint(pixels * 255).astype(np.uint8)).save(out, "PNG", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"

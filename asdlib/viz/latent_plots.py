@@ -1,7 +1,6 @@
-"""What the latents of OEVAE know: channels that move, z_d over the condition, α by condition and by label.
+"""Figures of the latents of OEVAE: active channels, z_d against the condition, α by condition and label.
 
-Plain tables in, one `Plot` out, as in `asdlib.viz.plots`.  Source: METHOD 3.4, 3.9.  Notebooks: 05_oevae,
-07_latents.
+Conventions as in `asdlib.viz.plots`.  Source: METHOD 3.4, 3.9.  Notebooks: 05_oevae, 07_latents.
 """
 
 from __future__ import annotations
@@ -25,13 +24,12 @@ SPACES = {"embedding": (GRAY, ".."), "z_d": PARTS["z_d"], "z_c": PARTS["z_c"]}
 
 @matplotlib.rc_context(STYLE)
 def kl_channels(channels: pd.DataFrame, title: str = "") -> Plot:
-    """KL of every latent channel, and below how much its mean moves; dashed: the limit under which a channel
-    is dead.
+    """Plot KL and variance of the mean of every latent channel; dashed: lower limit of active channels.
 
     channels : channel, part, kl (nats), variance, alive.  Notebook: 05_oevae
     """
     alive = int(plots.some(channels, "latent channels")["alive"].sum())
-    alt = f"KL and variance of {len(channels)} latent channels {title}; {alive} are alive"
+    alt = f"KL and variance of {len(channels)} latent channels {title}; {alive} are active"
     figure, axes = plots.panels(2, 1, 3.8, alt, share="x")
     for part, rows in channels.groupby("part", sort=False):
         look = {"color": PARTS[part][0], "hatch": PARTS[part][1], "ec": BLACK, "lw": 0.3}
@@ -47,8 +45,7 @@ def kl_channels(channels: pd.DataFrame, title: str = "") -> Plot:
 
 @matplotlib.rc_context(STYLE)
 def tie(latents: pd.DataFrame) -> Plot:
-    """z_d against the condition: each normal clip's mean over the channels of z_d, beside the prior mean that
-    it was tied to.
+    """Plot z_d (mean over its channels) of each normal clip against the condition, with the prior mean.
 
     latents : machine, v, prior, z_d (mean over channels), domain, trained.  Notebook: 07_latents
     """
@@ -71,7 +68,7 @@ def tie(latents: pd.DataFrame) -> Plot:
         Line2D([], [], ls="", marker=marks[domain], mfc=fill, mec=color, label=f"{domain}, {kind}")
         for domain, color in DOMAIN_COLORS.items()
         if domain != "unknown"
-        for kind, fill in (("new", color), ("trained on", "none"))
+        for kind, fill in (("not used in training", color), ("used in training", "none"))
     ]
     figure.legend(handles=[*handles, Line2D([], [], color=BLACK, ls="--", label="prior mean k·v")], **BELOW)
     return figure
@@ -79,14 +76,14 @@ def tie(latents: pd.DataFrame) -> Plot:
 
 @matplotlib.rc_context(STYLE)
 def knowledge(measures: pd.DataFrame, of: str) -> Plot:
-    """How well a classifier reads v or the domain from each space, against chance (a line per group).
+    """Plot the accuracy of a classifier that predicts v or the domain from each space, and chance.
 
     measures : machine, space, of, measure, value, chance.  of : "v" or "domain".  Notebook: 07_latents
     """
     asked = measures[(measures["of"] == of) & (measures["measure"] == "balanced accuracy")]
     table = plots.some(asked, "measures")
     machines = list(table["machine"].unique())
-    alt = f"balanced accuracy of reading {of} from {', '.join(SPACES)}; the numbers are in the table"
+    alt = f"balanced accuracy of predicting {of} from {', '.join(SPACES)}; the numbers are in the table"
     figure, axes = plots.panels(1, 1, 2.9, alt, 7.0)
     for i, (space, (color, hatch)) in enumerate(SPACES.items()):
         rows = table[table["space"] == space].set_index("machine").reindex(machines)
@@ -107,8 +104,7 @@ def knowledge(measures: pd.DataFrame, of: str) -> Plot:
 
 @matplotlib.rc_context(STYLE)
 def traversal(table: pd.DataFrame) -> Plot:
-    """Where the decoder lands when z_d is turned through v: the v of the nearest training segments, with
-    quartiles.
+    """Plot the v of the training segments nearest to the decoder's output against the v set in z_d.
 
     table : machine, set, found, low, high (all in units of v).  Notebook: 07_latents
     """
@@ -132,15 +128,16 @@ def traversal(table: pd.DataFrame) -> Plot:
 
 @matplotlib.rc_context(STYLE)
 def by_condition(scores: pd.DataFrame, label: str = "α") -> Plot:
-    """A score of each test clip over its condition, by label: a detector that is free of the condition has
-    level normals.
+    """Plot a score of each test clip against its condition, by label.
+
+    A score that is independent of the condition has the same median for normal clips at every condition.
 
     scores : machine, v, score, label, domain.  label : of the score, with its unit.  Notebook: 07_latents
     """
     machines = list(plots.some(scores, "scores")["machine"].unique())
     alt = f"{label} over the condition of {', '.join(machines)}"
     figure, axes = plots.by_machine(machines, 3.2, label, alt, vector=False)
-    rng = np.random.default_rng(0)  # only moves points apart
+    rng = np.random.default_rng(0)  # jitter for display
     for axis, machine in zip(axes, machines, strict=True):
         part = scores[(scores["machine"] == machine) & scores["v"].notna()]
         values = np.unique(part["v"])
@@ -163,7 +160,8 @@ def by_condition(scores: pd.DataFrame, label: str = "α") -> Plot:
 
 @matplotlib.rc_context(STYLE)
 def priors(scales: Sequence[float] = (1.0, 2.5, 5.0)) -> Plot:
-    """Priors of two neighboring conditions, d_min apart, for k = scale / d_min, and the mass that they share.
+    """Plot the priors of two conditions that differ by d_min, for k = scale / d_min, and their overlap.
+
     Notebook: 05_oevae
     """
     alt = f"priors of neighboring conditions for {scales}"
@@ -175,15 +173,16 @@ def priors(scales: Sequence[float] = (1.0, 2.5, 5.0)) -> Plot:
             axis.plot(z, density, color=color, ls=line, label=label)
         axis.fill_between(z, np.minimum(*both), color=GRAY, alpha=0.4)
         shared = f"{2 * stats.norm.cdf(-scale / 2):.1%}".replace("%", " %")
-        axis.set(title=f"k = {scale:g} / d_min: {shared} shared", xlabel="z_d − k·v", yticks=[])
+        axis.set(title=f"k = {scale:g} / d_min: overlap {shared}", xlabel="z_d − k·v", yticks=[])
     axes[0, 0].legend(fontsize=8)
     return figure
 
 
 @matplotlib.rc_context(STYLE)
 def by_label(table: pd.DataFrame, x: str, y: str) -> Plot:
-    """Two numbers of each clip by label.  table : label and the columns `x` and `y`, whose names are those
-    of the axes.  Notebook: 05_oevae
+    """Plot two values of each clip by label.
+
+    table : label, and the columns `x` and `y`, whose names label the axes.  Notebook: 05_oevae
     """
     figure, axes = plots.panels(1, 1, 3.2, f"{y} over {x} of {len(table)} clips by label", 6.4, vector=False)
     for kind, rows in plots.some(table, "clips").groupby("label", sort=False):

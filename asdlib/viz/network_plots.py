@@ -1,7 +1,7 @@
-"""How the networks are built: diagrams with the shape of what leaves each part, and what FeatEx exchanges.
+"""Diagrams of the networks with output shapes, and of FeatEx.
 
-Plain values in, one `Plot` out, as in `asdlib.viz.plots`.  Source: METHOD 3.4, 3.5.  Notebooks:
-02_preprocessing, 04_classifier, 05_oevae.
+Conventions as in `asdlib.viz.plots`.  Source: METHOD 3.4, 3.5.
+Notebooks: 02_preprocessing, 04_classifier, 05_oevae.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from asdlib.viz.plots import BLACK, BLUE, DARK, GRAY, ORANGE, STYLE, VERMILION, 
 
 
 class Box(NamedTuple):
-    """One box of a `network` diagram: two lines of text at a place of the grid; color as in BOXES."""
+    """One box of a `network` diagram: two lines of text at a grid position; color from BOXES."""
 
     name: str
     shape: str
@@ -35,8 +35,9 @@ BOXES = {"input": GRAY, "layer": BLUE, "latent": ORANGE, "loss": VERMILION}
 
 @matplotlib.rc_context(STYLE)
 def network(boxes: Sequence[Box], arrows: Sequence[tuple[int, int]], alt: str) -> Plot:
-    """Boxes with the shape of what leaves them, joined by arrows.  arrows : (from, to), positions in `boxes`.
-    Notebooks: 04_classifier, 05_oevae
+    """Draw boxes with their output shapes, connected by arrows.
+
+    arrows : (from, to), indices of `boxes`.  Notebooks: 04_classifier, 05_oevae
     """
     rows, columns = (1 + max(box[i] for box in boxes) for i in (2, 3))
     figure, axes = plots.panels(1, 1, 0.3 + 0.78 * rows, alt)
@@ -62,9 +63,9 @@ def network(boxes: Sequence[Box], arrows: Sequence[tuple[int, int]], alt: str) -
 
 
 def shapes(net: nn.Module, names: Sequence[str], forward: Callable[[], object]) -> dict[str, str]:
-    """Shape of what leaves each named part of a network, "16 × 32 × 32", as `forward` runs it once.
+    """Return the output shape of each named submodule without the batch axis, for example "16 × 32 × 32".
 
-    The batch axis is left out. The network is as it was afterwards.  Notebooks: 04_classifier, 05_oevae
+    forward : runs the network once; its state is restored.  Notebooks: 04_classifier, 05_oevae
     """
     found: dict[str, str] = {}
 
@@ -85,13 +86,14 @@ def shapes(net: nn.Module, names: Sequence[str], forward: Callable[[], object]) 
 
 
 def times(shape: Sequence[int]) -> str:
-    """A shape in words: (16, 32, 32) is "16 × 32 × 32"."""
+    """Format a shape: (16, 32, 32) as "16 × 32 × 32"."""
     return " × ".join(map(str, shape)) or "1"
 
 
 def oevae_network(net: oevae.OEVAE, x: Tensor) -> Plot:
-    """f_FE, g_machine and VAE with the shapes of this very network.  x : log-mel segments (n, 1, mels,
-    frames).  Notebook: 05_oevae
+    """Draw f_FE, g_machine and VAE with the shapes of a network.
+
+    x : log-mel segments (n, 1, mels, frames).  Notebook: 05_oevae
     """
     stages = ("conv1", "maxpool", *oevae.LAYERS, "avgpool")
     names = [*(f"extractor.{name}" for name in stages), "vae.encoder.0", "vae.encoder", "vae.decoder.0"]
@@ -114,11 +116,11 @@ def oevae_network(net: oevae.OEVAE, x: Tensor) -> Plot:
 
 
 def classifier_network(net: classifier.Classifier, inputs: Mapping[str, Tensor]) -> Plot:
-    """Every branch, the joined embedding and the heads, with the shapes of this very network.
+    """Draw the branches, the concatenated embedding and the heads with the shapes of a network.
 
-    inputs : of `classifier.branch_inputs`, by branch (n, ...).  Notebook: 04_classifier
+    inputs : from `classifier.branch_inputs`, by branch (n, ...).  Notebook: 04_classifier
     """
-    parts = {  # of a branch: what it is called, the module that ends it
+    parts = {  # of a branch: label, last module
         branches.SpectrumBranch: (
             ("conv 256 / 64", "convolutions.2"),
             ("conv 64 / 32", "convolutions.5"),
@@ -143,19 +145,20 @@ def classifier_network(net: classifier.Classifier, inputs: Mapping[str, Tensor])
         arrows += [(i, i + 1) for i in range(first, len(boxes) - 1)]
         ends.append(len(boxes) - 1)
     middle, joined = (len(rows) - 1) / 2, len(boxes)
-    boxes.append(Box("e, joined", str(net.settings.dim * len(rows)), middle, last + 1, "latent"))
+    boxes.append(Box("e, concatenated", str(net.settings.dim * len(rows)), middle, last + 1, "latent"))
     arrows += [(end, joined) for end in ends]
     heads = [("plain", net.plain)] + [("FeatEx", net.featex)] * (net.featex is not None)
     for i, (name, head) in enumerate(heads):
         centers = f"{head.classes} × {head.subclusters}"
         boxes.append(Box(name, centers, middle + (i - (len(heads) - 1) / 2), last + 2, "loss"))
         arrows.append((joined, len(boxes) - 1))
-    return network(boxes, arrows, f"branches {', '.join(rows)}, joined to {net.settings.dim * len(rows)}")
+    alt = f"branches {', '.join(rows)}, concatenated to {net.settings.dim * len(rows)}"
+    return network(boxes, arrows, alt)
 
 
 @matplotlib.rc_context(STYLE)
 def exchange(origin: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Plot:
-    """What FeatEx makes of some clips: which clip each branch's embedding comes from, and the new soft label.
+    """Plot which clip each branch's embedding comes from after FeatEx, and the resulting soft labels.
 
     origin : int (n, branches).  labels : (n, (branches + 1) · C); the area of a mark is the class's weight
     names : of the branches.  Notebook: 04_classifier

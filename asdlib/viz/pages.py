@@ -1,11 +1,10 @@
-"""Pages and what stands in them: their frame, the strip that links those of a study, players, scales.
+"""HTML pages and their parts: frame, navigation between the pages of a study, players, scales.
 
 Conventions
 -----------
-A page asks nothing of the network and runs no script: its own policy forbids both. Titles and captions are
-escaped. A page of the series is named by what it shows: `<stage>[_<machine>][_seed<k>].html`; the report
-itself, 09, is `index.html`. Source: METHOD 8.4. Notebooks: 01_data, 02_preprocessing, 06_embeddings,
-09_report.
+A page makes no network requests and runs no scripts; its content security policy forbids both. Titles and
+captions are escaped. Page names are `<stage>[_<machine>][_seed<k>].html`; the report, 09, is `index.html`.
+Source: METHOD 8.4. Notebooks: 01_data, 02_preprocessing, 06_embeddings, 09_report.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 REPORT = "09_report"
 STRIP = re.compile(r'<nav class="series".*?</nav>', re.DOTALL)
-ORANGE, PURPLE = "#e08214", "#8073ac"  # the arms of matplotlib's PuOr
+ORANGE, PURPLE = "#e08214", "#8073ac"  # from matplotlib's PuOr
 PAGE = re.compile(r"(?P<stage>\d\d_[a-z]+)(?:_(?!seed\d+$)(?P<machine>.+?))?(?:_seed(?P<seed>\d+))?")
 
 
@@ -37,12 +36,12 @@ def _css(name: str) -> str:
 
 
 def parts_style() -> Html:
-    """The look of scales, cards and badges, for outputs that JupyterLab shows without the frame of a page."""
+    """Return the style of scales, cards and badges, for outputs shown in JupyterLab."""
     return Html(f"<style>{_css('parts.css')}</style>")
 
 
 def head(title: str) -> Html:
-    """What stands above the body of every page."""
+    """Return everything before the body of a page."""
     return Html(
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
         ' content="width=device-width, initial-scale=1">\n'
@@ -52,11 +51,11 @@ def head(title: str) -> Html:
 
 
 def page(title: str, body: str) -> str:
-    """A page without a notebook behind it.  body : HTML, what stands below the title"""
+    """Return a page that is not made from a notebook.  body : HTML below the title"""
     return f'{head(title)}<body class="alone"><main><h1>{escape(title)}</h1>{body}</main></body></html>\n'
 
 
-# ---------------------------------------------------------------- the strip
+# ---------------------------------------------------------------- navigation
 
 
 class _Page(NamedTuple):
@@ -67,16 +66,14 @@ class _Page(NamedTuple):
 
 
 def about(path: Path) -> list[str]:
-    """The machine and the seed that a page of the series is about, by its name; nothing where it is about
-    all.
-    """
+    """Return machine and seed from the name of a page, where it is specific to them."""
     name = PAGE.fullmatch(path.stem)
     machine, seed = name.group("machine", "seed") if name else (None, None)
     return [*([machine] if machine else []), *([f"seed {seed}"] if seed else [])]
 
 
 def series(folder: Path) -> list[_Page]:
-    """The pages of a study's series that are there, in order."""
+    """Return the existing pages of a study, in order."""
     found = []
     for path in folder.glob("*.html"):
         name = PAGE.fullmatch(REPORT if path.stem == "index" else path.stem)
@@ -86,8 +83,9 @@ def series(folder: Path) -> list[_Page]:
 
 
 def link_series(folder: Path, index: Path) -> None:
-    """Write into every page of a study the links to all its other pages, by stage, machine and seed; links
-    between notebooks become links between pages.  index : the page of all studies
+    """Update the navigation in all pages of a study; links between notebooks become links between pages.
+
+    index : the page of all studies
     """
     pages, top = series(folder), urllib.parse.quote(os.path.relpath(index, folder))
     for page in pages:
@@ -99,7 +97,7 @@ def link_series(folder: Path, index: Path) -> None:
 
 
 def _nearest(stage: str, here: _Page, pages: Sequence[_Page]) -> _Page | None:
-    """Of a stage the page of this machine and seed, or else its first."""
+    """Return the page of a stage that matches machine and seed best."""
     of_stage = [page for page in pages if page.stage == stage]
     near = [(p.machine != here.machine) + (p.seed != here.seed) for p in of_stage]
     return of_stage[int(np.argmin(near))] if of_stage else None
@@ -122,10 +120,10 @@ def _strip(here: _Page, pages: Sequence[_Page], top: str) -> str:
     ]
     rows = [f'<a href="{top}">All studies</a>{"".join(links)}']
     for name in ("machine", "seed"):
-        kin = [page for page in pages if page.stage == here.stage]
-        values = list(dict.fromkeys(getattr(page, name) for page in kin))
+        siblings = [page for page in pages if page.stage == here.stage]
+        values = list(dict.fromkeys(getattr(page, name) for page in siblings))
         if len(values) > 1:
-            there = [_nearest(here.stage, here._replace(**{name: value}), kin) for value in values]
+            there = [_nearest(here.stage, here._replace(**{name: value}), siblings) for value in values]
             rows.append(
                 f"<span>{name}</span>"
                 + "".join(_link(page, value, page == here) for page, value in zip(there, values, strict=True))
@@ -138,24 +136,25 @@ def _strip(here: _Page, pages: Sequence[_Page], top: str) -> str:
 
 
 def sound(source: str, name: str) -> Html:
-    """A player alone.  source : of `audio.vorbis`.  name : what a screen reader says"""
+    """Return an audio player.  source : from `audio.vorbis`.  name : accessible name"""
     return Html(f'<audio controls preload="metadata" aria-label="{escape(name)}" src="{source}"></audio>')
 
 
 def clip(shown: Html, words: Html) -> Html:
-    """One of several clips: its player, or what stands in for it, and words below."""
+    """Return a player (or a substitute) with a caption."""
     return Html(f'<figure class="clip">{shown}<figcaption>{words}</figcaption></figure>')
 
 
 def player(samples: np.ndarray, sample_rate: int, caption: str, gain: float) -> Html:
-    """A clip to hear, inside the page. samples : int16, or float of full scale 1, (n,).  gain : the page's
-    `audio.common_gain`.
+    """Return a player of embedded audio with a caption.
+
+    samples : int16, or float with full scale 1, (n,).  gain : factor, see `audio.common_gain`
     """
     return clip(sound(audio.vorbis(samples, sample_rate, gain), caption), breakable(caption))
 
 
 def badges(texts: Sequence[tuple[str, bool]]) -> Html:
-    """Short remarks in a row.  texts : (words, whether serious)"""
+    """Return warnings as badges.  texts : (text, whether serious)"""
     items = "".join(
         f'<li class="{"serious" if serious else "minor"}">{escape(words)}</li>' for words, serious in texts
     )
@@ -171,11 +170,11 @@ def scale(
     lines: Sequence[float] = (),
     dots: Sequence[tuple[float, str]] = (),
 ) -> Html:
-    """Values on a line, as HTML: it fits any width, theme and paper.
+    """Draw values on a horizontal scale in HTML, independent of width and theme; NaN is skipped.
 
-    ends : of the scale; what lies beyond stands at its end.  label : what a screen reader says.  band : gray,
-        from and to.  bar : an interval.  lines : upright marks.  dots : (value, kind); kind is "", "hollow",
-        "source" or "target".  What is NaN is left out.
+    ends : of the scale, to which values are clipped.  label : accessible name.  band : gray interval
+    bar : colored interval.  lines : vertical marks.  dots : (value, kind); kind is "", "hollow", "source" or
+        "target"
     """
 
     def at(value: float) -> float:
@@ -197,9 +196,9 @@ def scale(
 
 
 def strip(values: np.ndarray, limit: float, label: str) -> Html:
-    """A signed number along a clip as a row of colored cells: orange above 0, purple below, the ground at 0.
+    """Draw signed values along a clip as colored cells: orange above 0, purple below, transparent at 0.
 
-    values : (cells,).  limit : value of the full color, > 0.  label : what a screen reader says
+    values : (cells,).  limit : value at full color, > 0.  label : accessible name
     """
     step, stops = 100 / len(values), []
     for number, value in enumerate(values):
@@ -211,7 +210,7 @@ def strip(values: np.ndarray, limit: float, label: str) -> Html:
 
 
 def legend(above: str, below: str) -> Html:
-    """What the two colors of `strip`, and of pictures in orange and purple, say."""
+    """Return the legend of the two colors of `strip`, also used in pictures."""
     marks = ((ORANGE, above), (PURPLE, below))
     return Html(
         '<p class="note legend">'
@@ -223,8 +222,9 @@ def legend(above: str, below: str) -> Html:
 
 
 def rows(lines: Sequence[tuple[str, Html, str]], ticks: Sequence[tuple[float, str]] = ()) -> Html:
-    """Scales below each other.  lines : (name, of `scale`, value in words).  ticks : (place from 0 to 1,
-    words) of an axis below them
+    """Stack scales with names and values.
+
+    lines : (name, from `scale`, formatted value).  ticks : (position 0..1, text) of an axis below them
     """
     out = [
         f'<div class="row"><span class="name">{escape(name)}</span>{shown}<span class="value">{escape(value)}'

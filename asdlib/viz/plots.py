@@ -1,13 +1,13 @@
 """Figures from arrays and tables.
 
-Every function takes plain tables or arrays, draws one figure and returns it; nothing is read, written or
-kept, and pyplot's global state is never touched. A `Plot` is a matplotlib Figure that shows itself in a
-notebook and a report, with alternative text.
+Every function takes plain tables or arrays and returns one figure; it reads and writes no files and does not
+use pyplot's global state. A `Plot` is a matplotlib Figure that notebooks and reports display, with
+alternative text.
 
-Scores: higher is more anomalous. AUC and pAUC as fractions, chance 0.5. Levels in dB re full scale, times in
-s, frequencies in Hz. Colors are Okabe and Ito's (doi 10.1038/nmeth.1618); none carries meaning alone:
-systems also differ by marker and line style, domains and labels by side, marker or hatch. Vector graphics for
-curves, pixels for spectrograms and clouds. What is not available is written.
+Higher scores are more anomalous. AUC and pAUC are fractions, chance 0.5. Levels in dB re full scale, times in
+s, frequencies in Hz. Colors are Okabe and Ito's (doi 10.1038/nmeth.1618) and never the only distinction:
+systems also differ by marker and line style, domains and labels by side, marker or hatch. Curves are vector
+graphics, spectrograms and scatter plots are pixels. Missing values are marked "not available".
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from asdlib.viz import tables
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, GRAY, BROWN = (
     "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #000000 #6E6E6E #7A4A1E".split()
 )
-DARK = "#222222"  # of words on a color: unlike black it is the same in a dark color scheme
+DARK = "#222222"  # text on colored areas; unlike black it is not changed in a dark color scheme
 BELOW, CHANCE = {"loc": "outside lower center", "ncols": 5}, {"color": BLACK, "lw": 1, "ls": (0, (2, 2))}
-# system -> color, marker, line style, in the order in which systems are shown; other names take them in turn
+# system -> color, marker, line style, in display order; other names cycle through them
 LOOKS = {
     "baseline_knn": (BLUE, "o", "-"),
     "multires": (SKY, "X", (0, (3, 1))),
@@ -61,7 +61,7 @@ KINDS = {
     "unlabeled": (GRAY, "..", "s"),
 }  # color, hatch, marker
 DOMAIN_COLORS = {"source": BLUE, "target": ORANGE, "unknown": GRAY}
-# Over matplotlib's own defaults: no matplotlibrc of the user's changes a page, or asks for a font or LaTeX.
+# Based on matplotlib's defaults, so that the user's matplotlibrc does not affect pages.
 STYLE = {
     **{name: value for name, value in matplotlib.rcParamsDefault.items() if "backend" not in name},
     "font.size": 10,
@@ -86,8 +86,8 @@ Colors = Literal["magma", "twilight", "PuOr"]
 WIDTH = 8.6  # inches; the text column of a report
 
 
-# A figure is an SVG image that follows the color scheme of the page around it: text and ground by the system
-# colors, grays by two values. JupyterLab's theme sets no color scheme, so each figure brings THEME.
+# A figure is an SVG image that follows the color scheme of its page: text and background by system colors,
+# grays by two values. JupyterLab's theme does not set a color scheme, so each figure includes THEME.
 SCHEME = {
     "#000000": "CanvasText",
     "#ffffff": "Canvas",
@@ -102,9 +102,9 @@ THEME = (
 
 
 class Plot(Figure):
-    """A Figure that shows itself as one <img> in the page's color scheme; `alt`: what it shows.
+    """A Figure that is displayed as one <img> in the page's color scheme.
 
-    vector : False draws clouds of marks as pixels
+    alt : alternative text.  vector : False draws scatter plots as pixels
     """
 
     alt = ""
@@ -125,7 +125,7 @@ class Plot(Figure):
 
 
 def image(figure: Figure, kind: Literal["svg", "png"]) -> bytes:
-    """The figure as a file's content; equal figures give equal bytes. Notebook: 09_report."""
+    """Return the content of an image file; equal figures give equal bytes.  Notebook: 09_report"""
     out = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(out, format=kind, metadata={"Date": None} if kind == "svg" else {})
@@ -135,7 +135,7 @@ def image(figure: Figure, kind: Literal["svg", "png"]) -> bytes:
 def panels(
     rows: int, columns: int, height: float, alt: str, width=WIDTH, share="none", vector=True
 ) -> tuple[Plot, np.ndarray]:
-    """An empty figure with its alternative text, and its axes (rows, columns); sizes in inches."""
+    """Return an empty figure with its alternative text, and its axes (rows, columns); sizes in inches."""
     figure = Plot(figsize=(width, height), layout="constrained")
     figure.alt, figure.vector = alt, vector
     return figure, figure.subplots(
@@ -144,7 +144,7 @@ def panels(
 
 
 def by_machine(machines: Sequence[str], height: float, label: str, alt: str, vector: bool = True):
-    """A figure and one axis per machine, up to four side by side; `label` of the y axes once in each row."""
+    """Return a figure and one axis per machine, up to four per row; `label` of the y axis once per row."""
     columns = min(len(machines), 4)
     rows = -(-len(machines) // columns)
     figure, axes = panels(rows, columns, 0.5 + (height - 0.5) * rows, alt, vector=vector)
@@ -156,13 +156,16 @@ def by_machine(machines: Sequence[str], height: float, label: str, alt: str, vec
 
 
 def log_axis(axis) -> None:
-    """A logarithmic y axis with plain numbers."""
+    """Make the y axis logarithmic with plain numbers."""
     axis.set_yscale("log")
     axis.yaxis.set(major_formatter="{x:g}", minor_formatter=NullFormatter())
 
 
 def some(table: pd.DataFrame, what: str) -> pd.DataFrame:
-    """The table, or a refusal if it has no row."""
+    """Return the table.
+
+    raises : errors.InputError if it is empty
+    """
     if table.empty:
         raise errors.InputError(
             f"{what}: empty table, expected at least one row; was the previous stage run?"
@@ -171,7 +174,7 @@ def some(table: pd.DataFrame, what: str) -> pd.DataFrame:
 
 
 def looks_of(names: Iterable[str]) -> dict[str, tuple]:
-    """Color, marker and line style of each system, in the order in which systems are shown."""
+    """Return color, marker and line style of each system, in display order."""
     return {
         name: LOOKS.get(name, list(LOOKS.values())[i % len(LOOKS)])
         for i, name in enumerate(fusion.in_order(names))
@@ -179,14 +182,15 @@ def looks_of(names: Iterable[str]) -> dict[str, tuple]:
 
 
 def pale(color: str) -> tuple[float, ...]:
-    """A color mixed with white. Where a hatch lies on it, transparency would do on the screen only: browsers
-    print such a pattern opaque.
+    """Return a color mixed with white.
+
+    Used below hatches instead of transparency, because browsers print semitransparent patterns as opaque.
     """
     return tuple(1 - 0.45 * (1 - part) for part in to_rgb(color))
 
 
 def note(axis, x: float, y: float, words: str, transform, **place) -> None:
-    """Words where there is nothing to draw."""
+    """Write a remark in place of missing data."""
     box = {"fc": "white", "ec": "none", "pad": 1}
     axis.text(
         x,
@@ -216,8 +220,9 @@ def _whisker(axis, y: float, row, color: str, marker: str, fill: str) -> None:
 
 @matplotlib.rc_context(STYLE)
 def metric_dots(metrics: pd.DataFrame, names: Sequence[str] = ("auc_source", "auc_target", "pauc")) -> Plot:
-    """Dot and interval per machine and system, one panel per metric, chance marked. Notebooks: 03_baseline,
-    09_report.
+    """Plot metrics with intervals per machine and system, one panel per metric.
+
+    metrics : METRIC_COLUMNS.  Notebooks: 03_baseline, 09_report
     """
     table = some(tables.own_scores(metrics).query("machine != 'all' and metric in @names"), "metrics")
     machines, looks = list(table["machine"].unique()), looks_of(table["system"])
@@ -244,12 +249,10 @@ def metric_dots(metrics: pd.DataFrame, names: Sequence[str] = ("auc_source", "au
 
 @matplotlib.rc_context(STYLE)
 def roc(scores: pd.DataFrame, max_fpr: float = 0.1) -> Plot:
-    """ROC of each machine: source, target (normals of that domain, all anomalies) and all clips with the
-    region of pAUC.
+    """Plot ROC curves of each machine: source and target (all anomalies in both), and all clips.
 
-    scores : SCORE_COLUMNS, test clips; several systems share a panel, seeds are drawn with their clips' mean
-        score.
-    max_fpr : 0..1, right edge of the shaded region.  Source: METHOD 7.3.  Notebooks: 03_baseline, 09_report
+    scores : SCORE_COLUMNS, test clips; several systems share a panel, scores are averaged over seeds
+    max_fpr : 0..1, limit of the shaded pAUC region.  Source: METHOD 7.3.  Notebooks: 03_baseline, 09_report
     """
     table = scores[
         (scores["component"] == "score") & (scores["split"] == "test") & (scores["label"] != "unlabeled")
@@ -291,8 +294,9 @@ def roc(scores: pd.DataFrame, max_fpr: float = 0.1) -> Plot:
 
 @matplotlib.rc_context(STYLE)
 def losses(history: pd.DataFrame, label: str = "mean squared error") -> Plot:
-    """Training curves. history : columns name (what was trained), epoch (from 1), loss.  label : of the loss.
-    Notebook: 03_baseline.
+    """Plot training curves.
+
+    history : columns name (of the curve), epoch (from 1), loss.  label : of the loss.  Notebook: 03_baseline
     """
     looks = looks_of(some(history, "training history")["name"])
     figure, axes = panels(1, 1, 3.0, f"{label} over epochs of {', '.join(looks)}", width=6.8)
@@ -310,8 +314,9 @@ def losses(history: pd.DataFrame, label: str = "mean squared error") -> Plot:
 
 
 def limits_of(pictures: Sequence[np.ndarray], colors: Colors) -> tuple[float, float]:
-    """Ends of a color scale: 1st and 99.5th percentile of levels, -π to π of angles, the 99th percentile of
-    signed values to both sides; what lies beyond would leave no contrast to the rest.
+    """Return the limits of a color scale, without outliers that would reduce the contrast.
+
+    Levels: 1st and 99.5th percentile; angles: -π to π; signed values: ± the 99th percentile.
 
     pictures : float arrays (bins, frames) that share the scale
     """
@@ -346,13 +351,13 @@ def side_by_side(
     colors: Colors = "magma",
     difference: bool = True,
 ) -> Plot:
-    """Time-frequency pictures beside each other on one color scale; last, the second minus the first.
+    """Plot time-frequency pictures side by side on one color scale, and the second minus the first.
 
-    pictures : title -> float (bins, frames); longer ones are cut to the shortest.  difference : whether to
-        show it.  Notebooks: 02_preprocessing, 07_latents
-    frequencies_hz : float (bins,), rising; any spacing (mel bands are labeled where they are)
-    hop_s : s between frames.  colors : magma for levels, twilight for angles, PuOr for signed values
-    raises : errors.InputError for another number of frequencies than of bins
+    pictures : title -> float (bins, frames); all are cut to the length of the shortest
+    frequencies_hz : float (bins,), ascending, with any spacing.  hop_s : s between frames
+    colors : magma for levels, twilight for angles, PuOr for signed values.  difference : whether to show it
+    raises : errors.InputError if the numbers of frequencies and bins differ
+    Notebooks: 02_preprocessing, 07_latents
     """
     for values in pictures.values():
         if values.ndim != 2 or len(frequencies_hz) != len(values):
@@ -381,8 +386,9 @@ def side_by_side(
 
 @matplotlib.rc_context(STYLE)
 def spectra(magnitudes: Mapping[str, np.ndarray], bin_hz: float) -> Plot:
-    """Two whole-clip spectra over each other, and below the second minus the first, each the largest value of
-    about 400 stretches.  magnitudes : title -> float (bins,).  Notebook: 02_preprocessing
+    """Plot two whole-clip spectra, and the second minus the first, as the maxima of about 400 bands.
+
+    magnitudes : title -> float (bins,).  bin_hz : Hz per bin.  Notebook: 02_preprocessing
     """
     figure, axes = panels(2, 1, 3.8, f"magnitude spectra: {'; '.join(magnitudes)}", share="x")
     levels = []
@@ -404,13 +410,14 @@ def spectra(magnitudes: Mapping[str, np.ndarray], bin_hz: float) -> Plot:
 def waveform(
     samples: np.ndarray, sample_rate: int, marks: Sequence[tuple[float, float]] = (), title: str = ""
 ) -> Plot:
-    """One clip over time, numbered segments below. Notebook: 02_preprocessing.
+    """Plot the waveform of a clip with numbered segments below.
 
     samples : float (n,), full scale 1.  marks : (start s, stop s) of each segment
+    Notebook: 02_preprocessing
     """
     alt = f"waveform {title} with {len(marks)} segments"
     figure, axes = panels(2 if marks else 1, 1, 2.2 + 0.12 * len(marks), alt, share="x")
-    # an envelope of at most 2000 points looks the same and keeps the file small
+    # an envelope of at most 4000 points looks the same and keeps the file small
     step = max(len(samples) // 2000, 1)
     blocks = samples[: len(samples) // step * step].reshape(-1, step)
     axes[0, 0].fill_between(
@@ -429,16 +436,15 @@ def waveform(
 
 @matplotlib.rc_context(STYLE)
 def spread(clips: pd.DataFrame, column: Literal["level_db", "seconds"]) -> Plot:
-    """How levels or lengths are spread, per machine, domain and label: every clip, with the median as a bar.
-    Notebook: 01_data.
+    """Plot levels or lengths of all clips and their median, per machine, domain and label.
 
-    clips : clip table with `level_db` (dB re full scale) or `seconds` (s)
+    clips : clip table with `level_db` (dB re full scale) or `seconds` (s).  Notebook: 01_data
     """
     rows = list(some(clips, "clip table").groupby(["machine", "domain", "label"], sort=False))
     label = {"level_db": "level of the clip (dB re full scale)", "seconds": "length of the clip (s)"}[column]
     alt = f"{label} of {len(clips)} clips per machine, domain and label"
     figure, axes = panels(1, 1, 0.9 + 0.27 * len(rows), alt, vector=False)
-    generator = np.random.default_rng(0)  # only moves points apart; the picture is the same every time
+    generator = np.random.default_rng(0)  # jitter for display; seeded, so that figures are reproducible
     for y, ((_, _, kind), part) in enumerate(rows):
         color, _, marker = KINDS[kind]
         apart = y + generator.uniform(-0.26, 0.26, len(part))
@@ -455,8 +461,9 @@ def spread(clips: pd.DataFrame, column: Literal["level_db", "seconds"]) -> Plot:
 
 @matplotlib.rc_context(STYLE)
 def counts(clips: pd.DataFrame) -> Plot:
-    """How many clips per machine: training left, test right, by domain and label. clips : clip table.
-    Notebook: 01_data.
+    """Plot the number of training and test clips per machine, domain and label.
+
+    clips : clip table.  Notebook: 01_data
     """
     machines = list(some(clips, "clip table")["machine"].unique())
     figure, axes = panels(

@@ -1,8 +1,6 @@
 """Figures of the report: official scores and AUCs as scales in HTML, score histograms, detectability curves.
 
-Conventions as in `asdlib.viz.plots`: tables come in, one figure goes out; Okabe and Ito's colors, and a
-marker and line style beside each; the same system looks the same in every figure. Axes have units; what is
-not available is written. Notebooks: 03_baseline, 05_oevae, 09_report.
+Conventions as in `asdlib.viz.plots`. Notebooks: 03_baseline, 05_oevae, 09_report.
 """
 
 from __future__ import annotations
@@ -22,22 +20,19 @@ from asdlib.evaluation import detectability
 from asdlib.scoring import fusion
 from asdlib.viz import claims, pages, plots, tables
 
-NARROW = 3.4  # inches: a figure that stands beside others, and alone on a phone
-UNSEEN = (
-    *claims.UNTRAINED,
-    "baseline_mse",
-    "baseline_mahala",
-)  # score a training clip without having seen it
-OUTLINES = {
-    True: ("training, never seen", "-"),
-    False: ("training, seen by the networks", (0, (1, 1))),
-}  # never seen -> words, line style
+NARROW = 3.4  # inches: a figure next to others, or alone on a phone
+# systems whose models exclude the training clip that they score
+UNSEEN = (*claims.UNTRAINED, "baseline_mse", "baseline_mahala")
+OUTLINES = {  # whether excluded -> label, line style
+    True: ("training, scored by models without the clip", "-"),
+    False: ("training, scored by networks trained on it", (0, (1, 1))),
+}
 
 
 def official_scores(table: pd.DataFrame, controls: pd.DataFrame) -> tables.Html:
-    """Ω of each system with its interval, beside what shuffled labels reach and what the level alone tells.
+    """Plot Ω of each system with its interval, and the controls (shuffled labels, level alone).
 
-    table : METRIC_COLUMNS.  controls : of `metrics.controls`.  Notebook: 09_report
+    table : METRIC_COLUMNS.  controls : from `metrics.controls`.  Notebook: 09_report
     """
     both = pd.concat([tables.own_scores(table), tables.own_scores(controls)])
     both = both.query("machine == 'all' and metric == 'omega'").set_index("system")
@@ -56,15 +51,15 @@ def official_scores(table: pd.DataFrame, controls: pd.DataFrame) -> tables.Html:
     note = (
         "Dot: official score Ω (harmonic mean of AUC source, AUC target and pAUC over all machines) with its"
     )
-    note += " interval. Dashed: chance. Gray: what shuffled labels reach by luck."
+    note += " interval. Dashed: chance. Gray: range for shuffled labels."
     return tables.Html(f'{pages.rows(lines, _ticks(ends))}<p class="note">{note}</p>')
 
 
 def domain_gaps(table: pd.DataFrame, controls: pd.DataFrame) -> tables.Html:
-    """AUC of source and target of each system, one panel per machine, with their harmonic mean with pAUC.
+    """Plot AUC source, AUC target and their harmonic mean with pAUC, of each system, one panel per machine.
 
-    table : METRIC_COLUMNS.  controls : of `metrics.controls`, whose level control stands last.  Notebook:
-        09_report
+    table : METRIC_COLUMNS.  controls : from `metrics.controls`, whose level control comes last
+    Notebook: 09_report
     """
     both = pd.concat([tables.own_scores(table), tables.own_scores(controls)]).query("machine != 'all'")
     values = both.pivot(index=["machine", "system"], columns="metric", values="value")
@@ -86,14 +81,14 @@ def domain_gaps(table: pd.DataFrame, controls: pd.DataFrame) -> tables.Html:
 
 
 def grid(shown: Iterable, wide: bool = False) -> tables.Html:
-    """Figures or HTML in as many columns as there is room for, at most two if `wide`."""
+    """Arrange figures or HTML in as many columns as fit, at most two if `wide`."""
     texts = [one._repr_html_() if hasattr(one, "_repr_html_") else one for one in shown]
     cells = "".join(f"<div>{text}</div>" for text in texts)
     return tables.Html(f'<div class="panels{" wide" if wide else ""}">{cells}</div>')
 
 
 def _ends(values: Iterable[float]) -> tuple[float, float]:
-    """Ends of a scale of fractions that holds these values, in whole tenths; 0.4 to 0.7 at least."""
+    """Return the ends of a scale of fractions that contains these values, in tenths; at least 0.4 to 0.7."""
     known = [value for value in values if not np.isnan(value)]
     return np.floor(10 * min([0.4, *known])) / 10, np.ceil(10 * max([0.7, *known])) / 10
 
@@ -105,7 +100,7 @@ def _ticks(ends: tuple[float, float]) -> list[tuple[float, str]]:
 
 
 def _kind(axis, values: np.ndarray, bins: np.ndarray, label: str) -> None:
-    """A histogram of one label, area under hatch: as one patch, browsers would print it opaque."""
+    """Draw a histogram of one label; area and hatch separately, as browsers print them together opaque."""
     color, hatch, _ = plots.KINDS[label]
     axis.stairs(values, bins, fill=True, fc=color + "73", lw=0)
     axis.stairs(values, bins, fill=True, fc="none", ec=color, hatch=hatch, hatchcolor=color, lw=0.9)
@@ -113,12 +108,11 @@ def _kind(axis, values: np.ndarray, bins: np.ndarray, label: str) -> None:
 
 @matplotlib.rc_context(plots.STYLE)
 def score_histograms(scores: pd.DataFrame, thresholds: pd.DataFrame) -> plots.Plot:
-    """Scores of each machine and system: source upwards, target downwards, by label, with the decision
-    threshold.
+    """Plot histograms of the scores of each machine and system, source upwards and target downwards.
 
-    scores : SCORE_COLUMNS, one seed of each system; train rows are an outline: solid where models scored them
-        that never saw the clip (`UNSEEN`), dotted where networks trained on it did. Of the latter, distances
-        leave the clip's own references out; α of OEVAE has none to leave out.
+    scores : SCORE_COLUMNS, one seed of each system. Training clips are outlines: solid if scored by models
+        that exclude the clip (`UNSEEN`), dotted if scored by networks trained on it; distances of the latter
+        exclude references made from the clip
     thresholds : system, machine, threshold.  Notebooks: 03_baseline, 05_oevae, 09_report
     """
     table = plots.some(scores[scores["component"] == "score"], "scores")
@@ -181,11 +175,12 @@ def score_histograms(scores: pd.DataFrame, thresholds: pd.DataFrame) -> plots.Pl
 
 @matplotlib.rc_context(plots.STYLE)
 def detectability_curves(curves: pd.DataFrame, level: float = detectability.LEVEL) -> list[plots.Plot]:
-    """AUC over the severity of the fault, one figure per machine and one for all; whiskers are intervals,
-    dashed the level to be reached. The last figure is the legend.
+    """Plot AUC against fault severity with intervals, one figure per machine and one for all, and a legend.
 
-    curves : detectability.CURVE_COLUMNS.  Systems stand side by side at each severity, so that their whiskers
-        can be told apart; the dotted line leads to severity 0, where a fault is nothing.
+    Systems are shifted sideways so that their intervals do not overlap; the dotted lines start at AUC 0.5 for
+    severity 0.
+
+    curves : detectability.CURVE_COLUMNS.  level : AUC of the dashed line
     """
     looks = plots.looks_of(plots.some(curves, "curves")["system"])
     severities = np.sort(curves["severity"].unique())
@@ -216,7 +211,7 @@ def detectability_curves(curves: pd.DataFrame, level: float = detectability.LEVE
         for name, (c, m, line) in looks.items()
     ]
     handles.append(Line2D([], [], color=plots.GRAY, lw=1, ls="--", label=f"AUC {level:g}"))
-    figure, [[axis]] = plots.panels(1, 1, 2.5, "legend of the figures before", NARROW)
+    figure, [[axis]] = plots.panels(1, 1, 2.5, "legend of the preceding figures", NARROW)
     axis.set_axis_off()
     axis.legend(handles=handles, loc="center left")
     return [*figures, figure]

@@ -1,11 +1,11 @@
-"""Numbers as tables: metrics in the form of the paper's Table 1, and the one style of every table.
+"""Tables of results: formatting of numbers, HTML style, comparison with the paper's Table 1.
 
 Conventions
 -----------
-Values are fractions, chance is 0.5; intervals in brackets. What is not available is written so, with the
-reason. `styled` makes every table; it escapes all but what has the type `Html`. Table columns:
-`schemas.METRIC_COLUMNS`. Beside the paper: percent, its Table 1 as printed; synthetic machines compare with
-nothing. Sources: METHOD 3.8; report, Table 1; METHOD 7.6. Notebooks: all.
+Values are fractions, chance is 0.5; intervals are in brackets. Missing values are shown as "not available",
+with the reason. `styled` formats all tables and escapes everything except `Html`. Table columns:
+`schemas.METRIC_COLUMNS`. Comparisons with the paper are in percent; synthetic machines are not compared.
+Sources: METHOD 3.8; report, Table 1; METHOD 7.6. Notebooks: all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pandas as pd
 from asdlib.evaluation import metrics, roc
 from asdlib.scoring import fusion
 
-SYSTEM_NAMES = {  # words for people, in the order of `fusion.SYSTEMS`
+SYSTEM_NAMES = {  # names in reports, in the order of `fusion.SYSTEMS`
     "baseline_knn": "nearest neighbor",
     "multires": "multi-resolution density",
     "pretrained": "pretrained network",
@@ -43,9 +43,9 @@ METRIC_NAMES = {
     "omega": "Ω",
 }
 
-NO_NUMBER = ("— not available", "not reached")  # words in the place of a number
-LONG = 24  # characters: texts that need room and, being names of files, may be broken
-LOOK = {  # of every table, in notebooks and reports
+NO_NUMBER = ("— not available", "not reached")  # text in place of a number
+LONG = 24  # characters; longer texts need a wide column and may be wrapped like file names
+LOOK = {  # of all tables, in notebooks and reports
     "": (
         "border-collapse: collapse; border-bottom: 1px solid #8886; margin: 1em 0; font-size: .8125em;"
         " line-height: 1.5"
@@ -59,12 +59,12 @@ LOOK = {  # of every table, in notebooks and reports
     "tbody tr:first-child > *": "border-top: 2px solid #888",
     "tbody": "font-variant-numeric: tabular-nums",
     "tbody th": "font-weight: 500",
-    "tbody th:empty, tbody th:empty ~ td": "border-top: 0",  # goes on with what the row above is about
+    "tbody th:empty, tbody th:empty ~ td": "border-top: 0",  # continues the group of the row above
 }
 
 
 class Html(str):
-    """Text that is HTML already; a notebook shows it as such, and it is not escaped again."""
+    """Text that is already HTML: displayed as such by notebooks, and not escaped."""
 
     def _repr_html_(self) -> str:
         return str(self)
@@ -73,22 +73,21 @@ class Html(str):
 
 
 def escape(value: object) -> Html:
-    """Any value as HTML text; `Html` passes unchanged."""
+    """Return any value as escaped HTML; `Html` is returned unchanged."""
     return value if isinstance(value, Html) else Html(html.escape(str(value)))
 
 
 def system_name(system: str, capital: bool = False) -> str:
-    """A system in words; one that is not known keeps its name.  capital : for the start of a sentence"""
+    """Return the readable name of a system.  capital : for the start of a sentence"""
     base = system.removesuffix(fusion.SEEDS)
     words = SYSTEM_NAMES.get(base, base) + (", mean of seeds" if base != system else "")
     return words[:1].upper() + words[1:] if capital and base in SYSTEM_NAMES else words
 
 
 def own_scores(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the systems' own scores (component `_score`) of a metric table, averaged over seeds; order is
-    kept.
+    """Return the rows of the systems' final scores (component `score`), averaged over seeds, in order.
 
-    table : METRIC_COLUMNS.  returns : system, machine, metric, value, low, high, seeds (how many)
+    table : METRIC_COLUMNS.  returns : system, machine, metric, value, low, high, seeds (their number)
     """
     grouped = table[table["component"] == "score"].groupby(["system", "machine", "metric"], sort=False)
     return grouped.agg(
@@ -97,7 +96,7 @@ def own_scores(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def number(value: float | None, low: float | None = None, high: float | None = None, digits: int = 3) -> str:
-    """A value with its interval as text: "0.812 [0.704, 0.903]", or "— not available" for None and NaN."""
+    """Format a value with its interval: "0.812 [0.704, 0.903]", or "— not available" for None and NaN."""
     if value is None or math.isnan(value):
         return "— not available"
     bounds = "" if low is None or math.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
@@ -105,20 +104,19 @@ def number(value: float | None, low: float | None = None, high: float | None = N
 
 
 def signed(text: str) -> str:
-    """Numbers in words with a minus sign as wide as the plus, for people; files keep the hyphen."""
+    """Replace hyphens before numbers by minus signs, for display."""
     return re.sub(r"(?<![\w-])-(?=\d)", "−", text)
 
 
 def styled(table: pd.DataFrame, caption: str = "", best: np.ndarray | None = None) -> Html:
-    """A table as notebooks display it and reports embed it: its first column heads the rows, columns of
-    numbers stand right-aligned.
+    """Format a table for notebooks and reports, with its first column as row headers.
 
-    table : fractions get 3 digits, NaN words; a line break in a text stays one.  best : (rows, columns) bool,
-        the cells in bold with a star
+    table : floats are shown with 3 digits, NaN as "not available"; line breaks in texts are preserved
+    best : (rows, columns) bool, the cells in bold with a star
     """
     if table.empty:
         return Html(f'<p class="note">{escape(caption)} none</p>')
-    if table.shape[1] == 1:  # no heads for its rows
+    if table.shape[1] == 1:  # no columns except the row headers
         table = table.assign(**{"": ""})
     texts = np.array(
         [[_text(value) for value in row] for row in table.itertuples(index=False, name=None)], dtype=object
@@ -142,12 +140,12 @@ def styled(table: pd.DataFrame, caption: str = "", best: np.ndarray | None = Non
 
 
 def folded(title: str, content: Html) -> Html:
-    """Something long, folded until its title is clicked."""
+    """Return content that is folded until its title is clicked."""
     return Html(f"<details><summary>{escape(title)}</summary>{content}</details>")
 
 
 def _text(value: object) -> str:
-    """A cell's value as a person would write it; an interval stays on one line."""
+    """Format a cell's value; an interval is not wrapped."""
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
@@ -161,7 +159,7 @@ def _cell(value: object) -> Html:
 
 
 def _look(texts: Sequence[str], heads: bool) -> str:
-    """How a column of texts is set."""
+    """Return the CSS of a column of texts."""
     if all(text.startswith(NO_NUMBER) or not any(map(str.isalpha, text)) for text in texts) and not heads:
         return (
             "text-align: right"
@@ -174,18 +172,17 @@ def _look(texts: Sequence[str], heads: bool) -> str:
 
 
 def breakable(text: object) -> Html:
-    """Escaped text that may be broken after _ and /, for names of files."""
+    """Return escaped text that may be wrapped after _ and /, for file names."""
     return (
         text if isinstance(text, Html) else Html(escape(text).replace("_", "_<wbr>").replace("/", "/<wbr>"))
     )
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """A metric table in the form of the paper's Table 1: one row per machine and metric, one column per
-    system, cells as text.
+    """Arrange metrics as in the paper's Table 1: one row per machine and metric, one column per system.
 
-    table : METRIC_COLUMNS (the systems' own scores are used, seeds averaged).  returns : machine, metric,
-        then text per system
+    table : METRIC_COLUMNS (only the systems' final scores are used, averaged over seeds)
+    returns : machine, metric, then text per system
     """
     own = own_scores(table)
     own["text"] = [number(*row) for row in own[["value", "low", "high"]].itertuples(index=False)]
@@ -196,11 +193,10 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def metrics_table(table: pd.DataFrame, controls: pd.DataFrame | None = None) -> Html:
-    """Metrics with intervals per machine and system; the best of each row bold and starred, reasons for what
-    is missing below.
+    """Return metrics with intervals per machine and system, and reasons for missing values.
 
-    table : METRIC_COLUMNS.  controls : of `metrics.controls`, whose level control stands as last column.
-        Notebook: 09_report
+    table : METRIC_COLUMNS.  controls : from `metrics.controls`, whose level control is the last column
+    Notebook: 09_report
     """
     both = pd.concat([table, controls]) if controls is not None else table
     texts, own = wide(both), own_scores(both)
@@ -212,7 +208,7 @@ def metrics_table(table: pd.DataFrame, controls: pd.DataFrame | None = None) -> 
     )
     seeds = f" Mean of {own['seeds'].max()} seeds." if own["seeds"].max() > 1 else ""
     note = (
-        f"Bold with a star: best of its row. In brackets: interval. Chance: 0.5.{seeds} all: harmonic mean"
+        f"Bold with a star: best in its row. In brackets: interval. Chance: 0.5.{seeds} all: harmonic mean"
         " over machines."
     )
     texts["machine"], texts["metric"] = (
@@ -226,7 +222,7 @@ def metrics_table(table: pd.DataFrame, controls: pd.DataFrame | None = None) -> 
 
 
 def reasons(table: pd.DataFrame) -> list[str]:
-    """Why values of a metric table are not available, one sentence per machine and cause."""
+    """Return the reasons for missing values of a metric table, one sentence per machine and cause."""
     values = own_scores(table).groupby(["machine", "metric"], sort=False)["value"].max().unstack()
     causes = {
         "auc_source": "no normal test clip of the source domain",
@@ -236,7 +232,7 @@ def reasons(table: pd.DataFrame) -> list[str]:
     for machine, row in values.drop(index="all", errors="ignore").iterrows():
         if math.isnan(row["pauc"]):
             labels = "no test clips, or none with labels of both kinds"
-            lines.append(f"{machine}: not available, {labels}; it is not counted in all and Ω")
+            lines.append(f"{machine}: not available, {labels}; excluded from all and Ω")
         else:
             lines += [
                 f"{machine}: {METRIC_NAMES[m]} not available, {cause}"
@@ -253,14 +249,12 @@ def reasons(table: pd.DataFrame) -> list[str]:
 
 
 def markdown(text: object) -> str:
-    """Text for a Markdown file, where quotes are harmless and stay as they are; what looks like a tag becomes
-    text.
-    """
+    """Escape text for a Markdown file; quotes are unchanged."""
     return html.escape(str(text), quote=False)
 
 
 def markdown_table(table: pd.DataFrame) -> str:
-    """A table in Markdown; data cannot break out of its cell."""
+    """Return a table in Markdown, with escaped cells."""
     lines = [list(table.columns), ["---"] * table.shape[1], *table.itertuples(index=False, name=None)]
     return "\n".join(
         "| " + " | ".join(markdown(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
@@ -268,12 +262,11 @@ def markdown_table(table: pd.DataFrame) -> str:
 
 
 def reach_in_words(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per machine, one column per system: the severity at which it reaches `LEVEL`, with its
-    interval, or "not reached".
+    """Return the severity at which each system reaches `LEVEL` on each machine, with its interval, as text.
 
-    table : REACH_COLUMNS.  An end of an interval that lies beyond what was tested is written ">2", 2 being
-        the largest severity tested.
-    Notebook: 09_report
+    table : REACH_COLUMNS
+    returns : one row per machine, one column per system; limits above the largest tested severity (such as 2)
+        are written ">2".  Notebook: 09_report
     """
     texts = [_words(*row) for row in table[["severity", "low", "high", "tested"]].itertuples(index=False)]
     order, systems = list(dict.fromkeys(table["machine"])), fusion.in_order(table["system"])
@@ -297,8 +290,7 @@ PAPER_METRICS = {"auc_source": "AUC (source)", "auc_target": "AUC (target)", "pa
 
 
 def table1(table: pd.DataFrame, synthetic: bool) -> Html:
-    """The paper's Table 1 beside ours, in percent, on the machines that both have; empty where there are none
-    (synthetic machines compare with nothing).
+    """Compare with the paper's Table 1, in percent, on common machines; empty for synthetic machines.
 
     table : METRIC_COLUMNS.  The last row is Ω over these machines, mean over seeds.  Notebook: 09_report
     """
@@ -323,13 +315,13 @@ def table1(table: pd.DataFrame, synthetic: bool) -> Html:
     shown.columns = pd.MultiIndex.from_tuples([("", "machine"), ("", "metric"), *columns])
     return styled(
         shown,
-        "In percent, without intervals as in the paper. Its numbers belong to the DCASE 2024 development"
-        " recordings; they compare only with ours on the same ones.",
+        "In percent, without intervals as in the paper. Its results are for the DCASE 2024 development"
+        " recordings and can be compared only with ours on the same recordings.",
     )
 
 
 def _omega(rows: pd.DataFrame, machines: int) -> float:
-    """Ω of one system over so many machines, mean over seeds; NaN where it did not score them all."""
+    """Return Ω of one system, mean over seeds; NaN if it did not score this number of machines."""
     found = [
         roc.harmonic(part["value"].to_numpy()) if len(part) == 3 * machines else math.nan
         for _, part in rows.groupby("seed")

@@ -1,7 +1,7 @@
-"""How training went: curves over epochs and steps, accuracy, scores of seen clips; and the items of SMOTE.
+"""Figures of training: curves over epochs and steps, accuracy, scores of training clips; items of SMOTE.
 
-Plain tables in, one `Plot` out, as in `asdlib.viz.plots`.  Source: METHOD 3.4, 3.5.  Notebooks:
-02_preprocessing, 04_classifier, 05_oevae.
+Conventions as in `asdlib.viz.plots`.  Source: METHOD 3.4, 3.5.
+Notebooks: 02_preprocessing, 04_classifier, 05_oevae.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from asdlib.viz.plots import (
 
 
 def _curves(axis, table: pd.DataFrame, title: str, looks: Mapping[str, tuple]) -> None:
-    """Columns over epochs.  looks : column -> color, marker, line, label; what the table lacks is left out"""
+    """Plot columns over epochs.  looks : column -> color, marker, line, label; missing columns are skipped"""
     for name, (color, marker, line, label) in looks.items():
         if name in table:
             axis.plot(table["epoch"], table[name], marker, color=color, ls=line, ms=4, label=label)
@@ -44,16 +44,16 @@ def _curves(axis, table: pd.DataFrame, title: str, looks: Mapping[str, tuple]) -
 
 @matplotlib.rc_context(STYLE)
 def oevae_curves(history: pd.DataFrame, channels: tuple[int, int]) -> Plot:
-    """How one OEVAE trained: losses, separation accuracy, latent channels that move.
+    """Plot losses, separation accuracy and active latent channels of an OEVAE over epochs.
 
-    history : of `training.fit`: epoch, machine, kl_d, kl_c, recon, accuracy and, where clips were held out,
+    history : from `training.fit`: epoch, machine, kl_d, kl_c, recon, accuracy and, if clips were held out,
         held_out_loss, held_out_accuracy, alive_d, alive_c
     channels : number of channels of z_d and z_c.  Notebook: 05_oevae
     """
     table = plots.some(history, "training history")
     alive = {name: total for name, total in zip(("alive_d", "alive_c"), channels) if name in table}
     table = table.assign(**{name: table[name] / total for name, total in alive.items()})
-    alt = "losses, separation accuracy and moving latent channels over epochs; the numbers are printed"
+    alt = "losses, separation accuracy and active latent channels over epochs; the numbers are printed"
     figure, axes = plots.panels(1, 3, 3.8, alt)
     losses = {
         "machine": (VERMILION, "o", "-", "binary (Eq. 2)"),
@@ -67,7 +67,7 @@ def oevae_curves(history: pd.DataFrame, channels: tuple[int, int]) -> Plot:
         "accuracy": (BLUE, "o", "-", "training batches"),
         "held_out_accuracy": (BLUE, "s", ":", "held-out clips"),
     }
-    moving = {
+    active = {
         "alive_d": (ORANGE, "^", "-", f"z_d, of {channels[0]}"),
         "alive_c": (SKY, "v", "-", f"z_c, of {channels[1]}"),
     }
@@ -76,7 +76,7 @@ def oevae_curves(history: pd.DataFrame, channels: tuple[int, int]) -> Plot:
     _curves(axes[0, 1], table, "separation accuracy", accuracy)
     axes[0, 1].axhline(0.5, **CHANCE)
     axes[0, 1].set_ylim(0.4, 1.03)
-    _curves(axes[0, 2], table, "share of channels that move", moving)
+    _curves(axes[0, 2], table, "share of active channels", active)
     axes[0, 2].set_ylim(-0.03, 1.03)
     for axis in axes[0]:
         if axis.get_legend_handles_labels()[0]:  # below: curves may be anywhere above
@@ -86,11 +86,10 @@ def oevae_curves(history: pd.DataFrame, channels: tuple[int, int]) -> Plot:
 
 @matplotlib.rc_context(STYLE)
 def classifier_curves(history: pd.DataFrame, machines: int) -> Plot:
-    """Losses of both heads, accuracy on held-out clips, the mean largest cosine, and the scale, over epochs.
+    """Plot losses of both heads, held-out accuracy, mean largest cosine, and scale over epochs.
 
-    history : epoch, plain, max_cosine, scale, and where there are such: featex, machine_accuracy,
-        class_accuracy
-    machines : how many; guessing names the right machine with about 1 / machines.  Notebook: 04_classifier
+    history : epoch, plain, max_cosine, scale, and if available featex, machine_accuracy, class_accuracy
+    machines : their number; chance accuracy is about 1 / machines.  Notebook: 04_classifier
     raises : errors.InputError for a history without epochs
     """
     plots.some(history, "training history")
@@ -115,7 +114,7 @@ def classifier_curves(history: pd.DataFrame, machines: int) -> Plot:
 
 @matplotlib.rc_context(STYLE)
 def accuracy_dots(accuracy: pd.DataFrame, confidence: float = 0.95) -> Plot:
-    """Accuracy of machine and class per machine on held-out training clips, with Wilson intervals.
+    """Plot the accuracy of machine and class on held-out training clips, with Wilson intervals.
 
     accuracy : machine, clips, machine_accuracy, class_accuracy (`ClassifierDetector.accuracy`).  Notebook:
         04_classifier
@@ -129,7 +128,7 @@ def accuracy_dots(accuracy: pd.DataFrame, confidence: float = 0.95) -> Plot:
             interval = stats.binomtest(round(share * n), int(n)).proportion_ci(confidence, "wilson")
             axis.plot([interval.low, interval.high], [y, y], color=BLUE, lw=2)
             axis.plot(share, y, "o", color=BLUE, ms=6)
-        axis.set(title=f"the right {what}", xlabel="share of clips", xlim=(-0.02, 1.02))
+        axis.set(title=f"correct {what}", xlabel="share of clips", xlim=(-0.02, 1.02))
         axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
         axis.label_outer()
     return figure
@@ -137,16 +136,15 @@ def accuracy_dots(accuracy: pd.DataFrame, confidence: float = 0.95) -> Plot:
 
 @matplotlib.rc_context(STYLE)
 def seen_and_unseen(table: pd.DataFrame, groups: Sequence[str]) -> Plot:
-    """Scores of normal clips the network saw, of held-out ones, and of test ones: every clip, and the median
-    as a bar.
+    """Plot scores of normal clips in groups (used in training, held out, test), with medians.
 
-    table : machine, group, score;  groups : those shown, in order.  Notebook: 04_classifier
+    table : machine, group, score.  groups : to plot, in order.  Notebook: 04_classifier
     raises : errors.InputError for an empty table
     """
     machines = list(plots.some(table, "scores")["machine"].unique())
     alt = f"scores of normal clips of {', '.join(machines)}: {', '.join(groups)}"
     figure, axes = plots.by_machine(machines, 2.6, "score; bar: median", alt, vector=False)
-    generator = np.random.default_rng(0)  # only moves points apart; the picture is the same every time
+    generator = np.random.default_rng(0)  # jitter for display
     for axis, machine in zip(axes, machines):
         for x, group in enumerate(groups):
             values = table.loc[(table["machine"] == machine) & (table["group"] == group), "score"]
@@ -161,10 +159,9 @@ def seen_and_unseen(table: pd.DataFrame, groups: Sequence[str]) -> Plot:
 
 @matplotlib.rc_context(STYLE)
 def interpolation(points: np.ndarray, domain: np.ndarray, new: np.ndarray, title: str = "") -> Plot:
-    """Items in two dimensions by domain, and the synthetic ones among them.
+    """Plot items in two dimensions by domain, and synthetic items.
 
-    points : float (n, 2); domain : (n,); new : float (m, 2), synthetic items in the same two dimensions.
-        Notebook: 02_preprocessing
+    points : float (n, 2).  domain : (n,).  new : float (m, 2), synthetic items.  Notebook: 02_preprocessing
     """
     figure, axes = plots.panels(1, 1, 3.6, f"{len(points)} items and {len(new)} synthetic ones {title}", 6.4)
     for name, marker in (("source", "o"), ("target", "s"), ("unknown", "D")):
@@ -179,8 +176,9 @@ def interpolation(points: np.ndarray, domain: np.ndarray, new: np.ndarray, title
 
 
 class Live:
-    """Curves that grow while a loop runs: one output, drawn anew by `draw`, and now and then by itself: at
-    most every two seconds, and for at most a tenth of the time.
+    """Curves that are updated while a loop runs, in one output.
+
+    Redrawn by `draw`, and automatically at most every two seconds and for at most a tenth of the time.
 
     >>> live = Live("first steps")
     >>> for batch in batches:
@@ -195,18 +193,18 @@ class Live:
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row per step: step (from 1) and the values, float."""
+        """One row per step: step (from 1) and the values, float."""
         return pd.DataFrame(self.rows)
 
     def __call__(self, **values: float | Tensor) -> None:
-        """Note the values of one step."""
+        """Record the values of one step."""
         numbers = {name: torch.as_tensor(value).detach().item() for name, value in values.items()}
         self.rows.append({"step": len(self.rows) + 1} | numbers)
         if time.monotonic() > self.next:
             self.draw()
 
     def draw(self) -> None:
-        """Draw all steps so far in place of what was drawn before."""
+        """Redraw all steps so far."""
         from IPython.display import display  # here: only a notebook has a display
 
         began = time.monotonic()
@@ -220,7 +218,7 @@ class Live:
 
 @matplotlib.rc_context(STYLE)
 def steps(table: pd.DataFrame, title: str = "") -> Plot:
-    """Values over training steps, on a logarithmic scale where they span much.
+    """Plot values over training steps, on a logarithmic scale if their range is large.
 
     table : step, and a column for each curve.  Notebooks: 04_classifier, 05_oevae
     """
@@ -237,9 +235,9 @@ def steps(table: pd.DataFrame, title: str = "") -> Plot:
 
 
 def as_systems(metrics: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """Components of one system as if they were systems, for `plots.metric_dots`.
+    """Rename components of a system to systems, for `plots.metric_dots`.
 
-    metrics : METRIC_COLUMNS;  names : of components, in the order shown
+    metrics : METRIC_COLUMNS.  names : of components, in display order
     returns : METRIC_COLUMNS with system = the component and component = score
     raises : errors.InputError for a component that is not in the table
     """

@@ -253,7 +253,9 @@ def test_why_has_what_the_study_has(planted, trained):
 
 
 def test_refusals(trained):
-    with pytest.raises(errors.InputError, match="no clip to explain was given; expected at least one store row"):
+    with pytest.raises(
+        errors.InputError, match="no clip to explain was given; expected at least one store row"
+    ):
         explain.residual_map(trained[Autoencoder], [])
     with pytest.raises(errors.InputError, match="unknown component of a slope 'gamma'"):
         explain.slope(trained[OEVAE], [0], "gamma")

@@ -299,7 +299,7 @@ def test_without_labels_only_the_oracle_is_missing():
         np.isnan(tuner.table()).all()
         and tuner.rules["oracle"].choice is None
         and tuner.rules["training"].choice
-        and np.isnan(tuner.worth)
+        and np.isnan(tuner.validity)
     )
 
 
@@ -325,7 +325,7 @@ def test_the_file_can_be_included_by_any_study(tuner, tmp_path):
     tuner.choose(Choice(0.62, 0.35, 2, "1 (refitted)"))
     tuner.save(tmp_path / "tuned.toml")
     text = (tmp_path / "tuned.toml").read_text()
-    assert text.startswith("# chosen by hand, in sight of test labels: not a claim; written by a person\n")
+    assert text.startswith("# chosen by hand, with test labels visible: not a claim; written by a person\n")
     cfg = config.load("demo", [f"include=['{tmp_path}/tuned.toml']"])
     assert (cfg.fusion.omega, cfg.fusion.eta, cfg.oevae.neighbors, cfg.oevae.condition.k_scale) == (
         0.62,
@@ -354,14 +354,14 @@ def test_a_batch_run_keeps_what_a_person_wrote(tuner, tmp_path):
     tuner.choose(Choice(0.62, 0.35, 2, "1 (refitted)"))
     assert "is included by this study" in tuner.keep(path, (str(path),)) and not path.exists()
     assert (
-        "holds the fixed default" in tuner.keep(path)
+        "contains the fixed default" in tuner.keep(path)
         and "omega = 0.5" in path.read_text()
         and "written by a batch run" in path.read_text()
     )
     assert tuner.choice == Choice(0.62, 0.35, 2, "1 (refitted)")
     tuner.save(path)
     mine = path.read_text()
-    assert "was written by a person and stays" in tuner.keep(path) and path.read_text() == mine
+    assert "was written by a person and was not changed" in tuner.keep(path) and path.read_text() == mine
 
 
 def test_the_sweep_is_found_again_and_made_anew_for_other_scores(tmp_path):
@@ -416,12 +416,12 @@ def test_one_tick_is_cheap():
 
 
 def test_a_rule_that_points_the_wrong_way_is_not_recommended(tuner):
-    before = tuner.worth
+    before = tuner.validity
     for value, words in (
-        (-0.85, "do not follow it"),
-        (0.8, "points towards better detection"),
-        (float("nan"), "no telling"),
+        (-0.85, "do not use it"),
+        (0.8, "leads to better detection"),
+        (float("nan"), "cannot be validated"),
     ):
-        tuner.worth = value
+        tuner.validity = value
         assert words in tuner.verdict()
-    tuner.worth = before
+    tuner.validity = before

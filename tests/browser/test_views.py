@@ -159,7 +159,7 @@ def test_the_other_controls_of_the_tuner(opened, home, shots):
         "document.activeElement.getAttribute('aria-label')"
     )  # the number box is the next stop, and has a name
     labs.find(page, ".asd-save").click()
-    until(page, lambda: "written to" in words(page, ".asd-tuner-status"), "the file is written")
+    until(page, lambda: "saved to" in words(page, ".asd-tuner-status"), "the file is written")
     text = (home / "runs" / "smoke" / "tuned.toml").read_text()
     assert "eta = 0.0" in text and "neighbors = 2" in text
     page.screenshot(path=shots / "tuner_chosen.png")
@@ -173,7 +173,11 @@ def test_the_drawings_of_the_tuner_take_clicks_and_hover(opened, shots):
     box = panel.bounding_box()
     page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
     tip = page.locator(".asd-tuner-panel .asd-map-tip").first
-    until(page, lambda: tip.is_visible() and "against the default" in tip.inner_text(), "the pointer is told")
+    until(
+        page,
+        lambda: tip.is_visible() and "difference from the default" in tip.inner_text(),
+        "the pointer is told",
+    )
     page.mouse.click(box["x"] + 0.3 * box["width"], box["y"] + 0.5 * box["height"])
     until(page, lambda: re.search(r"ω 0\.2\d", words(page, ".asd-tuner-words")), "a click sets ω")
     labs.find(page, "button.asd-pin-A").click()
@@ -181,7 +185,7 @@ def test_the_drawings_of_the_tuner_take_clicks_and_hover(opened, shots):
     number.fill("1.4")
     until(
         page,
-        lambda: "1.4 is refused" in words(page, ".asd-omega"),
+        lambda: "1.4 is not valid" in words(page, ".asd-omega"),
         "a number out of range is refused in words",
     )
     assert re.search(r"ω 0\.2\d", words(page, ".asd-tuner-words"))

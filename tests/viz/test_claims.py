@@ -273,7 +273,7 @@ def test_detections_count_clips_above_the_threshold():
     clips = clip_table()
     scores = pd.concat([score_table(clips, 2.0, seed=0), score_table(clips, 2.0, seed=1)])
     decisions = metrics.decisions(scores, SETTINGS)
-    row = claims.detections(claims.standing(scores, decisions)).iloc[0]
+    row = claims.detections(claims.standardized(scores, decisions)).iloc[0]
     own = scores.merge(decisions[["seed", "threshold"]].drop_duplicates(), on="seed").query("split == 'test'")
     train = scores[scores["split"] == "train"].groupby("seed")["score"].std()
     own["sd"] = (own["score"] - own["threshold"]) / own["seed"].map(train)

@@ -203,7 +203,7 @@ def test_views_choices_and_fallbacks(mapped):
     mapped.choose(items="segments", color="attribute spd")
     mapped.pick(2, 1)
     assert len(mapped.points().x) == 51 and mapped.points().row[mapped.chosen(mapped.points())] == 2
-    with pytest.raises(errors.InputError, match="clip 20 is not in the shown maps"):
+    with pytest.raises(errors.InputError, match="clip 20 is not in the displayed maps"):
         mapped.pick(20)
     mapped.choose(view="classifier, all machines")
     assert (mapped.items, mapped.row, mapped.segment) == ("clips", 2, -1) and "machine" in mapped.colors
@@ -252,7 +252,7 @@ def test_every_point_has_a_color_and_a_shape_and_training_is_hollow(mapped):
             assert 0 <= points.x.min() and points.x.max() <= 1 and 0 <= points.y.min() and points.y.max() <= 1
 
 
-def test_standing_is_in_sd_of_training_scores(mapped):
+def test_scores_are_in_sd_of_training_scores(mapped):
     mine = mapped.scores[
         (mapped.scores["system"] == "oevae")
         & (mapped.scores["component"] == "score")
@@ -260,9 +260,9 @@ def test_standing_is_in_sd_of_training_scores(mapped):
     ]
     train = mine.loc[mine["split"] == "train", "score"]
     first = mine[mine["clip"] == mapped.table["clip"][0]]["score"].iloc[0]
-    assert mapped.standing["oevae"][0] == pytest.approx((first - train.mean()) / train.std())
+    assert mapped.sd["oevae"][0] == pytest.approx((first - train.mean()) / train.std())
     row = mapped.components(0).set_index(["system", "component"]).loc[("oevae", "score")]
-    assert row["sd"] == pytest.approx(mapped.standing["oevae"][0]) and row["training below"] == np.mean(
+    assert row["sd"] == pytest.approx(mapped.sd["oevae"][0]) and row["training below"] == np.mean(
         train < first
     )
     assert set(mapped.components(0)["component"]) == {"score", "alpha", "beta"}
@@ -270,7 +270,7 @@ def test_standing_is_in_sd_of_training_scores(mapped):
 
 def test_the_lists_are_what_they_say(mapped):
     found, whole = mapped.ranked_clips("oevae", 2), mapped.ranked_clips("oevae", 99)
-    score, test = mapped.standing["oevae"], mapped.table[mapped.table["split"] == "test"]
+    score, test = mapped.sd["oevae"], mapped.table[mapped.table["split"] == "test"]
     above = mapped.scores.query("system == 'oevae' and component == 'score'").set_index("clip")["score"] > 1.0
     above = above[test["clip"]].to_numpy()
     missed = score[test.index[(test["label"] == "anomaly") & ~above]].nsmallest(99)
@@ -317,9 +317,9 @@ def test_filters_keep_what_they_name_and_faint_clips_are_not_reached(mapped):
 
 
 def test_the_chosen_clip_in_words(mapped):
-    assert "arrow keys" in mapped.said()
+    assert "arrow keys" in mapped.describe_chosen()
     mapped.pick(1)
-    words = mapped.said()
+    words = mapped.describe_chosen()
     assert (
         words.startswith("source_anomaly_1: fan, test, source, anomaly, spd 10. oevae ")
         and "Nearest training clip at" in words
@@ -346,7 +346,7 @@ def test_the_view_follows_clicks_keys_and_choices(mapped):
     view._message({"kind": "hover", "number": 4}, 0)
     assert sent.pop()["text"].startswith("source_normal_0\nfan, test, source, normal, spd 0\noevae ")
     view._message({"kind": "pick", "number": 4}, 0)
-    assert panel.chosen == 4 and sent == [{"kind": "play"}] and mapped.said() in view.words.value
+    assert panel.chosen == 4 and sent == [{"kind": "play"}] and mapped.describe_chosen() in view.words.value
     assert view.detail.value.count("<svg") == 3 and len(panel.near) == 5  # log-mel, difference, phase
     nearest = mapped.neighbors(1)["row"].iloc[0]
     assert view.players.a_name == "source_normal_0" and view.players.a.startswith("data:audio/ogg")
@@ -419,7 +419,7 @@ def test_the_selection_is_a_table_and_a_csv(mapped):
     view._message({"kind": "csv"}, 0)
     read = pd.read_csv(io.StringIO(sent[-1]["text"]), keep_default_na=False)
     assert read["clip"].tolist() == mapped.table["clip"][[9, 2]].tolist()
-    assert read["oevae sd"][1] == pytest.approx(mapped.standing["oevae"][2])
+    assert read["oevae sd"][1] == pytest.approx(mapped.sd["oevae"][2])
     assert read["oevae decision"][0] == "training"
 
 
@@ -536,7 +536,7 @@ def test_the_view_follows_the_model(mapped):
     mapped.choose(view="oevae pump", color="domain")
     mapped.pick(20)
     assert view.choices["view"].value == "oevae pump" and view.choices["color"].value == "domain"
-    assert mapped.points().row[view.panels[0].chosen] == 20 and mapped.said() in view.words.value
+    assert mapped.points().row[view.panels[0].chosen] == 20 and mapped.describe_chosen() in view.words.value
 
 
 def test_lists_with_players_are_limited(mapped):

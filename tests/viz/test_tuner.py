@@ -106,8 +106,8 @@ def test_words_say_whether_the_point_differs_from_the_default(view):
     assert view.words.value.endswith("this is the default")
     view.tuner.omega = 0.0
     low, high = view.tuner.interval(gain=True)[:, -1, 3]
-    told = "more" if low > 0 else "less" if high < 0 else "not told apart"
-    assert view.words.value.endswith(f"against the default: {told}")
+    verdict = "better" if low > 0 else "worse" if high < 0 else "not significant"
+    assert view.words.value.endswith(f"]: {verdict}")
 
 
 def test_the_mark_lies_on_the_curve_and_the_band_holds_the_default_at_the_default(view):
@@ -178,7 +178,7 @@ def test_controls_without_effect_are_disabled_and_say_why(view):
     found = widgets(view.live.widget)
     assert not found["asd-eta"].disabled and "Disabled" not in view.drawn["notes"].value
     view.tuner.system = "oevae"
-    assert found["asd-eta"].disabled and "η (oevae is shown alone" in view.drawn["notes"].value
+    assert found["asd-eta"].disabled and "η (η has no effect on oevae alone" in view.drawn["notes"].value
     view.tuner.omega = 1.0
     assert found["asd-k"].disabled and "β has no weight" in view.drawn["notes"].value
     view.tuner.system, view.tuner.eta = "ensemble", 0.0
@@ -191,7 +191,7 @@ def test_controls_without_effect_are_disabled_and_say_why(view):
     before = view.tuner.table()
     view.tuner.k, view.tuner.omega = 4, 0.3
     np.testing.assert_allclose(view.tuner.table(), before)  # it is so: nothing of OEVAE counts
-    assert "Refitted: the VAE alone" in view.drawn["notes"].value
+    assert "Refitted: a VAE" in view.drawn["notes"].value
 
 
 def test_all_curves_are_drawn_on_demand(view):

@@ -1,3 +1,1 @@
-"""Views of the models in `asdlib.viz.widgets`: controls and inline SVG for JupyterLab, and the same as static
-HTML for reports (METHOD 8.5).
-"""
+"""Interactive widgets for JupyterLab, each with a static HTML version for reports (METHOD 8.5)."""

@@ -1,5 +1,4 @@
-"""Accepting clips as normal, below the embedding map: what would change is shown, then it is kept, and may be
-revoked.
+"""Controls below the embedding map to accept clips as normal: preview, keep, revoke.
 
 Class names for tests and styles: asd-accept, asd-accept-show, asd-accept-keep, asd-accept-words (read out),
 asd-accept-list, asd-accept-revoke.
@@ -19,17 +18,17 @@ from asdlib.viz.widgets.map_model import EmbeddingMap
 
 
 class AcceptView(ipywidgets.VBox):
-    """Accepts the chosen clip of a map as normal. Only what was shown can be kept: another choice asks anew.
+    """Controls to accept the selected clip of a map as normal, after a preview of the effect.
 
-    review : `asdlib.studies.accepted.Review`, who knows what accepting a clip does to the view's system
-    beside : further buttons, in front of its own
+    review : `asdlib.studies.accepted.Review`, computes the effect on the decisions of the view's system
+    beside : buttons to show in front of its own
     """
 
     def __init__(self, model: EmbeddingMap, review, beside: Sequence[ipywidgets.Widget] = ()):
         self.model, self.review = model, review
         self.words = controls.Region()
-        self.show = self._button("This is normal", "show", self._show, "Show what changes if it is accepted")
-        self.keep = self._button("Keep", "keep", self._keep, "Accept it as normal, as shown")
+        self.show = self._button("This is normal", "show", self._show, "Preview what changes if accepted")
+        self.keep = self._button("Keep", "keep", self._keep, "Accept the clip as normal, as previewed")
         self.list = ipywidgets.VBox()
         self.words.add_class("asd-accept-words")
         self.list.add_class("asd-accept-list")
@@ -50,11 +49,11 @@ class AcceptView(ipywidgets.VBox):
         self.show.disabled, self.keep.disabled, self.words.value = self.model.row < 0, True, ""
 
     def _say(self, act, *given) -> bool:
-        """Do something and say what it answers, or why it was refused."""
+        """Call a function and show its answer or the reason of a refusal; return whether it succeeded."""
         try:
             words, refused = act(*given), False
-        except errors.InputError as refusal:
-            words, refused = str(refusal), True
+        except errors.InputError as error:
+            words, refused = str(error), True
         self.words.value = f'<div class="asd-accept-text">{html.escape(words)}</div>'
         return not refused
 
@@ -75,7 +74,7 @@ class AcceptView(ipywidgets.VBox):
         self._listed()
 
     def _listed(self) -> None:
-        """What is accepted, each with a button that takes it back."""
+        """List the accepted clips, each with a button to revoke it."""
         lines = []
         for one in self.review.listed().itertuples():
             name = one.file.rsplit("/", 1)[-1]

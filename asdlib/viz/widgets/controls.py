@@ -1,8 +1,8 @@
-"""Controls that ipywidgets lacks: a weight with a slider and a number box, both with a name that a screen
-reader speaks, and a region that is read out when its words change. ipywidgets' slider handles have no
-accessible name and none can be given them (METHOD 8.5), and a live region must outlive its content.
+"""Accessible controls that ipywidgets lacks: a labeled slider with a number box, and a live region.
 
-The scripts use the browser's own elements, ask nothing of the network and are part of the notebook's output.
+The slider handles of ipywidgets have no accessible name (METHOD 8.5), and a live region must exist before its
+content changes. The scripts use standard HTML elements, make no network requests and are part of the
+notebook's output.
 Source: METHOD 8.5.  Notebook: 08_tuning
 """
 
@@ -18,8 +18,9 @@ HERE = Path(__file__).resolve().parent
 
 
 class Weight(anywidget.AnyWidget):
-    """A number from 0 to 1: slider and number box, always equal; another number is refused in words. `label`
-    names both; keys: arrows, Page up and down, Home, End.
+    """A number from 0 to 1 as a slider and a linked number box, both labeled with `label`.
+
+    Keys: arrows, Page up and down, Home, End. Invalid numbers are rejected with a message.
     """
 
     _esm = (HERE / "weight.js").read_text(encoding="utf-8")
@@ -30,7 +31,7 @@ class Weight(anywidget.AnyWidget):
 
 
 class Region(anywidget.AnyWidget):
-    """Words that are read out politely when they change; `value` is HTML."""
+    """A polite live region: screen readers announce changes of `value` (HTML)."""
 
     _esm = """
 export default { render({ model, el }) {
@@ -45,9 +46,9 @@ export default { render({ model, el }) {
 
 
 class Drawing(anywidget.AnyWidget):
-    """An SVG in two layers of one size; `live` is sent alone where only the marks move.
+    """An SVG of two layers of the same size; if only marks move, only `live` is sent.
 
-    Sends {kind: "click" or "hover", x, y} in the drawing's units; {text} is shown beside the pointer.
+    Sends {kind: "click" or "hover", x, y} in the drawing's units; a received {text} is shown as a tooltip.
     """
 
     _esm, _css = HERE / "drawing.js", HERE / "widgets.css"
@@ -55,8 +56,7 @@ class Drawing(anywidget.AnyWidget):
 
 
 class Keys(anywidget.AnyWidget):
-    """Invisible: gives keys back to the focused control. JupyterLab in command mode takes arrows and Enter
-    from menus and buttons in outputs.
+    """Invisible widget that keeps JupyterLab's command mode from capturing keys of controls in outputs.
 
     within : CSS selector of the boxes whose controls keep their keys
     """
@@ -75,15 +75,13 @@ export default { render({ model }) {
 
 
 class DualView:
-    """One output with two faces: the widget in JupyterLab, the HTML in reports, which show no widgets and run
-    no scripts.
-    """
+    """An output with two versions: a widget for JupyterLab, and HTML for reports, which run no scripts."""
 
     def __init__(self, widget, html: Callable[[], str]):
         self.widget, self.html = widget, html
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        """Both faces; Jupyter shows the first it can."""
+        """Return both versions; Jupyter shows the richest that it supports."""
         found = self.widget._repr_mimebundle_(include=include, exclude=exclude)
         bundle, metadata = found if isinstance(found, tuple) else (found, {})
         return dict(bundle or {}) | {"text/html": self.html()}, metadata

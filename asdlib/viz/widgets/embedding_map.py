@@ -1,8 +1,7 @@
-"""The embedding map in JupyterLab: clips to filter, select, hear, see and compare. In a report, which runs no
-script: small multiples of the maps, and lists with players.
+"""The interactive embedding map for JupyterLab, and its static version for reports: maps, lists, players.
 
-Filled: test clips, hollow: training clips. All colors of text and ground are the theme's. Source: METHOD 8.4,
-8.5.  Notebook: 06_embeddings
+Filled marks are test clips, hollow ones training clips. Text and background use the colors of the theme.
+Source: METHOD 8.4, 8.5.  Notebook: 06_embeddings
 """
 
 from __future__ import annotations
@@ -28,14 +27,16 @@ from asdlib.viz.widgets.clip_media import ClipMedia
 from asdlib.viz.widgets.map_model import CSV_COLUMNS, FILTERS, WHY, EmbeddingMap, short
 
 HERE = Path(__file__).resolve().parent
-LEVELS = 64  # steps of a numeric coloring; one more code is for what is not known
-MOST_ROWS = 50  # of the table of selected clips; the CSV has all
+LEVELS = 64  # steps of a numeric coloring; one more code is for unknown values
+MOST_ROWS = 50  # of the table of selected clips; the CSV file contains all
 INK = "currentColor"
 
 
 class MapPanel(anywidget.AnyWidget):
-    """One map. xy : float32 pairs, 0..1, y upwards.  codes : uint8 triples (color, shape, bits: 1 test, 2
-    faint, 4 beyond the scale).  chosen, near, selected : numbers of points.
+    """One map.
+
+    xy : float32 pairs, 0..1, y upwards.  codes : uint8 triples (color, shape, bits: 1 test, 2 faint, 4
+        outside the color scale).  chosen, near, selected : indices of points
     """
 
     _esm, _css = HERE / "embedding_map.js", HERE / "widgets.css"
@@ -54,7 +55,7 @@ class Players(anywidget.AnyWidget):
 
 
 class ClipTable(anywidget.AnyWidget):
-    """A table whose rows choose and play their clip. rows : {row, cells}.  caption : "" hides the table."""
+    """A table whose rows select and play a clip.  rows : {row, cells}.  caption : "" hides the table."""
 
     _esm = HERE / "clip_table.js"
     columns, rows = traitlets.List().tag(sync=True), traitlets.List().tag(sync=True)
@@ -62,11 +63,11 @@ class ClipTable(anywidget.AnyWidget):
 
 
 class EmbeddingMapView(ipywidgets.VBox):
-    """The map and everything known about the chosen clip, in JupyterLab; in a report its static maps.
+    """The map and details of the selected clip in JupyterLab; static maps in a report.
 
-    explained : (row, system of the view) -> what explains that clip, as HTML, made when asked for; None: no
-        such button.  review : for "This is normal", see `accept.AcceptView`; None: no such button
-    listed : clips per reason of the list
+    explained : (row, system of the view) -> explanation as HTML, computed on request; None: no button
+    review : for "This is normal", see `accept.AcceptView`; None: no button
+    listed : number of clips per category of the list
     """
 
     def __init__(
@@ -91,13 +92,13 @@ class EmbeddingMapView(ipywidgets.VBox):
             description="search", placeholder="part of a name or attribute", continuous_update=True, **narrow
         )
         self.list = ipywidgets.Select(
-            description="worth hearing",
+            description="notable clips",
             rows=min(3 * listed + 1, 12),
             layout={"width": "calc(100% - 1rem)", "height": "auto", "flex_flow": "column"},
             style={"description_width": "auto"},
         )
         self.button = ipywidgets.Button(
-            description="Why this score", tooltip="What changed in the chosen clip, and what raised its score"
+            description="Why this score", tooltip="How the clip differs from normal; what raised its score"
         )
         asked = [self.button] * bool(explained)
         self.accept = accept.AcceptView(model, review, asked) if review else None
@@ -141,7 +142,7 @@ class EmbeddingMapView(ipywidgets.VBox):
         self._redraw()
         self._select()
 
-    # ---------------------------------------------------------------- what the user does
+    # ---------------------------------------------------------------- input
 
     def _choose(self, name: str, value: str | None) -> None:
         if not self._busy and value is not None:
@@ -154,7 +155,7 @@ class EmbeddingMapView(ipywidgets.VBox):
             }
 
     def _message(self, message: Mapping, number: int) -> None:
-        """A message of a map (0, 1) or of a table."""
+        """Handle a message from a map (0, 1) or a table."""
         kind, points = message.get("kind"), self._points[number]
         if kind in ("hover", "pick", "mark") and "number" in message:
             at = int(message["number"])
@@ -162,7 +163,7 @@ class EmbeddingMapView(ipywidgets.VBox):
                 return
             row, segment = int(points.row[at]), int(points.segment[at])
             if kind == "hover":
-                text = self.model.told(row).replace(": ", "\n", 1).replace(". ", "\n", 1)
+                text = self.model.describe(row).replace(": ", "\n", 1).replace(". ", "\n", 1)
                 self.panels[number].send({"kind": "tip", "number": at, "text": text})
             elif kind == "mark":
                 self.model.mark(row)
@@ -194,7 +195,7 @@ class EmbeddingMapView(ipywidgets.VBox):
             self.players.send({"kind": "play"})
 
     def _explain(self) -> None:
-        """Compute and show why the chosen clip was scored so."""
+        """Compute and show the explanation of the selected clip's score."""
         if self.model.row < 0:
             self.reason.value = "<p>Choose a clip first.</p>"
             return
@@ -202,15 +203,15 @@ class EmbeddingMapView(ipywidgets.VBox):
         self.button.description = "computing"
         try:
             self.reason.value = str(self.explained(self.model.row, self.model.system))
-        except errors.InputError as refusal:
-            self.reason.value = f"<p>{html.escape(str(refusal))}</p>"
+        except errors.InputError as error:
+            self.reason.value = f"<p>{html.escape(str(error))}</p>"
         finally:
             self.button.disabled, self.button.description = False, before
 
-    # ---------------------------------------------------------------- what the user sees
+    # ---------------------------------------------------------------- output
 
     def _redraw(self) -> None:
-        """Maps, menus, legend and list where they changed, then the chosen clip."""
+        """Redraw maps, menus, legend and list if they changed, then the selected clip."""
         model = self.model
         now = (model.view, model.projection, model.items, model.color, model.beside, model.filters)
         if self._drawn != now:
@@ -281,7 +282,7 @@ class EmbeddingMapView(ipywidgets.VBox):
             )
 
     def _show(self) -> None:
-        """The chosen clip, or that there is none: marks and words, then sound, then pictures and tables."""
+        """Show the selected clip: marks and text, then audio, then pictures and tables."""
         model, row = self.model, self.model.row
         near = model.neighbors() if row >= 0 else None
         for number in range(1 + bool(model.beside)):
@@ -290,7 +291,7 @@ class EmbeddingMapView(ipywidgets.VBox):
                 panel.chosen = model.chosen(points)
                 dashed = row >= 0 and points.segment[0] < 0
                 panel.near = np.flatnonzero(np.isin(points.row, near["row"])).tolist() if dashed else []
-        self.words.value, self.reason.value, self._busy = html.escape(model.said(near)), "", True
+        self.words.value, self.reason.value, self._busy = html.escape(model.describe_chosen(near)), "", True
         places = [place for _, place in self.list.options]
         self.list.value = next((place for place in places if place and place[0] == row), None)
         self._busy = False
@@ -298,9 +299,7 @@ class EmbeddingMapView(ipywidgets.VBox):
             with self.players.hold_sync():
                 self.players.a = self.players.a_name = self.players.b = self.players.b_name = ""
             self.near.caption, self.near.rows = "", []
-            self.detail.value = (
-                "<p>The chosen clip is shown here: its pictures, its neighbors and its scores.</p>"
-            )
+            self.detail.value = "<p>The chosen clip is shown here: its pictures, neighbors and scores.</p>"
             return
         nearest = int(near["row"].iloc[0]) if len(near) else -1
         with self.players.hold_sync():
@@ -318,8 +317,8 @@ class EmbeddingMapView(ipywidgets.VBox):
             ]
             self.near.caption = f"Nearest training clips in the embedding, by {model.items}"
         caption = (
-            "Its scores. sd: distance from the mean of training clips; training below: share of training"
-            " clips with a lower score"
+            "Scores. sd: difference from the mean of training clips in standard deviations; training below:"
+            " share of training clips with a lower score"
         )
         scores = model.components(row)
         main = scores["component"].isin(("score", "alpha", "beta"))
@@ -333,17 +332,17 @@ class EmbeddingMapView(ipywidgets.VBox):
         self.detail.value = "".join(parts)
 
     def _select(self) -> None:
-        """The selected clips, ringed in the maps and listed below."""
+        """Mark the clips of the selection with rings in the maps, and list them."""
         model, rows = self.model, self.model.selected
         for number in range(1 + bool(model.beside)):
             ringed = np.flatnonzero(np.isin(self._points[number].row, rows))
             self.panels[number].selected = ringed.tolist()
         found = model.selection(MOST_ROWS)
-        system = model.system if model.system in model.standing else model.standing.columns[0]
+        system = model.system if model.system in model.sd else model.sd.columns[0]
         texts = found.assign(clip=[short(clip) for clip in found["clip"]])
         texts = texts[[*CSV_COLUMNS, f"{system} sd", f"{system} decision"]]
         texts[f"{system} sd"] = [tables.signed(f"{sd:+.1f}") for sd in texts[f"{system} sd"]]
-        more = f"; the first {MOST_ROWS} are shown, the CSV has all" if len(rows) > MOST_ROWS else ""
+        more = f"; {MOST_ROWS} are shown, the CSV file contains all" if len(rows) > MOST_ROWS else ""
         with self.selection.hold_sync():
             self.selection.columns = list(texts)
             self.selection.rows = [
@@ -353,19 +352,19 @@ class EmbeddingMapView(ipywidgets.VBox):
             self.selection.caption = f"Selected clips: {len(rows)}{more}" if rows else ""
 
     def _repr_mimebundle_(self, **wanted) -> dict:
-        """Two faces: the live view for Lab, the static maps for a report."""
+        """Return the interactive view for JupyterLab and the static maps for a report."""
         live = super()._repr_mimebundle_(**wanted)
         static = "".join(figure._repr_html_() for figure in static_maps(self.model))
         return (live or {}) | {"text/html": static}
 
 
 def _scale(steps: int) -> list[str]:
-    """Colors of the numeric scale from low to high."""
+    """Return the colors of the numeric scale from low to high."""
     return [to_hex(c) for c in matplotlib.colormaps[embedding_plots.NUMBERS](np.linspace(0, 1, steps))]
 
 
 def _legend(model: EmbeddingMap, points: Points) -> str:
-    """Names of colors and shapes, how many clips pass the filters, and what the axes are."""
+    """Return the legend: colors and shapes with counts, axes, number of clips that pass the filters."""
     marks, passing = "", model.passing(points.row)
     for number, (name, (color, shape)) in enumerate(zip(points.names, points.looks)):
         color = INK if points.value is not None or color == plots.BLACK else color
@@ -384,30 +383,28 @@ def _legend(model: EmbeddingMap, points: Points) -> str:
                 " sd from the training mean; ends: 2nd and 98th percentile",
             )
         beyond = int(np.sum((points.value < points.limits[0]) | (points.value > points.limits[1])))
-        dotted = f", the {beyond} beyond have a dot" if beyond else ""
+        dotted = f"; the {beyond} clips outside this range have a dot" if beyond else ""
         scale = f"<br>{html.escape(points.color)}: {low} {bar} {high}{unit}{dotted}"
     shown = f" {passing.sum()} of {len(passing)} pass the filters." if model.filters else ""
     return (
         f"<div>{marks}{scale}<br>{axes_words(model, points)}{shown} Filled: test, hollow: training, dashed"
-        " rings: nearest training clips, thin rings: selected. Drag to move; after a click on the map the"
-        " wheel zooms.</div>"
+        " rings: nearest training clips, thin rings: selected. Drag to move; click the map, then use"
+        " the mouse wheel to zoom.</div>"
     )
 
 
 def axes_words(model: EmbeddingMap, points: Points) -> str:
-    """What the two axes of the shown map are, in a sentence."""
+    """Describe the axes of the map in a sentence."""
     if points.projection == "PCA":
-        return f"PCA: the two axes hold {100 * model.explained():.0f} % of the variance."
-    return "UMAP: near means near; distances between groups and their sizes mean nothing."
+        return f"PCA: the two axes contain {100 * model.explained():.0f} % of the variance."
+    return "UMAP: neighborhoods are preserved; distances between groups and their sizes have no meaning."
 
 
-# ---------------------------------------------------------------- static twins
+# ---------------------------------------------------------------- static versions
 
 
 def static_maps(model: EmbeddingMap) -> list[plots.Plot]:
-    """The maps of all embeddings, clip by clip, as figures: OEVAE a row for each machine, the classifier one
-    for all.
-    """
+    """Plot the maps of all embeddings by clip: one row per machine for OEVAE, one row for the classifier."""
     out = []
     for system in dict.fromkeys(space.system for space in model.spaces.values()):
         rows, made = {}, ""
@@ -427,7 +424,7 @@ def static_maps(model: EmbeddingMap) -> list[plots.Plot]:
 
 
 def why_figure(model: EmbeddingMap, found: explain.Why) -> plots.Plot:
-    """What explains one clip, with where the training clips of its machine lie."""
+    """Plot the explanation of one clip, with the range of the training clips of its machine."""
     machine, scores = model.table["machine"].iloc[found.row], model.scores
     train = scores[
         (scores["machine"] == machine) & (scores["split"] == "train") & (scores["system"] == "oevae")
@@ -441,11 +438,9 @@ def why_figure(model: EmbeddingMap, found: explain.Why) -> plots.Plot:
 
 
 def listing(model: EmbeddingMap, media: ClipMedia, players: int) -> tables.Html:
-    """For each system with a map: the most anomalous clips, the missed ones and the false alarms, with
-    players, usable without any script.
+    """List most anomalous clips, missed anomalies and false alarms of each system, with players.
 
-    players : at most so many in all, shared evenly; a clip that stands in several lists has its player once.
-        Notebook: 06_embeddings
+    players : maximum number, divided evenly; a clip in several lists has one player.  Notebook: 06_embeddings
     """
     systems = list(dict.fromkeys(space.system for space in model.spaces.values()))
     n = max(players // (len(WHY) * len(systems)), 1)
@@ -455,7 +450,7 @@ def listing(model: EmbeddingMap, media: ClipMedia, players: int) -> tables.Html:
         for why, meaning in WHY.items():
             items = []
             for place in listed[listed["why"] == why].itertuples():
-                shown = '<p class="note">Its player stands further up.</p>' * (place.row in heard)
+                shown = '<p class="note">See the player above.</p>' * (place.row in heard)
                 if not shown and len(heard) < players:
                     heard.add(place.row)
                     shown = pages.sound(media.uri(place.row), short(place.clip))

@@ -1,8 +1,8 @@
-"""What the models see of two clips, side by side: every feature that a study sets, chosen by menus.
+"""Input features of two clips side by side, with the settings of a study.
 
-A clip is compared with a normal training clip of its machine, of the same domain and attribute values where
-there is one. In JupyterLab menus choose machine, clip and feature; a report shows the first feature of every
-machine's pair.
+A clip is compared with a normal training clip of its machine, if possible with the same domain and attribute
+values. In JupyterLab, menus select machine, clip and feature; a report shows the first feature of one pair
+per machine.
 
 Source: METHOD 3.2, 6.1.  Notebook: 02_preprocessing
 """
@@ -24,9 +24,7 @@ from asdlib.viz.widgets.controls import DualView
 
 
 class Feature(NamedTuple):
-    """One feature of a clip: float (bins, frames), or (bins,) of a whole-clip spectrum; Hz of the bins; s
-    between frames; unit; colors.
-    """
+    """One feature of a clip: values (bins, frames), or (bins,) for a whole-clip spectrum, and their axes."""
 
     values: np.ndarray
     hz: np.ndarray
@@ -36,10 +34,10 @@ class Feature(NamedTuple):
 
 
 class FeatureMenu:
-    """Pairs of clips and their features, as the settings of a study make them.
+    """Pairs of clips and their features, with the settings of a study.
 
     store : decoded recordings.  log_mel, branches : settings of OEVAE's features and of the classifier
-    severities : severity of the fault of each clip by name, NaN where unknown: the gravest come first
+    severities : fault severity of each clip by name, NaN if unknown; the most severe come first
     """
 
     def __init__(
@@ -55,7 +53,7 @@ class FeatureMenu:
         self.names += [f"phase as {kind}" for kind in features.PHASE if kind != branches.phase_repr]
 
     def ranked(self, machine: str) -> np.ndarray:
-        """Store rows of a machine, int (clips,): anomalies from grave to mild, other test clips, training."""
+        """Return store rows of a machine, int (clips,): anomalies by severity, other test clips, training."""
         table = self.store.clips.assign(severity=self.store.clips["clip"].map(self.severities))
         table = table[table["machine"] == machine]
         last = table.assign(train=table["split"] == "train", normal=table["label"] != "anomaly")
@@ -65,9 +63,7 @@ class FeatureMenu:
         return order.index.to_numpy()
 
     def partner(self, row: int) -> int:
-        """The normal training clip that a clip is compared with: of its machine, and most like it in domain
-        and attributes.
-        """
+        """Return the training clip of the machine that shares most attributes, incl. domain, with a clip."""
         table = self.store.clips
         same = ["domain", *(name for name in table if name.startswith("attr_"))]
         rows = (table["machine"] == table["machine"].iloc[row]) & (table["split"] == "train")
@@ -77,7 +73,7 @@ class FeatureMenu:
         )
 
     def feature(self, row: int, name: str) -> Feature:
-        """One feature of a clip, of `names`; levels in dB."""
+        """Return one feature of a clip, one of `names`; levels in dB."""
         s, b, rate = self.log_mel, self.branches, self.store.rate
         if name == "log-mel":
             shape = {"n_fft": s.n_fft, "n_mels": s.n_mels, "low_hz": s.low_hz, "high_hz": s.high_hz}
@@ -97,14 +93,14 @@ class FeatureMenu:
         hz = np.arange(n_fft // 2 + 1) * rate / n_fft
         if name == "phase":
             turns = b.phase_repr in ("angle", "if")
-            unit = {"gd": "half windows", "cossin": "weight · cosine"}.get(b.phase_repr, "rad")
+            unit = {"gd": "half windows", "cossin": "weighted cosine"}.get(b.phase_repr, "rad")
             return Feature(x * (np.pi if turns else 1), hz, hop_s, unit, "twilight" if turns else "PuOr")
         if name == "mel":
             hz = features.band_hz(b.n_mels, n_fft=n_fft, low_hz=0.0, high_hz=rate / 2, rate=rate)
         return Feature(20 * np.log10(x + 1e-5), hz, hop_s, "dB", "magma")
 
     def figure(self, row: int, name: str) -> plots.Plot:
-        """A feature of the partner, of the clip, and the clip less the partner."""
+        """Plot a feature of the partner, of the clip, and their difference."""
         rows = [self.partner(row), row]
         both = {self.words(one): self.feature(one, name) for one in rows}
         if len(both) == 1:  # a machine of a single clip
@@ -115,14 +111,14 @@ class FeatureMenu:
         return plots.side_by_side(values, one.hz, one.hop_s, unit=one.unit, colors=one.colors)
 
     def words(self, row: int) -> str:
-        """A clip in a few words: label, domain, what is known of its fault, number."""
+        """Describe a clip by label, domain, fault severity and number."""
         clip = self.store.clips.iloc[row]
         severity = self.severities.get(clip["clip"], np.nan)
-        grave = f", severity {severity:g}" if severity > 0 else ""
-        return f"{clip['label']}, {clip['domain']}{grave}, {clip['split']} clip {row}"
+        fault = f", severity {severity:g}" if severity > 0 else ""
+        return f"{clip['label']}, {clip['domain']}{fault}, {clip['split']} clip {row}"
 
     def players(self, row: int) -> tables.Html:
-        """Both clips of a pair to hear, with one gain."""
+        """Return players of both clips of a pair, with one gain."""
         rows = [self.partner(row), row]
         waves = [self.store.int16(one) / 32768.0 for one in rows]
         gain = audio.common_gain(waves)
@@ -130,7 +126,7 @@ class FeatureMenu:
         return tables.Html(f'<div class="clips">{"".join(shown)}</div>')
 
     def view(self) -> DualView:
-        """Menus for machine, clip and feature; in a report the first feature of every machine's pair."""
+        """Return menus for machine, clip and feature; in a report, the first feature of each pair."""
         machine = ipywidgets.Dropdown(options=self.machines, description="machine")
         clip = ipywidgets.Dropdown(description="clip", layout={"width": "30rem"})
         feature = ipywidgets.Dropdown(options=self.names, description="feature")
@@ -142,7 +138,7 @@ class FeatureMenu:
 
         def list_clips(_: Mapping | None = None) -> None:
             clip.options = [(self.words(row), int(row)) for row in self.ranked(machine.value)]
-            clip.index = 0  # new options choose none
+            clip.index = 0  # new options clear the selection
 
         machine.observe(list_clips, "value")
         for control in (clip, feature):

@@ -1,12 +1,12 @@
-"""What an embedding map shows: clips laid out in two dimensions, colored, filtered, chosen, selected.
+"""Model of the embedding map: clips in two dimensions with colors, filters, a chosen clip and a selection.
 
 Conventions
 -----------
 A view is a space (`projection.Space`), or one machine's part of it. A point is a clip or a segment. The
-chosen clip and the selected clips are kept by store row, so they are the same in both maps and stay where
-another view has them. Scores stand in standard deviations (sd) above the mean of the machine's normal
-training scores; a decision compares with the machine's threshold. Labels of test clips are shown, and enter
-no score. Color and shape say the same; where color is a number, the shape is the label.
+chosen clip and the selected clips are stored by store row: they are the same in both maps, and persist when
+the view changes to one that contains them. Scores are in standard deviations (sd) above the mean of the
+machine's normal training scores; decisions use the machine's threshold. Labels of test clips are shown but do
+not affect scores. Color and shape are redundant; with a numeric coloring, the shape shows the label.
 Source: METHOD 8.4, 8.5.  Notebook: 06_embeddings
 """
 
@@ -27,8 +27,8 @@ from asdlib.scoring import fusion
 from asdlib.viz import claims, embedding_plots, plots, tables
 from asdlib.viz.embedding_plots import COLORS, SHAPES, Points
 
-MOST_GROUPS = 16  # named values of a coloring; further ones are "other"
-DECISIONS = {  # of the clip's label and whether its score is above the threshold
+MOST_GROUPS = 16  # named values of a coloring; the rest are "other"
+DECISIONS = {  # by the clip's label, and whether its score is above the threshold
     "hit": (plots.VERMILION, "cross"),
     "miss": (plots.ORANGE, "down"),
     "false alarm": (plots.PURPLE, "triangle"),
@@ -61,15 +61,15 @@ CSV_COLUMNS = ["clip", "machine", "split", "domain", "label", "attributes"]
 
 
 class EmbeddingMap(HasTraits):
-    """All maps of a study and seed, with what is shown of them.
+    """All maps of a study and seed, and the state of the display.
 
-    view, projection, items, color : by name; the choices are `views`, `projections`, `all_items`, `colors`;
-        set them by `choose`
+    view, projection, items, color : names out of `views`, `projections`, `all_items`, `colors`; set with
+        `choose`
     beside : view of a second map, "": none
     filters : name of FILTERS or "search" -> value; clips that do not pass are faint and cannot be chosen
     row, segment : the chosen clip and segment; -1: none.  selected : store rows
-    spaces, xy : of `projection`.  table : the store's clip table.  scores : SCORE_COLUMNS of one seed.
-        decisions : of `metrics.decisions`
+    spaces, xy : from `projection`.  table : the store's clip table.  scores : SCORE_COLUMNS of one seed
+    decisions : from `metrics.decisions`
     raises : errors.InputError without a space
     """
 
@@ -100,8 +100,8 @@ class EmbeddingMap(HasTraits):
             if len(machines) > 1:
                 self.views |= {f"{space.name}, {name}": (space.name, name) for name in machines}
         row_of = {name: row for row, name in enumerate(table["clip"])}
-        self.standing, self._components = self._standing(row_of), {}
-        tested = claims.standing(scores, decisions)
+        self.sd, self._components = self._scores_in_sd(row_of), {}
+        tested = claims.standardized(scores, decisions)
         self._tested = tested.assign(row=tested["clip"].map(row_of).astype(int))
         margins = self._tested.pivot_table(index="row", columns="system", values="above_threshold")
         self.margins = margins.reindex(
@@ -119,8 +119,8 @@ class EmbeddingMap(HasTraits):
         made = [name for space, name, items in xy if space == self.views[first][0] and items == "clips"]
         super().__init__(view=first, projection=made[0], items="clips", color="label")
 
-    def _standing(self, row_of: Mapping[str, int]) -> pd.DataFrame:
-        """Score of every clip in sd above the normal training mean; index: store row, a column per system."""
+    def _scores_in_sd(self, row_of: Mapping[str, int]) -> pd.DataFrame:
+        """Return scores in sd above the normal training mean; index: store row, columns: systems."""
         own = self._referred[self._referred["component"] == "score"]
         train = own[own["split"] == "train"].groupby(["system", "machine"])["score"].agg(["mean", "std"])
         own = own.join(train, on=["system", "machine"])
@@ -132,22 +132,22 @@ class EmbeddingMap(HasTraits):
 
     @property
     def space(self) -> projection.Space:
-        """The space of the view."""
+        """Space of the view."""
         return self.spaces[self.views[self.view][0]]
 
     @property
     def all_items(self) -> list[str]:
-        """`clips`, and `segments` where clips have several."""
+        """Kinds of items: `clips`, and `segments` if clips have several."""
         return list(projection.ITEMS if self.space.segmented else projection.ITEMS[:1])
 
     @property
     def projections(self) -> list[str]:
-        """Projections that were made of the view's space and items."""
+        """Projections available for the view's space and items."""
         return [name for name in projection.PROJECTIONS if (self.space.name, name, self.items) in self.xy]
 
     @property
     def colors(self) -> list[str]:
-        """What the view can be colored by."""
+        """Colorings available for the view."""
         return self.colors_of(self.view)
 
     def _colors_of(self, view: str) -> list[str]:
@@ -155,21 +155,21 @@ class EmbeddingMap(HasTraits):
         names = ["machine"] * (len(set(self._machine[rows])) > 1) + ["domain", "label"]
         names += [f"attribute {key}" for key in index.attribute_keys(self.table.iloc[rows])]
         names += ["severity"] * bool(np.isfinite(self.severity[rows]).any())
-        return [*names, *(f"{what} {system}" for what in ("decision", "score") for system in self.standing)]
+        return [*names, *(f"{what} {system}" for what in ("decision", "score") for system in self.sd)]
 
     def rows(self, view: str) -> np.ndarray:
-        """Store rows of a view's clips."""
+        """Return the store rows of a view's clips, (clips,)."""
         name, machine = self.views[view]
         rows = self.spaces[name].rows
         return rows[self._machine[rows] == machine] if machine else rows
 
     @property
     def shown(self) -> set[int]:
-        """Store rows of the clips in the shown maps."""
+        """Store rows of the clips in the displayed maps."""
         return set(self.rows(self.view)) | set(self.rows(self.beside) if self.beside else ())
 
     def widest_attribute(self, view: str) -> str:
-        """The coloring by the view's attribute with most values that can still be named; "": no attribute."""
+        """Return the attribute with most values, up to MOST_GROUPS if possible, as a coloring; "": none."""
         table = self.table.iloc[self.rows(view)]
         counts = {key: table[f"attr_{key}"].nunique() for key in index.attribute_keys(table)}
         few = {key: count for key, count in counts.items() if count <= MOST_GROUPS} or counts
@@ -183,11 +183,11 @@ class EmbeddingMap(HasTraits):
         color: str = "",
         beside: str | None = None,
     ) -> None:
-        """Change what is shown; "" keeps it (beside: None keeps, "" takes the second map away).
+        """Change the display; "" keeps a value (beside: None keeps it, "" removes the second map).
 
-        What the new view does not have falls back to its first choice; clips that no shown map has are no
-        longer chosen or selected, and filters that it cannot have are dropped.
-        raises : errors.InputError for what the view asked for does not have
+        Values that the new view does not offer are replaced by its first choice. Clips that are in no
+        displayed map are deselected, and filters that do not apply are removed.
+        raises : errors.InputError for a value that the view does not offer
         """
         for name in (view, beside or ""):
             if name:
@@ -214,11 +214,11 @@ class EmbeddingMap(HasTraits):
 
     @property
     def system(self) -> str:
-        """Whose decisions are filtered and told: the view's system."""
+        """System of the view, whose decisions are shown and filtered."""
         return self.space.system
 
     def decisions(self, rows: np.ndarray, system: str) -> np.ndarray:
-        """Decision of clips by a system, one of DECISIONS each."""
+        """Return a system's decision on each clip, one of DECISIONS."""
         missing = np.full(len(self.table), np.nan)
         margin = (self.margins[system].to_numpy() if system in self.margins else missing)[rows]
         label = self.table["label"].to_numpy()[rows]
@@ -230,7 +230,7 @@ class EmbeddingMap(HasTraits):
         return found
 
     def filter_values(self, name: str) -> list[str]:
-        """Values that a filter can ask for in the view."""
+        """Return the values of a filter in the view."""
         return self._offered(self.view, name)
 
     def _values_of(self, view: str, name: str) -> list[str]:
@@ -249,9 +249,7 @@ class EmbeddingMap(HasTraits):
         return [one for one in KNOWN.get(name, ()) if one in found] or sorted(found)
 
     def passing(self, rows: np.ndarray) -> np.ndarray:
-        """Which clips pass all filters, bool like rows; a search finds parts of the name and the
-        attributes.
-        """
+        """Return the mask of clips that pass all filters; a search matches parts of names and attributes."""
         keep = np.ones(len(rows), bool)
         for name, value in self.filters.items():
             if name == "search":
@@ -272,7 +270,7 @@ class EmbeddingMap(HasTraits):
     def points(
         self, view: str = "", projection: str = "", items: str = "", color: str = ""
     ) -> embedding_plots.Points:
-        """The points of a view; "" is what is shown now, or the nearest to it that the view has."""
+        """Return the points of a view; "" is the current value, or else a value that the view offers."""
         other, view = bool(view) and view != self.view, view or self.view
         name = self.views[view][0]
         items = items or ("clips" if other else self.items)
@@ -296,9 +294,7 @@ class EmbeddingMap(HasTraits):
         if what not in ("score", "severity"):
             key = color.replace("attribute ", "attr_", 1)
             return Points(**facts, **_groups(self.table[key].to_numpy()[row], key))
-        value = (
-            self.severity[row] if what == "severity" else self.standing[which].reindex(row).to_numpy(float)
-        )
+        value = self.severity[row] if what == "severity" else self.sd[which].reindex(row).to_numpy(float)
         known = value[np.isfinite(value)]
         limits = tuple(np.quantile(known, [0.02, 0.98])) if len(known) else (0.0, 1.0)
         limits = limits if limits[1] > limits[0] else (limits[0], limits[0] + 1.0)
@@ -306,31 +302,35 @@ class EmbeddingMap(HasTraits):
         return Points(**facts, **groups, value=value, limits=limits)
 
     def chosen(self, points: Points) -> int:
-        """Number of the chosen point, -1: none."""
+        """Return the index of the chosen point, -1: none."""
         same = points.row == self.row
         if len(points.segment) and points.segment[0] >= 0:
             same &= points.segment == max(self.segment, 0)
         return int(np.argmax(same)) if self.row >= 0 and same.any() else -1
 
     def pick(self, row: int, segment: int = -1) -> None:
-        """Choose a clip of the shown maps, and a segment where segments are shown."""
+        """Choose a clip of the displayed maps, and a segment if segments are displayed.
+
+        raises : errors.InputError for a clip that is not displayed
+        """
         if row not in self.shown:
             raise errors.InputError(
-                f"clip {row} is not in the shown maps ({self.view}); choose a view that has it"
+                f"clip {row} is not in the displayed maps ({self.view}); choose a view that contains it"
             )
         with self.hold_trait_notifications():
             self.row, self.segment = int(row), int(segment if self.items == "clips" else max(segment, 0))
 
     def mark(self, row: int) -> None:
-        """Select a clip, or take it out of the selection."""
+        """Add a clip to the selection, or remove it."""
         self.selected = [r for r in self.selected if r != row] + [int(row)] * (row not in self.selected)
 
     def step(self, right: int, up: int, points: Points | None = None) -> bool:
-        """Choose the nearest point within 45° of a direction that passes the filters; without a choice the
-        one nearest to the middle.
+        """Choose the nearest point within 45° of a direction that passes the filters.
+
+        If no point is chosen yet, choose the one nearest to the center.
 
         right, up : (1, 0), (-1, 0), (0, 1) or (0, -1).  points : of the map in which to step
-        returns : False where nothing lies that way
+        returns : False if there is no such point
         """
         points = self.points() if points is None else points
         at, passing = self.chosen(points), self.passing(points.row)
@@ -350,8 +350,9 @@ class EmbeddingMap(HasTraits):
     # ---------------------------------------------------------------- facts of clips
 
     def neighbors(self, n: int = 5) -> pd.DataFrame:
-        """The n training clips next to the chosen item in the embedding, leave-clip-out: row, clip, distance,
-        domain, attributes.
+        """Return the n nearest other training clips of the chosen item.
+
+        returns : columns row, clip, distance (in the embedding), domain, attributes
         """
         own = np.flatnonzero(self.space.rows[self.space.of(self.items)[1]] == self.row)
         if not len(own):  # a clip of the second map
@@ -359,9 +360,7 @@ class EmbeddingMap(HasTraits):
         return self._near(self.space, self.items, self.row, n, max(self.segment, 0))
 
     def neighbors_of(self, system: str, row: int, n: int = 5) -> pd.DataFrame:
-        """`neighbors` of any clip in the space of a system; without a row where the system has no place for
-        it.
-        """
+        """Return `neighbors` of any clip in the space of a system; empty if the system did not embed it."""
         for space in self.spaces.values():
             if space.system == system and row in space.rows:
                 return self._near(space, "clips", row, n)
@@ -382,13 +381,15 @@ class EmbeddingMap(HasTraits):
         )
 
     def explained(self) -> float:
-        """Share of the variance of the view's space that its PCA keeps, 0..1."""
+        """Return the share of the variance of the view's space that its PCA preserves, 0..1."""
         name, items = self.space.name, self.items
         return projection.explained(self.spaces[name].of(items)[0], self.xy[name, "PCA", items])
 
     def components(self, row: int) -> pd.DataFrame:
-        """Every component that scored a clip: system, component, score, sd from the mean of training clips,
-        share of training clips below.
+        """Return all scores of a clip.
+
+        returns : columns system, component, score, sd (from the mean of training clips), training below
+            (share of training clips with a lower score)
         """
         machine, name, out = self._judged.iloc[row], self.table["clip"].iloc[row], []
         if machine not in self._components:
@@ -409,11 +410,11 @@ class EmbeddingMap(HasTraits):
                 out.append((*key, values[name], sd, below))
         return pd.DataFrame(out, columns=["system", "component", "score", "sd", "training below"])
 
-    def told(self, row: int) -> str:
-        """A clip in words: name, facts, score, decision."""
+    def describe(self, row: int) -> str:
+        """Describe a clip: name, attributes, score, decision."""
         facts, sd = self.table.iloc[row], np.nan
-        if self.system in self.standing:
-            sd = self.standing[self.system].get(row, np.nan)
+        if self.system in self.sd:
+            sd = self.sd[self.system].get(row, np.nan)
         words = ", ".join(
             [*facts[["machine", "split", "domain", "label"]], self.attributes[row] or "no attribute"]
         )
@@ -426,11 +427,8 @@ class EmbeddingMap(HasTraits):
             else f"{short(facts['clip'])}: {words}."
         )
 
-    def said(self, near: pd.DataFrame | None = None) -> str:
-        """The chosen clip in one sentence, for the eye and for a screen reader.
-
-        near : its `neighbors`, where they are known already
-        """
+    def describe_chosen(self, near: pd.DataFrame | None = None) -> str:
+        """Describe the chosen clip, as displayed and for screen readers.  near : its `neighbors`, if known"""
         if self.row < 0:
             return (
                 "No clip is chosen. Click a point, or use the arrow keys on the map; Enter plays, B switches"
@@ -442,14 +440,14 @@ class EmbeddingMap(HasTraits):
             f" Nearest training clip at distance {one.distance:.3g}: {short(one.clip)}."
             for one in near.itertuples()
         ]
-        return self.told(self.row) + part + "".join(near)
+        return self.describe(self.row) + part + "".join(near)
 
     def ranked_clips(self, system: str, n: int, machine: str = "") -> pd.DataFrame:
-        """The n test clips for each of WHY by one system: row, why, clip, machine, domain, label,
-        attributes, sd, above_threshold (sd).
+        """Return the first n test clips of each category of WHY for one system.
 
-        machine : "" takes all.  Sorted from the most telling.  Without labels or a threshold there are
-            neither missed clips nor false alarms.  Notebook: 06_embeddings
+        machine : "" for all
+        returns : columns row, why, clip, machine, domain, label, attributes, sd, above_threshold (sd); no
+            missed clips or false alarms without labels or a threshold.  Notebook: 06_embeddings
         """
         table = self._tested[self._tested["system"] == system]
         if machine:
@@ -465,19 +463,17 @@ class EmbeddingMap(HasTraits):
         return found[columns].rename(columns={"above_normal": "sd"})
 
     def selection(self, most: int | None = None) -> pd.DataFrame:
-        """The selected clips, the first `most` of them: CSV_COLUMNS, and of each system its score (sd) and
-        decision.
-        """
+        """Return the (first `most`) selected clips: CSV_COLUMNS, score (sd) and decision of each system."""
         rows = np.array(self.selected[:most], int)
         found = self.table.iloc[rows].assign(attributes=[self.attributes[row] for row in rows])[CSV_COLUMNS]
-        for system in self.standing:
-            found[f"{system} sd"] = self.standing[system].reindex(rows).to_numpy()
+        for system in self.sd:
+            found[f"{system} sd"] = self.sd[system].reindex(rows).to_numpy()
             found[f"{system} decision"] = self.decisions(rows, system)
         return found.reset_index(drop=True)
 
 
 def _groups(values: np.ndarray, key: str) -> dict:
-    """Group of each value, the names and their looks; known ones look as in all figures."""
+    """Return the group of each value, and names and styles of the groups (the same as in other figures)."""
     found, place_of = np.unique(np.asarray(values, dtype=str), return_inverse=True)
     if key in KNOWN:
         names = [name for name in KNOWN[key] if name in found]
@@ -496,5 +492,5 @@ def _groups(values: np.ndarray, key: str) -> dict:
 
 
 def short(clip: str) -> str:
-    """A clip's name without folder and ending."""
+    """Return a clip's name without folder and extension."""
     return clip.rsplit("/", 1)[-1].rsplit(".", 1)[0]

@@ -1,8 +1,8 @@
-"""The tuner in JupyterLab and in reports: controls, drawings, tables and the button that writes the file.
+"""The tuner in JupyterLab and in reports: controls, drawings, tables, and a button that saves the point.
 
-`TunerView` shows it: `live` (controls, one large panel, table, pins, all curves on demand) and `chosen` (map
-of Ω, rules, buttons), each with a static face for reports. A change of ω sends marks and numbers only.
-Everything that takes a click also has a control for the keyboard.
+`TunerView` has two widgets: `live` (controls, one large panel, table, pins, all curves on demand) and
+`chosen` (map of Ω, rules, buttons), each with a static version for reports. A change of ω sends only marks
+and numbers. Everything that can be clicked can also be operated by keyboard.
 
 Class names for tests and styles: asd-tuner, asd-omega, asd-eta, asd-k, asd-kscale, asd-system, asd-metric,
 asd-machine, asd-tuner-panel, asd-tuner-table, asd-tuner-counts, asd-tuner-words (read out), asd-tuner-notes,
@@ -35,19 +35,19 @@ from asdlib.viz.widgets.tuner_model import Tuner
 
 LETTERS = {"default": "D", "training": "T", "oracle": "O"}
 NAMES = [*(tables.METRIC_NAMES[name] for name in COLUMNS[:3]), "harmonic mean, Ω"]
-LABELS = {"omega": "ω, share of α", "eta": "η, share of OEVAE"}
-REST_S = 0.25  # a point that rests so long has its decisions counted: 20 ms per machine do not follow a key
+LABELS = {"omega": "ω, weight of α", "eta": "η, weight of OEVAE"}
+REST_S = 0.25  # delay before decisions are counted, which takes 20 ms per machine
 PRIORS = (
-    "k_scale ties the prior of the VAE to the condition. Trained: the study's own VAE. Refitted: the VAE"
-    " alone, trained again with this k_scale on the embeddings as they are."
+    "k_scale ties the prior of the VAE to the condition. Trained: the study's own VAE. Refitted: a VAE"
+    " trained with this k_scale on the unchanged embeddings."
 )
 
 
 class TunerView:
-    """A tuner to look at.
+    """View of a tuner.
 
-    tuner : the model.  path : where the button writes.  paper : whether the paper's rows belong beside ours
-        (never for synthetic machines)
+    tuner : the model.  path : file that the button writes
+    paper : whether to show the paper's results (never for synthetic machines)
     """
 
     def __init__(self, tuner: Tuner, path: Path, paper: bool):
@@ -131,7 +131,7 @@ class TunerView:
             )
             for name, rule in self.tuner.rules.items()
         ]
-        save = _button(f"Write {self.path.name}", "asd-save", self._save)
+        save = _button(f"Save {self.path.name}", "asd-save", self._save)
         save.button_style = "primary"
         row = ipywidgets.HBox([*buttons, save, self.status], layout={"flex_flow": "row wrap"})
         keys = controls.Keys(within=".asd-tuner-chosen")
@@ -143,13 +143,13 @@ class TunerView:
         try:
             self.tuner.save(self.path)
             self.status.value = (
-                f"written to {tables.escape(self.path)}; chosen {tables.escape(self.tuner.rule())}"
+                f"saved to {tables.escape(self.path)}; chosen by {tables.escape(self.tuner.rule())}"
             )
         except errors.InputError as refusal:
             self.status.value = str(tables.escape(refusal))
 
     def _pin(self, letter: str) -> None:
-        """Keep the point under a letter; two of them are compared."""
+        """Pin the point under a letter; two pinned points are compared."""
         self.pinned[letter], self.goes[letter].disabled = (self.tuner.system, self.tuner.choice), False
         self.drawn["pins"].value = self.pins_html()
         self._tick()
@@ -159,7 +159,7 @@ class TunerView:
         self.tuner.choose(self.pinned[letter][1])
 
     def _panel_message(self, message: dict) -> None:
-        """A click on the panel sets ω; the pointer is told the values there."""
+        """Set ω by a click on the panel; show the values in a tooltip while hovering."""
         omega = self.panel.omega_at(message["x"])
         if message["kind"] == "click":
             self.tuner.omega = omega
@@ -169,11 +169,11 @@ class TunerView:
         low, high = (np.interp(omega, every[0], every[1][:, side, i, j]) for side in (0, 1))
         value = self.tuner.curves()[at, i, j]
         text = f"ω {self.tuner.sweep.omegas[at]:.2f}: {NAMES[j]} {tables.number(value)}\n"
-        text += f"against the default [{low:+.3f}, {high:+.3f}]\nclick: go there"
+        text += f"difference from the default [{low:+.3f}, {high:+.3f}]\nclick to select"
         self.drawn["panel"].send({"text": tables.signed(text)})
 
     def _map_message(self, message: dict) -> None:
-        """A click on the map goes to the point; the pointer is told its Ω."""
+        """Select a point by a click on the map; show Ω in a tooltip while hovering."""
         place = self.map.point_at(message["x"], message["y"])
         if place is None:
             if message["kind"] == "hover":
@@ -198,9 +198,9 @@ class TunerView:
         self._tick() if change.name == "omega" else self._redraw()
 
     def _redraw(self) -> None:
-        """The curve, the map where another one holds, then what a tick draws."""
+        """Redraw the curve, the map if it changed, and the marks."""
         tuner = self.tuner
-        self.drawn["panel"].still = svg(*self.panel.size, self._curve(), self._told())
+        self.drawn["panel"].still = svg(*self.panel.size, self._curve(), self._caption())
         if (tuner.system, tuner.slot()) != self._mapped:
             self._mapped = tuner.system, tuner.slot()
             self.drawn["map"].still = svg(*self.map.size, self._map(), MAPPED)
@@ -234,36 +234,34 @@ class TunerView:
         return self.panel.live(self.tuner.omega, table[i, j], marks)
 
     def _able(self) -> None:
-        """Controls that change nothing at this point are disabled, and say why."""
+        """Disable controls without an effect at this point, and give the reason."""
         tuner, why = self.tuner, {}
         if tuner.system == "oevae":
-            why["eta"] = "oevae is shown alone: η has nothing to weigh"
+            why["eta"] = "η has no effect on oevae alone"
         elif tuner.eta == 0:
-            why |= dict.fromkeys(
-                ("omega", "k", "prior"), "η is 0, the classifier alone: nothing of OEVAE counts"
-            )
+            why |= dict.fromkeys(("omega", "k", "prior"), "η is 0: OEVAE has no weight")
         if tuner.omega == 1:
             why.setdefault("k", "ω is 1: β has no weight")
         if tuner.omega == 0:
             why.setdefault("prior", "ω is 0: α has no weight")
         for name in ("k", "prior", "system"):
             if len(self.menus[name].options) < 2:
-                why.setdefault(name, "the study has one value only")
+                why.setdefault(name, "the study has only one value")
         names = {"omega": "ω", "eta": "η", "k": "k of kNN", "prior": "k_scale", "system": "system"}
         for name, control in (self.weights | self.menus).items():
             control.disabled = name in why
-        told: dict[str, list[str]] = {}
+        reasons: dict[str, list[str]] = {}
         for name, reason in why.items():
             if name in self.weights or name in self.menus:
-                told.setdefault(reason, []).append(names[name])
-        lines = [f"Disabled: {', '.join(found)} ({reason})." for reason, found in told.items()]
+                reasons.setdefault(reason, []).append(names[name])
+        lines = [f"Disabled: {', '.join(found)} ({reason})." for reason, found in reasons.items()]
         self.drawn["notes"].value = "<br>".join(html.escape(line) for line in [PRIORS, *lines])
 
     def _all_curves(self) -> None:
         self.drawn["curves"].value = self.curves_figure()._repr_html_() if self.all.value else ""
 
     def _count_later(self) -> None:
-        """Count the decisions once the point rests; without a running kernel at once."""
+        """Count the decisions after a short pause; immediately if no event loop is running."""
         if self._timer is not None:
             self._timer.cancel()
         try:
@@ -271,7 +269,7 @@ class TunerView:
         except RuntimeError:
             self._count()
             return
-        self.drawn["counts"].value = "<p>Decisions at this point: counted when it rests.</p>"
+        self.drawn["counts"].value = "<p>Decisions at this point: being counted.</p>"
         self._timer = loop.call_later(REST_S, self._count)
 
     def _count(self) -> None:
@@ -287,25 +285,26 @@ class TunerView:
         name = f"{name} of {self.tuner.system}" + (f" at η {eta:g}" if eta is not None else "")
         return self.map.still(values, name, letters)
 
-    def _told(self) -> str:
+    def _caption(self) -> str:
         i, j = self._panel_place
-        return f"{NAMES[j]} of {self.rows[i]} over ω, with the interval of its gain over the default"
+        return f"{NAMES[j]} of {self.rows[i]} over ω, with the interval of the difference from the default"
 
     def sentence(self, table: np.ndarray) -> str:
-        """The point in words, and whether it differs from the default."""
+        """Return a sentence on the point and its difference from the default."""
         tuner = self.tuner
         eta = f", η {tuner.eta:.2f}" if tuner.system == "ensemble" else ""
         point = f"{tuner.system}, ω {tuner.omega:.2f}{eta}, k {tuner.k}, k_scale {tuner.prior}"
-        told = f"{point}: Ω {tables.number(table[-1, 3])}"
+        text = f"{point}: Ω {tables.number(table[-1, 3])}"
         gain = table[-1, 3] - tuner.parts.point(tuner.system, tuner.parts.default)[-1, 3]
         if tuner.choice == tuner.parts.default or not np.isfinite(gain):
-            return told + ("; this is the default" if tuner.choice == tuner.parts.default else "")
+            return text + ("; this is the default" if tuner.choice == tuner.parts.default else "")
         low, high = tuner.interval(gain=True)[:, -1, 3]
-        apart = "more" if low > 0 else "less" if high < 0 else "not told apart"
-        return tables.signed(f"{told}; {gain:+.3f} [{low:+.3f}, {high:+.3f}] against the default: {apart}")
+        verdict = "better" if low > 0 else "worse" if high < 0 else "not significant"
+        change = f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]"
+        return tables.signed(f"{text}; difference from the default {change}: {verdict}")
 
     def table_html(self, table: np.ndarray) -> tables.Html:
-        """All metrics of the point with intervals, the paper's rows below."""
+        """Return all metrics of the point with intervals, and the paper's results."""
         low, high = self.tuner.interval()
         lines = []
         for i, name in enumerate(self.rows):
@@ -317,16 +316,16 @@ class TunerView:
         return tables.styled(pd.DataFrame(lines, columns=["", *NAMES[:3], "harm. mean, Ω"]), note)
 
     def counts_html(self) -> tables.Html:
-        """Decisions at the point, per machine."""
+        """Return the decisions at the point, per machine."""
         found = sweeps.counts(self.tuner.parts, self.tuner.system, self.tuner.choice)
         names = ["", "hits", "misses", "false alarms", "correct rejections"]
         lines = [(name, *map(int, row)) for name, row in zip(self.tuner.parts.machines, found)]
         return tables.styled(
-            pd.DataFrame(lines, columns=names), "Decisions at this point, by thresholds of training scores"
+            pd.DataFrame(lines, columns=names), "Decisions at this point; thresholds from training scores"
         )
 
     def pins_html(self) -> tables.Html:
-        """The pinned points, and what B gains over A on the same resamples."""
+        """Return the pinned points, and the difference B − A on the same resamples."""
         lines = []
         for letter, (system, choice) in sorted(self.pinned.items()):
             eta = f", η {choice.eta:.2f}" if system == "ensemble" else ""
@@ -338,7 +337,7 @@ class TunerView:
         return tables.styled(pd.DataFrame(lines, columns=["pinned, all machines", *NAMES]))
 
     def rules_html(self, tuner: Tuner) -> tables.Html:
-        """What each rule chooses, what it reaches there, and on what grounds."""
+        """Return the point chosen by each rule, its results, and the reason."""
         system, lines = tuner.parts.systems[-1], []
         for name, rule in tuner.rules.items():
             cells = ["—"] * 6
@@ -348,23 +347,12 @@ class TunerView:
                 cells += [_cell(*row) for row in tuner.reached(choice)]
                 cells[5] = cells[5] if choice != tuner.parts.default else "—"
             lines.append((f"{LETTERS[name]}: {sweeps.named(name)}", *cells, rule.why))
-        names = [
-            "rule",
-            "ω",
-            "η",
-            "k",
-            "k_scale",
-            f"Ω of {system}",
-            "gain over the default",
-            "on what grounds",
-        ]
+        names = ["rule", "ω", "η", "k", "k_scale", f"Ω of {system}", "gain over the default", "reason"]
         return tables.styled(pd.DataFrame(lines, columns=names))
 
     @matplotlib.rc_context(plots.STYLE)
     def curves_figure(self) -> plots.Plot:
-        """Small multiples: a row for each machine and for all, a column for each metric, curves with their
-        bands.
-        """
+        """Draw curves with bands: one row per machine and one for all, one column per metric."""
         tuner, alt = (
             self.tuner,
             f"{', '.join(NAMES)} over ω of {', '.join(self.rows)}; numbers are in the table",
@@ -390,15 +378,15 @@ class TunerView:
             axes[i, 0].set_ylabel(name)
         return figure
 
-    # ---------------------------------------------------------------- static faces
+    # ---------------------------------------------------------------- static versions
 
     def live_html(self) -> str:
-        """The panel and all curves with the point marked, and the tables, without controls: for reports."""
+        """Return panel, curves and tables without controls, for reports."""
         table = self.tuner.table()
-        drawing = svg(*self.panel.size, self._curve() + self._mark(table), self._told())
+        drawing = svg(*self.panel.size, self._curve() + self._mark(table), self._caption())
         words = f"<p><strong>{tables.escape(self.sentence(table))}</strong></p>"
         return (
-            picture(drawing, self._told())
+            picture(drawing, self._caption())
             + words
             + self.table_html(table)
             + self.counts_html()
@@ -406,23 +394,23 @@ class TunerView:
         )
 
     def chosen_html(self) -> str:
-        """Map and rules, for reports."""
+        """Return map and rules, for reports."""
         body = self._map() + self.map.live(self.tuner.choice, {})
         return picture(svg(*self.map.size, body, MAPPED), MAPPED) + self.rules_html(self.tuner)
 
 
 def paper_machines(machines: tuple[str, ...], synthetic: bool) -> str:
-    """Why there are, or are not, rows of the paper beside these machines, in words."""
+    """Explain why results of the paper are shown for these machines, or not."""
     shared = [machine for machine in machines if machine in metrics.PAPER_TABLE1]
     if synthetic or not shared:
-        return "No row of the paper's Table 1 is drawn: " + (
+        return "No results of the paper's Table 1 are shown: " + (
             "the machines are synthetic." if synthetic else "no machine of this study is in it."
         )
-    return f"Dashed: OEVAES in the paper's Table 1, for {', '.join(shared)}."
+    return f"Dashed: OEVAES in the paper's Table 1, of {', '.join(shared)}."
 
 
 def _paper_row(machine: str) -> np.ndarray:
-    """The paper's own system on a machine, fractions: AUC source, AUC target, pAUC, harmonic mean."""
+    """Return the results of the paper's system: AUC source, AUC target, pAUC, harmonic mean; fractions."""
     rows = metrics.paper_table1()
     own = rows[
         (rows["system"] == f"paper_{metrics.PAPER_SYSTEMS[-1]}") & (rows["machine"] == machine)

@@ -23,23 +23,21 @@ MAPPED = "map of Ω over ω, k and k_scale with the choices of the rules; they a
 
 
 def svg(width: float, height: float, body: str, label: str = "") -> str:
-    """A drawing; without a label it is a layer that adds nothing for a screen reader."""
+    """Return an SVG; without a label it is hidden from screen readers."""
     role = f'role="img" aria-label="{html.escape(label)}"' if label else 'aria-hidden="true"'
     frame = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}"'
-    look = (
-        'style="display:block;color-scheme:light dark"'  # as an <img> of a page; inline the ink is inherited
-    )
+    look = 'style="display:block;color-scheme:light dark"'  # for an <img>; inline, colors are inherited
     return f'{frame} viewBox="0 0 {width:.0f} {height:.0f}" {role} {FONT} {look}>{body}</svg>'
 
 
 def text(x: float, y: float, words: str, anchor: str = "start", more: str = "") -> str:
-    """Words at (x, y), px, as SVG.  anchor : start, middle or end.  more : further attributes, not escaped"""
+    """Return text at (x, y), px, as SVG.  anchor : start, middle or end.  more : attributes, not escaped"""
     place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
     return f'<text {place} fill="currentColor" {more}>{html.escape(words)}</text>'
 
 
 def picture(drawing: str, alt: str) -> tables.Html:
-    """A drawing as one <img>, as reports show figures."""
+    """Return a drawing as an <img>, as in reports."""
     data = base64.b64encode(drawing.encode()).decode()
     return tables.Html(
         f'<div class="plot" tabindex="0"><img alt="{html.escape(alt)}"'
@@ -52,8 +50,10 @@ def _path(points, more: str) -> str:
 
 
 class Panel:
-    """One metric over ω. The band is the interval of the *difference* to the default, drawn around the
-    default's value: where it leaves the line of the default, ω makes a difference.
+    """One metric over ω.
+
+    The band is the interval of the *difference* from the default, drawn around the default's value: where it
+    excludes the line of the default, the difference is significant.
     """
 
     size = LEFT + WIDE + 70, TOP + HIGH + 58
@@ -66,7 +66,7 @@ class Panel:
         return LEFT + np.asarray(omega) * WIDE, TOP + HIGH * (1 - share)
 
     def omega_at(self, x: float) -> float:
-        """ω at a place of the drawing, to 0.01."""
+        """Return ω at a position of the drawing, rounded to 0.01."""
         return round(min(max((x - LEFT) / WIDE, 0.0), 1.0), 2)
 
     def still(
@@ -79,7 +79,7 @@ class Panel:
         name: str,
         paper: float,
     ) -> str:
-        """Axes, curve (W,) and band (V, 2) around the default's value `usual`; fixes the range for `live`."""
+        """Draw axes, curve (W,) and band (V, 2) around the default value `usual`; set the range of `live`."""
         out = [text(LEFT, 16, name, more='font-weight="600"')]
         out.append(
             f'<rect x="{LEFT}" y="{TOP}" width="{WIDE}" height="{HIGH}" fill="none" stroke="currentColor"'
@@ -119,7 +119,7 @@ class Panel:
         return "".join([*out, text(LEFT, TOP + HIGH + 52, legend)])
 
     def live(self, omega: float, value: float, pins: dict[str, tuple[float, float]]) -> str:
-        """A line at ω and a mark at its value; the letters of pinned points."""
+        """Draw a line at ω, a mark at its value, and the letters of pinned points."""
         x = LEFT + omega * WIDE
         out = [_path([(x, TOP), (x, TOP + HIGH)], 'stroke="currentColor" stroke-opacity="0.5"')]
         for letter, (at, height) in pins.items():
@@ -142,19 +142,19 @@ class PointMap:
         self.size = self.right + 30, MAP_TOP + len(self.rows) * CELL_HIGH + 56
 
     def place(self, choice: Choice) -> tuple[float, float]:
-        """The middle of a point's cell."""
+        """Return the center of a point's cell."""
         column, row = choice.omega * (len(self.omegas) - 1), self.rows.index((choice.prior, choice.k))
         return MAP_LEFT + (column + 0.5) * CELL_WIDE, MAP_TOP + (row + 0.5) * CELL_HIGH
 
     def point_at(self, x: float, y: float) -> tuple[str, int, float] | None:
-        """Prior, k and ω of the cell at a place of the drawing; None outside."""
+        """Return prior, k and ω of the cell at a position of the drawing; None outside."""
         column, row = int((x - MAP_LEFT) // CELL_WIDE), int((y - MAP_TOP) // CELL_HIGH)
         if not (0 <= column < len(self.omegas) and 0 <= row < len(self.rows)):
             return None
         return *self.rows[row], float(self.omegas[column])
 
     def still(self, values: np.ndarray, name: str, letters: dict[str, Choice]) -> str:
-        """Cells and letters.  values : (P, K, W).  name : of what they are."""
+        """Draw cells and letters.  values : (P, K, W).  name : of the values"""
         flat = values.reshape(len(self.rows), -1)
         low, high = (np.nanmin(flat), np.nanmax(flat)) if np.isfinite(flat).any() else (0.0, 1.0)
         colors = matplotlib.colormaps["cividis"]((flat - low) / max(high - low, 1e-9))
@@ -193,7 +193,7 @@ class PointMap:
         return "".join(out)
 
     def live(self, choice: Choice, pins: dict[str, Choice]) -> str:
-        """A frame around the point, and the letters of pinned points."""
+        """Draw a frame around the point, and the letters of pinned points."""
         x, y = self.place(choice)
         frame = f'x="{x - 16:.1f}" y="{y - CELL_HIGH / 2 - 1:.1f}" width="32" height="{CELL_HIGH + 2}" rx="3"'
         out = [

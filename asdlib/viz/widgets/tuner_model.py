@@ -1,11 +1,9 @@
-"""One point of ω, η, k and k_scale with all its metrics, what it gains over the default, and the file that
-keeps it.
+"""Model of the tuner: metrics of one point of ω, η, k and k_scale, its gain over the default, and its file.
 
 `Tuner` is a traitlets class without widgets: set `omega`, `eta`, `k`, `prior` or `system`, read `table()`,
-`curves()`, `bands()`, `gains()`, `map()`. A tick (`table`) costs less than 1 ms for 7 machines × 200 clips
-and equals recomputation by scikit-learn; curves are looked up in the `Sweep`, or made at once for an η that
-is not in it. `save` writes the point as a TOML file that any study can include, with the rule that chose it:
-a point chosen by hand was chosen in sight of test labels.
+`curves()`, `bands()`, `gains()`, `map()`. `table` takes less than 1 ms for 7 machines × 200 clips; curves are
+looked up in the `Sweep`, or computed if it does not contain the η. `save` writes the point as a TOML file
+that any study can include, with the rule that chose it. Choices by hand are made with test labels visible.
 
 Sources: METHOD 3.7, 8.5.  Notebook: 08_tuning
 """
@@ -21,9 +19,9 @@ from asdlib import errors, io
 from asdlib.analysis import tuning as sweeps
 from asdlib.analysis.tuning import Choice, Parts
 
-BY_HAND = "hand, in sight of test labels: not a claim"
+BY_HAND = "hand, with test labels visible: not a claim"
 BATCH = "a batch run"
-WORTH = 0.3  # rank correlation from which the training rule is worth a word
+VALID = 0.3  # rank correlation above which the training rule counts as useful
 
 
 class Tuner(traitlets.HasTraits):
@@ -41,7 +39,7 @@ class Tuner(traitlets.HasTraits):
     def __init__(self, parts: Parts, sweep: sweeps.Sweep, seed: int = 0):
         self.parts, self.sweep, self._weights = parts, sweep, sweeps.resamples(parts, seed)
         self.rules = sweeps.rules(parts, sweep, seed)
-        self.worth, self._quality = sweeps.rule_validity(parts, sweep), sweeps.quality(parts, sweep)
+        self.validity, self._quality = sweeps.rule_validity(parts, sweep), sweeps.quality(parts, sweep)
         self._made: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
         self._usual = sweeps.default_replicates(parts, parts.systems[-1], self._weights)
         super().__init__(system=parts.systems[-1], **parts.default._asdict())
@@ -70,8 +68,9 @@ class Tuner(traitlets.HasTraits):
             self.omega, self.eta, self.k, self.prior = choice
 
     def table(self) -> np.ndarray:
-        """All metrics of the point, float64 (machines + 1, 4): AUC source, AUC target, pAUC, hmean; the last
-        row is all, with Ω.
+        """Return all metrics of the point, float64 (machines + 1, 4): AUC source, AUC target, pAUC, hmean.
+
+        The last row is for all machines, with Ω.
         """
         return self.parts.point(self.system, self.choice)
 
@@ -80,14 +79,14 @@ class Tuner(traitlets.HasTraits):
         return list(self.parts.alphas).index(self.prior), list(self.parts.betas).index(self.k)
 
     def slot(self) -> int:
-        """The slot of the sweep that is shown, or the nearest η's."""
+        """Return the slot of the sweep shown, or that of the nearest η."""
         return 0 if self.system == "oevae" else 1 + int(np.abs(self.sweep.etas - self.eta).argmin())
 
     def _exact(self) -> bool:
         return self.system == "oevae" or self.sweep.etas[self.slot() - 1] == self.eta
 
     def _live(self) -> tuple[np.ndarray, np.ndarray]:
-        """Areas and bands over ω for an η that the sweep does not have; the last few are remembered."""
+        """Return areas and bands over ω for an η that is not in the sweep; the last 20 are cached."""
         key = (self.eta, self.k, self.prior)
         if key not in self._made:
             parts = self.parts
@@ -100,51 +99,45 @@ class Tuner(traitlets.HasTraits):
         return self._made[key]
 
     def curves(self) -> np.ndarray:
-        """All metrics over ω at this η, k and prior: float64 (W, machines + 1, 4)."""
+        """Return all metrics over ω at this η, k and prior, float64 (W, machines + 1, 4)."""
         return self.parts.table(
             self.sweep.areas[(self.slot(), *self._place)] if self._exact() else self._live()[0]
         )
 
     def _all_bands(self) -> np.ndarray:
-        """`tuning.band` at every fifth ω."""
+        """Return `tuning.band` at every fifth ω."""
         ready = self.system == "oevae" or self.eta == self.parts.default.eta
         return self.sweep.bands[(int(self.system == "ensemble"), *self._place)] if ready else self._live()[1]
 
     def bands(self) -> tuple[np.ndarray, np.ndarray]:
-        """Bootstrap bands of the curves: ω (V,) and low and high (V, 2, machines + 1, 4)."""
+        """Return the bootstrap bands of the curves: ω (V,), and low and high (V, 2, machines + 1, 4)."""
         return self.sweep.omegas[:: sweeps.EVERY], self._all_bands()[:, :2]
 
     def gains(self) -> tuple[np.ndarray, np.ndarray]:
-        """Bands of the gain over the default, on the same resamples: as `bands`."""
+        """Return bands of the gain over the default on the same resamples, in the format of `bands`."""
         return self.sweep.omegas[:: sweeps.EVERY], self._all_bands()[:, 2:]
 
     def interval(self, gain: bool = False) -> np.ndarray:
-        """Low and high at the point, (2, machines + 1, 4): `bands` or `gains`, interpolated in ω."""
+        """Return low and high of `bands` or `gains` at the point, (2, machines + 1, 4), interpolated in ω."""
         omegas, found = self.gains() if gain else self.bands()
         i = min(int(np.searchsorted(omegas, self.omega, side="right")), len(omegas) - 1)
         share = (self.omega - omegas[i - 1]) / (omegas[i] - omegas[i - 1])
         return (1 - share) * found[i - 1] + share * found[i]
 
     def gained(self, one: tuple[str, Choice], other: tuple[str, Choice]) -> np.ndarray:
-        """What one (system, point) gains over another over all machines: each metric with low and high, (4,
-        3).
-        """
+        """Return the gain of a (system, point) over another over all machines, with low and high, (4, 3)."""
         parts = self.parts
         boots = [sweeps.replicates(parts, parts.final(*x).test, self._weights)[:, -1] for x in (one, other)]
         values = parts.point(*one)[-1] - parts.point(*other)[-1]
         return np.stack([values, *sweeps.interval(parts, boots[0] - boots[1])], axis=1)
 
     def map(self) -> tuple[np.ndarray, float | None]:
-        """Ω over prior, k and ω, (P, K, W), and the η that it is of (the nearest in the sweep; None for OEVAE
-        alone).
-        """
+        """Return Ω over prior, k and ω, (P, K, W), and its η (the nearest in the sweep; None for OEVAE)."""
         slot = self.slot()
         return self._quality[slot], float(self.sweep.etas[slot - 1]) if slot else None
 
     def reached(self, choice: Choice) -> np.ndarray:
-        """What a point reaches over all machines: Ω and its gain over the default, each with low and high, on
-        the same resamples; (2, 3).
-        """
+        """Return Ω of a point and its gain over the default, each with low and high, (2, 3)."""
         system, parts = self.parts.systems[-1], self.parts
         values = [parts.point(system, point)[-1, 3] for point in (choice, parts.default)]
         boots = [
@@ -155,30 +148,24 @@ class Tuner(traitlets.HasTraits):
         return np.array([[value, *sweeps.interval(parts, resampled)] for value, resampled in rows])
 
     def verdict(self) -> str:
-        """Whether the training rule pointed towards better detection, in words."""
-        if np.isnan(self.worth):
-            return (
-                "without test labels and target training clips there is no telling whether the training rule"
-                " points the right way"
-            )
-        told = f"rank correlation of a small mismatch with a high Ω over all points: {self.worth:+.2f}; "
-        if self.worth < WORTH:
-            return told + "here the training rule does not point towards better detection: do not follow it"
-        return (
-            told
-            + "here the training rule points towards better detection; whether it does on other machines is"
-            " not known"
-        )
+        """Describe whether the training rule led to better detection."""
+        if np.isnan(self.validity):
+            return "without test labels and target training clips the training rule cannot be validated"
+        text = f"rank correlation of a small mismatch with a high Ω over all points: {self.validity:+.2f}; "
+        if self.validity < VALID:
+            return text + "here the training rule does not lead to better detection: do not use it"
+        return text + "here the training rule leads to better detection; on other machines it may not"
 
     def chosen_by(self) -> str:
-        """The first rule that chooses the point, by name, or "hand"; a study that includes it keeps this. The
-        default of a study is as it was chosen for that study.
+        """Return the name of the first rule that chooses the point, or "hand".
+
+        The default of a study counts as chosen by the rule recorded in its settings.
         """
         found = next((name for name, rule in self.rules.items() if rule.choice == self.choice), "hand")
         return (self.parts.chosen_by or found) if found == "default" else found
 
     def rule(self) -> str:
-        """By which rules the point is chosen, in words, or by hand."""
+        """Describe the rules that choose the point, or that it was chosen by hand."""
         return (
             "; and by ".join(
                 sweeps.named(rule.name) for rule in self.rules.values() if rule.choice == self.choice
@@ -187,11 +174,11 @@ class Tuner(traitlets.HasTraits):
         )
 
     def toml(self, by: str = "a person") -> str:
-        """The point as a file that a study can include. by : who writes it, for the file's head"""
+        """Return the point as a settings file that a study can include.  by : its author, for the header"""
         return f"""\
 # chosen by {self.rule()}; written by {by}
 # include it: asd run STUDY --include FILE, or include = [...] in the study's file
-chosen_by = "{self.chosen_by()}"  # after oracle and hand the report makes no claim
+chosen_by = "{self.chosen_by()}"  # for oracle and hand the report makes no claim
 
 [fusion]
 omega = {self.omega!r}
@@ -205,24 +192,24 @@ k_scale = {float(self.parts.scales[self.prior])!r}
 """
 
     def save(self, path: Path, by: str = "a person") -> None:
-        """Write `toml` whole or not at all. raises : errors.InputError where the folder cannot be written or
-        a run is at work in it
+        """Write `toml` atomically.
+
+        raises : errors.InputError if the folder cannot be written, or a run is using it
         """
         with io.locked(path.parent), io.wrap_os_errors(path.parent):
             io.write_text(path, self.toml(by))
 
     def keep(self, path: Path, included: tuple[str, ...] = ()) -> str:
-        """What a batch run writes: the default, for no rule has earned more; unless a person has chosen or
-        this run itself builds on the file.
+        """Save the default in a batch run, unless a person wrote the file or the study includes it.
 
-        included : the study's `include`.  returns : what was done, in words
+        included : the study's `include`.  returns : a sentence on what was done
         """
         if str(path) in included:
-            return f"{path.name} is included by this study and stays as it is"
+            return f"{path.name} is included by this study and was not changed"
         if path.is_file() and f"; written by {BATCH}" not in path.read_text(encoding="utf-8"):
-            return f"{path.name} was written by a person and stays as it is"
+            return f"{path.name} was written by a person and was not changed"
         before = self.choice
         self.choose(self.rules["default"].choice)
         self.save(path, BATCH)
         self.choose(before)
-        return f"{path.name} holds the {sweeps.named('default')}"
+        return f"{path.name} contains the {sweeps.named('default')}"

@@ -31,7 +31,7 @@ export default { render({ model, el }) {
   };
   const send = (input) => () => {
     const value = input.valueAsNumber, fits = value >= 0 && value <= 1;
-    refuse(fits || Number.isNaN(value) ? "" : `${value} is refused: ${label} lies between 0 and 1; it stays ${model.get("value")}`);
+    refuse(fits || Number.isNaN(value) ? "" : `${value} is not valid: ${label} must be between 0 and 1; still ${model.get("value")}`);
     if (!fits) return;
     (input === slider ? number : slider).value = value;
     model.set("value", value);
