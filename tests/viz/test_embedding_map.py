@@ -429,7 +429,7 @@ def test_values_beyond_the_scale_are_marked(mapped):
     points, bits = mapped.points(), np.frombuffer(view.panels[0].codes, np.uint8).reshape(-1, 3)[:, 2]
     beyond = (points.value < points.limits[0]) | (points.value > points.limits[1])
     assert 0 < beyond.sum() < len(beyond) and ((bits & 4 > 0) == beyond).all()
-    assert ((bits & 1 > 0) == points.test).all() and f"the {beyond.sum()} beyond" in view.legend.value
+    assert ((bits & 1 > 0) == points.test).all() and f"the {beyond.sum()} clips outside" in view.legend.value
     mapped.filters = {"label": "anomaly"}
     bits = np.frombuffer(view.panels[0].codes, np.uint8).reshape(-1, 3)[:, 2]
     assert ((bits & 2 > 0) == (mapped.table["label"].to_numpy()[points.row] == "normal")).all()

@@ -156,7 +156,7 @@ def test_a_diagram_of_the_classifier_names_its_branches(branches):
 
 def test_neighboring_priors_share_what_the_normal_distribution_says():
     told = words(latent_plots.priors((1.0, 5.0)))
-    assert "k = 1 / d_min: overlap 61.7 %" in told and "k = 5 / d_min: 1.2 % shared" in told
+    assert "k = 1 / d_min: overlap 61.7 %" in told and "k = 5 / d_min: overlap 1.2 %" in told
 
 
 def test_a_live_curve_keeps_every_step_and_one_output(monkeypatch):
