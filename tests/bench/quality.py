@@ -65,6 +65,7 @@ ROWS = {
 REFERENCES = ("baseline_knn", "multires", "baseline_mse")
 VIEWS = ("beta, layer 1 in bands", "baseline_mahala", "baseline_knn")
 FUSIONS = {
+    "oevae and classifier": ("oevae", "classifier"),  # the report's ensemble
     "two views": ("beta, layer 1 in bands", "baseline_knn"),
     "two views and multires": ("beta, layer 1 in bands", "baseline_knn", "multires"),
     "three views": VIEWS,

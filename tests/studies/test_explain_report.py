@@ -114,9 +114,9 @@ def test_a_clip_of_the_study_is_told_like_a_recording(context, trained, split):
     shown, change = told(row, "oevae"), told.change(row)
     assert context.store.clips["split"][change.like] == "train" and change.like != row
     assert change.words in shown and shown.count('class="strip"') == 2 and shown.count("<audio") == 2
-    assert "louder than usual" in shown and context.store.clips["clip"][change.like] in shown.replace(
-        "<wbr>", ""
-    )
+    assert "louder than in the most similar normal clips" in shown and context.store.clips["clip"][
+        change.like
+    ] in shown.replace("<wbr>", "")
     if split == "test":
         store, _ = ready.decoded([context.store.clips["path"][row]])
         scored = explain_report.along(ready, store, 0)

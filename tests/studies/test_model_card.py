@@ -90,9 +90,7 @@ def test_a_machine_without_test_clips_has_a_threshold_and_no_invented_number(con
     )
     assert (mine[["normal", "anomaly"]] == 0).all(axis=None) and math.isfinite(mine["train_above"].iloc[0])
     card = model_card.text(run, found)
-    assert (
-        "No labeled test clips of pump: scores and thresholds, but no measure of how good they are." in card
-    )
+    assert "No labeled test clips of pump: the quality of scores and thresholds cannot be measured." in card
     assert re.search(r"\| baseline_mse \| pump \| -?\d+\.\d{3} \|", card)
     none = bare[bare["split"] == "train"].reset_index(drop=True)
     run, found = study(context, none)
@@ -109,7 +107,7 @@ def test_a_study_tuned_on_test_labels_claims_nothing(context):
     scores = facts.assign(system="baseline_mse", component="score", score=score, seed=0)
     card = model_card.text(run, report.findings(run, scores[list(schemas.SCORE_COLUMNS)]))
     assert "**No claim: ω, η and k were chosen on the test labels (oracle)" in card
-    assert "chosen on the test labels (oracle): the results are no claim." in card
+    assert "chosen on the test labels (oracle): the results support no claim." in card
     assert "| baseline_mse | no claim: " in card and "is above chance" not in card
 
 
