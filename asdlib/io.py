@@ -169,13 +169,13 @@ def _lock(folder: Path) -> filelock.BaseFileLock:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in NO_FLOCK:
-                soft = path.with_suffix(".exclusive")
+                lock_file = path.with_suffix(".exclusive")
                 print(
                     f"{folder}: this file system does not support flock ({error.strerror}); using the lock"
-                    f" file {soft} instead",
+                    f" file {lock_file} instead",
                     file=sys.stderr,
                 )
-                return filelock.SoftFileLock(soft, thread_local=False, is_singleton=True)
+                return filelock.SoftFileLock(lock_file, thread_local=False, is_singleton=True)
     return filelock.FileLock(path, thread_local=False, is_singleton=True)
 
 

@@ -56,9 +56,9 @@ def clip_table(table: pd.DataFrame) -> pd.DataFrame:
                 f"clip table: column {column} contains {sorted(wrong)}, expected {', '.join(allowed)}"
             )
     if table["clip"].duplicated().any():
-        twice = table.loc[table["clip"].duplicated(), "clip"].iloc[0]
+        duplicate = table.loc[table["clip"].duplicated(), "clip"].iloc[0]
         raise InputError(
-            f"clip table: clip {twice} occurs more than once, expected unique clips; check the data roots"
+            f"clip table: clip {duplicate} occurs more than once, expected unique clips; check the data roots"
             " for overlap"
         )
     return table

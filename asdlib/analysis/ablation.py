@@ -87,11 +87,11 @@ def diagnosis(detector: OEVAE) -> pd.DataFrame:
         α in the fusion ("yes", or the reason why not).  Notebooks: 05_oevae, 09_report
     """
     found, history = detector.held_out_alpha, detector.history
-    spent = history.loc[history["machine"] < latents.SPENT, "epoch"] if len(history) else []
+    saturated = history.loc[history["machine"] < latents.SATURATED, "epoch"] if len(history) else []
     left_out = detector.alpha_fault if detector.settings.drop_alpha else ""
     row = {
         "machine": detector.machine,
-        "saturated from epoch": min(spent, default=np.nan),
+        "saturated from epoch": min(saturated, default=np.nan),
         "active z_c": found.get("alive", np.nan),
         "α with norm of h": found.get(detector.settings.alpha_mode, np.nan),
         "α in the fusion": f"no: {left_out}" if left_out else "yes",
@@ -118,11 +118,11 @@ def table(detector: OEVAE, metric: metrics.MetricsSettings, epochs: int) -> pd.D
     store, machine, seed, rows = detector.store, detector.machine, detector.seed, []
     for name, changed in (ROWS | {"all of them": EVERYTHING}).items():
         settings = variant(detector.settings, epochs, **changed)
-        made = OEVAE(settings, seed=seed, device=detector.device, precision=detector.precision)
-        reached = _official(detect(made, store, [machine]), metric, seed)
-        latent = latents.arranged(made.tensors(), store.clips, machine, settings.domain_latent)
+        trained = OEVAE(settings, seed=seed, device=detector.device, precision=detector.precision)
+        reached = _official(detect(trained, store, [machine]), metric, seed)
+        latent = latents.arranged(trained.tensors(), store.clips, machine, settings.domain_latent)
         tie = latents.tie(latent, latent.spaces["z_d"])
-        last = made.history.iloc[-1].reindex(["held_out_loss", "held_out_accuracy", "alive_c"])
+        last = trained.history.iloc[-1].reindex(["held_out_loss", "held_out_accuracy", "alive_c"])
         rows.append((name, *last, tie, reached.get("alpha"), reached.get("beta")))
     columns = [
         "settings",

@@ -8,8 +8,8 @@ sound, not the computation of any system, and is the same for every system. Neit
 other test clips are used.
 
 Levels are in dB of the clip with mean 0 and variance 1, except `level`, in dB re full scale. Frequencies in
-Hz, times in s. The strength of a change is 1 if 5 % of the training clips reach it; changes from LEAST on are
-reported.
+Hz, times in s. The strength of a change is 1 if 5 % of the training clips reach it; changes of at least
+MIN_STRENGTH are reported.
 Source: METHOD 8.8.  Notebooks: 06_embeddings, 09_report
 """
 
@@ -27,11 +27,13 @@ from asdlib.analysis.explain import Map
 from asdlib.data import store as stores
 
 BANDS, GROUPS, RATES = 96, 16, 32  # mel bands of the spectrum, of the envelopes; bins of the modulation rate
-ALIKE = 4  # number of normal clips that a clip is compared with
+NEIGHBORS = 4  # number of normal clips that a clip is compared with
 GAP_DB = 6.0  # a beat that is softer than the others by this much is missing
 FASTEST_HZ = 45.0  # of a fluctuation of the loudness; anything faster counts as impacts
-LEAST = 1.2  # strength; new normal clips reach 1 more often than those from which the limits are computed
-MOST = 100  # maximum number of training clips, evenly spaced in each domain
+MIN_STRENGTH = (
+    1.2  # strength; new normal clips reach 1 more often than those from which the limits are computed
+)
+MAX_CLIPS = 100  # maximum number of training clips, evenly spaced in each domain
 KINDS = ("none", "tone", "band", "broadband", "impacts", "missing", "rhythm", "level")
 # measures, and sign of the change to detect: increase or decrease
 SIGNS = [(name, 1) for name in ("mean", "low", "half", "impulse", "modulation", "gap", "level")]
@@ -175,38 +177,38 @@ def _levels(quick: np.ndarray) -> np.ndarray:
     return np.percentile(10 * np.log10(power), [5, 50, 97], axis=1)
 
 
-def _gap(course: np.ndarray, frame_hz: float) -> tuple[float, float]:
+def _gap(level: np.ndarray, frame_hz: float) -> tuple[float, float]:
     """Return the depth (dB) and time (s) of the deepest missing beat of a periodic level.
 
     The level is compared with that at the same point of the other periods, where these are loud; beats may
     come 75 ms early or late.
 
-    course : dB, (frames,)
+    level : dB, (frames,)
     returns : depth 0 below GAP_DB, or without a period between 0.3 and 3 s
     """
     step = max(round(frame_hz / 100), 1)
-    course, frame_hz = course[: len(course) // step * step].reshape(-1, step).max(1), frame_hz / step
-    n, first, last = len(course), int(0.3 * frame_hz), min(int(3 * frame_hz), len(course) // 3)
+    level, frame_hz = level[: len(level) // step * step].reshape(-1, step).max(1), frame_hz / step
+    n, first, last = len(level), int(0.3 * frame_hz), min(int(3 * frame_hz), len(level) // 3)
     if last <= first:
         return 0.0, math.nan
-    wide = ndimage.maximum_filter1d(course, 7)
+    wide = ndimage.maximum_filter1d(level, 7)
     spectrum = np.abs(np.fft.rfft(wide - wide.mean(), 2 * n)) ** 2
-    alike = np.fft.irfft(spectrum)[:n] / (n - np.arange(n))
-    period = first + int(alike[first:last].argmax())
-    if alike[period] <= 0.4 * alike[0]:
+    autocorrelation = np.fft.irfft(spectrum)[:n] / (n - np.arange(n))
+    period = first + int(autocorrelation[first:last].argmax())
+    if autocorrelation[period] <= 0.4 * autocorrelation[0]:
         return 0.0, math.nan
-    beat, here = ndimage.maximum_filter1d(course, 5), ndimage.maximum_filter1d(course, 15)
+    beat, maximum = ndimage.maximum_filter1d(level, 5), ndimage.maximum_filter1d(level, 15)
     beats = np.full((-(-n // period), period), np.nan)  # a row for each period
     beats.ravel()[:n] = beat
     others = [np.nanmedian(np.delete(beats, row, axis=0), axis=0) for row in range(len(beats))]
     usual = np.concatenate(others)[:n]
-    fall = np.where(usual > np.percentile(wide, 75), usual - here, 0.0)[7:-7]  # the ends hold half a beat
+    fall = np.where(usual > np.percentile(wide, 75), usual - maximum, 0.0)[7:-7]  # the ends hold half a beat
     if fall.max() < GAP_DB:
         return 0.0, math.nan
     return float(fall.max()), (7 + int(fall.argmax())) / frame_hz
 
 
-def _unmoved(values: np.ndarray) -> float:
+def _unchanged_offset(values: np.ndarray) -> float:
     """Return the mean of the narrowest interval with half of the values, the offset of unchanged bands."""
     ordered = np.sort(values.ravel())
     half = len(ordered) // 2
@@ -257,7 +259,7 @@ class Normals:
         rows = stores.training_rows(store.clips, machine)
         domain = store.clips["domain"].to_numpy()[rows]
         domains = [rows[domain == name] for name in np.unique(domain)]
-        chosen, left = [], MOST
+        chosen, left = [], MAX_CLIPS
         for number, part in enumerate(sorted(domains, key=len)):
             take = min(len(part), left // (len(domains) - number))
             chosen, left = [*chosen, *part[np.linspace(0, len(part) - 1, take).astype(int)]], left - take
@@ -269,16 +271,16 @@ class Normals:
 
     def _residual(self, found: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Return differences from the median of the ALIKE most similar other training clips, and these."""
-        away = np.zeros(len(self.loudest))
+        distances = np.zeros(len(self.loudest))
         for name in ("mean", "low", "quiet"):  # a fault must not decide: without the worst quarter of bands
             square = np.sort((self.train[name] - found[name]) ** 2, axis=1)
-            away += square[:, : 3 * square.shape[1] // 4].mean(1)
-        away[away < 1e-12] = np.inf
-        near = np.argsort(away, kind="stable")[: min(ALIKE, len(away) - 1)]
+            distances += square[:, : 3 * square.shape[1] // 4].mean(1)
+        distances[distances < 1e-12] = np.inf
+        near = np.argsort(distances, kind="stable")[: min(NEIGHBORS, len(distances) - 1)]
         residual = {name: found[name] - np.median(self.train[name][near], 0) for name in SPREAD_DB}
         residual["level"] = found["level"] - np.median(self.train["level"], 0)  # of all clips
         for name in ("mean", "low"):
-            residual[name] = residual[name] - _unmoved(residual[name])
+            residual[name] = residual[name] - _unchanged_offset(residual[name])
             residual[name] = ndimage.uniform_filter1d(residual[name], 3, mode="nearest")
         return residual, near
 
@@ -294,21 +296,21 @@ class Normals:
         spectrum = max(("mean", "low"), key=lambda name: top[name, 1])
         added, lost, gap, often = top[spectrum, 1], top["mean", -1], top["gap", 1], top["half", 1]
         level = max((1, -1), key=lambda sign: top["level", sign])
-        swing = "modulation" if top["modulation", 1] > top["impulse", 1] and added < 1.2 else "impulse"
-        best = max(added, lost, gap, often, top["level", level], top[swing, 1])
-        if best < LEAST:
+        fluctuation = "modulation" if top["modulation", 1] > top["impulse", 1] and added < 1.2 else "impulse"
+        best = max(added, lost, gap, often, top["level", level], top[fluctuation, 1])
+        if best < MIN_STRENGTH:
             return "none", "level", 1, (0,)
         if gap >= min(best, max(2.0, 0.4 * best)):
             return "missing", "gap", 1, (0,)
         if top["level", level] == best:
             return "level", "level", level, (0,)
-        if top[swing, 1] == best:
-            group = int(np.argmax(strength[swing, 1].reshape(GROUPS, -1).max(1)))
+        if top[fluctuation, 1] == best:
+            group = int(np.argmax(strength[fluctuation, 1].reshape(GROUPS, -1).max(1)))
             rate = int(strength["modulation", 1][group].argmax())
             up, down = residual["loud"] - residual["half"], residual["half"] - residual["quiet"]
             if self.rate_hz[rate] < FASTEST_HZ and down.max() >= 0.65 * up.max():
                 return "rhythm", "modulation", 1, (group, rate)
-            return "impacts", swing, 1, (group, rate)[: residual[swing].ndim]
+            return "impacts", fluctuation, 1, (group, rate)[: residual[fluctuation].ndim]
         if lost == best:
             return "missing", "mean", -1, (int(strength["mean", -1].argmax()),)
         name = "half" if often == best else spectrum
@@ -326,10 +328,10 @@ class Normals:
 
         level : dB, of the clip.  residual : dB above the normal clips
         """
-        more = np.maximum(10 ** (level / 10) - 10 ** ((level - residual) / 10), 0.0)
-        peak = max(at - 3, 0) + int(more[max(at - 3, 0) : at + 4].argmax())
-        beside = more[[max(peak - 2, 0), min(peak + 2, BANDS - 1)]].mean()
-        if beside < 0.45 * more[peak] and residual[at] > 3:
+        added = np.maximum(10 ** (level / 10) - 10 ** ((level - residual) / 10), 0.0)
+        peak = max(at - 3, 0) + int(added[max(at - 3, 0) : at + 4].argmax())
+        neighbors = added[[max(peak - 2, 0), min(peak + 2, BANDS - 1)]].mean()
+        if neighbors < 0.45 * added[peak] and residual[at] > 3:
             return "tone"
         low, high = _run(residual, at)
         return "broadband" if np.log2(self.hz[high] / self.hz[low]) > 1.4 else "band"
@@ -358,7 +360,7 @@ class Normals:
         bands = (self.hz >= low) & (self.hz <= high)
         bands = bands if bands.any() else np.argsort(np.abs(self.hz - hz))[: BANDS if math.isnan(hz) else 1]
         usual = np.median(self.train["mean"][near], 0)
-        usual = usual + _unmoved(found["mean"] - usual)
+        usual = usual + _unchanged_offset(found["mean"] - usual)
         difference = Map(mel - usual[:, None], self.hz, _windows(self.rate)[0] // 2 / self.rate)
         course, moments = difference.values[bands].mean(0), ((gap_s, gap_s),) * (name == "gap")
         if sign > 0 and not math.isnan(hz):

@@ -155,9 +155,9 @@ def _beta(detector: OEVAE, h: torch.Tensor, own: np.ndarray, group: str) -> torc
     k, found = detector.settings.neighbors, []
     for chosen in detector.groups(k, group):
         references = torch.as_tensor(detector.references.h[chosen], device=h.device)
-        barred = (detector.references.parents[chosen][None] == own[:, None, None]).any(2)
+        excluded = (detector.references.parents[chosen][None] == own[:, None, None]).any(2)
         square = (h[:, None, :] - references[None]).square().sum(2)
-        square = square.masked_fill(torch.as_tensor(barred, device=h.device), torch.inf)
+        square = square.masked_fill(torch.as_tensor(excluded, device=h.device), torch.inf)
         found.append(square.topk(k, largest=False).values.clamp_min(1e-12).sqrt().mean(1))
     return torch.stack(found).amin(0)
 

@@ -51,7 +51,7 @@ SPACES = ("embedding", "z_d", "z_c")
 PENALTIES = tuple(10.0 ** np.arange(-1, 5))
 DRAWS = 4  # samples of z from its posterior to average over
 COLUMNS = ["space", "of", "measure", "value", "chance", "clips"]
-SPENT = 0.01  # nats; below this the binary loss does not train the extractor any more
+SATURATED = 0.01  # nats; below this the binary loss does not train the extractor any more
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,14 +331,14 @@ def saturation(history: pd.DataFrame) -> str:
     """
     if history.empty:
         return "Not trained: the extractor has its initial, random weights."
-    low = history.loc[history["machine"] < SPENT, "epoch"]
+    low = history.loc[history["machine"] < SATURATED, "epoch"]
     if low.empty:
         return (
             f"The binary loss ends at {history['machine'].iloc[-1]:.3f} nats: the extractor still learns from"
             " the pseudo-anomalies."
         )
     return (
-        f"Saturated: the binary loss is below {SPENT} nats from epoch {low.iloc[0]} of"
+        f"Saturated: the binary loss is below {SATURATED} nats from epoch {low.iloc[0]} of"
         f" {history['epoch'].iloc[-1]} on and does not shape the embedding any more; the pseudo-anomalies are"
         " too easy to tell apart. See oevae.mixup.outliers, attribute_weight, kl_warmup and near."
     )

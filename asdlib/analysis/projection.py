@@ -53,7 +53,7 @@ class ProjectionSettings(Settings):
 
 PROJECTIONS = ("UMAP", "PCA")
 ITEMS = ("clips", "segments")
-FEWEST = 4  # clips needed for a map
+MIN_CLIPS = 4  # clips needed for a map
 Maps = dict[tuple[str, str, str], np.ndarray]  # (space, projection, items) -> float32 (n, 2)
 
 
@@ -182,9 +182,9 @@ def coordinates(spaces: Sequence[Space], settings: ProjectionSettings, seed: int
         folder.mkdir(parents=True, exist_ok=True)
         used = set()
         for space in spaces:
-            if len(space.rows) < FEWEST:
+            if len(space.rows) < MIN_CLIPS:
                 raise errors.InputError(
-                    f"{space.name}: got {len(space.rows)} clips, expected at least {FEWEST} for a map; add"
+                    f"{space.name}: got {len(space.rows)} clips, expected at least {MIN_CLIPS} for a map; add"
                     " recordings"
                 )
             for projection, items in wanted(space, settings):

@@ -173,10 +173,10 @@ def from_scores(scores: pd.DataFrame, cfg: config.StudySettings) -> Parts:
     names = [("oevae", name) for name, _ in alphas.values()] + [("oevae", betas[k]) for k in sorted(betas)]
     classifier = ("classifier", "score") in set(zip(scores["system"], scores["component"]))
     table = fusion.aligned(scores, names + [("classifier", "score")] * classifier, cfg.fusion.normalize)
-    judged = schemas.by_section(table).assign(references=schemas.by_references(table)["machine"])
-    references = dict(zip(judged["machine"], judged["references"]))
+    by_section = schemas.by_section(table).assign(references=schemas.by_references(table)["machine"])
+    references = dict(zip(by_section["machine"], by_section["references"]))
     machines, seeds = sorted(references), sorted(table["seed"].unique())
-    train, test = (judged[judged["split"] == split] for split in schemas.SPLITS)
+    train, test = (by_section[by_section["split"] == split] for split in schemas.SPLITS)
     rows = {
         name: (train[train["references"] == references[name]], test[test["machine"] == name])
         for name in machines

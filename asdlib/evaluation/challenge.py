@@ -93,8 +93,8 @@ def write(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-            beside = Path(scratch) / "out"
-            beside.mkdir()
+            temp_folder = Path(scratch) / "out"
+            temp_folder.mkdir()
             thresholds = metrics.decisions(own, settings).groupby("machine")["threshold"].first()
             for key, rows in test.assign(name=[os.path.basename(clip) for clip in test["clip"]]).groupby(
                 ["machine", "section"]
@@ -106,11 +106,11 @@ def write(
                         f"{name},{value!r}\n"
                         for name, value in zip(rows["name"], values.tolist(), strict=True)
                     )
-                    _path(beside, kind, key).write_text("".join(lines), encoding="utf-8")
-            _refuse(f"{system} cannot be submitted", faults(beside, expected_names(clips)))
+                    _path(temp_folder, kind, key).write_text("".join(lines), encoding="utf-8")
+            _refuse(f"{system} cannot be submitted", faults(temp_folder, expected_names(clips)))
             if folder.is_dir():
                 folder.rmdir()
-            os.rename(beside, folder)
+            os.rename(temp_folder, folder)
     except OSError as error:
         raise errors.InputError(
             f"{error.filename or folder}: {error.strerror or error}; free up disk space or choose another"
@@ -198,15 +198,15 @@ def _faults_of(path: Path, kind: str, names: set[str]) -> list[str]:
                 out.append(f"line {number}: {line[0]} has {line[1]!r}, expected a finite number")
             elif kind == "decision_result" and float(line[1]) not in (0.0, 1.0):
                 out.append(f"line {number}: {line[0]} has {line[1]!r}, expected 0 or 1")
-    strange = sorted(set(found) - names)
-    if strange:
+    unknown = sorted(set(found) - names)
+    if unknown:
         out.append(
-            f"{len(strange)} names are not test clips (first: {strange[0]!r}); the evaluator would assign"
+            f"{len(unknown)} names are not test clips (first: {unknown[0]!r}); the evaluator would assign"
             " their values to other clips"
         )
-    absent, twice = sorted(names - set(found)), sorted({name for name in found if found.count(name) > 1})
-    out += [f"{len(absent)} test clips are missing (first: {absent[0]})"] if absent else []
-    return out + ([f"{len(twice)} duplicate names (first: {twice[0]})"] if twice else [])
+    missing, repeated = sorted(names - set(found)), sorted({name for name in found if found.count(name) > 1})
+    out += [f"{len(missing)} test clips are missing (first: {missing[0]})"] if missing else []
+    return out + ([f"{len(repeated)} duplicate names (first: {repeated[0]})"] if repeated else [])
 
 
 def _number(text: str) -> bool:
@@ -237,14 +237,14 @@ def ground_truth(folder: str | Path) -> pd.DataFrame:
     folder, tables, wrong = Path(folder), [], []
     for path in sorted((folder / "ground_truth_data").glob("ground_truth_*_test.csv")):
         parsed = FILE.fullmatch(path.name)
-        beside = [folder / f"ground_truth_{what}" / path.name for what in ("domain", "attributes")]
+        companions = [folder / f"ground_truth_{what}" / path.name for what in ("domain", "attributes")]
         try:
             labels, domains = (
-                {line[0]: line[1].strip() for line in _lines(one)} for one in (path, beside[0])
+                {line[0]: line[1].strip() for line in _lines(one)} for one in (path, companions[0])
             )
             full = (
-                {line[0]: f"{line[1].strip()}.wav" for line in _lines(beside[1])}
-                if beside[1].is_file()
+                {line[0]: f"{line[1].strip()}.wav" for line in _lines(companions[1])}
+                if companions[1].is_file()
                 else {}
             )
         except (OSError, ValueError, IndexError) as error:
@@ -306,23 +306,23 @@ def evaluate(
             set(rows["full"]) if given & (set(rows["full"]) - set(rows["name"])) else set(rows["name"])
         )
     _refuse(f"{folder} cannot be evaluated", faults(folder, expected))
-    judged = schemas.by_section(clips.assign(split="test", clip=clips["name"]))["machine"]
+    section_names = schemas.by_section(clips.assign(split="test", clip=clips["name"]))["machine"]
     tables, quality = [], []
     for key, rows in clips.groupby(["machine", "section"]):
-        named = judged[rows.index[0]]
+        named = section_names[rows.index[0]]
         scores, decisions = (rows["name"].map(_values(_path(folder, kind, key), full[key])) for kind in KINDS)
         facts = rows[["section", "domain", "label"]].assign(
             system=folder.name, component="score", split="test", seed=0, machine=key[0], score=scores
         )
         tables.append(facts.assign(clip=key[0] + "/test/" + rows["name"])[list(schemas.SCORE_COLUMNS)])
         for domain in ("source", "target"):
-            here = (rows["domain"] == domain).to_numpy()
+            mask = (rows["domain"] == domain).to_numpy()
             quality.append(
                 (
                     named,
                     key[1],
                     domain,
-                    *_quality(decisions[here].to_numpy() == 1, (rows["label"] == "anomaly")[here].to_numpy()),
+                    *_quality(decisions[mask].to_numpy() == 1, (rows["label"] == "anomaly")[mask].to_numpy()),
                 )
             )
     table = pd.DataFrame(quality, columns=list(RESULT_COLUMNS))
@@ -341,8 +341,8 @@ def _safe_lines(path: Path) -> list[list[str]]:
 
 def _quality(flagged: np.ndarray, anomalous: np.ndarray) -> tuple[float, float, float]:
     """Precision, recall and F1; 0 if undefined (METHOD 7.3).  flagged, anomalous : bool (n,)"""
-    hit, predicted, true = float((flagged & anomalous).sum()), float(flagged.sum()), float(anomalous.sum())
-    precision, recall = hit / max(predicted, 1.0), hit / max(true, 1.0)
+    hits, predicted, true = float((flagged & anomalous).sum()), float(flagged.sum()), float(anomalous.sum())
+    precision, recall = hits / max(predicted, 1.0), hits / max(true, 1.0)
     return precision, recall, 2 * precision * recall / max(precision + recall, np.finfo(float).eps)
 
 

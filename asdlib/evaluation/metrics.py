@@ -268,29 +268,29 @@ def decisions(scores: pd.DataFrame, settings: MetricsSettings) -> pd.DataFrame:
             blocks.append(_Block(machine, *nothing))
     for (system, _, seed), blocks in found.items():
         for block in blocks:
-            mine = train.get((system, seed, whole[block.machine]), np.empty(0))
+            normals = train.get((system, seed, whole[block.machine]), np.empty(0))
             threshold = (
-                thresholds.gamma_threshold(mine, settings.decision_quantile)
-                if len(mine)
+                thresholds.gamma_threshold(normals, settings.decision_quantile)
+                if len(normals)
                 else Threshold(np.nan, "none")
             )
-            above = float(np.mean(mine > threshold.value)) if len(mine) else np.nan
+            above = float(np.mean(normals > threshold.value)) if len(normals) else np.nan
             for domain in ("source", "target", "all"):
-                here = np.ones(len(block.domain), bool) if domain == "all" else block.domain == domain
-                normal, anomaly = here & (block.label == "normal"), here & (block.label == "anomaly")
+                mask = np.ones(len(block.domain), bool) if domain == "all" else block.domain == domain
+                normal, anomaly = mask & (block.label == "normal"), mask & (block.label == "anomaly")
                 flagged = block.scores > threshold.value
                 quality = (np.nan,) * 3
-                if normal.any() and anomaly.any() and len(mine):
-                    hit, false = int((flagged & anomaly).sum()), int((flagged & normal).sum())
-                    missed = int(anomaly.sum()) - hit
+                if normal.any() and anomaly.any() and len(normals):
+                    hits, false = int((flagged & anomaly).sum()), int((flagged & normal).sum())
+                    missed = int(anomaly.sum()) - hits
                     quality = (
-                        hit / max(hit + false, 1),
-                        hit / (hit + missed),
-                        2 * hit / (2 * hit + false + missed),
+                        hits / max(hits + false, 1),
+                        hits / (hits + missed),
+                        2 * hits / (2 * hits + false + missed),
                     )
                 counts = (int(normal.sum()), int(anomaly.sum()))
                 rows.append(
-                    (system, block.machine, domain, *threshold, len(mine), above, *counts, *quality, seed)
+                    (system, block.machine, domain, *threshold, len(normals), above, *counts, *quality, seed)
                 )
     return pd.DataFrame(rows, columns=list(DECISION_COLUMNS))
 

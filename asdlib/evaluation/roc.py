@@ -30,9 +30,9 @@ def harmonic(values: np.ndarray, axis: int | None = -1) -> np.ndarray:
     values : (..., n) along axis; NaN values are ignored.  returns : (...,), NaN if all values are NaN
     """
     inverse = 1.0 / np.maximum(np.asarray(values, float), np.finfo(float).eps)
-    there = ~np.isnan(inverse)
+    valid = ~np.isnan(inverse)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return 1.0 / (np.where(there, inverse, 0.0).sum(axis) / there.sum(axis))
+        return 1.0 / (np.where(valid, inverse, 0.0).sum(axis) / valid.sum(axis))
 
 
 def grid(scores: np.ndarray, domain: np.ndarray, label: np.ndarray, max_fpr: float = 0.1) -> np.ndarray:
@@ -95,8 +95,8 @@ def areas(scores: np.ndarray, kinds: np.ndarray, max_fpr: float = 0.1) -> np.nda
 
 def _mcclish(area: np.ndarray, max_fpr: float) -> np.ndarray:
     """Standardized partial area, chance 0.5, perfect 1 (McClish 1989), as in scikit-learn."""
-    least = 0.5 * max_fpr**2
-    return 0.5 * (1 + (area - least) / (max_fpr - least))
+    lowest = 0.5 * max_fpr**2
+    return 0.5 * (1 + (area - lowest) / (max_fpr - lowest))
 
 
 # ---------------------------------------------------------------- resamples of one score vector

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from asdlib.studies.scorer import Scorer
 
 COLUMNS = ("digest", "machine", "section", "file", "when", "level_db")
-MOST = 10  # changed decisions that are listed by name
+MAX_LISTED = 10  # changed decisions that are listed by name
 
 
 def listed(folder: Path) -> pd.DataFrame:
@@ -160,8 +160,8 @@ def preview(run, before: Scorer, paths: Sequence[str | Path]) -> tuple[str, pd.D
         was, now = (scores(scorer, run.store, rows) > scorer.threshold.value for scorer in (before, after))
         lines.append(f"{(was != now).sum()} of {len(rows)} decisions on test clips of the study change")
         for what, part in {"anomaly -> normal": was & ~now, "normal -> anomaly": ~was & now}.items():
-            more = f" and {part.sum() - MOST} more" if part.sum() > MOST else ""
-            lines += [f"  {what}: {', '.join(names[part][:MOST])}{more}"] if part.any() else []
+            more = f" and {part.sum() - MAX_LISTED} more" if part.sum() > MAX_LISTED else ""
+            lines += [f"  {what}: {', '.join(names[part][:MAX_LISTED])}{more}"] if part.any() else []
     return "\n".join(lines), table, samples
 
 

@@ -149,7 +149,7 @@ def commit(folder: Path, digest: str, manifest: dict, also: Sequence[Path] = ())
     io.write_text(folder / "DONE", json.dumps({"digest": digest, "files": files}))
 
 
-_HELD: dict[Path, int] = {}  # locked folders and their file descriptors
+_LOCKED: dict[Path, int] = {}  # locked folders and their file descriptors
 
 
 def lock_dir(folder: Path) -> None:
@@ -158,22 +158,22 @@ def lock_dir(folder: Path) -> None:
     On file systems without flock (some NFS) nothing is locked; two kernels of one job would then write the
     same files, each by rename.
     """
-    if folder not in _HELD:
+    if folder not in _LOCKED:
         folder.mkdir(parents=True, exist_ok=True)
-        _HELD[folder] = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        _LOCKED[folder] = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         with contextlib.suppress(OSError):
-            fcntl.flock(_HELD[folder], fcntl.LOCK_EX)
+            fcntl.flock(_LOCKED[folder], fcntl.LOCK_EX)
 
 
 def unlock_dir(folder: Path) -> None:
     """Release the lock taken by `lock_dir`."""
-    if folder in _HELD:
-        os.close(_HELD.pop(folder))
+    if folder in _LOCKED:
+        os.close(_LOCKED.pop(folder))
 
 
 # ---------------------------------------------------------------- reasons
 
-MOST = 4  # names listed in a reason
+MAX_NAMES = 4  # names listed in a reason
 CODE, NOTEBOOK = "asdlib's code", "the notebook"
 ACCEPTED = "the clips accepted as normal changed"
 
@@ -187,7 +187,7 @@ def changes(folder: Path, now: dict) -> list[str]:
         return ["manifest.json has no readable inputs"]
     found = []
     if set(old) != set(new):
-        found.append(f"settings added or removed: {', '.join(sorted(set(old) ^ set(new))[:MOST])}")
+        found.append(f"settings added or removed: {', '.join(sorted(set(old) ^ set(new))[:MAX_NAMES])}")
     for name in [name for name in new if name in old and old[name] != new[name]]:
         found.append(
             "problems of the recordings changed"
@@ -216,4 +216,4 @@ def _modules(before: object, now: object) -> str:
     if not isinstance(before, dict) or not isinstance(now, dict):
         return CODE
     names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-    return f"code of {', '.join(names[:MOST])}{' ...' if len(names) > MOST else ''}"
+    return f"code of {', '.join(names[:MAX_NAMES])}{' ...' if len(names) > MAX_NAMES else ''}"

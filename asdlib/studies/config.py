@@ -39,14 +39,14 @@ from asdlib.settings import Many, Settings, describe_value, flat, merged, settin
 from asdlib.studies.home import notebooks
 
 MOST_BYTES = 2**20  # of a file
-MOST_DOTS = 200  # of a line; tomllib takes quadratic time in them
-DEEPEST = 10  # sections in a setting's name
+MAX_DOTS = 200  # of a line; tomllib takes quadratic time in them
+MAX_DEPTH = 10  # sections in a setting's name
 
 
 def parse(text: str) -> dict:
     """Parse TOML text to nested dicts; ValueError if invalid, or so large that parsing would take minutes."""
-    if len(text) > MOST_BYTES or any(line.count(".") > MOST_DOTS for line in text.splitlines()):
-        raise ValueError(f"more than {MOST_BYTES} characters, or {MOST_DOTS} dots in a line")
+    if len(text) > MOST_BYTES or any(line.count(".") > MAX_DOTS for line in text.splitlines()):
+        raise ValueError(f"more than {MOST_BYTES} characters, or {MAX_DOTS} dots in a line")
     try:
         return tomllib.loads(text)
     except RecursionError as error:
@@ -68,9 +68,9 @@ def put(tree: dict, text: str) -> None:
     except ValueError:
         parsed = value.strip()
     *sections, last = key.strip().split(".")
-    if len(sections) > DEEPEST:
+    if len(sections) > MAX_DEPTH:
         raise errors.InputError(
-            f"--set {describe_value(text)}: expected a name of at most {DEEPEST + 1} parts"
+            f"--set {describe_value(text)}: expected a name of at most {MAX_DEPTH + 1} parts"
         )
     for section in sections:
         tree = tree.setdefault(section, {})

@@ -28,8 +28,8 @@ from asdlib.studies import forks, notebook
 from asdlib.studies.notebook import JobResult, JobSpec, KernelLostError
 
 RETRIES = 2  # of a job whose kernel or worker was lost
-PATIENCE_S = 120.0  # timeout for workers to connect
-UNWATCHED = {"distributed.worker.profile.enabled": False}  # it samples every 10 ms
+CONNECT_TIMEOUT_S = 120.0  # timeout for workers to connect
+NO_PROFILER = {"distributed.worker.profile.enabled": False}  # it samples every 10 ms
 # local clusters are not reachable from outside
 LOOPBACK = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
 
@@ -71,14 +71,15 @@ def local(workers: int, gpus: int = 0) -> Iterator[Client]:
         spec[number] = {"cls": Nanny, "options": options | {"silence_logs": logging.CRITICAL, **LOOPBACK}}
     scheduler = {"cls": Scheduler, "options": {"port": 0, **LOOPBACK}}
     with contextlib.ExitStack() as stack:
-        with forks.apart(), dask.config.set(UNWATCHED):
+        with forks.apart(), dask.config.set(NO_PROFILER):
             pool = stack.enter_context(SpecCluster(spec, scheduler, silence_logs=logging.CRITICAL))
         client = stack.enter_context(Client(pool))
         try:
-            client.wait_for_workers(len(spec), timeout=PATIENCE_S)
+            client.wait_for_workers(len(spec), timeout=CONNECT_TIMEOUT_S)
         except TimeoutError as error:
             raise errors.InputError(
-                f"--workers {workers}: only {len(pool.workers)} started within {PATIENCE_S:.0f} s; use fewer"
+                f"--workers {workers}: only {len(pool.workers)} started within {CONNECT_TIMEOUT_S:.0f} s; use"
+                " fewer"
             ) from error
         yield client
 
@@ -105,7 +106,7 @@ def existing(address: str) -> Iterator[Client]:
         ) from error
     with client:
         try:
-            client.wait_for_workers(1, timeout=PATIENCE_S)
+            client.wait_for_workers(1, timeout=CONNECT_TIMEOUT_S)
         except TimeoutError as error:
             raise errors.InputError(
                 f"--scheduler {address}: no workers; start some with `dask worker {address} --nthreads 1`"

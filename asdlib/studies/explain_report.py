@@ -38,17 +38,17 @@ from asdlib.studies import scorer
 from asdlib.viz import audio, embedding_plots, pages, tables
 
 NEAREST = 5  # training clips shown for each detector
-STRETCH_S = 2.0  # of a recording that are scored by themselves; of a short one, its half
+SECTION_S = 2.0  # length of the sections of a recording that are scored separately; at most half of it
 COLUMNS = ("file", "detector", "rank", "clip", "distance", "path")
 
 
 def _segments(detector: Detector, own: np.ndarray, new: Detector, row: int) -> np.ndarray:
-    real = detector.references.parents[:, 0] == detector.references.parents[:, 1]
-    h, clip = detector.references.h[real], detector.references.parents[real, 0]
-    away = np.linalg.norm(
+    originals = detector.references.parents[:, 0] == detector.references.parents[:, 1]
+    h, clip = detector.references.h[originals], detector.references.parents[originals, 0]
+    distances = np.linalg.norm(
         new.embed(Clips(new.store, np.array([row])))[0][:, None] - h[None], axis=2
     )  # (segments, references)
-    return np.array([away[:, clip == each].min(1).mean() for each in own])
+    return np.array([distances[:, clip == each].min(1).mean() for each in own])
 
 
 def _units(detector: Detector, own: np.ndarray, new: Detector, row: int) -> np.ndarray:
@@ -68,8 +68,8 @@ def _spectra(detector: Detector, own: np.ndarray, new: Detector, row: int) -> np
 
 def _views(detector: Detector, own: np.ndarray, new: Detector, row: int) -> np.ndarray:
     found = []
-    here = detector.split(new.embed(Clips(new.store, np.array([row])))[0])
-    for vector, train in zip(here, detector.split(detector.train)):
+    vectors = detector.split(new.embed(Clips(new.store, np.array([row])))[0])
+    for vector, train in zip(vectors, detector.split(detector.train)):
         deviation = np.maximum(train.std(0), SMALLEST_DEVIATION)
         found.append(np.sqrt((((vector - train) / deviation) ** 2).mean(1)))
     return np.mean(found, axis=0)
@@ -87,7 +87,7 @@ DISTANCES = {
 def nearest(
     name: str, detector: Detector, store: Store, row: int, machine: str, count: int = NEAREST
 ) -> pd.DataFrame:
-    """The training clips of a machine whose embeddings lie nearest to that of a recording.
+    """Return the training clips of a machine whose embeddings are nearest to that of a recording.
 
     name : one of DISTANCES.  store, row : of the recording, which the detector was not trained on
     returns : detector, rank (1: nearest), clip, distance, path, row (in the study's store); nearest first
@@ -96,23 +96,22 @@ def nearest(
     errors.check_choice("detector with embeddings of clips", name, list(DISTANCES))
     table = detector.store.clips
     own = training_rows(table, machine)
-    away = DISTANCES[name](detector, own, detector.at(store), row)
-    first = np.argsort(away, kind="stable")[:count]
+    distances = DISTANCES[name](detector, own, detector.at(store), row)
+    first = np.argsort(distances, kind="stable")[:count]
     facts = table.iloc[own[first]][["clip", "path"]].reset_index(drop=True)
     return facts.assign(
-        detector=name, rank=np.arange(1, len(first) + 1), distance=away[first], row=own[first]
+        detector=name, rank=np.arange(1, len(first) + 1), distance=distances[first], row=own[first]
     )
 
 
 def along(ready: scorer.Scorer, store: Store, row: int) -> np.ndarray:
-    """Score of each stretch of a recording as if it were all of it, above their mean, in standard deviations
-    of the training scores.
+    """Return the score of each section of a recording, relative to their mean, in sd of the training scores.
 
-    returns : float64 (stretches,), half of each shared with the next.  A stretch is shorter than the training
-        clips, so that only differences within the recording mean something
+    returns : float64 (sections,); sections overlap by half.  They are shorter than the training clips, so
+        only differences within the recording are meaningful
     """
     wave = store.int16(row)
-    length = max(min(round(STRETCH_S * store.rate), len(wave) // 2), 1)
+    length = max(min(round(SECTION_S * store.rate), len(wave) // 2), 1)
     starts = np.arange(0, len(wave) - length + 1, max(length // 2, 1))
     facts = store.clips.iloc[np.full(len(starts), row)].reset_index(drop=True)
     facts = facts.assign(clip=[f"{number:09d}" for number in range(len(starts))], split="test")
@@ -125,16 +124,16 @@ def along(ready: scorer.Scorer, store: Store, row: int) -> np.ndarray:
 def in_words(
     change: changes.Change, scored: np.ndarray, seconds: float, players: Sequence[tables.Html]
 ) -> tables.Html:
-    """What changed in a clip, in words, over time and frequency, with its score along the clip.
+    """Return what changed in a clip, in words, over time and frequency, with its score along the clip.
 
     scored : (n,) from `along`.  seconds : of the clip
-    players : from `pages.player`: the clip, and beside it the normal training clip that sounds most alike
+    players : from `pages.player`: the clip and the most similar normal training clip
     """
-    strip = embedding_plots.strip("score of each stretch (sd)", scored, 2.0, seconds)
-    legend = pages.legend("stretch that scores above the mean of all", "below")
+    strip = embedding_plots.strip("score of each section (sd)", scored, 2.0, seconds)
+    legend = pages.legend("section with a score above the mean of all sections", "below")
     return tables.Html(
         f'{embedding_plots.change(change)}{strip}{legend}<div class="clips">{"".join(players)}</div>'
-        '<p class="note">Beside it the normal training clip that sounds most alike.</p>'
+        '<p class="note">The second clip is the most similar normal training clip.</p>'
     )
 
 
@@ -164,7 +163,7 @@ class OfStudy:
         needed = scorer.detectors_of(system, views=run.cfg.fusion.views)
         found = {name: run.detector(name, machine) for name in needed}
         ready = scorer.Scorer(run.cfg, found, self.scores, machine, system, run.seed, section)
-        shown = {"this clip": row, "normal, most alike": change.like}
+        shown = {"this clip": row, "most similar normal clip": change.like}
         waves = [run.store.int16(one) / 32768.0 for one in shown.values()]
         gain = audio.common_gain(waves)
         players = [
@@ -203,7 +202,7 @@ def write(
     written = []
     for row in range(len(store) if store is not None else 0):
         place = int(store.clips["clip"].iloc[row])
-        told, shown = scores.iloc[place], scores["file"].iloc[place]
+        result, shown = scores.iloc[place], scores["file"].iloc[place]
         name, title = f"{first + place:04d}_{Path(shown).stem}", Path(shown).name
         found = explain.why(store, row, run.cfg.oevae.features, **maps)
         near = pd.concat(
@@ -219,19 +218,19 @@ def write(
             pages.player(wave / 32768.0, run.cfg.data.sample_rate, caption, gain)
             for caption, wave in waves.items()
         ]
-        above = "above" if told["decision"] == "anomaly" else "not above"
-        said = (
-            f"{ready.system} of {ready.name}: score {told['score']:.4g}, {above} the threshold"
-            f" {told['threshold']:.4g}: {told['decision']}."
+        above = "above" if result["decision"] == "anomaly" else "not above"
+        summary = (
+            f"{ready.system} of {ready.name}: score {result['score']:.4g}, {above} the threshold"
+            f" {result['threshold']:.4g}: {result['decision']}."
         )
-        said += f" Remark: {told['remark']}." if told["remark"] else ""
+        summary += f" Remark: {result['remark']}." if result["remark"] else ""
         picture = embedding_plots.why(found, usual, title)._repr_html_()
         none = tables.Html("<p>None of the systems embeds clips.</p>")
         listed = tables.styled(near[["detector", "rank", "clip", "distance"]]) if len(near) else none
         seconds = len(store.int16(row)) / store.rate
         words = in_words(change, along(ready, store, row), seconds, players[:2])
         body = (
-            f"<p>{tables.escape(said)}</p><h2>What changed</h2>{words}<h2>By the detectors</h2>{picture}"
+            f"<p>{tables.escape(summary)}</p><h2>What changed</h2>{words}<h2>By the detectors</h2>{picture}"
             f"<h2>Nearest training clips</h2>{listed}"
             f'<div class="clips">{"".join(players[2:])}</div>'
         )

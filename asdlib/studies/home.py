@@ -40,10 +40,10 @@ def _holds_studies(folder: Path) -> bool:
 def _default_home() -> Path:
     """Return the home if none is given.  raises : errors.InputError if there is none"""
     try:
-        here = Path.cwd()
+        cwd = Path.cwd()
     except OSError:  # the current folder does not exist any more
-        here = CLONE
-    found = [folder for folder in (here, *here.parents, CLONE) if _holds_studies(folder)]
+        cwd = CLONE
+    found = [folder for folder in (cwd, *cwd.parents, CLONE) if _holds_studies(folder)]
     if not found:
         raise errors.InputError(NO_FOLDER)
     return found[0]

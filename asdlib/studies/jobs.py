@@ -25,7 +25,7 @@ from asdlib.studies import artifacts
 from asdlib.studies.run import Run
 from asdlib.studies.stages import STAGES, Stage, jobs
 
-MOST = 4  # reasons printed per job
+MAX_REASONS = 4  # reasons printed per job
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +72,10 @@ def plan(opened: dict[str, Run], only: Sequence[str] = ()) -> list[Job]:
             continue
         needs = [job for job in found.values() if _needs(stage, seed, job, run)]
         state, why = job_state(run, stage, seed, machine)
-        redone = [job.label for job in needs if job.why]
-        if stage is STAGES[-1] and state == "fresh" and redone:
-            more = " …" if len(redone) > MOST else ""
-            state, why = "stale", [f"depends on recomputed {', '.join(redone[:MOST])}{more}"]
+        recomputed = [job.label for job in needs if job.why]
+        if stage is STAGES[-1] and state == "fresh" and recomputed:
+            more = " …" if len(recomputed) > MAX_REASONS else ""
+            state, why = "stale", [f"depends on recomputed {', '.join(recomputed[:MAX_REASONS])}{more}"]
         key = folder.relative_to(run.study_folder).as_posix()
         found[folder] = Job(
             key, run, stage, seed, machine, tuple(job.key for job in needs), state, tuple(why)
@@ -200,7 +200,7 @@ def text(planned: Sequence[Job]) -> str:
         after = (
             "" if not needs else "(after all)" if job.stage is STAGES[-1] else f"(after {', '.join(needs)})"
         )
-        why = "; ".join([*job.why[:MOST], *(["…"] if len(job.why) > MOST else [])])
+        why = "; ".join([*job.why[:MAX_REASONS], *(["…"] if len(job.why) > MAX_REASONS else [])])
         about = f"about {estimates[job.key]:.0f} s" if estimates.get(job.key, math.nan) > 0 else ""
         parts = [f"{job.state:7}", f"{job.label:{width}}", why, about, after]
         lines.append("  ".join(filter(None, parts)).rstrip())

@@ -39,7 +39,7 @@ from asdlib.settings import digest, to_tree
 from asdlib.studies import artifacts, config
 from asdlib.viz import audio, claims, embedding_plots, pages, report_plots, tables
 
-WALKS = ("04", "05")  # notebooks whose code is shown unfolded
+UNFOLDED = ("04", "05")  # notebooks whose code is shown unfolded
 MIME_TYPES = [  # by priority; no widgets, no scripts
     "text/html",
     "text/markdown",
@@ -75,7 +75,7 @@ def html(executed_notebook: Path, out: Path, footer: dict, title: str = "") -> P
         study, about = str(footer.get("study", "")), pages.about(out)
         which = filter(None, [study, *about, datetime.date.today().isoformat()])
         page = {"which": " · ".join(which), "footer": footer, "contents": _contents(book)}
-        page["walk"] = out.name[:2] in WALKS
+        page["walk"] = out.name[:2] in UNFOLDED
         page["head"] = pages.head(" · ".join(filter(None, [title, *about, study])))
         text = exporter.from_notebook_node(book, resources={"page": page})[0]
     except Exception as error:  # of many kinds, if the file is not a valid notebook
@@ -121,8 +121,8 @@ def _entry(folder: Path, facts: dict) -> str:
     scores = {name: tables.number(v, low, high) for name, (v, low, high) in facts["omega"].items()}
     lines = "; ".join(f"{tables.system_name(name)} {scores[name]}" for name in fusion.in_order(scores))
     machines = ", ".join(map(str, facts["machines"]))
-    made = f"{facts['finished'][:16]}; {machines}; {facts['left_out']} clips left out."
-    texts = [f"{made} {facts['about']}", f"Official scores: {lines}." if lines else ""]
+    finished = f"{facts['finished'][:16]}; {machines}; {facts['left_out']} clips left out."
+    texts = [f"{finished} {facts['about']}", f"Official scores: {lines}." if lines else ""]
     notes = "".join(f'<p class="note">{tables.escape(text)}</p>' for text in texts if text)
     lead = f'<p class="lead">{tables.escape(facts["headline"])}</p>'
     return f"<h2>{_link(folder)}</h2>{lead}{badges}{_files(folder)}{notes}"
@@ -234,11 +234,11 @@ def findings(run, scores: pd.DataFrame) -> Findings:
         claims.standardized(scores, decisions),
         claims.headline(claim_table, pairs, cfg.metrics, dead, cfg.chosen_by),
         claims.warnings(run.clips, table, controls, system, dead, cfg.chosen_by, run.synthetic)
-        + _withdrawn(run.withdrawn),
+        + _accepted_warning(run.withdrawn),
     )
 
 
-def _withdrawn(clips: Sequence[str]) -> list[claims.Warning]:
+def _accepted_warning(clips: Sequence[str]) -> list[claims.Warning]:
     """Return a warning if test clips were accepted as normal by hand."""
     if not clips:
         return []
@@ -437,7 +437,7 @@ def _card(
     mels = [_log_mel(waves[number], rate) for number in pair]
     limits = np.percentile(np.concatenate([mel.ravel() for mel in mels]), [2, 99.5])
     figures = []
-    for number, mel, name in zip(pair, mels, ("this clip", "normal, most alike")):
+    for number, mel, name in zip(pair, mels, ("this clip", "most similar normal clip")):
         file = Path(clips["clip"][number]).name
         player = pages.sound(audio.vorbis(waves[number], rate, gain), f"{name}: {file}")
         figures.append(

@@ -213,7 +213,7 @@ def _use_workers_device(client, opened: Sequence[Run]) -> bool:
     from asdlib.studies import dask
 
     chosen = opened[0].cfg.device
-    device, offered = ("cpu", False) if chosen == "cpu" else dask.device_of(client)
+    device, gpu_resource = ("cpu", False) if chosen == "cpu" else dask.device_of(client)
     if chosen == "cuda" and device == "cpu":
         raise errors.InputError(
             "device cuda requested, but no worker of the cluster has a GPU; use --device auto or cpu"
@@ -221,7 +221,7 @@ def _use_workers_device(client, opened: Sequence[Run]) -> bool:
     auto = dask.auto_of(client, device)
     for run in opened:
         run.device, run.auto = torch.device(device), auto
-    return offered
+    return gpu_resource
 
 
 def at_once(gpu: bool) -> int:
@@ -284,10 +284,10 @@ def _check_inputs(planned: Sequence[Job], todo: Sequence[Job]) -> None:
         parts = [training_clips(run.store, [machine]) for machine in run.machines]
         for own, others in parts if any("oevae" in job.stage.detectors for job in planned) else ():
             check_machines(run.clips, own.rows, others.rows)
-    coming = {(job.stage, job.seed, job.machine) for job in todo}
+    to_run = {(job.stage, job.seed, job.machine) for job in todo}
     for job in todo:
         used = {*job.stage.reads, *job.stage.shows} & {SYSTEMS[system] for system in job.run.cfg.systems}
-        missing = job.run.missing(used, [job.seed] if job.stage.per_seed else job.run.cfg.seeds, coming)
+        missing = job.run.missing(used, [job.seed] if job.stage.per_seed else job.run.cfg.seeds, to_run)
         if missing:
             raise errors.InputError(
                 f"{job.label}: missing scores: {', '.join(missing)}; run `asd run {job.run.cfg.name}` with"

@@ -40,8 +40,8 @@ class Stage:
 
 
 BASELINES = ("baseline_knn", "multires", "pretrained", "autoencoder")
-EVERY = (*BASELINES, "oevae", "classifier")
-SHOWN = (*EVERY, "fusion", "metrics", "report")
+DETECTORS = (*BASELINES, "oevae", "classifier")
+SHOWN = (*DETECTORS, "fusion", "metrics", "report")
 STAGES = (
     Stage("01_data", False, False, ("report", "oevae.condition")),
     Stage(
@@ -75,7 +75,7 @@ STAGES = (
         False,
         False,
         ("name", "about", "include", "chosen_by", "systems", "seeds", *SHOWN),
-        shows=EVERY,
+        shows=DETECTORS,
     ),
 )
 

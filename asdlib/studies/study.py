@@ -31,8 +31,8 @@ from asdlib.studies.run import Run
 from asdlib.studies.stages import jobs, stage_of
 
 OVERRIDES = "overrides.json"  # in a study's folder: the overrides it was run with; study.txt names the study
-_NOTED: set[str] = set()  # studies whose missing systems were reported
-LONGEST, CHANGED = 80, "--"  # most characters of a derived name; separates the study's name from its changes
+_REPORTED: set[str] = set()  # studies whose missing systems were reported
+MAX_NAME, CHANGED = 80, "--"  # most characters of a derived name; separates the study's name from its changes
 
 
 def open_run(
@@ -81,8 +81,8 @@ def _installed(cfg: config.StudySettings) -> config.StudySettings:
         try:
             DETECTORS[name].check(getattr(cfg, name))
         except errors.InputError as missing:
-            if cfg.name not in _NOTED:
-                _NOTED.add(cfg.name)
+            if cfg.name not in _REPORTED:
+                _REPORTED.add(cfg.name)
                 print(f"note: study {cfg.name} runs without {system}: {missing}", file=sys.stderr)
             views = [view for view in cfg.fusion.views if fusion.view_part(view)[0] != system]
             weights = [w for view, w in zip(cfg.fusion.views, cfg.fusion.weights) if view in views]
@@ -117,7 +117,7 @@ def change_name(name: str, overrides: Sequence[str]) -> str:
         key, _, value = text.partition("=")
         parts.append(f"{key.strip().rsplit('.', 1)[-1]}-{value.strip()}")
     label = re.sub(r"[^A-Za-z0-9_-]+", "_", "--".join(parts)).replace("-_", "-").strip("_")
-    if len(name) + len(label) > LONGEST:
+    if len(name) + len(label) > MAX_NAME:
         label = settings_tree.digest(sorted(overrides))[:8]
     return f"{name}{CHANGED}{label}"
 

@@ -36,7 +36,7 @@ from asdlib.studies.study import load
 from asdlib.viz import plots, tables
 
 REFERENCE = "as the study"
-MOST = 200  # variants; more are probably a mistake
+MAX_VARIANTS = 200  # variants; more are probably a mistake
 MEASURED = ("variant", "system", "metric", "seeds", "mean", "low", "high", "sd")
 COLUMNS = (*MEASURED, "difference", "difference_low", "difference_high", "p", "same")
 
@@ -54,9 +54,10 @@ def axes(study: str, overrides: Sequence[str] = (), home: str | Path = "") -> di
         )
     found = {name: values for name, values in _leaves(tree)}
     sizes = [len(values) for values in found.values() if isinstance(values, list)]
-    if math.prod(sizes) > MOST:
+    if math.prod(sizes) > MAX_VARIANTS:
         raise errors.InputError(
-            f"sweep: {' × '.join(map(str, sizes))} variants, expected at most {MOST}; list fewer values"
+            f"sweep: {' × '.join(map(str, sizes))} variants, expected at most {MAX_VARIANTS}; list"
+            " fewer values"
         )
     for name, values in found.items():
         if not isinstance(values, list) or not values:
@@ -155,7 +156,7 @@ def over_variants(run: Run) -> pd.DataFrame:
 def compare(
     scores: dict[str, pd.DataFrame], settings: metrics.MetricsSettings, seed: int, unlike: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Return Ω of every system and variant over seeds, and its paired difference to the study.
+    """Return Ω of every system and variant over seeds, and its paired difference from the study.
 
     scores : variant ("" is the study) -> score table.  seed : of the resamples
     unlike : variants with other recordings, for which no paired difference exists
@@ -199,7 +200,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
         metric = tables.METRIC_NAMES[row.metric]
         rows.append((row.variant, row.system, metric, mean, row.seeds, sd, difference, claim))
     names = ("settings", "system", "metric", "mean over seeds", "seeds", "sd over seeds")
-    return pd.DataFrame(rows, columns=[*names, "difference to the study", "claim"])
+    return pd.DataFrame(rows, columns=[*names, "difference from the study", "claim"])
 
 
 def your_change(run: Run, scores: pd.DataFrame) -> tables.Html:
@@ -212,7 +213,7 @@ def your_change(run: Run, scores: pd.DataFrame) -> tables.Html:
     machines, seeds = set(scores["machine"]), set(scores["seed"])
     parts = []
     for system in fusion.in_order(scores["system"]):
-        mine = scores[(scores["system"] == system) & (scores["component"] == "score")]
+        changed = scores[(scores["system"] == system) & (scores["component"] == "score")]
         try:
             study = run.base.load_scores([system], list(seeds))
         except errors.InputError as missing:
@@ -220,8 +221,8 @@ def your_change(run: Run, scores: pd.DataFrame) -> tables.Html:
         study = study[
             study["machine"].isin(machines) & (study["system"] == system) & (study["component"] == "score")
         ]
-        both = pd.concat([mine.assign(system="change"), study.assign(system="study")], ignore_index=True)
-        if set(mine["clip"]) != set(study["clip"]):
+        both = pd.concat([changed.assign(system="change"), study.assign(system="study")], ignore_index=True)
+        if set(changed["clip"]) != set(study["clip"]):
             return tables.Html("<p>No comparison: the study has other recordings.</p>")
         values = metrics.table(both, run.cfg.metrics, run.seed).set_index(["system", "machine", "metric"])
         for row in comparison.paired(both, "change", "study", run.cfg.metrics, run.seed).itertuples():

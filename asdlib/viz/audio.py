@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import soundfile
 
-PEAK, MOST_GAIN = 0.9, 100.0  # full scale 1; 40 dB
+PEAK, MAX_GAIN = 0.9, 100.0  # full scale 1; 40 dB
 BLOCK = 65536  # samples per write: the Vorbis encoder keeps a block on its stack
 
 
@@ -26,7 +26,7 @@ def common_gain(waves: Sequence[np.ndarray]) -> float:
     waves : float (samples,) each, full scale 1
     """
     loudest = max((float(np.abs(wave).max()) for wave in waves if len(wave)), default=0.0)
-    return min(PEAK / loudest, MOST_GAIN) if loudest > 0 else 1.0
+    return min(PEAK / loudest, MAX_GAIN) if loudest > 0 else 1.0
 
 
 def vorbis(samples: np.ndarray, sample_rate: int, gain: float) -> str:

@@ -67,17 +67,17 @@ def claims(
     rows = []
     for system in fusion.in_order(both.index.get_level_values(0)):
         found = {metric: both.loc[(system, metric), ["value", "low", "high"]] for metric in OVER_ALL}
-        told = next((metric for metric, row in found.items() if not math.isnan(row["value"])), None)
-        shuffled = chance.loc[(system, told)] if told and (system, told) in chance.index else None
+        first = next((metric for metric, row in found.items() if not math.isnan(row["value"])), None)
+        shuffled = chance.loc[(system, first)] if first and (system, first) in chance.index else None
         row = {"system": system, "claim": "", "case": "none"}
         if system == "control_level":
             row |= {"claim": "control: the level of each clip used as its score", "case": "control"}
         elif shuffled is None:
             row["claim"] = "no claim: no labeled test clips"
         else:
-            level = both["value"].get(("control_level", told), math.nan)
-            case, words = _claim(both.loc[(system, told)], shuffled, level)
-            row |= {"claim": f"{METRIC_NAMES[told]} {words}", "case": case}
+            level = both["value"].get(("control_level", first), math.nan)
+            case, words = _claim(both.loc[(system, first)], shuffled, level)
+            row |= {"claim": f"{METRIC_NAMES[first]} {words}", "case": case}
             if chosen_by in TEST_TUNED:
                 row["claim"] = f"no claim: {TEST_TUNED[chosen_by]}"
         if pairs is not None:
@@ -100,13 +100,13 @@ def _claim(own: pd.Series, shuffled: pd.Series, level: float) -> tuple[str, str]
         return "chance", "is not distinguishable from chance"
     if math.isnan(level):
         return "above", "is above chance"
-    reach = level_reach(level)
-    alone = f"the level alone ({level:.3f})"
-    if reach >= own["value"]:
-        return "level", f"is above chance, but {alone} does as well: no evidence that faults are detected"
-    if reach > own["low"]:
-        return "within", f"is above chance; its lead over {alone} is within the interval"
-    return "above", f"is above chance and above {alone}"
+    level_auc = level_reach(level)
+    rival = f"the level alone ({level:.3f})"
+    if level_auc >= own["value"]:
+        return "level", f"is above chance, but {rival} does as well: no evidence that faults are detected"
+    if level_auc > own["low"]:
+        return "within", f"is above chance; its lead over {rival} is within the interval"
+    return "above", f"is above chance and above {rival}"
 
 
 def level_reach(level: float) -> float:
@@ -163,8 +163,8 @@ def above_reference(system: str, pairs: pd.DataFrame, settings: metrics.MetricsS
     value, low, high = row[["value", "low", "high"]]
     if row["system_a"] == reference:
         value, low, high = -value, -high, -low
-    said = {"holds": "yes" if value > 0 else "no, below", "alone": "undecided", "no": "not shown"}
-    verdict = said[_verdict(row["p"], row["p_holm"], settings)]
+    answers = {"holds": "yes" if value > 0 else "no, below", "alone": "undecided", "no": "not shown"}
+    verdict = answers[_verdict(row["p"], row["p_holm"], settings)]
     return signed(f"{verdict}: {value:+.3f} [{low:.3f}, {high:.3f}]")
 
 
@@ -173,18 +173,18 @@ def family(found: pd.DataFrame, settings: metrics.MetricsSettings) -> str:
     if found.empty:
         return "Nothing to compare: one system, or no labeled test clips."
     level = f"{1 - settings.confidence:.2g}"
-    alone = sum(claim.startswith("undecided") for claim in found["claim"])
+    uncorrected = sum(claim.startswith("undecided") for claim in found["claim"])
     won: dict[str, list[str]] = {}
     for r in found[found["claim"].str.endswith("is better")].itertuples():
         first = r.claim.startswith(f"{r.system_a} ")
         better, worse = (r.system_a, r.system_b) if first else (r.system_b, r.system_a)
         won.setdefault(better, []).append(system_name(worse))
     holds = [f"{system_name(better)} is better than {listed(worse)}" for better, worse in won.items()]
-    least = f"smallest p {found['p'].min():.2g}, corrected {found['p (Holm)'].min():.2g}"
+    lowest = f"smallest p {found['p'].min():.2g}, corrected {found['p (Holm)'].min():.2g}"
     count = f"{len(found)} comparison{'s' * (len(found) > 1)}"
-    words = f"{count}, Holm-corrected at level {level} ({least}): {sum(map(len, won.values()))} significant"
+    words = f"{count}, Holm-corrected at level {level} ({lowest}): {sum(map(len, won.values()))} significant"
     words += f" ({'; '.join(holds)})" if holds else ""
-    return words + (f"; {alone} more only without correction, not claimed." if alone else ".")
+    return words + (f"; {uncorrected} more only without correction, not claimed." if uncorrected else ".")
 
 
 # ---------------------------------------------------------------- headline, warnings, counts
@@ -198,12 +198,12 @@ def leader(found: pd.DataFrame) -> str:
     found : from `claims`
     """
     own = found[found["case"] != "control"]
-    told = own[own["case"] != "none"]
-    if told.empty:
+    measured = own[own["case"] != "none"]
+    if measured.empty:
         names = own["system"].tolist()
         return comparison.REFERENCE if comparison.REFERENCE in names else names[0]
-    values = pd.to_numeric(told["Ω"].str.split().str[0], errors="coerce")
-    return told["system"].iloc[int(np.nanargmax(values.fillna(-1)))]
+    values = pd.to_numeric(measured["Ω"].str.split().str[0], errors="coerce")
+    return measured["system"].iloc[int(np.nanargmax(values.fillna(-1)))]
 
 
 def headline(
@@ -240,13 +240,13 @@ def headline(
         words += ", but the level of the clips alone does as well: no evidence that faults are detected"
     elif row["case"] == "within":
         words += "; its lead over the level of the clips alone is within the interval"
-    worse, alike = [], []
+    worse, undecided = [], []
     for pair in pairs[(pairs["system_a"] == best) | (pairs["system_b"] == best)].itertuples():
         other = pair.system_b if pair.system_a == best else pair.system_a
-        (worse if _verdict(pair.p, pair.p_holm, settings) == "holds" else alike).append(other)
+        (worse if _verdict(pair.p, pair.p_holm, settings) == "holds" else undecided).append(other)
     chance = [name for name in found.loc[found["case"].isin(AGAINST_CHANCE), "system"] if name != best]
-    if alike:
-        words += f"; it is not distinguishable from {listed(map(system_name, alike))}"
+    if undecided:
+        words += f"; it is not distinguishable from {listed(map(system_name, undecided))}"
     elif worse:
         words += "; it is better than every other system"
     words += "."
@@ -309,9 +309,9 @@ def warnings(
         return len(rows)
 
     labeled = {m: [count(m, split="test", label=kind) for kind in ("normal", "anomaly")] for m in machines}
-    blind = [m for m in machines if not any(labeled[m])]
+    unlabeled = [m for m in machines if not any(labeled[m])]
     warn(
-        blind,
+        unlabeled,
         "no labeled test clips",
         "No labeled test clips of {}: the quality of scores and thresholds cannot be measured.",
     )
@@ -331,7 +331,7 @@ def warnings(
             " evidence that faults are detected.",
         )
     warn(
-        [m for m in machines if m not in blind and not all(labeled[m])],
+        [m for m in machines if m not in unlabeled and not all(labeled[m])],
         "one label missing in test",
         "The test clips of {} are all normal or all anomalous: the AUC is undefined.",
     )
@@ -347,17 +347,17 @@ def warnings(
         "Few training clips of {}: thresholds are based on few scores.",
     )
     for domain in ("source", "target"):
-        lacking: dict[str, list[str]] = {}
+        machines_missing: dict[str, list[str]] = {}
         for m in machines:
-            gone = [
+            missing = [
                 words
                 for split, words in (("train", "training"), ("test", "test"))
                 if count(m, split=split)
                 and not count(m, split=split, domain=domain) + count(m, split=split, domain="unknown")
             ]
-            if gone:
-                lacking.setdefault(" or ".join(gone), []).append(m)
-        for words, names in lacking.items():
+            if missing:
+                machines_missing.setdefault(" or ".join(missing), []).append(m)
+        for words, names in machines_missing.items():
             warn(
                 names,
                 f"no {domain}-domain {words} clips",
@@ -369,8 +369,8 @@ def warnings(
         out.append(
             Warning(
                 False,
-                "one training each",
-                "Every network was trained once: the variation between trainings is unknown.",
+                "each network trained once",
+                "Each network was trained once: the variation between trainings is unknown.",
             )
         )
     if synthetic:
@@ -450,10 +450,12 @@ def calibration(alarms: pd.DataFrame, nominal: float) -> pd.DataFrame:
         cells = {name: f"{number(row['rate'])} of {row['normals']}" for name, row in found.iterrows()}
         cells = {name: cell if found["normals"][name] else "— none" for name, cell in cells.items()}
         rate, low, high = found.loc["test", ["rate", "low", "high"]]
-        off = rate - nominal
-        verdict = f"{abs(off):.3f} too {'many' if off > 0 else 'few'}"
+        excess = rate - nominal
+        verdict = f"{abs(excess):.3f} too {'many' if excess > 0 else 'few'}"
         verdict += ", not significant" if low <= nominal <= high else ""
-        verdict = "no normal test clips" if math.isnan(rate) else "as set" if abs(off) <= NEAR else verdict
+        verdict = (
+            "no normal test clips" if math.isnan(rate) else "as expected" if abs(excess) <= NEAR else verdict
+        )
         rows.append(
             {
                 "system": system,

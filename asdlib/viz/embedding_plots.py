@@ -290,7 +290,7 @@ def _shares(axis, branches: Mapping[str, float]) -> None:
 
 # ---------------------------------------------------------------- changes
 
-MOST_DB = 15.0  # limits of the scale of a change
+MAX_DB = 15.0  # limits of the scale of a change
 CELLS = 120  # number of cells of a strip
 
 
@@ -318,10 +318,10 @@ def change(found: changes.Change, whole: bool = True) -> tables.Html:
     seconds = len(found.course) * found.difference.hop_s
     place = "the changed band" if found.hz == found.hz else "all bands"
     parts = [f'<p class="change">{tables.escape(found.words)}</p>']
-    parts.append(strip(f"level of {place} (dB)", found.course, MOST_DB, seconds))
+    parts.append(strip(f"level of {place} (dB)", found.course, MAX_DB, seconds))
     if whole:
         title = "level relative to the most similar normal clips"
-        limits = (-MOST_DB, MOST_DB)
+        limits = (-MAX_DB, MAX_DB)
         parts.append(picture(found.difference, title=title, unit="dB", colors="PuOr_r", limits=limits))
         parts.append(pages.legend(*CHANGE_COLORS))
     return tables.Html("".join(parts))

@@ -80,8 +80,8 @@ def knowledge(measures: pd.DataFrame, of: str) -> Plot:
 
     measures : machine, space, of, measure, value, chance.  of : "v" or "domain".  Notebook: 07_latents
     """
-    asked = measures[(measures["of"] == of) & (measures["measure"] == "balanced accuracy")]
-    table = plots.some(asked, "measures")
+    selected = measures[(measures["of"] == of) & (measures["measure"] == "balanced accuracy")]
+    table = plots.some(selected, "measures")
     machines = list(table["machine"].unique())
     alt = f"balanced accuracy of predicting {of} from {', '.join(SPACES)}; the numbers are in the table"
     figure, axes = plots.panels(1, 1, 2.9, alt, 7.0)
@@ -94,8 +94,8 @@ def knowledge(measures: pd.DataFrame, of: str) -> Plot:
         axes[0, 0].plot([x - 0.42, x + 0.42], [rows["chance"].iloc[0]] * 2, **CHANCE)
         if rows["value"].isna().all():
             plots.note(axes[0, 0], x, 0.5, "not available", axes[0, 0].transData, ha="center")
-    slanted = {"rotation": 30, "ha": "right"} if len(machines) > 6 else {}
-    axes[0, 0].set_xticks(range(len(machines)), machines, **slanted)
+    label_style = {"rotation": 30, "ha": "right"} if len(machines) > 6 else {}
+    axes[0, 0].set_xticks(range(len(machines)), machines, **label_style)
     axes[0, 0].set(ylim=(0, 1.03), ylabel=f"balanced accuracy, {of}")
     handles = [Patch(fc=c, hatch=h, ec=BLACK, label=s) for s, (c, h) in SPACES.items()]
     figure.legend(handles=[*handles, Line2D([], [], label="chance", **CHANCE)], **BELOW)
@@ -120,7 +120,7 @@ def traversal(table: pd.DataFrame) -> Plot:
         axis.set(title=machine, xlabel="v set in z_d")
     handles = [
         Line2D([], [], color=BLUE, marker="o", ms=4, label="found, with quartiles"),
-        Line2D([], [], label="as set", **CHANCE),
+        Line2D([], [], label="found = set", **CHANCE),
     ]
     figure.legend(handles=handles, **BELOW)
     return figure

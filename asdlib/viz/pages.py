@@ -123,10 +123,12 @@ def _strip(here: _Page, pages: Sequence[_Page], top: str) -> str:
         siblings = [page for page in pages if page.stage == here.stage]
         values = list(dict.fromkeys(getattr(page, name) for page in siblings))
         if len(values) > 1:
-            there = [_nearest(here.stage, here._replace(**{name: value}), siblings) for value in values]
+            linked = [_nearest(here.stage, here._replace(**{name: value}), siblings) for value in values]
             rows.append(
                 f"<span>{name}</span>"
-                + "".join(_link(page, value, page == here) for page, value in zip(there, values, strict=True))
+                + "".join(
+                    _link(page, value, page == here) for page, value in zip(linked, values, strict=True)
+                )
             )
     shown = "".join(f"<p>{row}</p>" for row in rows)
     return f'<nav class="series" aria-label="Pages of this study">{shown}</nav>'

@@ -148,8 +148,8 @@ def by_machine(machines: Sequence[str], height: float, label: str, alt: str, vec
     columns = min(len(machines), 4)
     rows = -(-len(machines) // columns)
     figure, axes = panels(rows, columns, 0.5 + (height - 0.5) * rows, alt, vector=vector)
-    for spare in axes.ravel()[len(machines) :]:
-        spare.set_visible(False)
+    for unused in axes.ravel()[len(machines) :]:
+        unused.set_visible(False)
     for first in axes[:, 0]:
         first.set_ylabel(label)
     return figure, axes.ravel()[: len(machines)]

@@ -45,7 +45,7 @@ METRIC_NAMES = {
 
 NO_NUMBER = ("— not available", "not reached")  # text in place of a number
 LONG = 24  # characters; longer texts need a wide column and may be wrapped like file names
-LOOK = {  # of all tables, in notebooks and reports
+TABLE_CSS = {  # of all tables, in notebooks and reports
     "": (
         "border-collapse: collapse; border-bottom: 1px solid #8886; margin: 1em 0; font-size: .8125em;"
         " line-height: 1.5"
@@ -125,12 +125,12 @@ def styled(table: pd.DataFrame, caption: str = "", best: np.ndarray | None = Non
         texts[best] = "* " + texts[best]
     shown = pd.DataFrame(texts[:, 1:], columns=table.columns[1:], dtype=object)
     shown.columns.names = [*[None] * (table.columns.nlevels - 1), np.ravel(table.columns[0])[-1]]
-    look = LOOK | {
+    look = TABLE_CSS | {
         f".col{i - 1}" if i else ".row_heading": _look(column, i == 0) for i, column in enumerate(texts.T)
     }
-    made = zlib.crc32(repr((caption, list(table), texts.tolist())).encode(errors="replace"))
+    uuid = zlib.crc32(repr((caption, list(table), texts.tolist())).encode(errors="replace"))
     styler = shown.style.format(_cell).format_index(_cell, axis=1).format_index_names(_cell, axis=1)
-    styler.format_index(lambda row: _cell(texts[row, 0])).set_caption(escape(caption)).set_uuid(f"{made:08x}")
+    styler.format_index(lambda row: _cell(texts[row, 0])).set_caption(escape(caption)).set_uuid(f"{uuid:08x}")
     styler.set_table_styles([{"selector": name, "props": props} for name, props in look.items() if props])
     if best is not None:
         styler.apply(lambda _: np.where(best[:, 1:], "font-weight: bold", ""), axis=None)
@@ -240,10 +240,10 @@ def reasons(table: pd.DataFrame) -> list[str]:
                 if math.isnan(row[m])
             ]
     parts = values.drop(index="all", errors="ignore")[list(roc.THREE)]
-    there, total = int(parts.notna().sum(axis=None)), parts.size
+    available, total = int(parts.notna().sum(axis=None)), parts.size
     return (
-        [*lines, f"Ω: the harmonic mean of the {there} of {total} numbers that are available"]
-        if 0 < there < total
+        [*lines, f"Ω: the harmonic mean of the {available} of {total} values that are available"]
+        if 0 < available < total
         else lines
     )
 

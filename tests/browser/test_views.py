@@ -364,11 +364,11 @@ def test_lists_colors_and_reasons_of_the_map(opened, shots):
         "normal training clips (differ|show)|differs as much", words(page, ".asd-map-reason .change")
     )
     assert (
-        "score of each stretch" in reason
+        "score of each section" in reason
         and "louder than in the most similar normal clips" in reason
         and "softer" in reason
     )
-    assert page.locator(".asd-map-reason audio").count() == 2  # the clip and the normal one most alike
+    assert page.locator(".asd-map-reason audio").count() == 2  # the clip and the most similar normal one
     assert page.locator(".asd-map-reason .strip").count() == 2
     inside = (
         "image => image.getBoundingClientRect().right <="

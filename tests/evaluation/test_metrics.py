@@ -150,7 +150,7 @@ def test_no_target_clips_no_target_number():
         oracle.harmonic_mean([value["fan", "auc_source"], value["fan", "pauc"]]), abs=1e-12
     )
     assert value["all", "auc_target"] == pytest.approx(value["valve", "auc_target"], abs=1e-12)
-    assert tables.reasons(table)[-1] == "Ω: the harmonic mean of the 5 of 6 numbers that are available"
+    assert tables.reasons(table)[-1] == "Ω: the harmonic mean of the 5 of 6 values that are available"
 
 
 def test_machines_without_labels_have_no_number_and_do_not_count():

@@ -123,9 +123,9 @@ def test_a_clip_of_the_study_is_told_like_a_recording(context, trained, split):
         np.testing.assert_allclose(explain_report.along(ready, context.store, row), scored, atol=1e-4)
 
 
-def test_the_score_along_a_recording_is_that_of_its_stretches(context, trained, monkeypatch):
-    """By a slow loop: each stretch cut out and scored by itself."""
-    monkeypatch.setattr(explain_report, "STRETCH_S", 0.5)
+def test_the_score_along_a_recording_is_that_of_its_sections(context, trained, monkeypatch):
+    """By a slow loop: each section cut out and scored separately."""
+    monkeypatch.setattr(explain_report, "SECTION_S", 0.5)
     _, ready = trained
     row = base.machine_rows(context.store.clips, "pump", "test")[1]
     store, _ = ready.decoded([context.store.clips["path"][row]])

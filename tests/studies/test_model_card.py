@@ -72,7 +72,7 @@ def test_the_card_holds_the_numbers_of_the_study(context):
     (alarms,) = found.alarms.itertuples(index=False)
     assert "| baseline_mse | 0.100 | 0." in card and f"{alarms[-2]} | {alarms[-1]} |" in card
     told = f"baseline_mse: share of false alarms on fresh normal clips {alarms.verdict}, nominal 0.100."
-    assert (told in card) == (alarms.verdict != "as set")
+    assert (told in card) == (alarms.verdict != "as expected")
     assert "peak memory of training 310 MB" in card and "| 03\\_baseline |".replace("\\", "") in card
     assert "not stated" in card and "nan" not in card.lower().replace("finance", "")
 

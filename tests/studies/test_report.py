@@ -130,7 +130,7 @@ def test_players_share_one_gain_so_that_levels_stay_comparable():
 
 @pytest.mark.parametrize(
     ("waves", "gain"),
-    [([np.zeros(9)], 1.0), ([], 1.0), ([np.full(9, 1e-6)], audio.MOST_GAIN), ([np.array([-0.45, 0.1])], 2.0)],
+    [([np.zeros(9)], 1.0), ([], 1.0), ([np.full(9, 1e-6)], audio.MAX_GAIN), ([np.array([-0.45, 0.1])], 2.0)],
 )
 def test_common_gain(waves, gain):
     assert audio.common_gain(waves) == pytest.approx(gain)
@@ -191,7 +191,7 @@ def test_the_first_screen_says_what_was_found():
     shown = report.first_screen(found_in())
     assert "Multi-resolution density has the highest official score" in shown
     assert "OEVAE is at chance. The VAE of OEVAE is dead on fan." in shown
-    assert "dead VAE: fan" in shown and "one training each" in shown
+    assert "dead VAE: fan" in shown and "each network trained once" in shown
     assert re.search(r"<strong>fan</strong>: \d+ of 40 faults found, \d+ false alarms? in ", shown)
     assert shown.count('role="img"') == 3 and "level of the clip alone" in shown  # a scale for each
 
@@ -312,7 +312,7 @@ def test_cards_show_and_play_a_clip_beside_the_normal_one_most_alike(context):
     assert shown.count("softer") == 1  # one legend for all cards
     for card in cards:
         machine = re.search(r"<h3>(\w+): ", card)[1]
-        like = re.search(r"normal, most alike: ([^<\"]+wav)", card)[1]
+        like = re.search(r"most similar normal clip: ([^<\"]+wav)", card)[1]
         row = clips[clips["clip"].str.endswith(like) & (clips["machine"] == machine)].iloc[0]
         assert (row["split"], row["label"]) == ("train", "normal")
         assert re.search(r"score [+−]\d+\.\d, threshold [+−]\d+\.\d<", card)

@@ -60,7 +60,7 @@ def test_without_target_the_claim_is_about_what_is_available():
     row = found.iloc[0]
     assert row["AUC target"] == "— not available"
     assert row["claim"].startswith("Ω is above chance")
-    assert "Ω: the harmonic mean of the 2 of 3 numbers that are available" in tables.reasons(table)
+    assert "Ω: the harmonic mean of the 2 of 3 values that are available" in tables.reasons(table)
     words = "fan: AUC target not available, no normal test clip of the target domain"
     assert words in tables.reasons(table) and words in tables.metrics_table(table)
 
@@ -249,7 +249,7 @@ def test_warnings_name_the_machines_they_are_about():
         "few training clips: fan (30)",
         "no target-domain training or test clips: fan",
     ]
-    assert {"one training each", "synthetic recordings"} <= set(found) and list(found)[
+    assert {"each network trained once", "synthetic recordings"} <= set(found) and list(found)[
         : len(serious)
     ] == serious
     clips = clip_table()
@@ -293,7 +293,7 @@ def test_a_rate_of_false_alarms_is_as_set_or_off_by_so_much():
     ]
     found = claims.calibration(pd.DataFrame(rows, columns=metrics.ALARM_COLUMNS), 0.1).set_index("system")
     assert found["verdict"].to_dict() == {
-        "multires": "as set",
+        "multires": "as expected",
         "oevae": "0.090 too many",
         "classifier": "0.070 too few, not significant",
         "fusion": "0.080 too few",

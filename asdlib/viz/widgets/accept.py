@@ -21,7 +21,7 @@ class AcceptView(ipywidgets.VBox):
     """Controls to accept the selected clip of a map as normal, after a preview of the effect.
 
     review : `asdlib.studies.accepted.Review`, computes the effect on the decisions of the view's system
-    beside : buttons to show in front of its own
+    beside : buttons to show to the left of its own
     """
 
     def __init__(self, model: EmbeddingMap, review, beside: Sequence[ipywidgets.Widget] = ()):
@@ -35,9 +35,9 @@ class AcceptView(ipywidgets.VBox):
         buttons = ipywidgets.HBox([*beside, self.show, self.keep], layout={"flex_flow": "row wrap"})
         super().__init__([buttons, self.words, self.list])
         self.add_class("asd-accept")
-        model.observe(lambda _: self._forget(), ["row", "view"])
-        self._forget()
-        self._listed()
+        model.observe(lambda _: self._reset(), ["row", "view"])
+        self._reset()
+        self._show_list()
 
     @staticmethod
     def _button(label: str, name: str, act, tooltip: str) -> ipywidgets.Button:
@@ -45,35 +45,35 @@ class AcceptView(ipywidgets.VBox):
         button.on_click(lambda _: act())
         return button.add_class(f"asd-accept-{name}")
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self.show.disabled, self.keep.disabled, self.words.value = self.model.row < 0, True, ""
 
-    def _say(self, act, *given) -> bool:
-        """Call a function and show its answer or the reason of a refusal; return whether it succeeded."""
+    def _call(self, act, *given) -> bool:
+        """Call a function, show its message or error, and return whether it succeeded."""
         try:
-            words, refused = act(*given), False
+            words, failed = act(*given), False
         except errors.InputError as error:
-            words, refused = str(error), True
+            words, failed = str(error), True
         self.words.value = f'<div class="asd-accept-text">{html.escape(words)}</div>'
-        return not refused
+        return not failed
 
     def _show(self) -> None:
         before, self.show.description = self.show.description, "computing"
         try:
-            self.keep.disabled = not self._say(self.review.preview, self.model.row, self.model.system)
+            self.keep.disabled = not self._call(self.review.preview, self.model.row, self.model.system)
         finally:
             self.show.description = before
 
     def _keep(self) -> None:
         self.keep.disabled = True
-        self._say(self.review.keep)
-        self._listed()
+        self._call(self.review.keep)
+        self._show_list()
 
     def _revoke(self, digest: str) -> None:
-        self._say(self.review.revoke, digest)
-        self._listed()
+        self._call(self.review.revoke, digest)
+        self._show_list()
 
-    def _listed(self) -> None:
+    def _show_list(self) -> None:
         """List the accepted clips, each with a button to revoke it."""
         lines = []
         for one in self.review.listed().itertuples():

@@ -17,8 +17,8 @@ from asdlib.viz import audio, embedding_plots, tables
 N_FFT, HOP, MELS, LOW_HZ = 1024, 256, 96, 50.0
 FLOOR_DB = 80.0  # dynamic range of a picture
 FADE_DB = 50.0  # dynamic range within which the phase fades out
-MOST_DB = 20.0  # limits of the scale of a difference
-HEARD = 64  # evenly spaced clips of a machine from which the common gain is computed
+MAX_DB = 20.0  # limits of the scale of a difference
+GAIN_CLIPS = 64  # evenly spaced clips of a machine from which the common gain is computed
 
 
 class ClipMedia:
@@ -31,7 +31,7 @@ class ClipMedia:
         """Return the gain of a machine's clips, computed from some of them, with 6 dB of headroom."""
         if machine not in self._gains:
             rows = np.flatnonzero(self.store.clips["machine"] == machine)
-            some = rows[:: max(len(rows) // HEARD, 1)]
+            some = rows[:: max(len(rows) // GAIN_CLIPS, 1)]
             self._gains[machine] = 0.5 * audio.common_gain([self.store.int16(row) / 32768.0 for row in some])
         return self._gains[machine]
 
@@ -71,15 +71,15 @@ class ClipMedia:
                 title=title,
                 unit="dB",
                 colors="PuOr_r",
-                limits=(-MOST_DB, MOST_DB),
+                limits=(-MAX_DB, MAX_DB),
             )
         wave = torch.from_numpy(self.store.int16(row) / np.float32(32768))[None]
         if wave.shape[1] < N_FFT:
             return shown
-        turn = features.phase(wave, representation="if", n_fft=N_FFT, hop=HOP)[0, 0].numpy()
+        advance = features.phase(wave, representation="if", n_fft=N_FFT, hop=HOP)[0, 0].numpy()
         loud = features.spectrogram(wave, n_fft=N_FFT, hop=HOP)[0, 0].numpy()
         weight = 1 + 20 * np.log10(np.maximum(loud / max(float(loud.max()), 1e-12), 1e-9)) / FADE_DB
-        phase = explain.Map(turn, np.arange(len(turn)) * self.rate / N_FFT, step)
+        phase = explain.Map(advance, np.arange(len(advance)) * self.rate / N_FFT, step)
         title = "phase: advance per frame relative to the bin's center frequency; faint at low level"
         phase = embedding_plots.picture(
             phase, title=title, unit="π rad", colors="twilight", limits=(-1.0, 1.0), weight=weight

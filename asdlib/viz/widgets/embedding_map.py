@@ -28,7 +28,7 @@ from asdlib.viz.widgets.map_model import CSV_COLUMNS, FILTERS, WHY, EmbeddingMap
 
 HERE = Path(__file__).resolve().parent
 LEVELS = 64  # steps of a numeric coloring; one more code is for unknown values
-MOST_ROWS = 50  # of the table of selected clips; the CSV file contains all
+MAX_ROWS = 50  # of the table of selected clips; the CSV file contains all
 INK = "currentColor"
 
 
@@ -100,8 +100,8 @@ class EmbeddingMapView(ipywidgets.VBox):
         self.button = ipywidgets.Button(
             description="Why this score", tooltip="How the clip differs from normal; what raised its score"
         )
-        asked = [self.button] * bool(explained)
-        self.accept = accept.AcceptView(model, review, asked) if review else None
+        explain_buttons = [self.button] * bool(explained)
+        self.accept = accept.AcceptView(model, review, explain_buttons) if review else None
         for name, one in self.choices.items():
             one.observe(lambda change, name=name: self._choose(name, change["new"]), "value")
         for one in self.filters.values():
@@ -129,7 +129,7 @@ class EmbeddingMapView(ipywidgets.VBox):
                 ipywidgets.HBox(list(self.choices.values()), layout=row),
                 ipywidgets.HBox(list(self.filters.values()), layout=row),
                 ipywidgets.HBox([self.left, right], layout={**row, "align_items": "flex-start"}),
-                *([self.accept] if review else asked),
+                *([self.accept] if review else explain_buttons),
                 self.reason,
                 self.selection,
                 controls.Keys(within=".asd-map"),
@@ -232,31 +232,31 @@ class EmbeddingMapView(ipywidgets.VBox):
             self._show()
 
     def _menus(self) -> None:
-        model, offered = self.model, {}
+        model, menus = self.model, {}
         for name in ("view", "projection", "items", "color"):
-            there = {"items": model.all_items, "view": list(model.views)}.get(name)
-            offered[name] = getattr(model, f"{name}s") if there is None else there, getattr(model, name)
+            options = {"items": model.all_items, "view": list(model.views)}.get(name)
+            menus[name] = getattr(model, f"{name}s") if options is None else options, getattr(model, name)
         others = [name for name in model.views if name != model.view]
-        offered["beside"] = ["no second map", *others], model.beside or "no second map"
-        for name, (there, value) in offered.items():
-            if tuple(there) != self.choices[name].options:
-                self.choices[name].options = there
-            self.choices[name].value, self.choices[name].disabled = value, len(there) < 2
+        menus["beside"] = ["no second map", *others], model.beside or "no second map"
+        for name, (options, value) in menus.items():
+            if tuple(options) != self.choices[name].options:
+                self.choices[name].options = options
+            self.choices[name].value, self.choices[name].disabled = value, len(options) < 2
         for name in FILTERS:
-            there = ["any", *model.filter_values(name)]
-            if tuple(there) != self.filters[name].options:
-                self.filters[name].options = there
+            options = ["any", *model.filter_values(name)]
+            if tuple(options) != self.filters[name].options:
+                self.filters[name].options = options
             self.filters[name].value = model.filters.get(name, "any")
-            self.filters[name].layout.display = None if len(there) > 2 else "none"
+            self.filters[name].layout.display = None if len(options) > 2 else "none"
         self.filters["search"].value = model.filters.get("search", "")
         if self._listed == model.view:
             return
         self._listed, machines = model.view, set(model.table["machine"].iloc[model.rows(model.view)])
         listed = model.ranked_clips(model.system, self.most, *machines if len(machines) == 1 else ())
-        options = [("—", None)]
+        entries = [("—", None)]
         for row, why, clip, sd in listed[["row", "why", "clip", "sd"]].itertuples(index=False):
-            options.append((f"{why}, {tables.signed(f'{sd:+.1f}')} sd: {short(clip)}", (row, -1)))
-        self.list.options, self.list.value = options, None
+            entries.append((f"{why}, {tables.signed(f'{sd:+.1f}')} sd: {short(clip)}", (row, -1)))
+        self.list.options, self.list.value = entries, None
 
     def _map(self, panel: MapPanel, points: Points, view: str) -> None:
         model = self.model
@@ -299,7 +299,7 @@ class EmbeddingMapView(ipywidgets.VBox):
             with self.players.hold_sync():
                 self.players.a = self.players.a_name = self.players.b = self.players.b_name = ""
             self.near.caption, self.near.rows = "", []
-            self.detail.value = "<p>The chosen clip is shown here: its pictures, neighbors and scores.</p>"
+            self.detail.value = "<p>Pictures, neighbors and scores of the chosen clip appear here.</p>"
             return
         nearest = int(near["row"].iloc[0]) if len(near) else -1
         with self.players.hold_sync():
@@ -337,12 +337,12 @@ class EmbeddingMapView(ipywidgets.VBox):
         for number in range(1 + bool(model.beside)):
             ringed = np.flatnonzero(np.isin(self._points[number].row, rows))
             self.panels[number].selected = ringed.tolist()
-        found = model.selection(MOST_ROWS)
+        found = model.selection(MAX_ROWS)
         system = model.system if model.system in model.sd else model.sd.columns[0]
         texts = found.assign(clip=[short(clip) for clip in found["clip"]])
         texts = texts[[*CSV_COLUMNS, f"{system} sd", f"{system} decision"]]
         texts[f"{system} sd"] = [tables.signed(f"{sd:+.1f}") for sd in texts[f"{system} sd"]]
-        more = f"; {MOST_ROWS} are shown, the CSV file contains all" if len(rows) > MOST_ROWS else ""
+        more = f"; {MAX_ROWS} are shown, the CSV file contains all" if len(rows) > MAX_ROWS else ""
         with self.selection.hold_sync():
             self.selection.columns = list(texts)
             self.selection.rows = [
@@ -407,19 +407,19 @@ def static_maps(model: EmbeddingMap) -> list[plots.Plot]:
     """Plot the maps of all embeddings by clip: one row per machine for OEVAE, one row for the classifier."""
     out = []
     for system in dict.fromkeys(space.system for space in model.spaces.values()):
-        rows, made = {}, ""
+        rows, projected = {}, ""
         for view, (name, machine) in model.views.items():
             space = model.spaces[name]
             if space.system != system or machine or space.latent:
                 continue
-            there = model.colors_of(view)
+            colors = model.colors_of(view)
             names = ["domain", "label", f"score {system}"]
-            names.insert(*((0, "machine") if "machine" in there else (2, model.widest_attribute(view))))
-            made = next(one for one in projection.PROJECTIONS if (name, one, "clips") in model.xy)
+            names.insert(*((0, "machine") if "machine" in colors else (2, model.widest_attribute(view))))
+            projected = next(one for one in projection.PROJECTIONS if (name, one, "clips") in model.xy)
             rows[view] = [
-                model.points(view, made, "clips", color) if color in there else None for color in names
+                model.points(view, projected, "clips", color) if color in colors else None for color in names
             ]
-        out.append(embedding_plots.map_grid(rows, f"{system}, clips, {made}"))
+        out.append(embedding_plots.map_grid(rows, f"{system}, clips, {projected}"))
     return out
 
 
@@ -444,15 +444,15 @@ def listing(model: EmbeddingMap, media: ClipMedia, players: int) -> tables.Html:
     """
     systems = list(dict.fromkeys(space.system for space in model.spaces.values()))
     n = max(players // (len(WHY) * len(systems)), 1)
-    parts, heard = [], set()
+    parts, played = [], set()
     for system in systems:
         listed = model.ranked_clips(system, n)
         for why, meaning in WHY.items():
             items = []
             for place in listed[listed["why"] == why].itertuples():
-                shown = '<p class="note">See the player above.</p>' * (place.row in heard)
-                if not shown and len(heard) < players:
-                    heard.add(place.row)
+                shown = '<p class="note">See the player above.</p>' * (place.row in played)
+                if not shown and len(played) < players:
+                    played.add(place.row)
                     shown = pages.sound(media.uri(place.row), short(place.clip))
                 near = "".join(
                     f"Nearest training clip at distance {one.distance:.3g}: {short(one.clip)},"

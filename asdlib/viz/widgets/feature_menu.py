@@ -63,7 +63,7 @@ class FeatureMenu:
         return order.index.to_numpy()
 
     def partner(self, row: int) -> int:
-        """Return the training clip of the machine that shares most attributes, incl. domain, with a clip."""
+        """Return the training clip of the machine that shares most attributes (including the domain)."""
         table = self.store.clips
         same = ["domain", *(name for name in table if name.startswith("attr_"))]
         rows = (table["machine"] == table["machine"].iloc[row]) & (table["split"] == "train")
@@ -92,9 +92,9 @@ class FeatureMenu:
         hop_s = (n_fft // 2 if name.startswith("stft") else b.hop_length) / rate
         hz = np.arange(n_fft // 2 + 1) * rate / n_fft
         if name == "phase":
-            turns = b.phase_repr in ("angle", "if")
+            cyclic = b.phase_repr in ("angle", "if")
             unit = {"gd": "half windows", "cossin": "weighted cosine"}.get(b.phase_repr, "rad")
-            return Feature(x * (np.pi if turns else 1), hz, hop_s, unit, "twilight" if turns else "PuOr")
+            return Feature(x * (np.pi if cyclic else 1), hz, hop_s, unit, "twilight" if cyclic else "PuOr")
         if name == "mel":
             hz = features.band_hz(b.n_mels, n_fft=n_fft, low_hz=0.0, high_hz=rate / 2, rate=rate)
         return Feature(20 * np.log10(x + 1e-5), hz, hop_s, "dB", "magma")

@@ -27,7 +27,7 @@ from asdlib.scoring import fusion
 from asdlib.viz import claims, embedding_plots, plots, tables
 from asdlib.viz.embedding_plots import COLORS, SHAPES, Points
 
-MOST_GROUPS = 16  # named values of a coloring; the rest are "other"
+MAX_GROUPS = 16  # named values of a coloring; the rest are "other"
 DECISIONS = {  # by the clip's label, and whether its score is above the threshold
     "hit": (plots.VERMILION, "cross"),
     "miss": (plots.ORANGE, "down"),
@@ -116,8 +116,8 @@ class EmbeddingMap(HasTraits):
         )
         self.colors_of, self._offered = functools.cache(self._colors_of), functools.cache(self._values_of)
         first = next(iter(self.views))
-        made = [name for space, name, items in xy if space == self.views[first][0] and items == "clips"]
-        super().__init__(view=first, projection=made[0], items="clips", color="label")
+        available = [name for space, name, items in xy if space == self.views[first][0] and items == "clips"]
+        super().__init__(view=first, projection=available[0], items="clips", color="label")
 
     def _scores_in_sd(self, row_of: Mapping[str, int]) -> pd.DataFrame:
         """Return scores in sd above the normal training mean; index: store row, columns: systems."""
@@ -169,10 +169,10 @@ class EmbeddingMap(HasTraits):
         return set(self.rows(self.view)) | set(self.rows(self.beside) if self.beside else ())
 
     def widest_attribute(self, view: str) -> str:
-        """Return the attribute with most values, up to MOST_GROUPS if possible, as a coloring; "": none."""
+        """Return the attribute with most values, up to MAX_GROUPS if possible, as a coloring; "": none."""
         table = self.table.iloc[self.rows(view)]
         counts = {key: table[f"attr_{key}"].nunique() for key in index.attribute_keys(table)}
-        few = {key: count for key, count in counts.items() if count <= MOST_GROUPS} or counts
+        few = {key: count for key, count in counts.items() if count <= MAX_GROUPS} or counts
         return f"attribute {max(few, key=few.get)}" if few else ""
 
     def choose(
@@ -195,12 +195,11 @@ class EmbeddingMap(HasTraits):
         with self.hold_trait_notifications():
             self.view, self.beside = view or self.view, self.beside if beside is None else beside
             for name, wanted in (("items", items), ("projection", projection), ("color", color)):
-                there = {"items": "all_items"}.get(name, f"{name}s")
-                there = getattr(self, there)
+                options = getattr(self, {"items": "all_items"}.get(name, f"{name}s"))
                 if wanted:
-                    errors.check_choice(name, wanted, there)
+                    errors.check_choice(name, wanted, options)
                 wanted = wanted or getattr(self, name)
-                setattr(self, name, wanted if wanted in there else there[0])
+                setattr(self, name, wanted if wanted in options else options[0])
             self.filters = {
                 k: v for k, v in self.filters.items() if k == "search" or v in self.filter_values(k)
             }
@@ -238,7 +237,7 @@ class EmbeddingMap(HasTraits):
         if name == "attribute":
             table = self.table.iloc[rows]
             keys = index.attribute_keys(table)
-            few = [key for key in keys if table[f"attr_{key}"].nunique() <= MOST_GROUPS]
+            few = [key for key in keys if table[f"attr_{key}"].nunique() <= MAX_GROUPS]
             return [
                 f"{key} {value}"
                 for key in few
@@ -274,9 +273,9 @@ class EmbeddingMap(HasTraits):
         other, view = bool(view) and view != self.view, view or self.view
         name = self.views[view][0]
         items = items or ("clips" if other else self.items)
-        made = [one for one in (projection, self.projection, "PCA") if (name, one, items) in self.xy]
+        available = [one for one in (projection, self.projection, "PCA") if (name, one, items) in self.xy]
         color = color or self.color
-        color, projection = (color if color in self.colors_of(view) else "label"), made[0]
+        color, projection = (color if color in self.colors_of(view) else "label"), available[0]
         clip = self.spaces[name].of(items)[1]
         row, xy = self.spaces[name].rows[clip], self.xy[name, projection, items].astype(float)
         number = np.arange(len(clip)) - np.searchsorted(clip, clip) if items == "segments" else None
@@ -335,14 +334,14 @@ class EmbeddingMap(HasTraits):
         points = self.points() if points is None else points
         at, passing = self.chosen(points), self.passing(points.row)
         if at < 0:
-            away = (points.x - 0.5) ** 2 + (points.y - 0.5) ** 2
+            distance = (points.x - 0.5) ** 2 + (points.y - 0.5) ** 2
         else:
             dx, dy = (points.x - points.x[at]).astype(float), (points.y - points.y[at]).astype(float)
-            along, aside = dx * right + dy * up, np.abs(dx * up + dy * right)
-            away = np.where((along > 0) & (aside <= along), np.hypot(along, aside), np.inf)
-        away = np.where(passing, away, np.inf)
-        best = int(np.argmin(away))
-        if not np.isfinite(away[best]):
+            along, across = dx * right + dy * up, np.abs(dx * up + dy * right)
+            distance = np.where((along > 0) & (across <= along), np.hypot(along, across), np.inf)
+        distance = np.where(passing, distance, np.inf)
+        best = int(np.argmin(distance))
+        if not np.isfinite(distance[best]):
             return False
         self.pick(points.row[best], points.segment[best])
         return True
@@ -368,13 +367,13 @@ class EmbeddingMap(HasTraits):
 
     def _near(self, space: projection.Space, items: str, row: int, n: int, segment: int = 0) -> pd.DataFrame:
         item = int(np.flatnonzero(space.rows[space.of(items)[1]] == row)[segment])
-        rows, away = projection.nearest_training(space, items, item, self.table, n)
+        rows, distances = projection.nearest_training(space, items, item, self.table, n)
         found = self.table.iloc[rows]
         return pd.DataFrame(
             {
                 "row": rows,
                 "clip": found["clip"].to_numpy(),
-                "distance": away,
+                "distance": distances,
                 "domain": found["domain"].to_numpy(),
                 "attributes": [self.attributes[row] or "no attribute" for row in rows],
             }
@@ -393,11 +392,11 @@ class EmbeddingMap(HasTraits):
         """
         machine, name, out = self._judged.iloc[row], self.table["clip"].iloc[row], []
         if machine not in self._components:
-            mine = self._referred[self._referred["machine"] == machine]
-            parts = dict(iter(mine.groupby(["system", "component"], sort=False)))
+            of_machine = self._referred[self._referred["machine"] == machine]
+            parts = dict(iter(of_machine.groupby(["system", "component"], sort=False)))
             self._components[machine] = {
                 key: (dict(zip(part["clip"], part["score"])), part.loc[part["split"] == "train", "score"])
-                for system in fusion.in_order(mine["system"])
+                for system in fusion.in_order(of_machine["system"])
                 for key, part in parts.items()
                 if key[0] == system
             }
@@ -420,9 +419,9 @@ class EmbeddingMap(HasTraits):
         )
         scored = f" {self.system} {tables.signed(f'{sd:+.1f}')} sd" if np.isfinite(sd) else ""
         [decision] = self.decisions(np.array([row]), self.system)
-        judged = "" if decision in ("training", "no threshold") else f", {decision}"
+        decided = "" if decision in ("training", "no threshold") else f", {decision}"
         return (
-            f"{short(facts['clip'])}: {words}.{scored}{judged}."
+            f"{short(facts['clip'])}: {words}.{scored}{decided}."
             if scored
             else f"{short(facts['clip'])}: {words}."
         )
@@ -483,9 +482,9 @@ def _groups(values: np.ndarray, key: str) -> dict:
         looks = [
             (COLORS[i % len(COLORS)], SHAPES[(i + i // len(COLORS)) % len(SHAPES)]) for i in range(len(names))
         ]
-        if len(names) > MOST_GROUPS or "" in found:
-            rest = ["other"] if len(names) > MOST_GROUPS else ["none"]
-            names, looks = names[:MOST_GROUPS] + rest, [*looks[:MOST_GROUPS], (plots.GRAY, "circle")]
+        if len(names) > MAX_GROUPS or "" in found:
+            rest = ["other"] if len(names) > MAX_GROUPS else ["none"]
+            names, looks = names[:MAX_GROUPS] + rest, [*looks[:MAX_GROUPS], (plots.GRAY, "circle")]
     place = {name: i for i, name in enumerate(names)}
     group = np.array([place.get(value, len(names) - 1) for value in found.tolist()], int)[place_of]
     return {"group": group, "names": names, "looks": looks}

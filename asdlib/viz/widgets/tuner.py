@@ -36,7 +36,7 @@ from asdlib.viz.widgets.tuner_model import Tuner
 LETTERS = {"default": "D", "training": "T", "oracle": "O"}
 NAMES = [*(tables.METRIC_NAMES[name] for name in COLUMNS[:3]), "harmonic mean, Ω"]
 LABELS = {"omega": "ω, weight of α", "eta": "η, weight of OEVAE"}
-REST_S = 0.25  # delay before decisions are counted, which takes 20 ms per machine
+COUNT_DELAY_S = 0.25  # delay before decisions are counted, which takes 20 ms per machine
 PRIORS = (
     "k_scale ties the prior of the VAE to the condition. Trained: the study's own VAE. Refitted: a VAE"
     " trained with this k_scale on the unchanged embeddings."
@@ -57,10 +57,10 @@ class TunerView:
         self.paper = {m: _paper_row(m) for m in parts.machines if paper and m in metrics.PAPER_TABLE1}
         self.panel, self.map = Panel(), PointMap(list(parts.alphas), list(parts.betas), tuner.sweep.omegas)
         drawings, shown = ("panel", "map"), ("table", "counts", "notes", "pins", "curves", "rules")
-        self.drawn = {name: _classed(controls.Drawing(), f"asd-tuner-{name}") for name in drawings}
-        self.drawn |= {name: _classed(ipywidgets.HTML(), f"asd-tuner-{name}") for name in shown}
+        self.drawn = {name: _add_class(controls.Drawing(), f"asd-tuner-{name}") for name in drawings}
+        self.drawn |= {name: _add_class(ipywidgets.HTML(), f"asd-tuner-{name}") for name in shown}
         self.words, self.status = (
-            _classed(controls.Region(), name) for name in ("asd-tuner-words", "asd-tuner-status")
+            _add_class(controls.Region(), name) for name in ("asd-tuner-words", "asd-tuner-status")
         )
         self.pinned: dict[str, tuple[str, Choice]] = {}
         self._mapped: tuple = ()
@@ -71,15 +71,15 @@ class TunerView:
         self.drawn["panel"].on_msg(lambda _, message, buffers: self._panel_message(message))
         self.drawn["map"].on_msg(lambda _, message, buffers: self._map_message(message))
         self._redraw()
-        tuner.observe(self._moved, ["omega", "eta", "k", "prior", "system"])
+        tuner.observe(self._on_change, ["omega", "eta", "k", "prior", "system"])
 
     # ---------------------------------------------------------------- controls
 
     def _live_widget(self) -> ipywidgets.Widget:
         tuner, parts = self.tuner, self.tuner.parts
-        self.weights = {"omega": _classed(controls.Weight(label=LABELS["omega"], step=0.01), "asd-omega")}
+        self.weights = {"omega": _add_class(controls.Weight(label=LABELS["omega"], step=0.01), "asd-omega")}
         if parts.classifier:
-            self.weights["eta"] = _classed(controls.Weight(label=LABELS["eta"], step=0.05), "asd-eta")
+            self.weights["eta"] = _add_class(controls.Weight(label=LABELS["eta"], step=0.05), "asd-eta")
         for trait, weight in self.weights.items():
             traitlets.link((tuner, trait), (weight, "value"))
         priors = [(name.replace(" (", ", ").rstrip(")"), name) for name in parts.alphas]
@@ -95,12 +95,12 @@ class TunerView:
             value = {"metric": 3, "machine": len(self.rows) - 1}.get(name, getattr(tuner, name, None))
             look = {"layout": {"width": "auto", "max_width": "17rem"}, "style": {"description_width": "auto"}}
             menu = ipywidgets.Dropdown(options=there, value=value, description=label, **look)
-            self.menus[name] = _classed(menu, cls)
+            self.menus[name] = _add_class(menu, cls)
             if name in tuner.trait_names():
                 traitlets.link((tuner, name), (menu, "value"))
             else:
                 menu.observe(lambda _: self._redraw(), "value")
-        self.all = _classed(
+        self.all = _add_class(
             ipywidgets.Checkbox(description="all machines and metrics", indent=False), "asd-tuner-all"
         )
         self.all.observe(lambda _: self._all_curves(), "value")
@@ -119,7 +119,7 @@ class TunerView:
             self.drawn["curves"],
             controls.Keys(within=".asd-tuner"),
         ]
-        return _classed(ipywidgets.VBox(body), "asd-tuner")
+        return _add_class(ipywidgets.VBox(body), "asd-tuner")
 
     def _chosen_widget(self) -> ipywidgets.Widget:
         buttons = [
@@ -135,7 +135,7 @@ class TunerView:
         save.button_style = "primary"
         row = ipywidgets.HBox([*buttons, save, self.status], layout={"flex_flow": "row wrap"})
         keys = controls.Keys(within=".asd-tuner-chosen")
-        return _classed(
+        return _add_class(
             ipywidgets.VBox([row, self.drawn["map"], self.drawn["rules"], keys]), "asd-tuner-chosen"
         )
 
@@ -152,7 +152,7 @@ class TunerView:
         """Pin the point under a letter; two pinned points are compared."""
         self.pinned[letter], self.goes[letter].disabled = (self.tuner.system, self.tuner.choice), False
         self.drawn["pins"].value = self.pins_html()
-        self._tick()
+        self._update_marks()
 
     def _go(self, letter: str) -> None:
         self.tuner.system = self.pinned[letter][0]
@@ -194,8 +194,8 @@ class TunerView:
         """Row (machine) and column (metric) of the panel."""
         return self.menus["machine"].value, self.menus["metric"].value
 
-    def _moved(self, change) -> None:
-        self._tick() if change.name == "omega" else self._redraw()
+    def _on_change(self, change) -> None:
+        self._update_marks() if change.name == "omega" else self._redraw()
 
     def _redraw(self) -> None:
         """Redraw the curve, the map if it changed, and the marks."""
@@ -205,16 +205,16 @@ class TunerView:
             self._mapped = tuner.system, tuner.slot()
             self.drawn["map"].still = svg(*self.map.size, self._map(), MAPPED)
         self._all_curves()
-        self._tick()
+        self._update_marks()
 
-    def _tick(self) -> None:
+    def _update_marks(self) -> None:
         tuner, table = self.tuner, self.tuner.table()
         pins = {letter: choice for letter, (system, choice) in self.pinned.items() if system == tuner.system}
         self.drawn["panel"].live = svg(*self.panel.size, self._mark(table))
         self.drawn["map"].live = svg(*self.map.size, self.map.live(tuner.choice, pins))
         self.words.value = str(tables.escape(self.sentence(table)))
         self.drawn["table"].value = self.table_html(table)
-        self._able()
+        self._update_enabled()
         self._count_later()
 
     def _curve(self) -> str:
@@ -233,7 +233,7 @@ class TunerView:
         marks = {x: (self.pinned[x][1].omega, value) for x, value in pins.items()}
         return self.panel.live(self.tuner.omega, table[i, j], marks)
 
-    def _able(self) -> None:
+    def _update_enabled(self) -> None:
         """Disable controls without an effect at this point, and give the reason."""
         tuner, why = self.tuner, {}
         if tuner.system == "oevae":
@@ -269,8 +269,8 @@ class TunerView:
         except RuntimeError:
             self._count()
             return
-        self.drawn["counts"].value = "<p>Decisions at this point: being counted.</p>"
-        self._timer = loop.call_later(REST_S, self._count)
+        self.drawn["counts"].value = "<p>Counting decisions at this point.</p>"
+        self._timer = loop.call_later(COUNT_DELAY_S, self._count)
 
     def _count(self) -> None:
         self.drawn["counts"].value = self.counts_html()
@@ -280,8 +280,8 @@ class TunerView:
         name = "Ω" if np.isfinite(self.tuner.table()[-1, 3]) else "pAUC"
         letters = {}
         for rule in (rule for rule in self.tuner.rules.values() if rule.choice):
-            elsewhere = "" if eta is None or eta == rule.choice.eta else "*"
-            letters[LETTERS[rule.name] + elsewhere] = rule.choice
+            other_eta = "" if eta is None or eta == rule.choice.eta else "*"
+            letters[LETTERS[rule.name] + other_eta] = rule.choice
         name = f"{name} of {self.tuner.system}" + (f" at η {eta:g}" if eta is not None else "")
         return self.map.still(values, name, letters)
 
@@ -418,15 +418,15 @@ def _paper_row(machine: str) -> np.ndarray:
     return own[list(COLUMNS)].to_numpy()
 
 
-def _classed(widget, name: str):
+def _add_class(widget, name: str):
     widget.add_class(name)
     return widget
 
 
 def _button(label: str, name: str, act, disabled: bool = False) -> ipywidgets.Button:
-    made = ipywidgets.Button(description=label, disabled=disabled, layout={"width": "auto"})
-    made.on_click(act)
-    return _classed(made, name)
+    button = ipywidgets.Button(description=label, disabled=disabled, layout={"width": "auto"})
+    button.on_click(act)
+    return _add_class(button, name)
 
 
 def _cell(value: float, low: float = np.nan, high: float = np.nan) -> str:

@@ -115,7 +115,7 @@ class Panel:
             y = float(self._place(0, paper)[1])
             out.append(_path([(LEFT, y), (LEFT + WIDE, y)], 'stroke="currentColor" stroke-dasharray="1 3"'))
             out.append(text(LEFT + WIDE + 4, y + 4, "paper"))
-        legend = "line: the metric; band: interval of its difference to the default, on the same resamples"
+        legend = "line: the metric; band: interval of its difference from the default, on the same resamples"
         return "".join([*out, text(LEFT, TOP + HIGH + 52, legend)])
 
     def live(self, omega: float, value: float, pins: dict[str, tuple[float, float]]) -> str:

@@ -21,7 +21,7 @@ from asdlib.analysis.tuning import Choice, Parts
 
 BY_HAND = "hand, with test labels visible: not a claim"
 BATCH = "a batch run"
-VALID = 0.3  # rank correlation above which the training rule counts as useful
+MIN_VALIDITY = 0.3  # rank correlation above which the training rule is considered useful
 
 
 class Tuner(traitlets.HasTraits):
@@ -152,7 +152,7 @@ class Tuner(traitlets.HasTraits):
         if np.isnan(self.validity):
             return "without test labels and target training clips the training rule cannot be validated"
         text = f"rank correlation of a small mismatch with a high Ω over all points: {self.validity:+.2f}; "
-        if self.validity < VALID:
+        if self.validity < MIN_VALIDITY:
             return text + "here the training rule does not lead to better detection: do not use it"
         return text + "here the training rule leads to better detection; on other machines it may not"
 
@@ -185,10 +185,10 @@ omega = {self.omega!r}
 eta = {self.eta!r}
 
 [oevae]
-neighbors = {self.k}  # another k, or another k_scale, trains OEVAE again
+neighbors = {self.k}
 
 [oevae.condition]
-k_scale = {float(self.parts.scales[self.prior])!r}
+k_scale = {float(self.parts.scales[self.prior])!r}  # a new value retrains OEVAE
 """
 
     def save(self, path: Path, by: str = "a person") -> None:
