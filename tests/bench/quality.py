@@ -242,6 +242,11 @@ def text(found: dict[int, pd.DataFrame]) -> str:
         for other in rows
         if other.startswith(f"{row} without ")
     ]
+    trained = [
+        {"detector": row, "official score": score(row), "less the untrained": less(row, f"{row}, untrained")}
+        for row in main
+        if f"{row}, untrained" in rows
+    ]
     noisy = [
         {
             "fusion": row,
@@ -267,6 +272,8 @@ def text(found: dict[int, pd.DataFrame]) -> str:
         *([f"Not measured on all of these seeds: {'; '.join(gone)}."] if gone else []),
         tables.markdown_table(pd.DataFrame(lines)),
     ]
+    if trained:
+        page += ["## What training adds", tables.markdown_table(pd.DataFrame(trained))]
     if alone:
         page += ["## What each view adds", tables.markdown_table(pd.DataFrame(alone))]
     if noisy:
