@@ -1,19 +1,19 @@
-"""Why a recording was scored so, as a page: what changed in words, the score along the recording, its log-mel
-with the segments and regions that made the score, and its nearest training clips.
+"""Pages that explain the score of a recording: what changed in words, the score along the recording, its
+log-mel with the segments and regions that contribute to the score, and its nearest training clips.
 
 Conventions
 -----------
-One self-contained page per recording (no script, nothing from the network), and `nearest.csv` for all of
-them. What is shown is what the study's detectors can tell (`asdlib.analysis.explain`); regions are slopes and
-residuals, not causes. Nearest clips are those whose embeddings lie nearest:
+One self-contained page per recording (without scripts or network requests), and one `nearest.csv` for all of
+them. Pages show what the detectors of the study provide (`asdlib.analysis.explain`); regions are gradients
+and residuals, not causes. Distances between embeddings are:
 
     oevae          mean over the recording's segments of the distance to the clip's nearest segment
-    classifier     distance of the unit embeddings; pretrained alike
+    classifier     distance of the unit embeddings; also for `pretrained`
     baseline_knn   distance of the scaled spectra
-    multires       mean over views of the distance of the scaled features, per root of their number
+    multires       mean over views of the root mean square difference of the scaled features
 
-Distances of different detectors have different units and do not compare. Synthetic and mixed references are
-no clips and not listed.
+Distances of different detectors have different units and cannot be compared. SMOTE items and mixtures among
+the references are not clips and not listed.
 Source: report 3.2; METHOD 3.4-3.6.  Used by: `asd score --explain`.
 """
 
@@ -138,7 +138,7 @@ def in_words(
 
 
 class OfStudy:
-    """`in_words` of the clips of a study.
+    """`in_words` for clips of a study.
 
     run : run.Run with trained detectors.  scores : its score table.  Notebook: 06_embeddings
     """
@@ -152,7 +152,7 @@ class OfStudy:
         return normals.describe(self.run.store.int16(row) / 32768.0)
 
     def __call__(self, row: int, system: str) -> tables.Html:
-        """Row : of the store.  system : whose score is drawn along the clip
+        """Describe a clip.  row : of the store.  system : whose score is shown along the clip
 
         raises : errors.InputError for a machine with a single training clip
         """
@@ -181,11 +181,11 @@ def write(
     folder: str | Path,
     first: int = 0,
 ) -> list[Path]:
-    """Pages of recordings that were scored, and their lines in nearest.csv.
+    """Write pages for scored recordings, and their lines in nearest.csv; return the pages.
 
     run : run.Run.  paths, scores : recordings and their rows of `ready(paths)`.  first : number of the
-        first in the pages' names
-    returns : the pages; none for a recording that could not be scored
+        first recording in the names of the pages
+    returns : paths; recordings that could not be scored have no page
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

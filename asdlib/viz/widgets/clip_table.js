@@ -1,4 +1,4 @@
-// A table of clips: each row has a button that chooses and plays its clip; the whole can be saved as CSV.
+// A table of clips: each row has a button that selects and plays its clip; the table can be saved as CSV.
 export default { render({ model, el }) {
   const add = (parent, tag, facts = {}) => parent.appendChild(Object.assign(document.createElement(tag), facts));
   const show = () => {
@@ -18,7 +18,7 @@ export default { render({ model, el }) {
       cells.forEach((text) => add(line, "td", { textContent: text }));
     });
     if (model.get("csv")) add(el, "button", { textContent: "Save as CSV", className: "asd-map-button asd-map-csv", onclick: () => model.send({ kind: "csv" }) });
-    if (focused >= 0) el.querySelectorAll("button")[focused]?.focus(); // the keys go on where they were
+    if (focused >= 0) el.querySelectorAll("button")[focused]?.focus(); // restore the keyboard focus
   };
   for (const trait of ["rows", "caption"]) model.on(`change:${trait}`, show);
   model.on("msg:custom", (message) => {

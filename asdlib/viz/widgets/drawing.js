@@ -1,5 +1,5 @@
-// An SVG in two layers of one size: the lower is sent seldom, the upper holds the marks that follow every tick. Reports
-// clicks and the pointer in the drawing's own units, and shows what the kernel answers beside the pointer.
+// An SVG in two layers of the same size: the lower is sent rarely, the upper contains the marks that move with every
+// tick. Reports clicks and the pointer in the drawing's units, and shows the kernel's answer as a tooltip.
 export default { render({ model, el }) {
   el.classList.add("asd-drawing");
   const add = (cls) => el.appendChild(Object.assign(document.createElement("div"), { className: cls }));
@@ -15,20 +15,20 @@ export default { render({ model, el }) {
     const drawn = still.querySelector("svg"), frame = drawn.getBoundingClientRect(), size = drawn.viewBox.baseVal;
     return { x: ((event.clientX - frame.left) / frame.width) * size.width, y: ((event.clientY - frame.top) / frame.height) * size.height };
   };
-  let asked = null, last = null; // one question at a time: where it was asked, and where the pointer is
+  let pending = null, last = null; // one request at a time: event of the pending request, last event
   const ask = () => {
-    asked = last;
+    pending = last;
     if (last) model.send({ kind: "hover", ...where(last) });
   };
   el.addEventListener("click", (event) => model.send({ kind: "click", ...where(event) }));
   el.addEventListener("pointermove", (event) => {
     last = event;
-    if (!asked) ask();
+    if (!pending) ask();
   });
   el.addEventListener("pointerleave", () => { tip.hidden = true; last = null; });
   model.on("msg:custom", ({ text }) => {
-    const moved = asked !== last;
-    asked = null;
+    const moved = pending !== last;
+    pending = null;
     tip.hidden = !last || !text;
     if (moved) ask();
     if (tip.hidden) return;

@@ -1,5 +1,5 @@
-// One map of clips: draws, zooms, pans, and reports clicks, lassos and keys. The kernel decides everything else.
-const MARGIN = 14, REACH = 12, MOST = 520, FARTHEST = 400; // CSS pixels; FARTHEST: largest magnification
+// A map of clips: draws, zooms, pans, and reports clicks, lassos and keys; the kernel does everything else.
+const MARGIN = 14, REACH = 12, MAX_WIDTH = 520, MAX_ZOOM = 400; // CSS pixels; REACH: of a click around a point
 const ARROWS = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 const KEYS = { Enter: "play", " ": "play", b: "switch", s: "mark", Escape: "clear" };
 const TEST = 1, FAINT = 2, BEYOND = 4; // bits of a point's third code
@@ -45,9 +45,9 @@ function render({ model, el }) {
   button("−", "Zoom out", () => zoom(1 / 1.5)).setAttribute("aria-label", "Zoom out");
   button("Whole map", "Back to the whole map (0)", reset);
   button("Clear selection", "Select nothing (Escape)", () => model.send({ kind: "clear" }));
-  for (const one of [canvas, ...bar.children]) one.dataset.lmSuppressShortcuts = "true"; // else Lab takes the arrows
+  for (const one of [canvas, ...bar.children]) one.dataset.lmSuppressShortcuts = "true"; // otherwise JupyterLab captures the arrow keys
   let side = 0, n = 0, base = new Float32Array(), at = new Float32Array(), codes = new Uint8Array(), view = [1, 0, 0];
-  let pressed = false, drag = null, line = null, hovered = -1, asked = false, sprites = [], due = 0;
+  let pressed = false, drag = null, line = null, hovered = -1, pending = false, sprites = [], due = 0;
   press(false);
 
   function press(on) {
@@ -77,7 +77,7 @@ function render({ model, el }) {
         [g.globalAlpha, g.strokeStyle, g.lineWidth] = [0.22, ink, 0.7];
         g.stroke();
       } else {
-        // a thin line of the text's color keeps both ends of a scale visible on light and dark ground
+        // a thin outline in the text color keeps both ends of the scale visible on light and dark backgrounds
         [g.globalAlpha, g.strokeStyle, g.lineWidth] = [0.5, ink, bits & TEST ? 1.2 : 2.6];
         g.stroke();
         [g.globalAlpha, g.strokeStyle, g.fillStyle, g.lineWidth] = [1, color, color, 1.6];
@@ -97,7 +97,7 @@ function render({ model, el }) {
 
   function draw() {
     due = 0;
-    const dpr = window.devicePixelRatio || 1, wide = Math.max(220, Math.min((el.clientWidth || 480) - 4, MOST));
+    const dpr = window.devicePixelRatio || 1, wide = Math.max(220, Math.min((el.clientWidth || 480) - 4, MAX_WIDTH));
     if (wide !== side || canvas.width !== Math.round(wide * dpr)) {
       side = wide;
       canvas.style.width = canvas.style.height = `${side}px`;
@@ -142,7 +142,7 @@ function render({ model, el }) {
   const refresh = () => (due = due || requestAnimationFrame(draw));
 
   function zoom(by, x = side / 2, y = side / 2) {
-    const k = Math.min(Math.max(view[0] * by, 1), FARTHEST), share = k / view[0];
+    const k = Math.min(Math.max(view[0] * by, 1), MAX_ZOOM), share = k / view[0];
     view = k === 1 ? [1, 0, 0] : [k, x - share * (x - view[1]), y - share * (y - view[2])];
     hide(), refresh();
   }
@@ -170,11 +170,11 @@ function render({ model, el }) {
     if (number === hovered) return;
     hide();
     hovered = number;
-    if (number >= 0 && !asked) model.send({ kind: "hover", number }), (asked = true); // one question at a time
+    if (number >= 0 && !pending) model.send({ kind: "hover", number }), (pending = true); // one request at a time
   }
-  function told(message) {
-    asked = false;
-    if (message.number !== hovered) return hovered >= 0 && (model.send({ kind: "hover", number: hovered }), (asked = true));
+  function showTip(message) {
+    pending = false;
+    if (message.number !== hovered) return hovered >= 0 && (model.send({ kind: "hover", number: hovered }), (pending = true));
     tip.textContent = message.text;
     tip.hidden = false;
     const x = at[2 * hovered], y = at[2 * hovered + 1];
@@ -213,7 +213,7 @@ function render({ model, el }) {
   canvas.addEventListener("pointercancel", () => ((drag = line = null), refresh()));
   canvas.addEventListener("pointerleave", () => hover(-1));
   canvas.addEventListener("wheel", (event) => {
-    if (document.activeElement !== canvas && !event.ctrlKey) return; // until it is clicked, the notebook scrolls
+    if (document.activeElement !== canvas && !event.ctrlKey) return; // without focus, the wheel scrolls the notebook
     event.preventDefault();
     zoom(Math.exp(-Math.max(-60, Math.min(event.deltaY, 60)) / 200), ...where(event));
   }, { passive: false });
@@ -229,7 +229,7 @@ function render({ model, el }) {
     event.preventDefault();
     event.stopPropagation();
   });
-  function follow() { // bring the chosen point into the window
+  function follow() { // bring the chosen point into view
     const i = model.get("chosen");
     if (i >= 0 && i < n && view[0] > 1) {
       const out = (v) => (v < MARGIN || v > side - MARGIN ? side / 2 - v : 0);
@@ -244,7 +244,7 @@ function render({ model, el }) {
   for (const trait of ["near", "selected"]) model.on(`change:${trait}`, refresh);
   model.on("change:chosen", follow);
   model.on("change:name", name);
-  model.on("msg:custom", (message) => message.kind === "tip" && told(message));
+  model.on("msg:custom", (message) => message.kind === "tip" && showTip(message));
   name(), load();
   const size = new ResizeObserver(refresh), theme = new MutationObserver(refresh);
   size.observe(el);

@@ -1,4 +1,4 @@
-// Two players: A, the chosen clip, and B, its nearest normal one. One is heard at a time; B goes on where A was.
+// Two players: A, the chosen clip, and B, its nearest normal clip. One plays at a time; B continues at the position of A.
 export default { render({ model, el }) {
   el.classList.add("asd-map-players");
   const make = (letter) => {
@@ -12,7 +12,7 @@ export default { render({ model, el }) {
       if (audio.getAttribute("src") === source) return;
       audio.pause();
       if (source) audio.src = source;
-      else audio.removeAttribute("src"), audio.load(); // else the old clip stays loaded, and plays on
+      else audio.removeAttribute("src"), audio.load(); // otherwise the old clip stays loaded and keeps playing
     };
     for (const trait of [letter, `${letter}_name`]) model.on(`change:${trait}`, show);
     show();
@@ -23,7 +23,7 @@ export default { render({ model, el }) {
   const play = (audio, from) => {
     if (!audio.getAttribute("src")) return;
     audio.currentTime = from;
-    audio.play().catch(() => {}); // a browser may want a gesture first: the player is there for it
+    audio.play().catch(() => {}); // the browser may require a user gesture first, for which the player is visible
   };
   const change = () => {
     const [now, next] = b.paused ? [a, b] : [b, a];

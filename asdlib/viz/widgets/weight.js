@@ -1,4 +1,4 @@
-// A weight from 0 to 1: the browser's own slider and number box, labeled; the one that is not being used follows the other.
+// A weight from 0 to 1 as a native slider and number box, both labeled and linked.
 export default { render({ model, el }) {
   const label = model.get("label"), box = document.createElement("div"), words = document.createElement("span"), note = document.createElement("div");
   box.setAttribute("role", "group");
@@ -13,7 +13,7 @@ export default { render({ model, el }) {
     const input = document.createElement("input");
     Object.assign(input, { type, min: 0, max: 1, step: model.get("step") });
     input.setAttribute("aria-label", name);
-    input.dataset.lmSuppressShortcuts = "true";  // on the focused element itself, else JupyterLab takes the arrow keys to move between cells
+    input.dataset.lmSuppressShortcuts = "true";  // on the focused element itself, otherwise JupyterLab captures the arrow keys to move between cells
     input.style.cssText = `width:${width}px;height:24px;font:inherit`;
     return input;
   };
@@ -31,7 +31,7 @@ export default { render({ model, el }) {
   };
   const send = (input) => () => {
     const value = input.valueAsNumber, fits = value >= 0 && value <= 1;
-    refuse(fits || Number.isNaN(value) ? "" : `${value} is not valid: ${label} must be between 0 and 1; still ${model.get("value")}`);
+    refuse(fits || Number.isNaN(value) ? "" : `${value} is not valid: ${label} must be between 0 and 1; the value remains ${model.get("value")}`);
     if (!fits) return;
     (input === slider ? number : slider).value = value;
     model.set("value", value);
