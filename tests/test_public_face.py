@@ -224,6 +224,99 @@ def test_bad_input_is_refused_in_words(name, clips, every):
         every[name].decision_function(slow)
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_the_order_of_training_clips_changes_no_score(name, clips, every):
+    det = every[name]
+    order = np.random.default_rng(0).permutation(len(det.train_rows))
+    mixed = asd.Clips(clips.store, det.train_rows[order])
+    other = detector(name).fit(mixed, others=clips.train(without="pump") if name == "OEVAE" else None)
+    np.testing.assert_array_equal(other.decision_scores_, det.decision_scores_[order])
+    test = clips.test("pump")
+    np.testing.assert_array_equal(other.decision_function(test), det.decision_function(test))
+    assert other.thresholds_["pump"].value == pytest.approx(det.thresholds_["pump"].value, rel=1e-9)
+
+
+def test_only_different_training_clips_are_fitted(clips):
+    normal = clips.where((clips.table["machine"] == "pump") & (clips.table["label"] == "normal"))
+    with pytest.raises(asd.InputError, match=r"pump/test/.* is a test clip, expected only training clips"):
+        detector("NearestNeighbor").fit(normal)
+    own = clips.train("pump")
+    with pytest.raises(asd.InputError, match="given more than once, expected different training clips"):
+        detector("NearestNeighbor").fit(asd.Clips(own.store, np.r_[own.rows, own.rows[:1]]))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_clips_of_another_machine_are_refused(name, clips, every):
+    if name == "Classifier":
+        det = detector(name).fit(clips.train("pump"))
+    else:
+        det = every[name]
+    for call in (det.score, det.predict, det.components, det.decision_function):
+        with pytest.raises(asd.InputError, match="got clips of saw, but the detector was fitted to pump"):
+            call(clips.test("saw"))
+    for call in (det.score, det.predict, det.components, det.decision_function, det.embed, det.accept):
+        with pytest.raises(asd.InputError, match="got ndarray, expected Clips"):
+            call(np.zeros(RATE))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_detector_is_loaded_for_its_training_clips_only(name, clips, every, tmp_path):
+    det = every[name]
+    det.save(tmp_path)
+    table, test = clips.table, clips.test("pump")
+    first = np.r_[test.rows, np.flatnonzero((table["split"] == "train").to_numpy())]  # other rows in a store
+    again = asd.from_arrays([clips.store.int16(row) for row in first], table.iloc[first])
+    own = again.train() if name == "Classifier" else again.train("pump")
+    loaded = type(det).load(tmp_path, own)
+    np.testing.assert_array_equal(loaded.decision_function(again.test("pump")), det.decision_function(test))
+    np.testing.assert_array_equal(loaded.decision_scores_, det.decision_scores_)
+    named = table.iloc[det.train_rows]  # the same names, other recordings
+    louder = asd.from_arrays([clips.store.int16(row) // 2 for row in det.train_rows], named)
+    for other in (clips.train("saw"), asd.Clips(own.store, own.rows[:-1]), louder):
+        with pytest.raises(asd.InputError, match="was fitted to other training clips than the"):
+            type(det).load(tmp_path, other)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_clips_are_accepted_under_any_name(name, clips, every, tmp_path):
+    det, own, test = every[name], clips.train("pump"), clips.test("pump")
+    waves, table = [clips.store.int16(row) for row in own.rows[:2]], own.table.iloc[:2]
+    new, same = (asd.from_arrays(waves, table.assign(clip=names)) for names in (["x", "y"], table["clip"]))
+    one, other = det.accept(new), det.accept(same)
+    for some in (test, own):
+        np.testing.assert_allclose(one.decision_function(some), other.decision_function(some), rtol=1e-12)
+    assert len(other.decision_scores_) == len(det.train_rows)
+    with pytest.raises(asd.InputError, match="has accepted clips, which are not saved"):
+        one.save(tmp_path)
+
+
+def test_what_cannot_be_accepted_is_refused(clips, every):
+    det, test = every["NearestNeighbor"], clips.test("pump")
+    with pytest.raises(asd.InputError, match="of the store of the training clips"):
+        det.accept(test)
+    with pytest.raises(asd.InputError, match="no clips to accept given"):
+        det.accept(test.where(np.zeros(len(test), bool)))
+    apart = asd.from_arrays([test.store.int16(row) for row in test.rows], test.table)
+    with pytest.raises(asd.InputError, match="is an anomaly, expected only normal clips in accept"):
+        det.accept(apart)
+    with pytest.raises(asd.InputError, match="got clips of machine, but the detector was fitted to pump"):
+        det.accept(asd.from_arrays([np.zeros(RATE, np.int16)]))
+
+
+@pytest.mark.parametrize("rows", [[-1], [10**6], [0.5], [True], [[0]], ["a"]])
+def test_rows_that_are_none_are_refused(rows, clips):
+    with pytest.raises(asd.InputError, match="rows: got"):
+        asd.Clips(clips.store, np.array(rows))
+    assert asd.Clips(clips.store, [1, 0]).table["clip"].tolist() == clips.table["clip"].tolist()[1::-1]
+
+
+def test_masks_that_are_none_are_refused(clips):
+    few = clips.where(np.arange(len(clips)) < 3)
+    for mask in ([0, 1, 2], [True, False], [np.nan, 1, 0], ["a", "b", "c"], 1):
+        with pytest.raises(asd.InputError, match="expected a boolean mask of 3 clips"):
+            few.where(mask)
+
+
 @pytest.mark.parametrize(
     ("waves", "words"),
     [

@@ -352,10 +352,29 @@ class Clips:
     ----------
     store : decoded recordings and their clip table
     rows : int (n,), store rows; order is preserved
+
+    Raises
+    ------
+    errors.InputError for rows that are no integers or not in the store
     """
 
     store: Store
     rows: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Check the rows."""
+        rows = np.asarray(self.rows)
+        rows = rows.astype(np.int64) if not rows.size else rows
+        if rows.ndim != 1 or rows.dtype.kind not in "iu":
+            raise errors.InputError(
+                f"rows: got {rows.dtype} of shape {rows.shape}, expected store rows, integers (n,); for a"
+                " boolean mask use where"
+            )
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(self.store):
+            raise errors.InputError(
+                f"rows: got {rows.min()} to {rows.max()}, expected 0 to {len(self.store) - 1}"
+            )
+        object.__setattr__(self, "rows", rows)
 
     def __len__(self) -> int:
         """Number of selected clips."""
@@ -383,8 +402,14 @@ class Clips:
         return sorted(self.table["machine"].unique())
 
     def where(self, mask) -> Clips:
-        """Clips selected by a boolean mask (n,)."""
-        return Clips(self.store, self.rows[np.asarray(mask, bool)])
+        """Clips selected by a boolean mask (n,).  raises : errors.InputError for another shape or type"""
+        mask = np.asarray(mask)
+        zeros_and_ones = mask.dtype.kind in "iuf" and np.isin(mask, (0, 1)).all()
+        if mask.shape != (len(self),) or not (mask.dtype == bool or zeros_and_ones):
+            raise errors.InputError(
+                f"where: got {mask.dtype} of shape {mask.shape}, expected a boolean mask of {len(self)} clips"
+            )
+        return Clips(self.store, self.rows[mask.astype(bool)])
 
     def train(self, machine: str = "", *, without: str = "") -> Clips:
         """Normal training clips of one machine ("": all), or of all machines but one.

@@ -41,7 +41,7 @@ from asdlib.data.store import Clips, Store, machine_rows, reference_groups, trai
 from asdlib.models import training
 from asdlib.models.precision import DTYPES, NETWORKS, auto
 from asdlib.scoring import fusion, thresholds
-from asdlib.settings import Settings, to_tree
+from asdlib.settings import Settings, digest, to_tree
 
 Scores = dict[tuple[str, str], np.ndarray]  # (system, component): one value per clip, higher = more anomalous
 
@@ -119,7 +119,8 @@ class Detector(abc.ABC):
 
         Raises
         ------
-        errors.InputError for no clips, clips that are not normal, and unmet requirements of the detector
+        errors.InputError for no clips, clips twice, test clips or clips that are not normal, and unmet
+            requirements of the detector
         """
         self.train(clips, others)
         self._prepare()
@@ -134,7 +135,7 @@ class Detector(abc.ABC):
 
     def embed(self, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
         """Item embeddings float32 (items, dim), and the clip position of each item, int (items,)."""
-        return self.at(clips.store)._embed(clips.rows)
+        return self.at(_clips(clips).store)._embed(clips.rows)
 
     def embedding_inputs(self) -> dict | None:
         """Everything besides the trained network that determines the embeddings, by name.
@@ -160,8 +161,13 @@ class Detector(abc.ABC):
         return
 
     def components(self, clips: Clips) -> Scores:
-        """All scores of clips, (system, component) -> float64 (clips,); training clips count as new ones."""
-        return self.at(clips.store)._scores(clips.rows)
+        """All scores of clips, (system, component) -> float64 (clips,); training clips count as new ones.
+
+        raises : errors.InputError for clips of a machine that the detector was not fitted to
+        """
+        there = self.at(_clips(clips).store)
+        self._check_groups(clips)
+        return there._scores(clips.rows)
 
     @property
     def unseen(self) -> np.ndarray:
@@ -191,11 +197,13 @@ class Detector(abc.ABC):
         added to `training_table_`, where training clips keep their scores. Detectors without references, such
         as the autoencoder, only gain these scores.
 
-        raises : errors.InputError if clips were accepted before: accept all of them at once
+        raises : errors.InputError if clips were accepted before (accept all of them at once), and for no
+            clips, anomalies, or clips of the training clips' store, which would be scored against themselves
         """
         self._fitted()
         if self.accepted:
             raise errors.InputError(f"{self.name} has already accepted clips; accept all of them at once")
+        self._check_accepted(clips)
         there, every, group = self.at(clips.store), np.arange(len(clips)), self.group_of(clips.table)
         items = [there.compared(clips.rows[[i]]) for i in every]
 
@@ -210,6 +218,8 @@ class Detector(abc.ABC):
         parts = [among(every[every != i]).components(Clips(clips.store, clips.rows[[i]])) for i in every]
         scores = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         table, out = score_table(clips.store.clips, clips.rows, scores, self.seed), among(every)
+        taken = table["clip"].isin(self.training_table_["clip"])
+        table["clip"] = table["clip"].where(~taken, "accepted/" + table["clip"])
         for name in ("decision_scores_", "thresholds_"):
             out.__dict__.pop(name, None)
         out.__dict__["training_table_"] = pd.concat([self.training_table_, table], ignore_index=True)
@@ -223,6 +233,7 @@ class Detector(abc.ABC):
         Training clips of the detector get their leave-clip-out scores.
         """
         self._fitted()
+        _clips(clips)
         own = (
             np.isin(clips.rows, self.train_rows) if clips.store is self.store else np.zeros(len(clips), bool)
         )
@@ -244,9 +255,9 @@ class Detector(abc.ABC):
 
     def predict(self, clips: Clips) -> np.ndarray:
         """Labels, int (clips,): 1 above the threshold of the clip's machine and section, else 0."""
-        limits = {name: limit.value for name, limit in self.thresholds_.items()}
+        scores, limits = self.decision_function(clips), self.thresholds_
         group = self.group_of(clips.table)
-        return (self.decision_function(clips) > np.array([limits[name] for name in group])).astype(int)
+        return (scores > np.array([limits[name].value for name in group])).astype(int)
 
     @functools.cached_property
     def training_table_(self) -> pd.DataFrame:
@@ -256,19 +267,19 @@ class Detector(abc.ABC):
 
     @functools.cached_property
     def decision_scores_(self) -> np.ndarray:
-        """Fused leave-clip-out scores of the training clips, float64 (training clips,)."""
+        """Fused leave-clip-out scores, float64 (training clips,), in the order given to `fit`."""
         return self._final(
             fusion.systems(self.training_table_, fusion.FusionSettings()),
-            self.store.clips["clip"].iloc[self.train_rows],
+            self.store.clips["clip"].iloc[self.given_rows],
         )
 
     @functools.cached_property
     def thresholds_(self) -> dict[str, thresholds.Threshold]:
         """Threshold per machine, or per <machine>_<section>; see `thresholds.gamma_threshold`."""
-        scores = self.decision_scores_
+        scores, group = self.decision_scores_, self.group[np.searchsorted(self.train_rows, self.given_rows)]
         return {
-            name: thresholds.gamma_threshold(scores[self.group == name], 1 - self.contamination)
-            for name in np.unique(self.group)
+            name: thresholds.gamma_threshold(scores[group == name], 1 - self.contamination)
+            for name in np.unique(group)
         }
 
     @property
@@ -319,7 +330,16 @@ class Detector(abc.ABC):
     # ---------------------------------------------------------------- files
 
     def save(self, folder: str | Path) -> None:
-        """Save a fitted detector to a folder, created if missing: settings as JSON, arrays as safetensors."""
+        """Save a fitted detector to a folder, created if missing: settings as JSON, arrays as safetensors.
+
+        raises : errors.InputError for a detector with accepted clips: save it before, accept after loading
+        """
+        self._fitted()
+        if self.accepted:
+            raise errors.InputError(
+                f"{self.name} has accepted clips, which are not saved; save it without them, and accept"
+                " them again after loading"
+            )
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.save_training(folder)
         self.save_scoring(folder)
@@ -342,6 +362,8 @@ class Detector(abc.ABC):
             "precision": self.precision,
             "contamination": self.contamination,
             "system": self.system,
+            "training_clips": _contents(self.store.clips.iloc[self.train_rows]),
+            "store": _contents(self.store.clips),
         }
         io.write_text(folder / SETTINGS_FILE, json.dumps(facts, indent=1))
         io.write_table(folder / TRAINING_FILE, self.training_table_)
@@ -378,7 +400,11 @@ class Detector(abc.ABC):
         Parameters
         ----------
         folder : folder written by `save`
-        clips : the training clips it was fitted to
+        clips : the training clips it was fitted to; other clips of their store are irrelevant
+
+        Raises
+        ------
+        errors.InputError for a file that is missing, damaged or of another detector, and for other clips
         """
         path = Path(folder) / SETTINGS_FILE
         try:
@@ -387,13 +413,26 @@ class Detector(abc.ABC):
                 raise errors.InputError(f"{path}: is a {facts['detector']}, expected a {cls.name}")
             settings = cls.Settings(**facts["settings"])
             rest = {name: facts[name] for name in ("seed", "precision", "contamination", "system")}
+            trained_on, store = facts["training_clips"], facts["store"]
         except errors.InputError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise errors.InputError(
                 f"{path}: does not contain a detector ({type(error).__name__}); save it again"
             ) from error
-        return cls(settings, device=device, **rest).restore(folder, clips)
+        _check_training(clips)
+        if _contents(clips.store.clips.iloc[np.sort(clips.rows)]) != trained_on:
+            raise errors.InputError(
+                f"{folder}: was fitted to other training clips than the {len(clips)} given, or to these in"
+                " another order; load the recordings as they were loaded for fit"
+            )
+        detector = cls(settings, device=device, **rest).restore_training(folder, clips)
+        if _contents(clips.store.clips) == store:
+            return detector.restore_scoring(folder)
+        # saved references name store rows, which mean other clips in this store
+        detector._prepare()
+        detector.__dict__["training_table_"] = io.scores(Path(folder) / TRAINING_FILE)
+        return detector
 
     def standardization(self) -> dict[str, np.ndarray]:
         """Waveform statistics measured on training audio, by name; {} if each clip is standardized by itself.
@@ -480,12 +519,37 @@ class Detector(abc.ABC):
     def _bind(self, clips: Clips) -> None:
         for name in ("training_table_", "decision_scores_", "thresholds_"):
             self.__dict__.pop(name, None)
-        self.store, self.train_rows = clips.store, np.asarray(clips.rows, np.int64)
+        # results do not depend on the order of clips
+        self.store, self.given_rows = clips.store, np.asarray(clips.rows, np.int64)
+        self.train_rows = np.sort(self.given_rows)
         self.group, self.group_of = reference_groups(self.store.clips, self.train_rows)
 
     def _fitted(self) -> None:
         if not hasattr(self, "store"):
             raise errors.InputError(f"this {type(self).__name__} instance is not fitted yet; call fit first")
+
+    def _check_groups(self, clips: Clips) -> None:
+        unknown = sorted(set(self.group_of(clips.table)) - set(self.group))
+        if unknown:
+            raise errors.InputError(
+                f"got clips of {', '.join(unknown)}, but the detector was fitted to"
+                f" {', '.join(np.unique(self.group))}; choose the clips with clips.test(machine)"
+            )
+
+    def _check_accepted(self, clips: Clips) -> None:
+        if not len(_clips(clips)):
+            raise errors.InputError("no clips to accept given, expected at least one normal clip")
+        if clips.store is self.store:
+            raise errors.InputError(
+                "clips to accept are of the store of the training clips, whose other clips would be scored"
+                " against them; load them separately with load_dcase or from_arrays"
+            )
+        anomalies = clips.table["clip"][clips.table["label"] == "anomaly"]
+        if len(anomalies):
+            raise errors.InputError(
+                f"{anomalies.iloc[0]} is an anomaly, expected only normal clips in accept"
+            )
+        self._check_groups(clips)
 
     def _final(self, table: pd.DataFrame, clips: pd.Series) -> np.ndarray:
         own = table[(table["system"] == (self.system or self.systems[-1])) & (table["component"] == "score")]
@@ -503,12 +567,21 @@ def configured(cls: type[Settings], settings: Settings | None, fields: dict) -> 
     return base.replace(**fields)
 
 
-def _check_training(clips: Clips) -> None:
+def _clips(clips: Clips) -> Clips:
     if not isinstance(clips, Clips):
         raise errors.InputError(
             f"got {type(clips).__name__}, expected Clips; create them with load_dcase or from_arrays"
         )
-    if not len(clips):
+    return clips
+
+
+def _contents(table: pd.DataFrame) -> str:
+    """Digest of the names and samples of clips, in their order."""
+    return digest(table.reindex(columns=["clip", "digest"]).to_numpy().tolist())
+
+
+def _check_training(clips: Clips) -> None:
+    if not len(_clips(clips)):
         raise errors.InputError(
             "no training clips given, expected at least one normal clip; is there a train folder?"
         )
@@ -518,6 +591,14 @@ def _check_training(clips: Clips) -> None:
             f"{invalid['clip'].iloc[0]} is {invalid['label'].iloc[0]}, expected only normal clips in fit;"
             " use clips.train(...)"
         )
+    tests = clips.table["clip"][clips.table["split"] == "test"]
+    if len(tests):
+        raise errors.InputError(
+            f"{tests.iloc[0]} is a test clip, expected only training clips in fit; use clips.train(...)"
+        )
+    if len(np.unique(clips.rows)) < len(clips):
+        twice = clips.table["clip"][clips.table["clip"].duplicated()].iloc[0]
+        raise errors.InputError(f"{twice} is given more than once, expected different training clips")
 
 
 def _of_store(others: Clips, store: Store) -> np.ndarray:

@@ -634,7 +634,7 @@ def test_stages_that_are_not_there_are_refused(layers, branches, words):
 def test_a_machine_that_was_not_trained_on_is_refused(context):
     detector = detector_of(Classifier, changed(context, epochs=1))
     fit(detector, context.store, machine_rows(context.store.clips, "pump", "train"))
-    with pytest.raises(errors.InputError, match="unknown machine of a trained classifier 'saw'"):
+    with pytest.raises(errors.InputError, match="got clips of saw, but the detector was fitted to pump"):
         detector.components(Clips(detector.store, machine_rows(context.store.clips, "saw", "test")))
 
 
