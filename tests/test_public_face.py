@@ -259,6 +259,18 @@ def test_clips_of_another_machine_are_refused(name, clips, every):
             call(np.zeros(RATE))
 
 
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "OEVAE"])
+def test_a_machine_may_be_named_as_a_section_of_another(name, clips):
+    def scores(other):
+        table = clips.table.drop(columns=["clip", "path"]).replace({"machine": {"saw": other}})
+        both = asd.from_arrays([clips.store.int16(row) for row in clips.rows], table)
+        det = detector(name).fit(both.train())
+        return det.decision_function(both.test("pump")), det.predict(both.test("pump"))
+
+    for found, expected in zip(scores("pump_00"), scores("quill"), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_a_detector_is_loaded_for_its_training_clips_only(name, clips, every, tmp_path):
     det = every[name]

@@ -92,6 +92,20 @@ def test_a_study_and_the_official_evaluation_agree(sections, tmp_path):
     )
 
 
+def test_a_submission_takes_the_threshold_of_the_machine_not_of_one_named_as_its_section(tmp_path):
+    table = made(1).replace({"machine": {"saw": "pump_00"}})
+    table["clip"] = table["clip"].str.replace("saw/", "pump_00/")
+    table["score"] = np.where(table["machine"] == "pump", table["score"], table["score"] + 1000)
+    problems = index.problem_table([])
+    challenge.write(tmp_path / "sub", table, problems, as_scores(table), FEW, "a", 0)
+    decided = metrics.decisions(as_scores(table), FEW).drop_duplicates("machine").set_index("machine")
+    scores, found = (
+        pd.read_csv(tmp_path / f"sub/{kind}_pump_section_00_test.csv", header=None)[1]
+        for kind in challenge.KINDS
+    )
+    assert found.tolist() == (scores > decided.loc["pump", "threshold"]).astype(int).tolist() != [0] * 28
+
+
 def test_scales_and_thresholds_are_of_the_section():
     """Other scores in other sections move neither the scale nor the threshold of this one."""
     scores = as_scores(made(3))

@@ -697,10 +697,12 @@ def reference_groups(
     returns : group of each training clip, str (n,), and a function from a clip table to its groups
     """
     train = schemas.by_references(clips)["machine"].to_numpy()[train_rows]
-    groups = set(train)
+    machine = clips["machine"].to_numpy()[train_rows]
+    apart, groups = set(machine[train != machine]), set(train)  # a machine may be named as another's section
 
     def of(table: pd.DataFrame) -> np.ndarray:
         sections = (table["machine"] + "_" + table["section"]).to_numpy()
-        return np.where(np.isin(sections, list(groups)), sections, table["machine"].to_numpy())
+        own = table["machine"].isin(apart).to_numpy() & np.isin(sections, list(groups))
+        return np.where(own, sections, table["machine"].to_numpy())
 
     return train, of

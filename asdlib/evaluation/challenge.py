@@ -96,10 +96,11 @@ def write(
             temp_folder = Path(scratch) / "out"
             temp_folder.mkdir()
             thresholds = metrics.decisions(own, settings).groupby("machine")["threshold"].first()
+            judged = schemas.by_section(own).set_index("clip")["machine"]
             for key, rows in test.assign(name=[os.path.basename(clip) for clip in test["clip"]]).groupby(
                 ["machine", "section"]
             ):
-                threshold = thresholds.get(f"{key[0]}_{key[1]}", thresholds.get(key[0]))
+                threshold = thresholds[judged[rows["clip"].iloc[0]]]
                 found = own.set_index("clip")["score"].reindex(rows["clip"]).to_numpy(float)
                 for kind, values in zip(KINDS, (found, (found > threshold).astype(int)), strict=True):
                     lines = sorted(
