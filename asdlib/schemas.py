@@ -19,6 +19,8 @@ DOMAINS = ("source", "target", "unknown")
 LABELS = ("normal", "anomaly", "unlabeled")
 SPLITS = ("train", "test")
 SUPPLEMENTAL = "supplemental"  # split of clips used only as pseudo-anomalies
+STAND_IN = "stand-in"  # split of pseudo-anomalies in a score table, see `fusion.view_weights`
+ALL = "all"  # machine of the values over all machines in a metric table
 CLIP_COLUMNS = ("clip", "path", "machine", "section", "split", "domain", "label")
 SCORE_COLUMNS = (
     "system",
@@ -49,12 +51,7 @@ def clip_table(table: pd.DataFrame) -> pd.DataFrame:
             f"clip table: missing columns {', '.join(missing)}; build the table with asdlib.data.index.index"
         )
     texts(table, CLIP_COLUMNS, "clip table")
-    for column, allowed in (("split", (*SPLITS, SUPPLEMENTAL)), ("domain", DOMAINS), ("label", LABELS)):
-        wrong = set(table[column]) - set(allowed)
-        if wrong:
-            raise InputError(
-                f"clip table: column {column} contains {sorted(wrong)}, expected {', '.join(allowed)}"
-            )
+    _known_values(table, "clip table", (*SPLITS, SUPPLEMENTAL))
     if table["clip"].duplicated().any():
         duplicate = table.loc[table["clip"].duplicated(), "clip"].iloc[0]
         raise InputError(
@@ -62,6 +59,17 @@ def clip_table(table: pd.DataFrame) -> pd.DataFrame:
             " for overlap"
         )
     return table
+
+
+def _known_values(table: pd.DataFrame, what: str, splits: Iterable[str]) -> None:
+    if (table["machine"] == ALL).any():
+        raise InputError(f"{what}: a machine is named {ALL}, which means all machines; rename it")
+    for column, allowed in (("split", splits), ("domain", DOMAINS), ("label", LABELS)):
+        wrong = set(table[column].unique()) - set(allowed)
+        if wrong:
+            raise InputError(
+                f"{what}: column {column} contains {sorted(wrong)}, expected {', '.join(allowed)}"
+            )
 
 
 def texts(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
@@ -79,7 +87,9 @@ def texts(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
 
 
 def score_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Validate a score table: columns, finite scores, unique clip, component and seed. Returned unchanged.
+    """Validate a score table: columns, known values, finite scores, unique clip, component and seed.
+
+    Returned unchanged.
 
     raises : errors.InputError
     """
@@ -87,6 +97,7 @@ def score_table(table: pd.DataFrame) -> pd.DataFrame:
     if missing:
         raise InputError(f"score table: missing columns {', '.join(missing)}")
     texts(table, [name for name in SCORE_COLUMNS if name not in ("score", "seed")], "score table")
+    _known_values(table, "score table", (*SPLITS, SUPPLEMENTAL, STAND_IN))
     if table["score"].dtype.kind not in "fiu" or table["seed"].dtype.kind not in "iu":
         raise InputError(
             f"score table: score is {table['score'].dtype} and seed is {table['seed'].dtype}, expected"

@@ -26,6 +26,7 @@ Source: METHOD 7.3 (official evaluator), 7.5 (threshold), 7.6 (Table 1). Noteboo
 
 from __future__ import annotations
 
+import numbers
 import zlib
 from typing import NamedTuple
 
@@ -217,11 +218,19 @@ def evaluate(
 
     Raises
     ------
-    errors.InputError for a table without a final score
+    errors.InputError for a table without a final score, or with unknown splits, domains or labels
 
     Source: METHOD 7.3
     """
     settings = MetricsSettings(bootstrap=bootstrap, confidence=confidence)
+    if not isinstance(seed, numbers.Integral) or seed < 0:
+        raise errors.InputError(f"seed: got {seed!r}, expected an integer >= 0")
+    if not isinstance(scores, pd.DataFrame):
+        raise errors.InputError(
+            f"scores: got {type(scores).__name__}, expected a score table; pass the result of a detector's"
+            " score()"
+        )
+    schemas.score_table(scores)
     final = scores[scores["component"] == "score"]
     if final.empty:
         raise errors.InputError(

@@ -302,7 +302,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 WAYS = ("mean", "min", "max", "weighted")
-STAND_IN = "stand-in"  # split of pseudo-anomalies, see `view_weights`
+STAND_IN = schemas.STAND_IN  # split of pseudo-anomalies, see `view_weights`
 
 
 def fuse_views(

@@ -196,6 +196,35 @@ def test_a_score_that_is_not_finite_is_refused():
 # ---------------------------------------------------------------- the paper's Table 1
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"label": "abnormal"}, r"column label contains \['abnormal'\], expected normal, anomaly, unlabeled"),
+        ({"domain": "Source"}, r"column domain contains \['Source'\], expected source, target, unknown"),
+        ({"split": "Test"}, r"column split contains \['Test'\], expected train, test"),
+        ({"machine": "all"}, "a machine is named all, which means all machines"),
+    ],
+)
+def test_clips_with_unknown_values_are_not_left_out_but_refused(change, words):
+    scores = scored()
+    [(column, value)] = change.items()
+    few = (scores["split"] == "test") & (np.arange(len(scores)) % 7 == 0)
+    with pytest.raises(errors.InputError, match=words):
+        metrics.evaluate(scores.assign(**{column: scores[column].where(~few, value)}), bootstrap=20)
+
+
+@pytest.mark.parametrize("scores", [None, [1, 2], scored().drop(columns="component"), pd.DataFrame()])
+def test_what_is_no_score_table_is_refused(scores):
+    with pytest.raises(errors.InputError, match=r"expected a score table|score table: missing columns"):
+        metrics.evaluate(scores)
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, "a", None])
+def test_seeds_that_are_none_are_refused(seed):
+    with pytest.raises(errors.InputError, match=r"seed: got .*, expected an integer >= 0"):
+        metrics.evaluate(scored(), bootstrap=20, seed=seed)
+
+
 def test_table1_gives_the_official_scores_that_follow_from_it():
     paper = metrics.paper_table1()
     omega = paper[paper["metric"] == "omega"].set_index("system")["value"]
