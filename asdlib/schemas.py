@@ -62,8 +62,9 @@ def clip_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _known_values(table: pd.DataFrame, what: str, splits: Iterable[str]) -> None:
-    if (table["machine"] == ALL).any():
-        raise InputError(f"{what}: a machine is named {ALL}, which means all machines; rename it")
+    for name in (ALL, ""):  # values over all machines; `Clips.train("")`
+        if (table["machine"] == name).any():
+            raise InputError(f"{what}: a machine is named {name!r}, which means all machines; rename it")
     for column, allowed in (("split", splits), ("domain", DOMAINS), ("label", LABELS)):
         wrong = set(table[column].unique()) - set(allowed)
         if wrong:

@@ -334,7 +334,9 @@ def test_masks_that_are_none_are_refused(clips):
     [
         ([], "got 0 waveforms and a table of 0 rows"),
         ([np.zeros((RATE, 100))], r"did you give \(samples, channels\)\?"),
-        ([np.full(RATE, np.nan)], "waveform 0: NaN or infinite values"),
+        ([np.full(RATE, np.nan)], "waveform 0: masked, NaN or infinite values"),
+        ([np.ma.masked_greater(np.linspace(0, 1, RATE), 0.5)], "waveform 0: masked, NaN or infinite values"),
+        (None, "waves: got NoneType, expected one array per clip"),
         ([np.full(RATE, 3.0)], r"values up to 3, expected floats in \[-1, 1\]; did you mean int16\?"),
         ([np.zeros(10)], "10 samples, expected at least 0.15 s"),
         ([np.zeros(RATE, np.int32)], r"int32 array, expected int16, or floats in \[-1, 1\]"),
@@ -344,6 +346,46 @@ def test_masks_that_are_none_are_refused(clips):
 def test_waves_that_cannot_be_are_refused(waves, words):
     with pytest.raises(asd.InputError, match=words):
         asd.from_arrays(waves)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, ">f4"])
+def test_floats_of_any_kind_mean_the_same(kind):
+    wave = np.resize([1.0, -1.0, 0.5, -0.25], RATE)
+    expected = np.resize([32767, -32768, 16384, -8192], RATE)
+    np.testing.assert_array_equal(asd.from_arrays([wave.astype(kind)]).store.int16(0), expected)
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (
+            pd.DataFrame({"attr_speed": [1.5]}),
+            r"attributes are texts.*attr_speed contains 1\.5, expected strings",
+        ),
+        (pd.DataFrame({"attr_speed": [np.nan]}), "attr_speed contains nan, expected strings"),
+        (pd.DataFrame({"attr_speed": [[1]]}), r"attr_speed contains \[1\], expected strings"),
+        (pd.DataFrame([[1]], columns=pd.MultiIndex.from_tuples([("a", "b")])), "unique column names"),
+        (pd.DataFrame({0: ["x"]}), "unique column names"),
+        (pd.DataFrame({"machine": [""]}), "a machine is named '', which means all machines"),
+        (pd.DataFrame({"machine": ["all"]}), "a machine is named 'all', which means all machines"),
+    ],
+)
+def test_tables_that_cannot_be_are_refused(table, words):
+    with pytest.raises(asd.InputError, match=words):
+        asd.from_arrays([np.zeros(RATE, np.int16)], table)
+
+
+@pytest.mark.parametrize("channel", [0.5, "0", None])
+def test_channels_that_cannot_be_are_refused(channel):
+    with pytest.raises(asd.InputError, match=r"channel: got .*, expected an integer"):
+        asd.from_arrays([np.zeros((2, RATE), np.int16)], channel=channel)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("seed", [-1, 0.5, None, "0", 2**70])
+def test_seeds_that_cannot_be_are_refused_at_once(name, seed):
+    with pytest.raises(asd.InputError, match=r"seed: got .*, expected an integer >= 0"):
+        detector(name, seed=seed)
 
 
 @pytest.mark.parametrize("rate", [0, -1, True, 16000.5, np.nan, "16000"])

@@ -503,14 +503,23 @@ def from_arrays(
     ------
     errors.InputError for no waves, wrong shapes or lengths, or non-finite or out-of-range values
     """
-    waves = list(waves)
+    try:
+        waves = list(waves)
+    except TypeError as error:
+        raise errors.InputError(f"waves: got {type(waves).__name__}, expected one array per clip") from error
+    if not isinstance(channel, numbers.Integral):
+        raise errors.InputError(f"channel: got {channel!r}, expected an integer")
     if not (isinstance(sample_rate, numbers.Real) and 1000 <= sample_rate <= 192000 and sample_rate % 1 == 0):
         raise errors.InputError(f"sample_rate: got {sample_rate!r}, expected whole Hz from 1000 to 192000")
     if table is None:
         table = pd.DataFrame(index=range(len(waves)))
-    if not isinstance(table, pd.DataFrame) or not table.columns.is_unique:
+    if (
+        not isinstance(table, pd.DataFrame)
+        or not table.columns.is_unique
+        or not all(isinstance(name, str) for name in table.columns)
+    ):
         raise errors.InputError(
-            f"table: got {type(table).__name__}, expected a DataFrame with unique columns and"
+            f"table: got {type(table).__name__}, expected a DataFrame with unique column names and"
             " a row per waveform"
         )
     given = table.reset_index(drop=True)
@@ -536,6 +545,8 @@ def from_arrays(
         "level_db": [levels(part)[0] for part in samples],
     }
     full = full.assign(**facts, digest=[sample_digest(part) for part in samples])
+    attributes = [name for name in full.columns if name.startswith("attr_")]
+    schemas.texts(full, attributes, 'clip table (attributes are texts, "" if unknown)')
     store = in_memory(schemas.clip_table(full), samples, sample_rate)
     return Clips(store, np.arange(len(store)))
 
@@ -563,8 +574,9 @@ def _as_int16(wave: np.ndarray, name: str, rate: int, channel: int) -> np.ndarra
         return np.ascontiguousarray(x, np.int16)
     if x.dtype.kind != "f":
         raise errors.InputError(f"{name}: {x.dtype} array, expected int16, or floats in [-1, 1]")
-    if not np.isfinite(x).all():
-        raise errors.InputError(f"{name}: NaN or infinite values, expected finite floats in [-1, 1]")
+    x = x.astype(np.float64) if x.dtype.itemsize < 4 else x  # 32767 is no float16
+    if np.ma.is_masked(wave) or not np.isfinite(x).all():
+        raise errors.InputError(f"{name}: masked, NaN or infinite values, expected finite floats in [-1, 1]")
     if np.abs(x).max(initial=0) > 1:
         raise errors.InputError(
             f"{name}: values up to {np.abs(x).max():g}, expected floats in [-1, 1]; did you mean int16?"

@@ -54,7 +54,7 @@ class Detector(abc.ABC):
     Parameters
     ----------
     settings : instance of the detector's settings class; None for the defaults
-    seed : seed of all randomness
+    seed : seed of all randomness, an integer >= 0
     device : "auto" (GPU if available), "cpu" or "cuda"
     precision : of training, "auto" (bf16 with hardware support), "float32" or "bf16"; scores are float32
     contamination : expected false positive rate at the threshold, in (0, 1)
@@ -95,6 +95,8 @@ class Detector(abc.ABC):
             raise errors.InputError(
                 f"contamination: got {contamination!r}, expected a fraction between 0 and 1"
             )
+        if not (isinstance(seed, numbers.Integral) and 0 <= seed < 2**63):
+            raise errors.InputError(f"seed: got {seed!r}, expected an integer >= 0")
         errors.check_choice("precision", precision, ["auto", "float32", "bf16"])
         self.system = errors.check_choice("system", system, list(self.systems)) if system else ""
         self.seed, self.device_name, self.precision, self.contamination = (

@@ -202,7 +202,7 @@ def test_a_score_that_is_not_finite_is_refused():
         ({"label": "abnormal"}, r"column label contains \['abnormal'\], expected normal, anomaly, unlabeled"),
         ({"domain": "Source"}, r"column domain contains \['Source'\], expected source, target, unknown"),
         ({"split": "Test"}, r"column split contains \['Test'\], expected train, test"),
-        ({"machine": "all"}, "a machine is named all, which means all machines"),
+        ({"machine": "all"}, "a machine is named 'all', which means all machines"),
     ],
 )
 def test_clips_with_unknown_values_are_not_left_out_but_refused(change, words):
