@@ -167,15 +167,17 @@ def by_references(table: pd.DataFrame) -> pd.DataFrame:
     """`by_section`, except for machines with a section of fewer than `FEWEST_OF_SECTION` training clips.
 
     Clips are compared with, and normalized by, the training clips of the same resulting name. A section with
-    too few of them has no usable references, so its machine is not split.
+    too few of them has no usable references, so its machine is not split. Only normal training clips count:
+    the sections of test clips move no score of another clip.
     table : clip or score table
     """
-    sections = table.groupby("machine")["section"].nunique()
-    if sections.lt(2).all():
+    if table.groupby("machine")["section"].nunique().lt(2).all():
         return table
-    facts = table[["machine", "section", "split", "clip"]].drop_duplicates()
-    train = facts["split"].eq("train").groupby([facts["machine"], facts["section"]]).sum()
-    return _apart(table, sections.gt(1) & train.groupby("machine").min().ge(FEWEST_OF_SECTION))
+    facts = table[["machine", "section", "split", "label", "clip"]].drop_duplicates()
+    train = facts[(facts["split"] == "train") & (facts["label"] == "normal")]
+    counts = train.groupby(["machine", "section"])["clip"].size().groupby("machine").agg(["size", "min"])
+    apart = (counts["size"] > 1) & (counts["min"] >= FEWEST_OF_SECTION)
+    return _apart(table, apart.reindex(facts["machine"].unique(), fill_value=False))
 
 
 def _apart(table: pd.DataFrame, several: pd.Series) -> pd.DataFrame:

@@ -271,6 +271,23 @@ def test_a_machine_may_be_named_as_a_section_of_another(name, clips):
         np.testing.assert_array_equal(found, expected)
 
 
+def test_a_test_clip_of_another_section_moves_no_score(clips):
+    table = clips.table.drop(columns=["clip", "path"])
+    table["section"] = np.where(np.arange(len(table)) % 2, "00", "01")
+    waves, found = [clips.store.int16(row) for row in clips.rows], []
+    last = len(table) - 1  # a test clip of the saw
+    for section in ("00", "02"):
+        table.loc[table.index[last], ["machine", "section"]] = "pump", section
+        both = asd.from_arrays(waves, table)
+        det = detector("NearestNeighbor").fit(both.train("pump"))
+        assert list(det.thresholds_) == ["pump_00", "pump_01"]
+        test = both.test("pump")
+        found.append(det.decision_function(test.where(test.rows < last)))
+    np.testing.assert_array_equal(*found)
+    with pytest.raises(asd.InputError, match="fitted to pump_00, pump_01"):
+        det.score(test)
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_a_detector_is_loaded_for_its_training_clips_only(name, clips, every, tmp_path):
     det = every[name]

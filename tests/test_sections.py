@@ -121,24 +121,34 @@ def test_scales_and_thresholds_are_of_the_section():
         assert len(of(scores))
 
 
-def test_a_section_without_training_clips_is_held_against_those_of_its_machine():
+def test_sections_of_test_clips_do_not_decide_what_others_are_held_against():
     table = made(3)
     bare = table[(table["machine"] != "pump") | (table["section"] != "02") | (table["split"] == "test")]
     every = {f"{machine}_0{i}" for machine in ("pump", "saw") for i in range(3)}
-    assert set(schemas.by_section(bare)["machine"]) == every
-    assert set(schemas.by_references(bare)["machine"]) == {"pump"} | {
-        name for name in every if name.startswith("saw")
-    }
+    assert set(schemas.by_section(bare)["machine"]) == set(schemas.by_references(bare)["machine"]) == every
     assert (
         set(schemas.by_references(made(1))["machine"])
         == set(schemas.by_section(made(1))["machine"])
         == {"pump", "saw"}
     )
     decided = metrics.decisions(as_scores(bare), FEW).drop_duplicates("machine").set_index("machine")
-    assert (
-        decided.loc["pump_00", "threshold"] == decided.loc["pump_02", "threshold"]
-        and decided.loc["pump_02", "train_clips"] == 24
-    )
+    whole = metrics.decisions(as_scores(table), FEW).drop_duplicates("machine").set_index("machine")
+    assert decided.loc["pump_00", "threshold"] == whole.loc["pump_00", "threshold"]
+    assert decided.loc["pump_02", "method"] == "none"
+    with pytest.raises(
+        errors.InputError, match="test clips of section 02, but training clips only of sections"
+    ):
+        training_rows(bare.reset_index(drop=True), "pump")
+    assert len(training_rows(bare.reset_index(drop=True), "saw")) == 36
+    some = (table["section"] == "02") & (table["split"] == "train")
+    number = table.groupby(["machine", "section", "split"]).cumcount()
+    few = table[~some | (number < 2)]
+    assert set(schemas.by_references(few)["machine"]) == {
+        "pump",
+        "saw",
+    }  # a section has too few: all together
+    faulty = table.assign(label=table["label"].mask(some & (number > 1), "anomaly"))
+    assert set(schemas.by_references(faulty)["machine"]) == {"pump", "saw"}
     with pytest.raises(
         errors.InputError,
         match="machine name pump_01 collides with a section of another machine; rename its folder",

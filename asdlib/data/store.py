@@ -680,12 +680,23 @@ def machine_rows(clips: pd.DataFrame, machine: str, split: str) -> np.ndarray:
 def training_rows(clips: pd.DataFrame, machine: str) -> np.ndarray:
     """Store rows of a machine's normal training clips.
 
-    returns : int (clips,), ascending.  raises : errors.InputError for a machine without any
+    returns : int (clips,), ascending
+    raises : errors.InputError for a machine without any, or with test clips of a section without any if its
+        other sections are scored separately (`schemas.by_references`)
     """
     rows = machine_rows(clips, machine, "train")
     if len(rows) == 0:
         raise errors.InputError(
             f"machine {machine} has no usable training clips; add recordings or exclude it with --machines"
+        )
+    own = clips[clips["machine"] == machine]
+    sections = own["section"].iloc[np.isin(np.flatnonzero(clips["machine"] == machine), rows)]
+    bare = sorted(set(own["section"][own["split"] == "test"]) - set(sections))
+    if bare and (schemas.by_references(own)["machine"] != machine).any():
+        raise errors.InputError(
+            f"machine {machine} has test clips of section {', '.join(bare)}, but training clips only of"
+            f" sections {', '.join(sorted(set(sections)))}, which are scored separately; add training clips"
+            " of that section or leave its test clips out"
         )
     return rows
 
