@@ -224,6 +224,19 @@ def _lines(path: Path) -> list[list[str]]:
     return [line for line in csv.reader(text.splitlines())]
 
 
+def _by_name(path: Path) -> dict[str, str]:
+    """Second field of each line, by the first; raises ValueError for other lines and duplicate names."""
+    found: dict[str, str] = {}
+    for number, line in enumerate(_lines(path), 1):
+        where = f"{path.parent.name}, line {number}"
+        if len(line) != 2:
+            raise ValueError(f"{where} has {len(line)} fields, expected name,value")
+        if line[0] in found:
+            raise ValueError(f"{where}: {line[0]} occurs a second time, expected every clip once")
+        found[line[0]] = line[1].strip()
+    return found
+
+
 def _values(path: Path, full: Mapping[str, str]) -> dict[str, float]:
     return {full.get(line[0], line[0]): float(line[1]) for line in _lines(path)}
 
@@ -240,15 +253,13 @@ def ground_truth(folder: str | Path) -> pd.DataFrame:
         parsed = FILE.fullmatch(path.name)
         companions = [folder / f"ground_truth_{what}" / path.name for what in ("domain", "attributes")]
         try:
-            labels, domains = (
-                {line[0]: line[1].strip() for line in _lines(one)} for one in (path, companions[0])
-            )
+            labels, domains = (_by_name(one) for one in (path, companions[0]))
             full = (
-                {line[0]: f"{line[1].strip()}.wav" for line in _lines(companions[1])}
+                {name: f"{text}.wav" for name, text in _by_name(companions[1]).items()}
                 if companions[1].is_file()
                 else {}
             )
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError, csv.Error) as error:
             wrong.append(f"{path.name}: {error}")
             continue
         if set(labels) != set(domains) or not parsed:
@@ -256,6 +267,9 @@ def ground_truth(folder: str | Path) -> pd.DataFrame:
             continue
         if not set(labels.values()) | set(domains.values()) <= {"0", "1"}:
             wrong.append(f"{path.name}: values other than 0 and 1")
+            continue
+        if len({full.get(name, name) for name in labels}) < len(labels):
+            wrong.append(f"{path.name}: ground_truth_attributes gives two clips the same name")
             continue
         rows = [
             (

@@ -3,6 +3,7 @@ refused with a list.
 """
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -231,6 +232,32 @@ def test_what_cannot_be_submitted_is_refused_with_a_list(study, tmp_path):
         assert words in str(refused.value) and not (tmp_path / "sub").exists()
 
 
+@pytest.mark.parametrize(
+    ("what", "change", "words"),
+    [
+        (
+            "data",
+            lambda lines: [*lines, lines[0][:-1] + "7"],
+            "occurs a second time, expected every clip once",
+        ),
+        ("domain", lambda lines: [*lines, lines[0]], "occurs a second time, expected every clip once"),
+        ("data", lambda lines: [lines[0], "", *lines[1:]], "ground_truth_data, line 2 has 0 fields"),
+        ("domain", lambda lines: [lines[0] + ",1", *lines[1:]], "ground_truth_domain, line 1 has 3 fields"),
+        (
+            "attributes",
+            lambda lines: [line.split(",")[0] + ",same" for line in lines],
+            "ground_truth_attributes gives two clips the same name",
+        ),
+    ],
+)
+def test_a_ground_truth_that_says_two_things_is_refused(what, change, words, truth, tmp_path):
+    shutil.copytree(truth, tmp_path / "truth")
+    path = next((tmp_path / "truth" / f"ground_truth_{what}").glob("*.csv"))
+    path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+    with pytest.raises(errors.InputError, match=words):
+        challenge.ground_truth(tmp_path / "truth")
+
+
 def test_a_submission_is_never_overwritten(written, study):
     table, problems, scores = study
     before = {path: path.stat().st_mtime_ns for path in written.iterdir()}
@@ -260,7 +287,7 @@ def test_the_command_prints_the_official_score(written, truth, capsys):
             "b.wav,0\n",
             "ground_truth_data and ground_truth_domain list different clips",
         ),
-        ("ground_truth_domain", "b.wav\n", "index"),
+        ("ground_truth_domain", "b.wav\n", "expected name,value"),
     ],
 )
 def test_ground_truth_that_does_not_fit_is_refused(file, content, words, written, tmp_path):
