@@ -7,8 +7,9 @@ are float32 in [-1, 1), samples / 32768. A batch is one gather on the device, wi
 
 On disk a store consists of samples-<fingerprint>.i16, clips.parquet, problems.parquet, files.json and
 DONE.json, which is written last and atomically. A store is valid only if DONE matches the recordings (path,
-size, modification time), table and settings, and the tables and sample size match DONE. `Store.verify` checks
-all samples against their digests; a study does so before computing. Changed recordings are decoded again.
+size, modification time, inode), table and settings, and the tables and sample size match DONE.
+`Store.verify` checks all samples against their digests; a study does so before computing. Changed recordings
+are decoded again.
 
 Source: METHOD 3.2, 4.9, 8.2. Notebooks: 01_data, 02_preprocessing
 """
@@ -38,7 +39,7 @@ TABLES = {
     "clips": (*schemas.CLIP_COLUMNS, "samples", "level_db", "digest"),
     "problems": index.PROBLEM_COLUMNS,
 }
-FILES = "files.json"  # decoding settings, and size and modification time of every recording
+FILES = "files.json"  # decoding settings, and size, modification time and inode of every recording
 # GPU memory reserved for training: 64 clips of 12 s in five branches in float32 take 10.5 GB of
 # activations
 TRAINING_BYTES = 12e9
@@ -248,12 +249,16 @@ def _source(table: pd.DataFrame, problems: pd.DataFrame, data: DataSettings) -> 
 
 
 def _stats(table: pd.DataFrame) -> dict[str, list[int]]:
-    """Size and modification time of each recording, by path."""
+    """Size, modification time and inode of each recording, by path.
+
+    Two recordings unpacked from one archive may have equal sizes and times; the inode tells that they were
+    exchanged.
+    """
     stats = {}
     for path in table["path"]:
         try:
             stat = os.stat(path)
-            stats[path] = [stat.st_size, stat.st_mtime_ns]
+            stats[path] = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
         except OSError:  # the decoder reports a recording that vanished
             stats[path] = []
     return stats
@@ -267,7 +272,8 @@ def _settings(data: DataSettings) -> list:
 def _decoder(folder: Path, data: DataSettings) -> Callable[[str], Decoded]:
     """Decode function that reuses samples of the existing store.
 
-    Samples are reused if the file's size and time are unchanged, it had no problems, and the digests match.
+    Samples are reused if the file's size, time and inode are unchanged, it had no problems, and the digests
+    match.
     """
     rows: dict[str, int] = {}
     try:

@@ -99,6 +99,22 @@ def test_samples_are_mapped_and_the_file_is_never_written(tree, tmp_path):
     assert path.read_bytes() == before
 
 
+def test_exchanged_recordings_of_one_size_and_time_are_decoded_again(tmp_path):
+    rng, root = np.random.default_rng(0), tmp_path / "raw"
+    (root / "pump" / "train").mkdir(parents=True)
+    one, other = (root / f"pump/train/section_00_source_train_normal_000{i}_noAttribute.wav" for i in (0, 1))
+    for path in (one, other):
+        soundfile.write(path, rng.integers(-9, 9, RATE).astype(np.int16), RATE)
+        os.utime(path, (1, 1))  # as unpacked from an archive
+    first = stores.open_store(*index.index([root]), tmp_path / "store", DataSettings())
+    before = [first.int16(row).copy() for row in (0, 1)]
+    one.rename(root / "aside")
+    other.rename(one)
+    (root / "aside").rename(other)
+    again = stores.open_store(*index.index([root]), tmp_path / "store", DataSettings())
+    np.testing.assert_array_equal([again.int16(row) for row in (1, 0)], before)
+
+
 def test_reopened_without_decoding_and_rebuilt_when_anything_changed(tree, tmp_path, monkeypatch):
     first = opened(tree, tmp_path)
     calls = []
