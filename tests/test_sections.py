@@ -281,3 +281,18 @@ def test_a_recording_is_held_against_the_section_it_is_said_to_be_of(stores, tmp
     )
     assert [row["threshold"] for row in found] == [decided["pump_00"], decided["pump_01"]]
     assert found[0]["score"] > 2 * found[1]["score"]  # a training clip of section 01 is strange to section 00
+
+
+def test_test_clips_of_a_section_without_training_clips_are_left_out_with_a_reason(tmp_path):
+    table = made(3)
+    bare = table[(table["machine"] != "pump") | (table["section"] != "02") | (table["split"] == "test")]
+    for clip in bare["clip"]:
+        path = tmp_path / clip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found, problems = index.index([tmp_path])
+    kept = bare[(bare["machine"] != "pump") | (bare["section"] != "02")]
+    assert set(found["clip"]) == set(kept["clip"])
+    assert len(problems) == len(bare) - len(kept) == 28 and problems["left_out"].all()
+    assert problems["reason"].str.startswith("section 02 of pump has no training clips").all()
+    assert len(training_rows(found, "pump")) == 24

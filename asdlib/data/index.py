@@ -35,6 +35,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pandas as pd
 
 from asdlib import errors, schemas
@@ -110,6 +111,14 @@ def index(
     table = pd.DataFrame([clips[name] for name in sorted(clips)]).fillna("")
     keys = [name for name in table if name.startswith("attr_") and (table[name] != "").any()]
     table = schemas.clip_table(table[[*schemas.CLIP_COLUMNS, *sorted(keys)]])
+    bare = _without_references(table)
+    for clip in table[bare].itertuples():
+        reason = (
+            f"section {clip.section} of {clip.machine} has no training clips, and the others are scored"
+            " separately; add its training clips"
+        )
+        problems.append((clip.path, reason, True))
+    table = table[~bare].reset_index(drop=True)
     trained, sided = set(table.loc[table["split"] == "train", "machine"]), one_sided(table)
     for folder in {folder.name: folder for folder in found}.values():
         if folder.name not in trained:
@@ -230,6 +239,13 @@ def _machine_folders(roots: Sequence[str | Path], problems: list) -> list[Path]:
             f" files{first}"
         )
     return list(found.values())
+
+
+def _without_references(table: pd.DataFrame) -> np.ndarray:
+    """Test clips of a section without training clips whose machine is scored by section, bool (clips,)."""
+    pairs = pd.MultiIndex.from_frame(table[["machine", "section"]])
+    known = pairs.isin(pairs[table["split"] == "train"])
+    return ~known & (schemas.by_references(table)["machine"] != table["machine"]).to_numpy()
 
 
 def _names(folder: Path, problems: list | None = None) -> list[str]:
