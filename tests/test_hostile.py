@@ -651,13 +651,18 @@ def test_tables_with_foreign_cells(finished, column, cells):
     spoil(finished, "baseline_knn", "scores/scores.parquet", out.getvalue(), "parquet cells")
 
 
+KNOWN = {"split": ["test"], "domain": ["source"], "label": ["normal"]}
+
+
 @pytest.mark.parametrize(
     "table, words",
     [
         (pd.DataFrame({"a": [1]}), "lacks the columns system"),
-        (pd.DataFrame({name: ["x"] for name in schemas.SCORE_COLUMNS}), "expected numeric columns"),
+        (pd.DataFrame({name: ["x"] for name in schemas.SCORE_COLUMNS} | KNOWN), "expected numeric columns"),
         (
-            pd.DataFrame({name: ["x"] for name in schemas.SCORE_COLUMNS} | {"score": [np.nan], "seed": [0]}),
+            pd.DataFrame(
+                {name: ["x"] for name in schemas.SCORE_COLUMNS} | KNOWN | {"score": [np.nan], "seed": [0]}
+            ),
             "expected a finite number",
         ),
         (
