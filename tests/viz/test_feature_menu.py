@@ -42,6 +42,8 @@ def test_every_feature_is_that_of_the_settings(menu):
     assert shapes["stft256"][0] == 129 and shapes["phase"][0] == 257
     other = FeatureMenu(menu.store, LOG_MEL.replace(n_mels=32), BRANCHES, menu.severities)
     assert other.feature(5, "log-mel").values.shape[0] == 32
+    inner = FeatureMenu(menu.store, LOG_MEL, BRANCHES.replace(layers=("block2",)), menu.severities)
+    np.testing.assert_array_equal(inner.feature(5, "fft").values, menu.feature(5, "fft").values)
 
 
 @pytest.mark.parametrize("name", ["log-mel", "fft", "mel", "stft256"])

@@ -85,7 +85,8 @@ class FeatureMenu:
         if name.startswith("phase as "):
             b, name = b.replace(phase_repr=name.removeprefix("phase as ")), "phase"
         wave = standardize(self.store.audio([row], length=round(b.clip_seconds * rate)))
-        x = classifier.branch_inputs(wave, b.replace(branches=(name,)), rate)[name][0, 0].numpy()
+        alone = b.replace(branches=(name,), layers=("embedding",))  # fft has no inner stages
+        x = classifier.branch_inputs(wave, alone, rate)[name][0, 0].numpy()
         if name == "fft":
             return Feature(x, np.arange(len(x)) * rate / wave.shape[1], 0.0, "", "magma")
         n_fft = int(name[4:]) if name.startswith("stft") else b.n_fft
